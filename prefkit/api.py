@@ -1,0 +1,138 @@
+"""A run from Python: the same stages as on the command line, and its tables as DataFrames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefkit import recipe as reader
+from prefkit import resolve
+from prefkit.config import Recipe
+from prefkit.errors import TooManyFailures, UsageError
+from prefkit.store import Store, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STAGES = ("generate", "score", "pair", "train", "eval")
+
+
+class Run:
+    """`Run("runs/x", recipe="recipe.yaml")`, or `Run("runs/x", generate={"base": {...}}, ...)`, or an old run's folder.
+
+    Each stage method does what is missing and returns a dict of counts per name.
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, recipe: str | Path | Recipe | None = None, **sections: Any
+    ) -> None:
+        if isinstance(recipe, Recipe):
+            self.recipe = recipe
+        else:
+            if sections:
+                base = reader.read_tree(recipe) if recipe else {}
+                tree = {**base, **sections, **({"run": str(folder)} if folder else {})}
+                self.recipe = reader.build(Recipe, tree, "")
+                if not self.recipe.run:
+                    raise UsageError("which run? Run(folder, ...) or a recipe with `run:`.")
+            else:
+                self.recipe = resolve.resolve(str(folder) if folder else None, str(recipe) if recipe else None, "run")
+        self.store = Store(self.recipe.run)
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
+
+    # -- stages ---------------------------------------------------------------------------------------------------
+    def generate(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
+        return self.stage("generate", names, limit=limit)
+
+    def score(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
+        return self.stage("score", names, limit=limit)
+
+    def pair(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
+        return self.stage("pair", names, limit=limit)
+
+    def train(self, names: Sequence[str] = (), *, limit: int | None = None, controls: bool = False) -> dict[str, Any]:
+        return self.stage("train", names, limit=limit, controls=controls)
+
+    def eval(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
+        return self.stage("eval", names, limit=limit)
+
+    def report(self) -> Path:
+        from prefkit.report.page import write_report
+
+        return write_report(self.store, self.recipe)
+
+    def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        """One verb on its named entries (all by default). Raises PrefkitError; TooManyFailures after all are done."""
+        self.store = Store.create(self.recipe.run)
+        saved = self.store.folder / "recipe.yaml"
+        if not saved.exists():
+            write_atomic(saved, reader.dump(self.recipe))
+        stage = _stage(verb)
+        found, broken = {}, []
+        for name in resolve.chosen_names(self.recipe, verb, names):
+            found[name] = stage(self.store, self.recipe, name, **options)
+            if _too_many(found[name], getattr(getattr(self.recipe, verb)[name], "max_failed", None)):
+                broken.append(f"{name}: {found[name]['failed']} of {found[name]['wanted']}")
+        write_atomic(saved, reader.dump(self.recipe))
+        if broken:
+            raise TooManyFailures(
+                f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). The column `error` "
+                "says why; running it again retries them."
+            )
+        return found
+
+    # -- tables ---------------------------------------------------------------------------------------------------
+    def requests(self) -> pd.DataFrame:
+        import dataclasses
+
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(r) for r in self.store.requests()])
+
+    def candidates(self, generator: str | None = None) -> pd.DataFrame:
+        """Without images and payloads; `run.store.iter_candidates()` has those."""
+        import pandas as pd
+
+        columns = ["id", "request_id", "index", "seed", "path", "sha256", "extra", "error"]
+        names = [generator] if generator else self.store.names("candidates")
+        frames = [self.store.candidates(n).frame(columns).assign(generator=n) for n in names]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "generator"])
+
+    def scores(self) -> pd.DataFrame:
+        """One row per candidate id, one column per alias, NaN = not scored or failed."""
+        import pandas as pd
+
+        tables: Mapping[str, Any] = {
+            a: self.store.scores(a).frame(["id", "value"]).set_index("id").value for a in self.store.names("scores")
+        }
+        return pd.DataFrame(tables).rename_axis("id").reset_index()
+
+    def pairs(self, name: str) -> pd.DataFrame:
+        """Without the image bytes."""
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        files = sorted(self.store.pairs(name).glob("*/*.parquet"))
+        if not files:
+            raise UsageError(
+                f"no pairs called {name!r} in {self.store.folder}; there are: {', '.join(self.store.names('pairs')) or 'none'}."
+            )
+        columns = [c for c in pq.read_schema(files[0]).names if not c.startswith("jpg_")]
+        return pd.concat(
+            [pd.read_parquet(f, columns=columns).assign(split=f.parent.name) for f in files], ignore_index=True
+        )
+
+
+def _stage(verb: str) -> Any:
+    import importlib
+
+    room = "evaluate" if verb == "eval" else verb
+    return getattr(importlib.import_module(f"prefkit.{room}.run"), f"run_{verb}")
+
+
+def _too_many(counts: dict[str, Any], allowed: float | None) -> bool:
+    return allowed is not None and counts.get("failed", 0) > allowed * max(counts.get("wanted", 0), 1)

@@ -1,0 +1,280 @@
+"""Verbs to stages. The only file that knows the command-line library (argparse)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefkit import output
+from prefkit.errors import PrefkitError, UsageError
+
+VERBS = {
+    "generate": "requests -> candidates",
+    "score": "candidates -> one score table per alias",
+    "pair": "scores -> (win, lose) pairs, a Hugging Face dataset",
+    "train": "pairs -> an adapter or weights",
+    "eval": "base against tuned, on held-out requests",
+    "report": "state and counts, and report.html",
+    "run": "a whole recipe: every stage, each continuing where it stopped",
+    "plugins": "scorers, strategies, objectives and families by name",
+}
+NEXT = {"generate": "score", "score": "pair", "pair": "train", "train": "eval", "eval": "report"}
+EPILOG = """examples:
+  prefkit run -r recipe.yaml                          everything, continuing where it stopped
+  prefkit generate runs/x --model.base stabilityai/sdxl-turbo --requests.source prompts.txt --n 8
+  prefkit score runs/x --use "taste.py:muted"         a function of your own, as the score `muted`
+  prefkit pair runs/x --k 2
+  prefkit train runs/x --controls --steps 500
+
+Every key of the recipe is a flag: --section.name.key VALUE, or --key VALUE where only one entry can be meant.
+exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed items, 130 interrupted (state kept)"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line. Exits with the code that the epilog lists."""
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(argv: list[str]) -> int:
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(overview())
+            return 0
+        if argv[0] == "--version":
+            import prefkit
+
+            print(prefkit.__version__)
+            return 0
+        return verb(argv[0], argv[1:])
+    except KeyboardInterrupt:
+        print("Interrupted. What was done is kept; the same command continues.", file=sys.stderr)
+        return 130
+    except PrefkitError as error:
+        if os.environ.get("PREFKIT_DEBUG") == "1":
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stdout = None  # the reader is gone; nothing more can be said there
+        return 1
+    except Exception as error:
+        if os.environ.get("PREFKIT_DEBUG") == "1":
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        print(f"Error: {type(error).__name__}: {text[:500]} (PREFKIT_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+
+
+def overview() -> str:
+    verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
+    return f"usage: prefkit VERB (RUN | -r recipe.yaml) [flags]     prefkit VERB --help\n\n{verbs}\n\n{EPILOG}"
+
+
+def verb(name: str, argv: list[str]) -> int:
+    if name not in VERBS:
+        from prefkit.registry import nearest
+
+        raise UsageError(f"no verb is called {name!r}.{nearest(name, list(VERBS))} There are: {', '.join(VERBS)}.")
+    known, flags = parse(name, argv)
+    output.quiet = known.quiet
+    if known.help:
+        print(help_of(name, known, flags))
+        return 0
+    actions: dict[str, Callable[..., int]] = {"plugins": plugins, "report": report, "run": whole}
+    return actions.get(name, stage)(known, flags) if name in actions else stage(name, known, flags)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message}. See {self.prog} --help.")
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    parser = Parser(prog=f"prefkit {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("run_folder", nargs="?", metavar="RUN", help="folder of a run")
+    parser.add_argument("-r", "--recipe", help="recipe (YAML)")
+    parser.add_argument("-h", "--help", action="store_true", help="this text")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no notes, hints or progress on stderr")
+    if name in (*NEXT, "run"):
+        parser.add_argument("--dry-run", action="store_true", help="say what would be done; load no weights")
+        parser.add_argument(
+            "--limit", type=positive, help="for trying out: at most so many requests (score: candidates, train: steps)"
+        )
+    if name in NEXT:
+        parser.add_argument(
+            "--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)"
+        )
+    if name in ("train", "run"):
+        parser.add_argument(
+            "--controls", action="store_true", help="also SFT on the winners and DPO on randomly flipped pairs"
+        )
+    if name == "report":
+        parser.add_argument(
+            "--request", action="append", default=[], help="a contact sheet of this request (may repeat)"
+        )
+        parser.add_argument("--filter", help='a contact sheet of matching candidates, as in "align < 0.2"')
+    return parser
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Known flags, and (key, value) of those that name recipe keys: --a.b value, --a.b=value, dashes as underscores."""
+    parser = parser_of(name)
+    own = {flag for action in parser._actions for flag in action.option_strings}
+    kept, flags, i = [], [], 0
+    while i < len(argv):
+        text = argv[i]
+        flag, equals, value = text.partition("=")
+        if text.startswith("--") and flag not in own:
+            if not equals:
+                i += 1
+                if i == len(argv):
+                    raise UsageError(f"{flag} wants a value. See prefkit {name} --help.")
+                value = argv[i]
+            flags.append((flag[2:].replace("-", "_"), value))
+        else:
+            kept.append(text)
+            takes = next((a for a in parser._actions if text in a.option_strings and a.nargs is None), None)
+            if takes is not None and i + 1 < len(argv):
+                i += 1
+                kept.append(argv[i])
+        i += 1
+    return parser.parse_args(kept), flags
+
+
+def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> str:
+    from prefkit import config, registry, resolve
+    from prefkit.helptext import options_table
+
+    texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
+    if name not in NEXT:
+        return "\n".join([*texts, EPILOG])
+    kind = getattr(config, name.capitalize())
+    entries: dict[str, Any] = {"": kind()}
+    recipe = None
+    if known.recipe or known.run_folder:
+        recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, known.name)
+        entries = getattr(recipe, name)
+    for entry, values in entries.items():
+        prefix = f"{entry}." if len(entries) > 1 else ""
+        texts += [f"{name} {entry}".strip() + ":", options_table(kind, values, prefix), ""]
+        room = registry.ROOMS.get({"score": "scorer", "pair": "strategy"}.get(name, ""))
+        if room and values.use:
+            plugin = registry.load("scorer" if name == "score" else "strategy", values.use)
+            if hasattr(plugin, "Options"):
+                shown = registry.options(plugin, values.options)
+                texts += [f"options of {values.use}:", options_table(plugin.Options, shown, prefix), ""]
+    for section in ("model", "requests") if name == "generate" else ():
+        shown = getattr(recipe, section) if recipe else None
+        texts += [f"{section}:", options_table(getattr(config, section.capitalize()), shown, f"{section}."), ""]
+    return "\n".join(texts)
+
+
+def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> Any:
+    from prefkit import resolve
+    from prefkit.api import Run
+
+    return Run(recipe=resolve.resolve(known.run_folder, known.recipe, name, flags, getattr(known, "name", [])))
+
+
+def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    run = open_run(name, known, flags)
+    if known.dry_run:
+        from prefkit.plan import plan
+
+        rows = plan(run.store, run.recipe, [name], known.name, known.limit)
+        output.emit(rows, known.json, rows)
+        return 0
+    options = {"controls": known.controls} if name == "train" else {}
+    found = run.stage(name, known.name, limit=known.limit, **options)
+    from prefkit.models.place import rank
+
+    if rank()[0] == 0:
+        output.emit(found, known.json, rows_of(name, found))
+        output.hint(f"next: prefkit {NEXT[name]} {run.folder}")
+    return 0
+
+
+def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The result as rows of a table: those that eval made, else the plain values of each entry."""
+    if name == "eval":
+        return [row for result in found.values() for row in result["rows"]]
+    return [
+        {name: entry, **{k: v for k, v in counts.items() if not isinstance(v, (dict, list))}}
+        for entry, counts in found.items()
+    ]
+
+
+def whole(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    run = open_run("run", known, flags)
+    verbs = [name for name in NEXT if getattr(run.recipe, name)]
+    if not verbs:
+        raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
+    if known.dry_run:
+        from prefkit.plan import plan
+
+        rows = plan(run.store, run.recipe, verbs, [], known.limit)
+        output.emit(rows, known.json, rows)
+        return 0
+    found: dict[str, Any] = {}
+    for name in verbs:
+        options = {"controls": known.controls} if name == "train" else {}
+        # --limit counts requests up to pairing; trained steps and evals are what the recipe says
+        limit = known.limit if name in ("generate", "pair", "eval") else None
+        found[name] = run.stage(name, limit=limit, **options)
+        output.note(output.table(rows_of(name, found[name])))
+    path = run.report()
+    output.emit(found | {"report": str(path)}, known.json, [{"run": str(run.folder), "report": str(path)}])
+    return 0
+
+
+def report(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.report.page import write_report
+    from prefkit.report.contact import contact_sheet
+    from prefkit.report.state import status
+
+    run = open_run("report", known, flags)
+    if not run.store.exists():
+        raise UsageError(f"{run.folder} is no run: it has no run.json. Start one with `prefkit generate {run.folder}`.")
+    if known.request or known.filter:
+        path = contact_sheet(run.store, known.request or None, known.filter)
+        output.emit({"sheet": str(path)}, known.json)
+        return 0
+    path = write_report(run.store, run.recipe)
+    state = status(run.store)
+    output.emit(
+        {**state, "report": str(path)}, known.json, [*state_rows(state), {"table": "report", "name": str(path)}]
+    )
+    return 0
+
+
+def state_rows(state: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for kind, entries in state.items():
+        for name, value in entries.items() if isinstance(entries, dict) else []:
+            counts = value if isinstance(value, dict) else {"count": value}
+            text = "  ".join(f"{k} {output._cell(v)}" for k, v in counts.items() if not isinstance(v, (dict, list)))
+            rows.append({"table": kind, "name": name, "state": text})
+    return rows
+
+
+def plugins(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit import registry
+
+    rows: list[dict[str, Any]] = []
+    for kind in registry.ROOMS:
+        rows += [
+            {"kind": kind, "name": n, "from": "prefkit", "what": text} for n, text in registry.builtin(kind).items()
+        ]
+        rows += [{"kind": kind, "name": n, "from": p.value, "what": ""} for n, p in registry.installed(kind).items()]
+    output.emit(rows, known.json, rows)
+    return 0

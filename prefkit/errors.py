@@ -1,0 +1,50 @@
+"""What prefkit raises on purpose. Every message says what, where, and how to mend it.
+
+PrefkitError                 exit code 1
+├── UsageError               exit code 2: a flag, a recipe key, a file that the user named
+│   └── RecipeError          the same, with file:line
+├── StoreError               a run folder that cannot be read or written
+│   └── FingerprintError     the table on disk means something else than what was asked for
+├── CaptureError             a pipeline whose wiring could not be proven
+├── PluginError              a scorer, strategy, objective, family or generator that broke its contract
+└── TrainingError            a loss that is not finite, nothing to train, and the like
+
+`TooManyFailures` is not an error of the program: the stage ended, but more items failed than
+`max_failed` allows (exit code 3).
+"""
+
+
+class PrefkitError(Exception):
+    exit_code = 1
+
+
+class UsageError(PrefkitError):
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    pass
+
+
+class StoreError(PrefkitError):
+    pass
+
+
+class FingerprintError(StoreError):
+    pass
+
+
+class CaptureError(PrefkitError):
+    pass
+
+
+class PluginError(PrefkitError):
+    pass
+
+
+class TrainingError(PrefkitError):
+    pass
+
+
+class TooManyFailures(PrefkitError):
+    exit_code = 3

@@ -1,0 +1,136 @@
+"""Requests from .txt, .csv, .jsonl, .parquet or a datasets id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefkit.config import Requests
+from prefkit.errors import UsageError
+from prefkit.output import note, warn
+from prefkit.types import Request, digest
+
+SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
+
+
+def read_requests(config: Requests) -> list[Request]:
+    """The requests of a source, each once. Raises UsageError: no such file, no such column, nothing in it.
+
+    A request without an id of its own (column `request_id`) is named by the hash of its prompt and extra, so
+    that the same request has the same id in every run.
+    """
+    if not config.source:
+        raise UsageError("requests.source is not set: give a .txt, .csv, .jsonl or .parquet file, or a datasets id.")
+    found: dict[str, Request] = {}
+    blank = duplicates = 0
+    for row in _rows(config):
+        prompt = row.pop(config.prompt_column)
+        if not isinstance(prompt, str) or not prompt.strip():
+            blank += 1
+            continue
+        split = row.pop(config.split_column) if config.split_column else split_of(prompt, config.test_share)
+        extra = {k: v for k, v in row.items() if not _missing(v)}
+        named = extra.pop("request_id", None)
+        request_id = str(named) if named is not None else digest(prompt, extra)
+        if request_id in found:
+            duplicates += 1
+            if (found[request_id].prompt, found[request_id].extra) != (prompt, extra):
+                raise UsageError(f"{config.source}: request_id {request_id!r} stands for two different requests.")
+            continue
+        found[request_id] = Request(request_id, prompt, str(split), extra)
+    if blank:
+        warn(f"{config.source}: {blank} empty prompt{'s' * (blank > 1)} left out.")
+    if duplicates:
+        note(f"{config.source}: {duplicates} duplicate request{'s' * (duplicates > 1)} left out.")
+    if not found:
+        raise UsageError(f"{config.source} holds no prompt. Write at least one, a line each in a .txt file.")
+    return list(found.values())
+
+
+def split_of(prompt: str, test_share: float) -> str:
+    """ "test" for this share of prompts, by a hash of the prompt without case, accents' form and spacing."""
+    normal = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+    number = int.from_bytes(hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return "test" if number / 2**64 < test_share else "train"
+
+
+def _rows(config: Requests) -> Iterator[dict[str, Any]]:
+    path = Path(config.source).expanduser()
+    if path.suffix not in SUFFIXES and not path.exists():
+        yield from _hub_rows(config)
+        return
+    if not path.is_file():
+        raise UsageError(f"requests.source: {config.source} is not there.")
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"requests.source: {config.source} is none of {', '.join(SUFFIXES)}.")
+    if path.suffix == ".txt":
+        lines = _text(path).splitlines()
+        yield from ({config.prompt_column: line.strip()} for line in lines if line.strip())
+        return
+    rows = _json_lines(path) if path.suffix == ".jsonl" else _frame_rows(path)
+    for number, row in enumerate(rows, 1):
+        _check_columns(row, config, f"{path} (row {number})")
+        yield dict(row)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: not valid JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise UsageError(f'{path}:{number}: wants an object such as {{"prompt": "..."}}.')
+        yield row
+
+
+def _frame_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, keep_default_na=False) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} could not be read: {' '.join(str(error).split())[:200]}.") from error
+    yield from frame.to_dict("records")  # type: ignore[misc]
+
+
+def _hub_rows(config: Requests) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    name, _, split = config.source.partition(":")
+    try:
+        table = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # the library raises its own, the Hub's and the network's errors
+        raise UsageError(
+            f"requests.source: {config.source} is neither a file here nor a dataset that could be loaded: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    for row in table:
+        _check_columns(row, config, config.source)
+        yield dict(row)
+
+
+def _check_columns(row: Any, config: Requests, where: str) -> None:
+    for key, column in (("prompt_column", config.prompt_column), ("split_column", config.split_column)):
+        if column is not None and column not in row:
+            raise UsageError(f"{where}: no column {column!r}; it has {', '.join(map(str, row))}. Set requests.{key}.")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))

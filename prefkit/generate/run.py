@@ -1,0 +1,187 @@
+"""The generate stage: wanted ids minus present ids, in fixed blocks, images encoded beside the next batch."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from prefkit.config import Generate, Recipe
+from prefkit.errors import PrefkitError, UsageError
+from prefkit.generate.generators import (
+    candidate_id,
+    candidate_seed,
+    encoded,
+    generator_spec,
+    latents_payload,
+    open_generator,
+)
+from prefkit.generate.requests import read_requests
+from prefkit.models.place import rank
+from prefkit.models.trained import trained_model
+from prefkit.output import Progress, note, warn
+from prefkit.store import Store, Table, candidate_row
+from prefkit.types import Candidate, Request
+
+FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
+Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
+
+
+def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
+    """The recipe's requests; the run keeps those that it had. Without a source, those of the run."""
+    known = store.requests()
+    if not recipe.requests.source and known:
+        return known
+    wanted = read_requests(recipe.requests)
+    merged = {r.request_id: r for r in [*known, *wanted]}
+    if list(merged.values()) != known:
+        store.write_requests(merged.values())
+    return wanted
+
+
+def plan(
+    store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
+) -> tuple[list[Job], set[str], dict[str, Any]]:
+    """Every wanted job in order, the ids already there, and the spec."""
+    settings = recipe.generate[name]
+    if settings.n < 1:
+        raise UsageError(f"generate.{name}.n is {settings.n}: at least 1 candidate per request (pairs need 2 or more).")
+    if settings.steps < 1 or settings.batch_size < 1:
+        raise UsageError(f"generate.{name}: steps and batch_size must be at least 1.")
+    model = recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
+    if settings.use == "diffusers" and not model.base:
+        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
+    spec = generator_spec(model, settings)
+    chosen = [r for r in requests if r.split in settings.splits][:limit]
+    jobs = []
+    for request in chosen:
+        for index in range(settings.n):
+            seed = candidate_seed(settings.seed, request.request_id, index)
+            jobs.append((request, index, seed, candidate_id(spec, request, index, seed)))
+    return jobs, done_ids(store.candidates(name)), spec
+
+
+def done_ids(table: Table) -> set[str]:
+    frame = table.frame(["id", "error"])
+    return set(frame.id[frame.error.isna()])
+
+
+def run_generate(
+    store: Store, recipe: Recipe, name: str, *, requests: Sequence[Request] | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """Generate what is missing of `recipe.generate[name]`. Returns counts. Raises PrefkitError."""
+    settings = recipe.generate[name]
+    if requests is None:
+        requests = sync_requests(store, recipe)
+    jobs, done, spec = plan(store, recipe, name, requests, limit)
+    if not jobs:
+        raise UsageError(f"generate.{name}: no request is in the splits {settings.splits}; see requests.test_share.")
+    table = store.candidates(name)
+    own, of = rank()
+    with store.lock(f"candidates/{name}" + (f".{own}" if of > 1 else "")):
+        table.claim(spec, f"Use another name under generate, or remove {table.folder} to make it anew.")
+        blocks = [jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)][own::of]
+        blocks = [block for block in blocks if any(job[3] not in done for job in block)]
+        counts: dict[str, Any] = {
+            "wanted": len(jobs),
+            "present": sum(job[3] in done for job in jobs),
+            "made": 0,
+            "failed": 0,
+        }
+        if blocks:
+            model = (
+                recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
+            )
+            note(
+                f"generate {name}: {counts['wanted'] - counts['present']} candidates to make, in {len(blocks)} batches"
+            )
+            start = time.monotonic()
+            _generate_blocks(table, blocks, done, open_generator(model, settings), settings, counts)
+            counts["seconds"] = round(time.monotonic() - start, 2)
+    return counts
+
+
+def _generate_blocks(
+    table: Table, blocks: list[list[Job]], done: set[str], call: Any, settings: Generate, counts: dict[str, Any]
+) -> None:
+    writer = Writer(table)
+    with ThreadPoolExecutor(2) as pool, Progress(f"generate {table.folder.name}", sum(map(len, blocks))) as progress:
+        try:
+            size = settings.batch_size
+            for block in blocks:
+                results, size = answer(call, block, size)
+                if counts["made"] == 0 and counts["failed"] == 0 and all("error" in r for r in results):
+                    raise PrefkitError(f"every candidate of the first batch failed: {results[0]['error']}")
+                for job, result in zip(block, results):
+                    if job[3] not in done:
+                        counts["failed" if "error" in result else "made"] += 1
+                        writer.put(pool.submit(to_candidate, job, result, settings))
+                progress.update(len(block))
+        finally:
+            writer.close()
+
+
+def answer(call: Any, block: Sequence[Job], size: int) -> tuple[list[dict[str, Any]], int]:
+    """One result a job. Out of memory halves the batch (for good); any other failure is pinned on its item."""
+    import torch
+
+    results: list[dict[str, Any]] = []
+    while len(results) < len(block):
+        part = block[len(results) : len(results) + size]
+        try:
+            found = call([job[0] for job in part], [job[2] for job in part])
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if size == 1:
+                found = [{"error": f"out of memory with a batch of 1: {error}"}]
+            else:
+                size = max(1, size // 2)
+                torch.cuda.empty_cache()
+                warn(f"out of memory; going on with batches of {size}.")
+                continue
+        except PrefkitError:
+            raise
+        except Exception as error:
+            found = one_by_one(call, part) if len(part) > 1 else [{"error": f"{type(error).__name__}: {error}"}]
+        if len(part) < len(block):
+            for result in found:
+                result["extra"] = {**(result.get("extra") or {}), "batch": len(part)}
+        results += found
+    return results, size
+
+
+def one_by_one(call: Any, part: Sequence[Job]) -> list[dict[str, Any]]:
+    return [result for job in part for result in answer(call, [job], 1)[0]]
+
+
+def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candidate:
+    request, index, seed, cid = job
+    base: dict[str, Any] = {"id": cid, "request_id": request.request_id, "index": index, "seed": seed}
+    if "error" in result:
+        return Candidate(**base, error=result["error"])
+    image = result.get("encoded") or encoded(result["image"], settings.format)
+    payload = result.get("payload")
+    if settings.latents and result.get("latents") is not None:
+        payload = latents_payload(result["latents"])
+    digest = hashlib.sha256(image).hexdigest()
+    return Candidate(**base, image=image, sha256=digest, payload=payload, extra=result.get("extra") or {})
+
+
+class Writer:
+    """Collects candidates as they are encoded and writes a part every FLUSH_ROWS rows or FLUSH_SECONDS."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.last = table, time.monotonic()
+        self.waiting: list[Future[Candidate]] = []
+
+    def put(self, future: Future[Candidate]) -> None:
+        self.waiting.append(future)
+        if len(self.waiting) >= FLUSH_ROWS or time.monotonic() - self.last > FLUSH_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        rows = [candidate_row(future.result()) for future in self.waiting]
+        self.waiting = []
+        self.table.append(rows)
+        self.last = time.monotonic()

@@ -1,0 +1,43 @@
+"""`--help` from the one place that knows: the `#:` lines above the fields of the dataclasses."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from typing import Any
+
+from prefkit.output import table
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """Field -> its `#:` lines. A field without one shares that of the field above it."""
+    lines, _ = inspect.getsourcelines(kind)
+    body = ast.parse("".join(lines).lstrip()).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            above, row = [], node.lineno - 2
+            while row >= 0 and lines[row].strip().startswith("#:"):
+                above.insert(0, lines[row].strip()[2:].strip())
+                row -= 1
+            found[node.target.id] = " ".join(above)
+    return found
+
+
+def options_table(kind: type, shown: Any = None, prefix: str = "") -> str:
+    """Flag, value (of `shown`, else the default), meaning."""
+    docs = field_docs(kind)
+    values = shown if shown is not None else kind()
+    rows = []
+    for f in dataclasses.fields(kind):
+        if f.name == "options":
+            continue
+        value = getattr(values, f.name)
+        if dataclasses.is_dataclass(value):
+            value = " ".join(f"{n.name}={getattr(value, n.name)}" for n in dataclasses.fields(value))
+        rows.append(
+            {"flag": f"  --{prefix}{f.name}", "value": "null" if value is None else str(value), "": docs[f.name]}
+        )
+    return table(rows)

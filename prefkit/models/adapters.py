@@ -1,0 +1,202 @@
+"""LoRA on a denoiser: new, continued, stacked, and written in diffusers' file format.
+
+An export is always one file. A single adapter is written as it is, with its configuration, so that alpha
+different from rank loads right. Several are joined along the rank, sum_i s_i B_i A_i = [s_1 B_1, ...] [A_1; ...],
+which is exact, with alpha = rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.errors import TrainingError
+from prefkit.models.load import ADAPTER_FILE
+
+POLICY = "policy"
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+def lora_layers(net: Any) -> Iterator[tuple[str, Any]]:
+    """(module name, peft layer) of every layer that carries an adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, module) for name, module in net.named_modules() if isinstance(module, LoraLayer))
+
+
+def active_adapters(net: Any) -> list[str]:
+    """Names of the adapters that take part in a forward, in order."""
+    names: dict[str, None] = {}
+    for _, layer in lora_layers(net):
+        names |= dict.fromkeys(layer.active_adapters)
+    return list(names)
+
+
+def set_active(net: Any, names: Sequence[str]) -> None:
+    """Let exactly these adapters take part. Gradients stay as they are, unlike with peft's set_adapter."""
+    for _, layer in lora_layers(net):
+        layer._active_adapter = list(names)
+
+
+@contextmanager
+def adapters_active(net: Any, names: Sequence[str]) -> Iterator[None]:
+    """`set_active` for a while: with the start's adapters, the same network is its own frozen reference."""
+    before = active_adapters(net)
+    set_active(net, names)
+    try:
+        yield
+    finally:
+        set_active(net, before)
+
+
+def add_lora(
+    net: Any,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None = None,
+    dropout: float = 0.0,
+    name: str = POLICY,
+    seed: int = 0,
+) -> int:
+    """Stack a new float32 adapter on `net` and on the adapters it has; everything else is frozen.
+
+    B starts at zero, so the network's output does not change. targets: ends of module names, default the attention
+    projections. Returns the number of trainable parameters. Raises TrainingError where no module matches.
+    """
+    from peft import LoraConfig
+
+    start = active_adapters(net)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=list(targets or TARGETS),
+        lora_dropout=dropout,
+        init_lora_weights="gaussian",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            net.add_adapter(config, adapter_name=name)
+        except ValueError as error:
+            raise TrainingError(
+                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; "
+                "name modules of this network as lora.targets."
+            ) from error
+    return _train_only(net, name, [*start, name])
+
+
+def continue_lora(net: Any, start: str = "start0", name: str = POLICY) -> int:
+    """Train a copy of a loaded adapter in its place; the loaded one stays frozen, as (part of) the reference.
+
+    Returns the number of trainable parameters.
+    """
+    before = active_adapters(net)
+    net.add_adapter(net.peft_config[start], adapter_name=name)
+    with torch.no_grad():
+        for _, layer in lora_layers(net):
+            if start not in layer.lora_A:
+                continue
+            layer.scaling[name] = layer.scaling[start]
+            for pair in (layer.lora_A, layer.lora_B):
+                pair[name].weight.copy_(pair[start].weight)
+    return _train_only(net, name, [name if active == start else active for active in before])
+
+
+def _train_only(net: Any, name: str, active: Sequence[str]) -> int:
+    net.requires_grad_(False)
+    count = 0
+    for _, layer in lora_layers(net):
+        if name in layer.lora_A:
+            for module in (layer.lora_A[name], layer.lora_B[name]):
+                module.to(torch.float32).requires_grad_(True)
+                count += sum(parameter.numel() for parameter in module.parameters())
+    set_active(net, active)
+    return count
+
+
+def lora_state(net: Any, name: str = POLICY) -> dict[str, Tensor]:
+    """An adapter's weights by "module.lora_A.weight", as they are (not copied)."""
+    state = {}
+    for path, layer in lora_layers(net):
+        if name in layer.lora_A:
+            state[f"{path}.lora_A.weight"] = layer.lora_A[name].weight
+            state[f"{path}.lora_B.weight"] = layer.lora_B[name].weight
+    return state
+
+
+def load_lora_state(net: Any, state: dict[str, Tensor], name: str = POLICY) -> None:
+    """Put saved weights back into an adapter that is there. Raises TrainingError where the keys differ."""
+    own = lora_state(net, name)
+    if own.keys() != state.keys():
+        differing = sorted(own.keys() ^ state.keys())
+        raise TrainingError(f"the saved adapter does not belong to this network: {len(differing)} keys differ, "
+                            f"the first is {differing[0]}.")  # fmt: skip
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
+
+
+def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[str] | None = None) -> Path:
+    """Write `folder`/pytorch_lora_weights.safetensors so that diffusers' load_lora_weights gives this network.
+
+    denoiser: "unet" | "transformer", the key prefix. names: adapters to export together, default the active ones.
+    """
+    import safetensors.torch
+
+    chosen = list(names or active_adapters(net))
+    if len(chosen) == 1 and _as_configured(net, chosen[0]):
+        state, config = lora_state(net, chosen[0]), net.peft_config[chosen[0]]
+    else:
+        state, config = _joined(net, chosen)
+    settings = {f"{denoiser}.{key}": value for key, value in config.to_dict().items()}
+    described = json.dumps(settings, default=_plain, sort_keys=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / ADAPTER_FILE
+    safetensors.torch.save_file(
+        {f"{denoiser}.{key}": value.detach().contiguous().cpu() for key, value in state.items()},
+        path,
+        metadata={"format": "pt", "lora_adapter_metadata": described},
+    )
+    return path
+
+
+def _as_configured(net: Any, name: str) -> bool:
+    """Whether the adapter's strength is what its configuration says (no weight put on it)."""
+    config = net.peft_config[name]
+    if config.alpha_pattern or config.rank_pattern or config.use_rslora:
+        return False
+    strength = config.lora_alpha / config.r
+    return all(layer.scaling[name] == strength for _, layer in lora_layers(net) if name in layer.lora_A)
+
+
+def _joined(net: Any, names: Sequence[str]) -> tuple[dict[str, Tensor], Any]:
+    from peft import LoraConfig
+
+    state: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for path, layer in lora_layers(net):
+        present = [name for name in names if name in layer.lora_A]
+        if not present:
+            continue
+        if getattr(layer, "use_dora", {}) and any(layer.use_dora.get(name) for name in present):
+            raise TrainingError(f"{path} carries a DoRA adapter, which cannot be joined with others; merge it first.")
+        down = [layer.lora_A[name].weight.float() for name in present]
+        up = [layer.lora_B[name].weight.float() * layer.scaling[name] for name in present]
+        state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"] = torch.cat(down, dim=0), torch.cat(up, dim=1)
+        ranks[path] = len(state[f"{path}.lora_A.weight"])
+    most = max(ranks.values())
+    pattern = {f"^{path}": rank for path, rank in ranks.items() if rank != most}
+    config = LoraConfig(
+        r=most, lora_alpha=most, target_modules=list(ranks), rank_pattern=pattern, alpha_pattern=dict(pattern)
+    )
+    return state, config
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

@@ -1,0 +1,221 @@
+"""The condition: whatever a pipeline hands its denoiser beside the sample and the time, for one prompt at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefkit.errors import CaptureError, UsageError
+from prefkit.models.maps import same, stacked
+from prefkit.models.record import bind, replaced, run, stand_in
+from prefkit.models.trees import Tree, leaves
+from prefkit.models.wiring import Wiring
+from prefkit.types import digest
+
+OURS = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")
+
+
+class _Stop(Exception):
+    """Carries what was looked for out of a pipeline's call."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """No progress bar from the pipeline for a while."""
+    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)
+
+
+def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int | None) -> dict[str, Any]:
+    """A generation's call arguments without what training has no use for (negative prompts, seeds, steps)."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    unknown = sorted(set(call) - set(known))
+    if unknown:
+        raise UsageError(
+            f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}."
+        )
+    kept = {k: v for k, v in call.items() if k not in OURS and not k.startswith("negative_")}
+    size = {"height": height, "width": width}
+    return kept | {k: v for k, v in size.items() if v is not None}
+
+
+def find_no_guidance(pipe: Any, denoiser: str, prompts: list[str], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Call arguments with which the denoiser is called once a step, with as many samples as prompts.
+
+    A guidance_scale that does not add samples is an input of the network (FLUX) and is left as it is.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    fixed = {"true_cfg_scale": 1.0} if "true_cfg_scale" in known else {}
+    tries: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {})]  # (arguments tried, arguments then needed)
+    if "guidance_scale" in known:
+        off = ({"guidance_scale": 1.0}, {"guidance_scale": 0.0})
+        tries = [({"guidance_scale": 4.0}, {}), (off[0], off[0]), (off[1], off[1])]
+    for tried, needed in tries:
+        if _samples_per_step(pipe, denoiser, dict(base) | fixed | tried | {"prompt": prompts}) == [len(prompts)]:
+            return fixed | needed
+    raise CaptureError(
+        f"{type(pipe).__name__}: classifier-free guidance could not be switched off (tried guidance_scale 4, 1 and 0): "
+        "the denoiser never saw exactly one sample per prompt and step. Such a model needs a family of its own."
+    )
+
+
+def _samples_per_step(pipe: Any, denoiser: str, call: dict[str, Any]) -> list[int]:
+    """How many samples each call of the denoiser held, up to the first scheduler step."""
+    counts: list[int] = []
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        raise _Stop(None)
+
+    hook = getattr(pipe, denoiser).register_forward_hook(lambda net, args, out: counts.append(len(stacked(out))))
+    try:
+        with replaced(pipe.scheduler, "step", stand_in(pipe.scheduler.step, stop)):
+            _run_until_stop(pipe, call)
+    finally:
+        hook.remove()
+    return counts
+
+
+def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
+    count = len(call["prompt"])
+    generators = [torch.Generator("cpu").manual_seed(0) for _ in range(count)]
+    try:
+        with quiet(pipe):
+            run(pipe, {"num_inference_steps": 4, "output_type": "pil", **call, "generator": generators})
+    except _Stop as stop:
+        return stop.found
+    finally:
+        pipe.maybe_free_model_hooks()
+    raise CaptureError(f"{type(pipe).__name__}: its call ended without reaching its denoiser and its scheduler.")
+
+
+def _arguments(pipe: Any, wiring: Wiring, prompts: list[str], base: Mapping[str, Any]) -> Tree:
+    """What the denoiser would be called with at the first step, without calling it."""
+
+    def stop(net: nn.Module, args: Any, kwargs: Any) -> None:
+        raise _Stop(bind(net, args, kwargs))
+
+    hook = getattr(pipe, wiring.denoiser).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        seen = _run_until_stop(pipe, dict(base) | dict(wiring.no_guidance) | {"prompt": prompts})
+    finally:
+        hook.remove()
+    if len(seen[wiring.sample]) != len(prompts):
+        raise CaptureError(
+            f"{type(pipe).__name__}: the denoiser was given {len(seen[wiring.sample])} samples for {len(prompts)} "
+            f"prompts with call arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
+        )
+    return {name: value for name, value in seen.items() if name not in (wiring.sample, wiring.time)}
+
+
+def with_batch_rules(pipe: Any, wiring: Wiring, prompt: str, base: Mapping[str, Any]) -> Wiring:
+    """Find every leaf's batch rule: of the same prompt once and twice, what doubles is batch, what stays is shared."""
+    once = _arguments(pipe, wiring, [prompt], base)
+    twice = _arguments(pipe, wiring, [prompt, prompt], base)
+    return replace(wiring, batch=batch_rules(once, twice, type(pipe).__name__))
+
+
+def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
+    """path -> batch dimension | "list" | "shared". Raises CaptureError where neither holds."""
+    rules: dict[str, int | str] = {}
+
+    def visit(one: Tree, two: Tree, path: str) -> None:
+        if isinstance(one, Tensor) and isinstance(two, Tensor):
+            rules[path] = _tensor_rule(one, two, f"{owner}: {path}")
+        elif isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+            for key in one:
+                visit(one[key], two[key], f"{path}.{key}" if path else str(key))
+        elif isinstance(one, (list, tuple)) and type(one) is type(two) and len(one) == len(two):
+            for i, (a, b) in enumerate(zip(one, two, strict=True)):
+                visit(a, b, f"{path}.{i}" if path else str(i))
+        elif isinstance(one, list) and isinstance(two, list) and len(one) == 1 and len(two) == 2:
+            rules[path] = "list"
+        elif type(one) is type(two) and one == two:
+            rules[path] = "shared"
+        else:
+            raise CaptureError(f"{owner}: {path} is {one!r} for one prompt and {two!r} for the same prompt twice.")
+
+    visit(once, twice, "")
+    return rules
+
+
+def _tensor_rule(one: Tensor, two: Tensor, what: str) -> int | str:
+    if one.shape == two.shape and same(two, one, 1e-3):
+        return "shared"
+    grown = [d for d in range(one.ndim) if one.shape[d] != two.shape[d]] if one.ndim == two.ndim else []
+    if len(grown) == 1 and one.shape[grown[0]] == 1 and two.shape[grown[0]] == 2:
+        return grown[0]
+    raise CaptureError(
+        f"{what}: shape {tuple(one.shape)} for one prompt and {tuple(two.shape)} for the same prompt twice; neither "
+        "one dimension that doubles nor an equal value. Such a condition cannot be batched."
+    )
+
+
+def capture_conditions(
+    pipe: Any,
+    wiring: Wiring,
+    prompts: Sequence[str],
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> list[Tree]:
+    """One Tree per prompt: argument name -> value, batch dimensions of 1, as the pipeline passes them.
+
+    `call` are the generation's call arguments: an embedded guidance keeps its value, classifier-free guidance
+    and negative prompts are left out. The denoiser is never run; it may be without weights (load_pipeline's parts).
+    """
+    base = call_of(pipe, call or {}, height, width)
+    return [_arguments(pipe, wiring, [prompt], base) for prompt in prompts]
+
+
+def collate(wiring: Wiring, trees: Sequence[Tree]) -> Tree:
+    """One Tree for a batch, from Trees of equal signature."""
+    return joined(wiring.batch, trees)
+
+
+def joined(rules: Mapping[str, int | str], trees: Sequence[Tree]) -> Tree:
+    """Trees for one sample each -> the Tree for all of them, by the batch rule of every leaf."""
+
+    def join(nodes: list[Tree], path: str) -> Tree:
+        rule = rules.get(path)
+        first = nodes[0]
+        if isinstance(rule, int):
+            return torch.cat(nodes, dim=rule) if len(nodes) > 1 else first
+        if rule == "list":
+            return [item for node in nodes for item in node]
+        if rule == "shared":
+            return first
+        if isinstance(first, dict):
+            return {key: join([n[key] for n in nodes], f"{path}.{key}" if path else str(key)) for key in first}
+        if not isinstance(first, (list, tuple)):
+            raise CaptureError(f"the condition has a leaf {path} that was not there when the pipeline was captured.")
+        return type(first)(join([n[i] for n in nodes], f"{path}.{i}" if path else str(i)) for i in range(len(first)))
+
+    return join(list(trees), "")
+
+
+def signature(wiring: Wiring, tree: Tree) -> str:
+    """Trees with the same signature may share a batch: same leaves, shapes and dtypes, and equal shared values."""
+    described = []
+    for path, leaf in leaves(tree):
+        if not isinstance(leaf, Tensor):
+            described.append((path, repr(leaf)))
+            continue
+        shared = wiring.batch.get(path) == "shared"
+        content = hashlib.sha256(leaf.detach().float().cpu().numpy().tobytes()).hexdigest() if shared else ""
+        described.append((path, list(leaf.shape), str(leaf.dtype), content))
+    return digest(described)

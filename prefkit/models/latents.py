@@ -1,0 +1,67 @@
+"""Between PIL images and the latents that the scheduler works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from prefkit.models.maps import AFFINE, LAYOUT
+from prefkit.models.wiring import Wiring
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@torch.no_grad()
+def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
+    """Images of one size -> [B, ...] float32 in the scheduler's layout, on the VAE's device.
+
+    The mode of the VAE's posterior, so that encoding twice gives the same; in float32 where the VAE asks for it.
+    """
+    pixels = pipe.image_processor.preprocess(list(images))
+    restore = _upcast(pipe.vae)
+    z = _posterior_mode(pipe.vae, wiring, pixels.to(pipe.vae.device, pipe.vae.dtype)).float()
+    pipe.vae.to(restore)
+    divisor, offset = AFFINE[wiring.affine](pipe.vae.config, z)
+    return LAYOUT[wiring.layout][1]((z - offset) * divisor)
+
+
+@torch.no_grad()
+def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
+    """Final latents [B, ...] in the scheduler's layout -> images, as the pipeline itself would decode them.
+
+    size: (height, width) in pixels; packed tokens do not tell it, the default is a square.
+    """
+    restore = _upcast(pipe.vae)
+    to_grid = LAYOUT[wiring.layout][0]
+    height, width = _cells(wiring, latents, size)
+    grid = to_grid(latents.to(pipe.vae.device, pipe.vae.dtype), height, width)
+    divisor, offset = AFFINE[wiring.affine](pipe.vae.config, grid)
+    out = pipe.vae.decode(grid / divisor + offset, return_dict=False)[0]
+    pipe.vae.to(restore)
+    return pipe.image_processor.postprocess(out[:, :, 0] if out.ndim == 5 else out, output_type="pil")
+
+
+def _cells(wiring: Wiring, latents: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
+    if size is not None:
+        return size[0] // wiring.downscale, size[1] // wiring.downscale
+    side = 2 * round(latents.shape[1] ** 0.5)  # tokens are squares of 2 x 2 cells; grids need no size
+    return side, side
+
+
+def _posterior_mode(vae: Any, wiring: Wiring, pixels: Tensor) -> Tensor:
+    encoded = vae.encode(pixels.unsqueeze(2) if "frame" in wiring.layout else pixels)
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
+
+
+def _upcast(vae: Any) -> torch.dtype:
+    """Some VAEs overflow in float16 and say so. Returns the dtype to put back."""
+    before = vae.dtype
+    if before == torch.float16 and vae.config.get("force_upcast", False):
+        vae.to(torch.float32)
+    return before

@@ -1,0 +1,183 @@
+"""Load a pipeline with its adapters from a Hub id, a folder or a single file."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefkit.errors import CaptureError, UsageError
+
+DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+DTYPES |= {"float16": torch.float16, "fp16": torch.float16}
+PARTS = ("denoiser", "vae", "text")
+SINGLE_FILES = (".safetensors", ".ckpt")
+ADAPTER_NAME = "start{}"
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """torch dtype by name. Raises UsageError."""
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def load_pipeline(
+    base: str | Path,
+    *,
+    revision: str | None = None,
+    adapters: Mapping[str, float] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    scheduler: str | None = None,
+    parts: Collection[str] | None = None,
+    trust_remote_code: bool = False,
+    config: str | None = None,
+) -> Any:
+    """A DiffusionPipeline on `device`, weights from safetensors.
+
+    adapters   LoRA by path or Hub id -> weight, loaded as adapters start0, start1, ... in this order
+    scheduler  class name of a diffusers scheduler to swap in, made from the old one's config; clip_sample (meant
+               for pixels, and on by default in some) is off where that config does not mention it
+    parts      of {"denoiser", "vae", "text"}, default all. Text encoders left out are None; a denoiser or VAE left
+               out is there on paper (configuration and shapes) but its weights never enter memory
+    config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
+    Raises UsageError for a path that is not there, a folder that is no pipeline, unknown names, missing safetensors.
+    """
+    _silence_bars()
+    torch_dtype = dtype_of(dtype)
+    wanted = set(PARTS if parts is None else parts)
+    if not wanted <= set(PARTS):
+        raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
+    source = str(base)
+    _check_source(source)
+    if source.endswith(SINGLE_FILES):
+        pipe = _from_single_file(source, torch_dtype, config)
+    else:
+        pipe = _from_pretrained(source, revision, torch_dtype, device, wanted, trust_remote_code)
+    if scheduler is not None:
+        kind = _scheduler(scheduler)
+        unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
+        pipe.scheduler = kind.from_config({**unclipped, **pipe.scheduler.config})
+    if adapters:
+        _load_adapters(pipe, adapters)
+    return pipe.to(device)
+
+
+def denoiser_name(pipe: Any) -> str:
+    """ "unet" or "transformer". Raises CaptureError for none, or two (Wan 2.2 and the like)."""
+    components = {name for name, component in pipe.components.items() if isinstance(component, torch.nn.Module)}
+    found = sorted(name for name in components if re.fullmatch(r"(unet|transformer)(_\w+)?", name))
+    if len(found) != 1 or found[0] not in ("unet", "transformer"):
+        what = f"has the denoisers {', '.join(found)}" if found else "has no denoiser called unet or transformer"
+        raise CaptureError(
+            f"{type(pipe).__name__} {what} (components: {', '.join(sorted(components))}); exactly one is supported. "
+            "Such a model needs a family of its own."
+        )
+    return found[0]
+
+
+def _check_source(source: str) -> None:
+    path = Path(source)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise UsageError(
+            f"{source} is a folder without model_index.json, so it is no diffusers pipeline. Give the folder that "
+            "save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes under adapters."
+        )
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(SINGLE_FILES)
+    if not path.exists() and looks_local:
+        raise UsageError(f"{source} is not there. Give an existing folder or file, or a Hub id such as owner/name.")
+    if path.is_file() and not source.endswith(SINGLE_FILES):
+        raise UsageError(
+            f"{source} is neither a folder nor a .safetensors or .ckpt file, so no pipeline is read from it."
+        )
+
+
+def _from_pretrained(
+    source: str, revision: str | None, dtype: torch.dtype, device: str, wanted: set[str], remote_code: bool
+) -> Any:
+    from diffusers import DiffusionPipeline
+
+    from prefkit.models.paper import left_out
+
+    try:
+        given = left_out(source, revision, wanted, dtype, device)
+        return DiffusionPipeline.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=remote_code,
+            **given,
+        )
+    except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
+        raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}") from error
+
+
+def _from_single_file(source: str, dtype: torch.dtype, config: str | None) -> Any:
+    import diffusers
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+
+    try:
+        settings = (
+            config or fetch_diffusers_config(load_single_file_checkpoint(source))["pretrained_model_name_or_path"]
+        )
+        index: Any = diffusers.DiffusionPipeline.load_config(settings)
+        kind = getattr(diffusers, index["_class_name"])
+        return kind.from_single_file(source, config=settings, dtype=dtype)
+    except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise UsageError(
+            f"no pipeline could be read from the single file {source}: {_short(error)} A single file holds weights "
+            "only; its configuration comes from the Hub, or from a folder given as config."
+        ) from error
+
+
+def _scheduler(name: str) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise UsageError(f"diffusers has no scheduler called {name!r}; give a class name such as DDIMScheduler.")
+    return kind
+
+
+def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
+    denoiser = denoiser_name(pipe)
+    net = getattr(pipe, denoiser)
+    names: list[str] = []
+    for source in adapters:
+        names.append(ADAPTER_NAME.format(len(names)))
+        file = {"weight_name": ADAPTER_FILE} if (Path(source) / ADAPTER_FILE).is_file() else {}  # or it asks the Hub
+        settings = {"adapter_name": names[-1], "use_safetensors": True, **file}
+        try:
+            if hasattr(pipe, "load_lora_weights"):
+                pipe.load_lora_weights(source, **settings)
+            else:
+                net.load_lora_adapter(source, prefix=denoiser, **settings)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise UsageError(f"the adapter {source} could not be loaded: {_short(error)}") from error
+        if names[-1] not in getattr(net, "peft_config", {}):
+            raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
+    owner = pipe if hasattr(pipe, "set_adapters") else net
+    owner.set_adapters(names, list(adapters.values()))
+
+
+def _silence_bars() -> None:
+    """Loading bars belong on a terminal only."""
+    if not sys.stderr.isatty():
+        import diffusers
+        import transformers
+
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def _short(error: Exception) -> str:
+    """The first lines of a long foreign message, as one paragraph."""
+    return " ".join(str(error).split())[:400]

@@ -1,0 +1,21 @@
+"""Where work runs: the device, and this process's share under a launcher."""
+
+from __future__ import annotations
+
+import os
+
+
+def device_of(wanted: str | None) -> str:
+    """The device asked for, else the best there is; under a launcher each process takes its own GPU."""
+    import torch
+
+    if wanted:
+        return wanted
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def rank() -> tuple[int, int]:
+    """(rank, number of processes) under `accelerate launch` or torchrun, else (0, 1)."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,35 @@
+"""Call a denoiser as its pipeline does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.models.maps import CLOCK, INPUT, OUTPUT, stacked
+from prefkit.models.trees import Tree
+from prefkit.models.wiring import Wiring
+
+
+def compute_dtype(net: Any) -> torch.dtype:
+    """The dtype of the network's first floating weight: what its inputs are cast to."""
+    return next(p.dtype for p in net.parameters() if p.is_floating_point())
+
+
+def predict(
+    net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree, dtype: torch.dtype | None = None
+) -> Tensor:
+    """What scheduler.step would be given: [B, ...] float32, in the scheduler's layout and sign.
+
+    x_t:       [B, ...], in the scheduler's layout (VP models: signal-preserving, as the denoiser sees it)
+    time:      [B], index (epsilon, v) or sigma in 0..1 (flow)
+    condition: a Tree for B samples (`collate`)
+    dtype:     of the sample as the network takes it, default `compute_dtype(net)`
+    """
+    given = {
+        wiring.sample: INPUT[wiring.input](x_t.to(dtype or compute_dtype(net))),
+        wiring.time: CLOCK[wiring.clock](time, wiring.train_steps),
+    }
+    out = stacked(net(**given, **condition, return_dict=False))
+    return OUTPUT[wiring.output](out).float()

@@ -1,0 +1,125 @@
+"""Prove what the network predicts: the scheduler's own numbers must follow from alphas_cumprod (or sigma) and the type.
+
+With x = a0 x0 + b0 noise (VP: a0 = sqrt(abar), b0 = sqrt(1 - abar); flow: a0 = 1 - sigma, b0 = sigma) and a
+prediction, every scheduler step that is deterministic and of first order lands on a x0 + b noise with
+a^2 + b^2 = 1 (VP; DDIM, eq. 12 of arXiv 2010.02502) or, for flow, a = 1 - sigma', b = sigma'. Only the right
+type of prediction gives such a and b. Steps that are not like that must tell their x0 in some other way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.errors import CaptureError
+from prefkit.models.record import Record, Step
+
+PREDICTIONS = ("epsilon", "v_prediction", "flow")
+
+
+def declared(pipe: Any) -> str:
+    """The prediction type that the pipeline's scheduler declares. Raises CaptureError for kinds we do not train."""
+    scheduler, config = pipe.scheduler, pipe.scheduler.config
+    name = type(scheduler).__name__
+    if "sigma_data" in config:
+        raise CaptureError(
+            f"{type(pipe).__name__} runs on {name}: networks with EDM preconditioning (sigma_data) are not supported. "
+            "Train a model whose scheduler is of the DDPM or the flow-matching kind."
+        )
+    flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas") or "flow" in config.get("prediction_type", "")
+    kind = "flow" if flow else config.get("prediction_type")
+    if kind not in PREDICTIONS or (kind != "flow" and not hasattr(scheduler, "alphas_cumprod")):
+        raise CaptureError(
+            f"{type(pipe).__name__} runs on {name} with prediction_type {kind!r}; only {', '.join(PREDICTIONS)} are "
+            "supported, the first two with alphas_cumprod. Choose another scheduler (model.scheduler)."
+        )
+    return kind
+
+
+def log_sigma_at(scheduler: Any, time: float) -> float:
+    """log sqrt((1 - abar) / abar) at a possibly fractional index, linear in between as diffusers' sigma_to_t has it."""
+    abar = scheduler.alphas_cumprod.double()
+    low = min(int(time), len(abar) - 1)
+    high = min(low + 1, len(abar) - 1)
+    ends = [0.5 * math.log(max(1 - abar[i].item(), 1e-12) / max(abar[i].item(), 1e-12)) for i in (low, high)]
+    return ends[0] + (time - int(time)) * (ends[1] - ends[0])
+
+
+def noise_level(pipe: Any, prediction: str, step: Step) -> float:
+    """sigma of x_t: 0..1 for flow, noise over signal for VP.
+
+    Of VP schedulers with fractional steps (Karras spacing) the time is rounded and their own sigma is the exact
+    one; where it is more than a step away from alphas_cumprod (interpolated half steps) the latter holds.
+    """
+    if prediction == "flow":
+        return step.time / pipe.scheduler.config.num_train_timesteps
+    low, here, high = (log_sigma_at(pipe.scheduler, max(step.time + shift, 0)) for shift in (-1, 0, 1))
+    if step.sigma is not None and step.sigma > 0 and low - 1e-3 <= math.log(step.sigma) <= high + 1e-3:
+        return step.sigma
+    return math.exp(here)
+
+
+def mixture(prediction: str, sigma: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """x_t and the prediction as (share of x0, share of noise)."""
+    if prediction == "flow":
+        return (1 - sigma, sigma), (-1.0, 1.0)
+    root = math.sqrt(1 + sigma**2)
+    signal, noise = 1 / root, sigma / root
+    return (signal, noise), ((0.0, 1.0) if prediction == "epsilon" else (-noise, signal))
+
+
+def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Tensor], exploding: bool) -> None:
+    """Raise CaptureError unless the scheduler's numbers follow from `prediction`.
+
+    states: x_t of each step. exploding: the scheduler's own sample is x_t * sqrt(1 + sigma^2).
+    """
+    following: list[Step | None] = [*record.steps[1:], None]
+    for step, after, x_t in zip(record.steps, following, states, strict=True):
+        sigma = noise_level(pipe, prediction, step)
+        if _told_x0(prediction, sigma, x_t, step) or _first_order(pipe, prediction, sigma, x_t, step, after, exploding):
+            return
+    raise CaptureError(
+        f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}: what the scheduler did with the network's output "
+        f"does not follow from prediction type {prediction!r} and its noise schedule. Either the type is wrong, or the "
+        "scheduler does not show it; try DDIMScheduler (or FlowMatchEulerDiscreteScheduler) as model.scheduler."
+    )
+
+
+def _limit(x: Tensor) -> float:
+    return 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
+
+
+def _told_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
+    """Whether a clean sample (or noise) that the scheduler derived is the one that we derive."""
+    told = [tensor for tensor in (step.original, step.converted) if tensor is not None and tensor.shape == x_t.shape]
+    (sx, nx), (sp, np_) = mixture(prediction, sigma)
+    determinant = sx * np_ - nx * sp
+    if not told or abs(determinant) < 1e-2:
+        return False
+    x, p = x_t.double(), step.model_output.double()
+    x0, noise = (np_ * x - nx * p) / determinant, (sx * p - sp * x) / determinant
+    limit = _limit(x_t)
+    return any(
+        (tensor.double() - ours).abs().max() <= limit * ours.abs().max() for tensor in told for ours in (x0, noise)
+    )
+
+
+def _first_order(
+    pipe: Any, prediction: str, sigma: float, x_t: Tensor, step: Step, following: Step | None, exploding: bool
+) -> bool:
+    """Whether the step went to a x0 + b noise on the schedule's own curve."""
+    limit = _limit(x_t)
+    basis = torch.stack([x_t.double().flatten(), step.model_output.double().flatten()], dim=1).cpu()
+    after = step.after.double().flatten().cpu()
+    p, q = torch.linalg.lstsq(basis, after).solution.tolist()
+    if (basis @ torch.tensor([p, q], dtype=torch.float64) - after).abs().max() > limit * after.abs().max():
+        return False
+    (sx, nx), (sp, np_) = mixture(prediction, sigma)
+    a, b = p * sx + q * sp, p * nx + q * np_
+    if prediction == "flow":
+        target = 0.0 if following is None else noise_level(pipe, prediction, following)
+        return abs(a - (1 - target)) < limit and abs(b - target) < limit
+    return abs(a - 1) < limit if exploding else abs(a**2 + b**2 - 1) < limit and a > 0

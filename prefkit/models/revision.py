@@ -1,0 +1,67 @@
+"""Which weights exactly: a commit for a Hub id, a hash of the files for a local model."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from prefkit.errors import UsageError
+from prefkit.types import digest
+
+CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model")
+
+
+def weights_revision(base: str | Path, revision: str | None = None) -> str:
+    """Commit sha of a Hub id, or a hash over names and contents of a local model's (or adapter's) files."""
+    path = Path(base)
+    if path.is_file():
+        return digest(_file_hash(path))
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file())
+        if not files:
+            raise UsageError(f"{base} holds no model files.")
+        return digest([(file.relative_to(path).as_posix(), _file_hash(file)) for file in files])
+    return _commit(str(base), revision)
+
+
+def _file_hash(path: Path) -> str:
+    status = path.stat()
+    return _hash_of_content(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_of_content(path: str, size: int, mtime: int) -> str:
+    """size and mtime are part of the key only: a changed file is read again, an unchanged one is not."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _commit(repository: str, revision: str | None) -> str:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        sha = huggingface_hub.HfApi().model_info(repository, revision=revision).sha
+    except HFValidationError as error:
+        raise UsageError(f"{repository} is neither an existing path nor a Hub id such as owner/name.") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        sha = _cached_commit(repository, revision)
+        if sha is None:
+            raise UsageError(
+                f"{repository} is not there as a path, not in the local Hub cache, and the Hub did not answer for it "
+                f"({type(error).__name__}). Check the name, the network, or your access to it."
+            ) from error
+    assert sha is not None
+    return sha
+
+
+def _cached_commit(repository: str, revision: str | None) -> str | None:
+    import huggingface_hub
+
+    for name in ("model_index.json", "pytorch_lora_weights.safetensors", "config.json"):
+        found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parts[Path(found).parts.index("snapshots") + 1]
+    return None

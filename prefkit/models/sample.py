@@ -1,0 +1,149 @@
+"""Sample a batch with the pipeline's own call: seeds per candidate, a prompt encoded once, final latents kept."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefkit.errors import CaptureError, UsageError
+from prefkit.models.conditions import batch_rules, joined, quiet
+from prefkit.models.record import replaced
+from prefkit.models.trees import Tree, leaves
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+REMEMBERED_PROMPTS = 64
+
+
+class Sampled(NamedTuple):
+    """Of one candidate: image, final latents [...] (scheduler's layout and dtype, CPU), the safety checker's flag."""
+
+    image: Image
+    latents: Tensor
+    nsfw: bool = False
+
+
+class Sampler:
+    """Calls `pipe` with fixed settings.
+
+    guidance None leaves the pipeline's default. extra_call: further arguments of the pipeline's call.
+    The pipeline is left as it was after each call. Raises UsageError for an argument it does not take.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        steps: int,
+        guidance: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: str | None = None,
+        extra_call: Mapping[str, Any] | None = None,
+    ) -> None:
+        wishes = {
+            "guidance_scale": guidance,
+            "height": height,
+            "width": width,
+            "negative_prompt": negative_prompt,
+            **(extra_call or {}),
+        }
+        self.pipe = pipe
+        self.call = {"num_inference_steps": steps, **{k: v for k, v in wishes.items() if v is not None}}
+        known = inspect.signature(type(pipe).__call__).parameters
+        unknown = sorted(set(self.call) - set(known))
+        if unknown:
+            raise UsageError(
+                f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}."
+            )
+        self._encode = RememberedPrompts(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Sampled]:
+        """One image per (prompt, seed). Each initial noise comes from its own CPU generator, whatever the batch."""
+        last: list[Tensor] = []
+        scheduler_step = self.pipe.scheduler.step
+
+        @functools.wraps(scheduler_step)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            result = scheduler_step(*args, **kwargs)
+            last[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
+            return result
+
+        call = self.call | {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        if "negative_prompt" in call:
+            call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(quiet(self.pipe))
+            stack.enter_context(replaced(self.pipe.scheduler, "step", step))
+            if self._encode is not None:
+                stack.enter_context(replaced(self.pipe, "encode_prompt", self._encode))
+            result = self.pipe(prompt=list(prompts), output_type="pil", **call)
+        flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
+        latents = last[0].cpu().unbind(0)
+        return [Sampled(*row) for row in zip(result.images, latents, map(bool, flags), strict=True)]
+
+    def forget(self) -> None:
+        """Drop the encoded prompts, to give their memory back or because the text encoder changed."""
+        if self._encode is not None:
+            self._encode.rows.clear()
+
+
+class RememberedPrompts:
+    """A pipeline's encode_prompt that encodes each distinct prompt once, on its own, and stacks the rows.
+
+    Where rows do not stack (lengths differ) or nothing tells samples apart, the whole batch is encoded as given.
+    """
+
+    def __init__(self, encode: Any, limit: int = REMEMBERED_PROMPTS) -> None:
+        self.encode, self.limit = encode, limit
+        self.rows: OrderedDict[str, Tree] = OrderedDict()
+        self.rules: dict[str, dict[str, int | str] | None] = {}
+        self.__signature__ = inspect.signature(encode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.__signature__.bind(*args, **kwargs).arguments
+        prompts = bound.get("prompt")
+        if not isinstance(prompts, list) or any(isinstance(value, Tensor) for value in bound.values()):
+            return self.encode(*args, **kwargs)
+        ours = [k for k, v in bound.items() if "prompt" in k and isinstance(v, list) and len(v) == len(prompts)]
+        shared = {k: v for k, v in bound.items() if k not in ours}
+        rows = [self._row({k: [bound[k][i]] for k in ours}, shared) for i in range(len(prompts))]
+        if len(rows) == 1:
+            return rows[0]
+        rules = self._rules({k: [bound[k][0]] for k in ours}, shared)
+        if rules is None or len({_shapes(row) for row in rows}) > 1:
+            return self.encode(*args, **kwargs)
+        return joined(rules, rows)
+
+    def _row(self, own: dict[str, Any], shared: dict[str, Any]) -> Tree:
+        key = repr((own, shared))
+        if key not in self.rows:
+            self.rows[key] = self.encode(**own, **shared)
+        self.rows.move_to_end(key)
+        row = self.rows[key]
+        while len(self.rows) > self.limit:
+            self.rows.popitem(last=False)
+        return row
+
+    def _rules(self, own: dict[str, Any], shared: dict[str, Any]) -> dict[str, int | str] | None:
+        key = repr((sorted(own), shared))
+        if key not in self.rules:
+            twice = self.encode(**{k: v * 2 for k, v in own.items()}, **shared)
+            try:
+                self.rules[key] = batch_rules(self._row(own, shared), twice, "encode_prompt")
+            except CaptureError:
+                self.rules[key] = None
+        return self.rules[key]
+
+
+def _shapes(tree: Tree) -> str:
+    return repr([(path, tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf) for path, leaf in leaves(tree)])

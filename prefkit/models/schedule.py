@@ -1,0 +1,79 @@
+"""How clean latents are corrupted and what a network is asked to predict about them.
+
+epsilon, v   x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise     DDPM, arXiv 2006.11239, eq. 4
+             v = sqrt(abar_t) noise - sqrt(1 - abar_t) x0        arXiv 2202.00512, section 4
+flow         x_s = (1 - s) x0 + s noise, velocity noise - x0     rectified flow, arXiv 2209.03003
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.errors import UsageError
+
+TIME_SAMPLING = ("uniform", "logit_normal")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """prediction: "epsilon" | "v_prediction" | "flow". alphas_cumprod: [T] float64, None for flow."""
+
+    prediction: str
+    alphas_cumprod: Tensor | None = None
+
+    @classmethod
+    def of(cls, scheduler: Any, prediction: str) -> Schedule:
+        """The training schedule of a diffusers scheduler. Its inference timesteps play no part."""
+        if prediction == "flow":
+            return cls("flow")
+        return cls(prediction, scheduler.alphas_cumprod.detach().double().cpu())
+
+    def draw_time(self, generator: torch.Generator, sampling: str | None = None) -> Tensor:
+        """One time, []: int64 uniform on 0..T-1, or for flow float64 in (0, 1), logit-normal(0, 1) by default."""
+        if sampling not in (None, *TIME_SAMPLING) or (self.alphas_cumprod is not None and sampling == "logit_normal"):
+            raise UsageError(
+                f"time sampling {sampling!r} is not known for {self.prediction}; "
+                "choose uniform, or for flow models logit_normal or uniform."
+            )
+        if self.alphas_cumprod is not None:
+            return torch.randint(len(self.alphas_cumprod), (), generator=generator)
+        if sampling == "uniform":
+            return torch.rand((), generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+        return torch.randn((), generator=generator, dtype=torch.float64).sigmoid()
+
+    def shares(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of x0 and share of noise in x_t, each [B, 1, ...] in like's dtype."""
+        if self.alphas_cumprod is None:
+            signal, noise = 1 - time.double(), time.double()
+        else:
+            abar = self.alphas_cumprod.to(time.device)[time.long()]
+            signal, noise = abar.sqrt(), (1 - abar).sqrt()
+        shape = (-1, *[1] * (like.ndim - 1))
+        return signal.to(like).view(shape), noise.to(like).view(shape)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """x_t: x0 and noise [B, ...], time [B]."""
+        signal, amount = self.shares(time, x0)
+        return signal * x0 + amount * noise
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """What a perfect network would return for x_t, [B, ...]."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "flow":
+            return noise - x0
+        signal, amount = self.shares(time, x0)
+        return signal * noise - amount * x0
+
+    def x0(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
+        """The clean sample that a prediction stands for, [B, ...]. Infinite for epsilon where no signal is left."""
+        signal, amount = self.shares(time, x_t)
+        if self.prediction == "epsilon":
+            return (x_t - amount * prediction) / signal
+        if self.prediction == "flow":
+            return x_t - amount * prediction
+        return signal * x_t - amount * prediction

@@ -1,0 +1,79 @@
+"""Trees: nested dicts, lists and tuples of tensors, None and scalars. What a denoiser takes beside sample and time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+Tree = Any
+
+
+def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, leaf) in order; a path joins keys and positions by dots."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else None
+    if children is None:
+        yield path, tree
+        return
+    for key, child in children:
+        yield from leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """The same tree with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(change, child) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(change, child) for child in tree)
+    return tree
+
+
+def to_device(tree: Tree, device: Any) -> Tree:
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
+
+
+def dumps(tree: Tree) -> bytes:
+    """A safetensors blob: tensors by path, everything else in its metadata."""
+    import safetensors.torch
+
+    tensors: dict[str, Tensor] = {}
+
+    def skeleton(node: Tree, path: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[path] = node.detach().contiguous().cpu().clone()
+            return {"tensor": path}
+        if isinstance(node, dict):
+            return {"dict": {key: skeleton(child, f"{path}.{key}") for key, child in node.items()}}
+        if isinstance(node, (list, tuple)):
+            kind = "tuple" if isinstance(node, tuple) else "list"
+            return {kind: [skeleton(child, f"{path}.{i}") for i, child in enumerate(node)]}
+        return {"value": node}
+
+    shape = skeleton(tree, "")
+    return safetensors.torch.save(tensors, metadata={"tree": json.dumps(shape)})
+
+
+def loads(blob: bytes) -> Tree:
+    """The inverse of `dumps`; tensors on the CPU."""
+    import safetensors.torch
+
+    length = int.from_bytes(blob[:8], "little")
+    shape = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["tree"])
+    tensors = safetensors.torch.load(blob)
+
+    def build(node: Any) -> Tree:
+        kind, content = next(iter(node.items()))
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "dict":
+            return {key: build(child) for key, child in content.items()}
+        if kind in ("list", "tuple"):
+            items = [build(child) for child in content]
+            return tuple(items) if kind == "tuple" else items
+        return content
+
+    return build(shape)

@@ -1,0 +1,1 @@
+"""Scores in, (win, lose) pairs out, as a Hugging Face dataset."""

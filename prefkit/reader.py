@@ -1,0 +1,46 @@
+"""Single candidates by id, without reading a whole table: a few parts stay in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import StoreError
+from prefkit.store import Store
+
+PARTS_IN_MEMORY = 4
+
+
+class CandidateReader:
+    """`reader["id"]` is the stored row as a dict (see types.candidate_schema). Sequential ids are cheap."""
+
+    def __init__(self, store: Store, generators: Sequence[str] = ()) -> None:
+        import pyarrow.parquet as pq
+
+        self.where: dict[str, tuple[Path, int]] = {}
+        for generator in generators or store.names("candidates"):
+            for path in store.candidates(generator).parts():
+                ids = pq.ParquetFile(path).read(columns=["id"]).column("id").to_pylist()
+                self.where |= {cid: (path, row) for row, cid in enumerate(ids)}
+        self._part = functools.lru_cache(PARTS_IN_MEMORY)(lambda path: pq.ParquetFile(path).read())
+
+    def __contains__(self, cid: str) -> bool:
+        return cid in self.where
+
+    def __getitem__(self, cid: str) -> dict[str, Any]:
+        if cid not in self.where:
+            raise StoreError(f"candidate {cid} is not in the run; was its part removed? Run `prefkit generate` again.")
+        path, row = self.where[cid]
+        return self._part(path).slice(row, 1).to_pylist()[0]
+
+    def image(self, cid: str) -> bytes:
+        """The encoded image. Raises StoreError where there is none."""
+        row = self[cid]
+        if row["image"] is not None:
+            return row["image"]
+        try:
+            return Path(row["path"]).read_bytes()
+        except (OSError, TypeError) as error:
+            raise StoreError(f"the image of candidate {cid} ({row['path']}) cannot be read: {error}.") from error

@@ -1,0 +1,265 @@
+"""YAML -> dataclasses, every error with file:line; flags are laid over it by the same reader.
+
+The type of the field decides how a value is read (so `1e-4` is a number and `no` a string where a string is
+wanted); unknown keys are errors with the nearest name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefkit.config import Recipe, plain
+from prefkit.errors import RecipeError, UsageError
+from prefkit.registry import nearest
+
+PLUGIN_OF = {"Score": "scorer", "Pair": "strategy", "Choice": "objective"}
+
+
+class Located(str):
+    """A key or scalar as written, with the line it stands on."""
+
+    line: int = 0
+    quoted: bool = False
+
+
+def read(path: str | Path) -> Recipe:
+    """The recipe in a file. Raises RecipeError with file:line, UsageError where there is no such file."""
+    return build(Recipe, read_tree(path), "", str(path))
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The file as nested dicts and lists of located strings."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the recipe {path} could not be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
+    tree = {} if node is None else _convert(node, str(path))
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}:1: a recipe is a mapping of sections ({', '.join(_fields(Recipe))}).")
+    return tree
+
+
+def _convert(node: Any, path: str) -> Any:
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            name = _located(key)
+            if name in found:
+                raise RecipeError(f"{path}:{name.line}: {name}: given twice.")
+            found[name] = _convert(value, path)
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(item, path) for item in node.value]
+    if node.tag == "tag:yaml.org,2002:null":
+        return None
+    text = _located(node)
+    text.line = line
+    return text
+
+
+def _located(node: Any) -> Located:
+    text = Located(node.value)
+    text.line = node.start_mark.line + 1
+    text.quoted = getattr(node, "style", None) in ("'", '"')
+    return text
+
+
+def overlay(tree: dict[str, Any], path: str, text: str) -> None:
+    """Set `a.b.c` in a tree from a flag's text, which is read as YAML."""
+    value = _convert(yaml.compose(text or "''", Loader=yaml.SafeLoader), f"--{path}")
+    *parents, last = path.split(".")
+    for name in parents:
+        inner = tree.get(name)
+        if not isinstance(inner, dict):
+            inner = tree[name] = {}
+        tree = inner
+    tree[last] = value
+
+
+def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
+    """A tree as an instance of `kind`: a dataclass, dict[str, X], list[X], X | None, or a scalar type."""
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return _plain_scalars(tree)
+    if origin in (typing.Union, types.UnionType):
+        return _optional(kind, tree, where, path)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, tree, where, path)
+    if origin is dict:
+        if not isinstance(tree, Mapping):
+            raise _error(path, where, tree, "wants a mapping (name: value)")
+        inner = typing.get_args(kind)[1]
+        return {str(k): build(inner, v, _join(where, k), path) for k, v in tree.items()}
+    if origin in (list, tuple):
+        items = tree if isinstance(tree, (list, tuple)) else [tree]
+        inner = typing.get_args(kind)[0]
+        built = [build(inner, v, f"{where}[{i}]", path) for i, v in enumerate(items)]
+        return built if origin is list else tuple(built)
+    if origin is typing.Literal:
+        choices = typing.get_args(kind)
+        if tree not in choices:
+            raise _error(
+                path, where, tree, f"must be one of {', '.join(map(str, choices))}.{nearest(str(tree), choices)}"
+            )
+        return next(choice for choice in choices if choice == tree)
+    return _scalar(kind, tree, where, path)
+
+
+def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
+    choices = [k for k in typing.get_args(kind) if k is not type(None)]
+    if tree is None or (isinstance(tree, Located) and not tree.quoted and tree in ("null", "none", "~")):
+        return None
+    return build(choices[0], tree, where, path)
+
+
+def _dataclass(kind: Any, tree: Any, where: str, path: str) -> Any:
+    if dataclasses.is_dataclass(tree):
+        return tree
+    known = typing.get_type_hints(kind)
+    takes_options = kind.__name__ in PLUGIN_OF
+    if takes_options and isinstance(tree, str):
+        tree = {"use": tree}
+    if not isinstance(tree, Mapping):
+        raise _error(path, where, tree, f"wants a mapping with {', '.join(known)}")
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key in known and not (takes_options and key == "options"):
+            values[str(key)] = build(known[key], value, _join(where, key), path)
+        elif takes_options and key == "options" and isinstance(value, Mapping):
+            extra |= value
+        elif takes_options:
+            extra[key] = value
+        else:
+            names = ", ".join(known)
+            raise _error(
+                path, _join(where, key), key, f"unknown key.{nearest(str(key), list(known))} Known here: {names}"
+            )
+    if takes_options:
+        values["options"] = _plugin_options(kind, values.get("use", kind().use), extra, where, path)
+    return kind(**values)
+
+
+def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, path: str) -> dict[str, Any]:
+    """Only what was given, read with the types of the plug-in's own options."""
+    from prefkit import registry
+
+    if not use:
+        raise _error(path, _join(where, "use"), None, "which plug-in? Set `use`; `prefkit plugins` lists them")
+    if not given:
+        return {}
+    try:
+        plugin = registry.load(PLUGIN_OF[kind.__name__], use)
+    except UsageError as error:
+        raise _error(path, _join(where, "use"), use, str(error).rstrip(".")) from error
+    if not hasattr(plugin, "Options"):
+        key = next(iter(given))
+        names = ", ".join(_fields(kind))
+        raise _error(path, _join(where, key), key, f"unknown key; {use} takes no options. Known here: {names}")
+    wrong = [key for key in given if key not in _fields(plugin.Options)]
+    if wrong:
+        names = [n for n in [*_fields(plugin.Options), *_fields(kind)] if n != "options"]
+        known = ", ".join(names)
+        raise _error(
+            path, _join(where, wrong[0]), wrong[0], f"unknown key.{nearest(wrong[0], names)} Known here: {known}"
+        )
+    built = build(plugin.Options, given, where, path)
+    return {str(key): plain(getattr(built, key)) for key in given}
+
+
+def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+    if isinstance(tree, (Mapping, list)) or tree is None:
+        raise _error(path, where, tree, f"wants {wanted}")
+    if kind is str:
+        return str(tree)
+    if kind is bool:
+        if isinstance(tree, bool) or str(tree).lower() in ("true", "false"):
+            return str(tree).lower() == "true"
+        raise _error(path, where, tree, f"wants {wanted}, got {tree!s}")
+    if isinstance(tree, bool):
+        raise _error(path, where, tree, f"wants {wanted}, got {tree!s}")
+    try:
+        return int(str(tree).replace("_", "")) if kind is int else kind(tree)
+    except (TypeError, ValueError) as error:
+        raise _error(path, where, tree, f"wants {wanted}, got {tree!s}") from error
+
+
+def _plain_scalars(tree: Any) -> Any:
+    """Untyped values, read as YAML 1.2 would: numbers (1e-4 too), true, false, null, text."""
+    if isinstance(tree, Mapping):
+        return {str(k): _plain_scalars(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_plain_scalars(v) for v in tree]
+    if not isinstance(tree, Located):
+        return tree
+    if tree.quoted:
+        return str(tree)
+    words = {"true": True, "false": False, "null": None}
+    if tree.lower() in words:
+        return words[tree.lower()]
+    for number in (int, float):
+        try:
+            return number(tree)
+        except ValueError:
+            continue
+    return str(tree)
+
+
+def _fields(kind: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)]
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _error(path: str, where: str, at: Any, text: str) -> UsageError:
+    line = at.line if isinstance(at, Located) else _first_line(at)
+    prefix = f"{path}:{line}: " if path and line else f"{path}: " if path else ""
+    kind = RecipeError if path else UsageError
+    return kind(f"{prefix}{where or 'recipe'}: {text}.")
+
+
+def _first_line(tree: Any) -> int:
+    if isinstance(tree, Mapping):
+        return min((k.line for k in tree if isinstance(k, Located)), default=0)
+    if isinstance(tree, list):
+        return min((v.line for v in tree if isinstance(v, Located)), default=0)
+    return 0
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that reads back to the same."""
+    return yaml.safe_dump(_inlined(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _inlined(value: Any) -> Any:
+    """Like config.plain, with a plug-in's options beside `use`, where people write them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {f.name: _inlined(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if type(value).__name__ in PLUGIN_OF:
+            found |= found.pop("options")
+        return found
+    if isinstance(value, Mapping):
+        return {k: _inlined(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_inlined(v) for v in value]
+    return value

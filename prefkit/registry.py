@@ -1,0 +1,132 @@
+"""A plug-in by its name: a file of its room, an entry point, `package.module:Name` or `file.py:name`.
+
+Nothing is imported until it is named, so a broken plug-in breaks only its own use. A plug-in file binds
+`plugin` to its class; the class has `Options` (a frozen dataclass) and takes an instance of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import PluginError, UsageError
+
+ROOMS = {
+    "scorer": "prefkit.score.scorers",
+    "strategy": "prefkit.pair.strategies",
+    "objective": "prefkit.train.objectives",
+    "family": "prefkit.train.families",
+}
+ENTRY_POINTS = {"scorer": "scorers", "strategy": "strategies", "objective": "objectives", "family": "families"}
+
+
+def _room(kind: str) -> Path:
+    return Path(__file__).parent.joinpath(*ROOMS[kind].split(".")[1:])
+
+
+def builtin(kind: str) -> dict[str, str]:
+    """Name -> first line of the file's docstring, of the files in the room, without importing them."""
+    room = _room(kind)
+    found = {}
+    for module in pkgutil.iter_modules([str(room)]):
+        text = ast.get_docstring(ast.parse((room / f"{module.name}.py").read_text())) or ""
+        found[module.name] = text.split("\n", 1)[0]
+    return found
+
+
+def installed(kind: str) -> dict[str, metadata.EntryPoint]:
+    """Name -> entry point of other packages. Two packages with one name are refused, never last-wins."""
+    found: dict[str, metadata.EntryPoint] = {}
+    for point in metadata.entry_points(group=f"prefkit.{ENTRY_POINTS[kind]}"):
+        if point.name in found and found[point.name].value != point.value:
+            raise PluginError(
+                f"two packages offer a {kind} called {point.name!r}: {found[point.name].value} and {point.value}. "
+                "Uninstall one, or name it as package.module:Name."
+            )
+        found[point.name] = point
+    return found
+
+
+def load(kind: str, name: str) -> Any:
+    """The class (or, for scorers and generators, the function) called `name`. Raises UsageError, PluginError."""
+    if ":" in name:
+        return _attribute(kind, *name.rsplit(":", 1))
+    if name in builtin(kind):
+        return _imported(kind, name, f"{ROOMS[kind]}.{name}").plugin
+    points = installed(kind)
+    if name in points:
+        try:
+            return points[name].load()
+        except Exception as error:
+            raise PluginError(f"{kind} {name} ({points[name].value}) could not be imported: {error}") from error
+    known = sorted([*builtin(kind), *points])
+    raise UsageError(
+        f"no {kind} is called {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}; or give "
+        "file.py:name or package.module:Name."
+    )
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _attribute(kind: str, where: str, name: str) -> Any:
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise UsageError(f"{kind} {where}:{name}: the file {where} is not there.")
+        module = _from_file(kind, path)
+    else:
+        module = _imported(kind, f"{where}:{name}", where)
+    if not hasattr(module, name):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise UsageError(f"{kind} {where}:{name}: {where} has no {name}.{nearest(name, public)}")
+    return getattr(module, name)
+
+
+def _from_file(kind: str, path: Path) -> Any:
+    key = f"prefkit_file_{path.resolve().as_posix().replace('/', '_').replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module  # dataclasses and pickling look modules up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise PluginError(f"{kind} file {path} could not be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _imported(kind: str, name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PluginError(
+            f"{kind} {name} could not be imported: {error}. Install what it needs, then try again."
+        ) from error
+
+
+def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
+    """`plugin.Options(**given)`, values checked against the annotations. Raises UsageError with the nearest name."""
+    from prefkit.recipe import build
+
+    if not hasattr(plugin, "Options"):
+        if given:
+            raise UsageError(f"{where or plugin}: takes no options, but was given {', '.join(given)}.")
+        return None
+    return build(plugin.Options, dict(given), where)
+
+
+def make(kind: str, name: str, given: Mapping[str, Any], where: str = "") -> Any:
+    """An instance of the plug-in class with its options checked."""
+    found = load(kind, name)
+    return found(options(found, given, where or f"{kind} {name}"))

@@ -1,0 +1,1 @@
+"""Candidates in, one table of numbers per scorer out."""

@@ -1,0 +1,122 @@
+"""Any scorer on a list of candidates: a plug-in class, or a bare function of images and prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from prefkit import registry
+from prefkit.errors import PluginError, PrefkitError
+from prefkit.types import Candidate, Score, Scorer, ScorerSpec
+
+AHEAD = 3  # batches decoded ahead of the one being scored
+
+
+class FunctionScorer:
+    """`(images, prompts, **context) -> list[float | None]` as a scorer. Its version is the hash of its file.
+
+    Arguments beyond the first two are filled from the requests' extra, as lists: `def f(images, prompts, user)`.
+    """
+
+    scope = "absolute"
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function, self.name = function, name
+        parameters = list(inspect.signature(function).parameters.values())[2:]
+        self.context = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        needed = {
+            p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        }
+        self.requires = frozenset({"image", "prompt"} | needed)
+
+    def spec(self) -> ScorerSpec:
+        path = Path(inspect.getsourcefile(self.function) or "")
+        version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "unknown"
+        return ScorerSpec(self.name, version, formula=(inspect.getdoc(self.function) or "").split("\n")[0])
+
+    def load(self, device: str, dtype: str) -> None:
+        """Nothing to load."""
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        given = {name: [c.extra.get(name) for c in batch] for name in self.context}
+        values = self.function([c.pil() for c in batch], [c.prompt for c in batch], **given)
+        if len(values) != len(batch):
+            raise PluginError(
+                f"scorer {self.name} returned {len(values)} values for {len(batch)} images; one each is needed."
+            )
+        return [Score(None, error="the function returned None") if v is None else Score(float(v)) for v in values]
+
+
+def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
+    """The scorer called `use`, weights not loaded. Raises UsageError, PluginError."""
+    found = registry.load("scorer", use)
+    if inspect.isfunction(found):
+        return FunctionScorer(found, use)
+    return found(registry.options(found, options, where or f"scorer {use}"))
+
+
+def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
+    """What the scorer requires and this candidate has not."""
+    has = {"prompt"} | set(candidate.extra)
+    has |= {"image"} if candidate.image is not None or candidate.path is not None else set()
+    has |= {"payload"} if candidate.payload is not None else set()
+    return sorted(scorer.requires - has)
+
+
+def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate | Score]]:
+    """Batches with images decoded in background threads; an undecodable one becomes its failed Score."""
+    with ThreadPoolExecutor(2) as pool:
+        queue = [pool.submit(_decode, batch) for batch in islice(batches, AHEAD)]
+        while queue:
+            ready = queue.pop(0).result()
+            queue += [pool.submit(_decode, batch) for batch in islice(batches, 1)]
+            yield ready
+
+
+def _decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
+    found: list[Candidate | Score] = []
+    for c in batch:
+        try:
+            found.append(dataclasses.replace(c, decoded=c.pil()))
+        except (OSError, ValueError, SyntaxError) as error:
+            found.append(Score(None, error=f"the image could not be decoded: {error}"))
+    return found
+
+
+def score_batch(scorer: Scorer, items: Sequence[Candidate | Score]) -> list[Score]:
+    """One Score an item, in order. An exception is pinned on its item by scoring one by one; NaN is a failure."""
+    live = [c for c in items if isinstance(c, Candidate)]
+    scores = iter(_scored(scorer, live) if live else [])
+    return [item if isinstance(item, Score) else next(scores) for item in items]
+
+
+def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
+    try:
+        found = scorer.score(batch)
+    except PrefkitError:
+        raise
+    except Exception as error:
+        if len(batch) == 1 or scorer.scope == "within_request":
+            return [Score(None, error=f"{type(error).__name__}: {error}")] * len(batch)
+        return [score for c in batch for score in _scored(scorer, [c])]
+    if len(found) != len(batch):
+        name = scorer.spec().name
+        raise PluginError(
+            f"scorer {name} returned {len(found)} scores for {len(batch)} candidates; one each is needed."
+        )
+    return [_checked(score) for score in found]
+
+
+def _checked(score: Score) -> Score:
+    if score.value is not None and not math.isfinite(score.value):
+        return dataclasses.replace(score, value=None, error=score.error or f"the scorer returned {score.value}")
+    if score.value is None and not score.error:
+        return dataclasses.replace(score, error="the scorer gave no value and no reason")
+    return score

@@ -1,0 +1,1 @@
+"""One file per scorer, found by its name."""

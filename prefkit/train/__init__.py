@@ -1,0 +1,1 @@
+"""Pairs in, an adapter or new weights out."""

@@ -1,0 +1,1 @@
+"""Kinds of model that can be trained: one file each, found by its name."""

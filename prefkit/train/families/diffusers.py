@@ -1,0 +1,143 @@
+"""Any diffusers pipeline whose wiring can be proven: one head, "image"."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefkit.errors import CaptureError, TrainingError, UsageError
+from prefkit.types import Candidate, Draw, Request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from prefkit.models.trees import Tree
+    from prefkit.models.wiring import Wiring
+
+
+class DiffusersFamily:
+    """Latents are tensors in the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
+
+    time_sampling  None (uniform for epsilon and v, logit-normal for flow) | "uniform" | "logit_normal"
+    call           the generation's call arguments; an embedded guidance keeps its value, height and width are
+                   used for the capture
+    encode_batch   images encoded at once
+    """
+
+    def __init__(
+        self, time_sampling: str | None = None, call: Mapping[str, Any] | None = None, encode_batch: int = 8
+    ) -> None:
+        self.time_sampling, self.call, self.encode_batch = time_sampling, dict(call or {}), encode_batch
+
+    def load(
+        self, model: Mapping[str, Any], parts: Collection[str] | None = None, wiring: Wiring | None = None
+    ) -> None:
+        """Load and, without a wiring from an earlier capture, look at the pipeline while it runs.
+
+        model: arguments of models.load.load_pipeline: base, revision, adapters, device, dtype, scheduler.
+        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError.
+        """
+        from prefkit.models.capture import capture
+        from prefkit.models.load import load_pipeline
+        from prefkit.models.schedule import Schedule
+
+        if wiring is None and parts is not None and len(set(parts)) < 3:
+            raise CaptureError(
+                "a capture needs denoiser, vae and text together; hand over the wiring of an earlier one."
+            )
+        self.pipe = load_pipeline(**model, parts=parts)
+        if model.get("adapters"):
+            self._refuse_text_adapters()
+        self.wiring = wiring or capture(self.pipe, call=self.call)
+        self.net = getattr(self.pipe, self.wiring.denoiser)
+        self.schedule = Schedule.of(self.pipe.scheduler, self.wiring.prediction)
+
+    def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
+        """Per candidate the clean latents, float32, CPU: its payload's, or its image encoded."""
+        import safetensors.torch
+
+        found: list[Tensor | None] = [
+            safetensors.torch.load(c.payload)["latents"].float() if c.payload is not None else None for c in candidates
+        ]
+        missing = [i for i, latents in enumerate(found) if latents is None]
+        for start in range(0, len(missing), self.encode_batch):
+            block = missing[start : start + self.encode_batch]
+            for i, latents in zip(block, self._encode([candidates[i] for i in block]), strict=True):
+                found[i] = latents
+        return [latents for latents in found if latents is not None]
+
+    def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
+        """Per request what the denoiser is given beside sample and time, at size (height, width)."""
+        from prefkit.models.conditions import capture_conditions
+
+        prompts = [request.prompt for request in requests]
+        height, width = size
+        return capture_conditions(self.pipe, self.wiring, prompts, height=height, width=width, call=self.call)
+
+    def collate(self, conditions: Sequence[Tree]) -> Tree:
+        """Conditions of one signature, one per sample -> the condition of a batch."""
+        from prefkit.models.conditions import collate
+
+        return collate(self.wiring, conditions)
+
+    def signature(self, condition: Tree) -> str:
+        """Conditions with equal signatures may share a batch."""
+        from prefkit.models.conditions import signature
+
+        return signature(self.wiring, condition)
+
+    def draw(self, group: str, visit: int, like: Tensor) -> Draw:
+        """A function of (group, visit) alone: time [1] and noise [1, *like.shape], float32, CPU."""
+        import torch
+
+        seed = int.from_bytes(hashlib.sha256(f"{group}\n{visit}".encode()).digest()[:8], "little") >> 1
+        generator = torch.Generator("cpu").manual_seed(seed)
+        time = self.schedule.draw_time(generator, self.time_sampling)
+        noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+        return Draw(time.unsqueeze(0), noise.unsqueeze(0))
+
+    def residuals(self, net: Any, latents: Tensor, draw: Draw, condition: Tree) -> dict[str, Tensor]:
+        """{"image": prediction - target}, [B, ...] float32.
+
+        latents [B, ...] float32; draw with one entry per SAMPLE (time [B], noise [B, ...]: a batch of draws, one
+        per group, is spread by `draw.time[groups.index]` and `draw.noise[groups.index]`); condition for B samples.
+        """
+        from prefkit.models.predict import predict
+
+        x_t = self.schedule.add_noise(latents, draw.noise, draw.time)
+        target = self.schedule.target(latents, draw.noise, draw.time)
+        return {"image": predict(net, self.wiring, x_t, draw.time, condition) - target}
+
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
+        """Latents [B, ...] -> images; packed tokens of images that are not square need size (height, width)."""
+        from prefkit.models.latents import decode
+
+        return decode(self.pipe, self.wiring, latents, size)
+
+    def _encode(self, candidates: Sequence[Candidate]) -> list[Tensor]:
+        from prefkit.models.latents import encode
+
+        cell = self.wiring.downscale * (2 if "packed" in self.wiring.layout else 1)
+        images = [candidate.pil() for candidate in candidates]
+        for candidate, image in zip(candidates, images, strict=True):
+            if image.width % cell or image.height % cell:
+                raise UsageError(
+                    f"the image of candidate {candidate.id} is {image.width} x {image.height} px; "
+                    f"{self.wiring.pipeline} needs multiples of {cell}. Resize or crop the images before training."
+                )
+        if len({image.size for image in images}) == 1:
+            return list(encode(self.pipe, self.wiring, images).cpu().unbind(0))
+        return [encode(self.pipe, self.wiring, [image])[0].cpu() for image in images]
+
+    def _refuse_text_adapters(self) -> None:
+        for name, component in self.pipe.components.items():
+            if name.startswith("text_encoder") and getattr(component, "peft_config", None):
+                raise TrainingError(
+                    f"one of the start's adapters also changes {name}; prefkit trains and exports adapters of the "
+                    "denoiser only. Fuse that adapter into the pipeline (fuse_lora, save_pretrained) and start from it."
+                )
+
+
+plugin = DiffusersFamily
