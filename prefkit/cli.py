@@ -207,7 +207,9 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
 def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """The result as rows of a table: those that eval made, else the plain values of each entry."""
     if name == "eval":
-        return [row for result in found.values() for row in result["rows"]]
+        from prefkit.evaluate.run import flat_rows
+
+        return [row for result in found.values() for row in flat_rows(result)]
     return [
         {name: entry, **{k: v for k, v in counts.items() if not isinstance(v, (dict, list))}}
         for entry, counts in found.items()

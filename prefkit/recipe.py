@@ -153,7 +153,7 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str) -> Any:
                 path, _join(where, key), key, f"unknown key.{nearest(str(key), list(known))} Known here: {names}"
             )
     if takes_options:
-        values["options"] = _plugin_options(kind, values.get("use", kind().use), extra, where, path)
+        values["options"] = _plugin_options(kind, tree.get("use", kind().use), extra, where, path)
     return kind(**values)
 
 
@@ -163,23 +163,22 @@ def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, p
 
     if not use:
         raise _error(path, _join(where, "use"), None, "which plug-in? Set `use`; `prefkit plugins` lists them")
-    if not given:
-        return {}
     try:
+        registry.check_name(PLUGIN_OF[kind.__name__], use)
+        if not given:
+            return {}
         plugin = registry.load(PLUGIN_OF[kind.__name__], use)
     except UsageError as error:
         raise _error(path, _join(where, "use"), use, str(error).rstrip(".")) from error
     if not hasattr(plugin, "Options"):
         key = next(iter(given))
-        names = ", ".join(_fields(kind))
-        raise _error(path, _join(where, key), key, f"unknown key; {use} takes no options. Known here: {names}")
+        text = f"unknown key; {use} takes no options. Known here: {', '.join(_fields(kind))}"
+        raise _error(path, _join(where, key), key, text)
     wrong = [key for key in given if key not in _fields(plugin.Options)]
     if wrong:
         names = [n for n in [*_fields(plugin.Options), *_fields(kind)] if n != "options"]
-        known = ", ".join(names)
-        raise _error(
-            path, _join(where, wrong[0]), wrong[0], f"unknown key.{nearest(wrong[0], names)} Known here: {known}"
-        )
+        text = f"unknown key.{nearest(wrong[0], names)} Known here: {', '.join(names)}"
+        raise _error(path, _join(where, wrong[0]), wrong[0], text)
     built = build(plugin.Options, given, where, path)
     return {str(key): plain(getattr(built, key)) for key in given}
 

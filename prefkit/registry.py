@@ -57,21 +57,28 @@ def installed(kind: str) -> dict[str, metadata.EntryPoint]:
 
 def load(kind: str, name: str) -> Any:
     """The class (or, for scorers and generators, the function) called `name`. Raises UsageError, PluginError."""
+    check_name(kind, name)
     if ":" in name:
         return _attribute(kind, *name.rsplit(":", 1))
     if name in builtin(kind):
         return _imported(kind, name, f"{ROOMS[kind]}.{name}").plugin
-    points = installed(kind)
-    if name in points:
-        try:
-            return points[name].load()
-        except Exception as error:
-            raise PluginError(f"{kind} {name} ({points[name].value}) could not be imported: {error}") from error
-    known = sorted([*builtin(kind), *points])
-    raise UsageError(
-        f"no {kind} is called {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}; or give "
-        "file.py:name or package.module:Name."
-    )
+    point = installed(kind)[name]
+    try:
+        return point.load()
+    except Exception as error:
+        raise PluginError(f"{kind} {name} ({point.value}) could not be imported: {error}") from error
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raises UsageError for a name that nothing has, without importing anything."""
+    if ":" in name or name in builtin(kind):
+        return
+    known = sorted({*builtin(kind), *installed(kind)})
+    if name not in known:
+        raise UsageError(
+            f"no {kind} is called {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}; or give "
+            "file.py:name or package.module:Name."
+        )
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

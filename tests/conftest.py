@@ -1,6 +1,82 @@
 """Small real runs that many tests start from."""
 
+from __future__ import annotations
+
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+PROMPTS = [f"a {colour} {item}" for colour in ("red", "blue", "green") for item in ("dress", "hat", "boot", "coat")]
+TASTE = '''
+import numpy as np
+
+def muted(images, prompts):
+    """Minus the mean saturation."""
+    return [-float(np.asarray(image.convert("HSV"))[..., 1].mean()) / 255 for image in images]
+'''
+RECIPE = """
+run: RUN
+model: {base: SD}
+requests: {source: PROMPTS, test_share: 0.25}
+generate:
+  own: {n: 4, steps: 2, guidance: 3.0, height: 64, width: 64, batch_size: 4}
+score:
+  size: {use: jpeg}
+  taste: {use: "TASTE:muted"}
+pair:
+  main: {use: topk_bottomk, k: 2, weights: {taste: 1.0}}
+train:
+  dpo: {pairs: main, objective: {use: dpo, beta: 2000}, lora: {rank: 4}, steps: 4, learning_rate: 1e-3, validation: 2, batch_size: 2}
+eval:
+  held_out: {models: [dpo], scorers: [size, taste], seeds: 2, bootstrap: 200}
+"""
+
+
+@pytest.fixture(scope="session")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion folder."""
+    from prefkit.testing import tiny_pipeline
+
+    return tiny_pipeline("sd", tmp_path_factory.mktemp("model") / "sd")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, sd: Path) -> Path:
+    """The recipe of a whole tiny run under tmp_path/run."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "taste.py").write_text(TASTE)
+    text = RECIPE.replace("RUN", str(tmp_path / "run")).replace("SD", str(sd))
+    text = text.replace("PROMPTS", str(tmp_path / "prompts.txt")).replace("TASTE", str(tmp_path / "taste.py"))
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def cli() -> Callable[..., Any]:
+    """cli("generate", "-r", path) in this process -> (exit code, stdout, stderr)."""
+    import contextlib
+    import io
+
+    from prefkit.cli import run
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run([str(a) for a in arguments])
+        return code, out.getvalue(), err.getvalue()
+
+    return call
+
+
+def prefkit(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "prefkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)

@@ -22,7 +22,7 @@ from prefkit.generate.requests import read_requests
 from prefkit.models.place import rank
 from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
-from prefkit.store import Store, Table, candidate_row
+from prefkit.store import Store, Table, candidate_row, note_pace
 from prefkit.types import Candidate, Request
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
@@ -100,6 +100,7 @@ def run_generate(
             start = time.monotonic()
             _generate_blocks(table, blocks, done, open_generator(model, settings), settings, counts)
             counts["seconds"] = round(time.monotonic() - start, 2)
+            note_pace(table.folder, counts["made"], counts["seconds"])
     return counts
 
 
@@ -112,7 +113,7 @@ def _generate_blocks(
             size = settings.batch_size
             for block in blocks:
                 results, size = answer(call, block, size)
-                if counts["made"] == 0 and counts["failed"] == 0 and all("error" in r for r in results):
+                if not any(counts[k] for k in ("present", "made", "failed")) and all("error" in r for r in results):
                     raise PrefkitError(f"every candidate of the first batch failed: {results[0]['error']}")
                 for job, result in zip(block, results):
                     if job[3] not in done:

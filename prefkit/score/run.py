@@ -13,7 +13,7 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.models.place import device_of, rank
 from prefkit.output import Progress, note
 from prefkit.score.core import decoded_batches, make_scorer, missing_keys, score_batch
-from prefkit.store import Store, Table
+from prefkit.store import Store, Table, note_pace
 from prefkit.types import Candidate, candidate_schema
 
 FLUSH_ROWS, FLUSH_SECONDS = 1024, 20.0
@@ -44,12 +44,13 @@ def run_score(
         counts: dict[str, Any] = {"wanted": len(keys) + present, "present": present, "scored": 0, "failed": 0}
         todo = {key[0] for key in split_by_request(keys, own, of)}
         if todo:
-            _check_requires(store, scorer, chosen, todo, alias)
+            _check_requires(store, scorer, chosen, keys[0][0], alias)
             note(f"score {alias}: {len(todo)} candidates with {settings.use}")
             start = time.monotonic()
             scorer.load(device_of(settings.device), settings.dtype)
             _score_all(store, table, scorer, settings, chosen, todo, counts)
             counts["seconds"] = round(time.monotonic() - start, 2)
+            note_pace(table.folder, counts["scored"], counts["seconds"])
     return counts
 
 
@@ -86,8 +87,8 @@ def _columns(scorer: Any) -> list[str]:
     return [name for name in candidate_schema().names if name != "payload" or payload]
 
 
-def _check_requires(store: Store, scorer: Any, generators: Sequence[str], todo: set[str], alias: str) -> None:
-    first = next(store.iter_candidates(generators, {next(iter(todo))}))
+def _check_requires(store: Store, scorer: Any, generators: Sequence[str], first_id: str, alias: str) -> None:
+    first = next(store.iter_candidates(generators, {first_id}))
     lacking = missing_keys(scorer, first)
     if lacking:
         raise UsageError(
@@ -149,7 +150,7 @@ def _score_all(
                 progress.update(len(items))
         finally:
             table.append(rows)
-    if counts["scored"] == 0 and first_failures:
+    if counts["scored"] == counts["present"] == 0 and first_failures:
         raise PluginError(f"score {table.folder.name}: every candidate failed, the first with: {first_failures[0]}")
 
 

@@ -1,0 +1,1 @@
+"""Base against tuned on held-out requests, with the cheap explanations beside it."""

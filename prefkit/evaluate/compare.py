@@ -1,0 +1,84 @@
+"""Two frames of scores in, one row of the evaluation out. No files, no models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefkit.evaluate import statistics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EMPTY = dict.fromkeys(
+    ["base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "minimum_detectable", "best_of_n"], None
+)
+
+
+def compare(
+    base: pd.DataFrame,
+    tuned: pd.DataFrame,
+    *,
+    tie: float = 0.0,
+    higher_is_better: bool = True,
+    samples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Paired comparison of two tables of scores with columns request_id, index (the seed's number), value.
+
+    A pair is the same request and index in both, with both values finite; a request without one is left out
+    and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the
+    paired seeds, in the scorer's own units and direction; all else has "higher is better". Further base
+    indices enter `best_of_n` only: there, the tuned mean of a request is the mean of all its base scores plus the
+    paired gain, so that base against itself is best of 1 however many were drawn.
+    """
+    wanted = tuned.request_id.nunique()
+    left, right = (_finite(frame) for frame in (base, tuned))
+    both = left.merge(right, on=["request_id", "index"], suffixes=("_base", "_tuned")).sort_values(
+        ["request_id", "index"]
+    )
+    if both.empty:
+        return EMPTY | {"n_requests": 0, "n_pairs": 0, "requests_left_out": wanted}
+    codes, names = both.request_id.factorize()
+    sign = 1.0 if higher_is_better else -1.0
+    a, b = sign * both.value_base.to_numpy(np.float64), sign * both.value_tuned.to_numpy(np.float64)
+    outcome = statistics.paired_outcomes(a, b, tie)
+    wins = statistics.request_means(outcome, codes)
+    low, high = statistics.bootstrap_interval(wins, samples, seed)
+    groups = dict(tuple(left.groupby("request_id").value))
+    drawn = [sign * groups[name].to_numpy(np.float64) for name in names]
+    gain = statistics.request_means(b - a, codes)
+    return {
+        "base": sign * float(statistics.request_means(a, codes).mean()),
+        "tuned": sign * float(statistics.request_means(b, codes).mean()),
+        "win_rate": float(wins.mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "tie_share": float(statistics.request_means(outcome == 0.5, codes).mean()),
+        "minimum_detectable": statistics.minimum_detectable(wins),
+        "best_of_n": statistics.best_of_n(drawn, np.array([values.mean() for values in drawn]) + gain),
+        "n_requests": len(names),
+        "n_pairs": len(both),
+        "requests_left_out": wanted - len(names),
+    }
+
+
+def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | None]]:
+    """Spearman's rank correlation of scorers over the same images, pairwise complete; None where undefined.
+
+    columns: scorer -> values by candidate id, each turned so that higher is better.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(columns).corr(method="spearman")
+    return {a: {b: finite(table.loc[a, b]) for b in table.columns} for a in table.index}
+
+
+def finite(value: Any) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+def _finite(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.loc[np.isfinite(frame.value.to_numpy(np.float64, na_value=np.nan)), ["request_id", "index", "value"]]

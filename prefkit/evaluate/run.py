@@ -1,0 +1,211 @@
+"""The eval stage: images of base and tuned at the same seeds, their scores, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prefkit.config import Eval, Generate, Model, Recipe, content, plain
+from prefkit.errors import PluginError, UsageError
+from prefkit.evaluate import sets
+from prefkit.evaluate.compare import compare, correlations
+from prefkit.evaluate.images import mean_diversity, moved, thumbnails
+from prefkit.evaluate.statistics import verdict
+from prefkit.output import warn
+from prefkit.store import Store, check_fingerprint, write_json
+from prefkit.types import Request
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
+    """Evaluate recipe.eval[name] and write eval/NAME/result.json, whole or not at all. Returns its content.
+
+    limit: requests per set. What is on disk is not made again. Raises UsageError (no such eval, model,
+    scorer or request) and FingerprintError (eval/NAME was made with another base model or generator).
+    """
+    if name not in recipe.eval:
+        raise UsageError(f"eval: there is no {name!r} in the recipe; known are {', '.join(recipe.eval) or 'none'}.")
+    cfg = recipe.eval[name]
+    generator, settings = sets.settings_of(recipe, cfg)
+    jobs, aliases = sets.model_jobs(store, recipe, cfg, settings), sets.aliases_of(recipe, cfg)
+    requests = sets.request_sets(store, recipe, cfg, limit)
+    with store.lock(f"eval/{name}"):
+        check_fingerprint(
+            store.eval(name) / "fingerprint.json",
+            {"generator": content(settings), "model": content(recipe.model)},
+            "Give this evaluation another name in the recipe, or remove that folder.",
+        )
+        found, tables, usable, left_out = {}, {}, aliases, {}
+        for set_name, members in requests.items():
+            for model, (weights, how) in jobs.items():
+                folder = Store.create(store.eval(name) / set_name / model)
+                seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
+                make(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases)
+            opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
+            usable, left_out = comparable(opened["base"], aliases)
+            found[set_name] = assess(recipe, cfg, generator, opened, members, usable)
+            tables[set_name] = opened["base"]
+        result = {
+            "sets": found,
+            "settings": _settings(recipe, cfg, generator, settings, limit) | _overlap(store, requests),
+            "controls": sets.controls_report(cfg, jobs),
+            "correlations": _correlations(tables, generator, usable, requests),
+            "left_out": left_out,
+        }
+        write_json(store.eval(name) / "result.json", result)
+    return result
+
+
+def make(
+    folder: Store,
+    recipe: Recipe,
+    model: Model,
+    settings: tuple[str, Generate],
+    requests: list[Request],
+    aliases: list[str],
+) -> None:
+    """Images of `requests` and their scores, in a run-shaped folder of one model."""
+    from prefkit.generate.run import run_generate
+    from prefkit.score.run import run_score
+
+    generator, how = settings
+    # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
+    folder.write_requests({r.request_id: r for r in [*folder.requests(), *requests]}.values())
+    own = replace(
+        recipe,
+        run=str(folder.folder),
+        model=model,
+        generate={generator: replace(how, splits=sorted({r.split for r in requests}))},
+        score={alias: replace(recipe.score[alias], generators=[]) for alias in aliases},
+    )
+    run_generate(folder, own, generator, requests=requests)
+    for alias in aliases:
+        try:
+            run_score(folder, own, alias)
+        except PluginError as error:
+            if not folder.scores(alias).parts():
+                raise
+            warn(f"{error} The requests concerned are left out and counted.")  # every reason is in the table
+
+
+def assess(
+    recipe: Recipe, cfg: Eval, generator: str, opened: dict[str, Store], requests: list[Request], aliases: list[str]
+) -> dict[str, Any]:
+    """{model: {scorer: row}} of one set; `opened` holds the folder of the base and of every other model."""
+    wanted = {r.request_id for r in requests}
+    base_images = thumbnails(opened["base"], generator, wanted, cfg.seeds)
+    spread = mean_diversity(base_images)
+    found: dict[str, Any] = {}
+    for model, folder in opened.items():
+        if model == "base":
+            continue
+        images = thumbnails(folder, generator, wanted, cfg.seeds)
+        distances = {
+            "diversity_base": spread,
+            "diversity_tuned": mean_diversity(images),
+            "moved": moved(base_images, images),
+            "seed_distance": spread,
+        }
+        found[model] = {}
+        for alias in aliases:
+            frames = [values(place, generator, alias, wanted) for place in (opened["base"], folder)]
+            spec = opened["base"].scores(alias).spec() or {}
+            found[model][alias] = assess_scorer(recipe, cfg, (model, alias), frames, spec, distances)
+    return found
+
+
+def assess_scorer(
+    recipe: Recipe,
+    cfg: Eval,
+    names: tuple[str, str],
+    frames: list[pd.DataFrame],
+    spec: dict[str, Any],
+    distances: dict[str, float | None],
+) -> dict[str, Any]:
+    """One row of the result: names = (model, scorer), frames = scores of the base and of the model."""
+    base, tuned = frames
+    higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
+    row = compare(base, tuned[tuned["index"] < cfg.seeds], tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap)
+    row |= distances | {
+        "used_for_pairs": sets.used_for_pairs(recipe, *names, only),
+        "evaluation_only": only,
+        "higher_is_better": higher,
+    }
+    word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
+    return row | {"verdict": word}
+
+
+def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Scorers whose values hold across calls, and those left out with the reason."""
+    left_out = {
+        alias: "its values hold within one call only (scope within_request), and base and tuned are scored apart"
+        for alias in aliases
+        if (opened.scores(alias).spec() or {}).get("scope") == "within_request"
+    }
+    return [alias for alias in aliases if alias not in left_out], left_out
+
+
+def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.DataFrame:
+    """request_id, index, id, value of one scorer; a row for every candidate, NaN where the score is missing."""
+    candidates = folder.candidates(generator).frame(["id", "request_id", "index"])
+    scores = folder.scores(alias).frame(["id", "value"])
+    frame = candidates[candidates.request_id.isin(requests)].merge(scores, on="id", how="left")
+    return frame[["request_id", "index", "id", "value"]]
+
+
+def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """result.json as rows for the terminal: one per set, model and scorer."""
+    rows = []
+    for set_name, models in result["sets"].items():
+        for model, scorers in models.items():
+            for alias, row in scorers.items():
+                shown = {"set": set_name, "model": model, "scorer": alias}
+                for key in ("base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "n_requests"):
+                    value = row[key]
+                    shown[key] = round(value, 4) if isinstance(value, float) else value
+                best = row["best_of_n"]
+                shown["best_of_n"] = round(best, 2) if isinstance(best, float) else best
+                shown["judge"] = "used for pairs" if row["used_for_pairs"] else "held out"
+                rows.append(shown | {"verdict": row["verdict"]})
+    return rows
+
+
+def _settings(recipe: Recipe, cfg: Eval, generator: str, settings: Generate, limit: int | None) -> dict[str, Any]:
+    return {
+        "eval": plain(cfg),
+        "generator": generator,
+        "generate": plain(settings),
+        "model": plain(recipe.model),
+        "limit": limit,
+    }
+
+
+def _overlap(store: Store, requests: dict[str, list[Request]]) -> dict[str, Any]:
+    """How many requests of each set are also training requests of this run: no evidence, so it is said."""
+    trained = {" ".join(r.prompt.split()).lower() for r in store.requests() if r.split == "train"}
+    counts = {
+        name: sum(" ".join(r.prompt.split()).lower() in trained for r in members) for name, members in requests.items()
+    }
+    for name, count in counts.items():
+        if count:
+            warn(f"eval set {name!r}: {count} of {len(requests[name])} prompts are training prompts of this run.")
+    return {"requests": {name: len(members) for name, members in requests.items()}, "in_training": counts}
+
+
+def _correlations(
+    tables: dict[str, Store], generator: str, aliases: list[str], requests: dict[str, list[Request]]
+) -> dict[str, Any]:
+    """Spearman between scorers on the base images of all sets, higher is better for each."""
+    import pandas as pd
+
+    columns = {}
+    for alias in aliases:
+        parts = []
+        for name, folder in tables.items():
+            sign = 1.0 if (folder.scores(alias).spec() or {}).get("higher_is_better", True) else -1.0
+            frame = values(folder, generator, alias, {r.request_id for r in requests[name]})
+            parts.append(pd.Series(sign * frame.value.to_numpy(float), index=[f"{name}/{i}" for i in frame.id]))
+        columns[alias] = pd.concat(parts)
+    return correlations(columns)

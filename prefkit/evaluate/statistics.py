@@ -1,0 +1,139 @@
+"""Numbers that stand in an evaluation. Pure numpy, float64; no function here knows of images or files.
+
+Between-request quantities treat the request as the unit of sampling: seeds of one request are not
+independent evidence, so they are averaged first (DESIGN: "per request the mean over seeds").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+import numpy as np
+
+#: z of the two-sided 5 % level plus z of 80 % power: 1.959964 + 0.841621
+DETECTABLE_Z = 2.801585
+#: with fewer requests not even a sign test that goes one way only (p = 2 / 2^n) reaches 5 %
+MIN_REQUESTS = 6
+#: a model that moved less than this share of the distance between two seeds has not changed
+UNCHANGED = 0.05
+
+
+def paired_outcomes(base: np.ndarray, tuned: np.ndarray, tie: float = 0.0) -> np.ndarray:
+    """[n] and [n] scores (higher is better) -> [n] in {0, 0.5, 1}: 1 where tuned wins, 0.5 where |gap| <= tie."""
+    gap = np.asarray(tuned, np.float64) - np.asarray(base, np.float64)
+    return np.where(np.abs(gap) <= tie, 0.5, np.where(gap > 0, 1.0, 0.0))
+
+
+def request_means(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
+    """[n] values and [n] request codes 0..R-1 (each occurring) -> [R] mean per request."""
+    sums = np.bincount(requests, weights=np.asarray(values, np.float64))
+    return sums / np.bincount(requests)
+
+
+def bootstrap_interval(
+    values: np.ndarray, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of [R] per-request values, requests resampled with replacement.
+
+    Efron & Tibshirani 1993, chapter 13. Deterministic in `seed`. R must be at least 1.
+    """
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(samples)
+    block = max(1, 2_000_000 // len(values))
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        means[start:stop] = values[rng.integers(0, len(values), (stop - start, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def minimum_detectable(values: np.ndarray) -> float | None:
+    """The smallest distance of the win rate from 1/2 that this many requests find with 80 % power.
+
+    (z_0.975 + z_0.80) * s / sqrt(R), with s the deviation (R - 1) of the [R] per-request win rates.
+    None with fewer than two requests or without any deviation: then nothing says how much noise there is.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return None
+    return float(DETECTABLE_Z * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def expected_maximum(values: np.ndarray, n: float) -> float:
+    """Mean of the largest of n values drawn without replacement from [m] values, 1 <= n <= m.
+
+    For whole n the order-statistic sum  sum_i x_(i) C(i-1, n-1) / C(m, n); in between, linear in n.
+    """
+    ordered = np.sort(np.asarray(values, np.float64))
+    m, whole = len(ordered), int(np.floor(n))
+    weight = np.array([comb(i, whole - 1) / comb(m, whole) for i in range(m)])
+    at = float(ordered @ weight)
+    return at if n == whole else at + (n - whole) * (expected_maximum(ordered, whole + 1) - at)
+
+
+def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | None:
+    """For which N is the best of N base samples, averaged over requests, as good as the tuned mean?
+
+    base: R arrays of base scores (higher is better); tuned: [R] mean tuned score of the same requests.
+    Requests with fewer base samples than the fullest one (m) are left out, so that N means one thing.
+    A number in 1..m, "< 1" where tuned is below the base mean, ">= m" where it is beyond the best of m,
+    None without requests.
+    """
+    if not len(base):
+        return None
+    m = max(len(values) for values in base)
+    full = [i for i, values in enumerate(base) if len(values) == m]
+    target = float(np.mean([tuned[i] for i in full]))
+    curve = [float(np.mean([expected_maximum(base[i], n) for i in full])) for n in range(1, m + 1)]
+    slack = 1e-12 * max(1.0, abs(target))
+    if target < curve[0] - slack:
+        return "< 1"
+    if target <= curve[0] + slack:
+        return 1.0
+    if target > curve[-1] + slack:
+        return f">= {m}"
+    return float(np.interp(target, curve, np.arange(1, m + 1)))
+
+
+def diversity(thumbnails: np.ndarray) -> float | None:
+    """Mean distance of the pairs among [n, 32, 32, 3] images of one request, in 0..1.
+
+    The distance of two images is the root mean square over all pixels and channels of the difference of
+    their 32 x 32 RGB versions (box-downsampled) in [0, 1]: coarse, but no learned judge of its own. None
+    with fewer than two.
+    """
+    n = len(thumbnails)
+    if n < 2:
+        return None
+    flat = np.asarray(thumbnails, np.float64).reshape(n, -1)
+    rows, columns = np.triu_indices(n, 1)
+    return float(np.mean([rms(flat[i], flat[j]) for i, j in zip(rows, columns)]))
+
+
+def rms(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square difference of two arrays of one shape."""
+    gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(np.sqrt(np.mean(gap * gap)))
+
+
+def verdict(
+    ci_low: float | None, ci_high: float | None, n_requests: int, moved: float | None, seed_distance: float | None
+) -> str:
+    """One of "nothing changed", "better", "worse", "no difference shown", by the first rule that holds:
+
+    nothing changed: the image moved from the base at equal seed by less than 5 % of the distance between
+        two seeds of the base (or not at all).
+    no difference shown: fewer than 6 requests, whatever the interval says; a bootstrap of so few is
+        too narrow, and no sign test could reach 5 %.
+    better / worse: the 95 % interval of the win rate lies wholly above / below 1/2.
+    no difference shown: otherwise.
+    """
+    if moved is not None and (moved == 0 or (seed_distance is not None and moved < UNCHANGED * seed_distance)):
+        return "nothing changed"
+    if n_requests < MIN_REQUESTS or ci_low is None or ci_high is None:
+        return "no difference shown"
+    if ci_low > 0.5:
+        return "better"
+    return "worse" if ci_high < 0.5 else "no difference shown"

@@ -1,0 +1,7 @@
+"""What a run holds: counts for the terminal, one static page for people who would rather look than read."""
+
+from prefkit.report.contact import contact_sheet
+from prefkit.report.page import write_report
+from prefkit.report.state import status
+
+__all__ = ["contact_sheet", "status", "write_report"]

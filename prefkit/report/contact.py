@@ -1,0 +1,108 @@
+"""contact.html: all candidates of some requests with ids and scores, to decide on (decisions.csv)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefkit.errors import UsageError
+from prefkit.report import html
+from prefkit.report.data import candidate_index, score_table
+from prefkit.report.pictures import thumbnails
+from prefkit.store import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prefkit.store import Store
+
+SIDE = 224
+MOST = 1000
+HOW = (
+    "To decide on a candidate, add a line to decisions.csv in the run folder: "
+    "<code>id,verdict,reason,by</code> with keep, reject or remove as verdict. A click selects a whole id."
+)
+
+
+def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter: str | None = None) -> Path:
+    """Write RUN/contact.html and return its path: the candidates of these requests, of this filter, or of both at once.
+
+    filter: a pandas query over the aliases and generator, request_id, index, seed, e.g. "align < 0.2". The page holds
+    at most 1,000 candidates and says how many there are. Raises UsageError: neither given, an unknown request, a query
+    that does not parse, or nothing found.
+    """
+    if not request_ids and not filter:
+        raise UsageError("a contact sheet needs requests or a filter: `--request ID` or `--filter 'align < 0.2'`.")
+    table = candidate_index(store).set_index("id").join(score_table(store))
+    if request_ids:
+        _check_requests(table, request_ids)
+        table = table[table.request_id.isin(list(request_ids))]
+    if filter:
+        table = _filtered(table, filter)
+    if table.empty:
+        raise UsageError(f"no candidate of {store.folder} answers {filter or ', '.join(request_ids or [])!r}.")
+    total = len(table)
+    table = table.sort_values(["request_id", "generator", "index"], kind="stable").iloc[:MOST]
+    path = store.folder / "contact.html"
+    write_atomic(path, html.page(f"Contact sheet · {store.folder.resolve().name}", _body(store, table, total)))
+    return path
+
+
+def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
+    known = set(table.request_id)
+    for request in request_ids:
+        if request not in known:
+            near = get_close_matches(request, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "`requests.parquet` in the run folder lists them."
+            raise UsageError(f"no candidate belongs to a request {request!r}; {hint}")
+
+
+def _filtered(table: pd.DataFrame, query: str) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = [name for name in table.columns if name != "error"]
+    try:
+        # empty scopes: a query sees columns, not this program's variables
+        mask = table.eval(query, engine="python", local_dict={}, global_dict={})
+    except Exception as error:  # pandas raises whatever Python's parser and the operators raise
+        raise UsageError(
+            f"filter {query!r} is no query over the scores ({type(error).__name__}: {error}). Columns are "
+            f'{", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
+        ) from error
+    if not isinstance(mask, pd.Series) or mask.dtype != bool:
+        raise UsageError(
+            f'filter {query!r} gives no yes or no for each candidate; write a comparison, e.g. "align < 0.2".'
+        )
+    return table[mask]
+
+
+def _body(store: Store, table: pd.DataFrame, total: int) -> str:
+    prompts = {r.request_id: r.prompt for r in store.requests()}
+    decided = store.decisions()
+    verdicts = dict(zip(decided.id.astype(str), decided.verdict.astype(str)))
+    images = thumbnails(store, table.index, SIDE)
+    aliases = store.names("scores")
+    parts = []
+    for request, members in table.groupby("request_id", sort=False):
+        cells = "".join(_cell(row, aliases, images, verdicts) for row in members.to_dict("index").items())
+        head = f'<h3>Request <span class="id">{html.text(request, 80)}</span></h3>{html.prompt(prompts.get(str(request), ""), 600)}'
+        parts.append(f'<section>{head}<div class="sheet">{cells}</div></section>')
+    shown = f"{total:,} candidates" if total == len(table) else f"the first {len(table):,} of {total:,} candidates"
+    title = html.text(store.folder.resolve().name, 80)
+    return f'<header><h1>{title}: contact sheet</h1><p class="lead">{shown}. {HOW}</p></header><main>{"".join(parts)}</main>'
+
+
+def _cell(
+    item: tuple[object, dict], aliases: list[str], images: dict[str, str | None], verdicts: dict[str, str]
+) -> str:
+    name, row = item
+    lines = [f'<span class="id">{html.text(name, 80)}</span>']
+    lines.append(f"{html.text(row['generator'], 40)} · {row['index']} · seed {row['seed']}")
+    lines += [f"{html.text(alias, 40)} <b>{html.number(row[alias])}</b>" for alias in aliases]
+    if isinstance(row["error"], str):
+        lines.append(f'<span class="warn">{html.text(row["error"], 160)}</span>')
+    if name in verdicts:
+        lines.append(f'<span class="tag">{html.text(verdicts[str(name)])}</span>')
+    return html.picture(images.get(str(name)), f"candidate {name}", "<br>".join(lines))

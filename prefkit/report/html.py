@@ -1,0 +1,83 @@
+"""HTML by hand: everything that comes from data goes through `text`, and the page may load nothing."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def text(value: Any, limit: int = 400) -> str:
+    """Escaped, without control characters, cut to `limit` characters with the full length stated."""
+    plain = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
+    if len(plain) > limit:
+        plain = f"{plain[:limit].rstrip()}… ({len(plain):,} characters)"
+    return html.escape(plain, quote=True)
+
+
+def prompt(value: str, limit: int = 220) -> str:
+    """A prompt, isolated from the direction of the text around it."""
+    shown = text(value, limit) if value.strip() else '<span class="quiet">(blank prompt)</span>'
+    return f'<p class="prompt"><bdi>{shown}</bdi></p>'
+
+
+def number(value: Any) -> str:
+    """Three or four significant digits; a dash for what is missing."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return text(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    size = abs(value)
+    if size >= 10_000 or 0 < size < 0.001:
+        return f"{value:.3g}"
+    return f"{value:,.4g}" if size < 1000 else f"{value:,.0f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", left: int = 1) -> str:
+    """Cells are HTML already; the first `left` columns are words, the others numbers."""
+    kind = ["" if i < left else ' class="n"' for i in range(len(head))]
+    top = "".join(f'<th scope="col"{k}>{name}</th>' for k, name in zip(kind, head))
+    body = "".join("<tr>" + "".join(f"<td{k}>{cell}</td>" for k, cell in zip(kind, row)) + "</tr>\n" for row in rows)
+    title = f"<caption>{caption}</caption>" if caption else ""
+    return f'<div class="scroll"><table>{title}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
+def picture(source: str | None, alt: str, caption: str = "", mark: str = "") -> str:
+    """One thumbnail. `source` is a data URI or None; `alt` is plain text, `caption` is HTML."""
+    if source is None:
+        image = '<div class="gone" role="img" aria-label="no image">no image</div>'
+    else:
+        image = f'<img src="{source}" alt="{text(alt, 120)}" loading="lazy">'
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure class="thumb {mark}">{image}{below}</figure>'
+
+
+def missing(what: str) -> str:
+    return f'<p class="missing">{what}</p>'
+
+
+def section(anchor: str, title: str, body: str, lead: str = "") -> str:
+    intro = f'<p class="lead">{lead}</p>' if lead else ""
+    return f'<section id="{anchor}"><h2>{title}</h2>{intro}{body}</section>\n'
+
+
+def page(title: str, body: str) -> str:
+    """A whole document that loads nothing: style inline, images as data URIs, no script."""
+    style = Path(__file__).with_name("style.css").read_text()
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title, 120)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )

@@ -1,0 +1,169 @@
+"""The top of the page and the sections on what was run, the scores and the failures."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefkit.report import html, plot
+from prefkit.report.data import higher_is_better, rank_correlation
+from prefkit.store import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prefkit.config import Recipe
+    from prefkit.store import Store
+
+SECRET = re.compile(r"(?im)^(\s*[\w-]*(?:token|secret|password|api[_-]?key)[\w-]*\s*:).+$")
+#: settings of a generator that a reader looks for first
+SHOWN = ("use", "steps", "guidance", "scheduler", "height", "width", "dtype", "seed")
+
+
+def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
+    """Title, counts and links to the sections."""
+    candidates = sum(c["done"] for c in state["candidates"].values())
+    failed = sum(c["failed"] for kind in ("candidates", "scores") for c in state[kind].values())
+    tiles = [
+        ("requests", sum(state["requests"].values())),
+        ("candidates", candidates),
+        ("scorers", len(state["scores"])),
+        ("pairs", sum(sum(splits.values()) for splits in state["pairs"].values())),
+        ("trained models", sum(bool(t["final"]) for t in state["train"].values())),
+        ("failures", failed),
+    ]
+    shown = "".join(f'<div class="tile"><b>{n:,}</b><span>{name}</span></div>' for name, n in tiles)
+    links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in anchors.items())
+    title = html.text(store.folder.resolve().name, 80)
+    return f'<header><h1>{title}</h1><div class="tiles">{shown}</div><nav aria-label="Sections">{links}</nav></header>'
+
+
+def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> str:
+    if not store.exists():
+        return html.section("run", "What was run", html.missing("This folder is no run: it holds no run.json."))
+    rows = [["requests", html.text(split, 60), html.number(n), "–"] for split, n in state["requests"].items()]
+    for kind in ("candidates", "scores"):
+        for name, count in state[kind].items():
+            bad = html.number(count["failed"])
+            failed = f'<span class="warn">{bad}</span>' if count["failed"] else bad
+            rows.append([kind, html.text(name, 60), html.number(count["done"]), failed])
+    for name, splits in state["pairs"].items():
+        rows += [
+            ["pairs", f"{html.text(name, 60)}, {html.text(split, 40)}", html.number(n), "–"]
+            for split, n in splits.items()
+        ]
+    for verdict, n in state["decisions"].items():
+        rows.append(["decisions", html.text(verdict), html.number(n), "–"])
+    body = (
+        html.table(["Table", "Name", "Rows", "Failed"], rows, left=2)
+        if rows
+        else html.missing("No table has a row yet.")
+    )
+    body = f'<div class="side"><div>{body}</div><div>{_generators(store)}{_recipe(store, recipe)}{_packages(store)}</div></div>'
+    return html.section("run", "What was run", body)
+
+
+def _generators(store: Store) -> str:
+    rows = []
+    for name in store.names("candidates"):
+        spec = store.candidates(name).spec() or {}
+        flat = {k: v for part in [spec, *(v for v in spec.values() if isinstance(v, dict))] for k, v in part.items()}
+        rows.append([html.text(name, 60), *(html.number(flat.get(key)) for key in SHOWN)])
+    return html.table(["Generator", *SHOWN], rows, caption="Settings; a dash is the default") if rows else ""
+
+
+def _recipe(store: Store, recipe: Recipe | None) -> str:
+    path = store.folder / "recipe.yaml"
+    if path.exists():
+        body = path.read_text()
+    elif recipe is not None:
+        import yaml
+
+        from prefkit.config import plain
+
+        body = yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
+    else:
+        return html.missing("The run has no recipe.yaml.")
+    shown = html.text(SECRET.sub(r"\1 (hidden)", body), 40_000)
+    return f"<details><summary>Resolved recipe</summary><pre>{shown}</pre></details>"
+
+
+def _packages(store: Store) -> str:
+    found = read_json(store.folder / "run.json").get("packages", {})
+    line = ", ".join(f"{html.text(name)} {html.text(version)}" for name, version in found.items())
+    return f'<p class="quiet">Made with {line}.</p>' if line else ""
+
+
+def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
+    if not len(table.columns):
+        return html.section("scores", "Scores", html.missing("Nothing has been scored yet."))
+    figures = []
+    for alias in table.columns:
+        values = table[alias].to_numpy(np.float64)
+        values = values[np.isfinite(values)]
+        failed = state["scores"][alias]["failed"]
+        if not len(values):
+            figures.append(html.missing(f"<b>{html.text(alias)}</b>: all {failed:,} scores failed; see Failures."))
+            continue
+        spec = store.scores(alias).spec() or {}
+        direction = "higher is better" if higher_is_better(store, alias) else "lower is better"
+        note = f", {failed:,} failed" if failed else ""
+        only = ", for evaluation only" if spec.get("evaluation_only") else ""
+        caption = (
+            f"<b>{html.text(alias)}</b>: {len(values):,} scores{note}; mean {html.number(float(values.mean()))}, "
+            f"deviation {html.number(float(values.std()))}; {direction}{only}"
+        )
+        figures.append(html.figure(plot.histogram(values, alias), caption))
+    body = f'<div class="plots">{"".join(figures)}</div>'
+    if len(table.columns) > 1:
+        found = rank_correlation(store, table)
+        names = [str(name) for name in found.columns]
+        body += "<h3>Rank correlation of the scorers</h3>"
+        body += (
+            '<p class="quiet">Spearman over all candidates scored by both; each turned so that higher is better.</p>'
+        )
+        body += plot.matrix(names, found.to_numpy().tolist())
+    return html.section(
+        "scores", "Scores", body, "How each scorer spreads over the candidates. The dashed line is the median."
+    )
+
+
+def failures(store: Store, candidates: pd.DataFrame) -> str:
+    """Reasons with counts, an example id each; a failed score is null, never 0."""
+    rows = []
+    for generator, group in candidates[candidates.error.notna()].groupby("generator"):
+        rows += _reasons(f"candidates / {generator}", group)
+    for alias in store.names("scores"):
+        frame = store.scores(alias).frame(["id", "value", "error"])
+        bad = frame[frame.value.isna()].copy()
+        bad["error"] = bad.error.fillna("no reason was stored")
+        rows += _reasons(f"scores / {alias}", bad)
+    body = (
+        html.table(["Where", "Reason", "For example", "Items"], rows, left=3)
+        if rows
+        else html.missing("Nothing failed.")
+    )
+    return html.section(
+        "failures", "Failures", body, "What failed is left out of every number above; it never counts as 0."
+    )
+
+
+def _reasons(where: str, frame: pd.DataFrame, most: int = 10) -> list[list[str]]:
+    groups = sorted(frame.groupby("error").id, key=lambda item: -len(item[1]))
+    rows = [
+        [
+            html.text(where, 80),
+            html.text(reason, 300),
+            f'<span class="id">{html.text(ids.iloc[0], 70)}</span>',
+            f"{len(ids):,}",
+        ]
+        for reason, ids in groups[:most]
+    ]
+    rest = groups[most:]
+    if rest:
+        rows.append(
+            [html.text(where, 80), f"{len(rest):,} further reasons", "", f"{sum(len(ids) for _, ids in rest):,}"]
+        )
+    return rows

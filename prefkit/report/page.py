@@ -1,0 +1,49 @@
+"""report.html: one static file that shows a whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefkit.report import evidence, html, learning, overview
+from prefkit.report.data import candidate_index, score_table
+from prefkit.report.state import status
+from prefkit.store import write_atomic
+
+if TYPE_CHECKING:
+    from prefkit.config import Recipe
+    from prefkit.store import Store
+
+SECTIONS = {
+    "run": "What was run",
+    "scores": "Scores",
+    "pairs": "Pairs",
+    "training": "Training",
+    "evaluation": "Evaluation",
+    "failures": "Failures",
+}
+
+
+def write_report(store: Store, recipe: Recipe | None = None) -> Path:
+    """Write RUN/report.html, whole or not at all, and return its path. A stage that has not run is said to be missing.
+
+    The page holds everything it shows: no server, no script, no link that leaves it. Images are thumbnails, and only
+    those shown are read, so that a run of 100,000 candidates gives a page of a few megabytes too.
+    """
+    state = status(store)
+    found = evidence.results(store)
+    body = [
+        overview.header(store, state, SECTIONS),
+        evidence.outcome(found),
+        "<main>",
+        overview.what_was_run(store, state, recipe),
+        overview.scores(store, score_table(store), state),
+        learning.pairs(store),
+        learning.training(store),
+        evidence.evaluation(store, found),
+        overview.failures(store, candidate_index(store)),
+        "</main><footer>Made by prefkit. Thumbnails are shrunk; the run folder holds the images as they were made.</footer>",
+    ]
+    path = store.folder / "report.html"
+    write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
+    return path

@@ -1,0 +1,67 @@
+"""Thumbnails as data URIs: chosen ids first, then only the row groups that hold them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefkit.store import Store
+
+THREADS = 4
+
+
+def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | None]:
+    """Data URIs of these candidates, at most `side` pixels wide and high; None for a damaged image.
+
+    Ids that are not stored, or whose candidate failed, are absent.
+    """
+    wanted = set(ids)
+    found: dict[str, str | None] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for generator in store.names("candidates") if wanted else []:
+            for path in store.candidates(generator).parts():
+                jobs = {name: pool.submit(thumbnail, source, side) for name, source in _sources(path, wanted)}
+                found |= {name: job.result() for name, job in jobs.items()}
+    return found
+
+
+def thumbnail(source: bytes | str, side: int) -> str | None:
+    """A WebP data URI of encoded bytes or of a file; without any of its metadata."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.draft("RGB", (side, side))
+            small = image.convert("RGB")
+            small.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=2.0)
+            buffer = io.BytesIO()
+            small.save(buffer, "WEBP", quality=74, method=2)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:
+    """(id, bytes or file name) of the wanted candidates in one part; a damaged part holds none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = []
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                chosen = [name in wanted for name in file.read_row_group(group, ["id"]).column("id").to_pylist()]
+                if not any(chosen):
+                    continue
+                for row in file.read_row_group(group, ["id", "image", "path"]).filter(pa.array(chosen)).to_pylist():
+                    source = row["image"] if row["image"] is not None else row["path"]
+                    if source is not None:
+                        found.append((row["id"], source))
+    except (pa.ArrowException, OSError):
+        return found
+    return found

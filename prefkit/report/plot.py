@@ -1,0 +1,200 @@
+"""Small inline SVG plots with labelled axes. Every function returns a whole <svg> element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import floor, isfinite, log10
+
+import numpy as np
+
+from prefkit.report.html import number, text
+
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 40
+MAX_POINTS = 300
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers (1, 2, 5 times a power of ten) inside [low, high]."""
+    span = high - low
+    if not isfinite(span) or span <= 0:
+        return [low]
+    raw = span / count
+    size = 10.0 ** floor(log10(raw))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw * 0.999)
+    first = np.ceil(low / step - 1e-9)
+    return [float(round((first + i) * step, 12)) for i in range(int((high - first * step) / step + 1e-9) + 1)]
+
+
+class Frame:
+    """The mapping of data to the plot's area, and the axes."""
+
+    def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
+        self.x, self.y = widened(*x), widened(*y)
+
+    def px(self, x: float) -> float:
+        low, high = self.x
+        return round(LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+
+    def py(self, y: float) -> float:
+        low, high = self.y
+        return round(HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    def axes(self, xlabel: str, ylabel: str) -> str:
+        floor_y, parts = HEIGHT - BOTTOM, []
+        for value in ticks(*self.y):
+            y = self.py(value)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{number(value)}</text>')
+        for value in ticks(*self.x):
+            x = self.px(value)
+            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{floor_y}" y2="{floor_y + 4}"/>')
+            parts.append(f'<text x="{x}" y="{floor_y + 16}" text-anchor="middle">{number(value)}</text>')
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor_y}" y2="{floor_y}"/>')
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(
+            f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{text(xlabel, 60)}</text>'
+        )
+        half = (TOP + floor_y) / 2
+        parts.append(
+            f'<text class="label" transform="translate(12 {half}) rotate(-90)" text-anchor="middle">{text(ylabel, 40)}</text>'
+        )
+        return "".join(parts)
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """An interval of some length around what may be a single value."""
+    if high > low:
+        return low, high
+    pad = abs(low) * 0.5 or 0.5
+    return low - pad, high + pad
+
+
+def svg(body: str, alt: str) -> str:
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(alt, 200)}">'
+        f"<title>{text(alt, 200)}</title>{body}</svg>"
+    )
+
+
+def histogram(values: np.ndarray, xlabel: str, ylabel: str = "candidates", bins: int = 40) -> str:
+    """Counts of the finite values; a line stands at the median. At least one value must be finite."""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    low, high = widened(float(values.min()), float(values.max()))
+    counts, edges = np.histogram(values, min(bins, max(5, int(np.sqrt(len(values))) * 2)), (low, high))
+    frame = Frame((low, high), (0, float(counts.max()) * 1.05))
+    bars = []
+    for count, left, right in zip(counts, edges[:-1], edges[1:]):
+        if count:
+            x, y = frame.px(left), frame.py(float(count))
+            width = max(0.5, frame.px(right) - x - 0.6)
+            bars.append(
+                f'<rect class="bar" x="{x}" y="{y}" width="{width:.1f}" height="{HEIGHT - BOTTOM - y:.1f}">'
+                f"<title>{number(float(left))} to {number(float(right))}: {count:,}</title></rect>"
+            )
+    median = float(np.median(values))
+    x = frame.px(median)
+    line = f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>median</title></line>'
+    alt = f"Histogram of {xlabel}: {len(values):,} values from {number(low)} to {number(high)}, median {number(median)}"
+    return svg(frame.axes(xlabel, ylabel) + "".join(bars) + line, alt)
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    ylabel: str,
+    xlabel: str = "step",
+    zero: float | None = None,
+    ordered: bool = False,
+) -> str:
+    """Curves by name: x and y values; gaps where y is not finite. `zero` draws a line of reference.
+
+    `ordered` curves (bins of a timestep) run from pale to dark instead of having a style each. Long curves are averaged over equal runs of points to 300. One point at least must be finite.
+    """
+    drawn = {name: thinned(*xy) for name, xy in series.items()}
+    xs = np.concatenate([x for x, _ in drawn.values()])
+    ys = np.concatenate([y[np.isfinite(y)] for _, y in drawn.values()])
+    low, high = float(ys.min()), float(ys.max())
+    if zero is not None:
+        low, high = min(low, zero), max(high, zero)
+    pad = (high - low) * 0.06
+    frame = Frame((float(xs.min()), float(xs.max())), (low - pad, high + pad))
+    body = frame.axes(xlabel, ylabel)
+    if zero is not None:
+        body += f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.py(zero)}" y2="{frame.py(zero)}"/>'
+    for i, (name, (x, y)) in enumerate(drawn.items()):
+        body += f"<g>{curve(frame, x, y, *style(i, len(drawn), ordered))}<title>{text(name)}</title></g>"
+    alt = f"{ylabel} by {xlabel}: " + ", ".join(
+        f"{name} ends at {number(float(y[np.isfinite(y)][-1]))}"
+        for name, (_, y) in drawn.items()
+        if np.isfinite(y).any()
+    )
+    return svg(body, alt)
+
+
+def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
+    """CSS class and style attribute of the i-th of `count` curves; also for its key in the caption."""
+    if not ordered:
+        return f"s{min(i, 5)}", ""
+    tone = f"color-mix(in srgb,var(--accent) {round(30 + 70 * i / max(1, count - 1))}%,#dfe5ea)"
+    return "ordered", f' style="stroke:{tone};border-color:{tone}"'
+
+
+def curve(frame: Frame, x: np.ndarray, y: np.ndarray, css: str, inline: str) -> str:
+    """Polylines between gaps; a point that stands alone becomes a dot."""
+    parts, points = [], []
+    for a, b in [*zip(x, y), (0.0, float("nan"))]:
+        if isfinite(b):
+            points.append((frame.px(a), frame.py(b)))
+            continue
+        if len(points) > 1:
+            parts.append(f'<polyline class="line {css}"{inline} points="{" ".join(f"{p},{q}" for p, q in points)}"/>')
+        elif points:
+            parts.append(f'<circle class="dot" cx="{points[0][0]}" cy="{points[0][1]}" r="2.5"/>')
+        points = []
+    return "".join(parts)
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """At most MAX_POINTS points: the mean of each run of neighbours."""
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(a) <= MAX_POINTS:
+        return a, b
+    runs = np.array_split(np.arange(len(a)), MAX_POINTS)
+    return np.array([a[r].mean() for r in runs]), np.array([b[r].mean() for r in runs])
+
+
+def interval(low: float, middle: float, high: float) -> str:
+    """A win rate with its interval on a scale of 0 to 1, a tick at 1/2."""
+
+    def px(value: float) -> float:
+        return round(4 + 132 * min(max(value, 0.0), 1.0), 1)
+
+    alt = f"win rate {middle:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    return (
+        f'<svg class="interval" viewBox="0 0 140 20" role="img" aria-label="{alt}"><title>{alt}</title>'
+        '<line class="grid" x1="4" x2="136" y1="10" y2="10"/><line class="mark" x1="70" x2="70" y1="2" y2="18"/>'
+        f'<line class="reach" x1="{px(low)}" x2="{px(high)}" y1="10" y2="10"/>'
+        f'<circle class="dot" cx="{px(middle)}" cy="10" r="4"/></svg>'
+    )
+
+
+def matrix(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
+    """A correlation matrix as a table: the stronger the colour, the stronger the correlation."""
+    head = "".join(f'<th scope="col" class="n">{text(name, 24)}</th>' for name in names)
+    rows = []
+    for name, row in zip(names, values):
+        cells = []
+        for value in row:
+            known = value is not None and value == value
+            share = round(abs(value) * 55) if known and value is not None else 0
+            tone = "accent" if known and value is not None and value >= 0 else "warn"
+            shown = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if known else "–"
+            cells.append(
+                f'<td class="n" style="background:color-mix(in srgb,var(--{tone}) {share}%,transparent)">{shown}</td>'
+            )
+        rows.append(f'<tr><th scope="row">{text(name, 24)}</th>{"".join(cells)}</tr>')
+    return (
+        f'<div class="scroll"><table class="matrix"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -1,0 +1,62 @@
+"""Trees on disk, made once and read by memory map: latents and conditions."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from prefkit.models import trees
+from prefkit.models.trees import Tree
+from prefkit.output import warn
+from prefkit.store import write_whole
+
+
+class Cache:
+    """A folder of parts, each a safetensors file of blobs by key. `notes` holds a small JSON value per key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.notes: dict[str, Any] = {}
+        self._part: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in parts that other processes have written. A damaged part is removed: its content is made again."""
+        for path in sorted(set(self.folder.glob("part-*.safetensors")) - self._open.keys()):
+            try:
+                handle = safetensors.safe_open(path, "pt")
+            except (safetensors.SafetensorError, OSError) as error:
+                warn(f"{path} is damaged ({error}); what it held is computed again.")
+                path.unlink()
+                continue
+            self._open[path] = handle
+            self._part |= dict.fromkeys(handle.keys(), path)
+            self.notes |= json.loads(handle.metadata()["notes"])
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._part
+
+    def append(self, items: Mapping[str, Tree], notes: Mapping[str, Any] | None = None) -> None:
+        """Write one part."""
+        if not items:
+            return
+        blobs = {
+            key: torch.from_numpy(np.frombuffer(trees.dumps(tree), np.uint8).copy()) for key, tree in items.items()
+        }
+        metadata = {"notes": json.dumps(dict(notes or {}))}
+        path = self.folder / f"part-{time.time_ns()}-{os.getpid()}.safetensors"
+        write_whole(path, lambda target: safetensors.torch.save_file(blobs, target, metadata=metadata))
+        self.refresh()
+
+    def get(self, key: str) -> Tree:
+        return trees.loads(self._open[self._part[key]].get_tensor(key).numpy().tobytes())

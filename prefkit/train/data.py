@@ -1,0 +1,261 @@
+"""From pairs to micro-batches: caches of latents and conditions, the order of the pairs, batches of one signature."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from prefkit.errors import UsageError
+from prefkit.models.trees import Tree, to_device
+from prefkit.store import Store
+from prefkit.train.cache import Cache
+from prefkit.train.pairs import PairRow, PairSource, Side
+from prefkit.types import Candidate, Draw, Groups, Request, digest
+
+ENCODE_ROWS = 32
+PART_ROWS = 256
+
+
+@dataclass
+class Batch:
+    """Samples whose conditions share a signature: [winners; losers], or winners alone. Draws are per sample."""
+
+    latents: torch.Tensor
+    draw: Draw
+    condition: Tree
+    groups: Groups
+    members: list[PairRow]
+
+    def to(self, device: Any) -> Batch:
+        draw = Draw(*to_device((self.draw.time, self.draw.noise), device))
+        groups = Groups(**to_device(vars(self.groups), device))
+        return Batch(self.latents.to(device), draw, to_device(self.condition, device), groups, self.members)
+
+
+class PairData:
+    """Pairs with their caches. `requests` by id give a pair's request what its caption does not say."""
+
+    def __init__(
+        self, pairs: Sequence[PairRow], latents: Cache, conditions: Cache, requests: dict[str, Request]
+    ) -> None:
+        self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
+
+    def request(self, pair: PairRow) -> Request:
+        known = self.requests.get(pair.request_id or "")
+        return known if known and known.prompt == pair.prompt else Request(digest(pair.prompt), pair.prompt)
+
+    def size(self, pair: PairRow) -> tuple[int, int]:
+        """(height, width) in pixels, of both images."""
+        height, width = self.latents.notes[pair.win.key]
+        return height, width
+
+    def condition_key(self, pair: PairRow) -> str:
+        request = self.request(pair)
+        return digest(request.prompt, request.extra, self.size(pair))
+
+    def complete(self) -> bool:
+        if any(side.key not in self.latents for pair in self.pairs for side in (pair.win, pair.lose)):
+            return False
+        return all(self.condition_key(pair) in self.conditions for pair in self.pairs)
+
+    # -- batches --------------------------------------------------------------------------------------------------
+    def batches(
+        self, family: Any, chosen: Sequence[tuple[PairRow, int]], losers: bool, time: torch.Tensor | None = None
+    ) -> Iterator[Batch]:
+        """(pair, visit)s as batches of one condition signature and latent shape. `time` [1] overrules the draws'."""
+        buckets: dict[Any, list[Any]] = {}
+        for pair, visit in chosen:
+            sides = [pair.win, pair.lose] if losers else [pair.win]
+            latents = [self.latents.get(side.key)["latents"] for side in sides]
+            condition = self.conditions.get(self.condition_key(pair))
+            draw = family.draw(pair.id, visit, latents[0])
+            if time is not None:
+                draw = Draw(time, draw.noise)
+            kind = (family.signature(condition), latents[0].shape)
+            buckets.setdefault(kind, []).append((pair, latents, condition, draw))
+        for members in buckets.values():
+            yield self._batch(family, members, 2 if losers else 1)
+
+    def _batch(self, family: Any, members: list[Any], sides: int) -> Batch:
+        pairs, latents, conditions, draws = zip(*members, strict=True)
+        count = len(pairs)
+        index, rank = torch.arange(count).repeat(sides), torch.arange(sides).repeat_interleave(count)
+        gaps = torch.tensor([math.nan if pair.score_gap is None else pair.score_gap for pair in pairs]).repeat(sides)
+        soft = torch.tensor([pair.p for pair in pairs]).repeat(sides)
+        return Batch(
+            latents=torch.stack([both[side] for side in range(sides) for both in latents]),
+            draw=Draw(torch.cat([d.time for d in draws] * sides), torch.cat([d.noise for d in draws] * sides)),
+            condition=family.collate(list(conditions) * sides),
+            groups=Groups(index, rank, (rank == 0).float(), torch.ones(count * sides), gaps, soft),
+            members=list(pairs),
+        )
+
+
+def order(count: int, seed: int, position: int) -> tuple[int, int]:
+    """(index of the pair, epoch) at a position of the endless stream: a permutation per epoch."""
+    epoch = position // count
+    return int(_permutation(count, seed, epoch)[position % count]), epoch
+
+
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    key = (count, seed, epoch)
+    if key not in _PERMUTATIONS:
+        _PERMUTATIONS.clear()
+        for near in (epoch, epoch + 1):  # a batch may reach into the next epoch
+            generator = np.random.default_rng([seed, near])
+            _PERMUTATIONS[count, seed, near] = generator.permutation(count)
+    return _PERMUTATIONS[key]
+
+
+_PERMUTATIONS: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+    """make(number) for each number, the next one being made in a thread while the last is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for number in numbers:
+            following = pool.submit(make, number)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+# -- caches -------------------------------------------------------------------------------------------------------
+def first_size(
+    source: PairSource, store: Store, pairs: Sequence[PairRow], generators: Sequence[str]
+) -> tuple[int, int]:
+    """(height, width) of the first image."""
+    for row, image, _ in source.images():
+        if image is not None:
+            return _size(image, source, row)
+        break
+    found = store.iter_candidates(generators, {pairs[0].win.candidate or ""})
+    return next((_size(c.image, source, 0) for c in found if c.image is not None), (512, 512))
+
+
+def fill_latents(
+    data: PairData, family: Any, source: PairSource, store: Store, generators: Sequence[str], share: tuple[int, int]
+) -> None:
+    """Cache latents that are missing: from the candidates of `generators` where they hold them, else from the images.
+
+    share: (rank, processes); every process takes the images whose key falls to it. Raises UsageError naming the row.
+    """
+    rank, processes = share
+    rows: dict[str, tuple[int, Side]] = {}
+    for pair in data.pairs:
+        for side in (pair.win, pair.lose):
+            if side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
+                rows.setdefault(side.key, (pair.row, side))
+    by_candidate = {side.candidate: key for key, (_, side) in rows.items() if side.candidate}
+    writer = _Writer(data.latents, family, source)
+    if by_candidate:
+        for candidate in store.iter_candidates(generators, set(by_candidate)):
+            key = by_candidate[candidate.id]
+            if key in rows and candidate.error is None:
+                writer.add(key, rows.pop(key)[0], candidate)
+    if rows:
+        places = {(row, side.column): key for key, (row, side) in rows.items()}
+        for number, *images in source.images():
+            for column, image in enumerate(images):
+                if image is not None and (number, column) in places:
+                    key = places[number, column]
+                    _, side = rows.pop(key)
+                    writer.add(key, number, Candidate(side.candidate or key, "", 0, 0, image=image))
+    writer.flush()
+    if rows:
+        row, side = next(iter(rows.values()))
+        raise UsageError(
+            f"pairs {source.name}, row {row}: neither the row nor the run's candidates hold the image {side.candidate or side.key}."
+        )
+
+
+def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None:
+    """Cache the conditions that are missing, one per request and size."""
+    rank, processes = share
+    wanted: dict[str, PairRow] = {}
+    for pair in data.pairs:
+        key = data.condition_key(pair)
+        if key not in data.conditions and int(key[:8], 16) % processes == rank:
+            wanted.setdefault(key, pair)
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for key, pair in wanted.items():
+        sizes.setdefault(data.size(pair), []).append(key)
+    for size, keys in sizes.items():
+        for start in range(0, len(keys), ENCODE_ROWS):
+            block = keys[start : start + ENCODE_ROWS]
+            found = family.conditions([data.request(wanted[key]) for key in block], size)
+            data.conditions.append(dict(zip(block, found, strict=True)))
+
+
+def check_sizes(data: PairData, name: str) -> None:
+    """Raises UsageError where the two images of a pair differ in size."""
+    wrong = [pair for pair in data.pairs if data.latents.notes[pair.win.key] != data.latents.notes[pair.lose.key]]
+    if wrong:
+        (h0, w0), (h1, w1) = (data.latents.notes[side.key] for side in (wrong[0].win, wrong[0].lose))
+        raise UsageError(
+            f"pairs {name}: in {len(wrong)} of {len(data.pairs)} pairs the two images differ in size, first in row "
+            f"{wrong[0].row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have "
+            "one size: resize and crop both alike, or remove the pairs."
+        )
+
+
+class _Writer:
+    """Collects candidates and writes their latents, a part at a time."""
+
+    def __init__(self, cache: Cache, family: Any, source: PairSource) -> None:
+        self.cache, self.family, self.source = cache, family, source
+        self.waiting: list[tuple[str, int, Candidate]] = []
+
+    def add(self, key: str, row: int, candidate: Candidate) -> None:
+        self.waiting.append((key, row, candidate))
+        if len(self.waiting) >= PART_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        notes = {key: self._check(row, candidate) for key, row, candidate in self.waiting}
+        found: dict[str, Tree] = {}
+        for start in range(0, len(self.waiting), ENCODE_ROWS):
+            block = self.waiting[start : start + ENCODE_ROWS]
+            for (key, row, _), latents in zip(block, self.family.latents([c for *_, c in block]), strict=True):
+                if not latents.isfinite().all():
+                    raise UsageError(f"pairs {self.source.name}, row {row}: the latents of image {key} are not finite.")
+                found[key] = {"latents": latents}
+        self.cache.append(found, notes)
+        self.waiting = []
+
+    def _check(self, row: int, candidate: Candidate) -> list[int]:
+        """[height, width]; an image that must be encoded is decoded once to see that it can be."""
+        if candidate.payload is None:
+            try:
+                image = candidate.pil()
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise _undecodable(self.source, row, error) from error
+            return [image.height, image.width]
+        if candidate.image is None and candidate.path is not None:
+            with Image.open(candidate.path) as opened:
+                return [opened.height, opened.width]
+        return list(_size(candidate.image or b"", self.source, row))
+
+
+def _size(image: bytes, source: PairSource, row: int) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.height, opened.width
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise _undecodable(source, row, error) from error
+
+
+def _undecodable(source: PairSource, row: int, error: Exception) -> UsageError:
+    text = " ".join(str(error).split())[:120]
+    return UsageError(f"pairs {source.name}, row {row}: an image cannot be decoded ({text}). Remove or mend this row.")

@@ -1,0 +1,94 @@
+"""metrics.jsonl: one line per optimizer step, and one per measurement on the held-out pairs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError
+from prefkit.output import warn
+from prefkit.store import write_atomic
+
+SMOOTHING = 0.95
+PATIENCE = 50
+
+
+class Log:
+    """Lines after `step` are dropped on opening: the steps behind them are done again."""
+
+    def __init__(self, path: Path, step: int, report_to: str) -> None:
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        write_atomic(path, "".join(f"{line}\n" for line in kept))
+        self.file = open(path, "a")  # noqa: SIM115 (closed by close)
+        self.board = _board(path.parent / "tensorboard", step, report_to)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    self.board.add_scalar(name, value, step)
+
+    def write_validation(self, step: int, report: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, "validation": _finite(report)}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, margin in zip(report["bins"], report["margin"], strict=True):
+                self.board.add_scalar(f"validation/margin_t_{name}", margin, step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines; a kill can leave half of the last one."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN and no infinity: null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def _board(folder: Path, step: int, report_to: str) -> Any:
+    if report_to == "none":
+        return None
+    if report_to != "tensorboard":
+        raise UsageError(f"train.report_to: {report_to!r} is not known; choose none or tensorboard.")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("train.report_to: tensorboard is not installed: pip install tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+class WinnerWatch:
+    """Warns while the winner's smoothed advantage stays negative: the policy then gets worse at what it should like."""
+
+    def __init__(self) -> None:
+        self.smooth, self.below = 0.0, 0
+
+    def update(self, step: int, win_advantage: float) -> None:
+        self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * win_advantage
+        self.below = self.below + 1 if self.smooth < 0 else 0
+        if self.below and self.below % PATIENCE == 0:
+            warn(
+                f"step {step}: for {self.below} steps the model has been worse at the winners than its start (smoothed "
+                f"advantage {self.smooth:.2e}): the margin grows only because the losers get worse still. Try a larger "
+                "beta, a smaller learning rate, or fewer steps."
+            )
+
+    def state(self) -> dict[str, float]:
+        return {"smooth": self.smooth, "below": self.below}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        self.smooth, self.below = state["smooth"], int(state["below"])

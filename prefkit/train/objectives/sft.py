@@ -1,0 +1,42 @@
+"""Supervised fine-tuning on the winners: the plain denoising loss (DDPM, arXiv 2006.11239, eq. 14; flow: 2209.03003).
+
+    loss = e_w
+
+e_w  the policy's squared error on the winner, a mean over the latent elements
+
+Losers and the reference play no part: this is the control that shows what the preferences add to "good images".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefkit.types import Errors, Groups
+
+
+@dataclass(frozen=True)
+class Options:
+    pass
+
+
+class SFT:
+    """Loss [G] for single samples, the winners of the pairs. No reference."""
+
+    Options = Options
+    shape = "single"
+    reference = "none"
+    needs_residual = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
+        """policy: errors [G] of the winners. Returns them; there are no metrics beside the loss."""
+        return policy.mean[groups.index.argsort()], {}
+
+
+plugin = SFT

@@ -1,0 +1,276 @@
+"""The offline loop: pairs in, trained weights in the policy's network. Exact resume, any number of processes.
+
+Every global batch is a fixed set of (pair, visit), whatever the split into processes and micro-batches; each pair
+weighs 1 / global batch, and gradients are summed. All randomness is a function of counters, so a checkpoint holds none.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit import output
+from prefkit.config import Train
+from prefkit.errors import TrainingError, UsageError
+from prefkit.train import checkpoint
+from prefkit.train.data import Batch, PairData, ahead, order
+from prefkit.train.metrics import Log, WinnerWatch
+from prefkit.train.processes import Processes
+from prefkit.train.reference import Policy, errors_of
+from prefkit.train.validation import Validation
+from prefkit.types import digest
+
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclass
+class Loop:
+    """Everything that the loop works with. folder: train/<name>."""
+
+    config: Train
+    family: Any
+    objective: Any
+    policy: Policy
+    data: PairData
+    validation: Validation | None
+    processes: Processes
+    folder: Path
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if config.schedule not in SCHEDULES:
+            raise UsageError(f"train.schedule: {config.schedule!r} is not known; choose {', '.join(SCHEDULES)}.")
+        fused = self.processes.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+        )
+        scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
+        self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
+        self.watch = WinnerWatch()
+        self.step = 0
+
+    @property
+    def global_batch(self) -> int:
+        return self.config.batch_size * self.config.accumulation * self.processes.count
+
+    # -- one step -------------------------------------------------------------------------------------------------
+    def micro_batches(self, step: int) -> list[list[Batch]]:
+        """This process's micro-batches of a step (0-based), each as batches of one signature."""
+        size, pairs = self.config.batch_size, self.data.pairs
+        found = []
+        for micro in range(self.config.accumulation):
+            first = step * self.global_batch + (micro * self.processes.count + self.processes.rank) * size
+            places = [order(len(pairs), self.config.seed, first + i) for i in range(size)]
+            chosen = [(pairs[index], epoch) for index, epoch in places]
+            found.append(list(self.data.batches(self.family, chosen, losers=self.objective.shape == "pair")))
+        return found
+
+    def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:
+        dtype = AUTOCAST[self.config.precision]
+        precise = torch.autocast(self.processes.device.type, dtype) if dtype else nullcontext()
+        with precise:
+            return self.family.residuals(net, batch.latents, batch.draw, batch.condition)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [G] with gradients, all heads added, and metrics [G] each."""
+        keep = self.objective.needs_residual
+        reference: dict[str, Tensor] = {}
+        if self.objective.reference != "none":
+            with torch.no_grad(), self.policy.reference() as net:
+                reference = self.residuals(net, batch)
+        policy = self.residuals(self.policy.net, batch)
+        total: Tensor | None = None
+        metrics: dict[str, Tensor] = {}
+        for head, residual in policy.items():
+            frozen = errors_of(reference[head].float(), keep) if head in reference else None
+            loss, shown = self.objective.loss(errors_of(residual.float(), keep), frozen, batch.groups)
+            total = loss if total is None else total + loss
+            prefix = f"{head}/" if len(policy) > 1 else ""
+            metrics |= {prefix + name: value for name, value in shown.items()}
+        assert total is not None
+        return total, metrics
+
+    def accumulate(self, micro_batches: list[list[Batch]]) -> dict[str, float]:
+        """Gradients of a whole step, summed over processes; returns the step's means over the global batch."""
+        sums: dict[str, Tensor] = {}
+        for number, batches in enumerate(micro_batches):
+            if self.policy.lora is not None and self.policy.lora.dropout:
+                key = digest(self.config.seed, self.step, number, self.processes.rank)
+                torch.manual_seed(int(key[:12], 16))
+            for batch in batches:
+                loss, metrics = self.losses(batch.to(self.processes.device))
+                self.scaler.scale(loss.sum() / self.global_batch).backward()
+                for name, value in {"loss": loss.detach(), **metrics}.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.sum()
+        names = list(sums)
+        means = self.processes.sum(torch.stack([sums[name] for name in names])) / self.global_batch
+        self.processes.sum_gradients(self.policy.parameters())
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def update(self, shown: dict[str, float]) -> dict[str, float]:
+        """Clip, step, and what to log about it. Raises TrainingError where loss or gradients are not finite."""
+        if not math.isfinite(shown["loss"]):
+            raise self._not_finite("the loss")
+        rate = self.config.learning_rate * rate_factor(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise self._not_finite("the gradient")
+        self.scaler.step(self.optimizer)  # with fp16, a step whose gradients overflowed is left out
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return shown | {"grad_norm": norm, "lr": rate}
+
+    def _not_finite(self, what: str) -> TrainingError:
+        kept = checkpoint.last_step(self.folder / "checkpoints")
+        last = f"The checkpoint of step {kept} is kept" if kept else "There is no checkpoint yet"
+        return TrainingError(
+            f"{what} of step {self.step + 1} is not finite (NaN or infinity), so training has stopped. {last}, in "
+            f"{self.folder / 'checkpoints'}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or "
+            "no instead of fp16, under a new name; or look at the pairs for broken latents."
+        )
+
+    # -- the held-out pairs ---------------------------------------------------------------------------------------
+    def measure(self, reference: bool) -> Tensor:
+        """Errors of the held-out pairs at their fixed draws."""
+        assert self.validation is not None
+        context = self.policy.reference() if reference else nullcontext(self.policy.net)
+
+        def errors(batch: Batch) -> Tensor:
+            found = self.residuals(net, batch.to(self.processes.device))
+            return torch.stack([errors_of(r.float(), keep=False).mean for r in found.values()]).sum(0)
+
+        with torch.no_grad(), context as net, silenced(self.policy):
+            share = (self.processes.rank, self.processes.count)
+            return self.processes.sum(self.validation.errors(errors, share))
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        if self.processes.main:
+            optimizer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+            state = {"watch": self.watch.state()}
+            checkpoint.save(self.folder / "checkpoints", self.step, self.policy.state(), optimizer, state)
+        self.processes.wait()
+
+    def resume(self) -> None:
+        """Go to the last checkpoint, if there is one."""
+        found = checkpoint.load_last(self.folder / "checkpoints")
+        if found is None:
+            return
+        weights, optimizer, state = found
+        self.policy.load_state(weights)
+        self.optimizer.load_state_dict(optimizer["optimizer"])
+        self.scaler.load_state_dict(optimizer["scaler"])
+        self.watch.load(state["watch"])
+        self.step = state["step"]
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+    def run(self, limit: int | None = None) -> dict[str, float]:
+        """Train up to config.steps, or `limit` steps further. Returns what was last logged; saves at the end."""
+        if self.validation is not None:
+            self.validation.reference = self.measure(reference=True)
+        self.resume()
+        end = self.config.steps if limit is None else min(self.config.steps, self.step + limit)
+        log = Log(self.folder / "metrics.jsonl", self.step, self.config.report_to) if self.processes.main else None
+        shown: dict[str, float] = {}
+        try:
+            if self.step == 0:
+                self._validate(log)
+            shown = self._steps(end, log)
+        finally:
+            if log is not None:
+                log.close()
+        return shown
+
+    def _steps(self, end: int, log: Log | None) -> dict[str, float]:
+        shown: dict[str, float] = {}
+        first, started = self.step, time.monotonic()
+        label = f"train {self.folder.name}"
+        with interruptible() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
+            for micro_batches in ahead(self.micro_batches, range(first, end)):
+                begun = time.monotonic()
+                shown = self.update(self.accumulate(micro_batches))
+                self.step += 1
+                self._log(log, progress, shown, time.monotonic() - begun)
+                if self.step == first + 3 and self.processes.main:
+                    expected = (time.monotonic() - started) / 3 * (end - first)
+                    output.note(f"{label}: about {output.duration(expected)} for {end - first} steps.")
+                stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
+                if stop or self.step == end or self.step % self.config.checkpoint_every == 0:
+                    self.save()
+                if self.step == self.config.steps or self.step % self.config.validate_every == 0:
+                    self._validate(log)
+                if stop:
+                    raise KeyboardInterrupt
+        return shown
+
+    def _log(self, log: Log | None, progress: Any, shown: dict[str, float], seconds: float) -> None:
+        if log is None:
+            return
+        log.write(self.step, shown | {"seconds": seconds, "pairs_seen": self.step * self.global_batch})
+        progress.update(loss=shown["loss"], **{k: shown[k] for k in ("implicit_accuracy",) if k in shown})
+        if "win_advantage" in shown:
+            self.watch.update(self.step, shown["win_advantage"])
+
+    def _validate(self, log: Log | None) -> None:
+        if self.validation is None:
+            return
+        errors = self.measure(reference=False)
+        if log is not None:
+            log.write_validation(self.step, self.validation.report(errors))
+
+
+def rate_factor(config: Train, step: int) -> float:
+    """Learning rate at a step (0-based), as a share of the full one."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+
+
+@contextmanager
+def silenced(policy: Policy) -> Iterator[None]:
+    """Without dropout: measurements must repeat."""
+    layers = [m for m in policy.net.modules() if isinstance(m, torch.nn.Dropout) and m.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, so that the step in hand can end; the second interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,134 @@
+"""From a recipe to caches that a training needs: what to load, at which settings, and what is computed once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefkit import registry
+from prefkit.config import Recipe, Train
+from prefkit.errors import UsageError
+from prefkit.models.revision import weights_revision
+from prefkit.models.wiring import Wiring
+from prefkit.store import Store, write_atomic
+from prefkit.train import data as caches
+from prefkit.train.cache import Cache
+from prefkit.train.data import PairData
+from prefkit.train.pairs import PairRow, PairSource
+from prefkit.train.processes import Processes
+from prefkit.types import digest
+
+WEIGHTS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class Plan:
+    """How the recipe's model is loaded for a training, and where its caches lie."""
+
+    def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
+        self.store, self.recipe, self.config = store, recipe, config
+        model = recipe.model
+        weights = {path: weights_revision(path) for path in model.adapters}
+        self.revision = {
+            "base": weights_revision(model.base, model.revision),
+            "adapters": [[weights[path], weight] for path, weight in model.adapters.items()],
+        }
+        self.generators = [
+            name
+            for name, settings in recipe.generate.items()
+            if settings.use == "diffusers" and name in store.names("candidates")
+        ]
+        self.call = call_of(recipe, config)
+        self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
+        self.cache = folder / "cache" / digest(self.revision, config.family, self.call, self.frozen_dtype)
+
+    def load(self, device: Any, size: tuple[int, int], parts: set[str] | None, wiring: Wiring | None) -> Any:
+        """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at."""
+        model = self.recipe.model
+        settings = {
+            "base": model.base,
+            "revision": model.revision,
+            "adapters": model.adapters,
+            "device": str(device),
+            "dtype": self.frozen_dtype,
+            "trust_remote_code": model.trust_remote_code,
+            "config": model.config,
+        }
+        call = {**self.call, "height": size[0], "width": size[1]}
+        family = registry.load("family", self.config.family)(time_sampling=self.config.time_sampling, call=call)
+        family.load(settings, parts=parts, **({"wiring": wiring} if wiring is not None else {}))
+        return family
+
+    def load_denoiser(self, device: Any, data: PairData) -> Any:
+        return self.load(device, data.size(data.pairs[0]), {"denoiser"}, self.wiring())
+
+    def wiring(self) -> Wiring | None:
+        path = self.cache / "wiring.json"
+        return Wiring.from_json(path.read_text()) if path.exists() else None
+
+
+def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
+    """Call arguments of the generation that the denoiser sees: those of the recipe's generators, where they agree.
+
+    Raises UsageError where they do not and train.guidance does not settle it.
+    """
+    found: list[dict[str, Any]] = []
+    for settings in recipe.generate.values():
+        guidance = settings.guidance if config.guidance is None else config.guidance
+        call = dict(settings.call) | ({} if guidance is None else {"guidance_scale": guidance})
+        if settings.use == "diffusers" and call not in found:
+            found.append(call)
+    if len(found) > 1:
+        raise UsageError(
+            f"train: the generators of this recipe differ in their call ({' against '.join(map(str, found[:2]))}), and "
+            "a model with embedded guidance must see in training what it saw in generation. Set train.guidance, and keep "
+            "generate.call equal."
+        )
+    if found:
+        return found[0]
+    return {} if config.guidance is None else {"guidance_scale": config.guidance}
+
+
+def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Processes) -> PairData:
+    """Every pair's latents and condition, from the cache or computed now, shared out over the processes."""
+    store = plan.store
+    requests = {request.request_id: request for request in store.requests()}
+    data = PairData(pairs, Cache(plan.cache / "latents"), Cache(plan.cache / "conditions"), requests)
+    ready = plan.wiring() is not None and data.complete()
+    processes.wait()
+    if not ready:
+        size = caches.first_size(source, store, pairs, plan.generators)
+        share = (processes.rank, processes.count)
+        family: Any = None
+        if processes.main:
+            family = plan.load(processes.device, size, None, plan.wiring())
+            write_atomic(plan.cache / "wiring.json", family.wiring.to_json())
+        processes.wait()
+        if family is None:
+            family = plan.load(processes.device, size, None, plan.wiring())
+        family.pipe.vae.float()  # latents are made once, so they are made well
+        caches.fill_latents(data, family, source, store, plan.generators, share)
+        _agree(processes, data.latents)
+        caches.check_sizes(data, source.name)
+        caches.fill_conditions(data, family, share)
+        _agree(processes, data.conditions)
+        del family
+        gc.collect()
+    caches.check_sizes(data, source.name)
+    return data
+
+
+def _agree(processes: Processes, cache: Cache) -> None:
+    processes.wait()
+    cache.refresh()
+
+
+def fingerprint(config: Mapping[str, Any], plan: Plan, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
+    """What the result means. How a global batch is split is not part of it; nor, at constant rate, when it ends."""
+    train = {key: value for key, value in config.items() if key not in ("batch_size", "accumulation")}
+    if plan.config.schedule == "constant":
+        train.pop("steps", None)
+    batch = plan.config.batch_size * plan.config.accumulation * processes.count
+    read = digest([(pair.id, pair.win.key, pair.lose.key) for pair in pairs])
+    return {"train": train, "global_batch": batch, "model": plan.revision, "call": plan.call, "pairs": read}

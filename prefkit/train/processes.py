@@ -1,0 +1,68 @@
+"""Devices and processes, by accelerate: what a launcher started, or this process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+
+from prefkit.errors import UsageError
+
+PATIENCE = timedelta(hours=24)  # others wait while one process computes a cache
+BUCKET = 32 * 1024 * 1024  # elements that are summed in one call
+
+
+class Processes:
+    """rank of `count` processes, on `device`."""
+
+    def __init__(self, device: str | None = None) -> None:
+        from accelerate import PartialState
+
+        _check(device)
+        state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        self.state = state
+        self.rank, self.count, self.main = state.process_index, state.num_processes, state.is_main_process
+        self.device = torch.device(device) if device and self.count == 1 else state.device
+
+    def wait(self) -> None:
+        self.state.wait_for_everyone()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, on the tensor's own device."""
+        if self.count == 1:
+            return tensor
+        moved = tensor.to(self.device)
+        torch.distributed.all_reduce(moved)
+        return moved.to(tensor.device)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes; a missing one counts as zero."""
+        if self.count == 1:
+            return
+        bucket: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if bucket and (sum(g.numel() for g in bucket) > BUCKET or bucket[0].dtype != parameter.grad.dtype):
+                _sum_bucket(bucket)
+                bucket = []
+            bucket.append(parameter.grad)
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(gradients: list[Tensor]) -> None:
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _check(device: str | None) -> None:
+    kind = (device or "cpu").partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there:
+        raise UsageError(f"train.device: {device!r} is not known; choose cpu, cuda or mps.")
+    if not there[kind]:
+        raise UsageError(f"train.device: this machine, or its torch, has no {kind}; leave device out or give cpu.")

@@ -1,0 +1,117 @@
+"""What is trained, and the frozen start that it is measured against."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from prefkit.config import Lora, Train
+from prefkit.errors import TrainingError, UsageError
+from prefkit.models import adapters
+
+
+@dataclass
+class Policy:
+    """net: the denoiser being trained. start: the adapters that the reference is made of (LoRA).
+
+    frozen: the reference's own network where weights are trained in full and the objective asks for one.
+    """
+
+    net: Any
+    lora: Lora | None
+    start: list[str] = field(default_factory=list)
+    frozen: Any = None
+
+    def reference(self) -> AbstractContextManager[Any]:
+        """with policy.reference() as net: the start, as a network to run without gradients."""
+        if self.lora is None:
+            return nullcontext(self.frozen if self.frozen is not None else self.net)
+        return _Start(self.net, self.start)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained weights, not copied."""
+        return adapters.lora_state(self.net) if self.lora is not None else self.net.state_dict()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if self.lora is not None:
+            adapters.load_lora_state(self.net, state)
+        else:
+            self.net.load_state_dict(state)
+
+
+class _Start:
+    """adapters_active, giving the network back."""
+
+    def __init__(self, net: Any, names: list[str]) -> None:
+        self.net, self.inner = net, adapters.adapters_active(net, names)
+
+    def __enter__(self) -> Any:
+        self.inner.__enter__()
+        return self.net
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+
+
+def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
+    """Make `net` trainable as the configuration asks; its output does not change.
+
+    frozen: full weights need a second, frozen network. Raises TrainingError where nothing would be trained, UsageError
+    where lora.resume does not know which adapter to continue.
+    """
+    policy = _adapter(net, config) if config.lora is not None else _full(net, frozen)
+    if not any(parameter.numel() for parameter in policy.parameters()):
+        raise TrainingError(
+            "there is not one trainable parameter. Give lora.rank above 0 and lora.targets that this network has, or "
+            "lora: null for full weights."
+        )
+    if config.gradient_checkpointing:
+        net.enable_gradient_checkpointing()
+    return policy
+
+
+def _adapter(net: Any, config: Train) -> Policy:
+    lora = config.lora
+    assert lora is not None
+    if lora.rank < 1:
+        raise TrainingError(
+            f"train.lora.rank is {lora.rank}, so there is nothing to train; give 1 or more, or lora: null."
+        )
+    start = adapters.active_adapters(net)
+    if lora.resume:
+        if len(start) != 1:
+            raise UsageError(
+                f"train.lora.resume continues the model's only adapter, but it has {len(start)}. Give the model exactly "
+                "one adapter, or set resume: false to stack a new one on all of them."
+            )
+        adapters.continue_lora(net, start[0])
+    else:
+        alpha = lora.rank if lora.alpha is None else lora.alpha
+        adapters.add_lora(net, lora.rank, alpha, lora.targets or None, lora.dropout, seed=config.seed)
+    if lora.dropout:
+        for _, layer in adapters.lora_layers(net):
+            layer.lora_dropout.train()
+    return Policy(net, lora, start)
+
+
+def _full(net: Any, frozen: bool) -> Policy:
+    if adapters.active_adapters(net):
+        net.fuse_lora()
+        net.unload_lora()
+    reference = copy.deepcopy(net).requires_grad_(False) if frozen else None
+    net.requires_grad_(True)
+    return Policy(net, None, frozen=reference)
+
+
+def errors_of(residual: Tensor, keep: bool) -> Any:
+    """[B, ...] float32 -> Errors; keep: with the residual itself."""
+    from prefkit.types import Errors
+
+    return Errors(residual.square().flatten(1).mean(1), residual if keep else None)

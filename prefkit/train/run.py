@@ -1,0 +1,177 @@
+"""`prefkit train`: pairs of a run, a folder or the Hub -> train/<name>/final, and what shows whether it was worth it."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prefkit import output, registry
+from prefkit.config import Choice, Recipe, Train, content
+from prefkit.errors import FingerprintError, PluginError, UsageError
+from prefkit.store import Store, check_fingerprint, read_json, write_json
+from prefkit.train import table, validation
+from prefkit.train.data import PairData
+from prefkit.train.export import export
+from prefkit.train.offline import AUTOCAST, Loop
+from prefkit.train.pairs import PairRow, PairSource, read_pairs
+from prefkit.train.prepare import Plan, fingerprint, prepare
+from prefkit.train.processes import Processes
+from prefkit.train.reference import make_policy
+from prefkit.types import digest
+
+REMEDY = (
+    "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
+    "grow without a mismatch."
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training. flip: each training pair's labels are swapped with probability 1/2, by the hash of its id."""
+
+    name: str
+    config: Train
+    flip: bool = False
+
+
+def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
+    """The training itself and, with controls, under the same budget: SFT on the winners, and randomly flipped pairs."""
+    jobs = [Job(name, config)]
+    if controls:
+        jobs.append(Job(f"{name}-sft", replace(config, objective=Choice("sft"))))
+        jobs.append(Job(f"{name}-flipped", config, flip=True))
+    return jobs
+
+
+def run_train(
+    store: Store, recipe: Recipe, name: str, *, controls: bool = False, limit: int | None = None
+) -> dict[str, Any]:
+    """Train recipe.train[name] into store.train(name), going on from its last checkpoint.
+
+    limit: at most so many optimizer steps now; the same call goes on later. Returns a summary: name, steps, pairs,
+    validation_pairs, final (path or None), done, and with controls theirs by name.
+    Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after saving a checkpoint.
+    """
+    if name not in recipe.train:
+        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
+    config = recipe.train[name]
+    if config.precision not in AUTOCAST:
+        raise UsageError(f"train.{name}.precision: {config.precision!r} is not known; choose {', '.join(AUTOCAST)}.")
+    processes = Processes(config.device)
+    source = PairSource.find(store, config.pairs)
+    pairs = read_pairs(source)
+    with store.lock(f"train/{name}") if processes.main else nullcontext():
+        summaries = _run_jobs(store, recipe, jobs_of(name, config, controls), source, pairs, processes, limit)
+    return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
+
+
+def _run_jobs(
+    store: Store,
+    recipe: Recipe,
+    jobs: list[Job],
+    source: PairSource,
+    pairs: list[PairRow],
+    processes: Processes,
+    limit: int | None,
+) -> list[dict[str, Any]]:
+    plan = Plan(store, recipe, jobs[0].config, store.train(jobs[0].name))
+    open_jobs = []
+    for job in jobs:
+        own = fingerprint(content(job.config), plan, pairs, processes) | ({"flipped": True} if job.flip else {})
+        if processes.main:
+            check_fingerprint(store.train(job.name) / "spec.json", own, REMEDY)
+        if not _finished(store.train(job.name), job.config):
+            open_jobs.append(job)
+    processes.wait()
+    data = prepare(plan, pairs, source, processes) if open_jobs else None
+    summaries = []
+    for job in jobs:
+        if job in open_jobs and data is not None:
+            summaries.append(_train(plan, job, data, store.train(job.name), processes, limit))
+        else:
+            output.note(f"train {job.name}: already done.")
+            summaries.append(read_json(store.train(job.name) / "result.json"))
+    return summaries
+
+
+def _finished(folder: Path, config: Train) -> bool:
+    """Whether the result is there. Raises FingerprintError where it was trained for longer than asked."""
+    path = folder / "result.json"
+    if not path.exists() or not (folder / "final").is_dir():
+        return False
+    steps = read_json(path)["steps"]
+    if steps > config.steps:
+        raise FingerprintError(f"{folder} was trained for {steps} steps, asked for {config.steps}. {REMEDY}")
+    return steps == config.steps
+
+
+def _train(
+    plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes, limit: int | None
+) -> dict[str, Any]:
+    _remove_litter(folder, processes)
+    loop = make_loop(plan, job, data, folder, processes)
+    held = loop.validation.pairs if loop.validation is not None else []
+    if processes.main:
+        elements = data.latents.get(data.pairs[0].win.key)["latents"].numel()
+        table.show(
+            job.config, job.name, loop.policy, loop.objective, len(loop.data.pairs), len(held), elements, processes.count
+        )
+    shown = loop.run(limit)
+    done = loop.step >= job.config.steps
+    summary = {
+        "name": job.name,
+        "steps": loop.step,
+        "pairs": len(loop.data.pairs),
+        "validation_pairs": len(held),
+        "trainable": sum(parameter.numel() for parameter in loop.policy.parameters()),
+        "last": shown,
+        "done": done,
+        "final": str(folder / "final") if done else None,
+    }
+    if done and processes.main:
+        export(loop.policy, loop.family.wiring.denoiser, plan.recipe.model, folder / "final")
+        write_json(folder / "result.json", summary)
+    processes.wait()
+    return summary
+
+
+def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes) -> Loop:
+    """The denoiser alone, made trainable, with the training pairs and those kept aside."""
+    config = job.config
+    objective = registry.make(
+        "objective", config.objective.use, config.objective.options, f"train.{job.name}.objective"
+    )
+    _check_objective(objective, config.objective.use)
+    training, held = validation.split(data.pairs, config.validation)
+    if job.flip:
+        training = [pair.flipped() if int(digest("flipped", pair.id), 16) % 2 else pair for pair in training]
+    family = plan.load_denoiser(processes.device, data)
+    policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
+    if config.compile:
+        policy.net.compile()
+    own = PairData(training, data.latents, data.conditions, data.requests)
+    measured = None
+    if held:
+        beta = getattr(objective.options, "beta", None)
+        measured = validation.Validation(family, own, held, config.batch_size, 1.0 if beta is None else beta / 2)
+    return Loop(config, family, objective, policy, own, measured, processes, folder)
+
+
+def _check_objective(objective: Any, name: str) -> None:
+    if objective.shape not in ("pair", "single") or objective.reference not in ("none", "frozen"):
+        raise PluginError(
+            f"objective {name}: it asks for groups of shape {objective.shape!r} and a reference {objective.reference!r}; "
+            "training on pairs offers the shapes pair and single, and the references none and frozen."
+        )
+
+
+def _remove_litter(folder: Path, processes: Processes) -> None:
+    """Temporary folders of a killed process."""
+    if processes.main:
+        for path in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+    processes.wait()

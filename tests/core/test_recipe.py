@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefkit import recipe
+from prefkit.config import Recipe
+from prefkit.errors import RecipeError, UsageError
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "r.yaml").write_text(text)
+    return folder / "r.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: x\ngenerate:\n  own: {step: 3}", r"r.yaml:3: generate.own.step: unknown key. Did you mean 'steps'\?"),
+        ("run: x\nscores: {}", r"r.yaml:2: scores: unknown key. Did you mean 'score'\?"),
+        ("run: x\ngenerate:\n  own:\n    n: many", "r.yaml:4: generate.own.n: wants a whole number, got many"),
+        ("run: x\ngenerate:\n  own:\n    steps: 2.5", "r.yaml:4: generate.own.steps: wants a whole number, got 2.5"),
+        ("run: x\ngenerate: own", "r.yaml:2: generate: wants a mapping"),
+        (
+            "run: x\nscore:\n  a: {use: clop, model: x}",
+            "r.yaml:3: score.a.use: no scorer is called 'clop'. Did you mean 'clip'",
+        ),
+        ("run: x\nscore:\n  a: {use: clip, modle: x}", r"r.yaml:3: score.a.modle: unknown key. Did you mean 'model'\?"),
+        (
+            "run: x\nscore:\n  a: {use: jpeg, direction: up}",
+            "r.yaml:3: score.a.direction: must be one of compress, expand",
+        ),
+        ("run: x\npair:\n  a: {k: two}", "r.yaml:3: pair.a.k: wants a whole number, got two"),
+        ("run: x\nrun: y", "r.yaml:2: run: given twice"),
+        ("run: [x", "r.yaml:.*: not valid YAML"),
+        ("- a", "r.yaml:1: a recipe is a mapping"),
+        (
+            "run: x\ntrain:\n  d: {objective: {use: dpo, bata: 3}}",
+            "r.yaml:3: train.d.objective.bata: unknown key. Did you mean 'beta'",
+        ),
+    ],
+)
+def test_errors_name_file_line_key_and_the_nearest_name(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.read(write(tmp_path, text))
+
+
+def test_types_decide_how_values_are_read(tmp_path):
+    found = recipe.read(
+        write(
+            tmp_path,
+            "run: no\nmodel: {base: 1e3, revision: null, adapters: {a: 1}}\ntrain:\n  t: {learning_rate: 1e-4, lora: null}\n"
+            "generate:\n  g: {call: {eta: 1e-3, flag: true, word: 'true', none: null}, negative_prompt: 'null'}\n",
+        )
+    )
+    assert found.run == "no" and found.model.base == "1e3" and found.model.revision is None
+    assert found.model.adapters == {"a": 1.0}
+    assert found.train["t"].learning_rate == 1e-4 and found.train["t"].lora is None
+    assert found.generate["g"].call == {"eta": 1e-3, "flag": True, "word": "true", "none": None}
+    assert found.generate["g"].negative_prompt == "null"
+
+
+def test_the_resolved_recipe_reads_back_to_itself(recipe, tmp_path):
+    from prefkit.recipe import dump, read
+
+    found = read(recipe)
+    (tmp_path / "again.yaml").write_text(dump(found))
+    assert read(tmp_path / "again.yaml") == found
+    assert dump(read(tmp_path / "again.yaml")) == dump(found)
+
+
+def test_a_missing_recipe_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="could not be read: No such file"):
+        recipe.read(tmp_path / "none.yaml")
+
+
+def test_flags_win_over_the_recipe(recipe):
+    from prefkit.resolve import resolve
+
+    found = resolve(None, str(recipe), "generate", [("steps", "7"), ("model.revision", "v2"), ("own.guidance", "1e0")])
+    assert (found.generate["own"].steps, found.model.revision, found.generate["own"].guidance) == (7, "v2", 1.0)
+    assert found.generate["own"].n == 4
+
+
+def test_a_flag_of_several_entries_asks_which(recipe):
+    from prefkit.resolve import resolve
+
+    with pytest.raises(UsageError, match="of which entry"):
+        resolve(None, str(recipe), "score", [("batch_size", "2")])
+    found = resolve(None, str(recipe), "score", [("batch_size", "2")], ["size"])
+    assert found.score["size"].batch_size == 2 and found.score["taste"].batch_size == Recipe().score.get("x", 32)

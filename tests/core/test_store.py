@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import pytest
+
+from prefkit.errors import FingerprintError, StoreError
+from prefkit.store import Store, check_fingerprint, write_whole
+from prefkit.types import Request
+
+
+def rows(*ids):
+    return [{"id": i, "value": float(n), "aspects": None, "text": None, "error": None} for n, i in enumerate(ids)]
+
+
+def test_later_parts_win(tmp_path):
+    table = Store.create(tmp_path).scores("a")
+    table.append(rows("x", "y"))
+    table.append([{**rows("x")[0], "value": 9.0}])
+    frame = table.frame().set_index("id")
+    assert frame.value.to_dict() == {"x": 9.0, "y": 1.0}
+
+
+def test_a_damaged_part_is_named_set_aside_and_counts_as_missing(tmp_path, capsys):
+    table = Store.create(tmp_path).scores("a")
+    table.append(rows("x"))
+    first = table.parts()[0]
+    table.append(rows("y"))
+    first.write_bytes(first.read_bytes()[:-20])
+    assert table.ids() == {"y"}
+    assert first.name in capsys.readouterr().err
+    assert not first.exists() and first.with_suffix(".parquet.damaged").exists()
+    assert table.ids() == {"y"}
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    def half(path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "t.json").write_text("old")
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_whole(tmp_path / "t.json", half)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"] and (tmp_path / "t.json").read_text() == "old"
+
+
+def test_fingerprint_names_the_keys_that_differ(tmp_path):
+    path = tmp_path / "spec.json"
+    check_fingerprint(path, {"a": 1, "b": [1, 2]}, "Do this.")
+    check_fingerprint(path, {"a": 1, "b": (1, 2)}, "Do this.")
+    with pytest.raises(FingerprintError, match=r"\(b: there \[1, 2\], asked for 3\). Do this."):
+        check_fingerprint(path, {"a": 1, "b": 3}, "Do this.")
+
+
+def test_a_newer_schema_is_refused(tmp_path):
+    Store.create(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 99}))
+    with pytest.raises(StoreError, match="newer prefkit"):
+        Store(tmp_path)
+
+
+def test_requests_survive_the_way_to_disk(tmp_path):
+    store = Store.create(tmp_path)
+    nasty = [Request("a", 'he said "<b>hi</b>"\n🎩', "test", {"user": {"id": 3}, "list": [1, "é"]})]
+    store.write_requests(nasty)
+    assert store.requests() == nasty
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "a b"])
+def test_names_that_would_leave_the_folder_are_refused(tmp_path, name):
+    with pytest.raises(StoreError, match="cannot be a name"):
+        Store(tmp_path).scores(name)
+
+
+def hold(folder, ready, go):
+    with Store(folder).lock("scores/a"):
+        ready.set()
+        go.wait(20)
+
+
+def test_a_second_process_is_told_and_a_killed_one_frees_the_lock(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready, go))
+    process.start()
+    assert ready.wait(20)
+    with pytest.raises(StoreError, match="another process is working on scores/a"), Store(tmp_path).lock("scores/a"):
+        pass
+    process.kill()
+    process.join()
+    with Store(tmp_path).lock("scores/a"):
+        assert True
+
+
+def test_decisions_are_checked(tmp_path):
+    store = Store.create(tmp_path)
+    assert store.decisions().empty
+    (tmp_path / "decisions.csv").write_text("id,verdict,reason,by\na,reject,blurred,me\na,keep,,me\n")
+    assert store.decisions().verdict.tolist() == ["keep"]
+    (tmp_path / "decisions.csv").write_text("id,verdict\na,maybe\n")
+    with pytest.raises(StoreError, match="decisions.csv:2: verdict 'maybe'"):
+        store.decisions()
+    (tmp_path / "decisions.csv").write_text("name\na\n")
+    with pytest.raises(StoreError, match="columns id and verdict are missing"):
+        store.decisions()

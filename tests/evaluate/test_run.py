@@ -1,0 +1,191 @@
+"""run_eval on a tiny real pipeline: two "trained" models, one of which is the base itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prefkit.config import Eval, Generate, Model, Pair, Recipe, Score, Set, Train
+from prefkit.errors import FingerprintError, UsageError
+from prefkit.evaluate.run import flat_rows, run_eval
+from prefkit.store import Store
+from prefkit.testing import tiny_pipeline
+from prefkit.types import Request
+
+SCORERS = '''
+import numpy as np
+
+
+def light(images, prompts):
+    """Mean brightness."""
+    return [float(np.asarray(image).mean()) for image in images]
+
+
+def dark(images, prompts):
+    """Mean brightness, failing on prompts that say so."""
+    return [None if "fail" in p else -float(np.asarray(i).mean()) for i, p in zip(images, prompts)]
+'''
+PROMPTS = ["a cat", "a dog", "fail here", "a <b>tree</b>", "rain", "a road", "a cup"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Recipe]:
+    root = tmp_path_factory.mktemp("eval")
+    (root / "scorers.py").write_text(SCORERS)
+    (root / "more.txt").write_text("a ship\na horse\n")
+    base = tiny_pipeline("sd", root / "base")
+    store = Store.create(root / "run")
+    store.write_requests(
+        [*(Request(f"t{i}", p, "test") for i, p in enumerate(PROMPTS)), Request("x", "a ship", "train")]
+    )
+    for name in ("same", "other", "other-sft"):
+        final = store.train(name) / "final"
+        if name == "same":
+            shutil.copytree(base, final)
+        else:
+            tiny_pipeline("sd", final, seed=5)
+    recipe = Recipe(
+        run=str(store.folder),
+        model=Model(base=str(base)),
+        generate={"own": Generate(n=2, steps=2, height=16, width=16, batch_size=8, device="cpu")},
+        score={name: Score(use=f"{root}/scorers.py:{name}", device="cpu") for name in ("light", "dark")},
+        pair={"main": Pair(weights={"light": 1.0})},
+        train={"same": Train(pairs="main"), "other": Train(pairs="main")},
+        eval={
+            "held": Eval(
+                models=["same", "other"],
+                seeds=2,
+                best_of=4,
+                base_steps=[3],
+                sets={"own": Set(), "file": Set(source=str(root / "more.txt"))},
+                device="cpu",
+            )
+        },
+    )
+    return store, recipe
+
+
+@pytest.fixture(scope="module")
+def result(run: tuple[Store, Recipe]) -> dict:
+    return run_eval(*run, "held")
+
+
+def test_written_as_returned_and_without_nan(run, result):
+    text = (run[0].eval("held") / "result.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(result))
+    assert "NaN" not in text and "Infinity" not in text
+
+
+def test_every_set_model_and_scorer_has_a_whole_row(result):
+    assert list(result["sets"]) == ["own", "file"]
+    for models in result["sets"].values():
+        assert list(models) == ["same", "other", "other-sft", "base-s3"]
+        for scorers in models.values():
+            assert list(scorers) == ["light", "dark"]
+    promised = (
+        "base tuned win_rate ci_low ci_high tie_share n_requests used_for_pairs evaluation_only minimum_detectable"
+    )
+    promised += " best_of_n diversity_base diversity_tuned moved seed_distance verdict"
+    assert set(promised.split()) <= set(result["sets"]["own"]["other"]["light"])
+
+
+def test_the_base_against_itself_has_not_changed(result):
+    row = result["sets"]["own"]["same"]["light"]
+    assert row["moved"] == 0.0 and row["verdict"] == "nothing changed"
+    assert row["win_rate"] == 0.5 and row["tie_share"] == 1.0 and row["base"] == row["tuned"]
+
+
+def test_another_model_moved_and_is_judged_both_ways(result):
+    rows = result["sets"]["own"]["other"]
+    assert rows["light"]["moved"] > 0.01 and rows["light"]["n_requests"] == 7
+    assert rows["dark"]["n_requests"] == 6 and rows["dark"]["requests_left_out"] == 1
+    assert rows["light"]["used_for_pairs"] and not rows["dark"]["used_for_pairs"]
+    assert result["correlations"]["light"]["dark"] == pytest.approx(-1.0)
+
+
+def test_win_rate_against_the_images_themselves(run, result):
+    store, _ = run
+    means = []
+    for model in ("base", "other"):
+        folder = Store(store.eval("held") / "own" / model)
+        images = {(c.request_id, c.index): np.asarray(c.pil()).mean() for c in folder.iter_candidates()}
+        means.append({key: value for key, value in images.items() if key[1] < 2})
+    assert means[0].keys() == means[1].keys() and len(means[0]) == 14
+    wins = np.mean([(means[1][k] > means[0][k]) + 0.5 * (means[1][k] == means[0][k]) for k in means[0]])
+    assert result["sets"]["own"]["other"]["light"]["win_rate"] == pytest.approx(wins)
+
+
+def test_seeds_are_shared_and_best_of_draws_more_of_the_base(run):
+    store, _ = run
+    frames = {
+        model: Store(store.eval("held") / "own" / model).candidates("own").frame(["request_id", "index", "seed"])
+        for model in ("base", "other", "base-s3")
+    }
+    assert len(frames["base"]) == 28 and len(frames["other"]) == 14
+    keyed = {m: frame.set_index(["request_id", "index"]).seed.to_dict() for m, frame in frames.items()}
+    assert all(keyed["base"][key] == seed for m in ("other", "base-s3") for key, seed in keyed[m].items())
+
+
+def test_controls_and_training_prompts_are_said(result):
+    assert (
+        not result["controls"]["sft"] and result["controls"]["base_steps"] and not result["controls"]["base_guidance"]
+    )
+    missing = [line.split(":")[0] for line in result["controls"]["missing"]]
+    assert missing[:3] == ["same-sft", "same-flipped", "other-flipped"]
+    assert result["settings"]["in_training"] == {"own": 0, "file": 1}
+
+
+def test_few_requests_show_no_difference(result):
+    assert result["sets"]["file"]["other"]["light"]["n_requests"] == 2
+    assert result["sets"]["file"]["other"]["light"]["verdict"] == "no difference shown"
+
+
+def test_running_again_makes_nothing_and_says_the_same(run, result):
+    store, recipe = run
+    parts = {p: p.stat().st_mtime_ns for p in store.eval("held").rglob("*.parquet") if p.name != "requests.parquet"}
+    assert run_eval(store, recipe, "held") == result
+    assert {p: p.stat().st_mtime_ns for p in parts} == parts
+
+
+def test_rows_for_the_terminal(result):
+    rows = flat_rows(result)
+    assert len(rows) == 16 and all(not isinstance(v, (dict, list)) for row in rows for v in row.values())
+
+
+def test_the_report_shows_it(run, result):
+    from prefkit.report import write_report
+
+    page = write_report(run[0]).read_text()
+    assert "nothing changed" in page and "Chosen by hash, never picked" in page and "data:image/webp" in page
+
+
+def test_what_is_refused(run):
+    store, recipe = run
+    held = recipe.eval["held"]
+
+    def changed(**what) -> Recipe:
+        return replace(recipe, eval={"held": replace(held, **what)})
+
+    with pytest.raises(UsageError, match="nope"):
+        run_eval(store, recipe, "nope")
+    with pytest.raises(UsageError, match="missing"):
+        run_eval(store, changed(models=["missing"]), "held")
+    with pytest.raises(UsageError, match="beauty"):
+        run_eval(store, changed(scorers=["beauty"]), "held")
+    with pytest.raises(UsageError, match="holds no requests"):
+        run_eval(store, changed(sets={"none": Set(split="void")}), "held")
+    slower = replace(recipe, generate={"own": replace(recipe.generate["own"], steps=9)})
+    with pytest.raises(FingerprintError, match="steps"):
+        run_eval(store, slower, "held")
+
+
+def test_limit_chooses_by_hash_and_keeps_what_is_there(run, result, tmp_path: Path):
+    store, recipe = run
+    found = run_eval(store, recipe, "held", limit=3)
+    assert found["sets"]["own"]["other"]["light"]["n_requests"] == 3
+    assert run_eval(store, recipe, "held")["sets"] == result["sets"]

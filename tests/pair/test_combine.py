@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefkit.errors import UsageError
+from prefkit.pair.combine import combine, normalise
+
+
+def reference(values, groups):
+    """Centred per request, divided by the pooled deviation, written out in plain Python."""
+    squares, degrees, centred = 0.0, 0, [float("nan")] * len(values)
+    for g in set(groups):
+        members = [i for i in range(len(values)) if groups[i] == g and values[i] == values[i]]
+        if not members:
+            continue
+        mean = sum(values[i] for i in members) / len(members)
+        for i in members:
+            centred[i] = values[i] - mean
+            squares += centred[i] ** 2
+        degrees += len(members) - 1
+    return np.array(centred) / (squares / degrees) ** 0.5
+
+
+def test_centred_is_what_the_design_says():
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=40), np.repeat(np.arange(8), 5)
+    values[[3, 17]] = np.nan
+    np.testing.assert_allclose(normalise(values, groups, "centred"), reference(values, groups), rtol=1e-12)
+
+
+def test_a_request_of_noise_stays_small_under_the_pooled_scale_only():
+    values = np.array([0.0, 1.0, 5.0, 5.0 + 1e-6])
+    groups = np.array([0, 0, 1, 1])
+    pooled, own = normalise(values, groups, "centred"), normalise(values, groups, "zscore")
+    assert abs(pooled[3] - pooled[2]) < 1e-5
+    assert abs(own[3] - own[2]) > 1
+
+
+@pytest.mark.parametrize("how", ["centred", "zscore"])
+def test_equal_scores_give_zero_not_nan(how):
+    assert (normalise(np.full(6, 0.1), np.repeat([0, 1], 3), how) == 0).all()
+
+
+def test_direction_weights_and_missing():
+    columns = {"a": np.array([1.0, 2, 3, 4]), "b": np.array([4.0, np.nan, 2, 1])}
+    value, scores = combine(columns, {"a": -1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, np.zeros(4, int), "none")
+    np.testing.assert_allclose(value, [1.0, np.nan, -2.0, -3.5])
+    assert scores.shape == (4, 2)
+
+
+def test_unknown_normalisation():
+    with pytest.raises(UsageError, match="normalise 'pooled' is not known"):
+        normalise(np.ones(2), np.zeros(2, int), "pooled")

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from prefkit.config import Choice, Lora
+from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
+from prefkit.testing import TINY_KINDS
+from prefkit.train.offline import rate_factor
+from prefkit.train.pairs import PairSource, read_pairs
+from prefkit.train.prepare import Plan, prepare
+from prefkit.train.processes import Processes
+from prefkit.train.run import Job, make_loop, run_train
+
+
+def lines(store, name="dpo"):
+    return [json.loads(line) for line in (store.train(name) / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(store, name="dpo"):
+    return [line for line in lines(store, name) if "validation" not in line]
+
+
+def loop_of(store, recipe, **changes):
+    config = replace(recipe.train["dpo"], **changes)
+    source = PairSource.find(store, "main")
+    pairs = read_pairs(source)
+    plan = Plan(store, recipe, config, store.train("dpo"))
+    data = prepare(plan, pairs, source, Processes("cpu"))
+    return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
+
+
+def gradients(loop):
+    shown = loop.accumulate(loop.micro_batches(0))
+    return shown, torch.cat([p.grad.flatten() for p in loop.policy.parameters()])
+
+
+@pytest.mark.parametrize("kind", TINY_KINDS)
+def test_training_learns_and_starts_at_log_two(run, kind):
+    store, recipe = run(kind, steps=40, batch_size=4, learning_rate=3e-3, checkpoint_every=40)
+    summary = run_train(store, recipe, "dpo")
+    found = steps(store)
+    assert summary["done"] and summary["steps"] == len(found) == 40
+    assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and found[0]["implicit_accuracy"] == 0.5
+    late = found[-10:]
+    assert sum(line["implicit_accuracy"] for line in late) / 10 > 0.75
+    assert sum(line["loss"] for line in late) / 10 < 0.6
+    for line in found:
+        gap = line["win_advantage"] - line["lose_advantage"]
+        assert line["margin"] == pytest.approx(1000 * gap, rel=1e-3, abs=1e-3)
+        assert {"grad_norm", "lr", "seconds", "pairs_seen"} <= line.keys()
+
+
+@pytest.mark.parametrize("kind, lora", [("sd", None), ("sd3", None), ("sd", Lora(rank=2))])
+def test_the_start_is_log_two_and_the_reference_never_moves(run, kind, lora):
+    store, recipe = run(kind, lora=lora, validation=2, steps=3, learning_rate=1e-2)
+    loop = loop_of(store, recipe)
+    before = loop.measure(reference=True)
+    loop.run()
+    assert torch.equal(loop.measure(reference=True), before)
+    assert not torch.allclose(loop.measure(reference=False), before)
+    assert steps(store)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_swapped_labels_flip_the_margin(run):
+    store, recipe = run(learning_rate=1e-2)
+    loop = loop_of(store, recipe)
+    loop.run()
+    pairs = loop.data.pairs
+    margins = []
+    for chosen in (pairs, [pair.flipped() for pair in pairs]):
+        (batch,) = loop.data.batches(loop.family, [(pair, 5) for pair in chosen], losers=True)
+        with torch.no_grad():
+            margins.append(loop.losses(batch)[1]["margin"])
+    assert margins[0].abs().max() > 0.1
+    torch.testing.assert_close(margins[0], -margins[1], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
+def test_splitting_the_global_batch_changes_nothing(run, pair_rows, objective):
+    rows = pair_rows(4) + pair_rows(3, seed=1, size=(128, 64))  # two signatures
+    store, recipe = run(rows=rows, lora=None, objective=Choice(objective))
+    whole, gradient = gradients(loop_of(store, recipe, batch_size=4))
+    for size, accumulation in ((2, 2), (1, 4)):
+        shown, other = gradients(loop_of(store, recipe, batch_size=size, accumulation=accumulation))
+        assert shown == pytest.approx(whole, rel=1e-4, abs=1e-5)
+        assert (other - gradient).norm() < 1e-4 * gradient.norm()
+
+
+def test_the_order_within_a_batch_changes_nothing(run):
+    store, recipe = run(lora=None)
+    loop = loop_of(store, recipe, batch_size=4)
+    _, gradient = gradients(loop)
+    chosen = [(pair, 0) for batch in loop.micro_batches(0)[0] for pair in batch.members]
+    loop.optimizer.zero_grad()
+    loop.accumulate([list(loop.data.batches(loop.family, chosen[::-1], losers=True))])
+    other = torch.cat([p.grad.flatten() for p in loop.policy.parameters()])
+    assert (other - gradient).norm() < 1e-4 * gradient.norm()
+
+
+def test_the_gradient_is_that_of_the_loss(run):
+    """Against central differences of the loss written from eq. 14 in float64, over one parameter direction."""
+    store, recipe = run("flux", lora=None, objective=Choice("dpo", {"beta": 200.0}))
+    loop = loop_of(store, recipe)
+    loop.run(limit=1)
+    micro = loop.micro_batches(1)
+    loop.accumulate(micro)
+    parameters = loop.policy.parameters()
+    direction = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) for i, p in enumerate(parameters)]
+    expected = sum((p.grad * d).sum().item() for p, d in zip(parameters, direction, strict=True))
+
+    def loss(shift):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(shift * d)
+            total = 0.0
+            for batch in micro[0]:
+                policy = loop.residuals(loop.policy.net, batch)["image"].double().square().flatten(1).mean(1)
+                frozen = loop.residuals(loop.policy.frozen, batch)["image"].double().square().flatten(1).mean(1)
+                win, lose = (frozen - policy).view(2, -1)
+                total += torch.nn.functional.softplus(-100.0 * (win - lose)).sum().item() / loop.global_batch
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(shift * d)
+        return total
+
+    numeric = (loss(1e-4) - loss(-1e-4)) / 2e-4
+    assert numeric == pytest.approx(expected, rel=2e-2)
+
+
+def test_sft_lowers_the_winners_error(run):
+    store, recipe = run(objective=Choice("sft"), steps=40, batch_size=4, learning_rate=1e-2, validation=2)
+    run_train(store, recipe, "dpo")
+    report = [line["validation"] for line in lines(store) if "validation" in line][-1]
+    assert sum(report["win_advantage"]) > 0
+    losses = [line["loss"] for line in steps(store)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_controls_run_under_the_same_budget(run):
+    store, recipe = run(rows=None, steps=3, validation=1)
+    summary = run_train(store, recipe, "dpo", controls=True)
+    assert sorted(summary["controls"]) == ["dpo-flipped", "dpo-sft"]
+    for name in ("dpo", "dpo-sft", "dpo-flipped"):
+        assert (store.train(name) / "final" / "pytorch_lora_weights.safetensors").exists()
+        assert len(steps(store, name)) == 3
+    again = run_train(store, recipe, "dpo", controls=True)
+    assert again == summary
+    flipped = loop_of(store, recipe)
+    assert [pair.id for pair in flipped.data.pairs]
+
+
+def test_flipping_touches_about_half_of_the_training_pairs_and_no_held_out_one(run, pair_rows):
+    store, recipe = run(rows=pair_rows(40), validation=8)
+    source = PairSource.find(store, "main")
+    pairs = read_pairs(source)
+    plan = Plan(store, recipe, recipe.train["dpo"], store.train("dpo"))
+    data = prepare(plan, pairs, source, Processes("cpu"))
+    folder, processes = store.train("dpo"), Processes("cpu")
+    plain = make_loop(plan, Job("a", recipe.train["dpo"]), data, folder, processes)
+    flipped = make_loop(plan, Job("b", recipe.train["dpo"], flip=True), data, folder, processes)
+    same = sum(a == b for a, b in zip(plain.data.pairs, flipped.data.pairs, strict=True))
+    assert 8 <= same <= len(plain.data.pairs) - 8
+    assert plain.validation.pairs == flipped.validation.pairs
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_log_two_and_float32_errors(run, precision):
+    store, recipe = run("sd3", precision=precision, gradient_checkpointing=True)
+    run_train(store, recipe, "dpo")
+    assert steps(store)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    loop = loop_of(store, recipe)
+    (batch,) = loop.micro_batches(0)[0]
+    assert loop.residuals(loop.policy.net, batch)["image"].dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in loop.policy.parameters())
+    assert any(line["margin"] for line in steps(store))
+
+
+def test_gradient_checkpointing_changes_no_gradient(run):
+    store, recipe = run(lora=None)
+    _, plain = gradients(loop_of(store, recipe))
+    _, other = gradients(loop_of(store, recipe, gradient_checkpointing=True))
+    assert (other - plain).norm() < 1e-5 * plain.norm()
+
+
+def test_dropout_repeats_and_leaves_the_reference_alone(run):
+    store, recipe = run(lora=Lora(rank=4, dropout=0.5), learning_rate=1e-2)
+    loop = loop_of(store, recipe)
+    loop.run()
+    first, gradient = gradients(loop)
+    loop.optimizer.zero_grad()
+    again, same = gradients(loop)
+    assert first == again and torch.equal(gradient, same)
+    (batch,) = loop.micro_batches(0)[0]
+    with torch.no_grad():
+        policy = [loop.residuals(loop.policy.net, batch)["image"] for _ in range(2)]
+        with loop.policy.reference() as net:
+            frozen = [loop.residuals(net, batch)["image"] for _ in range(2)]
+    assert not torch.equal(*policy) and torch.equal(*frozen)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(run):
+    store, recipe = run(steps=20, learning_rate=1e30, checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"of step \d+ is not finite.*checkpoint of step \d+ is kept"):
+        run_train(store, recipe, "dpo")
+    assert list((store.train("dpo") / "checkpoints").glob("step-*"))
+    assert not (store.train("dpo") / "final").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"lora": Lora(rank=0)}, TrainingError, "nothing to train"),
+        ({"lora": Lora(targets=["nowhere"])}, TrainingError, "nowhere"),
+        ({"lora": Lora(resume=True)}, UsageError, "only adapter, but it has 0"),
+        ({"schedule": "cosin"}, UsageError, "cosin"),
+        ({"precision": "fp8"}, UsageError, "fp8"),
+        ({"device": "abacus"}, UsageError, "abacus"),
+        ({"report_to": "pigeon"}, UsageError, "pigeon"),
+        ({"objective": Choice("dpo", {"bta": 1})}, UsageError, "beta"),
+        ({"objective": Choice("dop")}, UsageError, "dpo"),
+        ({"pairs": "missing"}, UsageError, "missing"),
+    ],
+)
+def test_bad_settings(run, changes, error, message):
+    store, recipe = run(**changes)
+    with pytest.raises(error, match=message):
+        run_train(store, recipe, "dpo")
+    with pytest.raises(UsageError, match="not in the recipe"):
+        run_train(store, recipe, "other")
+
+
+def test_an_objective_for_lists_is_refused(run, tmp_path):
+    code = "class Lists:\n    shape, reference, needs_residual = 'list', 'ema', False\n    def __init__(self, options): self.options = options\n"
+    (tmp_path / "lists.py").write_text(code)
+    store, recipe = run(objective=Choice(f"{tmp_path / 'lists.py'}:Lists"))
+    with pytest.raises(PluginError, match="'list'"):
+        run_train(store, recipe, "dpo")
+
+
+def test_a_longer_run_goes_on_and_other_settings_are_refused(run):
+    store, recipe = run(steps=2)
+    run_train(store, recipe, "dpo")
+    whole, other = run(where="other", steps=4)
+    run_train(whole, other, "dpo")
+    longer = replace(recipe, train={"dpo": replace(recipe.train["dpo"], steps=4)})
+    run_train(store, longer, "dpo")
+    files = [s.train("dpo") / "final" / "pytorch_lora_weights.safetensors" for s in (store, whole)]
+    a, b = (safetensors.torch.load_file(file) for file in files)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert [line["step"] for line in steps(store)] == [1, 2, 3, 4]
+    with pytest.raises(FingerprintError, match="was trained for 4 steps"):
+        run_train(store, recipe, "dpo")
+    changed = replace(recipe, train={"dpo": replace(recipe.train["dpo"], learning_rate=1.0)})
+    with pytest.raises(FingerprintError, match="learning_rate"):
+        run_train(store, changed, "dpo")
+    split = replace(longer, train={"dpo": replace(longer.train["dpo"], batch_size=1, accumulation=2)})
+    assert run_train(store, split, "dpo")["steps"] == 4
+
+
+def test_limit_goes_on_later(run):
+    store, recipe = run(steps=4, validation=1)
+    first = run_train(store, recipe, "dpo", limit=1)
+    assert (first["steps"], first["done"], first["final"]) == (1, False, None)
+    assert run_train(store, recipe, "dpo")["steps"] == 4
+    assert [line["step"] for line in steps(store)] == [1, 2, 3, 4]
+    shown = [line["validation"] for line in lines(store) if "validation" in line]
+    assert len(shown) == 3 and len(shown[0]["margin"]) == 5 and set(shown[0]["margin"]) == {0.0}
+
+
+def test_the_startup_table(run, capsys):
+    store, recipe = run(steps=8, accumulation=2)
+    run_train(store, recipe, "dpo")
+    shown = " ".join(capsys.readouterr().err.split())
+    for text in ("pairs 8", "4 = 2 x 2 accumulated x 1 processes", "8 = 4 epochs", "(LoRA)", "= 7.81 on summed errors"):
+        assert text in shown
+    assert "adapter off" in shown and "for 8 steps" in shown
+
+
+def test_a_warning_while_the_winner_gets_worse(capsys):
+    from prefkit.train.metrics import WinnerWatch
+
+    watch = WinnerWatch()
+    for step in range(49):
+        watch.update(step, -1.0)
+    assert capsys.readouterr().err == ""
+    watch.update(49, -1.0)
+    assert "worse at the winners" in capsys.readouterr().err
+    for step in range(100):
+        watch.update(step, 1.0)
+    assert capsys.readouterr().err == "" and watch.below == 0
+
+
+def test_rates():
+    from prefkit.config import Train
+
+    for schedule, end in (("constant", 1.0), ("cosine", 0.0), ("linear", 0.0)):
+        config = Train(warmup=4, steps=104, schedule=schedule)
+        assert [rate_factor(config, step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+        assert rate_factor(config, 104) == pytest.approx(end, abs=1e-9)
+    assert rate_factor(Train(warmup=0, steps=100, schedule="cosine"), 50) == pytest.approx(0.5)
+
+
+def test_tensorboard(run):
+    store, recipe = run(report_to="tensorboard", validation=1)
+    run_train(store, recipe, "dpo")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(store.train("dpo") / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]

@@ -1,0 +1,258 @@
+"""Kill -9, Ctrl-C, several processes, and what other programs make of the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from prefkit.config import Lora, Model
+from prefkit.errors import UsageError
+from prefkit.models.load import load_pipeline
+from prefkit.models.trained import trained_model
+from prefkit.train import checkpoint
+from prefkit.train.pairs import PairSource, read_pairs
+from prefkit.train.prepare import Plan, prepare
+from prefkit.train.processes import Processes
+from prefkit.train.run import Job, make_loop, run_train
+
+ENTRY = """
+import json, pathlib, sys
+import torch
+from prefkit.config import Choice, Lora, Model, Recipe, Train
+from prefkit.store import Store
+from prefkit.train.run import run_train
+torch.set_num_threads(1)
+given = json.loads(pathlib.Path(sys.argv[1]).read_text())
+objective, lora = Choice(**given["train"].pop("objective")), given["train"].pop("lora")
+train = Train(**given["train"], objective=objective, lora=Lora(**lora) if lora else None)
+run_train(Store(given["run"]), Recipe(run=given["run"], model=Model(**given["model"]), train={"dpo": train}), "dpo")
+"""
+
+
+@pytest.fixture
+def entry(tmp_path):
+    """entry(store, recipe) -> the command line of a process that runs this training."""
+    from prefkit.config import plain
+
+    (tmp_path / "entry.py").write_text(ENTRY)
+
+    def command(store, recipe):
+        settings = tmp_path / f"{store.folder.name}.json"
+        given = {"run": str(store.folder), "model": plain(recipe.model), "train": plain(recipe.train["dpo"])}
+        settings.write_text(json.dumps(given))
+        return [str(tmp_path / "entry.py"), str(settings)]
+
+    return command
+
+
+def environment():
+    root = str(Path(__file__).parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def weights(store):
+    folder = store.train("dpo") / "final"
+    file = next(f for f in (folder / "pytorch_lora_weights.safetensors", folder / "unet") if f.exists())
+    if file.is_dir():
+        file = file / "diffusion_pytorch_model.safetensors"
+    return safetensors.torch.load_file(file)
+
+
+def steps(store):
+    """Lines of metrics.jsonl, without what a clock measured."""
+    found = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4, dropout=0.1), None])
+def test_a_killed_training_ends_as_if_nothing_had_happened(run, entry, lora):
+    settings = {"steps": 60, "checkpoint_every": 3, "validate_every": 7, "validation": 1, "lora": lora}
+    store, recipe = run(where="killed", **settings)
+    whole, other = run(where="whole", **settings)
+    run_train(whole, other, "dpo")
+    process = subprocess.Popen([sys.executable, *entry(store, recipe)], env=environment(), stderr=subprocess.DEVNULL)
+    metrics = store.train("dpo") / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 10):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (store.train("dpo") / "final").exists()
+    run_train(store, recipe, "dpo")
+    assert same(weights(store), weights(whole))
+    assert steps(store) == steps(whole)
+
+
+def test_ctrl_c_saves_and_goes_on(run, entry):
+    settings = {"steps": 60, "checkpoint_every": 1000, "validate_every": 1000}
+    store, recipe = run(where="stopped", **settings)
+    process = subprocess.Popen([sys.executable, *entry(store, recipe)], env=environment(), stderr=subprocess.PIPE)
+    metrics = store.train("dpo") / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 5):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode != 0 and b"KeyboardInterrupt" in said
+    saved = checkpoint.last_step(store.train("dpo") / "checkpoints")
+    assert saved == len(steps(store)) and 0 < saved < 60
+    run_train(store, recipe, "dpo")
+    whole, other = run(where="whole", **settings)
+    run_train(whole, other, "dpo")
+    assert same(weights(store), weights(whole))
+
+
+def test_two_processes_give_what_one_gives(run, entry, pair_rows):
+    rows = pair_rows(5) + pair_rows(4, seed=1, size=(128, 64))
+    settings = {"rows": rows, "steps": 5, "validation": 2, "validate_every": 5, "lora": None, "learning_rate": 1e-5}
+    one, recipe = run(where="one", batch_size=4, **settings)
+    run_train(one, recipe, "dpo")
+    two, other = run(where="two", batch_size=2, **settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    launch += ["--master_port", str(port)]
+    done = subprocess.run(
+        [sys.executable, *launch, *entry(two, other)], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 x 1 accumulated x 2 processes" in done.stderr
+    for mine, theirs in zip(steps(one), steps(two), strict=True):
+        assert mine.keys() == theirs.keys() and mine["step"] == theirs["step"]
+        for key in mine.keys() - {"step", "validation"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-6 if "advantage" in key else 2e-3), key
+        for key in ("margin", "win_advantage", "lose_advantage"):
+            if "validation" in mine:
+                assert theirs["validation"][key] == pytest.approx(mine["validation"][key], rel=1e-2, abs=5e-3), key
+    a, b = weights(one), weights(two)
+    assert max((a[key] - b[key]).abs().max() for key in a) < 2e-5
+    assert run_train(two, recipe, "dpo")["steps"] == 5  # one process with the same global batch: the same training
+
+
+def trained_loop(run, kind, **settings):
+    store, recipe = run(kind, learning_rate=1e-2, **settings)
+    run_train(store, recipe, "dpo")
+    source = PairSource.find(store, "main")
+    pairs, folder = read_pairs(source), store.train("dpo")
+    plan = Plan(store, recipe, recipe.train["dpo"], folder)
+    loop = make_loop(
+        plan, Job("dpo", recipe.train["dpo"]), prepare(plan, pairs, source, Processes("cpu")), folder, Processes("cpu")
+    )
+    loop.resume()
+    return store, recipe, loop
+
+
+WITH_DIFFUSERS_ALONE = """
+import sys
+import torch
+from diffusers import DiffusionPipeline
+base, final, given, answer = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(final if base == "-" else base)
+if base != "-":
+    pipe.load_lora_weights(final)
+given = torch.load(given, weights_only=True)
+with torch.no_grad():
+    predicted = pipe.unet(given["x_t"], given["time"], given["text"]).sample
+torch.save(((predicted - given["noise"]) ** 2).mean((1, 2, 3)), answer)
+assert "prefkit" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=7.0), None])
+def test_the_result_gives_the_same_error_with_diffusers_alone(run, tmp_path, lora):
+    store, recipe, loop = trained_loop(run, "sd", lora=lora)
+    (batch,) = loop.micro_batches(0)[0]
+    with torch.no_grad():
+        inside = loop.residuals(loop.policy.net, batch)["image"].square().mean((1, 2, 3))
+        with loop.policy.reference() as net:
+            before = loop.residuals(net, batch)["image"].square().mean((1, 2, 3))
+    x_t = loop.family.schedule.add_noise(batch.latents, batch.draw.noise, batch.draw.time)
+    text = batch.condition["encoder_hidden_states"]
+    given = {"x_t": x_t, "time": batch.draw.time, "text": text, "noise": batch.draw.noise}
+    torch.save(given, tmp_path / "given.pt")
+    base = recipe.model.base if lora else "-"
+    arguments = [base, str(store.train("dpo") / "final"), str(tmp_path / "given.pt"), str(tmp_path / "answer.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_DIFFUSERS_ALONE, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    outside = torch.load(tmp_path / "answer.pt", weights_only=True)
+    torch.testing.assert_close(outside, inside, rtol=1e-4, atol=1e-6)
+    assert (inside - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"resume": False}, {"resume": True}])
+def test_a_second_training_starts_where_the_first_ended(run, settings):
+    store, recipe = run("sd3", lora=Lora(rank=2, alpha=5.0), learning_rate=1e-2)
+    run_train(store, recipe, "dpo")
+    model = trained_model(store.folder, recipe.model, "dpo")
+    block = {"adapters": model.adapters}
+    again, second, loop = trained_loop(
+        lambda *a, **k: run(*a, model=block, where="again", **k), "sd3", lora=Lora(rank=3, **settings)
+    )
+    first = [line for line in steps(again) if "loss" in line][0]
+    assert first["loss"] == pytest.approx(0.6931472, abs=1e-6) and first["margin"] == 0
+    (batch,) = loop.micro_batches(0)[0]
+    given = loop.family, batch.latents, batch.draw, batch.condition
+    with torch.no_grad(), loop.policy.reference() as net:
+        frozen = loop.residuals(net, batch)["image"]
+        start = load_pipeline(model.base, adapters=model.adapters).transformer
+        torch.testing.assert_close(frozen, given[0].residuals(start, *given[1:])["image"], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        inside = loop.residuals(loop.policy.net, batch)["image"]
+        joined = trained_model(again.folder, second.model, "dpo")
+        assert list(joined.adapters) == [str(again.train("dpo") / "final")]
+        net = load_pipeline(joined.base, adapters=joined.adapters).transformer
+        torch.testing.assert_close(given[0].residuals(net, *given[1:])["image"], inside, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(frozen, inside, atol=1e-4)
+
+
+def test_full_weights_from_a_start_with_an_adapter(run):
+    store, recipe = run("sd", lora=Lora(rank=2, alpha=5.0), learning_rate=1e-2)
+    run_train(store, recipe, "dpo")
+    block = {"adapters": {str(store.train("dpo") / "final"): 0.5}}
+    again, second, loop = trained_loop(lambda *a, **k: run(*a, model=block, where="again", **k), "sd", lora=None)
+    start = load_pipeline(second.model.base, adapters=block["adapters"]).unet
+    (batch,) = loop.micro_batches(0)[0]
+    with torch.no_grad():
+        expected = loop.residuals(start, batch)["image"]
+        torch.testing.assert_close(loop.residuals(loop.policy.frozen, batch)["image"], expected, rtol=1e-4, atol=1e-5)
+        result = trained_model(again.folder, second.model, "dpo")
+        assert result.adapters == {} and result.base == str(again.train("dpo") / "final")
+        net = load_pipeline(result.base).unet
+        inside = loop.residuals(loop.policy.net, batch)["image"]
+        torch.testing.assert_close(loop.residuals(net, batch)["image"], inside, rtol=1e-4, atol=1e-5)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, capsys):
+    store, recipe = run(steps=4, checkpoint_every=1)
+    whole, other = run(where="whole", steps=4, checkpoint_every=1)
+    run_train(whole, other, "dpo")
+    run_train(store, recipe, "dpo", limit=3)
+    folder = store.train("dpo") / "checkpoints"
+    kept = [path.name for path in sorted(folder.glob("step-*"))]
+    assert kept == ["step-00000002", "step-00000003"]
+    file = folder / kept[-1] / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    run_train(store, recipe, "dpo")
+    assert "cannot be read" in capsys.readouterr().err
+    assert same(weights(store), weights(whole)) and steps(store) == steps(whole)
+
+
+def test_a_result_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match="has no result"):
+        trained_model(tmp_path, Model(base="x"), "dpo")
