@@ -240,8 +240,8 @@ def whole(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def report(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit.report.page import write_report
     from prefkit.report.contact import contact_sheet
+    from prefkit.report.page import write_report
     from prefkit.report.state import status
 
     run = open_run("report", known, flags)

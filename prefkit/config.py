@@ -231,7 +231,6 @@ class Recipe:
 
 def content(config: Any) -> dict[str, Any]:
     """The fields that decide what a row means, without those that stand at their default."""
-    assert is_dataclass(config)
     found: dict[str, Any] = {}
     fresh = type(config)()
     for f in fields(config):

@@ -4,7 +4,6 @@
 a second for a few images on one core, nothing fetched. On the command line: `python -m prefkit.testing sd FOLDER`.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false
 # (diffusers annotates tuples of any length as tuples of one, and schedulers as an enumeration)
 from __future__ import annotations
 
@@ -227,7 +226,8 @@ def _clip_tokenizer() -> Any:
 def _t5_text(width: int) -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
+    settings: Any = T5Config  # its keyword arguments are not all declared
+    config = settings(
         vocab_size=len(_t5_tokenizer()),
         d_model=width,
         d_kv=8,

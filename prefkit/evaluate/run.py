@@ -37,7 +37,10 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             {"generator": content(settings), "model": content(recipe.model)},
             "Give this evaluation another name in the recipe, or remove that folder.",
         )
-        found, tables, usable, left_out = {}, {}, aliases, {}
+        found: dict[str, Any] = {}
+        tables: dict[str, Store] = {}
+        left_out: dict[str, str] = {}
+        usable = aliases
         for set_name, members in requests.items():
             for model, (weights, how) in jobs.items():
                 folder = Store.create(store.eval(name) / set_name / model)

@@ -74,7 +74,7 @@ def add_lora(
     start = active_adapters(net)
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes fractions too
         target_modules=list(targets or TARGETS),
         lora_dropout=dropout,
         init_lora_weights="gaussian",

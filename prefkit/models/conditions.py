@@ -210,7 +210,7 @@ def joined(rules: Mapping[str, int | str], trees: Sequence[Tree]) -> Tree:
 
 def signature(wiring: Wiring, tree: Tree) -> str:
     """Trees with the same signature may share a batch: same leaves, shapes and dtypes, and equal shared values."""
-    described = []
+    described: list[tuple[Any, ...]] = []
     for path, leaf in leaves(tree):
         if not isinstance(leaf, Tensor):
             described.append((path, repr(leaf)))

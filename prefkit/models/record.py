@@ -46,7 +46,8 @@ class Record:
 
 def forward_of(net: nn.Module) -> inspect.Signature:
     """The signature of the class's own forward, whatever compile or adapters put in its place."""
-    return inspect.signature(type(getattr(net, "_orig_mod", net)).forward)
+    kind: Any = type(getattr(net, "_orig_mod", net))
+    return inspect.signature(kind.forward)
 
 
 def bind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _distances(models: dict[str, dict[str, Any]]) -> str:
     """Diversity within the request beside the scores: one row per model, from any of its judges."""
     rows = []
     for model in sorted(models, key=grids.is_variant):
-        row = next(iter(models[model].values()), {})
+        row: dict[str, Any] = next(iter(models[model].values()), {})
         rows.append([html.text(model, 60), *(html.number(row.get(key)) for key in DISTANCES)])
     caption = "How much the images vary: root mean square over pixels of 32 x 32 versions, 0 to 1"
     return html.table(["Model", *DISTANCES.values()], rows, caption)

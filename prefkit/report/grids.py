@@ -92,7 +92,7 @@ def _images(
     opened: dict[str, Store], frames: dict[str, pd.DataFrame], requests: list[str]
 ) -> dict[tuple[str, str], str | None]:
     """(model, candidate id) -> data URI."""
-    found = {}
+    found: dict[Any, Any] = {}
     for name, store in opened.items():
         frame = frames[name]
         ids = frame[frame.request_id.isin(requests)].id

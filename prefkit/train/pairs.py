@@ -173,7 +173,8 @@ def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tupl
     for number, *images in source.images():
         if None in images:
             raise UsageError(f"pairs {source.name}, row {number}: an image is missing. Remove the row or fill it in.")
-        found.append(tuple(hashlib.sha256(image).hexdigest() for image in images if image is not None))
+        first, second = (hashlib.sha256(image).hexdigest() for image in images if image is not None)
+        found.append((first, second))
     return found
 
 

@@ -117,7 +117,14 @@ def _train(
     if processes.main:
         elements = data.latents.get(data.pairs[0].win.key)["latents"].numel()
         table.show(
-            job.config, job.name, loop.policy, loop.objective, len(loop.data.pairs), len(held), elements, processes.count
+            job.config,
+            job.name,
+            loop.policy,
+            loop.objective,
+            len(loop.data.pairs),
+            len(held),
+            elements,
+            processes.count,
         )
     shown = loop.run(limit)
     done = loop.step >= job.config.steps

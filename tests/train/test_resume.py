@@ -204,7 +204,7 @@ def test_a_second_training_starts_where_the_first_ended(run, settings):
     again, second, loop = trained_loop(
         lambda *a, **k: run(*a, model=block, where="again", **k), "sd3", lora=Lora(rank=3, **settings)
     )
-    first = [line for line in steps(again) if "loss" in line][0]
+    first = next(line for line in steps(again) if "loss" in line)
     assert first["loss"] == pytest.approx(0.6931472, abs=1e-6) and first["margin"] == 0
     (batch,) = loop.micro_batches(0)[0]
     given = loop.family, batch.latents, batch.draw, batch.condition

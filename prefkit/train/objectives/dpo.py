@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class DPOOptions:
     #: strength of the pull to the reference, on errors that are means over the latent elements
     beta: float = 2000.0
 
@@ -32,12 +32,12 @@ class Options:
 class DPO:
     """Loss [G] for pairs against a frozen reference. With policy = reference it is log 2."""
 
-    Options = Options
+    Options = DPOOptions
     shape = "pair"
     reference = "frozen"
     needs_residual = False
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: DPOOptions) -> None:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class SFTOptions:
     pass
 
 
 class SFT:
     """Loss [G] for single samples, the winners of the pairs. No reference."""
 
-    Options = Options
+    Options = SFTOptions
     shape = "single"
     reference = "none"
     needs_residual = False
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: SFTOptions) -> None:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
