@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.config import Recipe
-from prefkit.errors import PrefkitError
+from prefkit.errors import PrefkitError, UsageError
 from prefkit.output import duration
 from prefkit.resolve import chosen_names
 from prefkit.store import Store
@@ -54,6 +54,8 @@ def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> dict[
     settings = recipe.score[alias]
     make_scorer(settings.use, settings.options, f"score.{alias}")
     keys = wanted_keys(store, settings.generators)
+    if not keys:
+        raise UsageError(f"no candidates yet: run `prefkit generate {store.folder}` first.")
     done = scored_ids(store.scores(alias))
     todo = len([key for key in keys if key[0] not in done][:limit])
     return {

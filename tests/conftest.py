@@ -76,7 +76,12 @@ def cli() -> Callable[..., Any]:
     return call
 
 
-def prefkit(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    command = [sys.executable, "-m", "prefkit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+@pytest.fixture
+def process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """process("generate", "-r", path): the command line in a process of its own."""
+
+    def call(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "prefkit", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+    return call

@@ -10,8 +10,6 @@ import time
 
 import pytest
 
-from tests.conftest import prefkit
-
 
 def test_a_whole_recipe_end_to_end_and_again(recipe, cli):
     code, out, err = cli("run", "-r", recipe, "--json", "--controls")
@@ -24,7 +22,7 @@ def test_a_whole_recipe_end_to_end_and_again(recipe, cli):
     keys = {"base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "n_requests", "used_for_pairs"}
     assert keys <= set(row) and row["used_for_pairs"] and row["n_requests"] > 0
     page = (run / "report.html").read_text()
-    assert "http://" not in page and "https://" not in page and "a red dress" in page or "a blue" in page
+    assert ("http://" not in page and "https://" not in page and "a red dress" in page) or "a blue" in page
     code, out, err = cli("run", "-r", recipe, "--json")
     again = json.loads(out)
     assert code == 0 and again["generate"]["own"]["made"] == 0 and again["score"]["taste"]["scored"] == 0
@@ -46,11 +44,11 @@ def test_the_dataset_loads_with_datasets(recipe, cli):
     assert 0 < sum(table["label_0"]) < len(table)
 
 
-def test_streams_data_on_stdout_the_rest_on_stderr(recipe):
-    done = prefkit("generate", "-r", recipe, "--limit", 1, "--json")
+def test_streams_data_on_stdout_the_rest_on_stderr(recipe, process):
+    done = process("generate", "-r", recipe, "--limit", 1, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["own"]["made"] == 4
     assert "Hint: next: prefkit score" in done.stderr and "\x1b" not in done.stdout + done.stderr
-    silent = prefkit("generate", "-r", recipe, "--limit", 1, "-q")
+    silent = process("generate", "-r", recipe, "--limit", 1, "-q")
     assert silent.returncode == 0 and silent.stderr == "" and "wanted" in silent.stdout
 
 
@@ -90,7 +88,16 @@ def test_a_folder_that_is_no_pipeline(tmp_path, cli):
     (tmp_path / "p.txt").write_text("a hat\n")
     (tmp_path / "model").mkdir()
     (tmp_path / "model/x.json").write_text("{}")
-    code, _, err = cli("generate", tmp_path / "run", "--model.base", tmp_path / "model", "--requests.source", tmp_path / "p.txt", "--requests.test_share", 0)
+    code, _, err = cli(
+        "generate",
+        tmp_path / "run",
+        "--model.base",
+        tmp_path / "model",
+        "--requests.source",
+        tmp_path / "p.txt",
+        "--requests.test_share",
+        0,
+    )
     assert code == 2 and "without model_index.json" in err
 
 
@@ -150,13 +157,13 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.02)
 
 
-SLOW = '''
+SLOW = """
 import time
 from PIL import Image
 def draw(prompts, seeds):
     time.sleep(0.3)
     return [Image.new("RGB", (8, 8), (s % 255, s // 255 % 255, 9)) for s in seeds]
-'''
+"""
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -165,7 +172,11 @@ def test_generate_killed_and_resumed_equals_uninterrupted(recipe, cli, how, monk
     (folder / "slow.py").write_text(SLOW)
     text = recipe.read_text().replace("own: {n: 4", f"own: {{use: '{folder}/slow.py:draw', n: 4")
     recipe.write_text(text)
-    command = [sys.executable, "-c", "import prefkit.generate.run as g; g.FLUSH_ROWS = 4\nfrom prefkit.cli import main; main()"]
+    command = [
+        sys.executable,
+        "-c",
+        "import prefkit.generate.run as g; g.FLUSH_ROWS = 4\nfrom prefkit.cli import main; main()",
+    ]
     process = subprocess.Popen([*command, "generate", "-r", str(recipe)], stderr=subprocess.PIPE, text=True)
     parts = folder / "run/candidates/file"
     parts = folder / "run/candidates/own"
