@@ -16,6 +16,7 @@ from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
 from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.validation import Validation
 
 
 def lines(store, name="dpo"):
@@ -40,20 +41,31 @@ def gradients(loop):
     return shown, torch.cat([p.grad.flatten() for p in loop.policy.parameters()])
 
 
-@pytest.mark.parametrize("kind", TINY_KINDS)
-def test_training_learns_and_starts_at_log_two(run, kind):
-    store, recipe = run(kind, steps=40, batch_size=4, learning_rate=3e-3, checkpoint_every=40)
+@pytest.mark.parametrize(
+    "kind, lora, rate",
+    [*((kind, None, 2e-3) for kind in TINY_KINDS), *((kind, Lora(rank=4), 1e-2) for kind in ("sd-v", "sd3", "flux"))],
+)
+def test_training_learns_and_starts_at_log_two(run, kind, lora, rate):
+    store, recipe = run(kind, lora=lora, steps=15, batch_size=4, learning_rate=rate, checkpoint_every=15)
+    loop = loop_of(store, recipe)
+    loop.validation = Validation(loop.family, loop.data, loop.data.pairs, 8, scale=1000.0)
+    loop.run()
+    found = steps(store)
+    assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and found[0]["implicit_accuracy"] == 0.5
+    report = loop.validation.report(loop.measure(reference=False))
+    assert sum(report["implicit_accuracy"]) / 5 > 0.85  # on fixed draws: 8 pairs, 5 times
+    assert sum(report["margin"]) > 0
+
+
+def test_every_step_is_logged(run):
+    store, recipe = run()
     summary = run_train(store, recipe, "dpo")
     found = steps(store)
-    assert summary["done"] and summary["steps"] == len(found) == 40
-    assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and found[0]["implicit_accuracy"] == 0.5
-    late = found[-10:]
-    assert sum(line["implicit_accuracy"] for line in late) / 10 > 0.75
-    assert sum(line["loss"] for line in late) / 10 < 0.6
+    assert summary["done"] and summary["steps"] == 4 and [line["step"] for line in found] == [1, 2, 3, 4]
     for line in found:
         gap = line["win_advantage"] - line["lose_advantage"]
         assert line["margin"] == pytest.approx(1000 * gap, rel=1e-3, abs=1e-3)
-        assert {"grad_norm", "lr", "seconds", "pairs_seen"} <= line.keys()
+        assert {"loss", "implicit_accuracy", "grad_norm", "lr", "seconds", "pairs_seen"} <= line.keys()
 
 
 @pytest.mark.parametrize("kind, lora", [("sd", None), ("sd3", None), ("sd", Lora(rank=2))])
@@ -133,12 +145,12 @@ def test_the_gradient_is_that_of_the_loss(run):
 
 
 def test_sft_lowers_the_winners_error(run):
-    store, recipe = run(objective=Choice("sft"), steps=40, batch_size=4, learning_rate=1e-2, validation=2)
+    store, recipe = run(objective=Choice("sft"), steps=24, batch_size=4, learning_rate=1e-2, validation=2)
     run_train(store, recipe, "dpo")
     report = [line["validation"] for line in lines(store) if "validation" in line][-1]
     assert sum(report["win_advantage"]) > 0
     losses = [line["loss"] for line in steps(store)]
-    assert sum(losses[-10:]) < sum(losses[:10])
+    assert sum(losses[-8:]) < sum(losses[:8])
 
 
 def test_controls_run_under_the_same_budget(run):
@@ -150,8 +162,6 @@ def test_controls_run_under_the_same_budget(run):
         assert len(steps(store, name)) == 3
     again = run_train(store, recipe, "dpo", controls=True)
     assert again == summary
-    flipped = loop_of(store, recipe)
-    assert [pair.id for pair in flipped.data.pairs]
 
 
 def test_flipping_touches_about_half_of_the_training_pairs_and_no_held_out_one(run, pair_rows):

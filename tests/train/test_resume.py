@@ -79,9 +79,9 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("lora", [Lora(rank=4, dropout=0.1), None])
-def test_a_killed_training_ends_as_if_nothing_had_happened(run, entry, lora):
-    settings = {"steps": 60, "checkpoint_every": 3, "validate_every": 7, "validation": 1, "lora": lora}
+def test_a_killed_training_ends_as_if_nothing_had_happened(run, entry):
+    lora = Lora(rank=4, dropout=0.1)
+    settings = {"steps": 40, "checkpoint_every": 3, "validate_every": 7, "validation": 1, "lora": lora}
     store, recipe = run(where="killed", **settings)
     whole, other = run(where="whole", **settings)
     run_train(whole, other, "dpo")
@@ -92,6 +92,17 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(run, entry, lora):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (store.train("dpo") / "final").exists()
+    run_train(store, recipe, "dpo")
+    assert same(weights(store), weights(whole))
+    assert steps(store) == steps(whole)
+
+
+def test_full_weights_resume_exactly(run):
+    settings = {"steps": 5, "validation": 1, "lora": None, "schedule": "cosine", "warmup": 2}
+    store, recipe = run(where="halted", **settings)
+    whole, other = run(where="whole", **settings)
+    run_train(whole, other, "dpo")
+    run_train(store, recipe, "dpo", limit=3)
     run_train(store, recipe, "dpo")
     assert same(weights(store), weights(whole))
     assert steps(store) == steps(whole)

@@ -1,0 +1,46 @@
+"""The shipped recipes and the README tell the truth about the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from prefkit import recipe
+from prefkit.cli import VERBS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_reads_and_says_how_it_is_run(path):
+    found = recipe.read(path)
+    assert found.generate and found.score and found.pair
+    assert f"prefkit run -r pipelines/{path.name}" in path.read_text()
+
+
+def test_the_recipe_in_the_readme_reads(tmp_path):
+    for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", README, re.S)):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        assert recipe.read(tmp_path / f"{number}.yaml").run
+    assert "```yaml" in README
+
+
+def test_the_readme_names_every_room_and_verb():
+    rooms = {p.name for p in (ROOT / "prefkit").iterdir() if p.name != "__pycache__" and not p.name.startswith("_")}
+    tree = README.split("## The tree")[1]
+    assert not [room for room in rooms if room.removesuffix(".py") not in tree]
+    assert not [verb for verb in VERBS if f"prefkit {verb}" not in README]
+
+
+def test_every_flag_of_a_prefkit_line_in_the_readme_exists():
+    from prefkit import config
+
+    known = {"recipe", "json", "quiet", "dry-run", "limit", "name", "controls", "request", "filter", "help", "use", "k"}
+    for kind in ("Model", "Requests", "Generate", "Score", "Pair", "Train", "Eval"):
+        known |= set(getattr(config, kind).__dataclass_fields__)
+    lines = [line for line in README.splitlines() if line.startswith(("prefkit ", "accelerate launch"))]
+    flags = {flag.rsplit(".", 1)[-1] for line in lines for flag in re.findall(r"--([\w.-]+)", line)}
+    assert lines and flags - {"num_processes"} <= known
