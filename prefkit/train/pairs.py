@@ -198,11 +198,12 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 def _from_hub(name: str) -> pa.Table:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     repository, _, split = name.partition(":")
     try:
         found = datasets.load_dataset(repository, split=split or "train")
-    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, ConnectionError, DatasetsError) as error:
         text = " ".join(str(error).split())[:300]
         raise UsageError(
             f"train.pairs: {repository} is no folder here, and loading it as a dataset failed: {text}"

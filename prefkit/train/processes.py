@@ -24,7 +24,9 @@ class Processes:
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         self.state = state
         self.rank, self.count, self.main = state.process_index, state.num_processes, state.is_main_process
-        self.device = torch.device(device) if device and self.count == 1 else state.device
+        own = torch.device(device) if device and self.count == 1 else state.device
+        assert own is not None
+        self.device: torch.device = own
 
     def wait(self) -> None:
         self.state.wait_for_everyone()

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 
 import pytest
 
@@ -73,22 +74,22 @@ def test_names_that_would_leave_the_folder_are_refused(tmp_path, name):
         Store(tmp_path).scores(name)
 
 
-def hold(folder, ready, go):
-    with Store(folder).lock("scores/a"):
-        ready.set()
-        go.wait(20)
+HOLD = """
+import sys, time
+from prefkit.store import Store
+with Store(sys.argv[1]).lock("scores/a"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_second_process_is_told_and_a_killed_one_frees_the_lock(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, go = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(tmp_path, ready, go))
-    process.start()
-    assert ready.wait(20)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
     with pytest.raises(StoreError, match="another process is working on scores/a"), Store(tmp_path).lock("scores/a"):
         pass
     process.kill()
-    process.join()
+    process.communicate()
     with Store(tmp_path).lock("scores/a"):
         assert True
 
