@@ -170,6 +170,8 @@ class Train:
     seed: int = 0
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16
+    #: also SFT on the winners and DPO on randomly flipped pairs, as `train --controls`
+    controls: bool = free(False)
     gradient_checkpointing: bool = free(False)
     compile: bool = free(False)
     #: optimizer steps between checkpoints, and between measurements on the fixed held-out pairs
@@ -227,6 +229,10 @@ class Recipe:
     pair: dict[str, Pair] = field(default_factory=dict)
     train: dict[str, Train] = field(default_factory=dict)
     eval: dict[str, Eval] = field(default_factory=dict)
+    #: said when `prefkit run` starts
+    about: str = free("")
+    #: dotted key -> value, laid over the recipe by `--fast`
+    fast: dict[str, Any] = free(factory=dict)
 
 
 def content(config: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from prefkit.evaluate import sets
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.images import mean_diversity, moved, thumbnails
 from prefkit.evaluate.statistics import verdict
-from prefkit.output import warn
+from prefkit.output import note, warn
 from prefkit.store import Store, check_fingerprint, write_json
 from prefkit.types import Request
 
@@ -36,6 +36,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             store.eval(name) / "fingerprint.json",
             {"generator": content(settings), "model": content(recipe.model)},
             "Give this evaluation another name in the recipe, or remove that folder.",
+            fresh=not any(store.eval(name).rglob("part-*.parquet")),
         )
         found: dict[str, Any] = {}
         tables: dict[str, Store] = {}
@@ -44,6 +45,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         for set_name, members in requests.items():
             for model, (weights, how) in jobs.items():
                 folder = Store.create(store.eval(name) / set_name / model)
+                note(f"eval {name}: {model} on {len(members)} requests of {set_name}")
                 seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
                 make(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases)
             opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}

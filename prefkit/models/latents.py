@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +23,8 @@ def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
     The mode of the VAE's posterior, so that encoding twice gives the same; in float32 where the VAE asks for it.
     """
     pixels = pipe.image_processor.preprocess(list(images))
-    restore = _upcast(pipe.vae)
-    z = _posterior_mode(pipe.vae, wiring, pixels.to(pipe.vae.device, pipe.vae.dtype)).float()
-    pipe.vae.to(restore)
+    with _upcast(pipe.vae) as vae:
+        z = _posterior_mode(vae, wiring, pixels.to(vae.device, vae.dtype)).float()
     divisor, offset = AFFINE[wiring.affine](pipe.vae.config, z)
     return LAYOUT[wiring.layout][1]((z - offset) * divisor)
 
@@ -35,13 +35,12 @@ def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | N
 
     size: (height, width) in pixels; packed tokens do not tell it, the default is a square.
     """
-    restore = _upcast(pipe.vae)
     to_grid = LAYOUT[wiring.layout][0]
     height, width = _cells(wiring, latents, size)
-    grid = to_grid(latents.to(pipe.vae.device, pipe.vae.dtype), height, width)
-    divisor, offset = AFFINE[wiring.affine](pipe.vae.config, grid)
-    out = pipe.vae.decode(grid / divisor + offset, return_dict=False)[0]
-    pipe.vae.to(restore)
+    with _upcast(pipe.vae) as vae:
+        grid = to_grid(latents.to(vae.device, vae.dtype), height, width)
+        divisor, offset = AFFINE[wiring.affine](vae.config, grid)
+        out = vae.decode(grid / divisor + offset, return_dict=False)[0]
     return pipe.image_processor.postprocess(out[:, :, 0] if out.ndim == 5 else out, output_type="pil")
 
 
@@ -59,9 +58,14 @@ def _posterior_mode(vae: Any, wiring: Wiring, pixels: Tensor) -> Tensor:
     return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
-def _upcast(vae: Any) -> torch.dtype:
-    """Some VAEs overflow in float16 and say so. Returns the dtype to put back."""
-    before = vae.dtype
-    if before == torch.float16 and vae.config.get("force_upcast", False):
-        vae.to(torch.float32)
-    return before
+@contextmanager
+def _upcast(vae: Any) -> Iterator[Any]:
+    """Some VAEs overflow in float16 and say so: those work in float32 for the while."""
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
+        yield vae
+        return
+    vae.float()
+    try:
+        yield vae
+    finally:
+        vae.half()

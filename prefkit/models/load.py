@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +159,8 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
         settings = {"adapter_name": names[-1], "use_safetensors": True, **file}
         try:
             if hasattr(pipe, "load_lora_weights"):
-                pipe.load_lora_weights(source, **settings)
+                with _expecting_no_text_encoder_keys():
+                    pipe.load_lora_weights(source, **settings)
             else:
                 net.load_lora_adapter(source, prefix=denoiser, **settings)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -166,6 +169,18 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
             raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
     owner = pipe if hasattr(pipe, "set_adapters") else net
     owner.set_adapters(names, list(adapters.values()))
+
+
+@contextmanager
+def _expecting_no_text_encoder_keys() -> Iterator[None]:
+    """diffusers warns about every text encoder that an adapter leaves alone; most adapters leave them alone."""
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _silence_bars() -> None:

@@ -34,7 +34,7 @@ def on_paper(entry: list[str], source: str, name: str, revision: str | None, dty
     kind = getattr(diffusers, entry[1])
     config = kind.load_config(source, subfolder=name, revision=revision)
     with torch.device("meta"):
-        module = kind.from_config(config).to(dtype)
+        module = torch.nn.Module.to(kind.from_config(config), dtype)  # diffusers' own `to` warns about real weights
     module.__class__ = type(
         kind.__name__,
         (kind,),

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 
+from prefkit.errors import UsageError
+
+
+def check_device(wanted: str) -> None:
+    """Raises UsageError for a device that torch does not know, or that is not there."""
+    import torch
+
+    kind = wanted.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there:
+        raise UsageError(f"device {wanted!r} is not known; choose cpu, cuda or mps.")
+    if not there[kind]:
+        raise UsageError(f"device {wanted!r}: this machine, or its torch, has no {kind}; leave device out or give cpu.")
+
 
 def device_of(wanted: str | None) -> str:
     """The device asked for, else the best there is; under a launcher each process takes its own GPU."""
     import torch
 
     if wanted:
+        check_device(wanted)
         return wanted
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

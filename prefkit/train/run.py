@@ -13,6 +13,7 @@ from prefkit.config import Choice, Recipe, Train, content
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.store import Store, check_fingerprint, read_json, write_json
 from prefkit.train import table, validation
+from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
 from prefkit.train.offline import AUTOCAST, Loop
@@ -58,6 +59,7 @@ def run_train(
     if name not in recipe.train:
         raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
     config = recipe.train[name]
+    controls = controls or config.controls
     if config.precision not in AUTOCAST:
         raise UsageError(f"train.{name}.precision: {config.precision!r} is not known; choose {', '.join(AUTOCAST)}.")
     processes = Processes(config.device)
@@ -82,7 +84,9 @@ def _run_jobs(
     for job in jobs:
         own = fingerprint(content(job.config), plan, pairs, processes) | ({"flipped": True} if job.flip else {})
         if processes.main:
-            check_fingerprint(store.train(job.name) / "spec.json", own, REMEDY)
+            folder = store.train(job.name)
+            untrained = not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+            check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
         if not _finished(store.train(job.name), job.config):
             open_jobs.append(job)
     processes.wait()

@@ -177,8 +177,12 @@ def test_generate_killed_and_resumed_equals_uninterrupted(recipe, cli, how, monk
         "-c",
         "import prefkit.generate.run as g; g.FLUSH_ROWS = 4\nfrom prefkit.cli import main; main()",
     ]
-    process = subprocess.Popen([*command, "generate", "-r", str(recipe)], stderr=subprocess.PIPE, text=True)
-    parts = folder / "run/candidates/file"
+    process = subprocess.Popen(
+        [*command, "generate", "-r", str(recipe)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
+    )
     parts = folder / "run/candidates/own"
     wait_for(lambda: len(list(parts.glob("part-*.parquet"))) >= 2)
     process.send_signal(how)
