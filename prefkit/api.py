@@ -67,6 +67,8 @@ class Run:
 
     def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
         """One verb on its named entries (all by default). Raises PrefkitError; TooManyFailures after all are done."""
+        fresh, folder = not self.store.exists(), self.store.folder
+        there = [path.name for path in folder.iterdir()] if fresh and folder.exists() else []
         self.store = Store.create(self.recipe.run)
         saved = self.store.folder / "recipe.yaml"
         if not saved.exists():
@@ -74,14 +76,20 @@ class Run:
         stage = _stage(verb)
         found, broken = {}, []
         for name in resolve.chosen_names(self.recipe, verb, names):
-            found[name] = stage(self.store, self.recipe, name, **options)
+            try:
+                found[name] = stage(self.store, self.recipe, name, **options)
+            except UsageError:
+                if fresh:
+                    self.store.undo(keep=there)
+                raise
             if _too_many(found[name], getattr(getattr(self.recipe, verb)[name], "max_failed", None)):
                 broken.append(f"{name}: {found[name]['failed']} of {found[name]['wanted']}")
         write_atomic(saved, reader.dump(self.recipe))
         if broken:
             raise TooManyFailures(
-                f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). The column `error` "
-                "says why; running it again retries them."
+                f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). "
+                f"`prefkit report {self.folder}` shows why; running {verb} again retries them.",
+                found,
             )
         return found
 

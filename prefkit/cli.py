@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefkit import output
-from prefkit.errors import PrefkitError, UsageError
+from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 
 VERBS = {
     "generate": "requests -> candidates",
@@ -55,7 +56,7 @@ def run(argv: list[str]) -> int:
     except PrefkitError as error:
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         sys.stdout = None  # the reader is gone; nothing more can be said there
@@ -94,7 +95,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"prefkit {name}", add_help=False, allow_abbrev=False)
-    parser.add_argument("run_folder", nargs="?", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "run_folder", nargs="?", metavar="RUN", help="folder of a run, or a recipe that comes along (demo)"
+    )
     parser.add_argument("-r", "--recipe", help="recipe (YAML)")
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
@@ -108,6 +111,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)"
         )
+    if name == "run":
+        parser.add_argument("--fast", action="store_true", help="with the recipe's `fast` section laid over it")
     if name in ("train", "run"):
         parser.add_argument(
             "--controls", action="store_true", help="also SFT on the winners and DPO on randomly flipped pairs"
@@ -135,6 +140,8 @@ def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[st
         text = argv[i]
         flag, equals, value = text.partition("=")
         if text.startswith("--") and flag not in own:
+            if not re.fullmatch(r"--\w[\w.-]*", flag):
+                raise UsageError(f"{text!r} is no flag. See prefkit {name} --help.")
             if not equals:
                 i += 1
                 if i == len(argv):
@@ -183,7 +190,8 @@ def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]])
     from prefkit import resolve
     from prefkit.api import Run
 
-    return Run(recipe=resolve.resolve(known.run_folder, known.recipe, name, flags, getattr(known, "name", [])))
+    names, fast = getattr(known, "name", []), getattr(known, "fast", False)
+    return Run(recipe=resolve.resolve(known.run_folder, known.recipe, name, flags, names, fast))
 
 
 def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -195,7 +203,11 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         output.emit(rows, known.json, rows)
         return 0
     options = {"controls": known.controls} if name == "train" else {}
-    found = run.stage(name, known.name, limit=known.limit, **options)
+    try:
+        found = run.stage(name, known.name, limit=known.limit, **options)
+    except TooManyFailures as error:
+        output.emit(error.found, known.json, rows_of(name, error.found))
+        raise
     from prefkit.models.place import rank
 
     if rank()[0] == 0:
@@ -216,8 +228,21 @@ def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def trial(run: Any, limit: int) -> Any:
+    """The same recipe in a folder of its own, since what is trained on a few requests is not what the recipe says."""
+    from dataclasses import replace
+
+    from prefkit.api import Run
+
+    folder = f"{run.recipe.run}-limit{limit}"
+    output.note(f"--limit {limit} is a trial; it goes to {folder}.")
+    return Run(recipe=replace(run.recipe, run=folder))
+
+
 def whole(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("run", known, flags)
+    if known.limit:
+        run = trial(run, known.limit)
     verbs = [name for name in NEXT if getattr(run.recipe, name)]
     if not verbs:
         raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
@@ -227,15 +252,30 @@ def whole(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         rows = plan(run.store, run.recipe, verbs, [], known.limit)
         output.emit(rows, known.json, rows)
         return 0
+    if run.recipe.about:
+        output.note(run.recipe.about)
     found: dict[str, Any] = {}
     for name in verbs:
         options = {"controls": known.controls} if name == "train" else {}
         # --limit counts requests up to pairing; trained steps and evals are what the recipe says
         limit = known.limit if name in ("generate", "pair", "eval") else None
-        found[name] = run.stage(name, limit=limit, **options)
-        output.note(output.table(rows_of(name, found[name])))
+        try:
+            found[name] = run.stage(name, limit=limit, **options)
+        except TooManyFailures as error:
+            output.emit(found | {name: error.found}, known.json, rows_of(name, error.found))
+            raise
+        if name != "eval":
+            output.note(output.table(rows_of(name, found[name])))
     path = run.report()
-    output.emit(found | {"report": str(path)}, known.json, [{"run": str(run.folder), "report": str(path)}])
+    from prefkit.evaluate.summary import summary_rows
+
+    rows = summary_rows(list(found.get("eval", {}).values()))
+    output.emit(found | {"report": str(path)}, known.json, rows or [{"run": str(run.folder)}])
+    if any(row["judge"].endswith("*") for row in rows):
+        output.note("* was used for pairs, so it is no evidence. Wins: of tuned over base at equal seeds, ties half.")
+    if not known.json:
+        print(f"report: {path}")
+    output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")
     return 0
 
 
@@ -272,6 +312,8 @@ def state_rows(state: dict[str, Any]) -> list[dict[str, Any]]:
 def plugins(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit import registry
 
+    if flags or known.run_folder or known.recipe:
+        raise UsageError("plugins takes neither a run nor a recipe; it only knows --json and -q.")
     rows: list[dict[str, Any]] = []
     for kind in registry.ROOMS:
         rows += [

@@ -13,6 +13,10 @@ PrefkitError                 exit code 1
 `max_failed` allows (exit code 3).
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class PrefkitError(Exception):
     exit_code = 1
@@ -47,4 +51,10 @@ class TrainingError(PrefkitError):
 
 
 class TooManyFailures(PrefkitError):
+    """found: the counts of the stage, which did end."""
+
     exit_code = 3
+
+    def __init__(self, text: str, found: dict[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.found = found or {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import StoreError
-from prefkit.store import Store
+from prefkit.store import Store, read_part
 
 PARTS_IN_MEMORY = 4
 
@@ -17,14 +17,13 @@ class CandidateReader:
     """`reader["id"]` is the stored row as a dict (see types.candidate_schema). Sequential ids are cheap."""
 
     def __init__(self, store: Store, generators: Sequence[str] = ()) -> None:
-        import pyarrow.parquet as pq
-
         self.where: dict[str, tuple[Path, int]] = {}
         for generator in generators or store.names("candidates"):
             for path in store.candidates(generator).parts():
-                ids = pq.ParquetFile(path).read(columns=["id"]).column("id").to_pylist()
+                part = read_part(path, ["id"])
+                ids = part.column("id").to_pylist() if part is not None else []
                 self.where |= {cid: (path, row) for row, cid in enumerate(ids)}
-        self._part = functools.lru_cache(PARTS_IN_MEMORY)(lambda path: pq.ParquetFile(path).read())
+        self._part = functools.lru_cache(PARTS_IN_MEMORY)(read_part)
 
     def __contains__(self, cid: str) -> bool:
         return cid in self.where
@@ -33,7 +32,10 @@ class CandidateReader:
         if cid not in self.where:
             raise StoreError(f"candidate {cid} is not in the run; was its part removed? Run `prefkit generate` again.")
         path, row = self.where[cid]
-        return self._part(path).slice(row, 1).to_pylist()[0]
+        part = self._part(path)
+        if part is None:
+            raise StoreError(f"{path} with candidate {cid} is damaged and was set aside. Run `prefkit generate` again.")
+        return part.slice(row, 1).to_pylist()[0]
 
     def image(self, cid: str) -> bytes:
         """The encoded image. Raises StoreError where there is none."""

@@ -7,9 +7,10 @@ wanted); unknown keys are errors with the nearest name.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from prefkit.config import Recipe, plain
 from prefkit.errors import RecipeError, UsageError
 from prefkit.registry import nearest
+from prefkit.store import NAME
 
 PLUGIN_OF = {"Score": "scorer", "Pair": "strategy", "Choice": "objective"}
 
@@ -27,6 +29,7 @@ class Located(str):
 
     line: int = 0
     quoted: bool = False
+    flag: str = ""
 
 
 def read(path: str | Path) -> Recipe:
@@ -46,7 +49,8 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
+        problem = ", ".join(filter(None, [error.context, error.problem]))
+        raise RecipeError(f"{path}:{line}: not valid YAML: {problem}.") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
     tree = {} if node is None else _convert(node, str(path))
@@ -60,6 +64,8 @@ def _convert(node: Any, path: str) -> Any:
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Any] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(f"{path}:{line}: a key must be a name, not a list or a mapping.")
             name = _located(key)
             if name in found:
                 raise RecipeError(f"{path}:{name.line}: {name}: given twice.")
@@ -82,15 +88,33 @@ def _located(node: Any) -> Located:
 
 
 def overlay(tree: dict[str, Any], path: str, text: str) -> None:
-    """Set `a.b.c` in a tree from a flag's text, which is read as YAML."""
-    value = _convert(yaml.compose(text or "''", Loader=yaml.SafeLoader), f"--{path}")
-    *parents, last = path.split(".")
+    """Set `a.b.c` in a tree from a flag's text, which is read as YAML. Raises UsageError."""
+    flag = f"--{path}"
+    try:
+        value = _flagged(_convert(yaml.compose(text or "''", Loader=yaml.SafeLoader), flag), flag)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{flag}: {text!r} is not valid YAML. Put quotes around a text with special signs.") from error
+    place(tree, [_flagged(Located(name), flag) for name in path.split(".")], value)
+
+
+def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set tree[a][b][c], making the mappings on the way."""
+    *parents, last = path
     for name in parents:
         inner = tree.get(name)
         if not isinstance(inner, dict):
             inner = tree[name] = {}
         tree = inner
     tree[last] = value
+
+
+def _flagged(tree: Any, flag: str) -> Any:
+    """The same tree, its keys and scalars known to come from a flag."""
+    if isinstance(tree, Located):
+        tree.flag = flag
+    for inner in [*tree, *tree.values()] if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
+        _flagged(inner, flag)
+    return tree
 
 
 def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
@@ -106,6 +130,8 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
         if not isinstance(tree, Mapping):
             raise _error(path, where, tree, "wants a mapping (name: value)")
         inner = typing.get_args(kind)[1]
+        if dataclasses.is_dataclass(inner):
+            _check_names(tree, where, path)
         return {str(k): build(inner, v, _join(where, k), path) for k, v in tree.items()}
     if origin in (list, tuple):
         items = tree if isinstance(tree, (list, tuple)) else [tree]
@@ -120,6 +146,14 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
             )
         return next(choice for choice in choices if choice == tree)
     return _scalar(kind, tree, where, path)
+
+
+def _check_names(tree: Mapping[str, Any], where: str, path: str) -> None:
+    """Names of entries become names of folders."""
+    for name in tree:
+        if not NAME.fullmatch(str(name)):
+            text = f"{str(name)!r} cannot be a name: use letters, digits, dot, dash and underscore, first a letter or digit"
+            raise _error(path, _join(where, name), name, text)
 
 
 def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
@@ -196,9 +230,12 @@ def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
     if isinstance(tree, bool):
         raise _error(path, where, tree, f"wants {wanted}, got {tree!s}")
     try:
-        return int(str(tree).replace("_", "")) if kind is int else kind(tree)
+        number = int(str(tree).replace("_", "")) if kind is int else kind(tree)
     except (TypeError, ValueError) as error:
-        raise _error(path, where, tree, f"wants {wanted}, got {tree!s}") from error
+        raise _error(path, where, tree, f"wants {wanted}, got {str(tree) or 'an empty text'}") from error
+    if kind is float and not math.isfinite(number):
+        raise _error(path, where, tree, f"wants a finite number, got {tree!s}")
+    return number
 
 
 def _plain_scalars(tree: Any) -> Any:
@@ -227,14 +264,22 @@ def _fields(kind: Any) -> list[str]:
 
 
 def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else str(key)
+    """The key's full name, which stands where the key stands."""
+    joined = Located(f"{where}.{key}" if where else key)
+    if isinstance(key, Located):
+        joined.line, joined.flag = key.line, key.flag
+    return joined
 
 
 def _error(path: str, where: str, at: Any, text: str) -> UsageError:
-    line = at.line if isinstance(at, Located) else _first_line(at)
+    """at: the value (or key) that is wrong; where it has no place of its own (null), that of its key counts."""
+    text = f"{where or 'recipe'}: {text.rstrip('.')}."
+    place = at if isinstance(at, Located) else where
+    if isinstance(place, Located) and place.flag:
+        return UsageError(f"--{text}")
+    line = (at.line if isinstance(at, Located) else _first_line(at)) or getattr(where, "line", 0)
     prefix = f"{path}:{line}: " if path and line else f"{path}: " if path else ""
-    kind = RecipeError if path else UsageError
-    return kind(f"{prefix}{where or 'recipe'}: {text}.")
+    return (RecipeError if path else UsageError)(f"{prefix}{text}")
 
 
 def _first_line(tree: Any) -> int:

@@ -69,6 +69,14 @@ def load(kind: str, name: str) -> Any:
         raise PluginError(f"{kind} {name} ({point.value}) could not be imported: {error}") from error
 
 
+def load_class(kind: str, name: str) -> Any:
+    """As `load`, where a class is needed."""
+    found = load(kind, name)
+    if not isinstance(found, type):
+        raise PluginError(f"{kind} {name} is a {type(found).__name__}; a {kind} is a class.")
+    return found
+
+
 def check_name(kind: str, name: str) -> None:
     """Raises UsageError for a name that nothing has, without importing anything."""
     if ":" in name or name in builtin(kind):
@@ -87,6 +95,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _attribute(kind: str, where: str, name: str) -> Any:
+    if not where or not name:
+        raise UsageError(f"{kind} {where}:{name} is half a name: give file.py:name or package.module:Name.")
     if where.endswith(".py"):
         path = Path(where).expanduser()
         if not path.is_file():
@@ -135,5 +145,5 @@ def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
 
 def make(kind: str, name: str, given: Mapping[str, Any], where: str = "") -> Any:
     """An instance of the plug-in class with its options checked."""
-    found = load(kind, name)
+    found = load_class(kind, name)
     return found(options(found, given, where or f"{kind} {name}"))

@@ -7,17 +7,19 @@ whatever kills a process costs at most the rows not yet written. A damaged part 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import FingerprintError, StoreError
+from prefkit.errors import FingerprintError, StoreError, UsageError
 from prefkit.types import Candidate, Request, candidate_schema, request_schema, score_schema
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ PACKAGES = (
     "pillow",
 )
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+CONTENTS = ("run.json", "recipe.yaml", "requests.parquet", ".locks", "candidates", "scores", "pairs", "train", "eval")
+STAGE_OF = {"candidates": "generate", "scores": "score"}
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -62,12 +66,16 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
             f"{path} could not be written: {error.strerror or error}. What was stored before is intact."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        return found
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path} could not be read: {error}. Restore it, or remove it to have it made anew."
@@ -97,26 +105,17 @@ class Table:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
         binary = {f.name for f in self.schema if pa.types.is_binary(f.type)}
         compression: Any = {f.name: "NONE" if f.name in binary else "snappy" for f in self.schema}
-        dictionary: Any = [f.name for f in self.schema if f.name not in binary]
+        scalar: Any = [f.name for f in self.schema if f.name not in binary]
         path = self.folder / f"part-{time.time_ns()}-{os.getpid()}.parquet"
-        write_whole(path, lambda p: pq.write_table(table, p, compression=compression, use_dictionary=dictionary))
+        how: Any = {"use_dictionary": scalar, "write_statistics": scalar, "write_page_checksum": True}
+        write_whole(path, lambda p: pq.write_table(table, p, compression=compression, **how))
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The parts, oldest first. A part that cannot be read is set aside with a warning on stderr."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         for path in self.parts():
-            try:
-                yield pq.ParquetFile(path).read(columns=list(columns) if columns is not None else None)
-            except (pa.ArrowException, OSError) as error:
-                from prefkit.output import warn
-
-                aside = path.with_suffix(".parquet.damaged")
-                os.replace(path, aside)
-                warn(
-                    f"{path} is damaged ({' '.join(str(error).split())[:120]}); set aside as {aside.name}, its rows will be redone."
-                )
+            part = read_part(path, columns)
+            if part is not None:
+                yield part
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         import pyarrow as pa
@@ -137,15 +136,52 @@ class Table:
         path = self.folder / "spec.json"
         return read_json(path) if path.exists() else None
 
-    def claim(self, fingerprint: Mapping[str, Any], remedy: str) -> None:
-        """Write what rows mean here, or refuse where the table on disk means something else."""
-        check_fingerprint(self.folder / "spec.json", fingerprint, remedy)
+    def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool) -> None:
+        """Write what rows mean here, or refuse where the table on disk means something else.
+
+        empty: no row has succeeded yet, so that a mended recipe or plug-in starts anew; rows of failures are dropped.
+        """
+        path = self.folder / "spec.json"
+        try:
+            check_fingerprint(path, fingerprint, remedy)
+        except FingerprintError:
+            if not empty:
+                raise
+            for part in self.parts():
+                part.unlink(missing_ok=True)
+            check_fingerprint(path, fingerprint, remedy, fresh=True)
 
 
-def check_fingerprint(path: Path, fingerprint: Mapping[str, Any], remedy: str) -> None:
-    """Raises FingerprintError with the keys that differ from those in `path`; writes it where there is none."""
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """A part, or None where it is damaged: then it is set aside, with a warning on stderr."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=list(columns) if columns is not None else None)
+    except PermissionError as error:
+        raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself the right to read it.") from error
+    except (pa.ArrowException, OSError) as error:
+        from prefkit.output import warn
+
+        aside = path.with_suffix(".parquet.damaged")
+        with suppress(FileNotFoundError):  # another process was quicker
+            os.replace(path, aside)
+        warn(
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}); it is set aside as {aside.name}. Run the stage "
+            f"that made it (`prefkit {STAGE_OF.get(path.parent.parent.name, 'run')}`) again: its rows count as missing."
+        )
+        return None
+
+
+def check_fingerprint(path: Path, fingerprint: Mapping[str, Any], remedy: str, *, fresh: bool = False) -> None:
+    """Raises FingerprintError with the keys that differ from those in `path`; writes it where there is none.
+
+    fresh: nothing has been made under it yet (the first try failed, and was mended), so that it is replaced.
+    """
     wanted = json.loads(json.dumps(fingerprint, default=str))
-    if not path.exists():
+    if fresh or not path.exists():
         write_json(path, wanted)
         return
     found = read_json(path)
@@ -165,9 +201,15 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file, and a run is a folder. Give the folder, or -r for a recipe.")
         path = self.folder / "run.json"
         if path.exists():
             version = read_json(path).get("schema", 0)
+            if not isinstance(version, int):
+                raise StoreError(
+                    f"{path}: schema {version!r} is no number. Restore it, or remove it to have it made anew."
+                )
             if version > SCHEMA_VERSION:
                 raise StoreError(
                     f"{self.folder} was written by a newer prefkit (schema {version}, this one knows {SCHEMA_VERSION}). "
@@ -182,6 +224,16 @@ class Store:
             found = {name: _version(name) for name in PACKAGES}
             write_json(path, {"schema": SCHEMA_VERSION, "packages": {k: v for k, v in found.items() if v}})
         return store
+
+    def undo(self, keep: Iterable[str]) -> None:
+        """Remove what a mistyped first command left in this folder, unless it made something. keep: what was there."""
+        if any(self.folder.rglob("part-*")):
+            return
+        for name in set(CONTENTS).difference(keep):
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):  # the user's own files lie in it
+            self.folder.rmdir()
 
     def exists(self) -> bool:
         return (self.folder / "run.json").exists()
@@ -204,7 +256,8 @@ class Store:
 
     def names(self, kind: str) -> list[str]:
         """Names under candidates, scores, pairs, train or eval."""
-        return sorted(p.name for p in (self.folder / kind).glob("*") if p.is_dir())
+        folders = [p for p in (self.folder / kind).glob("*") if p.is_dir()]
+        return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # a kill can leave hidden ones
 
     # -- requests -------------------------------------------------------------------------------------------------
     def write_requests(self, requests: Iterable[Request]) -> None:
@@ -261,21 +314,23 @@ class Store:
         columns = ["id", "verdict", "reason", "by"]
         if not path.exists():
             return pd.DataFrame(columns=columns)
+        rows = []
         try:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (ValueError, OSError) as error:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file, restkey="more", restval="")
+                if not {"id", "verdict"} <= set(reader.fieldnames or ()):
+                    raise StoreError(
+                        f"{path}: columns id and verdict are missing. Its first line must be id,verdict,reason,by."
+                    )
+                for row in reader:
+                    _check_decision(row, f"{path}:{reader.line_num}")
+                    rows.append(row)
+        except (ValueError, OSError, csv.Error) as error:
             raise StoreError(
-                f"{path} could not be read: {error}. Its first line must be id,verdict,reason,by."
+                f"{path} could not be read: {error}. It is UTF-8 text, its first line id,verdict,reason,by."
             ) from error
-        if not {"id", "verdict"} <= set(frame.columns):
-            raise StoreError(
-                f"{path}: columns id and verdict are missing. Its first line must be id,verdict,reason,by."
-            )
-        wrong = frame[~frame.verdict.isin(["keep", "reject", "remove"])]
-        if len(wrong):
-            line, verdict = int(str(wrong.index[0])) + 2, wrong.iloc[0].verdict
-            raise StoreError(f"{path}:{line}: verdict {verdict!r} is not known; write keep, reject or remove.")
-        return frame.reindex(columns=columns).drop_duplicates("id", keep="last", ignore_index=True)
+        frame = pd.DataFrame(rows, columns=columns)
+        return frame.fillna("").reindex(columns=columns).drop_duplicates("id", keep="last", ignore_index=True)
 
     @contextmanager
     def lock(self, what: str) -> Iterator[None]:
@@ -294,6 +349,13 @@ class Store:
             ) from None
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
+
+
+def _check_decision(row: Mapping[str, Any], where: str) -> None:
+    if "more" in row:
+        raise StoreError(f"{where}: more fields than the first line has. Put quotes round a text with commas.")
+    if row["verdict"] not in ("keep", "reject", "remove"):
+        raise StoreError(f"{where}: verdict {row['verdict']!r} is not known; write keep, reject or remove.")
 
 
 def checked(name: str) -> str:

@@ -72,7 +72,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Score:
-    """`value` None means failed, and `error` says why. A failure is never 0."""
+    """`value` None means failed, and `error` says why. A failure is never 0. An aspect called `which_...` is the number
+    of a class: equal or different, without a size."""
 
     value: float | None
     aspects: Mapping[str, float] | None = None

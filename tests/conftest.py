@@ -65,12 +65,14 @@ def cli() -> Callable[..., Any]:
     import contextlib
     import io
 
+    from prefkit import output
     from prefkit.cli import run
 
     def call(*arguments: Any) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run([str(a) for a in arguments])
+        output.quiet = False  # -q holds for one command
         return code, out.getvalue(), err.getvalue()
 
     return call

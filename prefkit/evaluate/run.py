@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.config import Eval, Generate, Model, Recipe, content, plain
 from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
+from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.images import mean_diversity, moved, thumbnails
 from prefkit.evaluate.statistics import verdict
@@ -28,6 +29,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     if name not in recipe.eval:
         raise UsageError(f"eval: there is no {name!r} in the recipe; known are {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
+    sets.check_settings(name, cfg)
     generator, settings = sets.settings_of(recipe, cfg)
     jobs, aliases = sets.model_jobs(store, recipe, cfg, settings), sets.aliases_of(recipe, cfg)
     requests = sets.request_sets(store, recipe, cfg, limit)
@@ -117,7 +119,9 @@ def assess(
         for alias in aliases:
             frames = [values(place, generator, alias, wanted) for place in (opened["base"], folder)]
             spec = opened["base"].scores(alias).spec() or {}
-            found[model][alias] = assess_scorer(recipe, cfg, (model, alias), frames, spec, distances)
+            row = assess_scorer(recipe, cfg, (model, alias), frames, spec, distances)
+            tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (opened["base"], folder)]
+            found[model][alias] = row | {"aspects": compare_aspects(*tables)}
     return found
 
 

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 CONTROLS = {"sft": "SFT on the winners", "flipped": "DPO on randomly flipped pairs"}
 
 
+def check_settings(name: str, cfg: Eval) -> None:
+    """Raises UsageError for numbers that make no sense, before anything is made."""
+    at_least = {"seeds": 1, "bootstrap": 1, "batch_size": 1, "max_requests": 1, "best_of": 0, "tie": 0}
+    for key, least in at_least.items():
+        value = getattr(cfg, key)
+        if value is not None and value < least:
+            raise UsageError(f"eval.{name}.{key} is {value}: it must be at least {least}.")
+    if any(steps < 1 for steps in cfg.base_steps):
+        raise UsageError(f"eval.{name}.base_steps: every step count must be at least 1.")
+
+
 def request_sets(store: Store, recipe: Recipe, cfg: Eval, limit: int | None) -> dict[str, list[Request]]:
     """Requests by set. Where fewer are wanted than there are, a hash of the request id chooses.
 
@@ -64,6 +75,8 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
     then the base at other guidance and steps. Raises UsageError for a model without a result."""
     from prefkit.models.trained import trained_model
 
+    if "base" in cfg.models:
+        raise UsageError("eval.models: `base` is the untrained model, which is always there. Train under another name.")
     jobs = {"base": (recipe.model, settings)}
     for name in cfg.models:
         jobs[name] = (trained_model(store.folder, recipe.model, name), settings)

@@ -63,17 +63,31 @@ def open_generator(
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
         images = plugin([r.prompt for r in requests], list(seeds))
-        return [{"image": image} for image in _same_length(images, requests, settings.use)]
+        found = _same_length(images, requests, settings.use)
+        for image in found:
+            _check_image(image, settings.use)
+        return [{"image": image} for image in found]
 
     return call
 
 
 def _from_class(instance: Any, name: str) -> Callable[..., list[dict[str, Any]]]:
+    def result(c: Candidate) -> dict[str, Any]:
+        if c.error is not None:
+            return {"error": c.error}
+        return {"image": c.pil(), "encoded": c.image, "payload": c.payload, "extra": dict(c.extra)}
+
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
-        found: list[Candidate] = _same_length(instance.generate(list(requests), list(seeds)), requests, name)
-        return [{"image": c.pil(), "encoded": c.image, "payload": c.payload, "extra": dict(c.extra)} for c in found]
+        return [result(c) for c in _same_length(instance.generate(list(requests), list(seeds)), requests, name)]
 
     return call
+
+
+def _check_image(image: Any, name: str) -> None:
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise PluginError(f"generator {name} returned a {type(image).__name__} where a PIL image is needed.")
 
 
 def _same_length(found: Any, requests: Sequence[Request], name: str) -> list[Any]:

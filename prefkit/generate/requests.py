@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prefkit import tiny
 from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.output import note, warn
+from prefkit.store import NAME
 from prefkit.types import Request, digest
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
@@ -26,14 +28,17 @@ def read_requests(config: Requests) -> list[Request]:
     """
     if not config.source:
         raise UsageError("requests.source is not set: give a .txt, .csv, .jsonl or .parquet file, or a datasets id.")
+    if not 0 <= config.test_share <= 1:
+        raise UsageError(f"requests.test_share is {config.test_share}: a share lies between 0 and 1.")
     found: dict[str, Request] = {}
     blank = duplicates = 0
     for row in _rows(config):
         prompt = row.pop(config.prompt_column)
-        if not isinstance(prompt, str) or not prompt.strip():
+        if _missing(prompt) or (isinstance(prompt, str) and not prompt.strip()):
             blank += 1
             continue
-        split = row.pop(config.split_column) if config.split_column else split_of(prompt, config.test_share)
+        _check_prompt(prompt, config.source)
+        split = _split(row, prompt, config)
         extra = {k: v for k, v in row.items() if not _missing(v)}
         named = extra.pop("request_id", None)
         request_id = str(named) if named is not None else digest(prompt, extra)
@@ -52,6 +57,31 @@ def read_requests(config: Requests) -> list[Request]:
     return list(found.values())
 
 
+def _check_prompt(prompt: Any, source: str) -> None:
+    if not isinstance(prompt, str):
+        raise UsageError(f"{source}: the prompt {prompt!r} is a {type(prompt).__name__}. Write it as text, in quotes.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{source}: the prompt {prompt[:60]!r} holds half of a character (a lone surrogate) and cannot be stored. "
+            "Mend or remove it."
+        ) from error
+
+
+def _split(row: dict[str, Any], prompt: str, config: Requests) -> str:
+    """The request's own split, where the column says one; else by the hash of the prompt."""
+    column = "split" if config.source.partition(":")[0] == tiny.NAME else config.split_column
+    own = row.pop(column) if column else None
+    if _missing(own):
+        return split_of(prompt, config.test_share)
+    if not NAME.fullmatch(str(own)):
+        raise UsageError(
+            f"{config.source}: {str(own)!r} cannot name a split: use letters, digits, dot, dash and underscore."
+        )
+    return str(own)
+
+
 def split_of(prompt: str, test_share: float) -> str:
     """ "test" for this share of prompts, by a hash of the prompt without case, accents' form and spacing."""
     normal = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
@@ -60,6 +90,12 @@ def split_of(prompt: str, test_share: float) -> str:
 
 
 def _rows(config: Requests) -> Iterator[dict[str, Any]]:
+    embedded, _, kind = config.source.partition(":")
+    if embedded == tiny.NAME:
+        from prefkit.tiny.source import rows as wardrobe
+
+        yield from wardrobe(kind)
+        return
     path = Path(config.source).expanduser()
     if path.suffix not in SUFFIXES and not path.exists():
         yield from _hub_rows(config)
@@ -72,7 +108,7 @@ def _rows(config: Requests) -> Iterator[dict[str, Any]]:
         lines = _text(path).splitlines()
         yield from ({config.prompt_column: line.strip()} for line in lines if line.strip())
         return
-    rows = _json_lines(path) if path.suffix == ".jsonl" else _frame_rows(path)
+    rows = _json_lines(path) if path.suffix == ".jsonl" else _frame_rows(path, config)
     for number, row in enumerate(rows, 1):
         _check_columns(row, config, f"{path} (row {number})")
         yield dict(row)
@@ -100,13 +136,21 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _frame_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _csv(path: Path, config: Requests) -> Any:
+    """Prompts, ids and splits stay text: 007 is not 7."""
+    import pandas as pd
+
+    names = [name for name in (config.prompt_column, config.split_column, "request_id") if name]
+    return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(names, str))
+
+
+def _frame_rows(path: Path, config: Requests) -> Iterator[dict[str, Any]]:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, keep_default_na=False) if path.suffix == ".csv" else pd.read_parquet(path)
+        frame = _csv(path, config) if path.suffix == ".csv" else pd.read_parquet(path)
     except (ValueError, OSError) as error:
-        raise UsageError(f"{path} could not be read: {' '.join(str(error).split())[:200]}.") from error
+        raise UsageError(f"{path} could not be read: {' '.join(str(error).split())[:200].rstrip('.')}.") from error
     yield from frame.to_dict("records")  # type: ignore[misc]
 
 

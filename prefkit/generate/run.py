@@ -26,6 +26,7 @@ from prefkit.store import Store, Table, candidate_row, note_pace
 from prefkit.types import Candidate, Request
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
+FORMATS = ("png", "webp")
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
 
 
@@ -46,10 +47,7 @@ def plan(
 ) -> tuple[list[Job], set[str], dict[str, Any]]:
     """Every wanted job in order, the ids already there, and the spec."""
     settings = recipe.generate[name]
-    if settings.n < 1:
-        raise UsageError(f"generate.{name}.n is {settings.n}: at least 1 candidate per request (pairs need 2 or more).")
-    if settings.steps < 1 or settings.batch_size < 1:
-        raise UsageError(f"generate.{name}: steps and batch_size must be at least 1.")
+    _check(name, settings)
     model = recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
     if settings.use == "diffusers" and not model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
@@ -61,6 +59,17 @@ def plan(
             seed = candidate_seed(settings.seed, request.request_id, index)
             jobs.append((request, index, seed, candidate_id(spec, request, index, seed)))
     return jobs, done_ids(store.candidates(name)), spec
+
+
+def _check(name: str, settings: Generate) -> None:
+    if settings.n < 1:
+        raise UsageError(f"generate.{name}.n is {settings.n}: at least 1 candidate per request (pairs need 2 or more).")
+    for key in ("steps", "batch_size", "height", "width"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise UsageError(f"generate.{name}.{key} is {value}: it must be at least 1.")
+    if settings.format not in FORMATS:
+        raise UsageError(f"generate.{name}.format: {settings.format!r} is not known; choose {' or '.join(FORMATS)}.")
 
 
 def done_ids(table: Table) -> set[str]:
@@ -77,11 +86,16 @@ def run_generate(
         requests = sync_requests(store, recipe)
     jobs, done, spec = plan(store, recipe, name, requests, limit)
     if not jobs:
-        raise UsageError(f"generate.{name}: no request is in the splits {settings.splits}; see requests.test_share.")
+        there = ", ".join(sorted({r.split for r in requests}))
+        raise UsageError(
+            f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; there are only "
+            f"requests in {there}. Add prompts, lower requests.test_share, or name other splits as generate.{name}.splits."
+        )
     table = store.candidates(name)
     own, of = rank()
     with store.lock(f"candidates/{name}" + (f".{own}" if of > 1 else "")):
-        table.claim(spec, f"Use another name under generate, or remove {table.folder} to make it anew.")
+        remedy = f"Use another name under generate, or remove {table.folder} to make it anew."
+        table.claim(spec, remedy, empty=not done)
         blocks = [jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)][own::of]
         blocks = [block for block in blocks if any(job[3] not in done for job in block)]
         counts: dict[str, Any] = {
@@ -114,7 +128,10 @@ def _generate_blocks(
             for block in blocks:
                 results, size = answer(call, block, size)
                 if not any(counts[k] for k in ("present", "made", "failed")) and all("error" in r for r in results):
-                    raise PrefkitError(f"every candidate of the first batch failed: {results[0]['error']}")
+                    raise PrefkitError(
+                        f"generate {table.folder.name}: every candidate of the first batch failed: "
+                        f"{results[0]['error']}"
+                    )
                 for job, result in zip(block, results):
                     if job[3] not in done:
                         counts["failed" if "error" in result else "made"] += 1

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from prefkit.errors import CaptureError, UsageError
+from prefkit.tiny import located
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 DTYPES |= {"float16": torch.float16, "fp16": torch.float16}
@@ -57,7 +58,7 @@ def load_pipeline(
     wanted = set(PARTS if parts is None else parts)
     if not wanted <= set(PARTS):
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
-    source = str(base)
+    source = located(base)
     _check_source(source)
     if source.endswith(SINGLE_FILES):
         pipe = _from_single_file(source, torch_dtype, config)
@@ -110,21 +111,27 @@ def _from_pretrained(
 
     try:
         given = left_out(source, revision, wanted, dtype, device)
-        return DiffusionPipeline.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=remote_code,
-            **given,
-        )
+        # a small VAE in the place of the usual one is nothing to warn of: the capture proves what fits together
+        with _unsaid("diffusers.pipelines.pipeline_utils", "Expected types for"):
+            return DiffusionPipeline.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=remote_code,
+                **given,
+            )
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
         raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}") from error
 
 
 def _from_single_file(source: str, dtype: torch.dtype, config: str | None) -> Any:
     import diffusers
-    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+    from diffusers.loaders.single_file_utils import (
+        SingleFileComponentError,
+        fetch_diffusers_config,
+        load_single_file_checkpoint,
+    )
 
     try:
         settings = (
@@ -133,7 +140,7 @@ def _from_single_file(source: str, dtype: torch.dtype, config: str | None) -> An
         index: Any = diffusers.DiffusionPipeline.load_config(settings)
         kind = getattr(diffusers, index["_class_name"])
         return kind.from_single_file(source, config=settings, dtype=dtype)
-    except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, RuntimeError, SingleFileComponentError) as error:
         raise UsageError(
             f"no pipeline could be read from the single file {source}: {_short(error)} A single file holds weights "
             "only; its configuration comes from the Hub, or from a folder given as config."
@@ -159,7 +166,7 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
         settings = {"adapter_name": names[-1], "use_safetensors": True, **file}
         try:
             if hasattr(pipe, "load_lora_weights"):
-                with _expecting_no_text_encoder_keys():
+                with _unsaid("diffusers.loaders.lora_base", "No LoRA keys"):  # most adapters leave text encoders alone
                     pipe.load_lora_weights(source, **settings)
             else:
                 net.load_lora_adapter(source, prefix=denoiser, **settings)
@@ -172,15 +179,17 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def _expecting_no_text_encoder_keys() -> Iterator[None]:
-    """diffusers warns about every text encoder that an adapter leaves alone; most adapters leave them alone."""
-    logger = logging.getLogger("diffusers.loaders.lora_base")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def _unsaid(logger: str, start: str) -> Iterator[None]:
+    """Without those warnings of a library that start like this."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(start)
+
+    logging.getLogger(logger).addFilter(other)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logging.getLogger(logger).removeFilter(other)
 
 
 def _silence_bars() -> None:

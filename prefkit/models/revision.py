@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from prefkit.errors import UsageError
+from prefkit.tiny import located
 from prefkit.types import digest
 
 CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model")
@@ -14,7 +15,7 @@ CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model")
 
 def weights_revision(base: str | Path, revision: str | None = None) -> str:
     """Commit sha of a Hub id, or a hash over names and contents of a local model's (or adapter's) files."""
-    path = Path(base)
+    path = Path(located(base))
     if path.is_file():
         return digest(_file_hash(path))
     if path.is_dir():
@@ -40,13 +41,13 @@ def _hash_of_content(path: str, size: int, mtime: int) -> str:
 @functools.lru_cache(maxsize=256)
 def _commit(repository: str, revision: str | None) -> str:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     try:
         sha = huggingface_hub.HfApi().model_info(repository, revision=revision).sha
     except HFValidationError as error:
         raise UsageError(f"{repository} is neither an existing path nor a Hub id such as owner/name.") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # the Hub's own errors, and those of whatever transport its client uses
         sha = _cached_commit(repository, revision)
         if sha is None:
             raise UsageError(

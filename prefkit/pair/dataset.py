@@ -117,6 +117,7 @@ class ShardWriter:
                 compression={n: "NONE" if n in binary else "snappy" for n in self.schema.names},
                 use_dictionary=[n for n in self.schema.names if n not in binary],
                 write_page_index=True,
+                write_page_checksum=True,
             )
         self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), row_group_size=len(self.rows))
         self.written += self.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     limit: at most this many requests. Raises UsageError for missing scores, too large a K, nothing to prefer.
     """
     config = recipe.pair[name]
+    if config.tie is not None and config.tie < 0:
+        raise UsageError(f"pair.{name}.tie is {config.tie}: it must be at least 0, for ties never become pairs.")
     with store.lock(f"pairs/{name}"):
         weights = weights_of(store, config)
         frame, specs = score_frame(store, config, weights, limit)
@@ -43,7 +46,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             "scores": _scores_hash(frame, list(weights)),
         }
         folder = store.pairs(name)
-        if (folder / "spec.json").exists() and read_json(folder / "spec.json").get("spec") == spec:
+        if _whole(folder) and read_json(folder / "spec.json").get("spec") == spec:
             return read_json(folder / "spec.json")["counts"] | {"unchanged": True}
         pairs = build_pairs(frame, weights, specs, strategy, config, counts)
         if pairs.empty:
@@ -81,7 +84,13 @@ def score_frame(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """One row per candidate: id, request_id, index, seed, generator, split, caption, and a column per alias."""
     parts = []
-    for generator in config.generators or store.names("candidates"):
+    there = store.names("candidates")
+    unknown = [name for name in config.generators if name not in there]
+    if unknown:
+        raise UsageError(
+            f"pair: no candidates of {', '.join(unknown)}; there are those of {', '.join(there) or 'none'}."
+        )
+    for generator in config.generators or there:
         part = store.candidates(generator).frame(["id", "request_id", "index", "seed", "sha256", "error"])
         parts.append(part[part.error.isna()].assign(generator=generator))
     if not parts:
@@ -202,7 +211,9 @@ def _why_empty(frame: pd.DataFrame, counts: dict[str, Any], aliases: list[str]) 
             f"No candidate has all of the scores {', '.join(aliases)}: did the scorer fail? See `error` in its table."
         )
     if frame.empty:
-        return "No candidate is left after decisions.csv."
+        if counts["decided_reject"] or counts["decided_remove"]:
+            return "No candidate is left after decisions.csv."
+        return "There is no candidate with an image: run `prefkit generate`."
     if counts.get("ties"):
         return f"All {counts['ties']} would be ties (gap at or below {counts['tie_threshold']}): the scores do not tell candidates apart. Use another scorer, or lower `tie`."
     return "The strategy chose none; lower its threshold or generate more candidates (n)."
@@ -210,6 +221,17 @@ def _why_empty(frame: pd.DataFrame, counts: dict[str, Any], aliases: list[str]) 
 
 def _scores_hash(frame: pd.DataFrame, aliases: list[str]) -> str:
     return digest([frame.id.tolist(), frame.caption.tolist(), *(frame[a].map(repr).tolist() for a in aliases)])
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the dataset is there and its files can be opened."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return all(pq.read_metadata(path) for path in folder.glob("*/*.parquet")) and (folder / "spec.json").exists()
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _replace(folder: Path, write: Any) -> None:
@@ -220,6 +242,9 @@ def _replace(folder: Path, write: Any) -> None:
             shutil.rmtree(rest, ignore_errors=True)
         new.mkdir(parents=True)
         write(new)
+        for file in new.rglob("*.parquet"):
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefkit.report import grids, html, plot
+from prefkit.report import aspects, grids, html, plot
 from prefkit.store import read_json
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def evaluation(store: Store, found: dict[str, dict[str, Any]]) -> str:
 def _table(models: dict[str, dict[str, Any]]) -> str:
     ordered = sorted(models, key=grids.is_variant)
     rows = [_row(model, alias, row) for model in ordered for alias, row in models[model].items()]
-    return html.table([*HEAD, *FURTHER], rows, left=4) + _distances(models)
+    return html.table([*HEAD, *FURTHER], rows, left=4) + _distances(models) + aspects.table(models)
 
 
 def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:

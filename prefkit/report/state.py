@@ -47,7 +47,7 @@ def pair_counts(folder: Path) -> dict[str, int]:
             found[path.parent.name] = found.get(path.parent.name, 0) + pq.read_metadata(path).num_rows
         except (pa.ArrowException, OSError) as error:
             raise StoreError(
-                f"{path} is damaged: {' '.join(str(error).split())[:160]}. Remove {folder} and run `prefkit pair` again."
+                f"{path} is damaged: {' '.join(str(error).split())[:160].rstrip('.')}. Remove {folder} and run `prefkit pair` again."
             ) from error
     return found
 

@@ -47,6 +47,10 @@ class FunctionScorer:
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         given = {name: [c.extra.get(name) for c in batch] for name in self.context}
         values = self.function([c.pil() for c in batch], [c.prompt for c in batch], **given)
+        if not hasattr(values, "__len__") or isinstance(values, str):
+            raise PluginError(
+                f"scorer {self.name} returned a {type(values).__name__}; a list with one number per image is needed."
+            )
         if len(values) != len(batch):
             raise PluginError(
                 f"scorer {self.name} returned {len(values)} values for {len(batch)} images; one each is needed."
@@ -59,6 +63,11 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
     found = registry.load("scorer", use)
     if inspect.isfunction(found):
         return FunctionScorer(found, use)
+    if not all(callable(getattr(found, name, None)) for name in ("spec", "load", "score")):
+        raise PluginError(
+            f"{where or 'scorer'}: {use} is no scorer: a function (images, prompts) -> list of numbers, or a class with "
+            "spec, load and score, is needed."
+        )
     return found(registry.options(found, options, where or f"scorer {use}"))
 
 
@@ -81,12 +90,15 @@ def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candida
 
 
 def _decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
+    from PIL import Image, UnidentifiedImageError
+
     found: list[Candidate | Score] = []
     for c in batch:
         try:
             found.append(dataclasses.replace(c, decoded=c.pil()))
-        except (OSError, ValueError, SyntaxError) as error:
-            found.append(Score(None, error=f"the image could not be decoded: {error}"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+            found.append(Score(None, error=f"the image could not be decoded: {reason}"))
     return found
 
 
@@ -102,7 +114,7 @@ def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
         found = scorer.score(batch)
     except PrefkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if len(batch) == 1 or scorer.scope == "within_request":
             return [Score(None, error=f"{type(error).__name__}: {error}")] * len(batch)
         return [score for c in batch for score in _scored(scorer, [c])]

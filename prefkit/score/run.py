@@ -28,17 +28,22 @@ def run_score(
     FingerprintError where the table was made by another scorer.
     """
     settings = recipe.score[alias]
+    if settings.batch_size < 1:
+        raise UsageError(f"score.{alias}.batch_size is {settings.batch_size}: it must be at least 1.")
     scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
     chosen = list(generators or settings.generators)
     keys = wanted_keys(store, chosen)
     if not keys:
         raise UsageError(f"there is nothing to score in {store.folder}: run `prefkit generate {store.folder}` first.")
+    from prefkit.models.load import dtype_of
+
     own, of = rank()
     table = store.scores(alias)
     with store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")):
         spec = dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
-        table.claim(spec, f"Use another alias under score, or remove {table.folder} to score anew.")
         done = scored_ids(table)
+        remedy = f"Use another alias under score, or remove {table.folder} to score anew."
+        table.claim(spec, remedy, empty=not done)
         present = sum(key[0] in done for key in keys)
         keys = [key for key in keys if key[0] not in done][:limit]
         counts: dict[str, Any] = {"wanted": len(keys) + present, "present": present, "scored": 0, "failed": 0}
@@ -47,6 +52,7 @@ def run_score(
             _check_requires(store, scorer, chosen, keys[0][0], alias)
             note(f"score {alias}: {len(todo)} candidates with {settings.use}")
             start = time.monotonic()
+            dtype_of(settings.dtype)
             scorer.load(device_of(settings.device), settings.dtype)
             _score_all(store, table, scorer, settings, chosen, todo, counts)
             counts["seconds"] = round(time.monotonic() - start, 2)
@@ -88,7 +94,9 @@ def _columns(scorer: Any) -> list[str]:
 
 
 def _check_requires(store: Store, scorer: Any, generators: Sequence[str], first_id: str, alias: str) -> None:
-    first = next(store.iter_candidates(generators, {first_id}))
+    first = next(store.iter_candidates(generators, {first_id}), None)
+    if first is None:  # its part turned out to be damaged just now
+        return
     lacking = missing_keys(scorer, first)
     if lacking:
         raise UsageError(

@@ -17,7 +17,7 @@ import torch
 from prefkit.models import trees
 from prefkit.models.trees import Tree
 from prefkit.output import warn
-from prefkit.store import write_whole
+from prefkit.store import write_atomic
 
 
 class Cache:
@@ -55,7 +55,7 @@ class Cache:
         }
         metadata = {"notes": json.dumps(dict(notes or {}))}
         path = self.folder / f"part-{time.time_ns()}-{os.getpid()}.safetensors"
-        write_whole(path, lambda target: safetensors.torch.save_file(blobs, target, metadata=metadata))
+        write_atomic(path, safetensors.torch.save(blobs, metadata=metadata))
         self.refresh()
 
     def get(self, key: str) -> Tree:

@@ -28,7 +28,10 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Any,
     with whole_folder(final) as temporary:
         plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
         safetensors.torch.save_file(plain, temporary / "weights.safetensors")
-        torch.save(optimizer, temporary / "optimizer.pt")
+        try:
+            torch.save(optimizer, temporary / "optimizer.pt")
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(f"the optimizer's state could not be saved, is the disk full? ({error})") from error
         (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
     for old in _folders(folder)[:-KEEP]:
         shutil.rmtree(old)

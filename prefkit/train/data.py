@@ -257,5 +257,6 @@ def _size(image: bytes, source: PairSource, row: int) -> tuple[int, int]:
 
 
 def _undecodable(source: PairSource, row: int, error: Exception) -> UsageError:
-    text = " ".join(str(error).split())[:120]
+    known = not isinstance(error, UnidentifiedImageError)
+    text = " ".join(str(error).split())[:120] if known else "no image format that Pillow knows"
     return UsageError(f"pairs {source.name}, row {row}: an image cannot be decoded ({text}). Remove or mend this row.")

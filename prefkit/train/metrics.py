@@ -14,13 +14,14 @@ from prefkit.store import write_atomic
 
 SMOOTHING = 0.95
 PATIENCE = 50
+BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Lines after `step` are dropped on opening: the steps behind them are done again."""
+    """Lines after `step` are dropped on opening: the steps behind them are done again. Step 0 begins a new log."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
         write_atomic(path, "".join(f"{line}\n" for line in kept))
         self.file = open(path, "a")  # noqa: SIM115 (closed by close)
         self.board = _board(path.parent / "tensorboard", step, report_to)
@@ -62,8 +63,6 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 def _board(folder: Path, step: int, report_to: str) -> Any:
     if report_to == "none":
         return None
-    if report_to != "tensorboard":
-        raise UsageError(f"train.report_to: {report_to!r} is not known; choose none or tensorboard.")
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

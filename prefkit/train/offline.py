@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prefkit import output
 from prefkit.config import Train
-from prefkit.errors import TrainingError, UsageError
+from prefkit.errors import TrainingError
 from prefkit.train import checkpoint
 from prefkit.train.data import Batch, PairData, ahead, order
 from prefkit.train.metrics import Log, WinnerWatch
@@ -49,8 +49,6 @@ class Loop:
 
     def __post_init__(self) -> None:
         config = self.config
-        if config.schedule not in SCHEDULES:
-            raise UsageError(f"train.schedule: {config.schedule!r} is not known; choose {', '.join(SCHEDULES)}.")
         fused = self.processes.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
@@ -136,11 +134,12 @@ class Loop:
 
     def _not_finite(self, what: str) -> TrainingError:
         kept = checkpoint.last_step(self.folder / "checkpoints")
-        last = f"The checkpoint of step {kept} is kept" if kept else "There is no checkpoint yet"
+        place = self.folder / "checkpoints"
+        last = f"The checkpoint of step {kept} is kept, in {place}" if kept else "There is no checkpoint yet"
         return TrainingError(
-            f"{what} of step {self.step + 1} is not finite (NaN or infinity), so training has stopped. {last}, in "
-            f"{self.folder / 'checkpoints'}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or "
-            "no instead of fp16, under a new name; or look at the pairs for broken latents."
+            f"train {self.folder.name}: {what} of step {self.step + 1} is not finite (NaN or infinity), so training has "
+            f"stopped. {last}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or no instead of "
+            f"fp16{', under a new name' if kept else ''}; or look at the pairs for broken latents."
         )
 
     # -- the held-out pairs ---------------------------------------------------------------------------------------

@@ -66,6 +66,10 @@ class PairSource:
     @classmethod
     def find(cls, store: Store, name: str) -> PairSource:
         """A name under pairs of the run, a folder, or owner/name[:split]. Raises UsageError."""
+        if not name:
+            known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
+            raise UsageError(f"train.pairs is not set: give a name under {store.folder / 'pairs'} ({known}), a folder, or "
+                             "a datasets id such as owner/name.")  # fmt: skip
         folders = [folder for folder in (store.folder / "pairs" / name, Path(name)) if name and folder.is_dir()]
         if folders:
             return cls(name, files=_parquet_files(folders[0]))
@@ -99,20 +103,27 @@ class PairSource:
             return
         for path in self.files:
             try:
-                for batch in pq.ParquetFile(path).iter_batches(READ_ROWS, columns=list(columns)):
-                    yield from batch.to_pylist()
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    for batch in file.iter_batches(READ_ROWS, columns=list(columns)):
+                        yield from batch.to_pylist()
             except (pa.ArrowException, OSError) as error:
                 raise self._damaged(path, error) from error
 
     def _damaged(self, path: Path, error: Exception) -> UsageError:
-        text = " ".join(str(error).split())[:160]
+        text = " ".join(str(error).split())[:160].rstrip(".")
         return UsageError(f"pairs {self.name}: {path} cannot be read as Parquet with the same columns as the first "
-                          f"file: {text}. Make the pairs again or remove the file.")  # fmt: skip
+                          f"file: {text}. Remove {path.parent.parent} and make the pairs again.")  # fmt: skip
 
     def images(self) -> Iterator[tuple[int, bytes | None, bytes | None]]:
         """(row, encoded image 0, encoded image 1)"""
         for number, row in enumerate(self.rows(IMAGES)):
-            yield number, _encoded(row["jpg_0"]), _encoded(row["jpg_1"])
+            both = [_encoded(row[name]) for name in IMAGES]
+            if not all(image is None or isinstance(image, bytes) for image in both):
+                raise UsageError(
+                    f"pairs {self.name}, row {number}: jpg_0 and jpg_1 must hold encoded images (bytes, or the image type "
+                    f"of datasets), not {type(both[0]).__name__}."
+                )
+            yield number, both[0], both[1]
 
 
 def read_pairs(source: PairSource) -> list[PairRow]:
@@ -162,6 +173,9 @@ def _check_labels(name: str, rows: Sequence[dict[str, Any]]) -> None:
             raise UsageError(f"pairs {name}, row {number}: labels {pair[0]} and {pair[1]}; one must be 1, the other 0.")
         if not isinstance(row["caption"], str):
             raise UsageError(f"pairs {name}, row {number}: the caption is not a text. Fill it in or remove the row.")
+        p = row.get("p")
+        if p is not None and not 0 <= p <= 1:
+            raise UsageError(f"pairs {name}, row {number}: p is {p}; it is a probability, between 0 and 1.")
 
 
 def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ class Plan:
             "config": model.config,
         }
         call = {**self.call, "height": size[0], "width": size[1]}
-        family = registry.load("family", self.config.family)(time_sampling=self.config.time_sampling, call=call)
+        family = registry.load_class("family", self.config.family)(time_sampling=self.config.time_sampling, call=call)
         family.load(settings, parts=parts, **({"wiring": wiring} if wiring is not None else {}))
         return family
 

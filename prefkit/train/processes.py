@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from prefkit.errors import UsageError
+from prefkit.models.place import check_device
 
 PATIENCE = timedelta(hours=24)  # others wait while one process computes a cache
 BUCKET = 32 * 1024 * 1024  # elements that are summed in one call
@@ -20,7 +20,7 @@ class Processes:
     def __init__(self, device: str | None = None) -> None:
         from accelerate import PartialState
 
-        _check(device)
+        check_device(device or "cpu")
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         self.state = state
         self.rank, self.count, self.main = state.process_index, state.num_processes, state.is_main_process
@@ -59,12 +59,3 @@ def _sum_bucket(gradients: list[Tensor]) -> None:
     torch.distributed.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def _check(device: str | None) -> None:
-    kind = (device or "cpu").partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there:
-        raise UsageError(f"train.device: {device!r} is not known; choose cpu, cuda or mps.")
-    if not there[kind]:
-        raise UsageError(f"train.device: this machine, or its torch, has no {kind}; leave device out or give cpu.")

@@ -80,10 +80,6 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
 def _adapter(net: Any, config: Train) -> Policy:
     lora = config.lora
     assert lora is not None
-    if lora.rank < 1:
-        raise TrainingError(
-            f"train.lora.rank is {lora.rank}, so there is nothing to train; give 1 or more, or lora: null."
-        )
     start = adapters.active_adapters(net)
     if lora.resume:
         if len(start) != 1:

@@ -16,7 +16,8 @@ from prefkit.train import table, validation
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
-from prefkit.train.offline import AUTOCAST, Loop
+from prefkit.train.metrics import BOARDS
+from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.prepare import Plan, fingerprint, prepare
 from prefkit.train.processes import Processes
@@ -27,6 +28,11 @@ REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
     "grow without a mismatch."
 )
+#: smallest value -> the settings that it holds for
+LEAST = {
+    0: ("warmup", "weight_decay", "validation"),
+    1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,35 @@ def run_train(
         raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
     config = recipe.train[name]
     controls = controls or config.controls
-    if config.precision not in AUTOCAST:
-        raise UsageError(f"train.{name}.precision: {config.precision!r} is not known; choose {', '.join(AUTOCAST)}.")
+    check_settings(name, config)
     processes = Processes(config.device)
     source = PairSource.find(store, config.pairs)
     pairs = read_pairs(source)
     with store.lock(f"train/{name}") if processes.main else nullcontext():
         summaries = _run_jobs(store, recipe, jobs_of(name, config, controls), source, pairs, processes, limit)
     return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
+
+
+def check_settings(name: str, config: Train) -> None:
+    """Raises UsageError, before anything is loaded."""
+    for key, known in (("precision", AUTOCAST), ("schedule", SCHEDULES), ("report_to", BOARDS)):
+        if getattr(config, key) not in known:
+            raise UsageError(f"train.{name}.{key}: {getattr(config, key)!r} is not known; choose {', '.join(known)}.")
+    for least, keys in LEAST.items():
+        for key in keys:
+            if getattr(config, key) < least:
+                raise UsageError(f"train.{name}.{key} is {getattr(config, key)}: it must be at least {least}.")
+    for key in ("learning_rate", "max_grad_norm"):
+        if getattr(config, key) <= 0:
+            raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
+    if config.lora is not None and config.lora.rank < 1:
+        raise UsageError(
+            f"train.{name}.lora.rank is {config.lora.rank}: give 1 or more, or lora: null for full weights."
+        )
+    if config.lora is not None and not 0 <= config.lora.dropout < 1:
+        raise UsageError(f"train.{name}.lora.dropout is {config.lora.dropout:g}: it must be from 0 to below 1.")
+    if (getattr(make_objective(name, config).options, "beta", None) or 1) < 0:
+        raise UsageError(f"train.{name}.objective.beta is negative: that would teach the losers.")
 
 
 def _run_jobs(
@@ -152,10 +179,7 @@ def _train(
 def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes) -> Loop:
     """The denoiser alone, made trainable, with the training pairs and those kept aside."""
     config = job.config
-    objective = registry.make(
-        "objective", config.objective.use, config.objective.options, f"train.{job.name}.objective"
-    )
-    _check_objective(objective, config.objective.use)
+    objective = make_objective(job.name, config)
     training, held = validation.split(data.pairs, config.validation)
     if job.flip:
         training = [pair.flipped() if int(digest("flipped", pair.id), 16) % 2 else pair for pair in training]
@@ -169,6 +193,12 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
         beta = getattr(objective.options, "beta", None)
         measured = validation.Validation(family, own, held, config.batch_size, 1.0 if beta is None else beta / 2)
     return Loop(config, family, objective, policy, own, measured, processes, folder)
+
+
+def make_objective(name: str, config: Train) -> Any:
+    objective = registry.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")
+    _check_objective(objective, config.objective.use)
+    return objective
 
 
 def _check_objective(objective: Any, name: str) -> None:

@@ -225,3 +225,31 @@ def test_the_python_api_is_the_same_thing(recipe):
     assert set(run.scores()) == {"id", "size", "taste"} and len(run.pairs("main")) == counts["pairs"]
     again = Run(run.folder)
     assert again.recipe == run.recipe
+
+
+def test_a_limited_run_is_a_trial_in_a_folder_of_its_own(recipe, cli):
+    code, _, err = cli("run", "-r", recipe, "--limit", 2, "--dry-run")
+    assert code == 0 and "run-limit2" in err
+
+
+def test_the_fast_variant_is_laid_over_the_recipe(recipe, cli, tmp_path):
+    assert "has no section `fast:`" in cli("run", "-r", recipe, "--fast", "--dry-run")[2]
+    run = tmp_path / "quick"
+    recipe.write_text(f"{recipe.read_text()}\nfast:\n  run: {run}\n  generate.own.n: 1\n")
+    code, out, _ = cli("run", "-r", recipe, "--fast", "--dry-run", "--json")
+    fast = next(row for row in json.loads(out) if row.get("stage") == "generate")
+    full = next(
+        row for row in json.loads(cli("run", "-r", recipe, "--dry-run", "--json")[1]) if row["stage"] == "generate"
+    )
+    assert code == 0 and fast != full
+
+
+def test_a_shipped_recipe_is_found_by_name(cli, monkeypatch, tmp_path):
+    from prefkit.resolve import resolve
+    from prefkit.shipped import shipped_recipes
+
+    monkeypatch.chdir(tmp_path)
+    assert "demo" in shipped_recipes()
+    found, fast = resolve("demo", None, "run"), resolve("demo", None, "run", fast=True)
+    assert found.run == "runs/demo" and fast.run != found.run and fast.fast == {}
+    assert resolve("demos", None, "run").run == "demos"

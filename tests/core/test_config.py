@@ -45,7 +45,15 @@ def test_every_field_is_on_one_side():
 
 def test_train_fields_that_are_free():
     free = {f.name for f in dataclasses.fields(config.Train) if not f.metadata.get("content", True)}
-    expected = {"controls", "gradient_checkpointing", "compile", "checkpoint_every", "validate_every", "device", "report_to"}
+    expected = {
+        "controls",
+        "gradient_checkpointing",
+        "compile",
+        "checkpoint_every",
+        "validate_every",
+        "device",
+        "report_to",
+    }
     assert free == expected
 
 

@@ -100,3 +100,32 @@ def test_revision_of_what_is_not_there(tmp_path, monkeypatch):
         weights_revision(tmp_path / "empty")
     with pytest.raises(UsageError, match="Hub id"):
         weights_revision(tmp_path / "nowhere")
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_of_ours(monkeypatch):
+    import huggingface_hub
+
+    class TransportError(Exception):
+        """The Hub's client changes its transport, and with it the errors, between releases."""
+
+    def unreachable(*_, **__):
+        raise TransportError("name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(UsageError, match=r"owner/name is not there as a path.*did not answer.*TransportError"):
+        weights_revision("owner/name")
+
+
+def test_a_commit_of_the_hub_is_the_revision(monkeypatch):
+    import types
+
+    import huggingface_hub
+
+    asked = []
+
+    def info(self, repository, revision=None):
+        asked.append((repository, revision))
+        return types.SimpleNamespace(sha="0123abcd")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    assert weights_revision("owner/other", "v1") == "0123abcd" and asked == [("owner/other", "v1")]

@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(run):
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"lora": Lora(rank=0)}, TrainingError, "nothing to train"),
+        ({"lora": Lora(rank=0)}, UsageError, "lora.rank is 0"),
         ({"lora": Lora(targets=["nowhere"])}, TrainingError, "nowhere"),
         ({"lora": Lora(resume=True)}, UsageError, "only adapter, but it has 0"),
         ({"schedule": "cosin"}, UsageError, "cosin"),
