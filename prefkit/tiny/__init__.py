@@ -1,0 +1,18 @@
+"""The embedded default: a wardrobe at 64x64 whose every image can be read back, and small models of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: what recipes call it: `model: {base: tiny}`, `requests: {source: tiny}`, `clip` with `model: tiny`
+NAME = "tiny"
+FOLDER = Path(__file__).parent
+#: a StableDiffusionPipeline folder, and an open_clip one
+PIPELINE, CLIP = FOLDER / "sd", FOLDER / "clip"
+#: what a made-up user has liked: a table of user, image, category
+HISTORY = FOLDER / "history" / "history.csv"
+
+
+def located(base: str | Path) -> str:
+    """The folder for `tiny`; any other base as it is."""
+    return str(PIPELINE) if str(base) == NAME else str(base)

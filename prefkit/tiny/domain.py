@@ -1,0 +1,73 @@
+"""What the wardrobe holds: items, colours, backgrounds and patterns, by name, and one scene of them.
+
+Standard library only, so that prompts can be written and read without loading an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: item -> part of an outfit
+ITEMS: dict[str, str] = {
+    "t-shirt": "top",
+    "coat": "top",
+    "dress": "dress",
+    "tank top": "top",
+    "kimono": "top",
+    "lab coat": "top",
+    "jeans": "bottom",
+    "shorts": "bottom",
+    "running shoe": "shoes",
+    "hiking boot": "shoes",
+    "high heel": "shoes",
+    "sandal": "shoes",
+    "boot": "shoes",
+    "socks": "shoes",
+    "backpack": "bag",
+    "handbag": "bag",
+    "clutch": "bag",
+    "briefcase": "bag",
+    "cap": "hat",
+    "top hat": "hat",
+    "sun hat": "hat",
+    "sunglasses": "accessory",
+    "umbrella": "accessory",
+    "watch": "accessory",
+}
+PLURAL = frozenset({"jeans", "shorts", "socks", "sunglasses"})  # take no article
+
+#: garment colour -> sRGB that its main cloth is moved to
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (218, 30, 40),
+    "orange": (246, 128, 20),
+    "yellow": (250, 212, 40),
+    "green": (40, 158, 70),
+    "blue": (35, 95, 225),
+    "purple": (128, 50, 185),
+    "pink": (248, 125, 180),
+    "brown": (120, 72, 38),
+    "black": (36, 36, 40),
+    "white": (244, 244, 244),
+}
+#: background -> sRGB. None as dark as a black garment, none as light as a white one.
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "cream": (247, 238, 196),
+    "grey": (166, 168, 170),
+    "sky": (160, 206, 246),
+    "mint": (166, 228, 196),
+    "lavender": (196, 180, 240),
+    "sand": (214, 184, 134),
+    "rose": (244, 182, 190),
+    "navy": (62, 82, 132),
+}
+PATTERNS = ("plain", "striped", "dotted", "checked")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One garment in one colour on one background: everything that a picture of the wardrobe shows."""
+
+    item: str
+    colour: str
+    background: str
+    pattern: str = "plain"

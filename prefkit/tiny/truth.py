@@ -1,0 +1,236 @@
+"""Read a picture of the wardrobe back: which item, colour, background and pattern it shows, without a trained model.
+
+1. The rim of 5 px, which no item reaches, against the 32 backdrops: background by its mean colour, pattern by what
+   departs from the mean. The backdrop is from there on taken in the tone that the picture has.
+2. What stands out from the backdrop against the silhouettes of all items in 7,200 poses: the best six items.
+3. Each of the six: the colour is the one nearest to the mean OKLab colour of its main cloth, and the item is drawn
+   in that colour, in that pose, on that backdrop. The drawing that leaves least of the picture unexplained wins; the
+   two best are first moved by half a step where the best leaves more than a tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+from PIL import Image
+
+from prefkit.tiny.art import BACKGROUNDS, COLOURS, ITEMS, PATTERNS, cloth, recolour, sprite, to_oklab
+from prefkit.tiny.scene import SHADOW, SIZE, backdrop, place, shadow
+
+RIM = 5
+FAINT = 0.35  # share of a pattern's contrast from which it is seen
+SIDES, ANGLES, SHIFTS = (43.5, 46.0, 48.5), (-2.0, 0.0, 2.0), (-2, -1, 0, 1, 2)
+KEPT, POSES = 6, 4  # items that get a drawing, and poses of each
+BLOCK = 64  # pictures compared with the silhouettes at once
+SEEN = 0.04  # OKLab distance from the backdrop at which a pixel half belongs to the item
+UNSURE = 0.1  # a first drawing that leaves more than this share is refined
+STEPS = [(0, 0, 0.5, 0), (0, 0, -0.5, 0), (0, 0, 0, 0.5), (0, 0, 0, -0.5), (1.2, 0, 0, 0), (-1.2, 0, 0, 0)]
+STEPS += [(0, 1, 0, 0), (0, -1, 0, 0)]  # px of side, degrees, px right, px down
+LEAST = 0.1  # squared difference from the backdrop below which there is nothing to explain
+KNOWN = 0.6  # a match below this is no item of the wardrobe
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a picture shows. `item` and `colour` are None where no item of the wardrobe explains it.
+
+    match: share of the picture's squared difference from its backdrop that the best drawing explains, 0..1.
+    """
+
+    item: str | None
+    colour: str | None
+    background: str
+    pattern: str
+    match: float
+
+    def __str__(self) -> str:
+        thing = f"{self.colour} {self.item}" if self.item else "nothing known"
+        return f"{thing} on {self.pattern} {self.background}"
+
+
+@dataclass(frozen=True)
+class Pose:
+    item: str
+    side: float
+    angle: float
+    shift: tuple[float, float]
+
+
+def read(image: Image.Image) -> Seen:
+    """What the picture shows; one of another size is first scaled to 64 x 64."""
+    return read_many([image])[0]
+
+
+def read_many(images: Sequence[Image.Image]) -> list[Seen]:
+    """What each picture shows; quicker than one by one, since the silhouettes are compared in one product."""
+    return [seen for start in range(0, len(images), BLOCK) for seen in _read(images[start : start + BLOCK])]
+
+
+def _read(images: Sequence[Image.Image]) -> list[Seen]:
+    pixels = [_pixels(image) for image in images]
+    names = [_background(p) for p in pixels]
+    grounds = [_toned(p, *name) for p, name in zip(pixels, names)]
+    away = np.array([_coarse(_standing_out(p, ground)) for p, ground in zip(pixels, grounds)], np.float32)
+    fits = away @ _bank()[0].T
+    found = []
+    for p, (background, pattern), ground, fit in zip(pixels, names, grounds, fits):
+        item, colour, match = _best(p, ground, fit)
+        found.append(Seen(item, colour, background, pattern, match))
+    return found
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.size != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
+    return np.asarray(image.convert("RGB"))
+
+
+def _best(pixels: np.ndarray, ground: np.ndarray, fit: np.ndarray) -> tuple[str | None, str | None, float]:
+    """(item, colour, match) of the drawing that explains the picture best."""
+    picture, lab = _halved(pixels / 255.0), to_oklab(pixels)
+    drawn = []
+    for poses in _poses(fit):
+        colours = _colours(lab, poses[0])
+        options = [(_unlike(picture, _drawing(p, c, ground)), p, c) for p, c in _pairs(poses, colours)]
+        drawn.append(min(options, key=lambda option: option[0]))
+    drawn.sort(key=lambda option: option[0])
+    whole = max(_unlike(picture, ground / 255.0), LEAST)
+    if drawn[0][0] > UNSURE * whole:
+        drawn = [(_refined(picture, rest, pose, colour, ground), pose, colour) for rest, pose, colour in drawn[:2]]
+    rest, pose, colour = min(drawn, key=lambda option: option[0])
+    match = max(0.0, 1 - rest / whole)
+    known = match >= KNOWN
+    return pose.item if known else None, colour if known else None, round(match, 4)
+
+
+def _pairs(poses: list[Pose], colours: list[str]) -> list[tuple[Pose, str]]:
+    """Every pose in the likeliest colour, and the best pose in the next."""
+    return [(pose, colours[0]) for pose in poses] + [(poses[0], colours[1])]
+
+
+def _unlike(picture: np.ndarray, drawing: np.ndarray) -> float:
+    """Squared difference of a halved picture and a drawing [64, 64, 3], both in 0..1."""
+    return float(((_halved(drawing) - picture) ** 2).sum())
+
+
+def _refined(picture: np.ndarray, rest: float, pose: Pose, colour: str, ground: np.ndarray) -> float:
+    """What the drawing leaves after half a step in place, size and angle, each taken where it helps."""
+    for side, angle, x, y in STEPS:
+        moved = Pose(pose.item, pose.side + side, pose.angle + angle, (pose.shift[0] + x, pose.shift[1] + y))
+        less = _unlike(picture, _drawing(moved, colour, ground))
+        if less < rest:
+            rest, pose = less, moved
+    return rest
+
+
+@cache
+def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(where the rim is: bool [64, 64]; its mean OKLab in each backdrop: [8, 4, 3]; what departs from it: [8, 4, N, 3])."""
+    rim = np.ones((SIZE, SIZE), bool)
+    rim[RIM:-RIM, RIM:-RIM] = False
+    grounds = to_oklab(np.array([[backdrop(b, p)[rim] for p in PATTERNS] for b in BACKGROUNDS]))
+    means = grounds.mean(2)
+    return rim, means, (grounds - means[:, :, None]).astype(np.float32)
+
+
+def _background(pixels: np.ndarray) -> tuple[str, str]:
+    """(background, pattern). A pattern counts from FAINT of its contrast on, since decoders soften it."""
+    rim, means, departs = _rims()
+    own = to_oklab(pixels[rim])
+    nearest = np.linalg.norm(means - own.mean(0), axis=-1).min(1).argmin()
+    unlike = ((2 * FAINT * departs[nearest] - (own - own.mean(0)).astype(np.float32)) ** 2).sum((-1, -2))
+    return list(BACKGROUNDS)[nearest], PATTERNS[unlike.argmin()]
+
+
+def _toned(pixels: np.ndarray, background: str, pattern: str) -> np.ndarray:
+    """The backdrop in the tone that the picture's rim has: float64 [64, 64, 3] in 0..255."""
+    ground, rim = backdrop(background, pattern), _rims()[0]
+    return (ground + (pixels[rim].mean(0) - ground[rim].mean(0))).clip(0, 255)
+
+
+@cache
+def _bank() -> tuple[np.ndarray, list[Pose]]:
+    """Silhouettes with their shadow at 32 x 32, centred and normed: float32 [7200 or so, 1024], and their poses."""
+    rows, poses = [], []
+    for item in ITEMS:
+        for side in SIDES:
+            for angle in ANGLES:
+                shape = np.asarray(place(sprite(item), side, angle).getchannel("A")) / 255.0
+                shape = np.maximum(shape, 0.4 * np.roll(shape, (2, 1), (0, 1)))
+                for x in SHIFTS:
+                    for y in SHIFTS:
+                        rows.append(_coarse(np.roll(shape, (y, x), (0, 1))))
+                        poses.append(Pose(item, side, angle, (x, y)))
+    return np.array(rows, np.float32), poses
+
+
+def _coarse(shape: np.ndarray) -> np.ndarray:
+    """[64, 64] -> [1024], averaged in squares of four, mean 0, norm 1."""
+    small = shape.reshape(SIZE // 2, 2, SIZE // 2, 2).mean((1, 3)).ravel()
+    small = small - small.mean()
+    return small / max(float(np.linalg.norm(small)), 1e-6)
+
+
+def _standing_out(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """How surely each pixel is not backdrop: float64 [64, 64] in 0..1."""
+    away = np.linalg.norm(to_oklab(pixels) - to_oklab(ground.round()), axis=-1)
+    return away / (away + SEEN)
+
+
+def _poses(fit: np.ndarray) -> list[list[Pose]]:
+    """Of each of the KEPT best items the POSES best poses, best first, by correlation with what stands out."""
+    per_item = fit.reshape(len(ITEMS), -1)
+    poses = _bank()[1]
+    best = np.argpartition(per_item, -POSES, axis=1)[:, -POSES:]
+    found = []
+    for item in per_item.max(1).argsort()[::-1][:KEPT]:
+        order = best[item][per_item[item, best[item]].argsort()[::-1]]
+        found.append([poses[item * per_item.shape[1] + i] for i in order])
+    return found
+
+
+@cache
+def _cloth(item: str, side: float, angle: float) -> np.ndarray:
+    """Main cloth in a centred pose: float64 [64, 64] in 0..1, squared so that edges count little."""
+    picture = sprite(item).copy()
+    picture[..., 3] = (picture[..., 3] * cloth(item)).round()
+    return (np.asarray(place(picture, side, angle).getchannel("A")) / 255.0) ** 2
+
+
+def _colours(lab: np.ndarray, pose: Pose) -> list[str]:
+    """The two colours nearest to the mean over the main cloth that the pose says is there."""
+    weight = np.roll(_cloth(pose.item, pose.side, pose.angle), (int(pose.shift[1]), int(pose.shift[0])), (0, 1))
+    mean = np.einsum("yx,yxc->c", weight, lab) / weight.sum()
+    return [list(COLOURS)[i] for i in np.linalg.norm(_targets() - mean, axis=-1).argsort()[:2]]
+
+
+@cache
+def _targets() -> np.ndarray:
+    return to_oklab(np.array(list(COLOURS.values())))
+
+
+@lru_cache(4096)
+def _placed(item: str, colour: str, side: float, angle: float, part: tuple[float, float]) -> np.ndarray:
+    """uint8 [64, 64, 4]: the item and its shadow times their density, and what they let through."""
+    piece = place(recolour(item, colour), side, angle, part)
+    alpha = np.asarray(piece.getchannel("A"))[..., None] / 255.0
+    dark = np.roll(np.asarray(shadow(piece))[..., None] / 255.0, (2, 1), (0, 1))
+    own = np.asarray(piece.convert("RGB")) * alpha + np.array(SHADOW) * dark * (1 - alpha)
+    return np.dstack([own, 255 * (1 - dark) * (1 - alpha)]).round().astype(np.uint8)
+
+
+def _drawing(pose: Pose, colour: str, ground: np.ndarray) -> np.ndarray:
+    """The item in the pose and colour on the backdrop: float32 [64, 64, 3] in 0..1."""
+    x, y = (int(np.floor(s)) for s in pose.shift)
+    part = (pose.shift[0] - x, pose.shift[1] - y)
+    placed = np.roll(_placed(pose.item, colour, pose.side, pose.angle, part), (y, x), (0, 1))
+    return (placed[..., :3] + placed[..., 3:] * (ground / np.float32(255))) / np.float32(255)
+
+
+def _halved(picture: np.ndarray) -> np.ndarray:
+    """[64, 64, 3] -> [32, 32, 3]: half a pixel of misplacement then costs little."""
+    upper, lower = picture[::2], picture[1::2]
+    return (upper[:, ::2] + upper[:, 1::2] + lower[:, ::2] + lower[:, 1::2]) / np.float32(4)
