@@ -51,15 +51,16 @@ def main() -> None:
         options = {"model": "ViT-B-32", "pretrained": str(weights)}
         scorer = make_scorer("clip", options)
         scorer.load("cpu", "float32")
+        own = scorer.encoder.network.inner
 
         def bare() -> None:
             tokenizer = open_clip.get_tokenizer("ViT-B-32")
             for start in range(0, len(images), args.batch):
                 part = images[start : start + args.batch]
                 with torch.inference_mode():
-                    pixels = torch.stack([scorer.transform(Image.open(io.BytesIO(b)).convert("RGB")) for b in part])
-                    image = scorer.model.encode_image(pixels, normalize=True)
-                    text = scorer.model.encode_text(tokenizer(["a thing"]), normalize=True)
+                    pixels = torch.stack([own.transform(Image.open(io.BytesIO(b)).convert("RGB")) for b in part])
+                    image = own.model.encode_image(pixels, normalize=True)
+                    text = own.model.encode_text(tokenizer(["a thing"]), normalize=True)
                     (image * text).sum(-1).tolist()
 
         def stage(number: int) -> float:
@@ -69,9 +70,8 @@ def main() -> None:
             for start in range(0, len(rows), 64):
                 store.candidates("own").append(rows[start : start + 64])
             recipe = Recipe(run=str(store.folder), score={"clip": Score("clip", options, batch_size=args.batch)})
-            return run_score(store, recipe, "clip")["seconds"] - timed(
-                lambda: make_scorer("clip", options).load("cpu", "float32")
-            )
+            scorer.encoder.network.images.kept.clear()  # the network stays open, what it has seen must not
+            return run_score(store, recipe, "clip")["seconds"]
 
         bare()
         times: dict[str, list[float]] = {"bare": [], "stage": []}
@@ -88,7 +88,7 @@ def main() -> None:
             )
         )
         print(
-            f"{args.images} images of {args.side} px, batches of {args.batch}, ViT-B/32; loading the model is taken off `stage`"
+            f"{args.images} images of {args.side} px, batches of {args.batch}, ViT-B/32; loading the model is in neither"
         )
 
 

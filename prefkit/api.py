@@ -73,17 +73,23 @@ class Run:
         saved = self.store.folder / "recipe.yaml"
         if not saved.exists():
             write_atomic(saved, reader.dump(self.recipe))
-        stage = _stage(verb)
-        found, broken = {}, []
-        for name in resolve.chosen_names(self.recipe, verb, names):
-            try:
-                found[name] = stage(self.store, self.recipe, name, **options)
-            except UsageError:
-                if fresh:
-                    self.store.undo(keep=there)
-                raise
-            if _too_many(found[name], getattr(getattr(self.recipe, verb)[name], "max_failed", None)):
-                broken.append(f"{name}: {found[name]['failed']} of {found[name]['wanted']}")
+        chosen = resolve.chosen_names(self.recipe, verb, names)
+        try:
+            if verb == "score":  # the aliases share their passes over the images
+                found = _stage("score", "run_scores")(self.store, self.recipe, chosen, **options)
+            else:
+                stage = _stage(verb)
+                found = {name: stage(self.store, self.recipe, name, **options) for name in chosen}
+        except UsageError:
+            if fresh:
+                self.store.undo(keep=there)
+            raise
+        entries = getattr(self.recipe, verb)
+        broken = [
+            f"{name}: {counts['failed']} of {counts['wanted']}"
+            for name, counts in found.items()
+            if _too_many(counts, getattr(entries[name], "max_failed", None))
+        ]
         write_atomic(saved, reader.dump(self.recipe))
         if broken:
             raise TooManyFailures(
@@ -135,11 +141,11 @@ class Run:
         )
 
 
-def _stage(verb: str) -> Any:
+def _stage(verb: str, function: str = "") -> Any:
     import importlib
 
     room = "evaluate" if verb == "eval" else verb
-    return getattr(importlib.import_module(f"prefkit.{room}.run"), f"run_{verb}")
+    return getattr(importlib.import_module(f"prefkit.{room}.run"), function or f"run_{verb}")
 
 
 def _too_many(counts: dict[str, Any], allowed: float | None) -> bool:

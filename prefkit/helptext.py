@@ -11,7 +11,14 @@ from prefkit.output import table
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Field -> its `#:` lines. A field without one shares that of the field above it."""
+    """Field -> its `#:` lines, of its own class or of the dataclasses it inherits from."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        found |= _own_docs(base) if dataclasses.is_dataclass(base) else {}
+    return found
+
+
+def _own_docs(kind: type) -> dict[str, str]:
     lines, _ = inspect.getsourcelines(kind)
     body = ast.parse("".join(lines).lstrip()).body[0]
     assert isinstance(body, ast.ClassDef)

@@ -25,6 +25,12 @@ ROOMS = {
     "objective": "prefkit.train.objectives",
     "family": "prefkit.train.families",
 }
+#: scorers that a name reaches instead of naming them: exec:COMMAND, http://host:port
+REMOTE = {
+    "exec": "prefkit.score.remote.process",
+    "http": "prefkit.score.remote.web",
+    "https": "prefkit.score.remote.web",
+}
 ENTRY_POINTS = {"scorer": "scorers", "strategy": "strategies", "objective": "objectives", "family": "families"}
 
 
@@ -58,6 +64,9 @@ def installed(kind: str) -> dict[str, metadata.EntryPoint]:
 def load(kind: str, name: str) -> Any:
     """The class (or, for scorers and generators, the function) called `name`. Raises UsageError, PluginError."""
     check_name(kind, name)
+    if kind == "scorer" and name.partition(":")[0] in REMOTE:
+        remote = _imported(kind, name, REMOTE[name.partition(":")[0]]).plugin
+        return type(remote.__name__, (remote,), {"address": name, "__module__": remote.__module__})
     if ":" in name:
         return _attribute(kind, *name.rsplit(":", 1))
     if name in builtin(kind):

@@ -55,7 +55,8 @@ class Candidate:
     payload: bytes | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
-    decoded: Image | None = field(default=None, compare=False, repr=False)  # filled in by readers that decode ahead
+    # filled in by readers that decode ahead; sha256 is then that of the bytes decoded
+    decoded: Image | None = field(default=None, compare=False, repr=False)
 
     def pil(self) -> Image:
         """The image as RGB uint8. Raises OSError or ValueError where it is damaged."""

@@ -75,7 +75,7 @@ def make(
 ) -> None:
     """Images of `requests` and their scores, in a run-shaped folder of one model."""
     from prefkit.generate.run import run_generate
-    from prefkit.score.run import run_score
+    from prefkit.score.run import run_scores
 
     generator, how = settings
     # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
@@ -88,13 +88,12 @@ def make(
         score={alias: replace(recipe.score[alias], generators=[]) for alias in aliases},
     )
     run_generate(folder, own, generator, requests=requests)
-    for alias in aliases:
-        try:
-            run_score(folder, own, alias)
-        except PluginError as error:
-            if not folder.scores(alias).parts():
-                raise
-            warn(f"{error} The requests concerned are left out and counted.")  # every reason is in the table
+    try:
+        run_scores(folder, own, aliases)
+    except PluginError as error:
+        if not all(folder.scores(alias).parts() for alias in aliases):
+            raise
+        warn(f"{error} The requests concerned are left out and counted.")  # every reason is in the table
 
 
 def assess(

@@ -95,11 +95,18 @@ def _decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
     found: list[Candidate | Score] = []
     for c in batch:
         try:
-            found.append(dataclasses.replace(c, decoded=c.pil()))
+            found.append(_read(c))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
             found.append(Score(None, error=f"the image could not be decoded: {reason}"))
     return found
+
+
+def _read(c: Candidate) -> Candidate:
+    """Decoded, with the hash of the very bytes: what has been embedded before is known by it."""
+    data = Path(c.path).read_bytes() if c.image is None and c.path is not None else c.image
+    image = dataclasses.replace(c, image=data).pil()
+    return dataclasses.replace(c, decoded=image, sha256=hashlib.sha256(data or b"").hexdigest())
 
 
 def score_batch(scorer: Scorer, items: Sequence[Candidate | Score]) -> list[Score]:

@@ -1,72 +1,177 @@
-"""An open_clip model by name: images and texts to unit vectors. Shared by every scorer that looks through CLIP."""
+"""What scorers look through: an image-text model by name, candidates and texts to unit vectors.
+
+Scorers of one process that name the same encoder (the same weights, preprocessing, device and dtype) share its network,
+and each image and text is embedded once: embeddings are kept by the hash of the image, the latest `KEPT` of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 from prefkit import tiny
-from prefkit.errors import UsageError
+from prefkit.types import Candidate
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+KEPT = 4096  # images, and as many texts; 16 MB at 1024 dimensions
+
 
 class Encoder:
-    """`model` is an open_clip architecture with `pretrained` a tag or a local checkpoint (safetensors, or a state
-    dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one."""
+    """The handle that a scorer holds; `load` opens the network, or takes the one that another scorer has opened.
 
-    def __init__(self, model: str, pretrained: str | None) -> None:
-        self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME else model
-        self.shown = model
-        self.pretrained = None if ":" in self.name else pretrained
+    library     open_clip: `model` is an architecture with `pretrained` a tag or a local checkpoint (safetensors, or a
+                state dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one.
+                transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used
+    processor   transformers: folder or Hub id of tokenizer and image processor, where they are not the model's own
+    resize      open_clip: shortest | longest (letterbox) | squash, where it is not the model's own
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        library: Literal["open_clip", "transformers"] = "open_clip",
+        processor: str | None = None,
+        resize: str | None = None,
+    ) -> None:
+        self.library, self.shown = library, model
+        self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME and library == "open_clip" else model
+        self.pretrained = None if ":" in self.name or library == "transformers" else pretrained
+        self.processor = processor or model
+        self.resize = resize
+        self.network: Any = None
 
     def weights(self) -> str:
         """What a spec says of the weights."""
+        if self.library == "transformers":
+            return self.shown + (f", processor {self.processor}" if self.processor != self.shown else "")
         return f"{self.shown} {self.pretrained or ''}".strip()
 
     def revision(self) -> str | None:
-        """The hash of local weights; None for those that open_clip names."""
+        """Commit of a Hub id, hash of local weights; None for those that open_clip names."""
         from prefkit.models.revision import weights_revision
 
+        if self.library == "transformers":
+            return " ".join(weights_revision(name) for name in dict.fromkeys([self.name, self.processor]))
         local = Path((self.pretrained or self.name).removeprefix("local-dir:")).expanduser()
         return weights_revision(local) if local.exists() else None
 
+    def preprocessing(self) -> str:
+        """What a spec says of it."""
+        if self.library == "transformers":
+            return "RGB; the model's own image processor, Pillow"
+        return "the model's own evaluation transform in open_clip" + f", resize {self.resize}" * bool(self.resize)
+
+    def key(self, device: str, dtype: str) -> tuple[Any, ...]:
+        """Two encoders of equal key give equal embeddings."""
+        what = (self.library, self.name, self.pretrained, self.processor, self.resize, self.revision())
+        return (*what, device, dtype)
+
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for an architecture or weights that open_clip does not have."""
-        import open_clip
+        """Raises UsageError for a model that the library does not have or cannot load."""
+        key = self.key(device, dtype)
+        self.network = _OPEN.get(key)
+        if self.network is None:
+            self.network = _OPEN[key] = _Shared(self._open(device, dtype))
 
-        from prefkit.models.load import dtype_of
+    def _open(self, device: str, dtype: str) -> Any:
+        from prefkit.score import networks
 
-        if ":" not in self.name and self.name not in open_clip.list_models():
-            from prefkit.registry import nearest
+        if self.library == "transformers":
+            return networks.Transformers(self.name, self.processor, device, dtype)
+        return networks.OpenClip(self.name, self.pretrained, self.resize, device, dtype)
 
-            raise UsageError(f"open_clip has no model {self.name!r}.{nearest(self.name, open_clip.list_models())}")
-        try:
-            model, _, self.transform = open_clip.create_model_and_transforms(
-                self.name, self.pretrained, device=device, weights_only=True
-            )
-            self.tokenizer = open_clip.get_tokenizer(self.name)
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"clip: {self.weights()} could not be loaded: {' '.join(str(error).split())[:300]}"
-            ) from error
-        self.device, self.dtype = device, dtype_of(dtype)
-        self.model: Any = model.to(self.dtype).eval()
+    @property
+    def scale(self) -> float:
+        """exp(logit_scale) as stored, whatever the dtype of the network."""
+        return self.network.inner.scale
+
+    @property
+    def bias(self) -> float:
+        """SigLIP's logit_bias; 0 for a model without."""
+        return self.network.inner.bias
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        return self.network.inner.width
+
+    def candidates(self, batch: Sequence[Candidate], normalize: bool = True) -> Tensor:
+        """[B, D] float32, unit vectors unless told otherwise; an image seen before is not encoded again."""
+        found = self.network.images.rows(
+            [image_key(c) for c in batch], lambda new: self.network.inner.images([batch[i].pil() for i in new])
+        )
+        return _unit(found) if normalize else found
 
     def images(self, images: Sequence[Image], normalize: bool = True) -> Tensor:
-        """[B, D] float32, unit vectors unless told otherwise."""
-        import torch
-
-        with torch.inference_mode():
-            pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
-            return self.model.encode_image(pixels, normalize=normalize).float()
+        """[B, D] float32, unit vectors unless told otherwise. Nothing is kept."""
+        found = self.network.inner.images(images)
+        return _unit(found) if normalize else found
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """[B, D] float32 unit vectors. Text beyond the context length is cut off, as in every published use."""
+        found = self.network.texts.rows(texts, lambda new: self.network.inner.texts([texts[i] for i in new]))
+        return _unit(found)
+
+    def cosines(self, batch: Sequence[Candidate], texts: Sequence[str]) -> Tensor:
+        """[B] float32: candidate i with text i."""
+        return (self.candidates(batch) * self.texts(texts)).sum(-1)
+
+
+class _Shared:
+    """An open network with what it has embedded."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.images, self.texts = Kept(KEPT), Kept(KEPT)
+
+
+_OPEN: WeakValueDictionary[tuple[Any, ...], _Shared] = WeakValueDictionary()  # closed with the last scorer
+
+
+class Kept:
+    """Rows by key; beyond `most` the ones not asked for longest go."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def rows(self, keys: Sequence[str], make: Callable[[list[int]], Tensor]) -> Tensor:
+        """[len(keys), D]. `make` gets the positions of the keys that are new, each once, and gives their rows."""
         import torch
 
-        with torch.inference_mode():
-            return self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=True).float()
+        found = {key: self.kept[key] for key in keys if key in self.kept}
+        new: dict[str, int] = {}
+        for i, key in enumerate(keys):
+            if key not in found:
+                new.setdefault(key, i)
+        if new:
+            found |= dict(zip(new, make(list(new.values()))))
+        for key in keys:
+            self.kept[key] = found[key]
+            self.kept.move_to_end(key)
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+        return torch.stack([found[key] for key in keys])
+
+
+def image_key(candidate: Candidate) -> str:
+    """Hash of what the image was decoded from; of its pixels where nobody has decoded ahead."""
+    if candidate.decoded is not None and candidate.sha256:
+        return candidate.sha256
+    image = candidate.pil()
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.normalize(rows, dim=-1)

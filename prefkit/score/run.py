@@ -1,32 +1,65 @@
-"""The score stage: one table per alias, filled with what is missing."""
+"""The score stage: one table per alias, filled with what is missing; all aliases in one pass over the images."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from prefkit.config import Recipe, Score
-from prefkit.errors import PluginError, UsageError
-from prefkit.models.place import device_of, rank
-from prefkit.output import Progress, note
-from prefkit.score.core import decoded_batches, make_scorer, missing_keys, score_batch
+from prefkit.config import Recipe
+from prefkit.errors import UsageError
+from prefkit.models.place import rank
+from prefkit.output import note, warn
+from prefkit.score.core import make_scorer, missing_keys
+from prefkit.score.passes import Job, run_passes
 from prefkit.store import Store, Table, note_pace
-from prefkit.types import Candidate, candidate_schema
-
-FLUSH_ROWS, FLUSH_SECONDS = 1024, 20.0
 
 
 def run_score(
     store: Store, recipe: Recipe, alias: str, *, generators: Sequence[str] = (), limit: int | None = None
 ) -> dict[str, Any]:
-    """Score what has no score under this alias yet (failures are tried again). Returns counts.
+    """`run_scores` of one alias."""
+    return run_scores(store, recipe, [alias], generators=generators, limit=limit)[alias]
 
-    limit: at most this many candidates. Raises UsageError where the scorer requires what requests do not have,
-    FingerprintError where the table was made by another scorer.
+
+def run_scores(
+    store: Store, recipe: Recipe, aliases: Sequence[str], *, generators: Sequence[str] = (), limit: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score what has no score under these aliases yet (failures are tried again). Returns counts per alias.
+
+    limit: at most this many candidates. Raises UsageError where a scorer requires what requests do not have,
+    FingerprintError where a table was made by another scorer, and, after the others have done their work, what stopped
+    a scorer (PluginError where it scored nothing).
     """
+    from prefkit.models.load import dtype_of
+
+    with ExitStack() as locks:
+        jobs = [_job(store, recipe, alias, generators, limit, locks) for alias in aliases]
+        busy = [job for job in jobs if job.todo]
+        for job in busy:
+            _check_requires(store, job)
+            dtype_of(job.settings.dtype)
+        for job in busy:
+            note(f"score {job.alias}: {len(job.todo)} candidates with {job.settings.use}")
+        run_passes(store, busy)
+        for job in busy:
+            job.counts["seconds"] = round(job.seconds, 2)
+            note_pace(job.table.folder, job.counts["scored"], job.counts["seconds"])
+            if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
+                raise _nothing(store)  # the parts that held them turned out to be damaged
+    failures = [job.failure for job in jobs if job.failure is not None]
+    if failures:
+        for failure in failures[1:]:
+            warn(str(failure))
+        raise failures[0]
+    return {job.alias: job.counts for job in jobs}
+
+
+def _job(
+    store: Store, recipe: Recipe, alias: str, generators: Sequence[str], limit: int | None, locks: ExitStack
+) -> Job:
+    """What is to be done for one alias, its table locked and claimed."""
     settings = recipe.score[alias]
     if settings.batch_size < 1:
         raise UsageError(f"score.{alias}.batch_size is {settings.batch_size}: it must be at least 1.")
@@ -34,30 +67,22 @@ def run_score(
     chosen = list(generators or settings.generators)
     keys = wanted_keys(store, chosen)
     if not keys:
-        raise UsageError(f"there is nothing to score in {store.folder}: run `prefkit generate {store.folder}` first.")
-    from prefkit.models.load import dtype_of
-
+        raise _nothing(store)
     own, of = rank()
     table = store.scores(alias)
-    with store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")):
-        spec = dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
-        done = scored_ids(table)
-        remedy = f"Use another alias under score, or remove {table.folder} to score anew."
-        table.claim(spec, remedy, empty=not done)
-        present = sum(key[0] in done for key in keys)
-        keys = [key for key in keys if key[0] not in done][:limit]
-        counts: dict[str, Any] = {"wanted": len(keys) + present, "present": present, "scored": 0, "failed": 0}
-        todo = {key[0] for key in split_by_request(keys, own, of)}
-        if todo:
-            _check_requires(store, scorer, chosen, keys[0][0], alias)
-            note(f"score {alias}: {len(todo)} candidates with {settings.use}")
-            start = time.monotonic()
-            dtype_of(settings.dtype)
-            scorer.load(device_of(settings.device), settings.dtype)
-            _score_all(store, table, scorer, settings, chosen, todo, counts)
-            counts["seconds"] = round(time.monotonic() - start, 2)
-            note_pace(table.folder, counts["scored"], counts["seconds"])
-    return counts
+    locks.enter_context(store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")))
+    spec = dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
+    done = scored_ids(table)
+    table.claim(spec, f"Use another alias under score, or remove {table.folder} to score anew.", empty=not done)
+    present = sum(key[0] in done for key in keys)
+    keys = [key for key in keys if key[0] not in done][:limit]
+    counts: dict[str, Any] = {"wanted": len(keys) + present, "present": present, "scored": 0, "failed": 0}
+    todo = {key[0] for key in split_by_request(keys, own, of)}
+    return Job(alias, settings, scorer, table, chosen, todo, counts)
+
+
+def _nothing(store: Store) -> UsageError:
+    return UsageError(f"there is nothing to score in {store.folder}: run `prefkit generate {store.folder}` first.")
 
 
 def wanted_keys(store: Store, generators: Sequence[str]) -> list[tuple[str, str]]:
@@ -88,91 +113,13 @@ def split_by_request(keys: Sequence[tuple[str, str]], own: int, of: int) -> list
     return [key for key in keys if number[key[1]] % of == own]
 
 
-def _columns(scorer: Any) -> list[str]:
-    payload = "payload" in scorer.requires
-    return [name for name in candidate_schema().names if name != "payload" or payload]
-
-
-def _check_requires(store: Store, scorer: Any, generators: Sequence[str], first_id: str, alias: str) -> None:
-    first = next(store.iter_candidates(generators, {first_id}), None)
+def _check_requires(store: Store, job: Job) -> None:
+    first = next(store.iter_candidates(job.generators, job.todo), None)
     if first is None:  # its part turned out to be damaged just now
         return
-    lacking = missing_keys(scorer, first)
+    lacking = missing_keys(job.scorer, first)
     if lacking:
         raise UsageError(
-            f"score.{alias}: the scorer needs {', '.join(lacking)}, which request {first.request_id} does not have. "
+            f"score.{job.alias}: the scorer needs {', '.join(lacking)}, which request {first.request_id} does not have. "
             "Add a column of that name to the requests."
         )
-
-
-def _batches(
-    store: Store, scorer: Any, settings: Score, generators: Sequence[str], todo: set[str]
-) -> Iterator[list[Candidate]]:
-    candidates = store.iter_candidates(generators, todo, _columns(scorer))
-    if scorer.scope == "within_request":
-        by_request: dict[str, list[Candidate]] = {}
-        for c in candidates:
-            by_request.setdefault(c.request_id, []).append(c)
-        yield from by_request.values()
-        return
-    batch: list[Candidate] = []
-    for c in candidates:
-        batch.append(c)
-        if len(batch) == settings.batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _score_all(
-    store: Store,
-    table: Table,
-    scorer: Any,
-    settings: Score,
-    generators: Sequence[str],
-    todo: set[str],
-    counts: dict[str, Any],
-) -> None:
-    rows: list[dict[str, Any]] = []
-    last = time.monotonic()
-    first_failures: list[str] = []
-    with Progress(f"score {table.folder.name}", len(todo)) as progress:
-        try:
-            # ids travel beside the items: an undecodable candidate has become a bare Score
-            plan = _Remembered(_batches(store, scorer, settings, generators, todo))
-            for items in decoded_batches(plan):
-                ids = plan.ids.pop(0)
-                scores = score_batch(scorer, items)
-                for cid, score in zip(ids, scores):
-                    counts["scored" if score.error is None and score.value is not None else "failed"] += 1
-                    aspects = json.dumps(dict(score.aspects)) if score.aspects else None
-                    rows.append(
-                        {"id": cid, "value": score.value, "aspects": aspects, "text": score.text, "error": score.error}
-                    )
-                if counts["scored"] == 0 and scores[0].error:
-                    first_failures.append(scores[0].error)
-                if len(rows) >= FLUSH_ROWS or time.monotonic() - last > FLUSH_SECONDS:
-                    table.append(rows)
-                    rows, last = [], time.monotonic()
-                progress.update(len(items))
-        finally:
-            table.append(rows)
-    if counts["scored"] == counts["present"] == 0 and first_failures:
-        raise PluginError(f"score {table.folder.name}: every candidate failed, the first with: {first_failures[0]}")
-
-
-class _Remembered:
-    """An iterator of batches that keeps the ids of those handed out."""
-
-    def __init__(self, batches: Iterator[list[Candidate]]) -> None:
-        self.batches = batches
-        self.ids: list[list[str]] = []
-
-    def __iter__(self) -> _Remembered:
-        return self
-
-    def __next__(self) -> list[Candidate]:
-        batch = next(self.batches)
-        self.ids.append([c.id for c in batch])
-        return batch

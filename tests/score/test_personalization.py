@@ -34,6 +34,9 @@ class Mean:
         )
         return torch.nn.functional.normalize(raw, dim=-1) if normalize else raw
 
+    def candidates(self, batch):
+        return self.images([c.pil() for c in batch])
+
 
 @pytest.fixture
 def history(tmp_path):

@@ -97,7 +97,7 @@ class Personalization:
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        seen = self.encoder.images([c.pil() for c in batch])
+        seen = self.encoder.candidates(batch)
         return [self._score(image, c.extra) for image, c in zip(seen, batch)]
 
     def _score(self, image: Tensor, extra: Mapping[str, Any]) -> Score:

@@ -1,0 +1,114 @@
+"""Which of two images is better, asked in both orders: only a verdict that survives the swap is a win."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prefkit.errors import UsageError
+from prefkit.score.judge.backend import Backend, Question, Reply
+from prefkit.score.judge.templates import fill
+from prefkit.types import Candidate, Comparison
+
+FIRST, SECOND, EQUAL = "A", "B", "tie"
+TEMPLATE = (
+    "An image generator was asked for: {prompt}\nWhich of the two images above serves this better{aspect}? Answer with A, "
+    "B or tie, and with that alone."
+)
+ASPECT = ", looking at nothing but {aspect}"
+AGAINST = {"a": "b", "b": "a", "tie": "tie"}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """rows: one a pair, order "both". shown: two a pair, as asked, order "ab" and "ba"; outcomes speak of id_a and id_b.
+
+    flip_rate   share of the pairs decided in both orders whose two verdicts contradict each other
+    first_rate  share of the decided answers that chose the image shown first; 0.5 is fair
+    Both are None where nothing was decided.
+    """
+
+    rows: list[Comparison]
+    shown: list[Comparison]
+    flip_rate: float | None
+    first_rate: float | None
+
+
+def compare(
+    backend: Backend,
+    pairs: Sequence[tuple[Candidate, Candidate]],
+    judge: str,
+    *,
+    template: str = TEMPLATE,
+    aspect: str = "",
+    answer: Literal["logprobs", "text"] = "logprobs",
+    margin: float = 0.0,
+    min_mass: float = 0.1,
+) -> Verdicts:
+    """Asks a loaded backend about each pair in both orders.
+
+    logprobs: p = P(A) / (P(A) + P(B)) at the first token; a verdict where |p - 1/2| > margin. Over both orders
+    p(a better) = (p_ab(first) + 1 - p_ba(first)) / 2. text: the answer is A, B or tie, else it failed.
+    A win in one order that is not a win in the other is a tie; a pair with a failed order is a failure.
+    Raises UsageError for two candidates of different prompts.
+    """
+    for a, b in pairs:
+        if a.prompt != b.prompt:
+            raise UsageError(f"candidates {a.id} and {b.id} answer different prompts, so neither is better.")
+    orders = [(pair, order) for pair in pairs for order in ("ab", "ba")]
+    questions = [_question(pair if order == "ab" else pair[::-1], template, aspect) for pair, order in orders]
+    if answer == "logprobs":
+        replies = backend.masses(questions, (FIRST, SECOND))
+    else:
+        replies = backend.texts(questions, max_tokens=16)
+    shown = []
+    for ((a, b), order), reply in zip(orders, replies):
+        p, outcome, error = _of_tokens(reply, margin, min_mass) if answer == "logprobs" else _of_text(reply)
+        if order == "ba":
+            p, outcome = None if p is None else 1 - p, None if outcome is None else AGAINST[outcome]
+        shown.append(Comparison(a.id, b.id, outcome, judge, p, order, aspect, error))
+    merged = [_merged(*shown[i : i + 2]) for i in range(0, len(shown), 2)]
+    return Verdicts(merged, shown, *_rates(shown))
+
+
+def _question(pair: tuple[Candidate, Candidate], template: str, aspect: str) -> Question:
+    looking = fill(ASPECT, {"aspect": aspect}) if aspect else ""
+    text = fill(template, {**pair[0].extra, "prompt": pair[0].prompt, "aspect": looking})
+    return Question(("Image A:", pair[0], "Image B:", pair[1], text))
+
+
+def _of_tokens(reply: Reply, margin: float, min_mass: float) -> tuple[float | None, str | None, str | None]:
+    """(probability that the first is better, outcome as if the first were a, error)."""
+    if reply.masses is None:
+        return None, None, reply.error or "no answer"
+    total = sum(reply.masses)
+    if total < min_mass or total == 0:
+        return None, None, f"A and B hold {total:.3g} of the probability, less than {min_mass:g}"
+    p = reply.masses[0] / total
+    return p, "tie" if abs(p - 0.5) <= margin else "a" if p > 0.5 else "b", None
+
+
+def _of_text(reply: Reply) -> tuple[float | None, str | None, str | None]:
+    if reply.text is None:
+        return None, None, reply.error or "no answer"
+    said = reply.text.strip().strip("*\"'`.!()").casefold().removeprefix("image ").strip()
+    outcome = {FIRST.casefold(): "a", SECOND.casefold(): "b", EQUAL: "tie"}.get(said)
+    return None, outcome, None if outcome else f"neither A, B nor tie: {reply.text[:200]!r}"
+
+
+def _merged(ab: Comparison, ba: Comparison) -> Comparison:
+    error = ab.error or ba.error
+    if error is not None:
+        return Comparison(ab.id_a, ab.id_b, None, ab.judge, None, "both", ab.aspect, error)
+    p = None if ab.probability is None or ba.probability is None else (ab.probability + ba.probability) / 2
+    outcome = ab.outcome if ab.outcome == ba.outcome else "tie"
+    return Comparison(ab.id_a, ab.id_b, outcome, ab.judge, p, "both", ab.aspect)
+
+
+def _rates(shown: Sequence[Comparison]) -> tuple[float | None, float | None]:
+    decided = [c for c in shown if c.outcome in ("a", "b")]
+    twice = [(ab, ba) for ab, ba in zip(shown[::2], shown[1::2]) if {ab.outcome, ba.outcome} <= {"a", "b"}]
+    flips = sum(ab.outcome != ba.outcome for ab, ba in twice)
+    first = sum(c.outcome == c.order[0] for c in decided)
+    return (flips / len(twice) if twice else None), (first / len(decided) if decided else None)

@@ -1,0 +1,155 @@
+"""A judge behind an OpenAI-compatible server: chat completions with images as data URLs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError
+from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
+from prefkit.score.remote.answers import Answers, default_path
+from prefkit.score.remote.client import Answer, Client
+from prefkit.score.remote.connection import key_of
+from prefkit.types import Candidate, digest
+
+MOST_TOP = 20  # what servers give at most
+MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+EXIF_ORIENTATION = 0x0112
+EXIF = (b"eXIf", b"Exif\0\0", b"EXIF", b"type exif")  # where none of these is, asking Pillow would decode for nothing
+
+
+class ServerBackend:
+    retries = True
+
+    def __init__(self, options: JudgeOptions) -> None:
+        self.options = options
+        self.concurrency = options.in_flight
+        self.client: Client | None = None
+
+    def load(self, device: str, dtype: str) -> None:
+        """Opens the file of answers. Raises UsageError for an address that is none and a key that is not set."""
+        o = self.options
+        if o.key_env and key_of(o.key_env) is None:
+            raise UsageError(f"the environment variable {o.key_env} (`key_env`) is not set.")
+        path = Path(o.cache).expanduser() if o.cache else default_path()
+        self.client = Client(
+            str(o.server),
+            key_env=o.key_env,
+            in_flight=o.in_flight,
+            timeout=o.timeout,
+            tries=o.tries,
+            answers=Answers(path),
+        )
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        if self.client is not None:
+            self.client.close()
+
+    def about(self) -> dict[str, Any]:
+        """The address is not part of it: a server may move without its scores meaning something else."""
+        body = f"; request {digest(self.options.body)}" if self.options.body else ""
+        return {
+            "weights": f"{self.options.model} behind an OpenAI-compatible server",
+            "revision": self.options.revision,
+            "preprocessing": f"RGB files as stored, others as PNG; the server's own transform{body}",
+        }
+
+    def masses(self, questions: Sequence[Question], labels: Sequence[str]) -> list[Reply]:
+        asked = {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_TOP}
+        answers = self._ask([self._payload(q, 0.0) | asked | self.options.body for q in questions])
+        return [_masses(answer, labels) for answer in answers]
+
+    def texts(
+        self,
+        questions: Sequence[Question],
+        max_tokens: int,
+        temperature: float = 0.0,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[Reply]:
+        asked: dict[str, Any] = {"max_tokens": max_tokens}
+        if schema is not None:
+            asked["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": schema},
+            }
+        answers = self._ask([self._payload(q, temperature) | asked | self.options.body for q in questions])
+        return [_text(answer) for answer in answers]
+
+    def _ask(self, payloads: list[dict[str, Any]]) -> list[Answer]:
+        assert self.client is not None, "load first"
+        payloads = [{k: v for k, v in payload.items() if v is not None} for payload in payloads]
+        return self.client.map("/chat/completions", payloads)
+
+    def _payload(self, question: Question, temperature: float) -> dict[str, Any]:
+        content = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image_url", "image_url": {"url": data_url(part)}}
+            for part in question.parts
+        ]
+        return {
+            "model": self.options.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": temperature,
+            "top_p": 1.0,
+            "seed": question.attempt,
+        }
+
+
+def data_url(candidate: Candidate) -> str:
+    """The stored file where it is RGB and upright, so that nothing is lost; else the pixels as PNG."""
+    from PIL import Image
+
+    raw = candidate.image if candidate.image is not None else Path(str(candidate.path)).read_bytes()
+    with Image.open(io.BytesIO(raw)) as image:
+        kind = MEDIA.get(image.format or "")
+        turned = any(mark in raw for mark in EXIF) and image.getexif().get(EXIF_ORIENTATION, 1) != 1
+        plain = kind is not None and image.mode == "RGB" and not turned
+    if not plain:
+        buffer = io.BytesIO()
+        candidate.pil().save(buffer, "PNG", compress_level=1)
+        raw, kind = buffer.getvalue(), "image/png"
+    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+def _choice(answer: Answer) -> Mapping[str, Any] | None:
+    try:
+        choice = answer.body["choices"][0]
+        return choice if isinstance(choice, Mapping) else None
+    except (TypeError, KeyError, IndexError):
+        return None
+
+
+def _text(answer: Answer) -> Reply:
+    if answer.error is not None:
+        return Reply(error=answer.error)
+    message = (_choice(answer) or {}).get("message")
+    text = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(text, str):
+        return Reply(error="the server's answer holds no message")
+    return Reply(text)
+
+
+def _masses(answer: Answer, labels: Sequence[str]) -> Reply:
+    if answer.error is not None:
+        return Reply(error=answer.error)
+    choice = _choice(answer)
+    if choice is None:
+        return Reply(error="the server's answer holds no choice")
+    try:
+        first = choice["logprobs"]["content"][0]
+        top = {str(row["token"]): row["logprob"] for row in [*first["top_logprobs"], first]}
+    except (TypeError, KeyError, IndexError):
+        return Reply(error="the server gave no log-probabilities; set `answer: text` or `answer: json`")
+    values = list(top.values())
+    if not all(isinstance(v, (int, float)) and not math.isnan(v) and v <= 1e-3 for v in values):
+        return Reply(error="the server's log-probabilities are no log-probabilities")
+    if sum(math.exp(v) for v in values) > 1.01:
+        return Reply(error="the server's probabilities sum to more than 1")
+    masses = tuple(math.fsum(math.exp(v) for token, v in top.items() if reads_as(token, label)) for label in labels)
+    return Reply(str(first["token"]), masses)

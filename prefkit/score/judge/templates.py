@@ -1,0 +1,47 @@
+"""What a judge is told: templates with {placeholders}, filled from the prompt and from what a request brings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+PLACE = re.compile(r"\{(\w+)\}")
+
+RATING = (
+    "An image generator was asked for: {prompt}\n"
+    "Rate the image above{aspect}. Answer with one of {scale}, where {worst} is the worst and {best} the best. "
+    "Answer with that alone."
+)
+#: between "Rate the image above" and the full stop
+ASPECT = ", looking at nothing but its {aspect}"
+
+#: FashionDPO (arXiv 2504.12900, section 4.2) in prefkit's words: task, category, criterion, named scale, form of answer
+FASHIONDPO = (
+    "You judge product photos made for a fashion shop. This one is meant to show: {category}.\n"
+    "Judge its quality: are all elements of such an item there and complete, and does it follow the principles of "
+    "design?\n"
+    "The categories, from worst to best, are: {scale}.\n"
+    "Answer with one category exactly as listed. Do not explain."
+)
+FASHIONDPO_NAMES = (
+    "Unusable",
+    "Very Poor",
+    "Poor",
+    "Below Average",
+    "Average",
+    "Above Average",
+    "Good",
+    "Very Good",
+    "Excellent",
+    "Outstanding",
+)
+
+
+def places(template: str) -> set[str]:
+    return set(PLACE.findall(template))
+
+
+def fill(template: str, given: Mapping[str, Any]) -> str:
+    """Every {name} of `given` in one pass, so that braces inside a prompt stay what they are."""
+    return PLACE.sub(lambda match: str(given.get(match.group(1), match.group(0))), template)

@@ -1,0 +1,110 @@
+"""Image-text networks behind one face: `images` and `texts` to [B, D] float32, not normalised; `scale` and `bias`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prefkit.errors import UsageError
+from prefkit.models.load import dtype_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class OpenClip:
+    """A model of open_clip with its own evaluation transform (Pillow) and tokenizer."""
+
+    def __init__(self, name: str, pretrained: str | None, resize: str | None, device: str, dtype: str) -> None:
+        """Raises UsageError for an architecture or weights that open_clip does not have."""
+        import open_clip
+
+        if ":" not in name and name not in open_clip.list_models():
+            from prefkit.registry import nearest
+
+            raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
+        if ":" not in name and not pretrained:
+            raise UsageError(f"open_clip: {name} needs `pretrained`, a tag or the path of a checkpoint.")
+        try:
+            model, _, transform = open_clip.create_model_and_transforms(
+                name, pretrained, device=device, weights_only=True, image_resize_mode=resize
+            )
+            self.tokenizer = open_clip.get_tokenizer(name)
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            raise unloadable(f"{name} {pretrained or ''}".strip(), error) from error
+        self.transform: Any = transform
+        self.scale, self.bias = _scaling(model)
+        self.device, self.dtype = device, dtype_of(dtype)
+        self.model: Any = model.to(self.dtype).eval()
+        self.width = self.texts([""]).shape[-1]
+
+    def images(self, images: Sequence[Image]) -> Tensor:
+        with torch.inference_mode():
+            pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
+            return self.model.encode_image(pixels).float()
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        with torch.inference_mode():
+            return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
+
+
+class Transformers:
+    """A CLIP or SigLIP model of transformers. Images through the Pillow processor, whatever else is installed; texts
+    padded to the full context, as SigLIP was trained and as CLIP (causal up to its end token) does not see."""
+
+    def __init__(self, model: str, processor: str, device: str, dtype: str) -> None:
+        """Raises UsageError for a folder or Hub id that holds no such model or processor."""
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        if not sys.stderr.isatty():  # loading bars belong on a terminal only
+            disable_progress_bar()
+        try:
+            self.processor: Any = AutoImageProcessor.from_pretrained(processor, backend="pil")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(processor)
+            net, info = AutoModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
+            raise unloadable(model, error) from error
+        if not all(hasattr(net, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
+            raise UsageError(f"{model} is a {type(net).__name__}; a CLIP or SigLIP model is needed.")
+        if info["missing_keys"]:  # transformers would leave them random
+            raise UsageError(f"{model} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}.")
+        if getattr(self.processor, "backend", "") != "pil":
+            raise UsageError(f"{processor}: {type(self.processor).__name__} is no Pillow image processor.")
+        self.scale, self.bias = _scaling(net)
+        self.length = net.config.text_config.max_position_embeddings
+        self.device, self.dtype = device, dtype_of(dtype)
+        self.model = net.to(self.device, self.dtype).eval()
+        self.width = self.texts([""]).shape[-1]
+
+    def images(self, images: Sequence[Image]) -> Tensor:
+        inputs = self.processor(images=list(images), return_tensors="pt")
+        with torch.inference_mode():
+            # BatchFeature.to casts floating point only, so that masks and shapes stay what they are
+            return _features(self.model.get_image_features(**inputs.to(self.device, self.dtype)))
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        ids = self.tokenizer(
+            list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        ).input_ids
+        with torch.inference_mode():
+            return _features(self.model.get_text_features(input_ids=ids.to(self.device)))
+
+
+def unloadable(what: str, error: Exception) -> UsageError:
+    return UsageError(f"{what} could not be loaded: {' '.join(str(error).split())[:300]}")
+
+
+def _scaling(model: Any) -> tuple[float, float]:
+    """exp(logit_scale) and logit_bias, read before the weights are cast: bfloat16 would move 100 to 98.9."""
+    bias = getattr(model, "logit_bias", None)
+    return float(model.logit_scale.detach().double().exp()), 0.0 if bias is None else float(bias.detach())
+
+
+def _features(output: Any) -> Tensor:
+    """transformers 5 wraps the projected embedding in an output object."""
+    return (output if isinstance(output, torch.Tensor) else output.pooler_output).float()

@@ -1,0 +1,191 @@
+"""One pass over the images for several scorers: each image is read and decoded once, whoever looks at it.
+
+Every alias keeps its own table, counts and failures: a scorer that breaks stops alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefkit.config import Score
+from prefkit.errors import PluginError, PrefkitError
+from prefkit.models.place import device_of
+from prefkit.output import Progress
+from prefkit.score.core import decoded_batches, score_batch
+from prefkit.score.encoder import Encoder
+from prefkit.store import Store, Table
+from prefkit.types import Candidate, candidate_schema
+from prefkit.types import Score as Value
+
+FLUSH_ROWS, FLUSH_SECONDS = 1024, 20.0
+ROOM = 0.5  # share of the device's memory that must be free for another network to join a pass
+
+
+@dataclass
+class Job:
+    """One alias and what it has still to score."""
+
+    alias: str
+    settings: Score
+    scorer: Any
+    table: Table
+    generators: list[str]
+    todo: set[str]
+    counts: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    flushed: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    first: str = ""  # reason of the first failure
+    failure: PrefkitError | None = None
+
+    def load(self) -> None:
+        start = time.monotonic()
+        self.scorer.load(device_of(self.settings.device), self.settings.dtype)
+        self.seconds += time.monotonic() - start
+
+    def encoder(self) -> tuple[Any, ...] | None:
+        """What its encoder is shared by, if it has one."""
+        encoder = getattr(self.scorer, "encoder", None)
+        if not isinstance(encoder, Encoder):
+            return None
+        return encoder.key(device_of(self.settings.device), self.settings.dtype)
+
+    def score(self, items: Sequence[tuple[str, Candidate | Value]]) -> None:
+        """Score what is this job's of a chunk of (id, item). A plug-in that breaks its contract stops this job."""
+        mine = [item for item in items if item[0] in self.todo]
+        size = len(mine) if self.scorer.scope == "within_request" else self.settings.batch_size
+        start = time.monotonic()
+        for at in range(0, len(mine), max(size, 1)):
+            part = mine[at : at + size]
+            try:
+                scores = score_batch(self.scorer, [item for _, item in part])
+            except PrefkitError as error:
+                self.failure = error
+                break
+            for (cid, _), score in zip(part, scores):
+                self._keep(cid, score)
+            if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self.flushed > FLUSH_SECONDS:
+                self.flush()
+        self.seconds += time.monotonic() - start
+
+    def _keep(self, cid: str, score: Value) -> None:
+        failed = score.error is not None or score.value is None
+        self.counts["failed" if failed else "scored"] += 1
+        self.first = self.first or (score.error or "" if failed else "")
+        aspects = json.dumps(dict(score.aspects)) if score.aspects else None
+        self.rows.append(
+            {"id": cid, "value": score.value, "aspects": aspects, "text": score.text, "error": score.error}
+        )
+
+    def flush(self) -> None:
+        self.table.append(self.rows)
+        self.rows, self.flushed = [], time.monotonic()
+
+    def close(self) -> None:
+        """Set `failure` where nothing at all could be scored."""
+        if self.failure is None and self.counts["scored"] == self.counts["present"] == 0 and self.first:
+            self.failure = PluginError(f"score {self.alias}: every candidate failed, the first with: {self.first}")
+
+
+def run_passes(store: Store, jobs: Sequence[Job]) -> None:
+    """Score all jobs in as few passes as their kinds and the memory allow."""
+    for together in loaded(jobs):
+        start, before = time.monotonic(), sum(job.seconds for job in together)
+        _one_pass(store, together)
+        # reading and decoding is everybody's
+        shared = time.monotonic() - start - (sum(job.seconds for job in together) - before)
+        for job in together:
+            job.seconds += shared / len(together)
+            job.scorer = None  # its weights go before the next pass loads
+
+
+def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs with their scorers loaded, pass by pass.
+
+    A scorer within requests needs other batches, and one that sets `alone` (it waits for another machine, or fills the
+    device) goes by itself. The others join while half of the device is free; one whose encoder is there already, always.
+    """
+    waiting = list(jobs)
+    while waiting:
+        taken = [waiting.pop(0)]
+        taken[0].load()
+        for job in list(waiting) if _sociable(taken[0]) else []:
+            shares = job.encoder() is not None and job.encoder() in [other.encoder() for other in taken]
+            if _sociable(job) and (shares or memory_free(device_of(job.settings.device)) >= ROOM):
+                job.load()
+                taken.append(job)
+                waiting.remove(job)
+        yield taken
+
+
+def _sociable(job: Job) -> bool:
+    return job.scorer.scope != "within_request" and not getattr(job.scorer, "alone", False)
+
+
+def memory_free(device: str) -> float:
+    """Share of the memory of `device` that is free."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()  # what torch holds for later is free
+        free, total = torch.cuda.mem_get_info(device)
+        return free / total
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return memory.available / memory.total
+
+
+def _one_pass(store: Store, jobs: list[Job]) -> None:
+    todo = set().union(*(job.todo for job in jobs))
+    ids: list[list[str]] = []  # beside the items: an undecodable candidate has become a bare Score
+    live = jobs
+    with Progress(f"score {', '.join(job.alias for job in jobs)}", len(todo)) as progress:
+        try:
+            for items in decoded_batches(_remembered(_chunks(store, jobs, todo), ids)):
+                chunk = list(zip(ids.pop(0), items))
+                for job in live:
+                    job.score(chunk)
+                live = [job for job in live if job.failure is None]
+                if not live:
+                    break
+                progress.update(len(items))
+        finally:
+            for job in jobs:
+                job.flush()
+    for job in jobs:
+        job.close()
+
+
+def _remembered(chunks: Iterator[list[Candidate]], ids: list[list[str]]) -> Iterator[list[Candidate]]:
+    for chunk in chunks:
+        ids.append([c.id for c in chunk])
+        yield chunk
+
+
+def _chunks(store: Store, jobs: list[Job], todo: set[str]) -> Iterator[list[Candidate]]:
+    """Whole requests for a scorer within requests; else as many candidates as the largest batch."""
+    everywhere = any(not job.generators for job in jobs)
+    generators = [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
+    payload = any("payload" in job.scorer.requires for job in jobs)
+    columns = [name for name in candidate_schema().names if name != "payload" or payload]
+    candidates = store.iter_candidates(generators, todo, columns)
+    if jobs[0].scorer.scope == "within_request":
+        by_request: dict[str, list[Candidate]] = {}
+        for c in candidates:
+            by_request.setdefault(c.request_id, []).append(c)
+        yield from by_request.values()
+        return
+    size = max(job.settings.batch_size for job in jobs)
+    chunk: list[Candidate] = []
+    for c in candidates:
+        chunk.append(c)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

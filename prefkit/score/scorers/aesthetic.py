@@ -1,0 +1,74 @@
+"""LAION's aesthetic predictor v2: how good people find the looks of an image, text-blind, about 1 to 10.
+
+    value = head(E(image) / |E(image)|)
+
+with E the image side of CLIP-L/14 and a head of five linear layers (768-1024-128-64-16-1, no activation, so one linear
+map) trained on SAC, Logos and AVA ratings. The published file is `sac+logos+ava1-l14-linearMSE.pth`; the default is a
+safetensors copy of it on the Hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefkit.errors import UsageError
+from prefkit.score.encoder import Encoder
+from prefkit.types import Candidate, Score, ScorerSpec
+
+FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class AestheticOptions:
+    #: the head: a .pth or .safetensors file, a folder with model.safetensors, or a Hub id
+    head: str = "ttj/sac-logos-ava1-l14-linearMSE"
+    #: the encoder it was trained on: folder or Hub id
+    model: str = "openai/clip-vit-large-patch14"
+
+
+class Aesthetic:
+    Options = AestheticOptions
+    requires = frozenset({"image"})
+    scope = "absolute"
+
+    def __init__(self, options: AestheticOptions) -> None:
+        self.options = options
+        self.encoder = Encoder(options.model, library="transformers")
+
+    def spec(self) -> ScorerSpec:
+        from prefkit.score.weights import file_revision
+
+        return ScorerSpec(
+            "aesthetic",
+            "1",
+            weights=f"{self.options.head} on {self.encoder.weights()}",
+            revision=f"{file_revision(self.options.head, FILE)} on {self.encoder.revision()}",
+            preprocessing=self.encoder.preprocessing(),
+            formula="linear head(unit image embedding)",
+            licence="Apache-2.0",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that are not there, are no such head, or do not fit the encoder."""
+        from prefkit.score.weights import linear_head, read_state, weights_file
+
+        path = weights_file(self.options.head, FILE)
+        state = read_state(path)
+        self.head = linear_head(state, "", path).to(device)
+        self.encoder.load(device, dtype)
+        wide, seen = state["layers.0.weight"].shape[1], self.encoder.width
+        if wide != seen:
+            raise UsageError(
+                f"aesthetic: {path} is for embeddings of {wide} numbers, {self.options.model} gives {seen}."
+            )
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        import torch
+
+        with torch.inference_mode():
+            values = self.head(self.encoder.candidates(batch))[:, 0]
+        return [Score(value) for value in values.double().tolist()]
+
+
+plugin = Aesthetic

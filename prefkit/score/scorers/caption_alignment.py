@@ -1,0 +1,82 @@
+"""How much of the prompt a caption of the image repeats: the prompt alignment of the DDPO paper (arXiv 2305.13301, 5.1).
+
+A multimodal language model, loaded here or behind a server, describes the image; the value is the BERTScore recall of that
+description against "The image contains {prompt}". The published encoder is microsoft/deberta-xlarge-mnli, layer 40, with
+captions of at most 64 tokens. The caption is kept as the score's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefkit.score.bertscore import BertScore
+from prefkit.score.judge.backend import JudgeOptions, Question, make_backend
+from prefkit.score.judge.templates import fill, places
+from prefkit.types import Candidate, Score, ScorerSpec
+
+
+@dataclass(frozen=True)
+class CaptionOptions(JudgeOptions):
+    #: what the model is asked
+    question: str = "What is going on in this image? Answer in one short sentence."
+    #: what a perfect caption would say; {prompt}, and keys of the request
+    reference: str = "The image contains {prompt}"
+    #: folder or Hub id of the text encoder
+    encoder: str = "microsoft/deberta-xlarge-mnli"
+    #: the encoder's hidden state that is compared, 0 being the embeddings; null = the last
+    layer: int | None = 40
+    #: longest caption
+    max_tokens: int = 64
+
+
+class CaptionAlignment:
+    Options = CaptionOptions
+    scope = "absolute"
+
+    def __init__(self, options: CaptionOptions) -> None:
+        self.options = options
+        self.requires = frozenset({"image", "prompt"} | places(options.reference))
+        self.backend = make_backend(options, "caption_alignment")
+        self.concurrency, self.close = self.backend.concurrency, self.backend.close
+        self.alone = bool(options.server)  # waiting for a server holds up nobody else
+        self.encoder = BertScore(options.encoder, options.layer)
+
+    def spec(self) -> ScorerSpec:
+        from pathlib import Path
+
+        from prefkit.models.revision import weights_revision
+
+        o, about = self.options, self.backend.about()
+        local = Path(o.encoder).expanduser()
+        about["revision"] = f"{about['revision']}; encoder {weights_revision(local if local.exists() else o.encoder)}"
+        about["weights"] = f"{about['weights']}; encoder {local.name if local.exists() else o.encoder}"
+        return ScorerSpec(
+            "caption_alignment",
+            "1",
+            **about,
+            formula=f"BERTScore recall, hidden state {'last' if o.layer is None else o.layer}, of the answer to "
+            f"{o.question!r} ({o.max_tokens} tokens) against {o.reference!r}",
+            range=(-1.0, 1.0),
+            licence="that of the weights",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for a model or encoder that cannot be loaded, or an address or key that is none."""
+        self.encoder.load(device, dtype)
+        self.backend.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        replies = self.backend.texts([Question((c, self.options.question)) for c in batch], self.options.max_tokens)
+        said = [(c, reply.text) for c, reply in zip(batch, replies) if reply.text and reply.text.strip()]
+        references = [fill(self.options.reference, {**c.extra, "prompt": c.prompt}) for c, _ in said]
+        values = iter(self.encoder.recall(references, [text for _, text in said]) if said else [])
+        return [
+            Score(next(values), text=reply.text)
+            if reply.text and reply.text.strip()
+            else Score(None, text=reply.text, error=reply.error or "the model said nothing")
+            for reply in replies
+        ]
+
+
+plugin = CaptionAlignment

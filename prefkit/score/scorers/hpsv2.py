@@ -1,0 +1,68 @@
+"""Human Preference Score v2 and v2.1 (Wu et al., arXiv 2306.09341): the cosine of a CLIP-H tuned on HPDv2.
+
+    value = cos(image, prompt)
+
+without the logit scale; mostly between 0.14 and 0.34, and the published tables show it times 100. The longest side goes
+to 224 and the rest is padded with black, so nothing is cropped away. The resize is Pillow's: the original resizes a
+tensor, which torchvision does without antialiasing before 0.17 and with it since, so its own numbers moved with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prefkit.score.encoder import Encoder
+from prefkit.types import Candidate, Score, ScorerSpec
+
+HUB = "xswu/HPSv2"
+FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
+
+
+@dataclass(frozen=True)
+class Hpsv2Options:
+    #: 2.0 | 2.1
+    version: Literal["2.0", "2.1"] = "2.1"
+    #: checkpoint file, the folder that holds it under its published name, or a Hub id
+    checkpoint: str = HUB
+    #: open_clip architecture of the checkpoint
+    model: str = "ViT-H-14"
+
+
+class Hpsv2:
+    Options = Hpsv2Options
+    requires = frozenset({"image", "prompt"})
+    scope = "absolute"
+
+    def __init__(self, options: Hpsv2Options) -> None:
+        self.options, self.file = options, FILES[options.version]
+
+    def spec(self) -> ScorerSpec:
+        from prefkit.score.weights import file_revision
+
+        return ScorerSpec(
+            "hpsv2",
+            "1",
+            weights=f"{self.options.checkpoint} v{self.options.version} {self.options.model}",
+            revision=file_revision(self.options.checkpoint, self.file),
+            preprocessing="RGB; longest side to the model's size, bicubic (Pillow), padded with black",
+            formula="cos(image, prompt)",
+            range=(-1.0, 1.0),
+            licence="Apache-2.0",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for a checkpoint that is not there or does not fit the architecture."""
+        from prefkit.score.weights import weights_file
+
+        path = weights_file(self.options.checkpoint, self.file)
+        self.encoder = Encoder(self.options.model, str(path), resize="longest")
+        self.encoder.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        cosines = self.encoder.cosines(batch, [c.prompt for c in batch])
+        return [Score(value) for value in cosines.double().tolist()]
+
+
+plugin = Hpsv2

@@ -1,0 +1,88 @@
+"""ImageReward: a reward learned from experts' rankings of images for their prompts (Xu et al., arXiv 2304.05977).
+
+    value = (head(CLS of the prompt, read with the image by BLIP's text encoder) - 0.16717) / 1.03334
+
+so that the mean is 0 and the deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published. This is a
+port on the BLIP classes of transformers (prefkit/score/blip.py) that reads the published checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefkit.types import Candidate, Score, ScorerSpec
+
+FILE, CONFIG = "ImageReward.pt", "med_config.json"
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+TOKENS = 35
+
+
+@dataclass(frozen=True)
+class ImagerewardOptions:
+    #: folder or Hub id with ImageReward.pt and med_config.json
+    model: str = "THUDM/ImageReward"
+    #: folder or Hub id of the tokenizer
+    tokenizer: str = "google-bert/bert-base-uncased"
+
+
+class Imagereward:
+    Options = ImagerewardOptions
+    requires = frozenset({"image", "prompt"})
+    scope = "absolute"
+
+    def __init__(self, options: ImagerewardOptions) -> None:
+        self.options = options
+
+    def spec(self) -> ScorerSpec:
+        from prefkit.models.revision import weights_revision
+        from prefkit.score.weights import file_revision
+
+        files = dict.fromkeys(file_revision(self.options.model, name) for name in (FILE, CONFIG))
+        return ScorerSpec(
+            "imagereward",
+            "1",
+            weights=f"{self.options.model}, tokenizer {self.options.tokenizer}",
+            revision=" ".join([*files, weights_revision(self.options.tokenizer)]),
+            preprocessing="RGB; shortest side to the model's size, bicubic (Pillow), centre crop; prompt cut at 35 tokens",
+            formula=f"(linear head(CLS) - {MEAN}) / {STD}",
+            licence="Apache-2.0",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that are not there or are no ImageReward."""
+        import open_clip
+        from transformers import AutoTokenizer
+
+        from prefkit.models.load import dtype_of
+        from prefkit.score.blip import Blip
+        from prefkit.score.networks import unloadable
+        from prefkit.score.weights import linear_head, read_state, weights_file
+
+        path = weights_file(self.options.model, FILE)
+        state = read_state(path)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(self.options.tokenizer)
+        except (OSError, ValueError) as error:
+            raise unloadable(self.options.tokenizer, error) from error
+        self.device, self.dtype = device, dtype_of(dtype)
+        blip = Blip(state, "blip.", weights_file(self.options.model, CONFIG), path)
+        self.blip = blip.to(device, self.dtype).eval()
+        self.head = linear_head(state, "mlp.", path).to(device)
+        self.transform: Any = open_clip.image_transform(blip.size, is_train=False)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        import torch
+
+        text = self.tokenizer(
+            [c.prompt for c in batch], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+        ).to(self.device)
+        with torch.inference_mode():
+            pixels = torch.stack([self.transform(c.pil()) for c in batch]).to(self.device, self.dtype)
+            seen = self.blip(pixels, text.input_ids, text.attention_mask)
+            values = (self.head(seen.float())[:, 0].double() - MEAN) / STD
+        return [Score(value) for value in values.tolist()]
+
+
+plugin = Imagereward

@@ -1,0 +1,109 @@
+"""Text in the image against the text asked for: 1 - edit distance / length, as Flow-GRPO rewards it (arXiv 2505.05470).
+
+    value = max(0, 1 - d / len(asked)), d the Levenshtein distance between what is read and what was asked for,
+
+both without spaces and in lower case; d = 0 where what was asked for stands somewhere in what is read. What is asked for is
+the request's `text`, or with `asked: quoted` whatever the prompt has in double quotes. An image without any text scores 0:
+that is a reading, not a failure. Read offline by rapidocr-onnxruntime (pip install rapidocr-onnxruntime).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from prefkit.errors import UsageError
+from prefkit.types import Candidate, Score, ScorerSpec
+
+QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
+PACKAGE = "rapidocr-onnxruntime"
+
+
+@dataclass(frozen=True)
+class OcrOptions:
+    #: quoted (what the prompt has in double quotes) | text (the request's key of that name)
+    asked: Literal["quoted", "text"] = "quoted"
+    #: readings that the reader itself trusts less than this are dropped
+    min_confidence: float = 0.5
+
+
+class Ocr:
+    Options = OcrOptions
+    scope = "absolute"
+
+    def __init__(self, options: OcrOptions) -> None:
+        self.options = options
+        self.requires = frozenset({"image", "prompt"} | ({"text"} if options.asked == "text" else set()))
+        self.reader: Any = None
+
+    def spec(self) -> ScorerSpec:
+        """Raises UsageError where the reader is not installed."""
+        try:
+            found = version(PACKAGE)
+        except PackageNotFoundError as error:
+            raise UsageError(f"ocr: {PACKAGE} is not installed: pip install {PACKAGE}.") from error
+        return ScorerSpec(
+            "ocr",
+            "1",
+            weights=f"{PACKAGE} {found}",
+            preprocessing="RGB uint8 turned to BGR",
+            formula=f"max(0, 1 - edits / length), {self.options.asked}, confidence {self.options.min_confidence:g}",
+            range=(0.0, 1.0),
+            licence="Apache-2.0",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError where the reader is not installed."""
+        try:
+            from rapidocr_onnxruntime import RapidOCR
+        except ImportError as error:
+            raise UsageError(f"ocr: {PACKAGE} could not be imported: {error}. pip install {PACKAGE}.") from error
+        self.reader = RapidOCR()
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        return [self._one(c) for c in batch]
+
+    def _one(self, candidate: Candidate) -> Score:
+        asked = asked_for(candidate, self.options.asked)
+        if not plain(asked):
+            return Score(None, error="the request asks for no text (none in double quotes, or an empty `text`)")
+        read = self._read(candidate)
+        return Score(agreement(asked, read), text=read)
+
+    def _read(self, candidate: Candidate) -> str:
+        import numpy as np
+
+        lines, _ = self.reader(np.asarray(candidate.pil())[:, :, ::-1])
+        return " ".join(text for _, text, trust in lines or [] if float(trust) >= self.options.min_confidence)
+
+
+def asked_for(candidate: Candidate, where: str) -> str:
+    if where == "text":
+        return str(candidate.extra["text"])
+    return " ".join(straight or curly for straight, curly in QUOTED.findall(candidate.prompt))
+
+
+def plain(text: str) -> str:
+    return "".join(text.split()).casefold()
+
+
+def agreement(asked: str, read: str) -> float:
+    """In 0..1; 1 where the text asked for is there."""
+    wanted, found = plain(asked), plain(read)
+    return 1.0 if wanted in found else max(0.0, 1.0 - edits(wanted, found) / len(wanted))
+
+
+def edits(a: str, b: str) -> int:
+    """Levenshtein distance."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        above, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (left != right))
+    return row[-1]
+
+
+plugin = Ocr

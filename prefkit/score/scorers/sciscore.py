@@ -1,0 +1,61 @@
+"""SciScore: does the image show what science says of its prompt (Li et al., arXiv 2504.13129, Science-T2I).
+
+    value = exp(logit_scale) * cos(image, implicit prompt)
+
+by CLIP-H tuned on images that obey or break a law. The text is always the implicit prompt, which does not name the
+outcome ("an iron nail after a month in the rain"), also for images that an explicit prompt asked for: where the
+prompt of a request is not the implicit one, `text` names the column that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefkit.score.encoder import Encoder
+from prefkit.types import Candidate, Score, ScorerSpec
+
+
+@dataclass(frozen=True)
+class SciscoreOptions:
+    #: folder or Hub id of the tuned CLIP
+    model: str = "Jialuo21/SciScore"
+    #: folder or Hub id of tokenizer and image processor; null = the model's own
+    processor: str | None = None
+    #: column of the requests that holds the implicit prompt
+    text: str = "prompt"
+
+
+class Sciscore:
+    Options = SciscoreOptions
+    scope = "absolute"
+
+    def __init__(self, options: SciscoreOptions) -> None:
+        self.options = options
+        self.requires = frozenset({"image", options.text})
+        self.encoder = Encoder(options.model, library="transformers", processor=options.processor)
+
+    def spec(self) -> ScorerSpec:
+        return ScorerSpec(
+            "sciscore",
+            "1",
+            weights=self.encoder.weights(),
+            revision=self.encoder.revision(),
+            preprocessing=f"{self.encoder.preprocessing()}; text of {self.options.text} cut at the context length",
+            formula="exp(logit_scale) * cos(image, implicit prompt)",
+            licence="Apache-2.0",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that are not there or are no CLIP."""
+        self.encoder.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        cosines = self.encoder.cosines(batch, [self._text(c) for c in batch]).double()
+        return [Score(value) for value in (self.encoder.scale * cosines).tolist()]
+
+    def _text(self, candidate: Candidate) -> str:
+        return candidate.prompt if self.options.text == "prompt" else str(candidate.extra[self.options.text])
+
+
+plugin = Sciscore

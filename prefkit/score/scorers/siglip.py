@@ -1,0 +1,76 @@
+"""Agreement of image and prompt by SigLIP or SigLIP 2: the cosine, its logit, or the published sigmoid of it.
+
+A SigLIP model is trained to tell each pair by itself (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability that needs
+no other prompts to compare with. Prompts are lower-cased and padded to the full context, as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefkit.score.encoder import Encoder
+from prefkit.types import Candidate, Score, ScorerSpec
+
+FORMULAS = {
+    "cosine": "cos(image, text)",
+    "logit": "exp(logit_scale) * cos(image, text) + logit_bias",
+    "sigmoid": "sigmoid(exp(logit_scale) * cos(image, text) + logit_bias)",
+}
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "cosine": (-1.0, 1.0),
+    "logit": (None, None),
+    "sigmoid": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class SiglipOptions:
+    #: folder or Hub id; open_clip: architecture, local-dir:FOLDER or hf-hub:owner/name
+    model: str = "google/siglip2-so400m-patch14-384"
+    #: which library reads the weights
+    library: Literal["transformers", "open_clip"] = "transformers"
+    #: open_clip tag or path of a checkpoint (webli for the published ones)
+    pretrained: str | None = None
+    #: cosine | logit (times exp(logit_scale) plus logit_bias) | sigmoid of the logit
+    scaling: Literal["cosine", "logit", "sigmoid"] = "cosine"
+
+
+class Siglip:
+    Options = SiglipOptions
+    requires = frozenset({"image", "prompt"})
+    scope = "absolute"
+
+    def __init__(self, options: SiglipOptions) -> None:
+        self.options = options
+        self.encoder = Encoder(options.model, options.pretrained, library=options.library)
+
+    def spec(self) -> ScorerSpec:
+        return ScorerSpec(
+            "siglip",
+            "1",
+            weights=self.encoder.weights(),
+            revision=self.encoder.revision(),
+            preprocessing=f"{self.encoder.preprocessing()}; prompt in lower case, padded to the context",
+            formula=FORMULAS[self.options.scaling],
+            range=RANGES[self.options.scaling],
+            licence="Apache-2.0",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that the library does not have."""
+        self.encoder.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        cosines = self.encoder.cosines(batch, [c.prompt.lower() for c in batch]).double()
+        return [Score(value) for value in self._scaled(cosines).tolist()]
+
+    def _scaled(self, cosines: Any) -> Any:
+        if self.options.scaling == "cosine":
+            return cosines
+        logits = self.encoder.scale * cosines + self.encoder.bias
+        return logits.sigmoid() if self.options.scaling == "sigmoid" else logits
+
+
+plugin = Siglip

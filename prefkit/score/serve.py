@@ -1,0 +1,163 @@
+"""Serve any scorer to another process or machine:
+
+    python -m prefkit.score.serve clip --options '{"model": "ViT-B-32"}' --port 8765
+    python -m prefkit.score.serve clip --stdio
+
+then, in a recipe elsewhere, `use: http://127.0.0.1:8765`, or `use: "exec:/other/env/bin/python -m prefkit.score.serve clip
+--stdio"`. The protocol is prefkit/score/remote/protocol.py. One batch is scored at a time. Bound to 127.0.0.1 unless
+--host says otherwise; whoever can reach the port can use it, unless --key-env names a variable with a key to demand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hmac
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prefkit.errors import PrefkitError, UsageError
+from prefkit.models.place import device_of
+from prefkit.score.core import make_scorer, score_batch
+from prefkit.score.remote.connection import key_of
+from prefkit.score.remote.protocol import candidate_of, hello_of, score_row
+
+LARGEST = 256 * 2**20  # bytes of a request
+
+
+class Service:
+    """A loaded scorer that answers requests of the protocol.
+
+    paths: whether an item may name a file of this machine instead of bringing its image. Only for the process that
+    started this one: over a port, it would let others read files.
+    """
+
+    def __init__(self, scorer: Any, paths: bool = False) -> None:
+        self.scorer, self.paths, self.lock = scorer, paths, threading.Lock()
+
+    def hello(self) -> dict[str, Any]:
+        return hello_of(self.scorer)
+
+    def answer(self, request: Any) -> dict[str, Any]:
+        """Never raises: what is wrong with a request is its answer."""
+        try:
+            batch = [candidate_of(item, self.paths) for item in request["items"]]
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            return {"error": f"no request of the protocol: {type(error).__name__}: {error}"}
+        try:
+            with self.lock:
+                scores = score_batch(self.scorer, batch)
+        except PrefkitError as error:
+            return {"error": str(error)}
+        return {"scores": [score_row(score) for score in scores]}
+
+
+def http_server(
+    service: Service, host: str = "127.0.0.1", port: int = 0, key: str | None = None
+) -> ThreadingHTTPServer:
+    """Bound, not yet serving: call serve_forever. port 0 takes a free one (`server_port`)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # headers and body in one packet, or each answer waits for the other side's delayed ACK
+
+        def do_GET(self) -> None:
+            if self._allowed():
+                self._reply(200, service.hello()) if self.path == "/hello" else self._reply(
+                    404, {"error": "GET /hello"}
+                )
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "")
+            if not length.isdigit() or int(length) > LARGEST:
+                self.close_connection = True
+                return self._reply(413, {"error": f"a request has a Content-Length of at most {LARGEST} bytes"})
+            raw = self.rfile.read(int(length))
+            if not self._allowed():
+                return None
+            if self.path != "/score":
+                return self._reply(404, {"error": "POST /score"})
+            try:
+                request = json.loads(raw)
+            except ValueError:
+                return self._reply(400, {"error": "the request is not JSON"})
+            return self._reply(200, service.answer(request))
+
+        def _allowed(self) -> bool:
+            given = self.headers.get("Authorization", "")
+            if key is None or hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+                return True
+            self._reply(401, {"error": "a key is needed"})
+            return False
+
+        def _reply(self, status: int, found: dict[str, Any]) -> None:
+            body = json.dumps(found).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """A line per request would bury what matters."""
+
+    return ThreadingHTTPServer((host, port), Handler)
+
+
+def serve_lines(service: Service) -> None:
+    """Requests on standard input, answers on standard output, which nothing else may write to."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    print(json.dumps(service.hello()), file=out, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps({"request": request["request"], **service.answer(request)}), file=out, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m prefkit.score.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scorer", help="a name of `prefkit plugins`, file.py:function, or package.module:Class")
+    parser.add_argument("--options", default="{}", help="the scorer's options as JSON")
+    parser.add_argument("--stdio", action="store_true", help="speak over standard input and output instead of a port")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--key-env", default="", help="environment variable with the key that clients must send")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args(arguments)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            service = Service(_loaded(args), paths=args.stdio)
+        if args.stdio:
+            serve_lines(service)
+            return 0
+        key = key_of(args.key_env)
+        if args.key_env and key is None:
+            raise UsageError(f"--key-env: ${args.key_env} is not set.")
+        server = http_server(service, args.host, args.port, key)
+    except PrefkitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"{args.scorer} at http://{args.host}:{server.server_port}", file=sys.stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    return 0
+
+
+def _loaded(args: argparse.Namespace) -> Any:
+    try:
+        options = json.loads(args.options)
+    except ValueError as error:
+        raise UsageError(f"--options: not JSON: {error}.") from error
+    scorer = make_scorer(args.scorer, options)
+    scorer.load(device_of(args.device), args.dtype)
+    return scorer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

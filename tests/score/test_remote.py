@@ -1,0 +1,530 @@
+"""Remote judges on a server that is slow, wrong, busy, broken or silent; and exec: and http: scorers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import random
+import re
+import sqlite3
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prefkit.api import Run
+from prefkit.config import Recipe, Score
+from prefkit.errors import PluginError, UsageError
+from prefkit.score.core import make_scorer, score_batch
+from prefkit.score.overlap import in_order
+from prefkit.score.remote import client as client_module
+from prefkit.score.remote.answers import Answers
+from prefkit.score.remote.client import Client
+from prefkit.score.serve import Service, http_server
+from prefkit.store import Store, candidate_row
+from prefkit.types import Candidate, Request
+
+
+def png(seed=0, size=(6, 4), mode="RGB"):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def candidates(n, image=None):
+    return [Candidate(f"c{i}", "r", i, i, prompt=f"item {i}", image=image or png(i)) for i in range(n)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.01)
+
+
+def ok(body, headers=None):
+    return 200, headers or {}, json.dumps(body).encode()
+
+
+def chat(text="", top=None):
+    """A chat completion; top: token -> probability of the first token."""
+    choice = {"message": {"role": "assistant", "content": text}}
+    if top is not None:
+        rows = [{"token": t, "logprob": math.log(p)} for t, p in top.items()]
+        choice["logprobs"] = {"content": [{**rows[0], "top_logprobs": rows}]}
+    return {"choices": [choice]}
+
+
+def text_of(payload):
+    return next(part["text"] for part in payload["messages"][0]["content"] if part["type"] == "text")
+
+
+def number_of(payload):
+    return int(text_of(payload).split("item ")[1].split("\n")[0])
+
+
+# ---- the client
+
+
+def test_only_what_can_succeed_is_tried_again(faulty):
+    statuses = {"a": [408, 409, 429, 500, 200], "b": [400], "c": [503] * 9, "d": [413], "e": [None, 200]}
+
+    def behave(payload, count):
+        status = statuses[payload["q"]][count - 1]
+        return None if status is None else (status, {}, b'{"ok": 1}')
+
+    server = faulty(behave)
+    client = Client(server.url, tries=5, timeout=5)
+    a, b, c, d, e = client.map("/x", [{"q": q} for q in "abcde"])
+    assert a.body == e.body == {"ok": 1} and a.error is e.error is None
+    assert "HTTP 400" in b.error and "HTTP 413" in d.error and "HTTP 503" in c.error and "5 tries" in c.error
+    assert sorted(server.asked.values()) == [1, 1, 2, 5, 5]
+
+
+def test_retry_after_is_kept_and_an_endless_one_is_not(faulty):
+    times: dict[str, list[float]] = {"soon": [], "never": []}
+
+    def behave(payload, count):
+        times[payload["q"]].append(time.monotonic())
+        if payload["q"] == "never":
+            return 429, {"Retry-After": "86400"}, b""
+        return (429, {"Retry-After": "0.4"}, b"") if count == 1 else ok({})
+
+    server = faulty(behave)
+    soon, never = Client(server.url).map("/x", [{"q": "soon"}, {"q": "never"}])
+    assert soon.error is None and times["soon"][1] - times["soon"][0] >= 0.4
+    assert "asks to wait 86400 s" in never.error and len(times["never"]) == 1
+
+
+def test_at_most_n_in_flight_and_equal_questions_once(faulty, tmp_path):
+    server = faulty(lambda payload, count: time.sleep(0.01) or ok(payload))
+    client = Client(server.url, in_flight=3, answers=Answers(tmp_path / "a.sqlite"))
+    answers = client.map("/x", [{"q": i % 10} for i in range(40)])
+    assert [a.body["q"] for a in answers] == [i % 10 for i in range(40)]
+    assert server.busiest <= 3 and set(server.asked.values()) == {1}
+
+
+def test_a_dripping_and_a_silent_server_end_at_the_time_out(faulty):
+    def behave(payload, count):
+        if payload["q"] == "silent":
+            time.sleep(1.5)
+        return 200, {"Content-Length": "1000"}, [b" "] * 20 if payload["q"] == "drip" else b"{"
+
+    server = faulty(behave)
+    found = Client(server.url, timeout=0.3, tries=2).map("/x", [{"q": q} for q in ("silent", "drip", "short")])
+    assert all("TimeoutError" in answer.error and "2 tries" in answer.error for answer in found)
+
+
+def test_a_refused_key_stops_everything_and_is_nowhere(faulty, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret\n")
+    server = faulty(lambda payload, count: (401, {}, b"your key sk-secret is not known"))
+    client = Client(server.url, key_env="JUDGE_KEY", answers=Answers(tmp_path / "a.sqlite"))
+    with pytest.raises(PluginError, match=r"\$JUDGE_KEY is not accepted") as caught:
+        client.map("/x", [{"q": i} for i in range(50)])
+    assert "sk-secret" not in str(caught.value)
+    assert set(server.keys) == {"Bearer sk-secret"}
+    echo = faulty(lambda payload, count: ok({"you": "sk-secret"}))
+    client = Client(echo.url, key_env="JUDGE_KEY", answers=Answers(tmp_path / "a.sqlite"))
+    assert client.map("/x", [{"q": 1}])[0].body == {"you": "***"}
+    assert all(b"sk-secret" not in path.read_bytes() for path in tmp_path.iterdir())
+    with pytest.raises(UsageError, match="environment variable"):
+        Client("http://me:sk-secret@127.0.0.1:1/v1")
+    monkeypatch.setenv("JUDGE_KEY", "sk\nsecret")
+    with pytest.raises(UsageError) as caught:
+        Client(echo.url, key_env="JUDGE_KEY")
+    assert "secret" not in str(caught.value)
+
+
+def test_errors_are_kept_and_only_passing_ones_asked_again(faulty, tmp_path):
+    server = faulty(lambda payload, count: ok({}) if payload["q"] == "good" else (payload["q"], {}, b"no"))
+    path = tmp_path / "a.sqlite"
+    for _ in range(2):
+        Client(server.url, tries=2, answers=Answers(path)).map("/x", [{"q": "good"}, {"q": 400}, {"q": 503}])
+    assert sorted(server.asked.values()) == [1, 1, 4]
+    rows = sqlite3.connect(path).execute("SELECT status, final, error IS NULL, tries FROM answers ORDER BY status")
+    assert rows.fetchall() == [(200, 1, 1, 1), (400, 1, 0, 1), (503, 0, 0, 2)]
+
+
+def test_closing_ends_waiting_requests(faulty):
+    server = faulty(lambda payload, count: time.sleep(5) or ok({}))
+    client = Client(server.url, in_flight=2, timeout=60)
+    futures = [client.submit("/x", {"q": i}) for i in range(4)]
+    time.sleep(0.2)
+    start = time.monotonic()
+    client.close()
+    assert {f.result(timeout=3).error for f in futures if not f.cancelled()} == {"interrupted"}
+    assert time.monotonic() - start < 3
+
+
+# ---- the judge behind it
+
+
+def truth(i):
+    """What the server thinks of item i: probabilities of the levels 1 to 5, with something left over."""
+    weights = np.random.default_rng(i).random(6)
+    return weights[:5] / weights.sum()
+
+
+def faults(payload, count):
+    i = number_of(payload)
+    p = truth(i)
+    good = ok(
+        chat("3", {"1": p[0] / 2, " 1": p[0] / 2, "2": p[1], "3": p[2], "4": p[3], "5": p[4], "The": 1 - p.sum()})
+    )
+    kind = i % 40
+    if kind < 8 and count > 1:  # these pass
+        return good
+    wrong = {
+        0: lambda: (429, {"Retry-After": "0"}, b""),
+        1: lambda: (500, {}, b"oops"),
+        2: lambda: (200, {}, b'{"choices": [{"mess'),
+        3: lambda: None,
+        4: lambda: (200, {"Content-Length": "500", "Connection": "close"}, b'{"choices"'),
+        5: lambda: (502, {}, b"<html>"),
+        6: lambda: (409, {}, b""),
+        7: lambda: (time.sleep(2.5) if i == 7 else None) or good,
+        8: lambda: (400, {}, b'{"error": "no such picture"}'),
+        9: lambda: (503, {}, b""),
+        10: lambda: ok(chat("3")),  # no log-probabilities
+        11: lambda: ok([{"choices": 3}, {}, {"choices": []}, chat("3", {"5": 0.9, "4": 0.9})][i // 40 % 4]),
+    }
+    return wrong[kind]() if kind in wrong else good
+
+
+def test_thirty_in_a_hundred_faults_no_wrong_score_no_lost_row_no_second_call(faulty, tmp_path):
+    n, server = 1000, faulty(faults)
+    store = Store.create(tmp_path / "run")
+    store.write_requests([Request(f"r{i}", f"item {i}") for i in range(n)])
+    image = png()
+    rows = [Candidate(f"c{i}", f"r{i}", 0, i, image=image, sha256=str(i)) for i in range(n)]
+    store.candidates("own").append([candidate_row(c) for c in rows])
+    options = {"model": "j", "server": server.url, "in_flight": 32, "timeout": 2.0, "tries": 3}
+    options |= {"cache": str(tmp_path / "answers.sqlite")}
+    settings = Score(use="mllm", options=options, batch_size=400, max_failed=1.0)
+    run = Run(recipe=Recipe(run=str(tmp_path / "run"), score={"q": settings}))
+
+    found = run.score()["q"]
+    kinds = np.arange(n) % 40
+    failing = (kinds >= 8) & (kinds <= 11)
+    assert (found["scored"], found["failed"]) == (n - failing.sum(), failing.sum())
+    frame = store.scores("q").frame().set_index("id").loc[[f"c{i}" for i in range(n)]]
+    expected = [float(truth(i) @ np.arange(1, 6) / truth(i).sum()) for i in range(n)]
+    assert (frame.value.isna() == failing).all() and (frame.error.notna() == failing).all()
+    np.testing.assert_allclose(frame.value[~failing], np.array(expected)[~failing], rtol=1e-12)
+    left = [json.loads(a)["leftover"] for a in frame.aspects[~failing]]
+    np.testing.assert_allclose(left, [1 - truth(i).sum() for i in np.flatnonzero(~failing)], atol=1e-12)
+
+    before = dict(server.asked)
+    assert run.score()["q"]["scored"] == 0
+    again = {number_of(json.loads(raw)) for raw, count in server.asked.items() if count > before[raw]}
+    assert again == set(np.flatnonzero(kinds == 9).tolist())  # the rest is known, errors too
+
+
+def judge(server, tmp_path, name="mllm", **options):
+    given = {"model": "j", "server": server.url, "cache": str(tmp_path / "a.sqlite"), **options}
+    scorer = make_scorer(name, given)
+    scorer.load("cpu", "float32")
+    return scorer
+
+
+def test_what_a_server_is_sent(faulty, tmp_path):
+    seen = []
+    server = faulty(lambda payload, count: seen.append(payload) or ok(chat("4", {"4": 1.0})))
+    raw, alpha = png(1), png(2, mode="RGBA")
+    batch = [Candidate("a", "r", 0, 0, prompt="a {scale}", image=raw), Candidate("b", "r", 1, 1, image=alpha)]
+    scorer = judge(server, tmp_path, body={"max_tokens": None, "reasoning_effort": "low"}, in_flight=1)
+    assert [s.value for s in scorer.score(batch)] == [4.0, 4.0]
+    image, text = seen[0]["messages"][0]["content"]
+    assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(raw).decode()
+    assert "asked for: a {scale}\n" in text["text"] and "1, 2, 3, 4, 5" in text["text"]
+    sent = base64.b64decode(seen[1]["messages"][0]["content"][0]["image_url"]["url"].split(",")[1])
+    opened = Image.open(io.BytesIO(sent))
+    assert opened.mode == "RGB" and opened.tobytes() == batch[1].pil().tobytes()
+    wanted = {"logprobs": True, "top_logprobs": 20, "temperature": 0.0, "reasoning_effort": "low", "model": "j"}
+    assert wanted.items() <= seen[0].items() and "max_tokens" not in seen[0]
+
+
+def test_a_photo_that_lies_on_its_side_is_sent_as_every_scorer_sees_it(tmp_path):
+    from prefkit.score.judge.server import data_url
+
+    image = Image.open(io.BytesIO(png(3, (8, 5))))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind, mark in (("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")):
+        plain, turned = io.BytesIO(), io.BytesIO()
+        image.save(plain, kind)
+        image.save(turned, kind, exif=exif)
+        sent = data_url(Candidate("a", "r", 0, 0, image=plain.getvalue()))
+        assert sent == f"data:image/{mark};base64," + base64.b64encode(plain.getvalue()).decode()
+        c = Candidate("a", "r", 0, 0, image=turned.getvalue())
+        again = Image.open(io.BytesIO(base64.b64decode(data_url(c).split(",")[1])))
+        assert again.getexif().get(0x0112, 1) == 1 and again.tobytes() == c.pil().tobytes()
+
+
+def test_a_written_answer_is_asked_again_a_bounded_number_of_times(faulty, tmp_path):
+    said = {0: ["7"], 1: ["I like it", "Score: 4/10"], 2: ["fine"] * 9, 3: ["11", "0-", "9-excellent"]}
+    seen = []
+
+    def behave(payload, count):
+        seen.append(payload)
+        return ok(chat(said[number_of(payload)][payload["seed"]]))
+
+    server = faulty(behave)
+    template = "item {number}\n{category}? {scale}"
+    scorer = judge(server, tmp_path, preset="fashiondpo", template=template)
+    assert scorer.requires == {"image", "prompt", "number", "category"}
+    batch = [Candidate(f"c{i}", "r", i, i, image=png(), extra={"number": i, "category": "hat"}) for i in range(4)]
+    scores = scorer.score(batch)
+    assert [s.value for s in scores] == [7.0, 4.0, None, 9.0]
+    assert "3 of 3 answers named no level" in scores[2].error and scores[2].text == "fine"
+    assert len(seen) == 1 + 2 + 3 + 3 and {p["temperature"] for p in seen} == {0.1}
+    assert "10-Outstanding" in text_of(seen[0])
+
+
+def test_json_answers_follow_a_schema(faulty, tmp_path):
+    seen = []
+
+    def behave(payload, count):
+        seen.append(payload)
+        return ok(chat('{"reason": "3 buttons", "score": "2"}'))
+
+    server = faulty(behave)
+    scorer = judge(server, tmp_path, answer="json", aspects=["colour", "cut"])
+    (score,) = scorer.score(candidates(1))
+    assert score.value == 2.0 and score.aspects == {"colour": 2.0, "cut": 2.0}
+    schema = seen[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["score"]["enum"] == ["1", "2", "3", "4", "5"]
+    assert {"its colour." in text_of(p) for p in seen} == {True, False}
+
+
+def test_a_missing_aspect_is_a_missing_score(faulty, tmp_path):
+    server = faulty(lambda p, count: (400, {}, b"") if "cut" in text_of(p) else ok(chat("4", {"4": 0.5, "x": 0.5})))
+    (score,) = judge(server, tmp_path, aspects=["colour", "cut"]).score(candidates(1))
+    assert (
+        score.value is None
+        and score.aspects == {"colour": 4.0, "leftover colour": 0.5}
+        and "cut: HTTP 400" in score.error
+    )
+
+
+def test_levels_outside_the_top_list_are_a_failure(faulty, tmp_path):
+    server = faulty(lambda p, count: ok(chat("The", {"The": 0.95, "5": 0.05})))
+    (score,) = judge(server, tmp_path).score(candidates(1))
+    assert score.value is None and score.aspects["leftover"] == pytest.approx(0.95)
+    (score,) = judge(server, tmp_path, min_mass=0.01).score(candidates(1))
+    assert score.value == 5.0
+    (score,) = judge(server, tmp_path, "vqascore").score(candidates(1))
+    assert score.value is None and "yes and no hold 0" in score.error
+
+
+def test_vqascore_is_not_renormalised(faulty, tmp_path):
+    server = faulty(lambda p, count: ok(chat("Yes", {"Yes": 0.5, " yes": 0.25, "No": 0.125, "It": 0.125})))
+    (score,) = judge(server, tmp_path, "vqascore").score(candidates(1))
+    assert score.value == pytest.approx(0.75, abs=1e-12) and score.aspects["leftover"] == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({}, "`model` is not set"),
+        ({"model": "m", "answer": "json"}, "set `server`"),
+        ({"model": "m", "server": "http://h/", "scale": ["1", "5", "10"]}, "the level 10 begins as 1 does"),
+        ({"model": "m", "scale": ["1", "1"]}, "two or more different"),
+        ({"model": "m", "scale": ["5", "1"]}, "must rise"),
+        ({"model": "m", "preset": "fashiondpo", "aspects": ["a"]}, "leave `scale`, `aspects` out"),
+        ({"model": "m", "template": "{prompt}", "aspects": ["a"]}, "the template does not have"),
+        ({"model": "m", "body": {"a": 1}}, "set `server`"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options, said):
+    with pytest.raises(UsageError, match=said):
+        make_scorer("mllm", options)
+
+
+def test_an_address_that_is_none_and_a_key_that_is_not_set(monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    for options, said in [
+        ({"server": "localhost:8000"}, "is no address"),
+        ({"server": "http://h", "key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+    ]:
+        with pytest.raises(UsageError, match=said):
+            make_scorer("mllm", {"model": "m", **options}).load("cpu", "float32")
+
+
+# ---- exec: and http:
+
+SCORER = """
+import base64, io, json, os, sys, time
+from PIL import Image
+print(json.dumps({"protocol": 1, "spec": {"name": "width", "version": 1}, "requires": ["image", "user"]}), flush=True)
+print("a library's chatter", file=sys.stderr)
+for line in sys.stdin:
+    request, scores = json.loads(line), []
+    for item in request["items"]:
+        if item["prompt"] == "die": os._exit(3)
+        if item["prompt"] == "hang": time.sleep(60)
+        if item["prompt"] == "chatter": print("no JSON", flush=True)
+        data = open(item["path"], "rb").read() if "path" in item else base64.b64decode(item["image"])
+        width = Image.open(io.BytesIO(data)).width
+        scores.append({"nan": float("nan"), "text": "5", "null": None}.get(item["prompt"], width + item["extra"]["user"]))
+    print(json.dumps({"request": request["request"], "scores": scores}), flush=True)
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    (tmp_path / "scorer.py").write_text(SCORER)
+    return f"exec:{sys.executable} {tmp_path}/scorer.py"
+
+
+def asked(*prompts):
+    return [Candidate(f"c{i}", "r", i, i, p, png(i, (5 + i, 4)), extra={"user": 100}) for i, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("images", ["base64", "path"])
+def test_a_scorer_in_another_process(command, images):
+    scorer = make_scorer(command, {"images": images})
+    assert scorer.spec().name == "width" and scorer.requires == {"image", "user"} and scorer.scope == "absolute"
+    scores = score_batch(scorer, asked("a", "nan", "b", "text", "null"))
+    assert [s.value for s in scores] == [105.0, None, 107.0, None, None]
+    assert all(s.error for s in scores if s.value is None)
+    scorer.stop()
+
+
+def test_a_process_that_dies_hangs_or_chatters_loses_that_item_alone(command):
+    scorer = make_scorer(command, {"timeout": 1.0})
+    scores = score_batch(scorer, asked("a", "die", "b", "chatter", "hang", "c"))
+    assert [s.value for s in scores] == [105.0, None, 107.0, None, None, 110.0]
+    assert "ended with code 3" in scores[1].error and "no JSON" in scores[3].error and "within 1 s" in scores[4].error
+    scorer.stop()
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [
+        ("print('hello')", "first line is no JSON: 'hello"),
+        ("import sys; sys.exit(4)", "ended with code 4 before it said what it is"),
+        ("print('{}')", "does not say what it is"),
+        ('print(\'{"protocol": 9, "spec": {}}\')', "speaks protocol 9"),
+        ('print(\'{"protocol": 1, "spec": {"name": "x"}}\')', "must have name and version"),
+    ],
+)
+def test_processes_that_are_no_scorer(tmp_path, code, said):
+    (tmp_path / "bad.py").write_text(code)
+    with pytest.raises(PluginError, match=said):
+        make_scorer(f"exec:{sys.executable} {tmp_path}/bad.py", {}).spec()
+    with pytest.raises(UsageError, match="could not be started"):
+        make_scorer("exec:/no/such/program", {}).spec()
+
+
+@pytest.fixture
+def served():
+    """served(scorer, key) -> address of a prefkit scorer on loopback."""
+    running = []
+
+    def start(scorer, key=None):
+        server = http_server(Service(scorer), key=key)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        running.append(server)
+        assert server.server_address[0] == "127.0.0.1"
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_served_scorer_gives_the_same_scores(served):
+    own = make_scorer("jpeg", {})
+    remote = make_scorer(served(own), {"chunk": 3})
+    batch = candidates(20)
+    assert remote.spec() == own.spec() and remote.requires == own.requires and remote.scope == own.scope
+    assert remote.score(batch) == own.score(batch)
+    broken = [*batch[:2], Candidate("x", "r", 9, 9, image=b"no image")]
+    assert [s.value is None for s in remote.score(broken)] == [False, False, True]
+
+
+def test_a_served_scorer_reads_no_files_and_wants_its_key(served, tmp_path, monkeypatch):
+    import urllib.request
+
+    (tmp_path / "a.png").write_bytes(png())
+    address = served(make_scorer("jpeg", {}), key="k1")
+    body = json.dumps({"items": [{"id": "a", "path": str(tmp_path / "a.png")}]}).encode()
+    request = urllib.request.Request(f"{address}/score", body, {"Authorization": "Bearer k1"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        (row,) = json.load(answer)["scores"]
+    assert row["value"] is None and "holds no image" in row["error"]
+    with pytest.raises(PluginError, match="wants a key"):
+        make_scorer(address, {}).spec()
+    monkeypatch.setenv("SCORER_KEY", "k1")
+    assert make_scorer(address, {"key_env": "SCORER_KEY"}).spec().name == "jpeg"
+
+
+def test_prefkit_serves_itself_over_standard_input():
+    scorer = make_scorer(f"exec:{sys.executable} -m prefkit.score.serve jpeg --stdio", {})
+    batch = candidates(3)
+    assert scorer.score(batch) == make_scorer("jpeg", {}).score(batch)
+    scorer.stop()
+
+
+def test_wrong_answers_of_a_scorer_server_are_failures(faulty):
+    answers = [
+        ({"scores": [1.0]}, "1 scores for 2 images"),
+        ({"scores": "12"}, "no list of scores"),
+        ([1, 2], "no list of scores"),
+        ({"error": "out of memory"}, "out of memory"),
+        ({"scores": [True, {"value": 1, "aspects": {"a": "b"}}]}, "no finite number|aspects that are no numbers"),
+    ]
+    server = faulty(lambda payload, count: ok(answers[int(payload["items"][0]["prompt"])][0]))
+    scorer = make_scorer(server.url.removesuffix("/v1"), {"chunk": 2, "tries": 1})
+    scorer.hello = read_hello_of_jpeg()
+    for i, (_, said) in enumerate(answers):
+        pair = [Candidate(f"{i}{k}", "r", k, k, str(i), png()) for k in range(2)]
+        scores = scorer.score(pair)
+        assert [s.value for s in scores] == [None, None]
+        assert all(re.search(said, s.error) for s in scores), (said, scores)
+
+
+def read_hello_of_jpeg():
+    from prefkit.score.remote.protocol import hello_of, read_hello
+
+    return read_hello(hello_of(make_scorer("jpeg", {})), "test")
+
+
+def test_a_recipe_names_them_with_options(command, tmp_path, faulty):
+    from prefkit.recipe import read
+
+    path = tmp_path / "r.yaml"
+    path.write_text(f'score:\n  a: {{use: "{command}", images: path}}\n  b: {{use: "http://h:1", chunk: 2}}\n')
+    found = read(path)
+    assert found.score["a"].options == {"images": "path"} and found.score["b"].options == {"chunk": 2}
+    path.write_text('score:\n  b: {use: "http://h:1", chunks: 2}\n')
+    with pytest.raises(UsageError, match="r.yaml:2: score.b.chunks: unknown key. Did you mean 'chunk'"):
+        read(path)
+
+
+# ---- several batches under way
+
+
+def test_in_order_keeps_the_order_and_its_width():
+    now, most, lock = 0, 0, threading.Lock()
+
+    def slow(i):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(random.Random(i).random() / 100)
+        with lock:
+            now -= 1
+        return i * i
+
+    assert list(in_order(slow, range(40), 4)) == [(i, i * i) for i in range(40)]
+    assert 2 <= most <= 4
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda i: 1 // (3 - i), range(10), 2))
