@@ -22,6 +22,12 @@ class Encoder:
         self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME else model
         self.shown = model
         self.pretrained = None if ":" in self.name else pretrained
+        if ":" not in self.name and not pretrained:
+            raise UsageError(
+                f"clip: `pretrained` is empty, and {model!r} alone is an architecture: its weights would be random, and so "
+                "would the scores. Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
+                "or `model` to local-dir:FOLDER, hf-hub:owner/name or tiny."
+            )
 
     def weights(self) -> str:
         """What a spec says of the weights."""
