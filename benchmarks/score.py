@@ -51,15 +51,16 @@ def main() -> None:
         options = {"model": "ViT-B-32", "pretrained": str(weights)}
         scorer = make_scorer("clip", options)
         scorer.load("cpu", "float32")
+        encoder = scorer.encoder
 
         def bare() -> None:
             tokenizer = open_clip.get_tokenizer("ViT-B-32")
             for start in range(0, len(images), args.batch):
                 part = images[start : start + args.batch]
                 with torch.inference_mode():
-                    pixels = torch.stack([scorer.transform(Image.open(io.BytesIO(b)).convert("RGB")) for b in part])
-                    image = scorer.model.encode_image(pixels, normalize=True)
-                    text = scorer.model.encode_text(tokenizer(["a thing"]), normalize=True)
+                    pixels = torch.stack([encoder.transform(Image.open(io.BytesIO(b)).convert("RGB")) for b in part])
+                    image = encoder.model.encode_image(pixels, normalize=True)
+                    text = encoder.model.encode_text(tokenizer(["a thing"]), normalize=True)
                     (image * text).sum(-1).tolist()
 
         def stage(number: int) -> float:

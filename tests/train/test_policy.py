@@ -79,4 +79,5 @@ def test_a_continued_adapter_keeps_its_shape(start, shape, words):
 
 def test_its_own_shape_may_be_said(start):
     lora = Lora(rank=4, alpha=6.0, targets=["to_k", "to_q"], resume=True)
-    make_policy(start(), Train(lora=lora), frozen=True)
+    policy = make_policy(start(), Train(lora=lora), frozen=True)
+    assert sum(parameter.numel() for parameter in policy.parameters()) > 0
