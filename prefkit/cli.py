@@ -271,8 +271,8 @@ def whole(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     rows = summary_rows(list(found.get("eval", {}).values()))
     output.emit(found | {"report": str(path)}, known.json, rows or [{"run": str(run.folder)}])
-    if any(row["judge"].endswith("*") for row in rows):
-        output.note("* was used for pairs, so it is no evidence. Wins: of tuned over base at equal seeds, ties half.")
+    if rows:
+        output.note("* was used for pairs (?: not known), so it is no evidence. Wins: tuned over base, ties half.")
     if not known.json:
         print(f"report: {path}")
     output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")

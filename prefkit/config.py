@@ -44,7 +44,7 @@ class Requests:
     prompt_column: str = "prompt"
     #: a column that names each request's split; without it a hash of the prompt decides
     split_column: str | None = None
-    #: share of requests held out for eval
+    #: share of requests held out for eval; a request that the run knows keeps its split
     test_share: float = 0.1
 
 
@@ -68,7 +68,7 @@ class Generate:
     dtype: str = "float32"
     #: seed of the run: candidate seeds follow from it, the request and the index
     seed: int = 0
-    #: name of a trained model of this run (train/<name>) to generate with, instead of `model` itself
+    #: name of a trained model of this run (train/<name>) to generate with, instead of `model` itself (use: diffusers)
     model: str | None = None
     #: further arguments of the pipeline's call
     call: dict[str, Any] = field(default_factory=dict)
@@ -107,13 +107,13 @@ class Pair:
     use: str = "topk_bottomk"
     #: options of the chosen strategy stand beside `use`
     options: dict[str, Any] = field(default_factory=dict)
-    #: score alias -> weight; empty = every alias that is not evaluation-only, weight 1
+    #: score alias -> weight (only their proportions matter); empty = every alias that is not evaluation-only, weight 1
     weights: dict[str, float] = field(default_factory=dict)
     #: centred (per request, divided by the pooled within-request deviation) | none | zscore
     normalise: str = "centred"
     #: drop_candidate | drop_request: what a missing score does
     missing: str = "drop_candidate"
-    #: gaps at or below this (in units of the normalised value) are ties; null = 0.1 if normalised, else 0
+    #: gaps at or below this (of the weighted mean of the normalised scores) are ties; null = 0.1 if normalised, else 0
     tie: float | None = None
     #: generators whose candidates are paired; empty = all
     generators: list[str] = field(default_factory=list)
@@ -135,7 +135,8 @@ class Lora:
     #: names of the layers that get an adapter; empty = the attention projections
     targets: list[str] = field(default_factory=list)
     dropout: float = 0.0
-    #: continue the start's only adapter against a frozen copy of itself, instead of stacking a new one
+    #: continue the start's only adapter against a frozen copy of itself, instead of stacking a new one; rank, alpha and
+    #: targets must then be the adapter's own
     resume: bool = False
 
 
@@ -202,7 +203,7 @@ class Eval:
     seeds: int = field(default=4, metadata={"content": False})
     #: sets of requests by name; empty = the run's own held-out requests
     sets: dict[str, Set] = field(default_factory=dict)
-    #: settings of generation are those of this generator of the recipe
+    #: settings of generation are those of this generator (use: diffusers); null = the first such one of the recipe
     generator: str | None = None
     #: other guidance values and step counts at which the base is shown beside the tuned models
     base_guidance: list[float] = field(default_factory=list)

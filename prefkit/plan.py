@@ -32,10 +32,12 @@ def plan(
 
 
 def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:
-    from prefkit.generate.requests import read_requests
+    from prefkit.generate.requests import keep_known, read_requests
     from prefkit.generate.run import plan as jobs_of
 
-    requests = read_requests(recipe.requests) if recipe.requests.source else store.requests()
+    requests = store.requests()
+    if recipe.requests.source:
+        requests = keep_known(requests, read_requests(recipe.requests), store.folder)
     jobs, done, _ = jobs_of(store, recipe, name, requests, limit)
     todo = sum(job[3] not in done for job in jobs)
     table = store.candidates(name)

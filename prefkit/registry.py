@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -84,6 +85,27 @@ def load_class(kind: str, name: str) -> Any:
     if not isinstance(found, type):
         raise PluginError(f"{kind} {name} is a {type(found).__name__}; a {kind} is a class.")
     return found
+
+
+def code_hash(use: str, kind: str | None = None) -> str | None:
+    """SHA-256 of the file that a plug-in's code stands in, so that fingerprints change with it.
+
+    use: file.py:name, package.module:Name or, with `kind`, an installed entry point. None for what comes with prefkit
+    and for what has no file. Files that the plug-in imports are not looked into. The module itself is not imported.
+    """
+    if ":" not in use:
+        point = installed(kind).get(use) if kind is not None and use not in builtin(kind) else None
+        return None if point is None else code_hash(point.value)
+    where = use.rsplit(":", 1)[0]
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+    else:
+        try:
+            spec = importlib.util.find_spec(where)
+        except (ImportError, ValueError):  # loading it says what is wrong
+            return None
+        path = Path(spec.origin if spec is not None and spec.origin else "")
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def check_name(kind: str, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -23,6 +24,11 @@ def digest(*parts: Any, length: int = 20) -> str:
     """Hex id of JSON-able parts: the one way in which ids and fingerprints are made."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def caption_key(text: str) -> str:
+    """A prompt without case, accents' form (NFKC) and spacing: prompts with equal keys count as one prompt."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 @dataclass(frozen=True)

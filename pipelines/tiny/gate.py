@@ -40,7 +40,9 @@ def prompts(name: str, n: int, seed: int) -> list[str]:
     return [r.prompt for r in found for _ in range(n // different)]
 
 
-def sample(pipe: StableDiffusionPipeline, texts: list[str], machine: Machine, args: argparse.Namespace) -> list[Image.Image]:
+def sample(
+    pipe: StableDiffusionPipeline, texts: list[str], machine: Machine, args: argparse.Namespace
+) -> list[Image.Image]:
     """One image of each prompt; image i of a row starts from noise number seed * 10,000 + i."""
     images = []
     for start in range(0, len(texts), 64):
@@ -88,7 +90,9 @@ def sheet(rows: list[tuple[list[str], list[Image.Image], list[Seen]]], path: str
         for i, image in enumerate(images[:24]):
             x, y = i % 12 * side, (2 * number + i // 12) * (side + text)
             picture.paste(image.resize((side, side), Image.Resampling.BICUBIC), (x, y))
-            short = texts[i].removesuffix(" background").replace(" to go with ", "\nto go with ").replace(" on a ", "\non ")
+            short = (
+                texts[i].removesuffix(" background").replace(" to go with ", "\nto go with ").replace(" on a ", "\non ")
+            )
             pen.multiline_text((x + 2, y + side), f"{short}", fill="black", font_size=9, spacing=0)
             pen.text((x + 2, y + side + 29), f"= {seen[i].colour} {seen[i].item}", fill="gray", font_size=9)
     picture.save(path)

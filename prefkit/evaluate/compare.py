@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefkit.errors import StoreError
 from prefkit.evaluate import statistics
 
 if TYPE_CHECKING:
@@ -31,15 +32,14 @@ def compare(
     and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the
     paired seeds, in the scorer's own units and direction; all else has "higher is better". Further base
     indices enter `best_of_n` only: there, the tuned mean of a request is the mean of all its base scores plus the
-    paired gain, so that base against itself is best of 1 however many were drawn.
+    paired gain, so that base against itself is best of 1 however many were drawn; `best_of_requests` is how many
+    requests it rests on. Raises StoreError where a request and index occurs twice.
     """
     wanted = tuned.request_id.nunique()
     left, right = (_finite(frame) for frame in (base, tuned))
-    both = left.merge(right, on=["request_id", "index"], suffixes=("_base", "_tuned")).sort_values(
-        ["request_id", "index"]
-    )
+    both = _paired(left, right)
     if both.empty:
-        return EMPTY | {"n_requests": 0, "n_pairs": 0, "requests_left_out": wanted}
+        return EMPTY | {"n_requests": 0, "n_pairs": 0, "requests_left_out": wanted, "best_of_requests": 0}
     codes, names = both.request_id.factorize()
     sign = 1.0 if higher_is_better else -1.0
     a, b = sign * both.value_base.to_numpy(np.float64), sign * both.value_tuned.to_numpy(np.float64)
@@ -58,10 +58,25 @@ def compare(
         "tie_share": float(statistics.request_means(outcome == 0.5, codes).mean()),
         "minimum_detectable": statistics.minimum_detectable(wins),
         "best_of_n": statistics.best_of_n(drawn, np.array([values.mean() for values in drawn]) + gain),
+        "best_of_requests": len(statistics.enough(drawn)[1]),
         "n_requests": len(names),
         "n_pairs": len(both),
         "requests_left_out": wanted - len(names),
     }
+
+
+def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
+    from pandas.errors import MergeError
+
+    keys = ["request_id", "index"]
+    try:
+        both = left.merge(right, on=keys, suffixes=("_base", "_tuned"), validate="one_to_one")
+    except MergeError as error:
+        raise StoreError(
+            "a request of this evaluation has two images with one index: it was evaluated before with another prompt under "
+            "the same request_id. Remove the folder of this evaluation (eval/NAME), or give it another name in the recipe."
+        ) from error
+    return both.sort_values(keys)
 
 
 def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | None]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, content, plain
@@ -19,6 +21,11 @@ from prefkit.types import Request
 if TYPE_CHECKING:
     import pandas as pd
 
+#: used_for_pairs in words
+JUDGES = {True: "used for pairs", False: "held out", None: "unknown"}
+#: (model, scorer, evaluation only?) -> used_for_pairs
+Used = Callable[[str, str, bool], "bool | None"]
+
 
 def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
     """Evaluate recipe.eval[name] and write eval/NAME/result.json, whole or not at all. Returns its content.
@@ -33,6 +40,8 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     generator, settings = sets.settings_of(recipe, cfg)
     jobs, aliases = sets.model_jobs(store, recipe, cfg, settings), sets.aliases_of(recipe, cfg)
     requests = sets.request_sets(store, recipe, cfg, limit)
+    records = sets.records_of(store, jobs)
+    used = partial(sets.used_for_pairs, recipe, records)
     with store.lock(f"eval/{name}"):
         check_fingerprint(
             store.eval(name) / "fingerprint.json",
@@ -52,11 +61,11 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
                 make(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases)
             opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
             usable, left_out = comparable(opened["base"], aliases)
-            found[set_name] = assess(recipe, cfg, generator, opened, members, usable)
+            found[set_name] = assess(used, cfg, generator, opened, members, usable)
             tables[set_name] = opened["base"]
         result = {
             "sets": found,
-            "settings": _settings(recipe, cfg, generator, settings, limit) | _overlap(store, requests),
+            "settings": _settings(recipe, cfg, generator, settings, limit) | _overlap(store, requests, records),
             "controls": sets.controls_report(cfg, jobs),
             "correlations": _correlations(tables, generator, usable, requests),
             "left_out": left_out,
@@ -74,10 +83,12 @@ def make(
     aliases: list[str],
 ) -> None:
     """Images of `requests` and their scores, in a run-shaped folder of one model."""
+    from prefkit.generate.requests import keep_known
     from prefkit.generate.run import run_generate
     from prefkit.score.run import run_scores
 
     generator, how = settings
+    requests = keep_known(folder.requests(), requests, folder.folder)
     # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
     folder.write_requests({r.request_id: r for r in [*folder.requests(), *requests]}.values())
     own = replace(
@@ -97,7 +108,7 @@ def make(
 
 
 def assess(
-    recipe: Recipe, cfg: Eval, generator: str, opened: dict[str, Store], requests: list[Request], aliases: list[str]
+    used: Used, cfg: Eval, generator: str, opened: dict[str, Store], requests: list[Request], aliases: list[str]
 ) -> dict[str, Any]:
     """{model: {scorer: row}} of one set; `opened` holds the folder of the base and of every other model."""
     wanted = {r.request_id for r in requests}
@@ -118,14 +129,14 @@ def assess(
         for alias in aliases:
             frames = [values(place, generator, alias, wanted) for place in (opened["base"], folder)]
             spec = opened["base"].scores(alias).spec() or {}
-            row = assess_scorer(recipe, cfg, (model, alias), frames, spec, distances)
+            row = assess_scorer(used, cfg, (model, alias), frames, spec, distances)
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (opened["base"], folder)]
             found[model][alias] = row | {"aspects": compare_aspects(*tables)}
     return found
 
 
 def assess_scorer(
-    recipe: Recipe,
+    used: Used,
     cfg: Eval,
     names: tuple[str, str],
     frames: list[pd.DataFrame],
@@ -135,9 +146,11 @@ def assess_scorer(
     """One row of the result: names = (model, scorer), frames = scores of the base and of the model."""
     base, tuned = frames
     higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
-    row = compare(base, tuned[tuned["index"] < cfg.seeds], tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap)
+    # an earlier, larger evaluation may have left further images of some requests here
+    base, tuned = base[base["index"] < max(cfg.seeds, cfg.best_of)], tuned[tuned["index"] < cfg.seeds]
+    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap)
     row |= distances | {
-        "used_for_pairs": sets.used_for_pairs(recipe, *names, only),
+        "used_for_pairs": used(*names, only),
         "evaluation_only": only,
         "higher_is_better": higher,
     }
@@ -175,7 +188,7 @@ def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                     shown[key] = round(value, 4) if isinstance(value, float) else value
                 best = row["best_of_n"]
                 shown["best_of_n"] = round(best, 2) if isinstance(best, float) else best
-                shown["judge"] = "used for pairs" if row["used_for_pairs"] else "held out"
+                shown["judge"] = JUDGES[row["used_for_pairs"]]
                 rows.append(shown | {"verdict": row["verdict"]})
     return rows
 
@@ -190,16 +203,25 @@ def _settings(recipe: Recipe, cfg: Eval, generator: str, settings: Generate, lim
     }
 
 
-def _overlap(store: Store, requests: dict[str, list[Request]]) -> dict[str, Any]:
-    """How many requests of each set are also training requests of this run: no evidence, so it is said."""
-    trained = {" ".join(r.prompt.split()).lower() for r in store.requests() if r.split == "train"}
-    counts = {
-        name: sum(" ".join(r.prompt.split()).lower() in trained for r in members) for name, members in requests.items()
-    }
+def _overlap(
+    store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
+) -> dict[str, Any]:
+    """How many requests of each set were trained on: no evidence, so it is said; and so is which models do not tell."""
+    counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:
-            warn(f"eval set {name!r}: {count} of {len(requests[name])} prompts are training prompts of this run.")
-    return {"requests": {name: len(members) for name, members in requests.items()}, "in_training": counts}
+            warn(f"eval set {name!r}: {count} of {len(requests[name])} prompts are training prompts.")
+    silent = [name for name, record in records.items() if record is None]
+    if silent:
+        warn(
+            f"{', '.join(silent)} left no record of the training (trained_on.json), so prompts that came from elsewhere than "
+            "this run are not seen as training prompts. Train again under another name to know."
+        )
+    return {
+        "requests": {name: len(members) for name, members in requests.items()},
+        "in_training": counts,
+        "training_unknown": silent,
+    }
 
 
 def _correlations(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set
 from prefkit.errors import UsageError
+from prefkit.models.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ CONTROLS = {"sft": "SFT on the winners", "flipped": "DPO on randomly flipped pai
 
 
 def check_settings(name: str, cfg: Eval) -> None:
-    """Raises UsageError for numbers that make no sense, before anything is made."""
+    """Raises UsageError for numbers and names that make no sense, before anything is made."""
+    if "base" in cfg.models:
+        raise UsageError("eval.models: `base` is the untrained model, which is always there. Train under another name.")
     at_least = {"seeds": 1, "bootstrap": 1, "batch_size": 1, "max_requests": 1, "best_of": 0, "tie": 0}
     for key, least in at_least.items():
         value = getattr(cfg, key)
@@ -61,22 +64,27 @@ def request_sets(store: Store, recipe: Recipe, cfg: Eval, limit: int | None) -> 
 
 
 def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
-    """Name and settings of the generator that the evaluation samples with. Raises UsageError."""
-    if not recipe.generate:
-        raise UsageError("eval needs the settings of a generator, and the recipe has none: add one under generate.")
-    name = cfg.generator or next(iter(recipe.generate))
+    """Name and settings of the generator that the evaluation samples with: one that loads models. Raises UsageError."""
+    able = [name for name, settings in recipe.generate.items() if settings.use == "diffusers"]
+    if not able:
+        raise UsageError(
+            "eval needs the settings of a generator with `use: diffusers`, which base and trained models are loaded into, and "
+            "the recipe has none: add one under generate."
+        )
+    name = cfg.generator or able[0]
     if name not in recipe.generate:
         raise UsageError(f"eval.generator: there is no generator {name!r}; known are {', '.join(recipe.generate)}.")
+    if name not in able:
+        raise UsageError(
+            f"eval.generator: {name} is {recipe.generate[name].use}, which loads no trained model: base and tuned would be the "
+            f"same images. Choose one with `use: diffusers` ({', '.join(able)})."
+        )
     return name, replace(recipe.generate[name], model=None, device=cfg.device, batch_size=cfg.batch_size)
 
 
 def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> dict[str, tuple[Model, Generate]]:
     """Folder name -> model and settings. `base` comes first, then trained models with the controls that exist,
     then the base at other guidance and steps. Raises UsageError for a model without a result."""
-    from prefkit.models.trained import trained_model
-
-    if "base" in cfg.models:
-        raise UsageError("eval.models: `base` is the untrained model, which is always there. Train under another name.")
     jobs = {"base": (recipe.model, settings)}
     for name in cfg.models:
         jobs[name] = (trained_model(store.folder, recipe.model, name), settings)
@@ -126,14 +134,47 @@ def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
     return found
 
 
-def used_for_pairs(recipe: Recipe, model: str, alias: str, evaluation_only: bool) -> bool:
-    """Whether the pairs that `model` was trained on were chosen by this scorer.
+def records_of(store: Store, jobs: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """What each trained model among `jobs` says of its training (prefkit.models.trained), None where it does not."""
+    return {
+        name: trained_on(store.train(name))
+        for name in jobs
+        if name != "base" and (store.train(name) / "final").exists()
+    }
 
-    Looks at the pair set that train.MODEL.pairs names (a control has its model's); for a model that the recipe
-    does not train, at all pair sets. Empty weights mean every scorer that is not evaluation-only.
+
+def in_training(
+    store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
+) -> dict[str, int]:
+    """Prompts of each set that one of the models was trained on, or that are training requests of this run."""
+    trained = {caption_hash(r.prompt) for r in store.requests() if r.split == "train"}
+    trained |= {caption for record in records.values() if record for caption in record["captions"]}
+    return {name: sum(caption_hash(r.prompt) in trained for r in members) for name, members in requests.items()}
+
+
+def used_for_pairs(
+    recipe: Recipe, records: dict[str, dict[str, Any] | None], model: str, alias: str, evaluation_only: bool
+) -> bool | None:
+    """Whether the pairs that `model` was trained on were chosen by this scorer; None where nobody knows.
+
+    The model's own record decides. Without one (trained before it was kept), the pair set of this recipe that
+    train.MODEL.pairs names (a control has its model's); pairs from elsewhere are unknown. For the base at other settings,
+    all pair sets of the recipe. Empty weights mean every scorer that is not evaluation-only.
     """
-    for kind in CONTROLS:
-        model = model.removesuffix(f"-{kind}")
-    train = recipe.train.get(model)
-    pairs = recipe.pair.values() if train is None else [recipe.pair[p] for p in [train.pairs] if p in recipe.pair]
-    return any(alias in pair.weights if pair.weights else not evaluation_only for pair in pairs)
+    if (record := records.get(model)) is not None:
+        return None if record["scorers"] is None else alias in record["scorers"]
+    if model not in records and is_base(model):
+        pairs = list(recipe.pair.values())
+    else:
+        for kind in CONTROLS:
+            model = model.removesuffix(f"-{kind}")
+        train = recipe.train.get(model)
+        if train is None or train.pairs not in recipe.pair:
+            return None
+        pairs = [recipe.pair[train.pairs]]
+    return any(bool(pair.weights.get(alias)) if pair.weights else not evaluation_only for pair in pairs)
+
+
+def is_base(model: str) -> bool:
+    """The base at other guidance or steps, as `model_jobs` names it."""
+    return model.startswith(("base-g", "base-s"))

@@ -73,18 +73,25 @@ def expected_maximum(values: np.ndarray, n: float) -> float:
     return at if n == whole else at + (n - whole) * (expected_maximum(ordered, whole + 1) - at)
 
 
+def enough(base: Sequence[np.ndarray]) -> tuple[int, list[int]]:
+    """R >= 1 arrays of samples -> the commonest length m (the smaller of two as common), and which have at least m."""
+    lengths, often = np.unique([len(values) for values in base], return_counts=True)
+    m = int(lengths[np.argmax(often)])
+    return m, [i for i, values in enumerate(base) if len(values) >= m]
+
+
 def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | None:
     """For which N is the best of N base samples, averaged over requests, as good as the tuned mean?
 
     base: R arrays of base scores (higher is better); tuned: [R] mean tuned score of the same requests.
-    Requests with fewer base samples than the fullest one (m) are left out, so that N means one thing.
+    m is the commonest number of base samples a request has (the smaller of two as common): the requests with at least
+    m take part (`enough`), each with the best of n of all that it has. So one long or short request decides nothing.
     A number in 1..m, "< 1" where tuned is below the base mean, ">= m" where it is beyond the best of m,
     None without requests.
     """
     if not len(base):
         return None
-    m = max(len(values) for values in base)
-    full = [i for i, values in enumerate(base) if len(values) == m]
+    m, full = enough(base)
     target = float(np.mean([tuned[i] for i in full]))
     curve = [float(np.mean([expected_maximum(base[i], n) for i in full])) for n in range(1, m + 1)]
     slack = 1e-12 * max(1.0, abs(target))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from prefkit import registry
@@ -14,9 +12,16 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.models.place import device_of
 from prefkit.types import Candidate, Request, digest
 
+#: how the error of an image begins that the pipeline's safety checker blanked: a result, which no retry would change
+FLAGGED = "safety checker"
+WHY = "the pipeline took the image for unsafe and blanked it, so there is nothing to score or to learn from"
+
 
 def candidate_seed(run_seed: int, request_id: str, index: int) -> int:
-    """63 bits from (run seed, request, index), whatever the batch, the order or the process."""
+    """63 bits from (run seed, request, index), whatever the batch, the order or the process.
+
+    torch's CPU generator takes the low 32 of them.
+    """
     return int(digest("seed", run_seed, request_id, index, length=16), 16) >> 1
 
 
@@ -29,22 +34,23 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
     """What the candidates of this generator mean; hashing local weights takes a while for large models."""
     said = content(settings)
     if settings.use != "diffusers":
-        return {"use": settings.use, "code": _code_hash(settings.use), "settings": said}
-    from prefkit.models.revision import weights_revision
+        return {"use": settings.use, "code": registry.code_hash(settings.use), "settings": said}
+    from prefkit.models.revision import base_revision, weights_revision
 
-    adapters = {weights_revision(path): weight for path, weight in model.adapters.items()}
-    base = weights_revision(model.base, model.revision)
+    revision = base_revision(model)
+    adapters: dict[str, float] = {}
+    for path, weight in model.adapters.items():
+        key = weights_revision(path)
+        while key in adapters:  # one adapter under two paths counts twice
+            key += "+"
+        adapters[key] = weight
     return {
         "use": "diffusers",
-        "model": base,
+        "model": revision.pop("base"),
+        **revision,
         "adapters": adapters,
         "settings": {k: v for k, v in said.items() if k != "model"},
     }
-
-
-def _code_hash(use: str) -> str | None:
-    path = Path(use.rsplit(":", 1)[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def open_generator(
@@ -130,7 +136,7 @@ def _diffusers(model: Model, settings: Generate) -> Callable[..., list[dict[str,
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
         samples = sampler.sample([r.prompt for r in requests], seeds)
-        return [{"image": s.image, "latents": s.latents, "extra": {"nsfw": True} if s.nsfw else {}} for s in samples]
+        return [{"error": f"{FLAGGED}: {WHY}"} if s.nsfw else {"image": s.image, "latents": s.latents} for s in samples]
 
     return call
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from prefkit import tiny
 from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.output import note, warn
-from prefkit.store import NAME
-from prefkit.types import Request, digest
+from prefkit.store import NAME, dump_extra
+from prefkit.types import Request, caption_key, digest
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 
@@ -57,6 +57,45 @@ def read_requests(config: Requests) -> list[Request]:
     return list(found.values())
 
 
+def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str | Path) -> list[Request]:
+    """`wanted`, where those that are known keep their split: one that was trained on never becomes held out.
+
+    where: the run, for the message. Raises UsageError where a known id has another prompt or extra now: its images and
+    scores answer the old one.
+    """
+    there = {r.request_id: r for r in known}
+    for new in wanted:
+        old = there.get(new.request_id, new)
+        changed = [
+            key for key, a, b in (("prompt", old.prompt, new.prompt), ("extra", *map(_stored, (old, new)))) if a != b
+        ]
+        if changed:
+            raise UsageError(
+                f"the request {new.request_id!r} of {where} has another {' and another '.join(changed)} now "
+                f"({_brief(old)} there, {_brief(new)} asked for), and what was made for it answers the old one. Give the "
+                "changed request a request_id of its own, put it back as it was, or give the run (or the evaluation) another "
+                "name."
+            )
+    moved = sum(there.get(r.request_id, r).split != r.split for r in wanted)
+    if moved:
+        note(
+            f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, though the recipe would now "
+            "give another: a request that may have been trained on must not become held out. To split anew, use a new run "
+            "folder."
+        )
+    return [replace(r, split=there.get(r.request_id, r).split) for r in wanted]
+
+
+def _stored(request: Request) -> str:
+    """The extra as it comes back from the disk."""
+    return dump_extra(json.loads(dump_extra(request.extra)))
+
+
+def _brief(request: Request) -> str:
+    text = f"{request.prompt!r} {_stored(request) if request.extra else ''}".strip()
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _check_prompt(prompt: Any, source: str) -> None:
     if not isinstance(prompt, str):
         raise UsageError(f"{source}: the prompt {prompt!r} is a {type(prompt).__name__}. Write it as text, in quotes.")
@@ -84,8 +123,7 @@ def _split(row: dict[str, Any], prompt: str, config: Requests) -> str:
 
 def split_of(prompt: str, test_share: float) -> str:
     """ "test" for this share of prompts, by a hash of the prompt without case, accents' form and spacing."""
-    normal = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
-    number = int.from_bytes(hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    number = int.from_bytes(hashlib.sha256(caption_key(prompt).encode("utf-8", "surrogatepass")).digest()[:8], "big")
     return "test" if number / 2**64 < test_share else "train"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from prefkit.config import Generate, Recipe
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.generate.generators import (
+    FLAGGED,
     candidate_id,
     candidate_seed,
     encoded,
@@ -18,7 +19,7 @@ from prefkit.generate.generators import (
     latents_payload,
     open_generator,
 )
-from prefkit.generate.requests import read_requests
+from prefkit.generate.requests import keep_known, read_requests
 from prefkit.models.place import rank
 from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
@@ -27,15 +28,19 @@ from prefkit.types import Candidate, Request
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
 FORMATS = ("png", "webp")
+KINDS = ("present", "made", "failed", "flagged")
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
 
 
 def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
-    """The recipe's requests; the run keeps those that it had. Without a source, those of the run."""
+    """The recipe's requests; the run keeps those that it had, with their splits. Without a source, those of the run.
+
+    Raises UsageError where a request of the run has changed under its id.
+    """
     known = store.requests()
     if not recipe.requests.source and known:
         return known
-    wanted = read_requests(recipe.requests)
+    wanted = keep_known(known, read_requests(recipe.requests), store.folder)
     merged = {r.request_id: r for r in [*known, *wanted]}
     if list(merged.values()) != known:
         store.write_requests(merged.values())
@@ -68,13 +73,19 @@ def _check(name: str, settings: Generate) -> None:
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise UsageError(f"generate.{name}.{key} is {value}: it must be at least 1.")
+    if settings.model is not None and settings.use != "diffusers":
+        raise UsageError(
+            f"generate.{name}.model: {settings.model} is a trained diffusers model, and {settings.use} would not load it. "
+            "Write `use: diffusers`, or leave `model` out."
+        )
     if settings.format not in FORMATS:
         raise UsageError(f"generate.{name}.format: {settings.format!r} is not known; choose {' or '.join(FORMATS)}.")
 
 
 def done_ids(table: Table) -> set[str]:
+    """Candidates that need not be made (again): those with an image, and those that the safety checker blanked."""
     frame = table.frame(["id", "error"])
-    return set(frame.id[frame.error.isna()])
+    return set(frame.id[frame.error.isna() | frame.error.str.startswith(FLAGGED, na=False).astype(bool)])
 
 
 def run_generate(
@@ -103,6 +114,7 @@ def run_generate(
             "present": sum(job[3] in done for job in jobs),
             "made": 0,
             "failed": 0,
+            "flagged": 0,
         }
         if blocks:
             model = (
@@ -115,6 +127,8 @@ def run_generate(
             _generate_blocks(table, blocks, done, open_generator(model, settings), settings, counts)
             counts["seconds"] = round(time.monotonic() - start, 2)
             note_pace(table.folder, counts["made"], counts["seconds"])
+            if counts["flagged"]:
+                warn(f"generate {name}: the safety checker blanked {counts['flagged']} images; they are left out.")
     return counts
 
 
@@ -127,18 +141,25 @@ def _generate_blocks(
             size = settings.batch_size
             for block in blocks:
                 results, size = answer(call, block, size)
-                if not any(counts[k] for k in ("present", "made", "failed")) and all("error" in r for r in results):
+                if not any(counts[k] for k in KINDS) and all(outcome(r) == "failed" for r in results):
                     raise PrefkitError(
                         f"generate {table.folder.name}: every candidate of the first batch failed: "
                         f"{results[0]['error']}"
                     )
                 for job, result in zip(block, results):
                     if job[3] not in done:
-                        counts["failed" if "error" in result else "made"] += 1
+                        counts[outcome(result)] += 1
                         writer.put(pool.submit(to_candidate, job, result, settings))
                 progress.update(len(block))
         finally:
             writer.close()
+
+
+def outcome(result: dict[str, Any]) -> str:
+    """ "made", "flagged" by the safety checker, or "failed"."""
+    if "error" not in result:
+        return "made"
+    return "flagged" if result["error"].startswith(FLAGGED) else "failed"
 
 
 def answer(call: Any, block: Sequence[Job], size: int) -> tuple[list[dict[str, Any]], int]:

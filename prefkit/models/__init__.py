@@ -3,6 +3,8 @@
 load        load_pipeline(base, revision=None, adapters={}, device, dtype, scheduler, parts) -> DiffusionPipeline
             denoiser_name(pipe) -> "unet" | "transformer"
 revision    weights_revision(base, revision=None) -> str
+            base_revision(model) -> {"base": ..., "config": ... for a single file that has one}
+trained     trained_model(run, model, name) -> Model;  trained_on(train/NAME) -> dict | None;  caption_hash(caption)
 capture     capture(pipe, height=None, width=None, call={}) -> Wiring           once per model; JSON in and out
 conditions  capture_conditions(pipe, wiring, prompts, height, width, call) -> list[Tree]     one per prompt
             collate(wiring, trees) -> Tree;  signature(wiring, tree) -> str     equal signatures may share a batch

@@ -7,6 +7,7 @@ which is exact, with alpha = rank.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,13 +92,13 @@ def add_lora(
     return _train_only(net, name, [*start, name])
 
 
-def continue_lora(net: Any, start: str = "start0", name: str = POLICY) -> int:
+def continue_lora(net: Any, start: str = "start0", name: str = POLICY, dropout: float = 0.0) -> int:
     """Train a copy of a loaded adapter in its place; the loaded one stays frozen, as (part of) the reference.
 
-    Returns the number of trainable parameters.
+    dropout: of the copy, whatever the loaded one was trained with. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
-    net.add_adapter(net.peft_config[start], adapter_name=name)
+    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=name)
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
@@ -154,6 +155,7 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[
         state, config = lora_state(net, chosen[0]), net.peft_config[chosen[0]]
     else:
         state, config = _joined(net, chosen)
+    config = _with_dropout(config, 0.0)  # diffusers would switch it on again in whoever loads this
     settings = {f"{denoiser}.{key}": value for key, value in config.to_dict().items()}
     described = json.dumps(settings, default=_plain, sort_keys=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -164,6 +166,12 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[
         metadata={"format": "pt", "lora_adapter_metadata": described},
     )
     return path
+
+
+def _with_dropout(config: Any, dropout: float) -> Any:
+    changed = copy.copy(config)
+    changed.lora_dropout = dropout
+    return changed
 
 
 def _as_configured(net: Any, name: str) -> bool:

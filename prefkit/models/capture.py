@@ -137,7 +137,7 @@ def _clock_fits(clock: str, prediction: str, steps: int, time: float, seen: Any)
     own = torch.tensor(time / steps if prediction == "flow" else time, dtype=torch.float64)
     expected = maps.CLOCK[clock](own, steps).double()
     limit = maps.tolerance_of(seen.dtype if seen.is_floating_point() else torch.float32)
-    return bool(((seen.double().cpu() - expected).abs() <= limit * max(1e-3, abs(expected.item()))).all())
+    return bool(((seen.cpu().double() - expected).abs() <= limit * max(1e-3, abs(expected.item()))).all())
 
 
 def _latent_map(pipe: Any, record: Record) -> tuple[str, str]:

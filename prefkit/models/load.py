@@ -176,6 +176,9 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
             raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
     owner = pipe if hasattr(pipe, "set_adapters") else net
     owner.set_adapters(names, list(adapters.values()))
+    for component in pipe.components.values():  # new layers come in training mode, with their dropout on
+        if isinstance(component, torch.nn.Module):
+            component.eval()
 
 
 @contextmanager

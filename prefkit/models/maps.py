@@ -110,7 +110,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         return both and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape:
         return False
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()
     return bool(((a - b).abs() <= tolerance * (b.abs() + 0.1 * b.abs().max())).all())
 
 

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from prefkit.errors import UsageError
+
+#: kinds of device that have no float64; sums and schedules are float32 there
+WITHOUT_FLOAT64 = ("mps",)
+
+
+def exact_dtype(device: Any) -> Any:
+    """torch.float64 where the device has it, else torch.float32."""
+    import torch
+
+    return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64
 
 
 def check_device(wanted: str) -> None:

@@ -41,7 +41,7 @@ def declared(pipe: Any) -> str:
 
 def log_sigma_at(scheduler: Any, time: float) -> float:
     """log sqrt((1 - abar) / abar) at a possibly fractional index, linear in between as diffusers' sigma_to_t has it."""
-    abar = scheduler.alphas_cumprod.double()
+    abar = scheduler.alphas_cumprod.cpu().double()
     low = min(int(time), len(abar) - 1)
     high = min(low + 1, len(abar) - 1)
     ends = [0.5 * math.log(max(1 - abar[i].item(), 1e-12) / max(abar[i].item(), 1e-12)) for i in (low, high)]
@@ -99,11 +99,13 @@ def _told_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
     determinant = sx * np_ - nx * sp
     if not told or abs(determinant) < 1e-2:
         return False
-    x, p = x_t.double(), step.model_output.double()
+    x, p = x_t.cpu().double(), step.model_output.cpu().double()
     x0, noise = (np_ * x - nx * p) / determinant, (sx * p - sp * x) / determinant
     limit = _limit(x_t)
     return any(
-        (tensor.double() - ours).abs().max() <= limit * ours.abs().max() for tensor in told for ours in (x0, noise)
+        (tensor.cpu().double() - ours).abs().max() <= limit * ours.abs().max()
+        for tensor in told
+        for ours in (x0, noise)
     )
 
 
@@ -112,8 +114,8 @@ def _first_order(
 ) -> bool:
     """Whether the step went to a x0 + b noise on the schedule's own curve."""
     limit = _limit(x_t)
-    basis = torch.stack([x_t.double().flatten(), step.model_output.double().flatten()], dim=1).cpu()
-    after = step.after.double().flatten().cpu()
+    basis = torch.stack([tensor.cpu().double().flatten() for tensor in (x_t, step.model_output)], dim=1)
+    after = step.after.cpu().double().flatten()
     p, q = torch.linalg.lstsq(basis, after).solution.tolist()
     if (basis @ torch.tensor([p, q], dtype=torch.float64) - after).abs().max() > limit * after.abs().max():
         return False

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+from prefkit.config import Model
 from prefkit.errors import UsageError
 from prefkit.tiny import located
 from prefkit.types import digest
@@ -24,6 +25,12 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
             raise UsageError(f"{base} holds no model files.")
         return digest([(file.relative_to(path).as_posix(), _file_hash(file)) for file in files])
     return _commit(str(base), revision)
+
+
+def base_revision(model: Model) -> dict[str, str]:
+    """Which base: "base" and, for a single file that takes its configuration from elsewhere, "config"."""
+    config = {} if model.config is None else {"config": weights_revision(model.config)}
+    return {"base": weights_revision(model.base, model.revision), **config}
 
 
 def _file_hash(path: Path) -> str:

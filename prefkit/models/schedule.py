@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import UsageError
+from prefkit.models.place import exact_dtype
 
 TIME_SAMPLING = ("uniform", "logit_normal")
 
@@ -30,7 +31,7 @@ class Schedule:
         """The training schedule of a diffusers scheduler. Its inference timesteps play no part."""
         if prediction == "flow":
             return cls("flow")
-        return cls(prediction, scheduler.alphas_cumprod.detach().double().cpu())
+        return cls(prediction, scheduler.alphas_cumprod.detach().cpu().double())
 
     def draw_time(self, generator: torch.Generator, sampling: str | None = None) -> Tensor:
         """One time, []: int64 uniform on 0..T-1, or for flow float64 in (0, 1), logit-normal(0, 1) by default."""
@@ -48,9 +49,10 @@ class Schedule:
     def shares(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Share of x0 and share of noise in x_t, each [B, 1, ...] in like's dtype."""
         if self.alphas_cumprod is None:
-            signal, noise = 1 - time.double(), time.double()
+            exact = time.to(exact_dtype(time.device))
+            signal, noise = 1 - exact, exact
         else:
-            abar = self.alphas_cumprod.to(time.device)[time.long()]
+            abar = self.alphas_cumprod.to(exact_dtype(time.device)).to(time.device)[time.long()]
             signal, noise = abar.sqrt(), (1 - abar).sqrt()
         shape = (-1, *[1] * (like.ndim - 1))
         return signal.to(like).view(shape), noise.to(like).view(shape)

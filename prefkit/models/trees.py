@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from prefkit.models.place import exact_dtype
 
 Tree = Any
 
@@ -33,7 +36,14 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 
 
 def to_device(tree: Tree, device: Any) -> Tree:
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
+    """Every tensor on `device`; float64 becomes float32 where the device has none."""
+    exact = exact_dtype(device)
+
+    def moved(tensor: Tensor) -> Tensor:
+        fitting = tensor.to(exact) if tensor.dtype == torch.float64 else tensor
+        return fitting.to(device, non_blocking=True)
+
+    return map_tensors(moved, tree)
 
 
 def dumps(tree: Tree) -> bytes:

@@ -1,4 +1,4 @@
-"""Several scorers' numbers as one value per candidate: normalised in the open, weighted, summed."""
+"""Several scorers' numbers as one value per candidate: normalised in the open, then their weighted mean."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def combine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(value [N], scores [N, S] after sign and normalisation, columns in the order of `weights`).
 
-    A candidate that lacks any weighted score has value NaN.
+    value is the sum of weight * score over the sum of |weight|, so that gaps, ties and p do not depend on the size of
+    the weights. A candidate that lacks any weighted score has value NaN.
     """
     scores = np.stack([normalise(columns[a] * signs[a], groups, how) for a in weights], axis=1)
-    return scores @ np.array(list(weights.values()), dtype=np.float64), scores
+    shares = np.array(list(weights.values()), dtype=np.float64)
+    return scores @ (shares / np.abs(shares).sum()), scores

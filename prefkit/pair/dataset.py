@@ -168,5 +168,5 @@ normalisation `{config.normalise}`, missing scores `{config.missing}`.
 
 `jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser (no ties),
 `caption` is the prompt. Which side wins is decided by a hash. `candidate_0/1` name the images' candidates,
-`score_<side>_<name>` their raw scores, `score_gap` the difference of the combined score, `p` its logistic.
+`score_<side>_<name>` their raw scores, `score_gap` the difference of the combined score (the weighted mean of the normalised ones), `p` its logistic.
 """

@@ -44,6 +44,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             "weights": weights,
             "scorers": specs,
             "scores": _scores_hash(frame, list(weights)),
+            "code": registry.code_hash(config.use, "strategy"),
         }
         folder = store.pairs(name)
         if _whole(folder) and read_json(folder / "spec.json").get("spec") == spec:
@@ -156,7 +157,7 @@ def build_pairs(
     config: Pair,
     counts: dict[str, Any],
 ) -> pd.DataFrame:
-    """One row per pair: positions of winner and loser in `frame`, gap, rank gap, p, agreement."""
+    """One row per pair: winner and loser, gap, rank gap, p, and the share of the scores that agree with the verdict."""
     groups = pd.factorize(frame.request_id)[0]
     signs = {a: 1.0 if specs[a].get("higher_is_better", True) else -1.0 for a in weights}
     value, scores = combine(
@@ -165,6 +166,7 @@ def build_pairs(
     if hasattr(strategy, "fit"):
         strategy.fit(scores)
     tie = config.tie if config.tie is not None else (0.0 if config.normalise == "none" else DEFAULT_TIE)
+    wanted = np.sign(list(weights.values()))
     rows: list[dict[str, Any]] = []
     ties = 0
     for members in np.split(np.arange(len(frame)), np.flatnonzero(np.diff(groups)) + 1) if len(frame) else []:
@@ -181,7 +183,7 @@ def build_pairs(
                     "score_gap": gap,
                     "rank_gap": int(ranks[lose] - ranks[win]),
                     "p": float(1 / (1 + np.exp(-gap))),
-                    "agreement": float(np.mean(scores[w] > scores[loser])),
+                    "agreement": float(np.mean(wanted * (scores[w] - scores[loser]) > 0)),
                 }
             )
     pairs = pd.DataFrame(rows)
@@ -220,7 +222,8 @@ def _why_empty(frame: pd.DataFrame, counts: dict[str, Any], aliases: list[str]) 
 
 
 def _scores_hash(frame: pd.DataFrame, aliases: list[str]) -> str:
-    return digest([frame.id.tolist(), frame.caption.tolist(), *(frame[a].map(repr).tolist() for a in aliases)])
+    columns = [frame.id, frame.caption, frame.split, *(frame[a].map(repr) for a in aliases)]
+    return digest([column.tolist() for column in columns])
 
 
 def _whole(folder: Path) -> bool:

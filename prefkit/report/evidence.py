@@ -19,6 +19,13 @@ DISTANCES = {
     "moved": "Moved at equal seed",
     "seed_distance": "Seeds of base apart",
 }
+#: by used_for_pairs: what stands behind a judge's name, and its tag; None = nobody knows
+BEHIND = {True: "", False: " (held-out judge)", None: " (unknown whether it was used for pairs)"}
+TAGS = {
+    True: '<span class="tag">used for pairs</span>',
+    False: '<span class="tag held">held out</span>',
+    None: '<span class="tag">used for pairs: unknown</span>',
+}
 #: images of at most this many sets are shown; the tables hold all
 GRIDS = 2
 
@@ -45,7 +52,7 @@ def outcome(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _finding(alias: str, row: dict[str, Any]) -> str:
-    judge = "" if row.get("used_for_pairs") else " (held-out judge)"
+    judge = BEHIND[row.get("used_for_pairs")]
     rate = "" if row["win_rate"] is None else f", wins {row['win_rate']:.0%} of the time"
     return f"{_verdict(row['verdict'])} by {html.text(alias, 40)}{judge}{rate}"
 
@@ -74,7 +81,8 @@ def evaluation(store: Store, found: dict[str, dict[str, Any]]) -> str:
         "".join(parts),
         "Base and tuned draw the same requests at the same seeds. The win rate is per request the mean over seeds, ties "
         "half; its interval is a bootstrap over requests. A judge that was used for pairs was the training signal, so only "
-        "a held-out judge counts as evidence. Best of N: how many base samples one would have to draw and choose from.",
+        "a held-out judge counts as evidence; where the pairs came from elsewhere and do not say what chose them, nobody "
+        "knows which a judge is. Best of N: how many base samples one would have to draw and choose from.",
     )
 
 
@@ -86,20 +94,17 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
 
 def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
     known = row["win_rate"] is not None
-    tag = (
-        '<span class="tag">used for pairs</span>'
-        if row.get("used_for_pairs")
-        else '<span class="tag held">held out</span>'
-    )
     reach = f"{row['ci_low']:.2f} to {row['ci_high']:.2f}" if known else "–"
     drawn = plot.interval(row["ci_low"], row["win_rate"], row["ci_high"]) if known else ""
     left_out = row.get("requests_left_out")
     missed = f'<br><span class="warn">{left_out:,} without</span>' if left_out else ""
     detectable = row["minimum_detectable"]
+    resting = row.get("best_of_requests", row["n_requests"])
+    partly = f'<br><span class="warn">of {resting:,} requests</span>' if resting < row["n_requests"] else ""
     return [
         f'<span class="name">{html.text(model, 40)}</span>',
         html.text(alias, 40),
-        tag,
+        TAGS[row.get("used_for_pairs")],
         _verdict(row["verdict"]),
         html.number(row["base"]),
         html.number(row["tuned"]),
@@ -109,7 +114,7 @@ def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
         f"{row['tie_share']:.0%}" if known else "–",
         html.number(row["n_requests"]) + missed,
         "–" if detectable is None else f"±{detectable:.2f}",
-        html.number(row["best_of_n"]),
+        html.number(row["best_of_n"]) + partly,
     ]
 
 
@@ -132,9 +137,12 @@ def _caveats(result: dict[str, Any]) -> str:
         parts.append(f'<div class="missing"><b>Controls that are missing</b><ul>{items}</ul></div>')
     for name, count in result.get("settings", {}).get("in_training", {}).items():
         if count:
-            parts.append(
-                f'<p class="warn">Prompts of {html.text(name, 60)} that are training prompts of this run: {count:,}.</p>'
-            )
+            parts.append(f'<p class="warn">Prompts of {html.text(name, 60)} that are training prompts: {count:,}.</p>')
+    if silent := result.get("settings", {}).get("training_unknown"):
+        trained = html.text(", ".join(silent), 200)
+        parts.append(
+            f'<p class="warn">No record of what {trained} was trained on: further prompts may be training ones.</p>'
+        )
     for alias, reason in result.get("left_out", {}).items():
         parts.append(f"<p>{html.text(alias, 40)} is left out: {html.text(reason)}.</p>")
     found = result.get("correlations", {})

@@ -79,7 +79,9 @@ def regressions(
 
 def _judge(scorers: dict[str, Any]) -> str | None:
     """The first held-out judge, else the first scorer."""
-    return next((alias for alias, row in scorers.items() if not row.get("used_for_pairs")), next(iter(scorers), None))
+    return next(
+        (alias for alias, row in scorers.items() if row.get("used_for_pairs") is False), next(iter(scorers), None)
+    )
 
 
 def _index(store: Store, generator: str | None) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
 from prefkit import tiny
+from prefkit.errors import UsageError
 from prefkit.types import Candidate
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class Encoder:
         self.processor = processor or model
         self.resize = resize
         self.network: Any = None
+        if library == "open_clip" and ":" not in self.name and not pretrained:
+            raise UsageError(
+                f"`pretrained` is empty, and {model!r} alone is an architecture: its weights would be random, and so "
+                "would the scores. Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
+                "or `model` to local-dir:FOLDER, hf-hub:owner/name or tiny."
+            )
 
     def weights(self) -> str:
         """What a spec says of the weights."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prefkit.tiny.captions import Asked, asked, held_out, phrase
+from prefkit.tiny.captions import Asked, held_out, phrase
 from prefkit.tiny.domain import ITEMS
 from prefkit.tiny.requests import HELD_OUT_CELLS, requests
 
@@ -18,8 +18,8 @@ TRAIN, TEST = 72, 36  # requests of a kind
 
 
 def rows(kind: str = "") -> Iterator[dict[str, Any]]:
-    """prompt, split, and as extra: user, category (the garment's part of an outfit). Raises UsageError for a kind that
-    there is not."""
+    """prompt, split, and as extra the user. No category: her whole history speaks, since the few items of one part of
+    an outfit would speak of their backgrounds too. Raises UsageError for a kind that there is not."""
     for request in requests(kind or "open", TRAIN, TEST):
         yield _row(request.prompt, request.split)
     for item in () if kind else ITEMS:
@@ -27,4 +27,4 @@ def rows(kind: str = "") -> Iterator[dict[str, Any]]:
 
 
 def _row(prompt: str, split: str) -> dict[str, Any]:
-    return {"prompt": prompt, "split": split, "user": USER, "category": ITEMS[asked(prompt).item]}
+    return {"prompt": prompt, "split": split, "user": USER}

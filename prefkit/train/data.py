@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -132,15 +132,13 @@ def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
 
 
 # -- caches -------------------------------------------------------------------------------------------------------
-def first_size(
-    source: PairSource, store: Store, pairs: Sequence[PairRow], generators: Sequence[str]
-) -> tuple[int, int]:
+def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tuple[int, int]:
     """(height, width) of the first image."""
     for row, image, _ in source.images():
         if image is not None:
             return _size(image, source, row)
         break
-    found = store.iter_candidates(generators, {pairs[0].win.candidate or ""})
+    found = store.iter_candidates(ids={pairs[0].win.candidate or ""})
     return next((_size(c.image, source, 0) for c in found if c.image is not None), (512, 512))
 
 
@@ -149,7 +147,8 @@ def fill_latents(
 ) -> None:
     """Cache latents that are missing: from the candidates of `generators` where they hold them, else from the images.
 
-    share: (rank, processes); every process takes the images whose key falls to it. Raises UsageError naming the row.
+    Images are those of the source or, where it has none, of any candidates. share: (rank, processes); every process
+    takes the images whose key falls to it. Raises UsageError naming the row.
     """
     rank, processes = share
     rows: dict[str, tuple[int, Side]] = {}
@@ -157,13 +156,10 @@ def fill_latents(
         for side in (pair.win, pair.lose):
             if side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
                 rows.setdefault(side.key, (pair.row, side))
-    by_candidate = {side.candidate: key for key, (_, side) in rows.items() if side.candidate}
     writer = _Writer(data.latents, family, source)
-    if by_candidate:
-        for candidate in store.iter_candidates(generators, set(by_candidate)):
-            key = by_candidate[candidate.id]
-            if key in rows and candidate.error is None:
-                writer.add(key, rows.pop(key)[0], candidate)
+    if generators:
+        for key, candidate in _candidates_of(rows, store, generators):
+            writer.add(key, rows.pop(key)[0], candidate)
     if rows:
         places = {(row, side.column): key for key, (row, side) in rows.items()}
         for number, *images in source.images():
@@ -172,12 +168,27 @@ def fill_latents(
                     key = places[number, column]
                     _, side = rows.pop(key)
                     writer.add(key, number, Candidate(side.candidate or key, "", 0, 0, image=image))
+    if rows:
+        for key, candidate in _candidates_of(rows, store, ()):
+            writer.add(key, rows.pop(key)[0], replace(candidate, payload=None))
     writer.flush()
     if rows:
         row, side = next(iter(rows.values()))
         raise UsageError(
             f"pairs {source.name}, row {row}: neither the row nor the run's candidates hold the image {side.candidate or side.key}."
         )
+
+
+def _candidates_of(
+    rows: dict[str, tuple[int, Side]], store: Store, generators: Sequence[str]
+) -> Iterator[tuple[str, Candidate]]:
+    """(key, candidate) of rows that name a candidate of these generators (none given: of any)."""
+    wanted = {side.candidate: key for key, (_, side) in rows.items() if side.candidate}
+    if wanted:
+        for candidate in store.iter_candidates(generators, set(wanted)):
+            key = wanted[candidate.id]
+            if key in rows and candidate.error is None:
+                yield key, candidate
 
 
 def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None:

@@ -32,6 +32,7 @@ from prefkit.types import digest
 
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "cosine", "linear")
+SKIPPED = 50  # steps in a row that fp16 may leave out: its scale halves at each, so this many are no overflow
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Loop:
         scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
         self.watch = WinnerWatch()
-        self.step = 0
+        self.step = self.skipped = self.skipped_in_a_row = 0
 
     @property
     def global_batch(self) -> int:
@@ -117,7 +118,10 @@ class Loop:
         return dict(zip(names, means.tolist(), strict=True))
 
     def update(self, shown: dict[str, float]) -> dict[str, float]:
-        """Clip, step, and what to log about it. Raises TrainingError where loss or gradients are not finite."""
+        """Clip, step, and what to log about it. Raises TrainingError where loss or gradients are not finite.
+
+        With fp16, a step whose gradients overflowed is left out and counted.
+        """
         if not math.isfinite(shown["loss"]):
             raise self._not_finite("the loss")
         rate = self.config.learning_rate * rate_factor(self.config, self.step)
@@ -125,12 +129,16 @@ class Loop:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
+        left_out = not math.isfinite(norm)
+        self.skipped += left_out
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if left_out else 0
+        if left_out and (not self.scaler.is_enabled() or self.skipped_in_a_row == SKIPPED):
             raise self._not_finite("the gradient")
-        self.scaler.step(self.optimizer)  # with fp16, a step whose gradients overflowed is left out
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return shown | {"grad_norm": norm, "lr": rate}
+        counted = {"skipped": self.skipped} if self.scaler.is_enabled() else {}
+        return shown | {"grad_norm": norm, "lr": rate, **counted}
 
     def _not_finite(self, what: str) -> TrainingError:
         kept = checkpoint.last_step(self.folder / "checkpoints")
@@ -160,7 +168,7 @@ class Loop:
     def save(self) -> None:
         if self.processes.main:
             optimizer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-            state = {"watch": self.watch.state()}
+            state = {"watch": self.watch.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
             checkpoint.save(self.folder / "checkpoints", self.step, self.policy.state(), optimizer, state)
         self.processes.wait()
 
@@ -174,6 +182,7 @@ class Loop:
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.scaler.load_state_dict(optimizer["scaler"])
         self.watch.load(state["watch"])
+        self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))
         self.step = state["step"]
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -208,10 +217,11 @@ class Loop:
                     expected = (time.monotonic() - started) / 3 * (end - first)
                     output.note(f"{label}: about {output.duration(expected)} for {end - first} steps.")
                 stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
-                if stop or self.step == end or self.step % self.config.checkpoint_every == 0:
-                    self.save()
+                # measured before it is saved: whatever is lost in between is done again
                 if self.step == self.config.steps or self.step % self.config.validate_every == 0:
                     self._validate(log)
+                if stop or self.step == end or self.step % self.config.checkpoint_every == 0:
+                    self.save()
                 if stop:
                     raise KeyboardInterrupt
         return shown

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.output import warn
 from prefkit.types import digest
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 REQUIRED = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 FURTHER = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_uid", "score_gap", "p")
 IMAGES = ("jpg_0", "jpg_1")
+SCORE = "score_0_"
+HELD_OUT = ("test", "val", "eval")
 READ_ROWS = 32
 
 
@@ -91,6 +94,10 @@ class PairSource:
             return pq.read_schema(self.files[0]).names
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(self.files[0], error) from error
+
+    def scorers(self) -> list[str] | None:
+        """Aliases of the scores that the pairs were chosen by, from the columns score_0_<alias>; None without any."""
+        return [name.removeprefix(SCORE) for name in self.columns() if name.startswith(SCORE)] or None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows in order, as dicts of the given columns."""
@@ -203,8 +210,18 @@ def _encoded(value: Any) -> bytes | None:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    for pattern in ("train/*.parquet", "data/train-*.parquet", "train-*.parquet", "*.parquet"):
+    """The files of the training split, by where datasets and prefkit put them. Raises UsageError."""
+    for pattern in ("train/*.parquet", "data/train*.parquet", "train*.parquet", "*.parquet"):
         files = sorted(folder.glob(pattern))
+        held_out = [path.name for path in files if path.name.casefold().startswith(HELD_OUT)]
+        if held_out and len(held_out) == len(files):
+            raise UsageError(
+                f"pairs {folder}: by their names all its Parquet files are held out ({', '.join(held_out[:3])}). Rename "
+                "those to train on to train*.parquet."
+            )
+        if held_out and "train" not in pattern:
+            warn(f"pairs {folder}: {', '.join(held_out[:3])} left out, as held out by name.")
+            files = [path for path in files if path.name not in held_out]
         if files:
             return files
     raise UsageError(f"pairs {folder}: there are no Parquet files in it (looked for train/*.parquet and *.parquet).")

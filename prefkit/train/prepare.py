@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
 from prefkit import registry
-from prefkit.config import Recipe, Train
+from prefkit.config import Recipe, Train, content
 from prefkit.errors import UsageError
-from prefkit.models.revision import weights_revision
+from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
 from prefkit.train import data as caches
@@ -30,18 +30,17 @@ class Plan:
         self.store, self.recipe, self.config = store, recipe, config
         model = recipe.model
         weights = {path: weights_revision(path) for path in model.adapters}
-        self.revision = {
-            "base": weights_revision(model.base, model.revision),
+        base = base_revision(model)
+        self.revision: dict[str, Any] = {
+            **base,
             "adapters": [[weights[path], weight] for path, weight in model.adapters.items()],
         }
-        self.generators = [
-            name
-            for name, settings in recipe.generate.items()
-            if settings.use == "diffusers" and name in store.names("candidates")
-        ]
+        self.generators = [name for name in store.names("candidates") if _made_by(store, name, base)]
         self.call = call_of(recipe, config)
         self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
-        self.cache = folder / "cache" / digest(self.revision, config.family, self.call, self.frozen_dtype)
+        code = registry.code_hash(config.family, "family")
+        family = [config.family] if code is None else [config.family, code]
+        self.cache = folder / "cache" / digest(self.revision, *family, self.call, self.frozen_dtype)
 
     def load(self, device: Any, size: tuple[int, int], parts: set[str] | None, wiring: Wiring | None) -> Any:
         """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at."""
@@ -66,6 +65,12 @@ class Plan:
     def wiring(self) -> Wiring | None:
         path = self.cache / "wiring.json"
         return Wiring.from_json(path.read_text()) if path.exists() else None
+
+
+def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
+    """Whether this base's own VAE made the latents that this generator's candidates hold: else images are encoded."""
+    spec = store.candidates(generator).spec() or {}
+    return {"base": spec.get("model"), **({"config": spec["config"]} if spec.get("config") else {})} == base
 
 
 def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Pro
     ready = plan.wiring() is not None and data.complete()
     processes.wait()
     if not ready:
-        size = caches.first_size(source, store, pairs, plan.generators)
+        size = caches.first_size(source, store, pairs)
         share = (processes.rank, processes.count)
         family: Any = None
         if processes.main:
@@ -124,11 +129,21 @@ def _agree(processes: Processes, cache: Cache) -> None:
     cache.refresh()
 
 
-def fingerprint(config: Mapping[str, Any], plan: Plan, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
-    """What the result means. How a global batch is split is not part of it; nor, at constant rate, when it ends."""
-    train = {key: value for key, value in config.items() if key not in ("batch_size", "accumulation")}
-    if plan.config.schedule == "constant":
+def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
+    """What the result means. At constant rate, when it ends is not part of it.
+
+    Nor is how a global batch is split, but for dropout, whose masks are drawn per micro-batch and process.
+    """
+    train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
+    if config.schedule == "constant":
         train.pop("steps", None)
-    batch = plan.config.batch_size * plan.config.accumulation * processes.count
+    split = [config.batch_size, config.accumulation, processes.count]
     read = digest([(pair.id, pair.win.key, pair.lose.key) for pair in pairs])
-    return {"train": train, "global_batch": batch, "model": plan.revision, "call": plan.call, "pairs": read}
+    found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
+    if config.lora is not None and config.lora.dropout:
+        found["split"] = split
+    plugins = {"objective": config.objective.use, "family": config.family}
+    code = {kind: registry.code_hash(use, kind) for kind, use in plugins.items()}
+    if any(code.values()):
+        found["code"] = {kind: value for kind, value in code.items() if value is not None}
+    return found

@@ -87,14 +87,37 @@ def _adapter(net: Any, config: Train) -> Policy:
                 f"train.lora.resume continues the model's only adapter, but it has {len(start)}. Give the model exactly "
                 "one adapter, or set resume: false to stack a new one on all of them."
             )
-        adapters.continue_lora(net, start[0])
+        _check_continued(net, start[0], lora)
+        adapters.continue_lora(net, start[0], dropout=lora.dropout)
     else:
         alpha = lora.rank if lora.alpha is None else lora.alpha
         adapters.add_lora(net, lora.rank, alpha, lora.targets or None, lora.dropout, seed=config.seed)
     if lora.dropout:
         for _, layer in adapters.lora_layers(net):
-            layer.lora_dropout.train()
+            if adapters.POLICY in layer.lora_dropout:  # the reference's own adapters stay as they are
+                layer.lora_dropout[adapters.POLICY].train()
     return Policy(net, lora, start)
+
+
+def _check_continued(net: Any, start: str, lora: Lora) -> None:
+    """A continued adapter keeps its shape. Raises UsageError where the configuration asks for another."""
+    own = net.peft_config[start]
+    ends = tuple(lora.targets)
+    paths = [f".{path}" for path, layer in adapters.lora_layers(net) if start in layer.lora_A]
+    differing = []
+    if lora.rank != own.r:
+        differing.append(f"rank is {own.r}, not {lora.rank}")
+    if lora.alpha is not None and lora.alpha != own.lora_alpha:
+        differing.append(f"alpha is {own.lora_alpha:g}, not {lora.alpha:g}")
+    missed = [path for path in paths if not path.endswith(tuple(f".{end}" for end in ends))]
+    idle = [end for end in ends if not any(path.endswith(f".{end}") for path in paths)]
+    if ends and (missed or idle):
+        differing.append(f"targets are not {', '.join(ends)} (first to differ: {[*idle, *missed][0].lstrip('.')})")
+    if differing:
+        raise UsageError(
+            f"train.lora.resume continues the adapter as it is, and its {'; its '.join(differing)}. Give lora.rank "
+            f"{own.r} and leave alpha and targets out, or set resume: false to stack a new adapter."
+        )
 
 
 def _full(net: Any, frozen: bool) -> Policy:

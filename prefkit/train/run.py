@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import output, registry
-from prefkit.config import Choice, Recipe, Train, content
+from prefkit.config import Choice, Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
+from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
 from prefkit.train import table, validation
 from prefkit.train.checkpoint import last_step
@@ -109,11 +110,14 @@ def _run_jobs(
     plan = Plan(store, recipe, jobs[0].config, store.train(jobs[0].name))
     open_jobs = []
     for job in jobs:
-        own = fingerprint(content(job.config), plan, pairs, processes) | ({"flipped": True} if job.flip else {})
+        own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
         if processes.main:
             folder = store.train(job.name)
             untrained = not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
             check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
+            if untrained or trained_on(folder) is None:
+                captions = {pair.prompt for pair in validation.split(pairs, job.config.validation)[0]}
+                write_trained_on(folder, captions, source.scorers(), recipe.model, plan.revision["base"])
         if not _finished(store.train(job.name), job.config):
             open_jobs.append(job)
     processes.wait()

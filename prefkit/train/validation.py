@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefkit.train.data import Batch, PairData
 from prefkit.train.pairs import PairRow
-from prefkit.types import digest
+from prefkit.types import caption_key, digest
 
 BINS = 5
 VISIT = -1  # visits of training are 0, 1, ...; those of the bins are -1, -2, ...
@@ -26,7 +26,7 @@ def split(pairs: Sequence[PairRow], count: int) -> tuple[list[PairRow], list[Pai
     """
     by_prompt: dict[str, list[PairRow]] = {}
     for pair in pairs:
-        by_prompt.setdefault(" ".join(pair.prompt.split()).lower(), []).append(pair)
+        by_prompt.setdefault(caption_key(pair.prompt), []).append(pair)
     most = min(count, int(LARGEST_SHARE * len(pairs)))
     aside: set[str] = set()
     taken = 0
@@ -80,7 +80,7 @@ class Validation:
             for start in range(0, len(own), self.batch_size):
                 chosen = [(self.pairs[i], VISIT - part) for i in own[start : start + self.batch_size]]
                 for batch in self.data.batches(self.family, chosen, losers=True, time=time):
-                    measured = measure(batch).double().cpu().view(2, -1).T
+                    measured = measure(batch).cpu().double().view(2, -1).T
                     for pair, both in zip(batch.members, measured, strict=True):
                         found[place[pair.row], part] = both
         return found

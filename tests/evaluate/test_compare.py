@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prefkit.errors import StoreError
 from prefkit.evaluate.compare import compare, correlations
 
 
@@ -75,6 +76,29 @@ def test_further_base_images_count_for_best_of_only():
     assert few["win_rate"] == many["win_rate"] and few["base"] == many["base"]
     assert few["best_of_n"] == ">= 4"
     assert 4 < many["best_of_n"] < 16
+
+
+def test_best_of_rests_on_the_commonest_number_of_images_and_says_on_how_many_requests():
+    base = np.random.default_rng(6).normal(size=(30, 4))
+    tuned = grid(base + 0.5)
+    whole = compare(grid(base), tuned)
+    assert whole["best_of_requests"] == 30
+    more = frame([("r0", j, -3.0) for j in range(4, 16)])  # left by a larger evaluation, of one request only
+    row = compare(pd.concat([grid(base), more]), tuned)
+    assert row["best_of_requests"] == 30 and 1 < row["best_of_n"] < 4
+    holes = base.copy()
+    holes[1:, 3] = np.nan  # 29 requests lack one score: best of at most 3, of all 30
+    row = compare(grid(holes), tuned)
+    assert row["best_of_requests"] == 30 and 1 < row["best_of_n"] < 3
+    holes = base.copy()
+    holes[:10, 3] = np.nan
+    assert compare(grid(holes), tuned)["best_of_requests"] == 20
+
+
+def test_two_images_of_one_request_and_index_are_refused():
+    rows = grid(np.ones((3, 2)))
+    with pytest.raises(StoreError, match="two images with one index"):
+        compare(pd.concat([rows, rows]), rows)
 
 
 def test_base_against_itself_is_best_of_one_however_many_were_drawn():

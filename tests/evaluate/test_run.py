@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from prefkit.config import Eval, Generate, Model, Pair, Recipe, Score, Set, Train
 from prefkit.errors import FingerprintError, UsageError
-from prefkit.evaluate.run import flat_rows, run_eval
-from prefkit.store import Store
+from prefkit.evaluate.run import assess_scorer, flat_rows, make, run_eval
+from prefkit.models.revision import base_revision
+from prefkit.models.trained import write_trained_on
+from prefkit.store import Store, write_json
 from prefkit.testing import tiny_pipeline
 from prefkit.types import Request
 
@@ -45,6 +48,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Recipe]:
     )
     for name in ("same", "other", "other-sft"):
         final = store.train(name) / "final"
+        revision = base_revision(Model(base=str(base)))
+        write_json(store.train(name) / "spec.json", {"model": revision})
+        if name != "other-sft":
+            write_trained_on(store.train(name), ["A  horse"], ["light"], Model(), revision["base"])
         if name == "same":
             shutil.copytree(base, final)
         else:
@@ -137,7 +144,8 @@ def test_controls_and_training_prompts_are_said(result):
     )
     missing = [line.split(":")[0] for line in result["controls"]["missing"]]
     assert missing[:3] == ["same-sft", "same-flipped", "other-flipped"]
-    assert result["settings"]["in_training"] == {"own": 0, "file": 1}
+    assert result["settings"]["in_training"] == {"own": 0, "file": 2}
+    assert result["settings"]["training_unknown"] == ["other-sft"]
 
 
 def test_few_requests_show_no_difference(result):
@@ -182,6 +190,26 @@ def test_what_is_refused(run):
     slower = replace(recipe, generate={"own": replace(recipe.generate["own"], steps=9)})
     with pytest.raises(FingerprintError, match="steps"):
         run_eval(store, slower, "held")
+
+
+def test_a_changed_prompt_under_its_id_is_refused_before_anything_is_made(run, tmp_path):
+    recipe = run[1]
+    folder = Store.create(tmp_path / "base")
+    folder.write_requests([Request("r0", "a cat", "test")])
+    with pytest.raises(UsageError, match="another prompt now"):
+        make(folder, recipe, recipe.model, ("own", recipe.generate["own"]), [Request("r0", "a dog", "test")], ["light"])
+    assert not folder.names("candidates")
+
+
+def test_images_beyond_what_this_evaluation_asks_for_do_not_count():
+    def table(size):
+        rows = [(f"r{i}", j, float(i + j)) for i in range(8) for j in range(size)]
+        return pd.DataFrame(rows, columns=["request_id", "index", "value"])
+
+    distances = {"moved": 0.2, "seed_distance": 0.3}
+    cfg = Eval(seeds=2, best_of=3, bootstrap=50)
+    rows = [assess_scorer(lambda *_: None, cfg, ("m", "s"), [table(n), table(2)], {}, distances) for n in (3, 9)]
+    assert rows[0] == rows[1] and rows[0]["used_for_pairs"] is None
 
 
 def test_limit_chooses_by_hash_and_keeps_what_is_there(run, result, tmp_path: Path):

@@ -10,10 +10,12 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
+from prefkit import registry
 from prefkit.api import Run
+from prefkit.config import Generate, Model
 from prefkit.errors import FingerprintError, PrefkitError, UsageError
 from prefkit.generate import run as stage
-from prefkit.generate.generators import candidate_seed
+from prefkit.generate.generators import candidate_seed, generator_spec
 
 
 def pixels(candidate):
@@ -154,6 +156,10 @@ def test_all_failing_stops_with_the_reason(recipe, tmp_path):
     [
         ({"n": 0}, "n is 0"),
         ({"splits": ["dev"]}, "no request is in the splits"),
+        (
+            {"use": "gen.py:draw", "model": "dpo"},
+            "model: dpo is a trained diffusers model, and gen.py:draw would not load",
+        ),
         ({"use": "nothing"}, "no generator is called 'nothing'"),
         ({"call": {"foo": 1}}, "takes no argument foo"),
         ({"dtype": "float13"}, "dtype 'float13'"),
@@ -165,3 +171,66 @@ def test_settings_that_cannot_be_are_refused(recipe, change, message):
     made = replace(run.recipe, generate={"own": replace(run.recipe.generate["own"], **change)})
     with pytest.raises(UsageError, match=message):
         Run(recipe=made).generate()
+
+
+def test_what_the_safety_checker_blanks_is_an_error_row_and_not_made_again(recipe, monkeypatch, capsys):
+    """The pipeline's own call, with a checker that blanks the first image of each batch (of 4)."""
+    from diffusers import StableDiffusionPipeline
+
+    from prefkit.models import load
+
+    class Checked(StableDiffusionPipeline):
+        def run_safety_checker(self, image, device, dtype):
+            flags = [i == 0 for i in range(len(image))]
+            image[0] = -1
+            return image, flags
+
+    def loaded(*args, **kwargs):
+        pipe = real(*args, **kwargs)
+        pipe.__class__ = Checked
+        return pipe
+
+    real = load.load_pipeline
+    monkeypatch.setattr(load, "load_pipeline", loaded)
+    counts = Run(recipe=recipe).generate(limit=2)["own"]
+    assert (counts["made"], counts["flagged"], counts["failed"]) == (6, 2, 0)
+    assert "the safety checker blanked 2 images" in capsys.readouterr().err
+    run = Run(recipe=recipe)
+    flagged = [c for c in table(run).values() if c.error]
+    assert len(flagged) == 2 and all(c.error.startswith("safety checker") for c in flagged)
+    assert all(c.image is None and c.payload is None for c in flagged)
+    again = run.generate(limit=2)["own"]
+    assert (again["present"], again["made"], again["flagged"]) == (8, 0, 0)
+
+
+def test_a_first_batch_that_is_all_flagged_does_not_stop_the_stage(recipe, monkeypatch):
+    from prefkit.generate.generators import FLAGGED
+
+    run = Run(recipe=recipe)
+    monkeypatch.setattr(stage, "open_generator", lambda *_: lambda requests, seeds: [{"error": FLAGGED}] * len(seeds))
+    assert run.generate(limit=2)["own"]["flagged"] == 8
+
+
+def test_the_code_of_a_generator_is_in_its_spec_however_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    specs = []
+    for text in ("one = 1", "two = 2"):
+        (tmp_path / "my_generator.py").write_text(text)
+        specs.append([generator_spec(Model(), Generate(use=u)) for u in ("~/my_generator.py:G", "my_generator:G")])
+    assert all(a["code"] and b["code"] and a != b for a, b in zip(*specs))
+    assert registry.code_hash("~/my_generator.py:G") == specs[1][0]["code"] == specs[1][1]["code"]
+
+
+def test_the_configuration_of_a_single_file_and_a_second_copy_of_an_adapter_are_in_the_spec(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for name, text in (("one", "1"), ("two", "2"), ("copy", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    base, one, two, copy = (str(tmp_path / name) for name in ("model.safetensors", "one", "two", "copy"))
+
+    def spec(**settings):
+        return generator_spec(Model(base=base, **settings), Generate())
+
+    assert spec(config=one) != spec(config=two) == spec(config=copy) != spec()
+    assert spec(adapters={two: 0.5}) != spec(adapters={two: 0.5, copy: 0.5})

@@ -97,6 +97,31 @@ def test_exports_load_in_a_fresh_process_with_diffusers_alone(load, tiny, tmp_pa
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5, msg=kind)
 
 
+def test_an_adapter_trained_with_dropout_gives_one_answer(load, tiny, tmp_path):
+    from diffusers import DiffusionPipeline
+    from safetensors import safe_open
+
+    model = Model(load, "sd")
+    adapters.add_lora(model.net, rank=4, alpha=4, dropout=0.5)
+    shake(model.net, "policy")
+    assert not torch.equal(model(), model())  # in training
+    path = adapters.export_adapter(model.net, "unet", tmp_path)
+    model.net.eval()
+    tuned = model()
+    model.pipe = DiffusionPipeline.from_pretrained(tiny["sd"])
+    model.pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
+    model.net = model.pipe.unet
+    assert torch.equal(model(), model())
+    torch.testing.assert_close(model(), tuned, rtol=1e-4, atol=1e-5)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["lora_adapter_metadata"]) | {"unet.lora_dropout": 0.5}
+    save_file(load_file(path), path, metadata | {"lora_adapter_metadata": json.dumps(settings)})
+    model.net = load("sd", adapters={str(tmp_path): 1.0}).unet  # as another program may write it
+    assert torch.equal(model(), model())
+    torch.testing.assert_close(model(), tuned, rtol=1e-4, atol=1e-5)
+
+
 def test_a_new_adapter_is_stacked_on_weighted_start_adapters_and_exported_with_them(load, adapter_folder, tmp_path):
     model = Model(load, "sd", adapters={adapter_folder: 0.7})
     start = model()

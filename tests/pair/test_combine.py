@@ -45,8 +45,16 @@ def test_equal_scores_give_zero_not_nan(how):
 def test_direction_weights_and_missing():
     columns = {"a": np.array([1.0, 2, 3, 4]), "b": np.array([4.0, np.nan, 2, 1])}
     value, scores = combine(columns, {"a": -1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, np.zeros(4, int), "none")
-    np.testing.assert_allclose(value, [1.0, np.nan, -2.0, -3.5])
+    np.testing.assert_allclose(value, np.array([1.0, np.nan, -2.0, -3.5]) / 1.5)
     assert scores.shape == (4, 2)
+
+
+def test_only_the_proportions_of_the_weights_matter():
+    rng = np.random.default_rng(2)
+    columns, signs, groups = {"a": rng.normal(size=8), "b": rng.normal(size=8)}, {"a": 1.0, "b": 1.0}, np.arange(8) // 4
+    values = [combine(columns, signs, {"a": s, "b": -3 * s}, groups, "centred")[0] for s in (1.0, 0.03, 40.0)]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-12)
+    np.testing.assert_allclose(values[2], values[0], rtol=1e-12)
 
 
 def test_unknown_normalisation():

@@ -10,7 +10,7 @@ import pytest
 from report_synthetic import candidates, full_run, requests, score_rows, store_rows, write_metrics, write_pairs
 
 from prefkit.errors import StoreError
-from prefkit.report import status, write_report
+from prefkit.report import evidence, status, write_report
 from prefkit.report.grids import by_hash
 from prefkit.report.pictures import thumbnail
 from prefkit.store import Store
@@ -98,9 +98,21 @@ def test_verdicts_intervals_and_missing_controls(page):
     assert "better by align" in text and "no difference shown by taste (held-out judge)" in text
     assert "win rate 0.68, 95 % interval 0.59 to 0.77" in text
     assert "Controls that are missing" in text and "dpo-sft: SFT on the winners" in text
-    assert "Prompts of held_out that are training prompts of this run: 2." in text
+    assert "Prompts of held_out that are training prompts: 2." in text
     assert "used for pairs" in text and "held out" in text
     assert text.count("fell by") >= 1
+
+
+def test_a_judge_of_which_nobody_knows_is_neither_held_out_nor_used(tmp_path):
+    row = dict.fromkeys(
+        ["win_rate", "ci_low", "ci_high", "base", "tuned", "minimum_detectable", "tie_share", "best_of_n"], 0.6
+    )
+    row |= {"n_requests": 9, "best_of_requests": 7, "verdict": "better", "used_for_pairs": None}
+    found = {"e": {"sets": {"s": {"dpo": {"align": row}}}, "settings": {"training_unknown": ["dpo"]}}}
+    top, section = evidence.outcome(found), evidence.evaluation(Store(tmp_path), found)
+    assert "unknown whether it was used for pairs" in top and "held-out judge" not in top
+    assert "used for pairs: unknown</span>" in section and ">held out<" not in section
+    assert "of 7 requests" in section and "No record of what dpo was trained on" in section
 
 
 def test_all_failed_scorer_is_said_and_not_drawn(page):

@@ -175,6 +175,13 @@ def test_clip_says_what_it_cannot_load():
         make_scorer("clip", {"model": "ViT-B-32", "pretrained": "no_such_tag"}).load("cpu", "float32")
 
 
+@pytest.mark.parametrize("pretrained", [None, ""])
+def test_clip_without_weights_is_refused(pretrained):
+    with pytest.raises(UsageError, match="its weights would be random"):
+        make_scorer("clip", {"model": "ViT-B-32", "pretrained": pretrained})
+    assert make_scorer("clip", {"model": "tiny", "pretrained": pretrained})
+
+
 def test_two_aliases_of_one_scorer_stand_side_by_side(run):
     both = Recipe(run=str(run.store.folder), score={"s": Score("jpeg"), "l": Score("jpeg", {"direction": "expand"})})
     Run(recipe=both).score()

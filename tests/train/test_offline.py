@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkit.config import Choice, Lora
 from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
+from prefkit.models import place
 from prefkit.testing import TINY_KINDS
 from prefkit.train.offline import rate_factor
 from prefkit.train.pairs import PairSource, read_pairs
@@ -219,6 +221,55 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(run):
         run_train(store, recipe, "dpo")
     assert list((store.train("dpo") / "checkpoints").glob("step-*"))
     assert not (store.train("dpo") / "final").exists()
+
+
+def test_fp16_counts_the_steps_it_leaves_out_and_gives_up_when_none_is_left(run):
+    store, recipe = run(precision="fp16")
+    loop = loop_of(store, recipe)
+
+    def update(value):
+        loop.scaler.scale(torch.zeros(()))
+        for p in loop.policy.parameters():
+            p.grad = torch.full_like(p, value)
+        shown = loop.update({"loss": 0.5})
+        loop.step += 1
+        return shown
+
+    before = [p.detach().clone() for p in loop.policy.parameters()]
+    assert [update(math.inf)["skipped"] for _ in range(3)] == [1, 2, 3]
+    assert all(torch.equal(p, q) for p, q in zip(loop.policy.parameters(), before, strict=True))
+    assert update(1.0)["skipped"] == 3
+    loop.save()
+    loop = loop_of(store, recipe)
+    loop.resume()
+    assert update(math.inf)["skipped"] == 4
+    for _ in range(48):
+        update(math.inf)
+    with pytest.raises(TrainingError, match="the gradient of step 54 is not finite"):
+        update(math.inf)
+
+
+class NoFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            raise TypeError(f"{func} made a float64 tensor")
+        return found
+
+
+@pytest.mark.parametrize("kind", ["sd-v", "sd3"])
+def test_a_device_without_float64_trains_alike(run, kind, monkeypatch):
+    """MPS has none. The CPU stands in for it, and refuses float64 wherever the device's tensors are."""
+    store, recipe = run(kind)
+    loop = loop_of(store, recipe)
+    (batch,) = loop.micro_batches(0)[0]
+    expected = loop.residuals(loop.policy.net, batch)["image"]
+    monkeypatch.setattr(place, "WITHOUT_FLOAT64", ("cpu",))
+    with NoFloat64():
+        moved = batch.to("cpu")
+        found = loop.residuals(loop.policy.net, moved)["image"]
+        loop.losses(moved)[0].sum().backward()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

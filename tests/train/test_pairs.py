@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,8 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from prefkit.config import Generate, Recipe
+from prefkit.config import Generate, Model
 from prefkit.errors import UsageError
+from prefkit.generate.generators import generator_spec
 from prefkit.store import Store, candidate_row
 from prefkit.train.data import order
 from prefkit.train.pairs import PairSource, read_pairs
@@ -121,13 +124,53 @@ def test_latents_come_from_the_runs_candidates(run, pair_rows, png):
         row["jpg_0"] = row["jpg_1"] = None  # large runs keep the bytes with the candidates alone
     store, recipe = run(rows=rows)
     store.write_requests([Request("r", "a red cat")])
-    store.candidates("own").append([candidate_row(c) for c in candidates])
-    recipe = Recipe(run=recipe.run, model=recipe.model, generate={"own": Generate()}, train=recipe.train)
+    table = store.candidates("own")
+    table.append([candidate_row(c) for c in candidates])
+    table.claim(generator_spec(recipe.model, Generate()), "", empty=False)
     _, data = prepared(store, recipe)
     for i, pair in enumerate(sorted(data.pairs, key=lambda pair: pair.row)):
         for side in (pair.win, pair.lose):
             assert torch.equal(data.latents.get(side.key)["latents"], latents[2 * i + side.column])
         assert data.size(pair) == (64, 64)
+
+
+def test_latents_of_another_model_are_never_trained_on(run, pair_rows, folders):
+    """The candidates that a pair names hold latents of another VAE: their images are encoded."""
+    rows = pair_rows(2)
+    images = [row[f"jpg_{side}"] for row in rows for side in (0, 1)]
+    payload = safetensors.torch.save({"latents": torch.full((4, 8, 8), 9.0)})
+    candidates = [Candidate(f"c{i}", "r", i, 0, image=image, payload=payload) for i, image in enumerate(images)]
+    for i, row in enumerate(rows):
+        row |= {"candidate_0": f"c{2 * i}", "candidate_1": f"c{2 * i + 1}"}
+        row |= {f"image_{side}_uid": f"{2 * i + side:064x}" for side in (0, 1)}
+    rows[1]["jpg_0"] = None  # then the candidate's own image is encoded
+    store, recipe = run(rows=rows)
+    store.write_requests([Request("r", "a red cat")])
+    table = store.candidates("own")
+    table.append([candidate_row(c) for c in candidates])
+    table.claim(generator_spec(Model(base=str(folders["sdxl"])), Generate()), "", empty=False)
+    recipe = replace(recipe, generate={"own": Generate()})
+    plan, data = prepared(store, recipe)
+    family = plan.load(torch.device("cpu"), (64, 64), None, plan.wiring())
+    expected = family.latents([Candidate("x", "", 0, 0, image=image) for image in images])
+    for i, pair in enumerate(data.pairs):
+        for side in (pair.win, pair.lose):
+            found = data.latents.get(side.key)["latents"]
+            torch.testing.assert_close(found, expected[2 * i + side.column], rtol=1e-4, atol=1e-5)
+
+
+def test_files_held_out_by_name_are_not_trained_on(tmp_path, pair_rows, capsys):
+    rows = pair_rows(6)
+    for i, name in enumerate(("train", "test", "validation-0", "Eval", "more")):
+        pq.write_table(pa.Table.from_pylist(rows[i : i + 1]), tmp_path / f"{name}.parquet")
+    captions = [row["caption"] for row in rows]
+    assert [pair.prompt for pair in read(tmp_path)] == captions[:1]
+    (tmp_path / "train.parquet").unlink()
+    assert [pair.prompt for pair in read(tmp_path)] == captions[4:5]
+    assert "Eval.parquet, test.parquet, validation-0.parquet left out" in capsys.readouterr().err
+    (tmp_path / "more.parquet").unlink()
+    with pytest.raises(UsageError, match="held out"):
+        read(tmp_path)
 
 
 def test_without_candidates_the_image_is_encoded_and_the_cache_is_kept(run, monkeypatch, pair_rows):

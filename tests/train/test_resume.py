@@ -97,6 +97,24 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(run, entry):
     assert steps(store) == steps(whole)
 
 
+def test_a_kill_beside_a_measurement_loses_none(run, monkeypatch):
+    from prefkit.train.offline import Loop
+
+    def dies(loop, log):
+        if loop.step == 2:
+            raise SystemExit("killed here")
+        measure(loop, log)
+
+    store, recipe = run(steps=4, validation=1, validate_every=2, checkpoint_every=2)
+    measure = Loop._validate
+    monkeypatch.setattr(Loop, "_validate", dies)
+    with pytest.raises(SystemExit):
+        run_train(store, recipe, "dpo")
+    monkeypatch.setattr(Loop, "_validate", measure)
+    run_train(store, recipe, "dpo")
+    assert [line["step"] for line in steps(store) if "validation" in line] == [0, 2, 4]
+
+
 def test_full_weights_resume_exactly(run):
     settings = {"steps": 5, "validation": 1, "lora": None, "schedule": "cosine", "warmup": 2}
     store, recipe = run(where="halted", **settings)
@@ -206,14 +224,14 @@ def test_the_result_gives_the_same_error_with_diffusers_alone(run, tmp_path, lor
     assert (inside - before).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("settings", [{"resume": False}, {"resume": True}])
+@pytest.mark.parametrize("settings", [{"rank": 3}, {"rank": 2, "resume": True}])
 def test_a_second_training_starts_where_the_first_ended(run, settings):
     store, recipe = run("sd3", lora=Lora(rank=2, alpha=5.0), learning_rate=1e-2)
     run_train(store, recipe, "dpo")
     model = trained_model(store.folder, recipe.model, "dpo")
     block = {"adapters": model.adapters}
     again, second, loop = trained_loop(
-        lambda *a, **k: run(*a, model=block, where="again", **k), "sd3", lora=Lora(rank=3, **settings)
+        lambda *a, **k: run(*a, model=block, where="again", **k), "sd3", lora=Lora(**settings)
     )
     first = next(line for line in steps(again) if "loss" in line)
     assert first["loss"] == pytest.approx(0.6931472, abs=1e-6) and first["margin"] == 0

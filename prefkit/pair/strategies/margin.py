@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MarginOptions:
-    #: smallest gap, in units of the combined score after normalisation
+    #: smallest gap, in units of the combined score (the weighted mean of the normalised scores)
     min_gap: float = 1.0
     #: pairs per request
     max_pairs: int = 4
