@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefkit import output
@@ -84,8 +85,13 @@ def verb(name: str, argv: list[str]) -> int:
     if known.help:
         print(help_of(name, known, flags))
         return 0
-    actions: dict[str, Callable[..., int]] = {"plugins": plugins, "report": report, "run": whole}
-    return actions.get(name, stage)(known, flags) if name in actions else stage(name, known, flags)
+    return stage(name, known, flags) if name in NEXT else room(name).act(known, flags)
+
+
+def room(name: str) -> Any:
+    """The module of a verb that is no stage, `prefkit/verbs/NAME_verb.py`: `arguments(parser)`, `act(known, flags)` and,
+    where the first positional is no run, `POSITIONAL` (metavar, help; read as known.run_folder)."""
+    return importlib.import_module(f"prefkit.verbs.{name}_verb")
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,9 +101,10 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"prefkit {name}", add_help=False, allow_abbrev=False)
-    parser.add_argument(
-        "run_folder", nargs="?", metavar="RUN", help="folder of a run, or a recipe that comes along (demo)"
-    )
+    metavar, text = ("RUN", "folder of a run, or a recipe that comes along (demo)")
+    if name not in NEXT:
+        metavar, text = getattr(room(name), "POSITIONAL", (metavar, text))
+    parser.add_argument("run_folder", nargs="?", metavar=metavar, help=text)
     parser.add_argument("-r", "--recipe", help="recipe (YAML)")
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
@@ -107,21 +114,16 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--limit", type=positive, help="for trying out: at most so many requests (score: candidates, train: steps)"
         )
-    if name in NEXT:
+    if name not in NEXT:
+        room(name).arguments(parser)
+    else:
         parser.add_argument(
             "--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)"
         )
-    if name == "run":
-        parser.add_argument("--fast", action="store_true", help="with the recipe's `fast` section laid over it")
     if name in ("train", "run"):
         parser.add_argument(
             "--controls", action="store_true", help="also SFT on the winners and DPO on randomly flipped pairs"
         )
-    if name == "report":
-        parser.add_argument(
-            "--request", action="append", default=[], help="a contact sheet of this request (may repeat)"
-        )
-        parser.add_argument("--filter", help='a contact sheet of matching candidates, as in "align < 0.2"')
     return parser
 
 
@@ -226,99 +228,3 @@ def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         {name: entry, **{k: v for k, v in counts.items() if not isinstance(v, (dict, list))}}
         for entry, counts in found.items()
     ]
-
-
-def trial(run: Any, limit: int) -> Any:
-    """The same recipe in a folder of its own, since what is trained on a few requests is not what the recipe says."""
-    from dataclasses import replace
-
-    from prefkit.api import Run
-
-    folder = f"{run.recipe.run}-limit{limit}"
-    output.note(f"--limit {limit} is a trial; it goes to {folder}.")
-    return Run(recipe=replace(run.recipe, run=folder))
-
-
-def whole(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    run = open_run("run", known, flags)
-    if known.limit:
-        run = trial(run, known.limit)
-    verbs = [name for name in NEXT if getattr(run.recipe, name)]
-    if not verbs:
-        raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
-    if known.dry_run:
-        from prefkit.plan import plan
-
-        rows = plan(run.store, run.recipe, verbs, [], known.limit)
-        output.emit(rows, known.json, rows)
-        return 0
-    if run.recipe.about:
-        output.note(run.recipe.about)
-    found: dict[str, Any] = {}
-    for name in verbs:
-        options = {"controls": known.controls} if name == "train" else {}
-        # --limit counts requests up to pairing; trained steps and evals are what the recipe says
-        limit = known.limit if name in ("generate", "pair", "eval") else None
-        try:
-            found[name] = run.stage(name, limit=limit, **options)
-        except TooManyFailures as error:
-            output.emit(found | {name: error.found}, known.json, rows_of(name, error.found))
-            raise
-        if name != "eval":
-            output.note(output.table(rows_of(name, found[name])))
-    path = run.report()
-    from prefkit.evaluate.summary import summary_rows
-
-    rows = summary_rows(list(found.get("eval", {}).values()))
-    output.emit(found | {"report": str(path)}, known.json, rows or [{"run": str(run.folder)}])
-    if rows:
-        output.note("* was used for pairs (?: not known), so it is no evidence. Wins: tuned over base, ties half.")
-    if not known.json:
-        print(f"report: {path}")
-    output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")
-    return 0
-
-
-def report(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit.report.contact import contact_sheet
-    from prefkit.report.page import write_report
-    from prefkit.report.state import status
-
-    run = open_run("report", known, flags)
-    if not run.store.exists():
-        raise UsageError(f"{run.folder} is no run: it has no run.json. Start one with `prefkit generate {run.folder}`.")
-    if known.request or known.filter:
-        path = contact_sheet(run.store, known.request or None, known.filter)
-        output.emit({"sheet": str(path)}, known.json)
-        return 0
-    path = write_report(run.store, run.recipe)
-    state = status(run.store)
-    output.emit(
-        {**state, "report": str(path)}, known.json, [*state_rows(state), {"table": "report", "name": str(path)}]
-    )
-    return 0
-
-
-def state_rows(state: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for kind, entries in state.items():
-        for name, value in entries.items() if isinstance(entries, dict) else []:
-            counts = value if isinstance(value, dict) else {"count": value}
-            text = "  ".join(f"{k} {output._cell(v)}" for k, v in counts.items() if not isinstance(v, (dict, list)))
-            rows.append({"table": kind, "name": name, "state": text})
-    return rows
-
-
-def plugins(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit import registry
-
-    if flags or known.run_folder or known.recipe:
-        raise UsageError("plugins takes neither a run nor a recipe; it only knows --json and -q.")
-    rows: list[dict[str, Any]] = []
-    for kind in registry.ROOMS:
-        rows += [
-            {"kind": kind, "name": n, "from": "prefkit", "what": text} for n, text in registry.builtin(kind).items()
-        ]
-        rows += [{"kind": kind, "name": n, "from": p.value, "what": ""} for n, p in registry.installed(kind).items()]
-    output.emit(rows, known.json, rows)
-    return 0

@@ -7,7 +7,6 @@ whatever kills a process costs at most the rows not yet written. A damaged part 
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -20,7 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import FingerprintError, StoreError, UsageError
-from prefkit.types import Candidate, Request, candidate_schema, request_schema, score_schema
+from prefkit.types import (
+    Candidate,
+    Comparison,
+    Request,
+    candidate_schema,
+    comparison_schema,
+    digest,
+    input_schema,
+    request_schema,
+    score_schema,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +48,19 @@ PACKAGES = (
     "pillow",
 )
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-CONTENTS = ("run.json", "recipe.yaml", "requests.parquet", ".locks", "candidates", "scores", "pairs", "train", "eval")
+CONTENTS = (
+    "run.json",
+    "recipe.yaml",
+    "requests.parquet",
+    ".locks",
+    "inputs",
+    "candidates",
+    "scores",
+    "comparisons",
+    "pairs",
+    "train",
+    "eval",
+)
 STAGE_OF = {"candidates": "generate", "scores": "score"}
 
 
@@ -245,6 +266,14 @@ class Store:
     def scores(self, alias: str) -> Table:
         return Table(self.folder / "scores" / checked(alias), score_schema())
 
+    def comparisons(self, alias: str) -> Table:
+        """Pairwise verdicts; a row's id is made of all that it says, so that a second import adds nothing."""
+        return Table(self.folder / "comparisons" / checked(alias), comparison_schema())
+
+    def inputs(self) -> Table:
+        """Images that requests refer to by `inputs` id (the SHA-256 of their bytes)."""
+        return Table(self.folder / "inputs", input_schema())
+
     def pairs(self, name: str) -> Path:
         return self.folder / "pairs" / checked(name)
 
@@ -255,7 +284,7 @@ class Store:
         return self.folder / "eval" / checked(name)
 
     def names(self, kind: str) -> list[str]:
-        """Names under candidates, scores, pairs, train or eval."""
+        """Names under candidates, scores, comparisons, pairs, train or eval."""
         folders = [p for p in (self.folder / kind).glob("*") if p.is_dir()]
         return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # a kill can leave hidden ones
 
@@ -308,29 +337,9 @@ class Store:
 
     def decisions(self) -> pd.DataFrame:
         """The curator's word: id, verdict (keep | reject | remove), reason, by. The last line on an id holds."""
-        import pandas as pd
+        from prefkit.decisions import read_decisions
 
-        path = self.folder / "decisions.csv"
-        columns = ["id", "verdict", "reason", "by"]
-        if not path.exists():
-            return pd.DataFrame(columns=columns)
-        rows = []
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, restkey="more", restval="")
-                if not {"id", "verdict"} <= set(reader.fieldnames or ()):
-                    raise StoreError(
-                        f"{path}: columns id and verdict are missing. Its first line must be id,verdict,reason,by."
-                    )
-                for row in reader:
-                    _check_decision(row, f"{path}:{reader.line_num}")
-                    rows.append(row)
-        except (ValueError, OSError, csv.Error) as error:
-            raise StoreError(
-                f"{path} could not be read: {error}. It is UTF-8 text, its first line id,verdict,reason,by."
-            ) from error
-        frame = pd.DataFrame(rows, columns=columns)
-        return frame.fillna("").reindex(columns=columns).drop_duplicates("id", keep="last", ignore_index=True)
+        return read_decisions(self.folder / "decisions.csv")
 
     @contextmanager
     def lock(self, what: str) -> Iterator[None]:
@@ -351,13 +360,6 @@ class Store:
             raise StoreError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
 
 
-def _check_decision(row: Mapping[str, Any], where: str) -> None:
-    if "more" in row:
-        raise StoreError(f"{where}: more fields than the first line has. Put quotes round a text with commas.")
-    if row["verdict"] not in ("keep", "reject", "remove"):
-        raise StoreError(f"{where}: verdict {row['verdict']!r} is not known; write keep, reject or remove.")
-
-
 def checked(name: str) -> str:
     """A name that is safe as a folder. Raises StoreError."""
     if not NAME.fullmatch(name):
@@ -369,6 +371,12 @@ def checked(name: str) -> str:
 
 def dump_extra(extra: Mapping[str, Any]) -> str:
     return json.dumps(dict(extra), ensure_ascii=False, sort_keys=True, default=str)
+
+
+def comparison_row(c: Comparison) -> dict[str, Any]:
+    """The stored form. Its id covers everything but the time, so that what is said twice is kept once."""
+    row = {name: getattr(c, name) for name in comparison_schema().names if name != "id"}
+    return {"id": digest({k: v for k, v in row.items() if k != "time"}), **row}
 
 
 def candidate_row(c: Candidate) -> dict[str, Any]:

@@ -109,7 +109,11 @@ class ScorerSpec:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pairwise verdict: outcome is 'a', 'b', 'tie' or None (failed)."""
+    """A pairwise verdict of a judge (a model, or an annotator's salted name): outcome is 'a', 'b', 'tie' or None (failed).
+
+    probability: that a is better. order: 'ab' or 'ba', as shown, or 'both' where two orders were joined.
+    time: seconds since 1970, where known.
+    """
 
     id_a: str
     id_b: str
@@ -119,6 +123,7 @@ class Comparison:
     order: str = "ab"
     aspect: str = ""
     error: str | None = None
+    time: float | None = None
 
 
 @dataclass
@@ -260,3 +265,16 @@ def score_schema() -> pa.Schema:
             ("error", pa.string()),
         ]
     )
+
+
+def comparison_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("id", "id_a", "id_b", "outcome", "judge", "order", "aspect", "error")]
+    return pa.schema([*texts, ("probability", pa.float64()), ("time", pa.float64())])
+
+
+def input_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("id", pa.string()), ("bytes", pa.binary())])

@@ -10,14 +10,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "prefkit"
 LEVELS = [
     {"errors", "types"},
-    {"registry", "recipe", "config", "store", "output", "reader", "helptext", "tiny"},
+    {"registry", "recipe", "config", "store", "decisions", "output", "reader", "helptext", "tiny"},
     {"models"},
     {"generate", "score", "pair", "hub"},
     {"train", "fit", "evaluate", "report"},
-    {"resolve", "shipped", "plan", "api", "cli", "testing", "__main__", "__init__"},
+    {"resolve", "shipped", "plan", "api", "cli", "verbs", "testing", "__main__", "__init__"},
 ]
 # evaluate drives generate and score, which stand to its left; nobody imports a sibling of the stages
-SIBLINGS = {"generate", "score", "pair", "train", "evaluate", "report"}
+SIBLINGS = {"generate", "score", "pair", "hub", "train", "fit", "evaluate", "report"}
 
 
 def level(room: str) -> int:

@@ -1,0 +1,1 @@
+"""Verbs that are no stage, a file each. Imported when they are called."""

@@ -1,0 +1,65 @@
+"""run: a whole recipe, every stage continuing where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from prefkit import output
+from prefkit.cli import NEXT, open_run, rows_of
+from prefkit.errors import TooManyFailures, UsageError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fast", action="store_true", help="with the recipe's `fast` section laid over it")
+
+
+def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    run = open_run("run", known, flags)
+    if known.limit:
+        run = trial(run, known.limit)
+    verbs = [name for name in NEXT if getattr(run.recipe, name)]
+    if not verbs:
+        raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
+    if known.dry_run:
+        from prefkit.plan import plan
+
+        rows = plan(run.store, run.recipe, verbs, [], known.limit)
+        output.emit(rows, known.json, rows)
+        return 0
+    if run.recipe.about:
+        output.note(run.recipe.about)
+    found: dict[str, Any] = {}
+    for name in verbs:
+        options = {"controls": known.controls} if name == "train" else {}
+        # --limit counts requests up to pairing; trained steps and evals are what the recipe says
+        limit = known.limit if name in ("generate", "pair", "eval") else None
+        try:
+            found[name] = run.stage(name, limit=limit, **options)
+        except TooManyFailures as error:
+            output.emit(found | {name: error.found}, known.json, rows_of(name, error.found))
+            raise
+        if name != "eval":
+            output.note(output.table(rows_of(name, found[name])))
+    path = run.report()
+    from prefkit.evaluate.summary import summary_rows
+
+    rows = summary_rows(list(found.get("eval", {}).values()))
+    output.emit(found | {"report": str(path)}, known.json, rows or [{"run": str(run.folder)}])
+    if rows:
+        output.note("* was used for pairs (?: not known), so it is no evidence. Wins: tuned over base, ties half.")
+    if not known.json:
+        print(f"report: {path}")
+    output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")
+    return 0
+
+
+def trial(run: Any, limit: int) -> Any:
+    """The same recipe in a folder of its own, since what is trained on a few requests is not what the recipe says."""
+    from dataclasses import replace
+
+    from prefkit.api import Run
+
+    folder = f"{run.recipe.run}-limit{limit}"
+    output.note(f"--limit {limit} is a trial; it goes to {folder}.")
+    return Run(recipe=replace(run.recipe, run=folder))
