@@ -27,8 +27,6 @@ class OpenClip:
             from prefkit.registry import nearest
 
             raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
-        if ":" not in name and not pretrained:
-            raise UsageError(f"open_clip: {name} needs `pretrained`, a tag or the path of a checkpoint.")
         try:
             model, _, transform = open_clip.create_model_and_transforms(
                 name, pretrained, device=device, weights_only=True, image_resize_mode=resize

@@ -400,5 +400,5 @@ def test_what_cannot_be_loaded_is_said(tmp_path, siglip):
     BertModel(BertConfig(vocab_size=10, **body)).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="is a BertModel; a CLIP or SigLIP model is needed"):
         make_scorer("pickscore", {"model": str(tmp_path), "processor": str(siglip)}).load("cpu", "float32")
-    with pytest.raises(UsageError, match="needs `pretrained`"):
+    with pytest.raises(UsageError, match="`pretrained` is empty"):
         make_scorer("clip", {"model": "ViT-B-32", "pretrained": None}).load("cpu", "float32")
