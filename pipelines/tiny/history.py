@@ -1,8 +1,9 @@
-"""Render what the wardrobe's made-up user has liked: 36 garments, 30 of them in the three colours of her palette.
+"""Render what the wardrobe's made-up user has liked: 40 garments, 32 of them in the three colours of her palette.
 
     python pipelines/tiny/history.py prefkit/tiny/history
 
-Items, backgrounds and patterns are drawn blindly, so that the palette is all that the pictures have in common. No
+Items and patterns are drawn blindly and every background comes equally often, in her palette and out of it, so that the
+palette is all that the pictures have in common: a mean of images speaks of backgrounds wherever they are uneven. No
 (item, colour) pair of it is one that the embedded models are tested on. Writes PNG files and history.csv (user, image,
 category, item), which the scorer `personalization` reads. Seconds.
 """
@@ -21,7 +22,7 @@ from prefkit.tiny.scene import render
 
 USER = "mira"
 PALETTE = ("red", "pink", "purple")
-LIKED, OTHER = 30, 6  # items in and out of her palette: no history is pure
+LIKED, OTHER = 32, 8  # items in and out of her palette: no history is pure
 
 
 def scenes(seed: int) -> list[Scene]:
@@ -31,7 +32,7 @@ def scenes(seed: int) -> list[Scene]:
     while len(found) < LIKED + OTHER:
         colours = PALETTE if len(found) < LIKED else rest
         item, colour = list(ITEMS)[rng.integers(len(ITEMS))], colours[rng.integers(len(colours))]
-        background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+        background = list(BACKGROUNDS)[len(found) % len(BACKGROUNDS)]
         pattern = "plain" if rng.random() < 0.75 else PATTERNS[1 + rng.integers(len(PATTERNS) - 1)]
         if not held_out_pair(item, colour):
             found.append(Scene(item, colour, background, pattern))

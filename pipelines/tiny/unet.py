@@ -96,7 +96,7 @@ class Trainer:
         self.args, self.machine = args, Machine(args.threads)
         device = self.machine.device
         torch.manual_seed(args.seed)
-        self.vae, self.scenes = vae.to(device).eval(), [scene_of(row) for row in scenes]
+        self.vae, self.scenes = vae.to(device).eval(), self.read(scenes)
         self.tokenizer, text, unet = build()
         self.models = torch.nn.ModuleDict({"text": text, "unet": unet}).to(device)
         self.smooth = copy.deepcopy(self.models).requires_grad_(False).eval()
@@ -107,6 +107,12 @@ class Trainer:
         self.alphas = scheduler().alphas_cumprod.to(device)
         self.latents = self.encode(images)
         self.steps, self.step = args.samples // BATCH, 0
+
+    def read(self, rows: np.ndarray) -> list[Any]:
+        return [scene_of(row) for row in rows]
+
+    def caption(self, scene: Any, draw: np.random.Generator) -> str:
+        return training_caption(scene, draw)
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> torch.Tensor:
@@ -120,7 +126,7 @@ class Trainer:
     def errors(self, models: Any, chosen: np.ndarray, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared epsilon errors [B, 2], all and the part in the channels' means, and signal-to-noise ratios [B]."""
         device, size = self.machine.device, len(chosen)
-        texts = ["" if draw.random() < DROPPED else training_caption(self.scenes[i], draw) for i in chosen]
+        texts = ["" if draw.random() < DROPPED else self.caption(self.scenes[i], draw) for i in chosen]
         tokens = self.tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         noise = torch.from_numpy(draw.standard_normal((size, 4, 16, 16), np.float32)).to(device)
         spaced = (draw.random() + draw.permutation(size) / size) % 1  # one time in each of `size` equal parts

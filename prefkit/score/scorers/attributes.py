@@ -9,10 +9,10 @@ For evaluation only: it is the truth that gains are measured by, so it must not 
 - `compatible`: 1 where the colour seen goes with that of the outfit's other piece (the rule is in
   prefkit/tiny/rules.py), else 0; failed, with the reason, where the prompt has no outfit.
 
-All three give one aspect, 0 or 1, for each thing that the prompt names; four more, `which_item`, `which_colour` and so
-on, number what was seen, so that its diversity can be told; and the text says it in words. Where no
-item of the wardrobe explains the picture (prefkit/tiny/truth.py), item and colour count as missing. A prompt outside
-the wardrobe's grammar is a failed score.
+All three give one aspect, 0 or 1, for each thing that the prompt names, and for each that it leaves open one called
+`which_colour` and so on with the number of what was seen, so that its diversity can be told; the text says all of it in
+words. Where no item of the wardrobe explains the picture (prefkit/tiny/truth.py), item and colour count as missing. A
+prompt outside the wardrobe's grammar is a failed score.
 
 Accuracy on 1,000 fresh renders of each kind of request, all four patterns alike
 (`python pipelines/tiny/check_truth.py --n 1000`; `met`: scored 1 where all is there; `caught`: of renders with one
@@ -80,7 +80,7 @@ class Attributes:
             formula += f" {', '.join(sorted(set(self.options.palette)))}"
         return ScorerSpec(
             "attributes",
-            "1",
+            "2",
             preprocessing="RGB uint8, box filter to 64 x 64",
             formula=formula,
             range=(0.0, 1.0),
@@ -103,11 +103,10 @@ class Attributes:
         except UsageError as error:
             return Score(None, text=str(seen), error=str(error))
         aspects = met(wanted, seen)
+        everything = aspects | which(wanted, seen)
         if self.options.measure == "compatible" and wanted.beside is None:
-            return Score(
-                None, aspects | which(seen), str(seen), f"{prompt!r} names no outfit that a colour could go with"
-            )
-        return Score(self._value(wanted, seen, aspects), aspects | which(seen), str(seen))
+            return Score(None, everything, str(seen), f"{prompt!r} names no outfit that a colour could go with")
+        return Score(self._value(wanted, seen, aspects), everything, str(seen))
 
     def _value(self, wanted: Asked, seen: Seen, aspects: dict[str, float]) -> float:
         from prefkit.tiny.rules import compatible
@@ -139,13 +138,14 @@ def _read(images: Sequence[Image]) -> list[Seen]:
     return [_SEEN[key] for key in keys]
 
 
-def which(seen: Seen) -> dict[str, float]:
-    """The number of what was seen in its list; -1 for none."""
-    from prefkit.tiny.domain import BACKGROUNDS, COLOURS, ITEMS, PATTERNS
+def which(wanted: Asked, seen: Seen) -> dict[str, float]:
+    """The number, in its list, of what was seen of all that the prompt leaves open: where it names a background, two
+    different ones are a mistake and no diversity. What could not be read is left out."""
+    from prefkit.tiny.domain import BACKGROUNDS, COLOURS, PATTERNS
 
-    lists = {"item": list(ITEMS), "colour": list(COLOURS), "background": list(BACKGROUNDS), "pattern": list(PATTERNS)}
-    found = {name: getattr(seen, name) for name in lists}
-    return {f"which_{name}": float(lists[name].index(v)) if v is not None else -1.0 for name, v in found.items()}
+    lists = {"colour": list(COLOURS), "background": list(BACKGROUNDS), "pattern": list(PATTERNS)}
+    left_open = {name: getattr(seen, name) for name in lists if getattr(wanted, name) is None}
+    return {f"which_{name}": float(lists[name].index(v)) for name, v in left_open.items() if v is not None}
 
 
 plugin = Attributes
