@@ -30,7 +30,7 @@ def test_the_demo_runs(cli, monkeypatch, tmp_path):
     result = json.loads((tmp_path / "runs/demo/eval/held_out/result.json").read_text())
     rows = result["sets"]["held_out"]["dpo"]
     assert rows["taste"]["used_for_pairs"] and not rows["palette"]["used_for_pairs"]
-    assert "which_colour" in rows["fidelity"]["aspects"]
+    assert {"item", "background"} <= rows["fidelity"]["aspects"].keys()  # after three steps no colour can be read
     code, out, _ = cli("run", "demo", *flags, "--json", "-q")  # nothing is made again
     assert code == 0 and json.loads(out)["generate"]["own"]["made"] == 0
 
