@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Run", "__version__"]
+__all__ = ["Run", "__version__", "scorer"]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,6 +13,10 @@ def __getattr__(name: str) -> Any:
         from prefkit.api import Run
 
         return Run
+    if name == "scorer":
+        from prefkit.score.declare import scorer
+
+        return scorer
     if name == "__version__":
         from importlib.metadata import version
 

@@ -16,6 +16,7 @@ from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 VERBS = {
     "generate": "requests -> candidates",
     "score": "candidates -> one score table per alias",
+    "compare": "candidates -> pairwise verdicts of a judge, each in both orders",
     "pair": "scores -> (win, lose) pairs, a Hugging Face dataset",
     "train": "pairs -> an adapter or weights",
     "eval": "base against tuned, on held-out requests",
@@ -85,6 +86,8 @@ def verb(name: str, argv: list[str]) -> int:
     if known.help:
         print(help_of(name, known, flags))
         return 0
+    if getattr(known, "check", None):
+        return importlib.import_module("prefkit.verbs.score_check").act(known, flags)
     return stage(name, known, flags) if name in NEXT else room(name).act(known, flags)
 
 
@@ -119,6 +122,13 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     else:
         parser.add_argument(
             "--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)"
+        )
+    if name == "score":
+        parser.add_argument(
+            "--check",
+            metavar="NAME",
+            help="test whether a scorer keeps its contract (its options as flags; --extra JSON: what requests have beside a "
+            "prompt; on made-up images, or on candidates of RUN)",
         )
     if name in ("train", "run"):
         parser.add_argument(
@@ -165,7 +175,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
     from prefkit.helptext import options_table
 
     texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
-    if name not in NEXT:
+    if name not in (*NEXT, "compare"):
         return "\n".join([*texts, EPILOG])
     kind = getattr(config, name.capitalize())
     entries: dict[str, Any] = {"": kind()}
@@ -176,9 +186,9 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
     for entry, values in entries.items():
         prefix = f"{entry}." if len(entries) > 1 else ""
         texts += [f"{name} {entry}".strip() + ":", options_table(kind, values, prefix), ""]
-        room = registry.ROOMS.get({"score": "scorer", "pair": "strategy"}.get(name, ""))
-        if room and values.use:
-            plugin = registry.load("scorer" if name == "score" else "strategy", values.use)
+        plugins = {"score": "scorer", "compare": "scorer", "pair": "strategy"}
+        if name in plugins and values.use:
+            plugin = registry.load(plugins[name], values.use)
             if hasattr(plugin, "Options"):
                 shown = registry.options(plugin, values.options)
                 texts += [f"options of {values.use}:", options_table(plugin.Options, shown, prefix), ""]

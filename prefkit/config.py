@@ -95,10 +95,42 @@ class Score:
     options: dict[str, Any] = field(default_factory=dict)
     #: generators whose candidates are scored; empty = all
     generators: list[str] = free(factory=list)
+    #: images in a call of the scorer; halved where the device has no room for them
     batch_size: int = free(32)
+    #: float32 | bfloat16 | float16, of the networks
     dtype: str = "float32"
     device: str | None = free(None)
     max_failed: float = free(0.001)
+    #: licences that forbid commercial use or force copyleft, by name, which your use is allowed under
+    accept_license: list[str] = free(factory=list)
+
+
+@dataclass(frozen=True)
+class Compare:
+    #: judge: a scorer that can compare two images (mllm), or file.py:Class
+    use: str = "mllm"
+    #: options of the judge stand beside `use`
+    options: dict[str, Any] = field(default_factory=dict)
+    #: all (pairs of a request) | extremes (the best with the worst by the score `by`)
+    pairs: str = free("all")
+    #: score alias that `extremes` goes by
+    by: str = free("")
+    #: pairs per request at most
+    most: int = free(4)
+    #: look at nothing but this
+    aspect: str = ""
+    #: the question, with {prompt}, {aspect} and keys of the request; empty = the judge's own
+    template: str = ""
+    #: generators whose candidates are compared; empty = all
+    generators: list[str] = free(factory=list)
+    #: pairs in a call of a judge that is loaded here
+    batch_size: int = free(8)
+    #: float32 | bfloat16 | float16, of the judge's network
+    dtype: str = "float32"
+    device: str | None = free(None)
+    max_failed: float = free(0.001)
+    #: licences that forbid commercial use or force copyleft, by name, which your use is allowed under
+    accept_license: list[str] = free(factory=list)
 
 
 @dataclass(frozen=True)
@@ -227,6 +259,7 @@ class Recipe:
     requests: Requests = field(default_factory=Requests)
     generate: dict[str, Generate] = field(default_factory=dict)
     score: dict[str, Score] = field(default_factory=dict)
+    compare: dict[str, Compare] = field(default_factory=dict)
     pair: dict[str, Pair] = field(default_factory=dict)
     train: dict[str, Train] = field(default_factory=dict)
     eval: dict[str, Eval] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,25 @@ def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> dict[
     from prefkit.score.run import scored_ids, wanted_keys
 
     settings = recipe.score[alias]
-    make_scorer(settings.use, settings.options, f"score.{alias}")
+    scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
     keys = wanted_keys(store, settings.generators)
     if not keys:
         raise UsageError(f"no candidates yet: run `prefkit generate {store.folder}` first.")
     done = scored_ids(store.scores(alias))
     todo = len([key for key in keys if key[0] not in done][:limit])
+    estimate = getattr(scorer, "estimate", None)
     return {
         "from": settings.use,
         "wanted": len(keys),
         "to do": todo,
         **_size_and_time(store.scores(alias).folder, todo, len(done)),
+        **(estimate(sample_of(store, settings.generators), todo) if estimate is not None and todo else {}),
     }
+
+
+def sample_of(store: Store, generators: Sequence[str], most: int = 8) -> list[Any]:
+    """The first candidates with an image, for estimates."""
+    return list(islice((c for c in store.iter_candidates(generators) if c.error is None), most))
 
 
 def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:

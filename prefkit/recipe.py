@@ -21,7 +21,7 @@ from prefkit.errors import RecipeError, UsageError
 from prefkit.registry import nearest
 from prefkit.store import NAME
 
-PLUGIN_OF = {"Score": "scorer", "Pair": "strategy", "Choice": "objective"}
+PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}
 
 
 class Located(str):

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -49,17 +50,38 @@ def builtin(kind: str) -> dict[str, str]:
     return found
 
 
-def installed(kind: str) -> dict[str, metadata.EntryPoint]:
-    """Name -> entry point of other packages. Two packages with one name are refused, never last-wins."""
-    found: dict[str, metadata.EntryPoint] = {}
-    for point in metadata.entry_points(group=f"prefkit.{ENTRY_POINTS[kind]}"):
-        if point.name in found and found[point.name].value != point.value:
-            raise PluginError(
-                f"two packages offer a {kind} called {point.name!r}: {found[point.name].value} and {point.value}. "
-                "Uninstall one, or name it as package.module:Name."
-            )
-        found[point.name] = point
+def facts(kind: str, name: str) -> dict[str, Any]:
+    """What a built-in scorer's ScorerSpec says in so many words (licence, verified), read from its source."""
+    tree = ast.parse((_room(kind) / f"{name}.py").read_text())
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ScorerSpec":
+            found |= {k.arg: k.value.value for k in node.keywords if k.arg and isinstance(k.value, ast.Constant)}
     return found
+
+
+def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
+    """Name -> the entry points of other packages under it, without importing them."""
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    for point in sorted(metadata.entry_points(group=f"prefkit.{ENTRY_POINTS[kind]}"), key=lambda point: point.value):
+        points = found.setdefault(point.name, [])
+        if point.value not in [other.value for other in points]:  # one package can be found by two paths
+            points.append(point)
+    return found
+
+
+def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
+    """The entry point called `name`; None for prefkit's own. Raises PluginError for two plug-ins of one name, naming both."""
+    points = offered(kind).get(name, [])
+    places = [f"{ROOMS[kind]}.{name}"] * (name in builtin(kind)) + [
+        f"{p.value}" + (f" (package {p.dist.name})" if p.dist is not None else "") for p in points
+    ]
+    if len(places) > 1:
+        raise PluginError(
+            f"two plug-ins are a {kind} called {name!r}: {' and '.join(places)}. Name one as package.module:Name, or "
+            "uninstall one of the packages."
+        )
+    return points[0] if points else None
 
 
 def load(kind: str, name: str) -> Any:
@@ -70,13 +92,16 @@ def load(kind: str, name: str) -> Any:
         return type(remote.__name__, (remote,), {"address": name, "__module__": remote.__module__})
     if ":" in name:
         return _attribute(kind, *name.rsplit(":", 1))
-    if name in builtin(kind):
+    point = one_of(kind, name)
+    if point is None:
         return _imported(kind, name, f"{ROOMS[kind]}.{name}").plugin
-    point = installed(kind)[name]
     try:
         return point.load()
     except Exception as error:
-        raise PluginError(f"{kind} {name} ({point.value}) could not be imported: {error}") from error
+        raise PluginError(
+            f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Nothing else is "
+            "affected; mend or uninstall the package that it comes from."
+        ) from error
 
 
 def load_class(kind: str, name: str) -> Any:
@@ -94,7 +119,7 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
     and for what has no file. Files that the plug-in imports are not looked into. The module itself is not imported.
     """
     if ":" not in use:
-        point = installed(kind).get(use) if kind is not None and use not in builtin(kind) else None
+        point = one_of(kind, use) if kind is not None else None
         return None if point is None else code_hash(point.value)
     where = use.rsplit(":", 1)[0]
     if where.endswith(".py"):
@@ -109,15 +134,31 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises UsageError for a name that nothing has, without importing anything."""
-    if ":" in name or name in builtin(kind):
+    """Raises UsageError for a name that nothing has, PluginError for one that two have, without importing anything."""
+    if ":" in name:
         return
-    known = sorted({*builtin(kind), *installed(kind)})
-    if name not in known:
+    known = sorted({*builtin(kind), *offered(kind)})
+    if name in known:
+        one_of(kind, name)
+    else:
         raise UsageError(
             f"no {kind} is called {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}; or give "
             "file.py:name or package.module:Name."
         )
+
+
+def short_name(use: str) -> str:
+    """What an entry is called that only has a `use`: the function of file.py:function, the program of exec:, the host of
+    http:."""
+    kind, _, rest = use.partition(":")
+    if kind not in REMOTE:
+        return use.rsplit(":", 1)[-1]
+    if kind == "exec":
+        files = [word for word in rest.split() if word.endswith(".py")]
+        named = Path((files or rest.split() or [kind])[0]).stem
+    else:
+        named = rest.strip("/").partition("/")[0]
+    return re.sub(r"[^A-Za-z0-9_]+", "-", named).strip("-_") or kind
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

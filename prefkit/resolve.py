@@ -10,12 +10,12 @@ from typing import Any
 from prefkit import recipe as reader
 from prefkit.config import Recipe
 from prefkit.errors import UsageError
-from prefkit.registry import nearest
+from prefkit.registry import nearest, short_name
 from prefkit.shipped import shipped_recipes
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe))
-NAMED = ("generate", "score", "pair", "train", "eval")
-DEFAULT_NAME = {"generate": "base", "pair": "main", "train": "dpo", "eval": "held_out"}
+NAMED = ("generate", "score", "compare", "pair", "train", "eval")
+DEFAULT_NAME = {"generate": "base", "compare": "judge", "pair": "main", "train": "dpo", "eval": "held_out"}
 
 
 def resolve(
@@ -82,8 +82,8 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
         raise UsageError(
             f"--{key}: of which entry? Write --{chosen[0]}.{key}, or choose one with --name: {', '.join(chosen)}."
         )
-    default = text if verb == "score" and key == "use" else DEFAULT_NAME.get(verb, "score")
-    name = chosen[0] if chosen else default.rsplit(":", 1)[-1]
+    default = short_name(text) if verb == "score" and key == "use" else DEFAULT_NAME.get(verb, "score")
+    name = chosen[0] if chosen else default
     tree.setdefault(verb, {}).setdefault(name, {})
     return f"{verb}.{name}.{key}"
 

@@ -2,6 +2,7 @@
 
 `tiny_pipeline("sd", folder)` saves a random-weight instance of the real diffusers pipeline class: 64 x 64 px,
 a second for a few images on one core, nothing fetched. On the command line: `python -m prefkit.testing sd FOLDER`.
+`check_scorer(scorer)` is what `prefkit score --check NAME` runs.
 """
 
 # (diffusers annotates tuples of any length as tuples of one, and schedulers as an enumeration)
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
+from prefkit.score.check import Check, check_scorer
+
+__all__ = ["TINY_KINDS", "TINY_SIZE", "Check", "check_scorer", "tiny_pipeline", "wake_zeros"]
 
 TINY_KINDS = ("sd", "sd-v", "sdxl", "sd3", "flux")
 TINY_SIZE = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import re
@@ -53,7 +54,7 @@ def load_pipeline(
     config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
     Raises UsageError for a path that is not there, a folder that is no pipeline, unknown names, missing safetensors.
     """
-    _silence_bars()
+    silence_bars("diffusers", "transformers")
     torch_dtype = dtype_of(dtype)
     wanted = set(PARTS if parts is None else parts)
     if not wanted <= set(PARTS):
@@ -195,14 +196,11 @@ def _unsaid(logger: str, start: str) -> Iterator[None]:
         logging.getLogger(logger).removeFilter(other)
 
 
-def _silence_bars() -> None:
-    """Loading bars belong on a terminal only."""
+def silence_bars(*libraries: str) -> None:
+    """Loading bars of these libraries (default: transformers) belong on a terminal only."""
     if not sys.stderr.isatty():
-        import diffusers
-        import transformers
-
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
+        for name in libraries or ("transformers",):
+            importlib.import_module(f"{name}.utils.logging").disable_progress_bar()
 
 
 def _short(error: Exception) -> str:

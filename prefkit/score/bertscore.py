@@ -20,8 +20,9 @@ class BertScore:
         """Raises UsageError for what is no encoder, and for a layer that it does not have."""
         import transformers
 
-        from prefkit.models.load import dtype_of
+        from prefkit.models.load import dtype_of, silence_bars
 
+        silence_bars()
         found = Path(self.name).expanduser()
         source = str(found) if found.exists() else self.name
         tokenizers: Any = transformers.AutoTokenizer

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,33 +14,49 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import registry
-from prefkit.errors import PluginError, PrefkitError
+from prefkit.errors import PluginError, PrefkitError, UsageError
+from prefkit.output import warn
+from prefkit.score.declare import declared
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
 
 AHEAD = 3  # batches decoded ahead of the one being scored
+#: what the RuntimeErrors of torch say of a CPU and of MPS
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class FunctionScorer:
-    """`(images, prompts, **context) -> list[float | None]` as a scorer. Its version is the hash of its file.
+    """`(images, prompts, **context) -> list[float | None]` as a scorer, with what `@prefkit.scorer` declares of it.
 
-    Arguments beyond the first two are filled from the requests' extra, as lists: `def f(images, prompts, user)`.
+    Arguments beyond the first two are filled from the requests' extra, as lists: `def f(images, prompts, user)`. The hash
+    of its file is in its version.
     """
 
-    scope = "absolute"
-
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.function, self.name = function, name
+    def __init__(self, function: Callable[..., Any], use: str) -> None:
+        self.function, self.use, self.says = function, use, declared(function)
         parameters = list(inspect.signature(function).parameters.values())[2:]
         self.context = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         needed = {
             p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         }
-        self.requires = frozenset({"image", "prompt"} | needed)
+        self.name = self.says.name or use
+        self.requires = frozenset(self.says.requires) | needed
+        self.scope, self.batch, self.concurrency = self.says.scope, self.says.batch, self.says.concurrency
 
     def spec(self) -> ScorerSpec:
+        says = self.says
+        found = registry.code_hash(self.use, "scorer") if ":" in self.use else None
         path = Path(inspect.getsourcefile(self.function) or "")
-        version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "unknown"
-        return ScorerSpec(self.name, version, formula=(inspect.getdoc(self.function) or "").split("\n")[0])
+        code = found or (hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "unknown")
+        return ScorerSpec(
+            self.name,
+            f"{says.version} {code[:16]}".strip(),
+            formula=(inspect.getdoc(self.function) or "").split("\n")[0],
+            higher_is_better=says.higher_is_better,
+            range=says.range,
+            scope=says.scope,
+            licence=says.licence,
+            evaluation_only=says.evaluation_only,
+        )
 
     def load(self, device: str, dtype: str) -> None:
         """Nothing to load."""
@@ -62,6 +79,8 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
     """The scorer called `use`, weights not loaded. Raises UsageError, PluginError."""
     found = registry.load("scorer", use)
     if inspect.isfunction(found):
+        if options:
+            raise UsageError(f"{where or use}: a function takes no options, but was given {', '.join(options)}.")
         return FunctionScorer(found, use)
     if not all(callable(getattr(found, name, None)) for name in ("spec", "load", "score")):
         raise PluginError(
@@ -82,14 +101,14 @@ def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
 def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate | Score]]:
     """Batches with images decoded in background threads; an undecodable one becomes its failed Score."""
     with ThreadPoolExecutor(2) as pool:
-        queue = [pool.submit(_decode, batch) for batch in islice(batches, AHEAD)]
+        queue = [pool.submit(decode, batch) for batch in islice(batches, AHEAD)]
         while queue:
             ready = queue.pop(0).result()
-            queue += [pool.submit(_decode, batch) for batch in islice(batches, 1)]
+            queue += [pool.submit(decode, batch) for batch in islice(batches, 1)]
             yield ready
 
 
-def _decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
+def decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
     from PIL import Image, UnidentifiedImageError
 
     found: list[Candidate | Score] = []
@@ -109,11 +128,74 @@ def _read(c: Candidate) -> Candidate:
     return dataclasses.replace(c, decoded=image, sha256=hashlib.sha256(data or b"").hexdigest())
 
 
-def score_batch(scorer: Scorer, items: Sequence[Candidate | Score]) -> list[Score]:
-    """One Score an item, in order. An exception is pinned on its item by scoring one by one; NaN is a failure."""
+class Room:
+    """How many candidates a scorer is given at once: halved, and said once, where the device has no room for them."""
+
+    def __init__(self, most: int | None = None, who: str = "the scorer") -> None:
+        self.most, self.who, self.said = most, who, False
+
+    def halve(self, size: int) -> None:
+        self.most = size // 2
+        if not self.said:
+            self.said = True
+            warn(
+                f"{self.who}: out of memory with {size} images at once. Going on with {self.most}, and fewer if need be; "
+                "a smaller batch_size saves the tries."
+            )
+
+
+def score_batch(scorer: Scorer, items: Sequence[Candidate | Score], room: Room | None = None) -> list[Score]:
+    """One Score an item, in order. An exception is pinned on its item by scoring one by one; NaN is a failure.
+
+    Out of memory, the batch is halved until it fits, and `room` remembers its size for the next.
+    """
     live = [c for c in items if isinstance(c, Candidate)]
-    scores = iter(_scored(scorer, live) if live else [])
+    scores = iter(_fitted(scorer, live, room or Room()) if live else [])
     return [item if isinstance(item, Score) else next(scores) for item in items]
+
+
+def _fitted(scorer: Scorer, batch: Sequence[Candidate], room: Room) -> list[Score]:
+    whole = scorer.scope == "within_request"
+    found: list[Score] = []
+    waiting = deque(batch)
+    while waiting:
+        size = len(waiting) if whole or room.most is None else min(room.most, len(waiting))
+        part = [waiting[i] for i in range(size)]
+        try:
+            scores = _scored(scorer, part)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            reason = f"out of memory with {'the whole request' if whole else 'this image alone'}: {error}"
+            scores = [] if size > 1 and not whole else [Score(None, error=" ".join(reason.split())[:300])] * size
+        if not scores:  # outside of `except`, whose traceback would keep the tensors
+            room.halve(size)
+            free_memory()
+        for _ in scores:
+            waiting.popleft()
+        found += scores
+    return found
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch.OutOfMemoryError (CUDA), its RuntimeError on CPU and MPS, and Python's MemoryError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
+
+
+def free_memory() -> None:
+    """Give back what broken tensors and torch's own store hold."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
@@ -122,6 +204,8 @@ def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
     except PrefkitError:
         raise
     except (Exception, SystemExit) as error:
+        if out_of_memory(error):
+            raise
         if len(batch) == 1 or scorer.scope == "within_request":
             return [Score(None, error=f"{type(error).__name__}: {error}")] * len(batch)
         return [score for c in batch for score in _scored(scorer, [c])]

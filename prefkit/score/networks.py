@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.models.load import dtype_of
+from prefkit.models.load import dtype_of, silence_bars
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,10 +56,8 @@ class Transformers:
     def __init__(self, model: str, processor: str, device: str, dtype: str) -> None:
         """Raises UsageError for a folder or Hub id that holds no such model or processor."""
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
 
-        if not sys.stderr.isatty():  # loading bars belong on a terminal only
-            disable_progress_bar()
+        silence_bars()
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(processor, backend="pil")
             self.tokenizer: Any = AutoTokenizer.from_pretrained(processor)

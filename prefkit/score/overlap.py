@@ -1,4 +1,4 @@
-"""Several batches under way at once, for scorers that wait for another machine."""
+"""Several calls under way at once, for scorers that wait for another machine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-def in_order(function: Callable[[Item], Found], items: Iterable[Item], width: int) -> Iterator[tuple[Item, Found]]:
-    """(item, function(item)) in order, up to `width` of them computed ahead in threads.
+def in_order(
+    function: Callable[[Item], Found], items: Iterable[Item], width: int, ahead: int | None = None
+) -> Iterator[tuple[Item, Found]]:
+    """(item, function(item)) in order, at most `width` calls at once in threads.
 
-    Interrupted or left early, it drops what has not begun. A scorer with `concurrency` N is kept busy by batches of B
-    candidates with width = 2 N / B or more: N calls under way, and as many ready to follow.
+    ahead: how many items may be done, or under way, beyond the one that is waited for (default: width). With more than
+    `width`, the threads have work while the oldest call is a slow one. Interrupted or left early, it drops what has not
+    begun.
     """
-    pool = ThreadPoolExecutor(width, "batch")
+    pool = ThreadPoolExecutor(width, "call")
     waiting: deque[tuple[Item, Future[Found]]] = deque()
     try:
         for item in items:
             waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > width:
+            if len(waiting) > (ahead or width):
                 first, future = waiting.popleft()
                 yield first, future.result()
         while waiting:

@@ -1,6 +1,6 @@
 """One pass over the images for several scorers: each image is read and decoded once, whoever looks at it.
 
-Every alias keeps its own table, counts and failures: a scorer that breaks stops alone.
+A scorer with `concurrency` above 1 waits for another machine: it has a pass of its own, with so many calls at once. Every alias keeps its own table, counts and failures: a scorer that breaks stops alone.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,15 @@ from prefkit.config import Score
 from prefkit.errors import PluginError, PrefkitError
 from prefkit.models.place import device_of
 from prefkit.output import Progress
-from prefkit.score.core import decoded_batches, score_batch
+from prefkit.score.core import Room, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
+from prefkit.score.overlap import in_order
 from prefkit.store import Store, Table
 from prefkit.types import Candidate, candidate_schema
 from prefkit.types import Score as Value
 
 FLUSH_ROWS, FLUSH_SECONDS = 1024, 20.0
+AHEAD = 4  # times `concurrency`: answers kept while the oldest call is waited for
 ROOM = 0.5  # share of the device's memory that must be free for another network to join a pass
 
 
@@ -42,10 +45,34 @@ class Job:
     first: str = ""  # reason of the first failure
     failure: PrefkitError | None = None
 
+    def __post_init__(self) -> None:
+        self.room = Room(who=f"score {self.alias}")
+
     def load(self) -> None:
         start = time.monotonic()
         self.scorer.load(device_of(self.settings.device), self.settings.dtype)
         self.seconds += time.monotonic() - start
+
+    def drop(self) -> None:
+        """End what is under way elsewhere; its weights go before the next pass loads."""
+        close = getattr(self.scorer, "close", None)
+        if close is not None:
+            close()
+        self.scorer = None
+
+    @property
+    def concurrency(self) -> int:
+        return getattr(self.scorer, "concurrency", 1)
+
+    def parts(self, items: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+        """What is this job's of a chunk of (id, item), call by call."""
+        mine = [item for item in items if item[0] in self.todo]
+        size = len(mine)
+        if self.scorer.scope != "within_request":
+            own = getattr(self.scorer, "batch", None) or (1 if self.concurrency > 1 else self.settings.batch_size)
+            size = min(own, self.settings.batch_size)
+        for at in range(0, len(mine), max(size, 1)):
+            yield mine[at : at + size]
 
     def encoder(self) -> tuple[Any, ...] | None:
         """What its encoder is shared by, if it has one."""
@@ -54,23 +81,24 @@ class Job:
             return None
         return encoder.key(device_of(self.settings.device), self.settings.dtype)
 
-    def score(self, items: Sequence[tuple[str, Candidate | Value]]) -> None:
-        """Score what is this job's of a chunk of (id, item). A plug-in that breaks its contract stops this job."""
-        mine = [item for item in items if item[0] in self.todo]
-        size = len(mine) if self.scorer.scope == "within_request" else self.settings.batch_size
+    def score(self, items: list[tuple[str, Candidate | Value]]) -> None:
+        """Score what is this job's of a chunk. A plug-in that breaks its contract stops this job."""
         start = time.monotonic()
-        for at in range(0, len(mine), max(size, 1)):
-            part = mine[at : at + size]
-            try:
-                scores = score_batch(self.scorer, [item for _, item in part])
-            except PrefkitError as error:
-                self.failure = error
-                break
-            for (cid, _), score in zip(part, scores):
-                self._keep(cid, score)
-            if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self.flushed > FLUSH_SECONDS:
-                self.flush()
+        try:
+            for part in self.parts(items):
+                self.keep(part, self.call(part))
+        except PrefkitError as error:
+            self.failure = error
         self.seconds += time.monotonic() - start
+
+    def call(self, part: Sequence[tuple[str, Candidate | Value]]) -> list[Value]:
+        return score_batch(self.scorer, [item for _, item in part], self.room)
+
+    def keep(self, part: Sequence[tuple[str, Any]], scores: Sequence[Value]) -> None:
+        for (cid, _), score in zip(part, scores):
+            self._keep(cid, score)
+        if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
 
     def _keep(self, cid: str, score: Value) -> None:
         failed = score.error is not None or score.value is None
@@ -85,7 +113,7 @@ class Job:
         self.table.append(self.rows)
         self.rows, self.flushed = [], time.monotonic()
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """Set `failure` where nothing at all could be scored."""
         if self.failure is None and self.counts["scored"] == self.counts["present"] == 0 and self.first:
             self.failure = PluginError(f"score {self.alias}: every candidate failed, the first with: {self.first}")
@@ -95,19 +123,22 @@ def run_passes(store: Store, jobs: Sequence[Job]) -> None:
     """Score all jobs in as few passes as their kinds and the memory allow."""
     for together in loaded(jobs):
         start, before = time.monotonic(), sum(job.seconds for job in together)
-        _one_pass(store, together)
+        try:
+            (_overlapped if together[0].concurrency > 1 else _one_pass)(store, together)
+        finally:
+            for job in together:
+                job.drop()
         # reading and decoding is everybody's
         shared = time.monotonic() - start - (sum(job.seconds for job in together) - before)
         for job in together:
             job.seconds += shared / len(together)
-            job.scorer = None  # its weights go before the next pass loads
 
 
 def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs with their scorers loaded, pass by pass.
 
-    A scorer within requests needs other batches, and one that sets `alone` (it waits for another machine, or fills the
-    device) goes by itself. The others join while half of the device is free; one whose encoder is there already, always.
+    A scorer within requests needs other batches, one with `concurrency` waits for another machine, and one that sets
+    `alone` fills the device: each goes by itself. The others join while half of the device is free; one whose encoder is there already, always.
     """
     waiting = list(jobs)
     while waiting:
@@ -123,7 +154,9 @@ def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 
 def _sociable(job: Job) -> bool:
-    return job.scorer.scope != "within_request" and not getattr(job.scorer, "alone", False)
+    scorer = job.scorer
+    waits = getattr(scorer, "concurrency", 1) > 1
+    return scorer.scope != "within_request" and not waits and not getattr(scorer, "alone", False)
 
 
 def memory_free(device: str) -> float:
@@ -141,24 +174,52 @@ def memory_free(device: str) -> float:
 
 
 def _one_pass(store: Store, jobs: list[Job]) -> None:
-    todo = set().union(*(job.todo for job in jobs))
-    ids: list[list[str]] = []  # beside the items: an undecodable candidate has become a bare Score
     live = jobs
+    with _progress(jobs) as progress:
+        for chunk in _decoded(store, jobs):
+            for job in live:
+                job.score(chunk)
+            live = [job for job in live if job.failure is None]
+            if not live:
+                break
+            progress.update(len(chunk))
+
+
+def _overlapped(store: Store, jobs: list[Job]) -> None:
+    """One job, with several calls at once; rows are written in the order of the candidates."""
+    (job,) = jobs
+    width, start = job.concurrency, time.monotonic()
+    with _progress(jobs) as progress:
+        parts = (part for chunk in _decoded(store, jobs) for part in job.parts(chunk))
+        try:
+            for part, scores in in_order(job.call, parts, width, AHEAD * width):
+                job.keep(part, scores)
+                progress.update(len(part))
+        except PrefkitError as error:
+            job.failure = error
+    job.seconds += time.monotonic() - start
+
+
+@contextmanager
+def _progress(jobs: list[Job]) -> Iterator[Progress]:
+    """Whatever ends the pass, what the jobs have is written."""
+    todo = set().union(*(job.todo for job in jobs))
     with Progress(f"score {', '.join(job.alias for job in jobs)}", len(todo)) as progress:
         try:
-            for items in decoded_batches(_remembered(_chunks(store, jobs, todo), ids)):
-                chunk = list(zip(ids.pop(0), items))
-                for job in live:
-                    job.score(chunk)
-                live = [job for job in live if job.failure is None]
-                if not live:
-                    break
-                progress.update(len(items))
+            yield progress
         finally:
             for job in jobs:
                 job.flush()
     for job in jobs:
-        job.close()
+        job.settle()
+
+
+def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
+    """(id, candidate) in chunks; an undecodable candidate has become a bare Score."""
+    todo = set().union(*(job.todo for job in jobs))
+    ids: list[list[str]] = []
+    for items in decoded_batches(_remembered(_chunks(store, jobs, todo), ids)):
+        yield list(zip(ids.pop(0), items))
 
 
 def _remembered(chunks: Iterator[list[Candidate]], ids: list[list[str]]) -> Iterator[list[Candidate]]:

@@ -12,6 +12,7 @@ from prefkit.errors import UsageError
 from prefkit.models.place import rank
 from prefkit.output import note, warn
 from prefkit.score.core import make_scorer, missing_keys
+from prefkit.score.licence import check_licence
 from prefkit.score.passes import Job, run_passes
 from prefkit.store import Store, Table, note_pace
 
@@ -36,6 +37,8 @@ def run_scores(
 
     with ExitStack() as locks:
         jobs = [_job(store, recipe, alias, generators, limit, locks) for alias in aliases]
+        for job in jobs:
+            locks.callback(job.drop)
         busy = [job for job in jobs if job.todo]
         for job in busy:
             _check_requires(store, job)
@@ -64,6 +67,7 @@ def _job(
     if settings.batch_size < 1:
         raise UsageError(f"score.{alias}.batch_size is {settings.batch_size}: it must be at least 1.")
     scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
+    check_licence(scorer, settings.accept_license, f"score.{alias}")
     chosen = list(generators or settings.generators)
     keys = wanted_keys(store, chosen)
     if not keys:

@@ -23,6 +23,7 @@ from typing import Any
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.models.place import device_of
 from prefkit.score.core import make_scorer, score_batch
+from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of
 from prefkit.score.remote.protocol import candidate_of, hello_of, score_row
 
@@ -129,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--key-env", default="", help="environment variable with the key that clients must send")
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--accept-license", action="append", default=[], help="a licence that your use is allowed under"
+    )
     args = parser.parse_args(arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -155,6 +159,7 @@ def _loaded(args: argparse.Namespace) -> Any:
     except ValueError as error:
         raise UsageError(f"--options: not JSON: {error}.") from error
     scorer = make_scorer(args.scorer, options)
+    check_licence(scorer, args.accept_license, args.scorer)
     scorer.load(device_of(args.device), args.dtype)
     return scorer
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from importlib import metadata
 from typing import Any
 
 from prefkit import output
 from prefkit.errors import UsageError
+
+VERIFIED = {True: "needs none", False: "no"}  # none could be compared with published weights so far
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +23,31 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise UsageError("plugins takes neither a run nor a recipe; it only knows --json and -q.")
     rows: list[dict[str, Any]] = []
     for kind in registry.ROOMS:
-        rows += [
-            {"kind": kind, "name": n, "from": "prefkit", "what": text} for n, text in registry.builtin(kind).items()
-        ]
-        rows += [{"kind": kind, "name": n, "from": p.value, "what": ""} for n, p in registry.installed(kind).items()]
+        own, others = registry.builtin(kind), registry.offered(kind)
+        rows += [_row(kind, name, "prefkit", text) for name, text in own.items()]
+        rows += [_row(kind, name, p.value, _summary(p), p) for name, points in others.items() for p in points]
+        for name, points in others.items():
+            if len(points) + (name in own) > 1:
+                output.warn(f"several plug-ins are a {kind} called {name!r}; name one as package.module:Name.")
     output.emit(rows, known.json, rows)
     return 0
+
+
+def _row(kind: str, name: str, where: str, what: str, point: metadata.EntryPoint | None = None) -> dict[str, Any]:
+    from prefkit import registry
+
+    row: dict[str, Any] = {"kind": kind, "name": name, "from": where, "licence": None, "verified": None}
+    if kind == "scorer":
+        said = registry.facts(kind, name) if point is None else {"licence": _licence(point)}
+        row |= {"licence": said.get("licence") or "not said", "verified": VERIFIED[bool(said.get("verified"))]}
+    return row | {"what": what}
+
+
+def _licence(point: metadata.EntryPoint) -> str:
+    """Of the package; what its scorer says itself is checked before it is loaded."""
+    said: Any = point.dist.metadata if point.dist is not None else {}
+    return next((str(said[key]) for key in ("License-Expression", "License") if key in said), "")
+
+
+def _summary(point: metadata.EntryPoint) -> str:
+    return str(point.dist.metadata["Summary"] or "") if point.dist is not None else ""

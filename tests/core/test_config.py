@@ -24,6 +24,7 @@ CONTENT = {
         "call",
     },
     "Score": {"use", "options", "dtype"},
+    "Compare": {"use", "options", "aspect", "template", "dtype"},
     "Pair": {"use", "options", "weights", "normalise", "missing", "tie", "generators"},
     "Choice": {"use", "options"},
     "Lora": {"rank", "alpha", "targets", "dropout", "resume"},
@@ -48,13 +49,14 @@ CONTENT = {
     },
     "Set": {"source", "split", "prompt_column"},
     "Eval": {"models", "scorers", "sets", "generator", "base_guidance", "base_steps", "tie", "bootstrap"},
-    "Recipe": {"run", "model", "requests", "generate", "score", "pair", "train", "eval"},
+    "Recipe": {"run", "model", "requests", "generate", "score", "compare", "pair", "train", "eval"},
 }
 FREE = {
     "Model": {"trust_remote_code"},
     "Requests": set(),
     "Generate": {"n", "latents", "format", "splits", "batch_size", "compile", "device", "max_failed"},
-    "Score": {"generators", "batch_size", "device", "max_failed"},
+    "Score": {"generators", "batch_size", "device", "max_failed", "accept_license"},
+    "Compare": {"pairs", "by", "most", "generators", "batch_size", "device", "max_failed", "accept_license"},
     "Pair": set(),
     "Choice": set(),
     "Lora": set(),
@@ -95,6 +97,6 @@ def test_defaults_are_not_content():
 def test_every_field_has_help():
     from prefkit.helptext import field_docs
 
-    for name in ("Model", "Requests", "Generate", "Score", "Pair", "Train", "Eval"):
+    for name in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Train", "Eval"):
         docs = field_docs(getattr(config, name))
         assert set(docs) == {f.name for f in dataclasses.fields(getattr(config, name))}

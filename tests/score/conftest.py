@@ -1,9 +1,10 @@
-"""A judge on loopback that behaves as it is told, and a tiny image-text-to-text model."""
+"""What the tests of scorers share: tiny random instances of the real models, and servers on loopback."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import threading
 import time
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+SIDE, MEAN, STD = 32, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -167,3 +171,101 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.mul_(4)  # or all next tokens are about as likely
     model.save_pretrained(folder)
     return folder
+
+
+def saved_processor(folder: Path, **settings: Any) -> None:
+    """Image processor as published ones are described: Pillow's bicubic, CLIP's statistics."""
+    config = {"do_resize": True, "resample": 3, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
+    config |= {"rescale_factor": 1 / 255, "image_mean": MEAN, "image_std": STD, **settings}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of random weights with tokenizer and image processor."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    vocab = {t: i for i, t in enumerate([*LETTERS, *(c + "</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"])}
+    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    saved_processor(
+        folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": SIDE}, do_center_crop=True
+    )
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(config | {"crop_size": {"height": SIDE, "width": SIDE}})
+    )
+    body = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": len(vocab), "max_position_embeddings": 20, "eos_token_id": len(vocab) - 1, **body}
+    torch.manual_seed(1)
+    model = CLIPModel(
+        CLIPConfig(text_config=text, vision_config={"image_size": SIDE, "patch_size": 8, **body}, projection_dim=24)
+    )
+    model.logit_scale.data.fill_(math.log(100))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SigLIP of random weights with tokenizer and image processor."""
+    import torch
+    from transformers import Siglip2Tokenizer, SiglipConfig, SiglipModel
+
+    folder = tmp_path_factory.mktemp("siglip")
+    vocab = {t: i for i, t in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS])}
+    Siglip2Tokenizer(vocab=vocab, padding_side="right").save_pretrained(folder)
+    saved_processor(folder, image_processor_type="SiglipImageProcessor", size={"height": SIDE, "width": SIDE})
+    body = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": len(vocab), "max_position_embeddings": 16, "projection_size": 32, **body}
+    torch.manual_seed(2)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config={"image_size": SIDE, "patch_size": 8, **body}))
+    model.logit_scale.data.fill_(math.log(110))
+    model.logit_bias.data.fill_(-12.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of random weights and a tokenizer of words."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("bert")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *["the", "image", "contains", "a", "red", "blue", "hat", "boot", "and", "two"],
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(vocab={w: i for i, w in enumerate(words)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[..., str]]:
+    """served(scorer, key) -> address of a prefkit scorer on loopback."""
+    from prefkit.score.serve import Service, http_server
+
+    running = []
+
+    def start(scorer: Any, key: str | None = None) -> str:
+        server = http_server(Service(scorer), key=key)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        running.append(server)
+        assert server.server_address[0] == "127.0.0.1"
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()

@@ -18,13 +18,12 @@ from PIL import Image
 from prefkit.errors import UsageError
 from prefkit.score import encoder as encoders
 from prefkit.score import networks
-from prefkit.score.core import _decode, make_scorer, score_batch
+from prefkit.score.core import decode, make_scorer, score_batch
 from prefkit.types import Candidate
 
 SIDE, MEAN, STD = 32, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROMPTS = ["a red hat", "Boots", "a red hat", "a very long prompt " * 20]
 SIZES = [(40, 60), (70, 41), (32, 32), (31, 90)]
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def picture(seed, size):
@@ -40,54 +39,6 @@ def batch():
         Candidate(str(i), "r", i, i, prompt=p, image=picture(i, s), extra={"implicit": p[::-1]})
         for i, (p, s) in enumerate(zip(PROMPTS, SIZES))
     ]
-
-
-def processor(folder, **settings):
-    """Image processor as published ones are described: Pillow's bicubic, CLIP's statistics."""
-    config = {"do_resize": True, "resample": 3, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
-    config |= {"rescale_factor": 1 / 255, "image_mean": MEAN, "image_std": STD, **settings}
-    (folder / "preprocessor_config.json").write_text(json.dumps(config))
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    vocab = {t: i for i, t in enumerate([*LETTERS, *(c + "</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"])}
-    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
-    processor(folder, image_processor_type="CLIPImageProcessor", size={"shortest_edge": SIDE}, do_center_crop=True)
-    config = json.loads((folder / "preprocessor_config.json").read_text())
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps(config | {"crop_size": {"height": SIDE, "width": SIDE}})
-    )
-    body = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": len(vocab), "max_position_embeddings": 20, "eos_token_id": len(vocab) - 1, **body}
-    torch.manual_seed(1)
-    model = CLIPModel(
-        CLIPConfig(text_config=text, vision_config={"image_size": SIDE, "patch_size": 8, **body}, projection_dim=24)
-    )
-    model.logit_scale.data.fill_(np.log(100))
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def siglip(tmp_path_factory):
-    from transformers import Siglip2Tokenizer, SiglipConfig, SiglipModel
-
-    folder = tmp_path_factory.mktemp("siglip")
-    vocab = {t: i for i, t in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS])}
-    Siglip2Tokenizer(vocab=vocab, padding_side="right").save_pretrained(folder)
-    processor(folder, image_processor_type="SiglipImageProcessor", size={"height": SIDE, "width": SIDE})
-    body = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": len(vocab), "max_position_embeddings": 16, "projection_size": 32, **body}
-    torch.manual_seed(2)
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config={"image_size": SIDE, "patch_size": 8, **body}))
-    model.logit_scale.data.fill_(np.log(110))
-    model.logit_bias.data.fill_(-12.5)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +267,7 @@ def counted(monkeypatch):
 
 def test_scorers_of_one_encoder_share_network_and_embeddings(clip, batch, counted, tmp_path):
     torch.save(head_state(24), tmp_path / "head.pth")
-    ahead = _decode(batch)
+    ahead = decode(batch)
     scorers = [
         make_scorer("pickscore", {"model": str(clip), "processor": str(clip)}),
         make_scorer("clip", {"model": str(clip), "library": "transformers"}),
@@ -370,8 +321,8 @@ def test_what_is_kept_is_bounded_and_never_mixed_up():
 
 def test_equal_pixels_are_one_image_and_others_are_not():
     image = picture(1, (8, 8))
-    ahead = _decode([Candidate("a", "r", 0, 0, image=image, sha256="x"), Candidate("b", "r", 1, 1, image=image)])
-    other = _decode([Candidate("c", "r", 2, 2, image=picture(2, (8, 8)), sha256="x")])
+    ahead = decode([Candidate("a", "r", 0, 0, image=image, sha256="x"), Candidate("b", "r", 1, 1, image=image)])
+    other = decode([Candidate("c", "r", 2, 2, image=picture(2, (8, 8)), sha256="x")])
     keys = [encoders.image_key(c) for c in [*ahead, *other]]
     assert keys[0] == keys[1] != keys[2]  # what the table claims of them does not matter
     raw = [encoders.image_key(Candidate(str(i), "r", i, i, image=picture(i, (8, 8)), sha256="x")) for i in (1, 2)]

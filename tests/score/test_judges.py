@@ -280,30 +280,6 @@ def test_two_images_reach_a_real_model_in_their_order(vlm):
 # ---- captions
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A BERT of random weights and a tokenizer of words."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("bert")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *["the", "image", "contains", "a", "red", "blue", "hat", "boot", "and", "two"],
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizer(vocab={w: i for i, w in enumerate(words)}).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("layer", [None, 2])
 def test_bertscore_recall_against_float64(encoder, layer):
     import torch

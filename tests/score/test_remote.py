@@ -25,7 +25,6 @@ from prefkit.score.overlap import in_order
 from prefkit.score.remote import client as client_module
 from prefkit.score.remote.answers import Answers
 from prefkit.score.remote.client import Client
-from prefkit.score.serve import Service, http_server
 from prefkit.store import Store, candidate_row
 from prefkit.types import Candidate, Request
 
@@ -195,8 +194,9 @@ def faults(payload, count):
     return wrong[kind]() if kind in wrong else good
 
 
-def test_thirty_in_a_hundred_faults_no_wrong_score_no_lost_row_no_second_call(faulty, tmp_path):
-    n, server = 1000, faulty(faults)
+@pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thirty_in_a_hundred_faults_no_wrong_score_no_lost_row_no_second_call(faulty, tmp_path, n):
+    server = faulty(faults)
     store = Store.create(tmp_path / "run")
     store.write_requests([Request(f"r{i}", f"item {i}") for i in range(n)])
     image = png()
@@ -419,24 +419,6 @@ def test_processes_that_are_no_scorer(tmp_path, code, said):
         make_scorer(f"exec:{sys.executable} {tmp_path}/bad.py", {}).spec()
     with pytest.raises(UsageError, match="could not be started"):
         make_scorer("exec:/no/such/program", {}).spec()
-
-
-@pytest.fixture
-def served():
-    """served(scorer, key) -> address of a prefkit scorer on loopback."""
-    running = []
-
-    def start(scorer, key=None):
-        server = http_server(Service(scorer), key=key)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        running.append(server)
-        assert server.server_address[0] == "127.0.0.1"
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_served_scorer_gives_the_same_scores(served):

@@ -32,6 +32,9 @@ class JudgeOptions:
     tries: int = 6
     #: file that keeps the server's answers; null = answers.sqlite in the user's cache folder
     cache: str | None = None
+    #: price of a million tokens sent, and of a million answered, for the estimate of --dry-run (any currency)
+    price_in: float | None = None
+    price_out: float | None = None
     #: further keys of each request to the server; null leaves a key out
     body: dict[str, Any] = field(default_factory=dict)
 
@@ -55,7 +58,8 @@ class Reply:
 
 class Backend(Protocol):
     retries: bool  # whether asking again can give another answer at temperature 0
-    concurrency: int
+    concurrency: int  # calls at once
+    batch: int | None  # most questions in a call
 
     def load(self, device: str, dtype: str) -> None: ...
 

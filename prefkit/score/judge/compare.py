@@ -69,7 +69,7 @@ def compare(
             p, outcome = None if p is None else 1 - p, None if outcome is None else AGAINST[outcome]
         shown.append(Comparison(a.id, b.id, outcome, judge, p, order, aspect, error))
     merged = [_merged(*shown[i : i + 2]) for i in range(0, len(shown), 2)]
-    return Verdicts(merged, shown, *_rates(shown))
+    return Verdicts(merged, shown, *rates(shown))
 
 
 def _question(pair: tuple[Candidate, Candidate], template: str, aspect: str) -> Question:
@@ -106,7 +106,8 @@ def _merged(ab: Comparison, ba: Comparison) -> Comparison:
     return Comparison(ab.id_a, ab.id_b, outcome, ab.judge, p, "both", ab.aspect)
 
 
-def _rates(shown: Sequence[Comparison]) -> tuple[float | None, float | None]:
+def rates(shown: Sequence[Comparison]) -> tuple[float | None, float | None]:
+    """(flip rate, first rate) as `Verdicts` has them, of rows "ab" and "ba" in turn."""
     decided = [c for c in shown if c.outcome in ("a", "b")]
     twice = [(ab, ba) for ab, ba in zip(shown[::2], shown[1::2]) if {ab.outcome, ba.outcome} <= {"a", "b"}]
     flips = sum(ab.outcome != ba.outcome for ab, ba in twice)

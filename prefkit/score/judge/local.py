@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class LocalBackend:
     retries = False
     concurrency = 1
+    batch: int | None = None
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
@@ -40,8 +41,9 @@ class LocalBackend:
         """Raises UsageError where this is no image-text-to-text model, or it has no chat template."""
         import transformers
 
-        from prefkit.models.load import dtype_of
+        from prefkit.models.load import dtype_of, silence_bars
 
+        silence_bars()
         o = self.options
         found = Path(o.model).expanduser()
         source = str(found) if found.exists() else o.model

@@ -16,6 +16,7 @@ from prefkit.score.remote.client import Answer, Client
 from prefkit.score.remote.connection import key_of
 from prefkit.types import Candidate, digest
 
+CALLS = 8
 MOST_TOP = 20  # what servers give at most
 MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 EXIF_ORIENTATION = 0x0112
@@ -27,7 +28,11 @@ class ServerBackend:
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        self.concurrency = options.in_flight
+        # twice as many questions as can be under way, so that the next ones are ready, in calls of an eighth: a thread for
+        # each of them would spend more time on waking up than on asking
+        size = max(1, options.in_flight // CALLS)
+        self.batch: int | None = size
+        self.concurrency = 1 if options.in_flight == 1 else 2 * -(-options.in_flight // size)
         self.client: Client | None = None
 
     def load(self, device: str, dtype: str) -> None:

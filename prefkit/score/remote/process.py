@@ -85,6 +85,11 @@ class ProcessScorer:
             found = self._exchange({"request": self.requests, "items": items})
             return read_scores(found, len(batch), self.command[0])
 
+    def close(self) -> None:
+        """Ends the process; its exit need not be waited for then."""
+        atexit.unregister(self.stop)
+        self.stop()
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.kill()

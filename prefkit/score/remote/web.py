@@ -43,7 +43,7 @@ class WebScorer:
             timeout=options.timeout,
             tries=options.tries,
         )
-        self.concurrency = options.in_flight * options.chunk
+        self.concurrency, self.batch = options.in_flight, options.chunk
 
     @cached_property
     def hello(self) -> Hello:

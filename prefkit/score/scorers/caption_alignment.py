@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefkit.score.bertscore import BertScore
 from prefkit.score.judge.backend import JudgeOptions, Question, make_backend
+from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.templates import fill, places
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -38,7 +40,7 @@ class CaptionAlignment:
         self.options = options
         self.requires = frozenset({"image", "prompt"} | places(options.reference))
         self.backend = make_backend(options, "caption_alignment")
-        self.concurrency, self.close = self.backend.concurrency, self.backend.close
+        self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
         self.alone = bool(options.server)  # waiting for a server holds up nobody else
         self.encoder = BertScore(options.encoder, options.layer)
 
@@ -65,6 +67,11 @@ class CaptionAlignment:
         """Raises UsageError for a model or encoder that cannot be loaded, or an address or key that is none."""
         self.encoder.load(device, dtype)
         self.backend.load(device, dtype)
+
+    def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
+        """Calls, tokens and cost of `todo` candidates; {} without a server."""
+        o = self.options
+        return estimate(o, sample, [o.question], todo, o.max_tokens) if o.server else {}
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         replies = self.backend.texts([Question((c, self.options.question)) for c in batch], self.options.max_tokens)

@@ -19,10 +19,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, make_backend
+from prefkit.score.judge.compare import TEMPLATE as PAIRWISE
+from prefkit.score.judge.compare import Verdicts, compare
+from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.ratings import Scale, expected, parse, prefix_clash, scale_of
 from prefkit.score.judge.templates import ASPECT, FASHIONDPO, FASHIONDPO_NAMES, RATING, fill, places
 from prefkit.types import Candidate, Score, ScorerSpec, digest
@@ -80,7 +84,7 @@ class Mllm:
             )
         self.requires = frozenset({"image"} | places(self.template) - FILLED | {"prompt"})
         self.backend = make_backend(options, "mllm")
-        self.concurrency, self.close = self.backend.concurrency, self.backend.close
+        self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
         self.alone = bool(options.server)  # waiting for a server holds up nobody else
 
     def spec(self) -> ScorerSpec:
@@ -115,6 +119,38 @@ class Mllm:
             _mean(self.options.aspects, scores[start : start + len(aspects)])
             for start in range(0, len(scores), len(aspects))
         ]
+
+    def judge_spec(self) -> dict[str, Any]:
+        """What a verdict of `compare` means, beside the question."""
+        how = {"answer": self._pairwise(), "min_mass": self.options.min_mass}
+        return {"judge": self._judge(), "version": "1", **self.backend.about(), **how}
+
+    def compare(self, pairs: Sequence[tuple[Candidate, Candidate]], template: str = "", aspect: str = "") -> Verdicts:
+        """Which of two is better, asked in both orders. template: the question; {prompt}, {aspect}, keys of the request."""
+        return compare(
+            self.backend,
+            pairs,
+            self._judge(),
+            template=template or PAIRWISE,
+            aspect=aspect,
+            answer=self._pairwise(),
+            min_mass=self.options.min_mass,
+        )
+
+    def estimate(self, sample: Sequence[Candidate], todo: int, images: int = 1) -> dict[str, Any]:
+        """Calls, tokens and cost of `todo` candidates (images=2: of `todo` questions of `compare`); {} without a server."""
+        if not self.options.server:
+            return {}
+        aspects = self.options.aspects or ("",)
+        texts = [PAIRWISE + c.prompt if images == 2 else self._text(c, aspects[0]) for c in sample]
+        most = 1 if self.answer == "logprobs" else 16 if images == 2 else self.options.max_tokens
+        return estimate(self.options, sample, texts, todo * (1 if images == 2 else len(aspects)), most, images)
+
+    def _judge(self) -> str:
+        return Path(self.options.model).name if Path(self.options.model).exists() else self.options.model
+
+    def _pairwise(self) -> Literal["logprobs", "text"]:
+        return "logprobs" if self.answer == "logprobs" else "text"
 
     def _text(self, candidate: Candidate, aspect: str) -> str:
         listed = self.listed

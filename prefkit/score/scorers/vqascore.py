@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, make_backend
+from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.templates import fill, places
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -33,7 +35,7 @@ class Vqascore:
         self.options = options
         self.requires = frozenset({"image", "prompt"} | places(options.template))
         self.backend = make_backend(options, "vqascore")
-        self.concurrency, self.close = self.backend.concurrency, self.backend.close
+        self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
         self.alone = bool(options.server)  # waiting for a server holds up nobody else
 
     def spec(self) -> ScorerSpec:
@@ -53,6 +55,11 @@ class Vqascore:
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         questions = [Question((c, fill(self.options.template, {**c.extra, "prompt": c.prompt}))) for c in batch]
         return [self._one(reply) for reply in self.backend.masses(questions, ("yes", "no"))]
+
+    def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
+        """Calls, tokens and cost of `todo` candidates; {} without a server."""
+        texts = [fill(self.options.template, {**c.extra, "prompt": c.prompt}) for c in sample]
+        return estimate(self.options, sample, texts, todo, 1) if self.options.server else {}
 
     def _one(self, reply: Reply) -> Score:
         if reply.masses is None:
