@@ -87,6 +87,13 @@ def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[st
 
 def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:
     config = recipe.train[name]
+    if config.online is not None:
+        from prefkit.train.checkpoint import last_step
+
+        wanted = min(config.online.rounds, limit or config.online.rounds)
+        done = last_step(store.train(name) / "checkpoints")
+        rewards = ", ".join(config.online.rewards)
+        return {"from": f"rewards {rewards}", "wanted": wanted, "to do": max(0, wanted - done)}
     done = sum('"loss"' in line for line in _lines(store.train(name) / "metrics.jsonl"))
     steps = min(config.steps, limit or config.steps)
     return {

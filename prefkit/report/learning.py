@@ -118,6 +118,12 @@ def _key(key: str, i: int, count: int, ordered: bool) -> str:
 
 #: kinds of curves in the order shown: title, label of the axis, line of reference
 CURVES: list[tuple[str, str, float | None]] = [
+    ("reward", "reward", None),
+    ("scores of the rewards", "score", None),
+    ("held-out scores", "score", None),
+    ("ratio", "ratio", 1.0),
+    ("share clipped", "share", 0.0),
+    ("KL", "KL", 0.0),
     ("loss", "loss", None),
     ("implicit accuracy", "accuracy", 0.5),
     ("margin", "margin", 0.0),
@@ -137,6 +143,14 @@ def kind(key: str) -> str:
         measured = {"margin": "margin", "implicit_accuracy": "accuracy", "win_advantage": "winner advantage"}
         name = measured.get(key.split("/")[1])
         return f"validation {name} by timestep" if name else ""
+    if key.startswith("watch/"):
+        return "held-out scores" if key.endswith("/mean") else ""
+    if key.startswith(("score/", "seconds/")):
+        return "scores of the rewards" if key.startswith("score/") else ""
+    online = {"reward": "reward", "ratio": "ratio", "approx_kl": "KL", "kl": "KL"}
+    online |= {"clip_high": "share clipped", "clip_low": "share clipped", "clamped": "share clipped"}
+    if key in online:
+        return online[key]
     for word, title in (
         ("accuracy", "implicit accuracy"),
         ("margin", "margin"),
@@ -152,6 +166,8 @@ def kind(key: str) -> str:
 
 
 def shortened(key: str) -> str:
+    if key.startswith("watch/"):
+        return key.split("/")[1].replace("_", " ")
     return key.rsplit("/", 1)[-1].replace("_", " ")
 
 

@@ -26,13 +26,16 @@ PART_ROWS = 256
 
 @dataclass
 class Batch:
-    """Samples whose conditions share a signature: [winners; losers], or winners alone. Draws are per sample."""
+    """Samples whose conditions share a signature: all that are first in their groups, then all second, and so on.
+
+    Draws are per sample; the members of a group have one.
+    """
 
     latents: torch.Tensor
     draw: Draw
     condition: Tree
     groups: Groups
-    members: list[PairRow]
+    members: list[Any]
 
     def to(self, device: Any) -> Batch:
         draw = Draw(*to_device((self.draw.time, self.draw.noise), device))
@@ -41,61 +44,62 @@ class Batch:
 
 
 class PairData:
-    """Pairs with their caches. `requests` by id give a pair's request what its caption does not say."""
+    """Pairs, or groups made of them, with their caches. `requests` by id give one what its caption does not say."""
 
-    def __init__(
-        self, pairs: Sequence[PairRow], latents: Cache, conditions: Cache, requests: dict[str, Request]
-    ) -> None:
+    def __init__(self, pairs: Sequence[Any], latents: Cache, conditions: Cache, requests: dict[str, Request]) -> None:
         self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
 
-    def request(self, pair: PairRow) -> Request:
+    def request(self, pair: Any) -> Request:
         known = self.requests.get(pair.request_id or "")
         return known if known and known.prompt == pair.prompt else Request(digest(pair.prompt), pair.prompt)
 
-    def size(self, pair: PairRow) -> tuple[int, int]:
-        """(height, width) in pixels, of both images."""
-        height, width = self.latents.notes[pair.win.key]
+    def size(self, pair: Any) -> tuple[int, int]:
+        """(height, width) in pixels, of all its images."""
+        height, width = self.latents.notes[pair.sides[0].key]
         return height, width
 
-    def condition_key(self, pair: PairRow) -> str:
+    def condition_key(self, pair: Any) -> str:
         request = self.request(pair)
         return digest(request.prompt, request.extra, self.size(pair))
 
     def complete(self) -> bool:
-        if any(side.key not in self.latents for pair in self.pairs for side in (pair.win, pair.lose)):
+        if any(side.key not in self.latents for pair in self.pairs for side in pair.sides):
             return False
         return all(self.condition_key(pair) in self.conditions for pair in self.pairs)
 
     # -- batches --------------------------------------------------------------------------------------------------
     def batches(
-        self, family: Any, chosen: Sequence[tuple[PairRow, int]], losers: bool, time: torch.Tensor | None = None
+        self, family: Any, chosen: Sequence[tuple[Any, int]], time: torch.Tensor | None = None
     ) -> Iterator[Batch]:
-        """(pair, visit)s as batches of one condition signature and latent shape. `time` [1] overrules the draws'."""
+        """(group, visit)s as batches of one condition signature, latent shape and group size.
+
+        time: [1], overrules the draws'.
+        """
         buckets: dict[Any, list[Any]] = {}
-        for pair, visit in chosen:
-            sides = [pair.win, pair.lose] if losers else [pair.win]
-            latents = [self.latents.get(side.key)["latents"] for side in sides]
-            condition = self.conditions.get(self.condition_key(pair))
-            draw = family.draw(pair.id, visit, latents[0])
+        for group, visit in chosen:
+            latents = [self.latents.get(side.key)["latents"] for side in group.sides]
+            condition = self.conditions.get(self.condition_key(group))
+            draw = family.draw(group.id, visit, latents[0])
             if time is not None:
                 draw = Draw(time, draw.noise)
-            kind = (family.signature(condition), latents[0].shape)
-            buckets.setdefault(kind, []).append((pair, latents, condition, draw))
+            kind = (family.signature(condition), latents[0].shape, len(latents))
+            buckets.setdefault(kind, []).append((group, latents, condition, draw))
         for members in buckets.values():
-            yield self._batch(family, members, 2 if losers else 1)
+            yield self._batch(family, members)
 
-    def _batch(self, family: Any, members: list[Any], sides: int) -> Batch:
-        pairs, latents, conditions, draws = zip(*members, strict=True)
-        count = len(pairs)
+    def _batch(self, family: Any, members: list[Any]) -> Batch:
+        groups, latents, conditions, draws = zip(*members, strict=True)
+        count, sides = len(groups), len(latents[0])
         index, rank = torch.arange(count).repeat(sides), torch.arange(sides).repeat_interleave(count)
-        gaps = torch.tensor([math.nan if pair.score_gap is None else pair.score_gap for pair in pairs]).repeat(sides)
-        soft = torch.tensor([pair.p for pair in pairs]).repeat(sides)
+        gaps = torch.tensor([math.nan if g.score_gap is None else g.score_gap for g in groups]).repeat(sides)
+        soft = torch.tensor([g.p for g in groups]).repeat(sides)
+        labels = torch.tensor([g.labels[side] for side in range(sides) for g in groups])
         return Batch(
-            latents=torch.stack([both[side] for side in range(sides) for both in latents]),
+            latents=torch.stack([own[side] for side in range(sides) for own in latents]),
             draw=Draw(torch.cat([d.time for d in draws] * sides), torch.cat([d.noise for d in draws] * sides)),
             condition=family.collate(list(conditions) * sides),
-            groups=Groups(index, rank, (rank == 0).float(), torch.ones(count * sides), gaps, soft),
-            members=list(pairs),
+            groups=Groups(index, rank, labels, torch.ones(count * sides), gaps, soft),
+            members=list(groups),
         )
 
 

@@ -58,6 +58,9 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
         self.watch = WinnerWatch()
         self.step = self.skipped = self.skipped_in_a_row = 0
+        self.seen: list[
+            tuple[list[Any], Tensor]
+        ] = []  # groups and losses of the step in hand, for the message of a failure
 
     @property
     def global_batch(self) -> int:
@@ -72,7 +75,7 @@ class Loop:
             first = step * self.global_batch + (micro * self.processes.count + self.processes.rank) * size
             places = [order(len(pairs), self.config.seed, first + i) for i in range(size)]
             chosen = [(pairs[index], epoch) for index, epoch in places]
-            found.append(list(self.data.batches(self.family, chosen, losers=self.objective.shape == "pair")))
+            found.append(list(self.data.batches(self.family, chosen)))
         return found
 
     def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:
@@ -86,7 +89,8 @@ class Loop:
         keep = self.objective.needs_residual
         reference: dict[str, Tensor] = {}
         if self.objective.reference != "none":
-            with torch.no_grad(), self.policy.reference() as net:
+            moving = self.objective.reference == "ema"
+            with torch.no_grad(), self.policy.moving() if moving else self.policy.reference() as net:
                 reference = self.residuals(net, batch)
         policy = self.residuals(self.policy.net, batch)
         total: Tensor | None = None
@@ -103,12 +107,14 @@ class Loop:
     def accumulate(self, micro_batches: list[list[Batch]]) -> dict[str, float]:
         """Gradients of a whole step, summed over processes; returns the step's means over the global batch."""
         sums: dict[str, Tensor] = {}
+        self.seen = []
         for number, batches in enumerate(micro_batches):
             if self.policy.lora is not None and self.policy.lora.dropout:
                 key = digest(self.config.seed, self.step, number, self.processes.rank)
                 torch.manual_seed(int(key[:12], 16))
             for batch in batches:
                 loss, metrics = self.losses(batch.to(self.processes.device))
+                self.seen.append((batch.members, loss.detach()))
                 self.scaler.scale(loss.sum() / self.global_batch).backward()
                 for name, value in {"loss": loss.detach(), **metrics}.items():
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.sum()
@@ -137,6 +143,10 @@ class Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if not left_out:
+            self.policy.follow()
+        if hasattr(self.objective, "observe"):
+            self.objective.observe(over_heads(shown))
         counted = {"skipped": self.skipped} if self.scaler.is_enabled() else {}
         return shown | {"grad_norm": norm, "lr": rate, **counted}
 
@@ -146,8 +156,42 @@ class Loop:
         last = f"The checkpoint of step {kept} is kept, in {place}" if kept else "There is no checkpoint yet"
         return TrainingError(
             f"train {self.folder.name}: {what} of step {self.step + 1} is not finite (NaN or infinity), so training has "
-            f"stopped. {last}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or no instead of "
+            f"stopped. {self._blamed()}{last}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or no instead of "
             f"fp16{', under a new name' if kept else ''}; or look at the pairs for broken latents."
+        )
+
+    def _blamed(self) -> str:
+        """The rows of the pair dataset whose loss was not finite; without any, all those of the step."""
+        rows = [(group.row, bad) for groups, loss in self.seen
+                for group, bad in zip(groups, (~loss.isfinite()).tolist(), strict=True)]  # fmt: skip
+        broken = [str(row) for row, bad in rows if bad]
+        named = broken or [str(row) for row, _ in rows]
+        if not named:
+            return ""
+        what = "Not finite was the loss of" if broken else "The step was made of"
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        return f"{what} row {', '.join(named[:10])}{more} of the pairs. "
+
+    def _out_of_memory(self) -> TrainingError:
+        """What to change, the cheapest first. With the batch split further the result stays the same."""
+        config, ways = self.config, []
+        if config.batch_size > 1:
+            least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
+            smaller, more = config.batch_size // least, least * config.accumulation
+            ways.append(
+                f"batch_size {smaller} with accumulation {more} (1/{least} of the activations, the same result)"
+            )
+        if not config.gradient_checkpointing:
+            ways.append("gradient_checkpointing: true (activations of one block at a time, about a third slower)")
+        if config.precision == "no":
+            ways.append("precision: bf16 (half the activations and, with LoRA, half the frozen weights)")
+        if config.lora is None:
+            ways.append("lora: {rank: 16} (no gradients, optimizer states and second network of full weights)")
+        kept = checkpoint.last_step(self.folder / "checkpoints")
+        return TrainingError(
+            f"train {self.folder.name}: {self.processes.device} ran out of memory in step {self.step + 1}. "
+            f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
+            f"{f'The checkpoint of step {kept} is kept.' if kept else 'There is no checkpoint yet.'}"
         )
 
     # -- the held-out pairs ---------------------------------------------------------------------------------------
@@ -167,8 +211,11 @@ class Loop:
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:
         if self.processes.main:
-            optimizer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+            optimizer: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+            optimizer["average"] = self.policy.average
             state = {"watch": self.watch.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
+            if hasattr(self.objective, "state"):
+                state["objective"] = self.objective.state()
             checkpoint.save(self.folder / "checkpoints", self.step, self.policy.state(), optimizer, state)
         self.processes.wait()
 
@@ -183,6 +230,9 @@ class Loop:
         self.scaler.load_state_dict(optimizer["scaler"])
         self.watch.load(state["watch"])
         self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))
+        self.policy.load_average(optimizer.get("average", []))
+        if "objective" in state:
+            self.objective.load(state["objective"])
         self.step = state["step"]
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -198,6 +248,8 @@ class Loop:
             if self.step == 0:
                 self._validate(log)
             shown = self._steps(end, log)
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
         finally:
             if log is not None:
                 log.close()
@@ -240,6 +292,14 @@ class Loop:
         errors = self.measure(reference=False)
         if log is not None:
             log.write_validation(self.step, self.validation.report(errors))
+
+
+def over_heads(shown: dict[str, float]) -> dict[str, float]:
+    """Metrics of several heads (head/name) averaged to one per name."""
+    found: dict[str, list[float]] = {}
+    for name, value in shown.items():
+        found.setdefault(name.rpartition("/")[2], []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def rate_factor(config: Train, step: int) -> float:

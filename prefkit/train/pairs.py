@@ -56,6 +56,14 @@ class PairRow:
     score_gap: float | None = None
     p: float = 1.0
 
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.win, self.lose
+
+    @property
+    def labels(self) -> tuple[float, float]:
+        return 1.0, 0.0
+
     def flipped(self) -> PairRow:
         return replace(self, win=self.lose, lose=self.win)
 

@@ -138,7 +138,7 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     if config.schedule == "constant":
         train.pop("steps", None)
     split = [config.batch_size, config.accumulation, processes.count]
-    read = digest([(pair.id, pair.win.key, pair.lose.key) for pair in pairs])
+    read = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
     found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
     if config.lora is not None and config.lora.dropout:
         found["split"] = split

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prefkit.config import Lora, Train
@@ -19,12 +21,42 @@ class Policy:
     """net: the denoiser being trained. start: the adapters that the reference is made of (LoRA).
 
     frozen: the reference's own network where weights are trained in full and the objective asks for one.
+    average: exponential moving averages of the trained parameters, in their order, where the objective asks for a moving
+    reference; decay: the share of them that stays at each step.
     """
 
     net: Any
     lora: Lora | None
     start: list[str] = field(default_factory=list)
     frozen: Any = None
+    average: list[Tensor] = field(default_factory=list)
+    decay: float = 0.0
+
+    def start_average(self, decay: float) -> None:
+        self.decay = decay
+        self.average = [parameter.detach().clone() for parameter in self.parameters()]
+
+    def load_average(self, average: list[Tensor]) -> None:
+        for own, loaded in zip(self.average, average, strict=True):
+            own.copy_(loaded)
+
+    def follow(self) -> None:
+        """After a step: average = decay average + (1 - decay) parameter."""
+        if self.average:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters()], 1 - self.decay)
+
+    @contextmanager
+    def moving(self) -> Iterator[Any]:
+        """with policy.moving() as net: the moving average, as a network to run without gradients."""
+        trained = self.parameters()
+        own = [parameter.data for parameter in trained]
+        try:
+            for parameter, average in zip(trained, self.average, strict=True):
+                parameter.data = average
+            yield self.net
+        finally:
+            for parameter, data in zip(trained, own, strict=True):
+                parameter.data = data
 
     def reference(self) -> AbstractContextManager[Any]:
         """with policy.reference() as net: the start, as a network to run without gradients."""

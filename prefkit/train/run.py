@@ -17,18 +17,20 @@ from prefkit.train import table, validation
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
+from prefkit.train.lists import groups_of
 from prefkit.train.metrics import BOARDS
 from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.prepare import Plan, fingerprint, prepare
 from prefkit.train.processes import Processes
 from prefkit.train.reference import make_policy
-from prefkit.types import digest
 
 REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
     "grow without a mismatch."
 )
+SHAPES = ("pair", "list", "single")
+REFERENCES = ("none", "frozen", "ema")
 #: smallest value -> the settings that it holds for
 LEAST = {
     0: ("warmup", "weight_decay", "validation"),
@@ -68,6 +70,15 @@ def run_train(
     config = recipe.train[name]
     controls = controls or config.controls
     check_settings(name, config)
+    objective = load_objective(name, config)
+    if config.online is not None or objective.shape.startswith("step"):
+        from prefkit.train.online.run import run_online
+
+        if controls:
+            output.warn(
+                f"train {name}: --controls are for training on pairs that are there; online there are none yet."
+            )
+        return run_online(store, recipe, name, objective=objective, limit=limit)
     processes = Processes(config.device)
     source = PairSource.find(store, config.pairs)
     pairs = read_pairs(source)
@@ -94,7 +105,7 @@ def check_settings(name: str, config: Train) -> None:
         )
     if config.lora is not None and not 0 <= config.lora.dropout < 1:
         raise UsageError(f"train.{name}.lora.dropout is {config.lora.dropout:g}: it must be from 0 to below 1.")
-    if (getattr(make_objective(name, config).options, "beta", None) or 1) < 0:
+    if (getattr(load_objective(name, config).options, "beta", None) or 1) < 0:
         raise UsageError(f"train.{name}.objective.beta is negative: that would teach the losers.")
 
 
@@ -185,13 +196,14 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     config = job.config
     objective = make_objective(job.name, config)
     training, held = validation.split(data.pairs, config.validation)
-    if job.flip:
-        training = [pair.flipped() if int(digest("flipped", pair.id), 16) % 2 else pair for pair in training]
     family = plan.load_denoiser(processes.device, data)
     policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
+    if objective.reference == "ema":
+        policy.start_average(objective.decay)
     if config.compile:
         policy.net.compile()
-    own = PairData(training, data.latents, data.conditions, data.requests)
+    groups = groups_of(objective, training, config.pairs, job.flip)
+    own = PairData(groups, data.latents, data.conditions, data.requests)
     measured = None
     if held:
         beta = getattr(objective.options, "beta", None)
@@ -199,17 +211,21 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     return Loop(config, family, objective, policy, own, measured, processes, folder)
 
 
+def load_objective(name: str, config: Train) -> Any:
+    return registry.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")
+
+
 def make_objective(name: str, config: Train) -> Any:
-    objective = registry.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")
+    objective = load_objective(name, config)
     _check_objective(objective, config.objective.use)
     return objective
 
 
 def _check_objective(objective: Any, name: str) -> None:
-    if objective.shape not in ("pair", "single") or objective.reference not in ("none", "frozen"):
+    if objective.shape not in SHAPES or objective.reference not in REFERENCES:
         raise PluginError(
             f"objective {name}: it asks for groups of shape {objective.shape!r} and a reference {objective.reference!r}; "
-            "training on pairs offers the shapes pair and single, and the references none and frozen."
+            f"training offers the shapes {', '.join(SHAPES)}, and the references {', '.join(REFERENCES)}."
         )
 
 

@@ -19,7 +19,7 @@ def show(
     rows: dict[str, Any] = {
         "training": name,
         "objective": config.objective.use,
-        "pairs": pairs,
+        f"{objective.shape}s": pairs,
         "validation pairs": validation,
         "batch": f"{batch} = {config.batch_size} x {config.accumulation} accumulated x {processes} processes",
         "steps": f"{config.steps} = {config.steps * batch / pairs:.3g} epochs",
@@ -40,6 +40,8 @@ def show(
 def _reference(policy: Policy, objective: Any) -> str:
     if objective.reference == "none":
         return "none"
+    if objective.reference == "ema":
+        return f"a moving average of what is trained, {objective.decay:g} of it kept at each step"
     if policy.lora is None:
         return "a frozen copy of the start"
     return f"the same network with {', '.join(policy.start)} alone" if policy.start else "the same network, adapter off"

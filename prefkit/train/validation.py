@@ -79,7 +79,7 @@ class Validation:
         for part, time in enumerate(self.times.values):
             for start in range(0, len(own), self.batch_size):
                 chosen = [(self.pairs[i], VISIT - part) for i in own[start : start + self.batch_size]]
-                for batch in self.data.batches(self.family, chosen, losers=True, time=time):
+                for batch in self.data.batches(self.family, chosen, time):
                     measured = measure(batch).cpu().double().view(2, -1).T
                     for pair, both in zip(batch.members, measured, strict=True):
                         found[place[pair.row], part] = both

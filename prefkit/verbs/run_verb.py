@@ -18,7 +18,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("run", known, flags)
     if known.limit:
         run = trial(run, known.limit)
-    verbs = [name for name in NEXT if getattr(run.recipe, name)]
+    verbs = [name for name in NEXT if getattr(run.recipe, name) and needed(name, run.recipe)]
     if not verbs:
         raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
     if known.dry_run:
@@ -52,6 +52,12 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         print(f"report: {path}")
     output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")
     return 0
+
+
+def needed(verb: str, recipe: Any) -> bool:
+    """Online training makes and judges its own candidates: where all is online, the first stages have nothing to do."""
+    online = bool(recipe.train) and all(t.online is not None for t in recipe.train.values())
+    return not (online and verb in ("generate", "score", "pair"))
 
 
 def trial(run: Any, limit: int) -> Any:

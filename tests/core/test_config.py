@@ -28,9 +28,39 @@ CONTENT = {
     "Pair": {"use", "options", "weights", "normalise", "missing", "tie", "generators"},
     "Choice": {"use", "options"},
     "Lora": {"rank", "alpha", "targets", "dropout", "resume"},
+    "Online": {
+        "rewards",
+        "normalise",
+        "rounds",
+        "requests",
+        "samples",
+        "generator",
+        "steps",
+        "noise",
+        "noise_level",
+        "window",
+        "window_every",
+        "statistics",
+        "buffer",
+        "minimum",
+        "advantage_clip",
+        "updates",
+        "epochs",
+        "timestep_fraction",
+        "pair",
+        "mask",
+        "refresh",
+        "ema",
+        "max_drift",
+        "watch",
+        "watch_requests",
+        "stop_drop",
+        "sample_batch",
+    },
     "Train": {
         "pairs",
         "objective",
+        "online",
         "lora",
         "family",
         "steps",
@@ -60,6 +90,7 @@ FREE = {
     "Pair": set(),
     "Choice": set(),
     "Lora": set(),
+    "Online": {"watch_every", "reward_timeout", "max_failed", "checkpoint_every", "keep_rounds"},
     "Train": {
         "controls",
         "gradient_checkpointing",
@@ -97,6 +128,6 @@ def test_defaults_are_not_content():
 def test_every_field_has_help():
     from prefkit.helptext import field_docs
 
-    for name in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Train", "Eval"):
+    for name in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Online", "Train", "Eval"):
         docs = field_docs(getattr(config, name))
         assert set(docs) == {f.name for f in dataclasses.fields(getattr(config, name))}

@@ -88,21 +88,23 @@ def test_swapped_labels_flip_the_margin(run):
     pairs = loop.data.pairs
     margins = []
     for chosen in (pairs, [pair.flipped() for pair in pairs]):
-        (batch,) = loop.data.batches(loop.family, [(pair, 5) for pair in chosen], losers=True)
+        (batch,) = loop.data.batches(loop.family, [(pair, 5) for pair in chosen])
         with torch.no_grad():
             margins.append(loop.losses(batch)[1]["margin"])
     assert margins[0].abs().max() > 0.1
     torch.testing.assert_close(margins[0], -margins[1], rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("objective", ["dpo", "sft"])
+@pytest.mark.parametrize("objective", ["dpo", "sdpo", "linear", "mapo", "kto", "lpo", "sft"])
 def test_splitting_the_global_batch_changes_nothing(run, pair_rows, objective):
     rows = pair_rows(4) + pair_rows(3, seed=1, size=(128, 64))  # two signatures
+    rows = [row | {"score_gap": 1.0} for row in rows]
     store, recipe = run(rows=rows, lora=None, objective=Choice(objective))
     whole, gradient = gradients(loop_of(store, recipe, batch_size=4))
     for size, accumulation in ((2, 2), (1, 4)):
         shown, other = gradients(loop_of(store, recipe, batch_size=size, accumulation=accumulation))
-        assert shown == pytest.approx(whole, rel=1e-4, abs=1e-5)
+        # mapo's margin is a difference of float32 numbers near 1, times 1000: its last digit is 6e-5
+        assert shown == pytest.approx(whole, rel=1e-4, abs=1e-4 if objective == "mapo" else 1e-5)
         assert (other - gradient).norm() < 1e-4 * gradient.norm()
 
 
@@ -112,7 +114,7 @@ def test_the_order_within_a_batch_changes_nothing(run):
     _, gradient = gradients(loop)
     chosen = [(pair, 0) for batch in loop.micro_batches(0)[0] for pair in batch.members]
     loop.optimizer.zero_grad()
-    loop.accumulate([list(loop.data.batches(loop.family, chosen[::-1], losers=True))])
+    loop.accumulate([list(loop.data.batches(loop.family, chosen[::-1]))])
     other = torch.cat([p.grad.flatten() for p in loop.policy.parameters()])
     assert (other - gradient).norm() < 1e-4 * gradient.norm()
 
@@ -223,6 +225,35 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(run):
     assert not (store.train("dpo") / "final").exists()
 
 
+def test_the_pair_whose_loss_is_not_finite_is_named(run, monkeypatch):
+    store, recipe = run(batch_size=4)
+    loop = loop_of(store, recipe)
+    victim = loop.micro_batches(0)[0][0].members[2]
+    losses = loop.losses
+
+    def broken(batch):
+        loss, metrics = losses(batch)
+        return loss + torch.tensor([math.nan if m.id == victim.id else 0.0 for m in batch.members]), metrics
+
+    monkeypatch.setattr(loop, "losses", broken)
+    with pytest.raises(TrainingError, match=rf"the loss of step 1 .* loss of row {victim.row} of the pairs"):
+        loop.run()
+
+
+def test_out_of_memory_says_what_to_change(run, monkeypatch):
+    store, recipe = run(batch_size=4, accumulation=2)
+    loop = loop_of(store, recipe)
+
+    def full(batch):
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(loop, "losses", full)
+    with pytest.raises(
+        TrainingError, match=r"out of memory in step 1.*batch_size 2 with accumulation 4.*no checkpoint"
+    ):
+        loop.run()
+
+
 def test_fp16_counts_the_steps_it_leaves_out_and_gives_up_when_none_is_left(run):
     store, recipe = run(precision="fp16")
     loop = loop_of(store, recipe)
@@ -295,11 +326,11 @@ def test_bad_settings(run, changes, error, message):
         run_train(store, recipe, "other")
 
 
-def test_an_objective_for_lists_is_refused(run, tmp_path):
-    code = "class Lists:\n    shape, reference, needs_residual = 'list', 'ema', False\n    def __init__(self, options): self.options = options\n"
+def test_an_objective_of_an_unknown_shape_is_refused(run, tmp_path):
+    code = "class Lists:\n    shape, reference, needs_residual = 'triple', 'ema', False\n    def __init__(self, options): self.options = options\n"
     (tmp_path / "lists.py").write_text(code)
     store, recipe = run(objective=Choice(f"{tmp_path / 'lists.py'}:Lists"))
-    with pytest.raises(PluginError, match="'list'"):
+    with pytest.raises(PluginError, match="'triple'"):
         run_train(store, recipe, "dpo")
 
 

@@ -203,7 +203,7 @@ def test_batches_hold_one_signature(run, pair_rows):
     store, recipe = run(rows=rows)
     plan, data = prepared(store, recipe)
     family = plan.load_denoiser("cpu", data)
-    batches = list(data.batches(family, [(pair, 0) for pair in data.pairs], losers=True))
+    batches = list(data.batches(family, [(pair, 0) for pair in data.pairs]))
     assert sorted(tuple(batch.latents.shape) for batch in batches) == [(4, 4, 8, 8), (4, 4, 8, 16)]
     for batch in batches:
         assert torch.equal(batch.draw.noise[:2], batch.draw.noise[2:])

@@ -6,6 +6,12 @@ e_w, e_l  the policy's squared error on winner and loser, at one time and one no
 r_w, r_l  the frozen reference's, at the same time and noise
 beta      how strongly the policy is held to the reference
 
+Noisy labels. With q, the probability that the winner is better, and l(z) = -log sigmoid(z):
+label_smoothing eps   q = 1 - eps:  q l(z) + (1 - q) l(-z)                        cDPO, Mitchell 2023
+robust                [(1 - eps) l(z) - eps l(-z)] / (1 - 2 eps), unbiased        Chowdhury et al., arXiv 2403.00409, eq. 9
+labels: soft          q = p of the pair, smoothed by eps
+labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, its factor c is in beta
+
 Where this departs from the paper's text: errors are means over the latent elements, as in the released code, where the
 paper has squared norms (a beta on means equals beta / elements on sums); the half of the derivation is written out;
 omega and T are constant and part of beta. Of flow models the error is that of the velocity, with a constant beta:
@@ -17,40 +23,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prefkit.errors import UsageError
+from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prefkit.types import Errors, Groups
+LABELS = ("hard", "soft", "margin")
 
 
 @dataclass(frozen=True)
-class DPOOptions:
-    #: strength of the pull to the reference, on errors that are means over the latent elements
-    beta: float = 2000.0
+class DPOOptions(PairOptions):
+    #: share of labels that are taken to be wrong, from 0 to below 0.5
+    label_smoothing: float = 0.0
+    #: the unbiased form of label smoothing instead of the conservative one
+    robust: bool = False
+    #: hard | soft | margin: what the pairs' p does; hard leaves it out
+    labels: str = "hard"
 
 
-class DPO:
+class DPO(Pairwise):
     """Loss [G] for pairs against a frozen reference. With policy = reference it is log 2."""
 
     Options = DPOOptions
-    shape = "pair"
-    reference = "frozen"
-    needs_residual = False
 
     def __init__(self, options: DPOOptions) -> None:
-        self.options = options
+        super().__init__(options)
+        if not 0 <= options.label_smoothing < 0.5:
+            raise UsageError(f"dpo: label_smoothing is {options.label_smoothing:g}; it is at least 0 and below 0.5.")
+        if options.labels not in LABELS:
+            raise UsageError(f"dpo: labels: {options.labels!r} is not known; choose {', '.join(LABELS)}.")
+        if options.robust and (options.labels == "soft" or not options.label_smoothing):
+            raise UsageError("dpo: robust needs label_smoothing above 0 and labels hard or margin.")
 
-    def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy, reference: errors [2 G]. Returns the loss [G] and metrics [G] each."""
+    def of_z(self, terms: Terms) -> Tensor:
         from torch.nn.functional import logsigmoid
 
-        assert reference is not None
-        order = (2 * groups.index + groups.rank).argsort()
-        win, lose = (reference.mean - policy.mean)[order].view(-1, 2).unbind(1)
-        z = self.options.beta / 2 * (win - lose)
-        accuracy = (z > 0).float() + 0.5 * (z == 0).float()
-        metrics = {"implicit_accuracy": accuracy, "margin": z, "win_advantage": win, "lose_advantage": lose}
-        return -logsigmoid(z), {name: value.detach() for name, value in metrics.items()}
+        o, z = self.options, terms.z
+        if o.labels == "margin":
+            z = (2 * terms.p - 1) * z
+        right, wrong = -logsigmoid(z), -logsigmoid(-z)
+        if o.robust:
+            return ((1 - o.label_smoothing) * right - o.label_smoothing * wrong) / (1 - 2 * o.label_smoothing)
+        if o.labels != "soft" and not o.label_smoothing:
+            return right
+        q = terms.p if o.labels == "soft" else 1.0
+        q = (1 - o.label_smoothing) * q + o.label_smoothing * (1 - q)
+        return q * right + (1 - q) * wrong
 
 
 plugin = DPO

@@ -1,0 +1,50 @@
+"""CaPO (experimental): Lee et al., Calibrated Multi-Preference Optimization for Aligning Diffusion Models, 2502.02588.
+
+    loss = (R - z)^2,    R = R_ca(winner) - R_ca(loser)
+
+R_ca  the calibrated reward of an image: the probability that it beats another image of the same request
+z     the margin of train/pairwise.py
+
+Departures: within a pair the only other image is its partner, so R = p - (1 - p) = 2 p - 1 from the pair's p; with
+`target: score_gap` R is the pair's score_gap, for pairs whose scores are win rates already. The paper's weight by
+noise level is left out: time sampling is an option of the training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefkit.errors import UsageError
+from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TARGETS = ("p", "score_gap")
+
+
+@dataclass(frozen=True)
+class CaPOOptions(PairOptions):
+    #: p | score_gap: where the wanted margin comes from, 2 p - 1 or the pair's score_gap
+    target: str = "p"
+
+
+class CaPO(Pairwise):
+    """Loss [G] for pairs: the margin is to be as large as the difference in quality, and no larger."""
+
+    Options = CaPOOptions
+
+    def __init__(self, options: CaPOOptions) -> None:
+        super().__init__(options)
+        if options.target not in TARGETS:
+            raise UsageError(f"capo: target: {options.target!r} is not known; choose {', '.join(TARGETS)}.")
+
+    def of_z(self, terms: Terms) -> Tensor:
+        wanted = 2 * terms.p - 1 if self.options.target == "p" else terms.score_gap
+        if wanted.isnan().any():
+            raise UsageError("capo: a pair has no score_gap. Use target: p, or pairs with the column score_gap.")
+        return (wanted - terms.z).square()
+
+
+plugin = CaPO

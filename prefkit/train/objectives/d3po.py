@@ -1,0 +1,68 @@
+"""D3PO: DPO on every step of two sampled chains, Yang et al., arXiv 2311.13231, eq. 12, with the released clamp.
+
+    loss = -log sigmoid(beta [log clamp(r_w, 1 - eps, 1 + eps) - log clamp(r_l, 1 - eps, 1 + eps)])
+    r = p(step; policy) / p(step; reference), log-probabilities being means over the elements of a sample
+
+With beta 0.1 and eps 0.1 (FashionDPO's, arXiv 2504.12900, and D3PO's own) the margin stays within 0.0201, so the loss
+says nothing: look at implicit_accuracy, log_ratio and the clamped share. The clamp is the trust region: beyond it a
+step teaches nothing, and without it images disintegrate (D3PO's authors).
+
+Mistakes of published code that are not copied: an optimizer step after every timestep of a pair, which changes the
+policy within the pair (here gradients are averaged over timesteps); guidance in training that is not the sampler's
+(here one recorded guidance serves both); checkpoints written before the epoch that they are named after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefkit.train.online.noise import Step
+
+
+@dataclass(frozen=True)
+class D3POOptions:
+    beta: float = 0.1
+    #: ratios are held within 1 - clamp and 1 + clamp
+    clamp: float = 0.1
+
+
+class D3PO:
+    """Loss [G] for pairs of steps at one time against a frozen reference. With policy = reference it is log 2."""
+
+    Options = D3POOptions
+    shape = "step_pair"
+    reference = "frozen"
+    group_relative = False
+
+    def __init__(self, options: D3POOptions) -> None:
+        self.options = options
+
+    def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Steps of [winners; losers], 2 G. Returns the loss [G] and metrics [G] each; old and advantage play no part."""
+        assert reference is not None
+        return preferred(new.log_prob - reference.log_prob, self.options.beta, self.options.clamp)
+
+
+def preferred(log_ratio: Tensor, beta: float, clamp: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """log p / p_ref of [winners; losers], 2 G -> the loss [G] and metrics [G] each."""
+    from torch.nn.functional import logsigmoid
+
+    held = log_ratio.exp().clamp(1 - clamp, 1 + clamp).log()
+    outside = (log_ratio.exp() - 1).abs() > clamp
+    win, lose = log_ratio.chunk(2)
+    z = beta * (held.chunk(2)[0] - held.chunk(2)[1])
+    metrics = {
+        "implicit_accuracy": (win > lose).float() + 0.5 * (win == lose).float(),
+        "margin": z,
+        "log_ratio": 0.5 * (win.abs() + lose.abs()),
+        "clamped": 0.5 * (outside.chunk(2)[0].float() + outside.chunk(2)[1].float()),
+        "ratio": 0.5 * (win.exp() + lose.exp()),
+    }
+    return -logsigmoid(z), {name: value.detach() for name, value in metrics.items()}
+
+
+plugin = D3PO

@@ -1,0 +1,45 @@
+"""DDPO: denoising diffusion policy optimisation, Black et al., arXiv 2305.13301, eq. 6 (IS) with PPO's clip.
+
+    r = exp(log p_new - log p_old),    loss = max(-A r, -A clip(r, 1 - clip, 1 + clip))
+
+Log-probabilities are means over the elements of a sample, as in the released code, so that a clip of 1e-4 is the
+published one. With one update per round r is 1 and the gradient is the score-function estimate (SF, eq. 5);
+`online.updates` above 1 makes it the importance-sampled estimate (IS). `clip: null` switches the clip off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefkit.train.online.noise import Step
+
+
+@dataclass(frozen=True)
+class DDPOOptions:
+    #: the ratio is held within 1 - clip and 1 + clip; null = no clip
+    clip: float | None = 1e-4
+
+
+class DDPO:
+    """Loss [B] for single steps with advantages. No reference."""
+
+    Options = DDPOOptions
+    shape = "step"
+    reference = "none"
+    group_relative = False
+
+    def __init__(self, options: DDPOOptions) -> None:
+        self.options = options
+
+    def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """advantage [B]. Returns the loss [B] and metrics [B] each."""
+        from prefkit.train.online.surrogate import clipped
+
+        return clipped(new.log_prob - old.log_prob, advantage, self.options.clip)
+
+
+plugin = DDPO

@@ -1,0 +1,45 @@
+"""DPO-Positive (experimental): Pal et al., Smaug: Fixing Failure Modes of Preference Optimisation, arXiv 2402.13228, eq. 3.
+
+    loss = -log sigmoid(z - strength (beta / 2) max(0, -a_w))
+
+z, a_w    the margin and the winner's advantage, of train/pairwise.py
+strength  the paper's lambda: how much it costs when the policy is worse at a winner than the reference
+
+Departure: the paper's log ratio of likelihoods is the advantage a_w, with the beta / 2 that z has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefkit.errors import UsageError
+from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DPOPOptions(PairOptions):
+    #: cost of a winner that gets worse, relative to the margin
+    strength: float = 1.0
+
+
+class DPOP(Pairwise):
+    """Loss [G] for pairs; log 2 where policy = reference."""
+
+    Options = DPOPOptions
+
+    def __init__(self, options: DPOPOptions) -> None:
+        super().__init__(options)
+        if options.strength < 0:
+            raise UsageError(f"dpop: strength is {options.strength:g}; below 0 it would reward winners that get worse.")
+
+    def of_z(self, terms: Terms) -> Tensor:
+        from torch.nn.functional import logsigmoid
+
+        return -logsigmoid(terms.z - self.options.strength * terms.beta / 2 * (-terms.win).relu())
+
+
+plugin = DPOP

@@ -1,0 +1,25 @@
+"""Hinge on the margin (experimental): Zhao et al., SLiC-HF, arXiv 2305.10425, eq. 1, with implicit rewards as in 2309.06657.
+
+    loss = max(0, 1 - z)
+
+z  the margin of train/pairwise.py; pairs beyond z = 1 teach nothing more
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefkit.train.pairwise import Pairwise, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Hinge(Pairwise):
+    """Loss [G] for pairs; 1 where policy = reference."""
+
+    def of_z(self, terms: Terms) -> Tensor:
+        return (1 - terms.z).relu()
+
+
+plugin = Hinge

@@ -1,0 +1,28 @@
+"""IPO (experimental): Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, 2310.12036.
+
+    loss = (z - 1/2)^2        eq. 17, with z of train/pairwise.py in the place of h
+
+z  the margin, (beta / 2) times the difference of advantages: its optimum is finite, so a pair is never pushed for ever
+
+Departure: the paper has (h - 1 / (2 tau))^2. Divided by its constant, with z = tau h, that is (z - 1/2)^2, on which a
+beta means what it means for DPO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefkit.train.pairwise import Pairwise, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class IPO(Pairwise):
+    """Loss [G] for pairs; 1/4 where policy = reference."""
+
+    def of_z(self, terms: Terms) -> Tensor:
+        return (terms.z - 0.5).square()
+
+
+plugin = IPO

@@ -1,0 +1,72 @@
+"""Diffusion-KTO (experimental): good and bad images without partners; Li et al., arXiv 2404.04465, after KTO, 2402.01306.
+
+    loss = w_y (1 - sigmoid(s)),    s = (beta / 2)(a - Q) for desirable images, its negative for undesirable ones
+
+a    advantage over the reference, r - e, of one image
+Q    the point of reference: max(0, mean advantage), without a gradient
+w_y  weight of desirable and undesirable images
+
+Departures: the half that z has, so that beta means what it means for DPO. Q is the mean over the global batch of the step
+before (0 at the first) where the paper takes that of the step itself: so a batch may be split in any way.
+Of a pair dataset, every winner is desirable and every loser undesirable; an image that both won and lost is desirable,
+as in the paper ("preferred at least once").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefkit.types import Errors, Groups
+
+
+@dataclass(frozen=True)
+class KTOOptions:
+    #: strength of the pull to the reference, as in dpo
+    beta: float = 2000.0
+    #: weight of desirable images
+    desirable: float = 1.0
+    #: weight of undesirable images
+    undesirable: float = 1.0
+
+
+class KTO:
+    """Loss [G] for single images with labels. With policy = reference it is w_y / 2."""
+
+    Options = KTOOptions
+    shape = "single"
+    losers = True
+    reference = "frozen"
+    needs_residual = False
+
+    def __init__(self, options: KTOOptions) -> None:
+        self.options, self.point = options, 0.0
+
+    def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
+        """policy, reference: errors [G]; groups.label 1 is desirable. Returns the loss [G] and metrics [G] each."""
+        assert reference is not None
+        order = groups.index.argsort()
+        advantage = (reference.mean - policy.mean)[order]
+        good = groups.label[order] > 0.5
+        s = self.options.beta / 2 * (advantage - self.point)
+        s = s.where(good, -s)
+        weight = (advantage * 0 + self.options.desirable).where(good, self.options.undesirable).detach()
+        right = (s > 0).float() + 0.5 * (s == 0).float()
+        metrics = {"advantage": advantage, "implicit_accuracy": right, "point": advantage * 0 + self.point}
+        return weight * (-s).sigmoid(), {name: value.detach() for name, value in metrics.items()}
+
+    def observe(self, means: Mapping[str, float]) -> None:
+        self.point = max(0.0, means["advantage"])
+
+    def state(self) -> dict[str, float]:
+        return {"point": self.point}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        self.point = state["point"]
+
+
+plugin = KTO

@@ -1,0 +1,39 @@
+"""Poly-DPO (experimental): ViPO, Visual Preference Optimization at Scale, ICLR 2026.
+
+    loss = -log sigmoid(z) + alpha (1 - sigmoid(z))
+
+z      the margin of train/pairwise.py
+alpha  above 0 for noisy labels (pairs far on the wrong side count less), 0 is DPO, below 0 for labels that are too easy
+
+The formula is taken from accounts of the paper; no code of it is public.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolyOptions(PairOptions):
+    #: weight of the polynomial term: about 8 for noisy labels, 0 is DPO
+    alpha: float = 1.0
+
+
+class Poly(Pairwise):
+    """Loss [G] for pairs; log 2 + alpha / 2 where policy = reference."""
+
+    Options = PolyOptions
+
+    def of_z(self, terms: Terms) -> Tensor:
+        from torch.nn.functional import logsigmoid
+
+        return -logsigmoid(terms.z) + self.options.alpha * (-terms.z).sigmoid()
+
+
+plugin = Poly

@@ -1,0 +1,121 @@
+"""What is checked before and while an online training runs: settings, batch arithmetic, drift, the stop rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefkit import output
+from prefkit.config import Online, Train
+from prefkit.errors import TrainingError, UsageError
+from prefkit.pair.combine import NORMALISATIONS
+from prefkit.train.online.statistics import KINDS, RELATIVE
+
+STEADY = 12  # groups below this collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
+LEAST = {
+    0: ("window", "window_every", "refresh", "watch_requests", "watch_every", "keep_rounds", "stop_drop"),
+    1: ("rounds", "requests", "samples", "updates", "epochs", "buffer", "minimum", "checkpoint_every"),
+}
+LOOKS = 2  # in a row
+
+
+def check(name: str, config: Train, online: Online, objective: Any) -> None:
+    """Raises UsageError, before anything is loaded; warns of small groups."""
+    where = f"train.{name}.online"
+    if not online.rewards or not any(online.rewards.values()):
+        raise UsageError(f"{where}.rewards is empty: give score aliases and their weights, as in rewards: {{size: 1}}.")
+    for least, keys in LEAST.items():
+        for key in keys:
+            if getattr(online, key) < least:
+                raise UsageError(f"{where}.{key} is {getattr(online, key)}: it must be at least {least}.")
+    for key, known in (("statistics", KINDS), ("normalise", ("batch", *NORMALISATIONS))):
+        if getattr(online, key) not in known:
+            raise UsageError(f"{where}.{key}: {getattr(online, key)!r} is not known; choose {', '.join(known)}.")
+    for key, low, high in (("timestep_fraction", 0, 1), ("ema", -1, 1), ("advantage_clip", 0, math.inf)):
+        if not low < getattr(online, key) <= high or (key == "ema" and not 0 <= online.ema < 1):
+            raise UsageError(f"{where}.{key} is {getattr(online, key):g}: that is out of its range.")
+    if config.lora is not None and config.lora.dropout:
+        raise UsageError(f"train.{name}.lora.dropout: sampling and training must see the same network; set it to 0.")
+    _check_groups(where, online, objective)
+
+
+def _check_groups(where: str, online: Online, objective: Any) -> None:
+    paired = objective.shape != "step"
+    relative = paired or online.statistics in RELATIVE or getattr(objective, "group_relative", False)
+    if relative and online.samples < 2:
+        raise UsageError(f"{where}.samples is {online.samples}: a group of one has nothing to be compared with; give 2 or "
+                         f"more ({STEADY} or more is steady).")  # fmt: skip
+    if relative and not paired and online.samples < STEADY:
+        output.warn(f"{where}.samples is {online.samples}: groups below {STEADY} are noisy, and training may collapse.")
+    total = online.requests * online.samples
+    if not paired and online.updates > total:
+        raise UsageError(f"{where}.updates is {online.updates}, but a round has {total} samples. Lower it.")
+
+
+def table(name: str, config: Train, online: Online, facts: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """Print the whole batch arithmetic to stderr and return its rows. facts: what is known after loading."""
+    total = online.requests * online.samples
+    per_update = total / online.updates
+    rows: dict[str, Any] = {
+        "training": name,
+        "objective": config.objective.use,
+        "rewards": ", ".join(f"{weight:g} {alias}" for alias, weight in online.rewards.items()),
+        "samples per round": f"{total} = {online.requests} requests x {online.samples} each, on {processes} processes",
+        "samples in all": f"{total * online.rounds:,} = {online.rounds} rounds",
+        "updates per round": f"{online.updates * online.epochs} = {online.updates} x {online.epochs} passes, "
+        f"about {per_update:g} samples each",
+        "micro-batch": f"{config.batch_size} samples at one step each (sampling: {facts['sample_batch']})",
+        **{key: value for key, value in facts.items() if key != "sample_batch"},
+        "advantages": f"{online.statistics}, held within {online.advantage_clip:g}",
+        "learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.warmup} updates of warm-up",
+        "precision": config.precision,
+    }
+    output.note(output.table([{"": key, " ": value} for key, value in rows.items()]))
+    if config.precision != "no" and facts["sample_batch"] != config.batch_size:
+        output.warn(
+            f"sampling takes {facts['sample_batch']} samples at once and training {config.batch_size}: in {config.precision} "
+            "the two may round differently. Set online.sample_batch to train.batch_size if log-probabilities drift."
+        )
+    return rows
+
+
+def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
+    """Raises TrainingError where training does not see what sampling saw, although nothing has been learned yet."""
+    if not drift <= limit:
+        raise TrainingError(
+            f"round {number}: before the first update the log-probabilities of training differ from those of sampling by "
+            f"{drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. The usual "
+            f"causes: precision ({config.precision}; try no, or fp16 instead of bf16), another batch shape (set "
+            "online.sample_batch to train.batch_size), or a guidance or dropout that differs between the passes."
+        )
+
+
+def check_failures(values: np.ndarray, limit: float, errors: Sequence[str], number: int) -> int:
+    """How many rewards are missing. Raises TrainingError where that is more than the share `limit`, or all."""
+    failed = int(np.isnan(values).sum())
+    if failed > limit * len(values) or failed == len(values):
+        raise TrainingError(
+            f"round {number}: {failed} of {len(values)} rewards are missing, more than online.max_failed {limit:g} allows. "
+            f"The first: {errors[0] if errors else 'no reason given'}. Mend the scorer and run this again: it goes on at "
+            "the round's start."
+        )
+    return failed
+
+
+class StopRule:
+    """Stops when the watched scores fall while the reward rises: what is learned then is to please the reward alone.
+
+    drop: how far, in deviations of the watched score over the first look's images; LOOKS times in a row.
+    """
+
+    def __init__(self, drop: float) -> None:
+        self.drop, self.below = drop, 0
+
+    def look(self, gain: float, reward_gain: float) -> bool:
+        """gain: mean over the watched scores of (now - first) / first deviation; whether to stop."""
+        falling = self.drop > 0 and gain <= -self.drop and reward_gain > 0
+        self.below = self.below + 1 if falling else 0
+        return self.below >= LOOKS

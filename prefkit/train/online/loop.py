@@ -1,0 +1,271 @@
+"""The online loop: sample a round, score it beside the sampling, learn from it; exact resume at every round's start.
+
+All randomness is a function of (seed, round, request, sample), so a checkpoint holds none, and a round that a kill cut
+short is done again with the same numbers. Every process samples whole groups and learns from its own samples; updates
+are means over all processes' samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefkit import output
+from prefkit.config import Online, Train
+from prefkit.models.sample import Sampled
+from prefkit.train import checkpoint
+from prefkit.train.metrics import Log
+from prefkit.train.offline import interruptible
+from prefkit.train.online import guards
+from prefkit.train.online.masks import mask_of
+from prefkit.train.online.rewards import Beside, Jury, Scores, rewards, unanswered, values_of
+from prefkit.train.online.rollout import Chains, Rollout
+from prefkit.train.online.rounds import Asked, Kept, Round, asked_in, candidate_of, shares
+from prefkit.train.online.statistics import Statistics, flat_groups
+from prefkit.train.online.updates import Updates
+from prefkit.train.online.watch import Watch
+from prefkit.train.online.weights import Average, Refreshed, inside, packed, unpacked
+from prefkit.train.online.window import stochastic
+from prefkit.types import Candidate, Request
+
+
+@dataclass
+class Loop:
+    """Everything that the loop works with. folder: train/<name>; export: writes the policy as it is to a folder."""
+
+    config: Train
+    online: Online
+    policy: Refreshed
+    rollout: Rollout
+    learner: Any
+    jury: Jury
+    kept: Kept
+    updates: Updates
+    watch: Watch | None
+    requests: list[Request]
+    spec: dict[str, Any]
+    folder: Path
+    export: Callable[[Path], Any]
+    number: int = 0
+    stopped: str = ""
+    statistics: Statistics = field(init=False)
+    average: Average | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        online = self.online
+        self.statistics = Statistics(online.statistics, online.buffer, online.minimum)
+        self.average = Average(self.policy, online.ema) if online.ema else None
+        self.rule = guards.StopRule(online.stop_drop)
+        self.beside = Beside()
+        self.processes = self.updates.processes
+
+    def tuned(self) -> Any:
+        """with loop.tuned(): the weights that are exported and looked at."""
+        return inside(self.policy, self.average.weights) if self.average is not None else nullcontext()
+
+    # -- one round ------------------------------------------------------------------------------------------------
+    def round(self, number: int) -> dict[str, float]:
+        """Sample, score and learn; returns what to log."""
+        begun = time.monotonic()
+        online = self.online
+        if online.refresh and number and number % online.refresh == 0:
+            self.policy.refresh()
+        asked = asked_in(number, self.requests, online.requests, online.samples, self.config.seed)
+        round_ = Round(number, asked, shares(asked, online.samples, self.processes.rank, self.processes.count))
+        if self.processes.main:
+            self.kept.fresh(number)
+            self.kept.begin(round_, self.spec)
+        self.processes.wait()
+        waiting = self._sample(round_)
+        sampled = time.monotonic()
+        scores = self._collect(round_, waiting)
+        shown = self._reward(round_, scores)
+        scored = time.monotonic()
+        self.kept.write(round_, scores)
+        self.processes.wait()
+        shown |= self.learner.learn(round_, self._after_update)
+        if self.processes.main:
+            self.kept.forget(number)
+        seconds = {"sampling": sampled - begun, "waiting for rewards": scored - sampled}
+        return shown | {f"seconds/{k}": v for k, v in seconds.items()} | {"seconds/learning": time.monotonic() - scored}
+
+    def _after_update(self) -> None:
+        if self.average is not None:
+            self.average.update()
+
+    def _sample(self, round_: Round) -> list[tuple[list[list[Candidate]], Any]]:
+        """Sample this process's share, handing whole groups to the scorers as they are done."""
+        chains: list[Chains] = []
+        waiting: list[tuple[list[list[Candidate]], Any]] = []
+        size, group = self.online.sample_batch or self.config.batch_size, self.online.samples
+        open_: list[Candidate] = []
+        for start in range(0, len(round_.own), size):
+            part = [round_.asked[i] for i in round_.own[start : start + size]]
+            images, taped = self._batch(part, round_.number)
+            chains += [taped] if taped is not None else []
+            made = [candidate_of(self.spec, a, s, not self.learner.records) for a, s in zip(part, images, strict=True)]
+            if not round_.candidates:
+                self.jury.check(made[0])
+            round_.candidates += made
+            open_ += made
+            whole = len(open_) // group * group
+            if whole:
+                groups = [open_[i : i + group] for i in range(0, whole, group)]
+                waiting.append((groups, self.beside.submit(partial(self.jury.score, groups))))
+                open_ = open_[whole:]
+        round_.chains = Chains.joined(chains) if chains else None
+        return waiting
+
+    def _batch(self, part: list[Asked], number: int) -> tuple[list[Sampled], Chains | None]:
+        prompts, seeds = [a.request.prompt for a in part], [a.seed for a in part]
+        if not self.learner.records:
+            return self.rollout.sampler.sample(prompts, seeds), None
+        steps = self.rollout.sampler.call["num_inference_steps"]
+        online = self.online
+        active = np.stack(
+            [
+                stochastic(steps, online.window, online.window_every, self.config.seed, number, a.request.request_id)
+                for a in part
+            ]
+        )
+        return self.rollout.sample(prompts, seeds, torch.from_numpy(active))
+
+    def _collect(self, round_: Round, waiting: list[tuple[list[list[Candidate]], Any]]) -> Scores:
+        found: Scores = {alias: [] for alias in self.jury.scorers}
+        for groups, future in waiting:
+            scores = self.beside.result(future, self.online.reward_timeout)
+            if scores is None:
+                count = sum(map(len, groups))
+                scores = unanswered(count, list(found), self.jury.current, self.online.reward_timeout)
+            for alias, values in scores.items():
+                found[alias] += values
+        if self.online.mask is not None and round_.chains is not None:
+            like = round_.chains.states[0, 0]
+            for place, (i, score) in enumerate(zip(round_.own, found[self.online.mask], strict=True)):
+                size = round_.candidates[place].pil().size
+                round_.masks[i] = mask_of(score.aspects or {}, self.rollout.wiring, like, size)
+        return found
+
+    def _reward(self, round_: Round, scores: Scores) -> dict[str, float]:
+        """Rewards and advantages of the whole round, the same in every process; returns what to log of them."""
+        online, total = self.online, len(round_.asked)
+        columns = {}
+        for alias in self.jury.scorers:
+            columns[alias] = self._of_all(values_of(scores, alias), round_.own, total)
+        weights = {alias: weight for alias, weight in online.rewards.items() if weight}
+        round_.rewards = rewards(columns, self.jury.signs(), weights, round_.groups, online.normalise)
+        errors = [f"{a}: {s.error}" for a in weights for s in scores[a] if s.error]
+        failed = guards.check_failures(round_.rewards, online.max_failed, errors, round_.number)
+        round_.advantages = self.statistics.advantages(round_.requests, round_.rewards)
+        known = round_.rewards[~np.isnan(round_.rewards)]
+        shown = {"reward": float(known.mean()), "reward_deviation": float(known.std()), "failed": float(failed)}
+        for alias in columns:
+            shown[f"score/{alias}"] = float(np.nanmean(columns[alias])) if np.isfinite(columns[alias]).any() else np.nan
+        shown["flat_groups"] = float(flat_groups(round_.requests, round_.rewards))
+        return shown | {"queries": float((round_.number + 1) * total)}
+
+    def _of_all(self, values: np.ndarray, own: list[int], total: int) -> np.ndarray:
+        """[N] of all processes, from those of this one."""
+        found, there = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
+        found[own], there[own] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
+        found, there = self.processes.sum(found), self.processes.sum(there)
+        return torch.where(there > 0, found, torch.nan).numpy()
+
+    # -- looks at what is not trained on --------------------------------------------------------------------------
+    def look(self, log: Log | None) -> None:
+        """Look at the watched requests; keep the best, and decide whether to stop."""
+        if self.watch is None or not self.online.watch_every:
+            return
+        if self.number % self.online.watch_every and self.number != self.online.rounds:
+            return
+        if self.processes.main and log is not None:
+            with self.tuned():
+                found = self.watch.look(self.number)
+                if self.number and self.watch.improved(found):
+                    self.export(self.folder / "best")
+            log.write(self.number, {"watch": found})
+            if self.rule.look(found["gain"], found["reward_gain"]):
+                self.stopped = (
+                    f"the watched scores have fallen by {-found['gain']:.2f} of their deviation while the reward rose"
+                )
+        stop = self.processes.sum(torch.tensor(float(bool(self.stopped)), device=self.processes.device))
+        if stop.item() > 0 and not self.stopped:
+            self.stopped = "the first process says so"
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        if self.processes.main:
+            parts = {"policy": self.policy.state()}
+            if self.online.refresh:
+                parts["reference"] = self.policy.kept
+            if self.average is not None:
+                parts["average"] = self.average.weights
+            state = {
+                "statistics": self.statistics.state(),
+                "updates": self.updates.count,
+                "stopped": self.stopped,
+                "below": self.rule.below,
+                "watch": [self.watch.first, self.watch.best] if self.watch is not None else None,
+            }
+            checkpoint.save(self.folder / "checkpoints", self.number, packed(parts), self.updates.state(), state)
+        self.processes.wait()
+
+    def resume(self) -> None:
+        """Go to the last checkpoint, if there is one."""
+        found = checkpoint.load_last(self.folder / "checkpoints")
+        if found is None:
+            return
+        weights, optimizer, state = found
+        self.policy.load_state(unpacked(weights, "policy"))
+        device = self.processes.device
+        if self.online.refresh:
+            self.policy.kept = {k: v.to(device) for k, v in unpacked(weights, "reference").items()}
+        if self.average is not None:
+            self.average.weights = {k: v.to(device) for k, v in unpacked(weights, "average").items()}
+        self.statistics.load(state["statistics"])
+        self.updates.load(optimizer, state["updates"])
+        self.number, self.stopped, self.rule.below = state["step"], state["stopped"], state["below"]
+        if self.watch is not None and state["watch"] is not None:
+            self.watch.first, best = state["watch"]
+            self.watch.best = -np.inf if best is None else best
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+    def run(self, limit: int | None = None) -> dict[str, float]:
+        """Go on up to online.rounds, or `limit` rounds further. Returns what was last logged."""
+        self.resume()
+        end = self.online.rounds if limit is None else min(self.online.rounds, self.number + limit)
+        log = Log(self.folder / "metrics.jsonl", self.number, self.config.report_to) if self.processes.main else None
+        shown: dict[str, float] = {}
+        label = f"train {self.folder.name}"
+        try:
+            if self.number == 0:
+                self.look(log)
+                self.save()
+            with interruptible() as interrupted, output.Progress(label, max(end - self.number, 1)) as progress:
+                while self.number < end and not self.stopped:
+                    shown = self.round(self.number)
+                    self.number += 1
+                    if log is not None:
+                        log.write(self.number, shown)
+                    progress.update(reward=shown["reward"], queries=shown["queries"])
+                    self.look(log)
+                    stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
+                    if stop or self.stopped or self.number == end or self.number % self.online.checkpoint_every == 0:
+                        self.save()
+                    if stop:
+                        raise KeyboardInterrupt
+        finally:
+            self.beside.close()
+            if log is not None:
+                log.close()
+        if self.stopped:
+            output.warn(f"{label}: stopped after round {self.number}: {self.stopped}. The best look is in best/.")
+        return shown

@@ -1,0 +1,274 @@
+"""`prefkit train` of an entry with `online`: requests and scorers in, train/<name>/final and its rounds out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefkit import output, registry
+from prefkit.config import Generate, Online, Recipe, Train, content
+from prefkit.errors import FingerprintError, UsageError
+from prefkit.generate.generators import generator_spec
+from prefkit.generate.run import sync_requests
+from prefkit.models.record import replaced
+from prefkit.models.sample import Sampled, Sampler
+from prefkit.models.trained import write_trained_on
+from prefkit.store import Store, check_fingerprint, read_json, write_json
+from prefkit.train.checkpoint import last_step
+from prefkit.train.export import export
+from prefkit.train.offline import AUTOCAST
+from prefkit.train.online import guards
+from prefkit.train.online.loop import Loop
+from prefkit.train.online.noise import Noise
+from prefkit.train.online.pairing import Chooser, pair_settings
+from prefkit.train.online.preferences import PairLearner
+from prefkit.train.online.rewards import Jury
+from prefkit.train.online.rollout import Rollout, recordable
+from prefkit.train.online.rounds import Kept, set_aside
+from prefkit.train.online.steps import StepLearner
+from prefkit.train.online.updates import Updates
+from prefkit.train.online.watch import SEEDS, Watch
+from prefkit.train.online.weights import Refreshed
+from prefkit.train.prepare import Plan
+from prefkit.train.processes import Processes
+from prefkit.train.reference import make_policy
+from prefkit.types import Request
+
+REMEDY = "Train under another name, put the recipe back as it was, or remove this folder. `rounds` may grow."
+ON_STEPS = ("step", "step_pair")
+
+
+def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit: int | None = None) -> dict[str, Any]:
+    """Train recipe.train[name] by rewards into store.train(name), going on at the start of the round it was in.
+
+    limit: at most so many rounds now. Returns a summary: name, rounds, queries, last, done, final (path or None).
+    Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after the round in hand.
+    """
+    config = recipe.train[name]
+    online = config.online or Online()
+    guards.check(name, config, online, objective)
+    processes = Processes(config.device)
+    folder = store.train(name)
+    with store.lock(f"train/{name}") if processes.main else nullcontext():
+        requests, watched = _requests(store, recipe, online, processes)
+        settings = _generator(recipe, online, f"train.{name}.online")
+        jury = _jury(recipe, online, f"train.{name}.online")
+        plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
+        own = _fingerprint(config, online, settings, plan, requests, jury)
+        if processes.main:
+            _claim(folder, own, requests, online, recipe, plan)
+        processes.wait()
+        if _finished(folder, online):
+            output.note(f"train {name}: already done.")
+            return read_json(folder / "result.json")
+        loop = make_loop(plan, name, objective, settings, jury, requests, watched, processes)
+        return _train(loop, plan, name, folder, limit)
+
+
+def _requests(
+    store: Store, recipe: Recipe, online: Online, processes: Processes
+) -> tuple[list[Request], list[Request]]:
+    """(trained on, watched): of the split `train`, whatever is held out staying held out."""
+    found = None
+    if processes.main:
+        found = sync_requests(store, recipe)
+    processes.wait()
+    found = sync_requests(store, recipe) if found is None else found
+    chosen = [r for r in found if r.split == "train"]
+    requests, watched = set_aside(chosen, online.watch_requests if online.watch_every else 0)
+    if len(requests) < online.requests:
+        raise UsageError(
+            f"a round asks for {online.requests} requests, and the split train has {len(requests)} beside the "
+            f"{len(watched)} that are watched. Lower online.requests, or add prompts."
+        )
+    return requests, watched
+
+
+def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
+    """The settings of generation. Raises UsageError."""
+    name = online.generator or next((n for n, g in recipe.generate.items() if g.use == "diffusers"), None)
+    if name is None or name not in recipe.generate:
+        raise UsageError(f"{where}.generator: {name!r} is not in the recipe; add an entry under `generate:` that says with "
+                         "how many steps and which guidance to sample.")  # fmt: skip
+    found = recipe.generate[name]
+    if found.use != "diffusers" or found.model is not None or found.compile:
+        raise UsageError(f"{where}.generator: {name} must be a diffusers generator of `model` itself, not compiled: what "
+                         "samples is what is trained.")  # fmt: skip
+    return found
+
+
+def _jury(recipe: Recipe, online: Online, where: str) -> Jury:
+    aliases = dict.fromkeys([*(a for a, w in online.rewards.items() if w), *online.watch])
+    aliases |= {online.mask: None} if online.mask else {}
+    jury = Jury(recipe, list(aliases), where)
+    jury.refuse_judges([a for a, w in online.rewards.items() if w], where)
+    return jury
+
+
+def _fingerprint(
+    config: Train, online: Online, settings: Generate, plan: Plan, requests: list[Request], jury: Jury
+) -> dict[str, Any]:
+    """What the result means; how long it runs is not part of it."""
+    train = {k: v for k, v in content(config).items() if k not in ("pairs", "steps", "validation", "online")}
+    rounds = ("rounds",) if config.schedule == "constant" else ()
+    said = {k: v for k, v in content(online).items() if k not in rounds}
+    code = registry.code_hash(config.objective.use, "objective")
+    return {
+        "train": train,
+        "online": said,
+        "generator": content(settings),
+        "model": plan.revision,
+        "scorers": jury.specs(),
+        "pair": content(pair_settings(plan.recipe, online, "online")),
+        "requests": [r.request_id for r in requests],
+        **({"code": code} if code is not None else {}),
+    }
+
+
+def _claim(
+    folder: Path, own: dict[str, Any], requests: list[Request], online: Online, recipe: Recipe, plan: Plan
+) -> None:
+    untrained = not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+    check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
+    for path in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
+        shutil.rmtree(path)
+    if untrained:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        captions = {r.prompt for r in requests}
+        write_trained_on(folder, captions, list(online.rewards), recipe.model, plan.revision["base"])
+
+
+def _finished(folder: Path, online: Online) -> bool:
+    path = folder / "result.json"
+    if not path.exists() or not (folder / "final").is_dir():
+        return False
+    found = read_json(path)
+    if found["rounds"] > online.rounds:
+        raise FingerprintError(
+            f"{folder} was trained for {found['rounds']} rounds, asked for {online.rounds}. {REMEDY}"
+        )
+    return found["rounds"] == online.rounds or bool(found["stopped"])
+
+
+def make_loop(
+    plan: Plan,
+    name: str,
+    objective: Any,
+    settings: Generate,
+    jury: Jury,
+    requests: list[Request],
+    watched: list[Request],
+    processes: Processes,
+) -> Loop:
+    """The pipeline whole, its denoiser made trainable, and what samples, scores and learns with it."""
+    config, online, folder = plan.config, plan.config.online or Online(), plan.store.train(name)
+    sampled = replace(settings, steps=online.steps or settings.steps)
+    size: Any = (settings.height, settings.width)
+    family = plan.load(processes.device, size, None, None)
+    policy = Refreshed.of(make_policy(family.net, config, frozen=False))
+    users = Sampler(family.pipe, **_call(settings)), family.pipe.scheduler
+    records = objective.shape in ON_STEPS
+    if records:
+        recordable(family.pipe, family.wiring.prediction)
+    noise = Noise.of(online.noise, online.noise_level, family.pipe.scheduler, family.wiring.prediction)
+    rollout = Rollout(family.pipe, family.wiring, noise, _call(sampled), AUTOCAST[config.precision])
+    updates = Updates(config, policy, processes, online.rounds * online.updates * online.epochs, name)
+    pair = pair_settings(plan.recipe, online, f"train.{name}.online")
+    learner: Any
+    if records:
+        chooser = Chooser.of(pair, f"train.{name}.online.pair")
+        learner = StepLearner(config, online, objective, policy, rollout, updates, chooser)
+    else:
+        learner = PairLearner(config, online, objective, policy, family, updates, pair, plan.recipe, folder)
+    jury.load()
+    loop = Loop(
+        config,
+        online,
+        policy,
+        rollout,
+        learner,
+        jury,
+        Kept(folder, settings, jury.specs(), online.keep_rounds),
+        updates,
+        _watch(rollout, users, jury, watched, config, online, folder) if watched else None,
+        requests,
+        generator_spec(plan.recipe.model, sampled) | {"train": name},
+        folder,
+        lambda path: export(policy, family.wiring.denoiser, plan.recipe.model, path),
+    )
+    if processes.main:
+        guards.table(name, config, online, _facts(loop, sampled, objective), processes.count)
+    return loop
+
+
+def _call(settings: Generate) -> dict[str, Any]:
+    """Arguments of models.sample.Sampler."""
+    names = ("steps", "guidance", "height", "width", "negative_prompt")
+    return {name: getattr(settings, name) for name in names} | {"extra_call": settings.call}
+
+
+def _watch(
+    rollout: Rollout,
+    users: tuple[Sampler, Any],
+    jury: Jury,
+    watched: list[Request],
+    config: Train,
+    online: Online,
+    folder: Path,
+) -> Watch:
+    """users: the sampler and the scheduler of the generator as it stands in the recipe."""
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Sampled]:
+        with replaced(rollout.pipe, "scheduler", users[1]), rollout.computing():
+            return users[0].sample(prompts, seeds)
+
+    rewards = [alias for alias, weight in online.rewards.items() if weight]
+    batch = online.sample_batch or config.batch_size
+    return Watch(watched, sample, jury, online.watch, rewards, config.seed, batch, folder / "watch")
+
+
+def _facts(loop: Loop, settings: Generate, objective: Any) -> dict[str, Any]:
+    """What the start-up table says of the model as loaded."""
+    online, rollout = loop.online, loop.rollout
+    window = min(online.window or settings.steps, settings.steps)
+    trained = max(1, int(window * online.timestep_fraction))
+    count = sum(parameter.numel() for parameter in loop.policy.parameters())
+    facts: dict[str, Any] = {"sample_batch": online.sample_batch or loop.config.batch_size}
+    if objective.shape in ON_STEPS:
+        facts["steps"] = f"{settings.steps}, {window} of them stochastic, {trained} learned from (at most)"
+        facts["noise"] = f"{rollout.noise.kind}, level {rollout.noise.level:g}"
+    else:
+        facts["steps"] = f"{settings.steps}, with the generator's own sampler"
+    facts["trainable parameters"] = f"{count:,} ({'LoRA' if loop.policy.lora is not None else 'full weights'})"
+    renewed = f"renewed every {online.refresh} rounds" if online.refresh else "the start"
+    facts["reference"] = "none" if objective.reference == "none" else renewed
+    facts["requests"] = (
+        f"{len(loop.requests)} trained on, {len(loop.watch.asked) // SEEDS if loop.watch else 0} watched"
+    )
+    return facts
+
+
+def _train(loop: Loop, plan: Plan, name: str, folder: Path, limit: int | None) -> dict[str, Any]:
+    shown = loop.run(limit)
+    done = bool(loop.stopped) or loop.number >= loop.online.rounds
+    summary = {
+        "name": name,
+        "rounds": loop.number,
+        "queries": loop.number * loop.online.requests * loop.online.samples,
+        "updates": loop.updates.count,
+        "trainable": sum(parameter.numel() for parameter in loop.policy.parameters()),
+        "last": shown,
+        "stopped": loop.stopped,
+        "done": done,
+        "final": str(folder / "final") if done else None,
+    }
+    if done and loop.processes.main:
+        with loop.tuned():
+            loop.export(folder / "final")
+        write_json(folder / "result.json", summary)
+    loop.processes.wait()
+    return summary

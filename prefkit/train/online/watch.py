@@ -1,0 +1,100 @@
+"""Looks at requests that are not trained on: fixed seeds, the sampler that users run, scorers that were not the reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefkit.generate.generators import candidate_seed
+from prefkit.models.sample import Sampled
+from prefkit.store import write_whole
+from prefkit.train.online.rewards import Jury, values_of
+from prefkit.train.online.rounds import Asked, candidate_of
+from prefkit.types import Request
+
+SEEDS = 2
+GRID = 8  # columns of the picture
+
+
+class Watch:
+    """sample: (prompts, seeds) -> images; jury: rewards and watched scorers. first: what the first look found."""
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        sample: Callable[[Sequence[str], Sequence[int]], list[Sampled]],
+        jury: Jury,
+        watched: Sequence[str],
+        rewards: Sequence[str],
+        seed: int,
+        batch: int,
+        folder: Path,
+    ) -> None:
+        self.sample, self.jury, self.watched, self.rewards = sample, jury, list(watched), list(rewards)
+        self.batch, self.folder = batch, folder
+        self.asked = [
+            Asked(request, index, candidate_seed(seed, f"watch {request.request_id}", index))
+            for request in requests
+            for index in range(SEEDS)
+        ]
+        self.first: dict[str, list[float]] = {}
+        self.best = -math.inf
+
+    def look(self, number: int) -> dict[str, Any]:
+        """Means and deviations by alias, and the gains over the first look, in its deviations. Writes the picture."""
+        images: list[Sampled] = []
+        for start in range(0, len(self.asked), self.batch):
+            part = self.asked[start : start + self.batch]
+            images += self.sample([a.request.prompt for a in part], [a.seed for a in part])
+        candidates = [candidate_of({}, a, s, latents=False) for a, s in zip(self.asked, images, strict=True)]
+        scores = self.jury.score([candidates[i : i + SEEDS] for i in range(0, len(candidates), SEEDS)])
+        found: dict[str, Any] = {}
+        for alias in scores:
+            values = values_of(scores, alias)
+            mean, deviation = _mean(values), _deviation(values)
+            self.first.setdefault(alias, [mean, deviation])
+            found[alias] = {"mean": mean, "deviation": deviation, "failed": int(np.isnan(values).sum())}
+        found["gain"] = self.gain(found, self.watched)
+        found["reward_gain"] = self.gain(found, self.rewards)
+        self._picture(number, images)
+        return found
+
+    def gain(self, found: dict[str, Any], aliases: Sequence[str]) -> float:
+        """Mean over the aliases of (now - first) / first deviation, better being above 0; 0 where there is none."""
+        signs = self.jury.signs()
+        gains = []
+        for alias in aliases:
+            mean, deviation = self.first[alias]
+            gains.append(signs[alias] * (found[alias]["mean"] - mean) / (deviation or 1.0))
+        return float(np.mean(gains)) if gains else 0.0
+
+    def improved(self, found: dict[str, Any]) -> bool:
+        """Whether this look is the best so far: by the watched scorers, or by the reward where there are none."""
+        value = found["gain" if self.watched else "reward_gain"]
+        better = value > self.best
+        self.best = max(self.best, value)
+        return better
+
+    def _picture(self, number: int, images: Sequence[Sampled]) -> None:
+        from PIL import Image
+
+        width, height = images[0].image.size
+        rows = math.ceil(len(images) / GRID)
+        grid = Image.new("RGB", (GRID * width, rows * height), "white")
+        for i, sampled in enumerate(images):
+            grid.paste(sampled.image, (i % GRID * width, i // GRID * height))
+        write_whole(self.folder / f"round-{number:04d}.png", lambda path: grid.save(path, "PNG"))
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _deviation(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.std()) if len(known) else math.nan

@@ -1,0 +1,121 @@
+"""What the objectives on pairs share: four errors per pair, the margin z that all of them mean alike, and its metrics.
+
+    a = r - e,    h = a_w - a_l,    z = (beta / 2) h,    loss = of_z + sft e_w
+
+e_w, e_l  the policy's squared error on winner and loser, means over the latent elements, at one time and one noise
+r_w, r_l  the reference's, at the same time and noise
+a         advantage over the reference: above 0 where the policy is better than it
+beta      how strongly the policy is held to the reference: one value means the same for every function of z
+sft       weight of the winner's own error, against winners getting worse while the margin grows
+
+auto_beta: beta is lowered as margins grow, so that sigma(-z), by which DPO's gradient is scaled, stays near AIM for the
+average pair: beta_k = 2 logit(1 - AIM) / m_k, between a hundredth of the beta given and that beta. m_k is the mean of |h| over the
+global batches before step k, so beta depends on no split into micro-batches or processes. SimpleTuner does alike, on
+sums and starting from the far end; there is no paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefkit.types import Errors, Groups
+
+AIM = 0.2
+MEMORY = 0.95
+LOWEST = 0.01
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    #: strength of the pull to the reference, on errors that are means over the latent elements
+    beta: float = 2000.0
+    #: weight of an SFT term, the winner's own error
+    sft: float = 0.0
+    #: lower beta as margins grow, so that the gradient's factor stays near 0.2; beta is then the upper limit
+    auto_beta: bool = False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Of G pairs, [G] each. win, lose: advantages. p: probability that the winner wins."""
+
+    z: Tensor
+    win: Tensor
+    lose: Tensor
+    e_w: Tensor
+    e_l: Tensor
+    beta: float
+    p: Tensor
+    score_gap: Tensor
+
+
+def sides(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    """[2 G, ...] in any order of samples -> (winners, losers), each [G, ...] by group."""
+    order = (2 * groups.index + groups.rank).argsort()
+    win, lose = values[order].unflatten(0, (-1, 2)).unbind(1)
+    return win, lose
+
+
+def shown(z: Tensor, win: Tensor, lose: Tensor) -> dict[str, Tensor]:
+    """Metrics [G] each; exact ties are half right."""
+    accuracy = (z > 0).float() + 0.5 * (z == 0).float()
+    metrics = {"implicit_accuracy": accuracy, "margin": z, "win_advantage": win, "lose_advantage": lose}
+    return {name: value.detach() for name, value in metrics.items()}
+
+
+class Pairwise:
+    """An objective on pairs against a frozen reference; `of_z` is what one differs from the next by."""
+
+    Options: type = PairOptions
+    shape = "pair"
+    reference = "frozen"
+    needs_residual = False
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.gap = 0.0  # running mean of |h|
+
+    def of_z(self, terms: Terms) -> Tensor:
+        """[G] terms -> loss [G]"""
+        raise NotImplementedError
+
+    @property
+    def beta(self) -> float:
+        most = self.options.beta
+        if not self.options.auto_beta or self.gap == 0:
+            return most
+        return min(most, max(LOWEST * most, 2 * math.log((1 - AIM) / AIM) / self.gap))
+
+    def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
+        """policy, reference: errors [2 G]. Returns the loss [G] and metrics [G] each."""
+        assert reference is not None
+        win, lose = sides(reference.mean - policy.mean, groups)
+        e_w, e_l = sides(policy.mean, groups)
+        p, gap = sides(groups.p, groups)[0], sides(groups.score_gap, groups)[0]
+        beta = self.beta
+        z = beta / 2 * (win - lose)
+        loss = self.of_z(Terms(z, win, lose, e_w, e_l, beta, p, gap))
+        metrics = shown(z, win, lose)
+        if self.options.sft:
+            loss = loss + self.options.sft * e_w
+        if self.options.auto_beta:
+            metrics |= {"gap": (win - lose).detach().abs(), "beta": win.detach() * 0 + beta}
+        return loss, metrics
+
+    # -- between steps: means over the global batch, and what a checkpoint holds -----------------------------------
+    def observe(self, means: Mapping[str, float]) -> None:
+        if self.options.auto_beta:
+            seen = means["gap"]
+            self.gap = seen if self.gap == 0 else MEMORY * self.gap + (1 - MEMORY) * seen
+
+    def state(self) -> dict[str, float]:
+        return {"gap": self.gap}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        self.gap = state["gap"]
