@@ -22,6 +22,8 @@ VERBS = {
     "eval": "base against tuned, on held-out requests",
     "report": "state and counts, and report.html",
     "run": "a whole recipe: every stage, each continuing where it stopped",
+    "import": "other people's pairs, votes, ratings and images -> a run",
+    "export": "pairs -> the layout that another trainer reads",
     "plugins": "scorers, strategies, objectives and families by name",
 }
 NEXT = {"generate": "score", "score": "pair", "pair": "train", "train": "eval", "eval": "report"}
@@ -167,7 +169,7 @@ def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[st
                 i += 1
                 kept.append(argv[i])
         i += 1
-    return parser.parse_args(kept), flags
+    return parser.parse_intermixed_args(kept), flags
 
 
 def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> str:

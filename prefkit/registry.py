@@ -26,6 +26,8 @@ ROOMS = {
     "strategy": "prefkit.pair.strategies",
     "objective": "prefkit.train.objectives",
     "family": "prefkit.train.families",
+    "importer": "prefkit.hub.importers",
+    "exporter": "prefkit.hub.exporters",
 }
 #: scorers that a name reaches instead of naming them: exec:COMMAND, http://host:port
 REMOTE = {
@@ -33,7 +35,8 @@ REMOTE = {
     "http": "prefkit.score.remote.web",
     "https": "prefkit.score.remote.web",
 }
-ENTRY_POINTS = {"scorer": "scorers", "strategy": "strategies", "objective": "objectives", "family": "families"}
+ENTRY_POINTS = {"scorer": "scorers", "strategy": "strategies", "objective": "objectives", "family": "families"} | {
+    "importer": "importers", "exporter": "exporters"}  # fmt: skip
 
 
 def _room(kind: str) -> Path:

@@ -53,6 +53,7 @@ CONTENTS = (
     "recipe.yaml",
     "requests.parquet",
     ".locks",
+    ".imports",
     "inputs",
     "candidates",
     "scores",

@@ -31,6 +31,12 @@ def caption_key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def split_of(prompt: str, test_share: float) -> str:
+    """ "test" for this share of prompts, by a hash of the prompt without case, accents' form and spacing."""
+    number = int.from_bytes(hashlib.sha256(caption_key(prompt).encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return "test" if number / 2**64 < test_share else "train"
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked of a generator once. `extra` is whatever the application adds to the prompt."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.output import note, warn
 from prefkit.store import NAME, dump_extra
-from prefkit.types import Request, caption_key, digest
+from prefkit.types import Request, digest, split_of
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 
@@ -119,12 +118,6 @@ def _split(row: dict[str, Any], prompt: str, config: Requests) -> str:
             f"{config.source}: {str(own)!r} cannot name a split: use letters, digits, dot, dash and underscore."
         )
     return str(own)
-
-
-def split_of(prompt: str, test_share: float) -> str:
-    """ "test" for this share of prompts, by a hash of the prompt without case, accents' form and spacing."""
-    number = int.from_bytes(hashlib.sha256(caption_key(prompt).encode("utf-8", "surrogatepass")).digest()[:8], "big")
-    return "test" if number / 2**64 < test_share else "train"
 
 
 def _rows(config: Requests) -> Iterator[dict[str, Any]]:

@@ -39,22 +39,9 @@ def test_the_readme_names_every_room_and_verb():
 def test_every_flag_of_a_prefkit_line_in_the_readme_exists():
     from prefkit import config
 
-    known = {
-        "recipe",
-        "json",
-        "quiet",
-        "dry-run",
-        "limit",
-        "name",
-        "controls",
-        "request",
-        "filter",
-        "help",
-        "use",
-        "k",
-        "check",
-    }
-    for kind in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Train", "Eval"):
+    known = {"recipe", "json", "quiet", "dry-run", "limit", "name", "controls", "request", "filter", "help", "use", "k"}
+    known |= {"check", "as", "to", "vote"}  # of score --check, import and export, push, report
+    for kind in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Online", "Train", "Eval"):
         known |= set(getattr(config, kind).__dataclass_fields__)
     lines = [line for line in README.splitlines() if line.startswith(("prefkit ", "accelerate launch"))]
     flags = {flag.rsplit(".", 1)[-1] for line in lines for flag in re.findall(r"--([\w.-]+)", line)}

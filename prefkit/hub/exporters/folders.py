@@ -1,0 +1,83 @@
+"""Paired folders w/ and l/ with captions, for SimpleTuner's Flow-DPO (reference_strict) and kohya's DPO branch."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefkit.hub.pairs_in import PairOut, Pairs
+from prefkit.hub.pictures import suffix_of
+from prefkit.store import write_json
+
+
+@dataclass(frozen=True)
+class FoldersOptions:
+    #: folder of the better images
+    win: str = "w"
+    #: folder of the worse images
+    lose: str = "l"
+    #: suffix of the caption files (.txt, .caption)
+    caption: str = ".txt"
+
+
+class Folders:
+    Options = FoldersOptions
+
+    def __init__(self, options: FoldersOptions) -> None:
+        self.options = options
+
+    def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
+        """OUT/SPLIT/w/0000001.png beside OUT/SPLIT/l/0000001.png; OUT/SPLIT/simpletuner.json names both folders."""
+        found: dict[str, Any] = {"pairs": 0, "as_png": 0}
+        for pair in pairs.rows():
+            found["pairs"] += 1
+            found[pair.split] = found.get(pair.split, 0) + 1
+            suffix, win, lose = _alike(pair)
+            found["as_png"] += win is not pair.win
+            for side, data in ((self.options.win, win), (self.options.lose, lose)):
+                folder = out / pair.split / side
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{pair.number:07d}{suffix}").write_bytes(data)
+                (folder / f"{pair.number:07d}{self.options.caption}").write_text(pair.caption, encoding="utf-8")
+        for folder in sorted(p for p in out.iterdir() if p.is_dir()):
+            write_json(folder / "simpletuner.json", self._simpletuner(folder.name))
+        return found
+
+    def _simpletuner(self, split: str) -> Any:
+        """The part of its data backend configuration that says which folder is the other's reference."""
+        common = {"type": "local", "caption_strategy": "textfile"}
+        win, lose = (f"{split}/{side}" for side in (self.options.win, self.options.lose))
+        return [
+            common
+            | {"id": "preferred", "dataset_type": "image", "instance_data_dir": win, "conditioning_data": ["rejected"]},
+            common
+            | {
+                "id": "rejected",
+                "dataset_type": "conditioning",
+                "conditioning_type": "reference_strict",
+                "instance_data_dir": lose,
+                "source_dataset_id": "preferred",
+            },
+        ]
+
+
+def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
+    """Both images with one suffix, for the readers match whole file names: as they are, or both as PNG where they differ."""
+    suffixes = {suffix_of(pair.win), suffix_of(pair.lose)}
+    if len(suffixes) == 1:
+        return suffixes.pop(), pair.win, pair.lose
+    return ".png", _png(pair.win), _png(pair.lose)
+
+
+def _png(data: bytes) -> bytes:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        out = io.BytesIO()
+        image.convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+plugin = Folders

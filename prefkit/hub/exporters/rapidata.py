@@ -1,0 +1,63 @@
+"""Rapidata's columns: prompt, image1, image2, votes_image1, votes_image2, model1, model2, detailed_results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefkit.hub.pairs_in import PairOut, Pairs
+from prefkit.hub.pictures import suffix_of
+from prefkit.hub.shards import Shards, card
+
+TEXT = "`image1` and `image2` for `prompt`, with the votes for each; a pair without counted votes is one vote of its winner."
+
+
+@dataclass(frozen=True)
+class RapidataOptions:
+    #: how many votes a pair stands for; they are shared out by its p
+    votes: int = 1
+
+
+class Rapidata:
+    Options = RapidataOptions
+
+    def __init__(self, options: RapidataOptions) -> None:
+        self.options = options
+
+    def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
+        from datasets import Features, Image, Value
+
+        text, whole = Value("string"), Value("int64")
+        names: dict[str, Any] = {"prompt": text, "image1": Image(), "image2": Image(), "votes_image1": whole}
+        names |= {"votes_image2": whole} | dict.fromkeys(("model1", "model2", "image1_path", "image2_path"), text)
+        schema = Features(names | {"detailed_results": text}).arrow_schema
+        writers: dict[str, Shards] = {}
+        for pair in pairs.rows():
+            if pair.split not in writers:
+                writers[pair.split] = Shards(out / "data", f"{pair.split}-", schema)
+            writers[pair.split].put(self._row(pair), len(pair.win) + len(pair.lose))
+        for writer in writers.values():
+            writer.close()
+        card(out, "Votes on pairs of images", TEXT, [(split, f"data/{split}-*.parquet") for split in sorted(writers)])
+        return {"pairs": sum(w.count for w in writers.values()), **{s: writers[s].count for s in sorted(writers)}}
+
+    def _row(self, pair: PairOut) -> dict[str, Any]:
+        for_winner = max(round(self.options.votes * pair.p), self.options.votes // 2 + 1)
+        votes = [self.options.votes - for_winner, self.options.votes - for_winner]
+        votes[pair.side] = for_winner
+        row: dict[str, Any] = {"prompt": pair.caption}
+        for i, data in enumerate(pair.images, 1):
+            path = f"{pair.columns.get(f'image_{i - 1}_uid') or pair.number}{suffix_of(data)}"
+            row |= {f"image{i}": {"bytes": data, "path": path}, f"image{i}_path": path, f"votes_image{i}": votes[i - 1]}
+            row[f"model{i}"] = pair.columns.get(f"model_{i - 1}")
+        detail = {
+            "votes": [],
+            "metadata": {k: pair.columns.get(k) for k in ("p", "score_gap", "strategy", "request_id")},
+        }
+        row["detailed_results"] = json.dumps(detail, ensure_ascii=False)
+        return row
+
+
+plugin = Rapidata

@@ -1,0 +1,177 @@
+"""verl-omni's offline DPO Parquet: a pair a row, with SD3 latents and prompt embeddings made by --model."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefkit.errors import UsageError
+from prefkit.hub.pairs_in import PairOut, Pairs
+from prefkit.hub.pictures import suffix_of
+from prefkit.hub.shards import Shards
+from prefkit.types import digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TENSORS = ("img_win_latents", "img_lose_latents", "prompt_embeds", "prompt_embeds_mask", "pooled_prompt_embeds",
+           "negative_prompt_embeds", "negative_prompt_embeds_mask", "negative_pooled_prompt_embeds")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VerlOptions:
+    #: Stable Diffusion 3 whose VAE and text encoders make the tensors that the reader wants: folder or Hub id
+    model: str = ""
+    #: size that the images are encoded at
+    height: int = 512
+    #: size that the images are encoded at
+    width: int = 512
+    #: as in training
+    negative_prompt: str = " "
+    #: tokens of the long text encoder
+    max_sequence_length: int = 256
+    #: where the model runs
+    device: str = "cpu"
+    #: float32, bfloat16 or float16
+    dtype: str = "float32"
+    #: the system message of the chat-style prompt
+    system: str = "You are a helpful image generation assistant."
+
+
+class Verl:
+    """One Parquet file per split (the reader takes image paths relative to a single file), images beside it."""
+
+    Options = VerlOptions
+
+    def __init__(self, options: VerlOptions) -> None:
+        if not options.model:
+            raise UsageError(
+                "export --as verl: the reader wants latents and prompt embeddings, so say of which model: --model FOLDER "
+                "or a Hub id of a Stable Diffusion 3."
+            )
+        if options.dtype not in ("float32", "bfloat16", "float16"):
+            raise UsageError(f"export --as verl: --dtype {options.dtype} is none of float32, bfloat16, float16.")
+        self.options = options
+
+    def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
+        encode = Encoder(self.options)
+        writers: dict[str, Shards] = {}
+        for pair in pairs.rows():
+            if pair.split not in writers:
+                writers[pair.split] = Shards(out, f"{pair.split}-", _schema())
+            names = []
+            for side, data in (("win", pair.win), ("lose", pair.lose)):
+                path = out / "images" / pair.split / f"{pair.number:07d}_{side}{suffix_of(data)}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+                names.append(path.relative_to(out).as_posix())
+            row = self._row(pair, names) | encode(pair)
+            writers[pair.split].put(row, sum(len(row[name]) for name in TENSORS))
+        for writer in writers.values():
+            writer.close()
+        return {"pairs": sum(w.count for w in writers.values()), **{s: writers[s].count for s in sorted(writers)}}
+
+    def _row(self, pair: PairOut, names: list[str]) -> dict[str, Any]:
+        def chat(text: str) -> list[dict[str, str]]:
+            return [{"role": "system", "content": self.options.system}, {"role": "user", "content": text}]
+
+        info = {"split": pair.split, "index": pair.number, "raw_prompt": pair.caption}
+        return {
+            "uid": digest(pair.uid(True), pair.uid(False), pair.caption, pair.number),
+            "data_source": "prefkit",
+            "prompt": chat(pair.caption),
+            "negative_prompt": chat(self.options.negative_prompt),
+            "img_win": names[0],
+            "img_lose": names[1],
+            "win_score": float(
+                pair.columns.get("score_gap") or 1.0
+            ),  # the reader wants win >= lose; only the gap means anything
+            "lose_score": 0.0,
+            "reward_model": {"style": "model", "ground_truth": pair.caption},
+            "extra_info": info | {"raw_negative_prompt": self.options.negative_prompt},
+        }
+
+
+class Encoder:
+    """Tensors of a pair as torch.save bytes, which the reader loads with weights_only."""
+
+    def __init__(self, options: VerlOptions) -> None:
+        import torch
+        from diffusers import StableDiffusion3Pipeline
+
+        self.options = options
+        try:
+            pipe = StableDiffusion3Pipeline.from_pretrained(
+                options.model, transformer=None, torch_dtype=getattr(torch, options.dtype)
+            )
+        except Exception as error:  # the library raises its own, the Hub's and the network's errors
+            text = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"export --as verl: {options.model} could not be loaded as Stable Diffusion 3: {text}"
+            ) from error
+        self.pipe = pipe.to(options.device)
+        self.prompt = lru_cache(64)(self._prompt)
+
+    def __call__(self, pair: PairOut) -> dict[str, bytes]:
+        return {
+            "img_win_latents": self._latents(pair.win),
+            "img_lose_latents": self._latents(pair.lose),
+            **self.prompt(pair.caption),
+        }
+
+    def _latents(self, data: bytes) -> bytes:
+        """The mode of the VAE's posterior, shifted and scaled as the transformer sees it: [C, h, w]."""
+        import torch
+        from PIL import Image
+
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = self.pipe.image_processor.preprocess(
+                [image.convert("RGB")], self.options.height, self.options.width
+            )
+        vae = self.pipe.vae
+        with torch.no_grad():
+            latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()[0]
+        return _saved((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor)
+
+    def _prompt(self, text: str) -> dict[str, bytes]:
+        import torch
+
+        with torch.no_grad():
+            found = self.pipe.encode_prompt(
+                prompt=[text], prompt_2=None, prompt_3=None, device=self.options.device, do_classifier_free_guidance=True,
+                negative_prompt=[self.options.negative_prompt], max_sequence_length=self.options.max_sequence_length,
+            )  # fmt: skip
+        embeds, negative, pooled, negative_pooled = (tensor[0] for tensor in found)
+        return {
+            "prompt_embeds": _saved(embeds), "prompt_embeds_mask": _saved(torch.ones(len(embeds), dtype=torch.int32)),
+            "pooled_prompt_embeds": _saved(pooled), "negative_prompt_embeds": _saved(negative),
+            "negative_prompt_embeds_mask": _saved(torch.ones(len(negative), dtype=torch.int32)),
+            "negative_pooled_prompt_embeds": _saved(negative_pooled),
+        }  # fmt: skip
+
+
+def _saved(tensor: Any) -> bytes:
+    import torch
+
+    out = io.BytesIO()
+    torch.save(tensor.detach().cpu().contiguous().clone(), out)
+    return out.getvalue()
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    text = pa.string()
+    chat = pa.list_(pa.struct([("role", text), ("content", text)]))
+    info = pa.struct([("split", text), ("index", pa.int64()), ("raw_prompt", text), ("raw_negative_prompt", text)])
+    scores = [("win_score", pa.float64()), ("lose_score", pa.float64())]
+    names = [("uid", text), ("data_source", text), ("prompt", chat), ("negative_prompt", chat), ("img_win", text),
+             ("img_lose", text), *scores, ("reward_model", pa.struct([("style", text), ("ground_truth", text)])),
+             ("extra_info", info)]  # fmt: skip
+    return pa.schema([*names, *((name, pa.binary()) for name in TENSORS)])
+
+
+plugin = Verl

@@ -1,0 +1,166 @@
+"""What an import has done so far, and the tables it writes to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError
+from prefkit.hub.items import Item
+from prefkit.hub.known import Known, request_row, stage_requests
+from prefkit.hub.pictures import Checked
+from prefkit.store import Store, Table, candidate_row, comparison_row, read_json, write_json
+from prefkit.types import Candidate, Comparison, Request, ScorerSpec, digest, split_of
+
+FLUSH_BYTES = 32 << 20
+FLUSH_ITEMS = 4096
+UNKNOWN_SEED = -1
+REMEDY = "Give the import another --name."
+COUNTS = ("items", "failed", "requests", "candidates", "comparisons", "scores", "known")
+
+
+@dataclass
+class Progress:
+    """How far an import is: RUN/.imports/NAME.json. `done` items are stored, and `trace` hashes what they said."""
+
+    path: Path
+    done: int = 0
+    trace: str = ""
+    failed: dict[str, str] = field(default_factory=dict)  # item number -> where and why
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    whole: bool = False
+
+    @classmethod
+    def open(cls, path: Path, what: Mapping[str, Any]) -> Progress:
+        """Raises UsageError where NAME was used for another source."""
+        if not path.exists():
+            return cls(path)
+        found = read_json(path)
+        if found.pop("what") != what:
+            raise UsageError(
+                f"import: {path.stem} is the name of an import of something else, or with other options. {REMEDY}"
+            )
+        return cls(path, **found)
+
+    def save(self, what: Mapping[str, Any]) -> None:
+        state = {k: v for k, v in asdict(self).items() if k != "path"}
+        write_json(self.path, {"what": what, **state})
+
+
+def trace(before: str, item: Item) -> str:
+    asked = None if item.asked is None else (item.asked.prompt, item.asked.split)
+    said = [(c.id_a, c.id_b, c.outcome, c.judge) for c in item.comparisons]
+    text = repr((before, item.where, asked, [p.key for p in item.pictures], said))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Sink:
+    """Items to rows, rows to parts. `name` is that of the candidates, comparisons and, with a suffix, of the scores."""
+
+    def __init__(
+        self, store: Store, name: str, known: Known, keep: bool, test_share: float, spec: Mapping[str, Any]
+    ) -> None:
+        self.store, self.name, self.known, self.keep, self.test_share = store, name, known, keep, test_share
+        self.spec = dict(spec)
+        self.scratch = store.folder / ".imports" / f"{name}.unpacked"  # goes when the import ends
+        self.staged = stage_requests(store, name)
+        self.requests: list[dict[str, Any]] = []
+        self.tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.claimed: dict[tuple[str, str], Table] = {}
+        self.size = 0
+
+    def put(self, item: Item, checked: Mapping[str, Checked], counts: dict[str, int]) -> None:
+        """The rows of an item whose images are sound."""
+        ids: dict[str, str] = {}
+        if item.asked is not None:
+            request = self._request(item, counts)
+            for picture in item.pictures:
+                ids[picture.key] = self._candidate(picture, checked[picture.key], request, counts)
+        for c in item.comparisons:
+            self._comparison(c, ids, counts)
+        for key, rating, score in item.scores:
+            alias = f"{self.name}.{rating}"
+            if self._table("scores", alias) and self.known.row(f"scores/{alias}", ids[key]):
+                row = {"id": ids[key], "value": score.value, "aspects": None, "text": score.text, "error": score.error}
+                self.tables.setdefault(("scores", alias), []).append(row)
+                counts["scores"] += 1
+
+    def _request(self, item: Item, counts: dict[str, int]) -> Request:
+        asked = item.asked
+        assert asked is not None
+        split = asked.split or split_of(asked.prompt, self.test_share)
+        request = Request(digest(asked.prompt, dict(asked.extra)), asked.prompt, split, asked.extra)
+        if self.known.request(request.request_id):
+            self.requests.append(request_row(request))
+            counts["requests"] += 1
+        return request
+
+    def _candidate(self, picture: Any, checked: Checked, request: Request, counts: dict[str, int]) -> str:
+        """Its id: the sha256; where the same image answers another request too, a hash of both."""
+        cid = checked.sha256
+        if self.known.owner(cid) not in (None, request.request_id):
+            cid = digest(checked.sha256, request.request_id, length=64)
+        index = self.known.index(request.request_id)
+        if not self.known.candidate(cid, request.request_id):
+            counts["known"] += 1
+            return cid
+        stays = self.keep and picture.path is not None and self.scratch not in picture.path.parents
+        candidate = Candidate(
+            id=cid,
+            request_id=request.request_id,
+            index=index,
+            seed=UNKNOWN_SEED if picture.seed is None else picture.seed,
+            image=None if stays else checked.data,
+            path=str(picture.path.resolve()) if stays else None,
+            sha256=checked.sha256,
+            extra=picture.extra,
+        )
+        self._table("candidates", self.name)
+        self.tables.setdefault(("candidates", self.name), []).append(candidate_row(candidate))
+        self.size += 0 if stays else len(checked.data)
+        counts["candidates"] += 1
+        return cid
+
+    def _comparison(self, c: Comparison, ids: Mapping[str, str], counts: dict[str, int]) -> None:
+        a, b = ids.get(c.id_a, c.id_a), ids.get(c.id_b, c.id_b)
+        row = comparison_row(Comparison(**{**asdict(c), "id_a": a, "id_b": b}))
+        self._table("comparisons", self.name)
+        if self.known.row(f"comparisons/{self.name}", row["id"]):
+            self.tables.setdefault(("comparisons", self.name), []).append(row)
+            counts["comparisons"] += 1
+
+    def _table(self, kind: str, alias: str) -> Table:
+        if (kind, alias) not in self.claimed:
+            table = getattr(self.store, kind)(alias)
+            spec = self.spec | {"name": alias}
+            if kind == "scores":
+                spec = asdict(rating_spec(alias)) | {"imported": self.spec}
+            table.claim(spec, REMEDY, empty=False)
+            if kind != "candidates":
+                self.known.fill_table(f"{kind}/{alias}", table)
+            self.claimed[kind, alias] = table
+        return self.claimed[kind, alias]
+
+    def full(self) -> bool:
+        return self.size >= FLUSH_BYTES or sum(map(len, self.tables.values())) >= FLUSH_ITEMS
+
+    def flush(self) -> None:
+        self.staged.append(self.requests)
+        for (kind, alias), rows in self.tables.items():
+            self._table(kind, alias).append(rows)
+        self.requests, self.tables, self.size = [], {}, 0
+
+
+def rating_spec(alias: str) -> ScorerSpec:
+    """What people's ratings mean. A name that ends in `rank` counts from the best, within its request."""
+    rank = alias.endswith("rank")
+    return ScorerSpec(
+        name=alias,
+        version="imported",
+        formula="as published" + (", 1 is the best" if rank else ""),
+        higher_is_better=not rank,
+        scope="within_request" if rank else "absolute",
+    )

@@ -1,0 +1,203 @@
+"""The import core: an importer's items -> the tables of a run. Streaming, resumable, failures counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from prefkit import registry
+from prefkit.errors import TooManyFailures, UsageError
+from prefkit.hub.archives import Unpacker
+from prefkit.hub.importing import Progress, Sink, trace
+from prefkit.hub.items import Item
+from prefkit.hub.known import Known, merge_requests
+from prefkit.hub.pictures import Checked, check
+from prefkit.output import LINE_EVERY, note, warn
+from prefkit.store import NAME, Store, checked
+
+THREADS = 4
+BATCH = 16
+SHOWN = 5
+
+
+def run_import(
+    store: Store,
+    source: str,
+    *,
+    layout: str | None = None,
+    name: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+    keep: bool = True,
+    pairs: bool = False,
+    test_share: float = 0.1,
+    max_failed: float = 0.001,
+) -> dict[str, Any]:
+    """Import `source` into the run as candidates/NAME, comparisons/NAME and scores/NAME.rating. Returns counts.
+
+    keep: images that are files stay where they are (path and sha256); False copies them in. pairs: also write
+    pairs/NAME from the verdicts, ready for training. Raises UsageError, and TooManyFailures once all is done.
+    """
+    layout = layout or sniff(source)
+    plugin = registry.load_class("importer", layout)
+    options = registry.options(plugin, dict(flags or {}), f"import --as {layout}")
+    name = checked(name or layout)
+    path = Path(source).expanduser()
+    what = {"layout": layout, "source": str(path.resolve()) if path.exists() else source, "options": asdict(options),
+            "keep": keep}  # fmt: skip
+    before = {p.name for p in store.folder.glob("*")} if store.folder.exists() else set()
+    there = store.folder.exists()
+    store = Store.create(store.folder)
+    try:
+        with store.lock("imports"):
+            counts = _import(store, plugin(options), source, name, what, test_share, keep)
+            if pairs:
+                from prefkit.hub.pairs_out import write_pairs
+
+                counts["pairs"] = write_pairs(store, name, test_share)
+    except UsageError:
+        store.undo(before if there else ())
+        raise
+    failed = counts["failed"]
+    if failed > max_failed * counts["items"]:
+        raise TooManyFailures(
+            f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed {max_failed:g}; "
+            f"{store.folder / '.imports' / (name + '.json')} says which. Mend the source and run it again: only those are "
+            "read anew.",
+            counts,
+        )
+    return counts
+
+
+def sniff(source: str) -> str:
+    """The layout that `source` plainly has. Raises UsageError where none or several fit, saying what to write."""
+    known = registry.builtin("importer")
+    names = ", ".join(sorted(known))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UsageError(f"import: {source} is not here. If it is a datasets id, say its layout with --as: {names}.")
+    found = {n: why for n in known if (why := registry.load("importer", n).sniff(path))}
+    if len(found) == 1:
+        layout, why = next(iter(found.items()))
+        note(f"{source} looks like {layout}: {why}")
+        return layout
+    fits = "; ".join(f"{n} ({why})" for n, why in found.items())
+    raise UsageError(
+        f"import: {source} {'could be ' + fits if found else 'is no layout that can be told by looking'}. "
+        f"Say which with --as: {names}."
+    )
+
+
+def _import(
+    store: Store, importer: Any, source: str, name: str, what: dict[str, Any], test_share: float, keep: bool
+) -> dict[str, Any]:
+    folder = store.folder / ".imports"
+    progress = Progress.open(folder / f"{name}.json", what)
+    known = Known(folder / "known.sqlite")
+    work = Unpacker(folder / f"{name}.unpacked")
+    spec = {"imported": what["layout"], "source": what["source"], "model": f"imported:{what['layout']}"}
+    sink = Sink(store, name, known, keep, test_share, spec)
+    try:
+        known.fill(store, sink.staged)
+        _stream(importer.read(source, work), sink, progress, what)
+        merge_requests(store, sink.staged)
+        progress.whole = True
+        progress.save(what)
+        work.clear()
+    finally:
+        known.close()
+    for text in list(progress.failed.values())[:SHOWN]:
+        warn(text)
+    if len(progress.failed) > SHOWN:
+        warn(f"{len(progress.failed) - SHOWN} more rows could not be used; see {progress.path}.")
+    return {**progress.counts, "failed": len(progress.failed)}
+
+
+def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) -> None:
+    number, said, again, shown = 0, "", dict(progress.failed), time.monotonic()
+    before, old = progress.done, progress.trace
+    counts = dict(progress.counts)
+    failed = dict(progress.failed)
+
+    def save() -> None:
+        sink.flush()
+        progress.done, progress.trace = max(number, before), said if number >= before else old
+        progress.counts, progress.failed = {**counts, "items": progress.done}, dict(failed)
+        progress.save(what)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for batch in _batches(items, BATCH):
+                numbers = range(number, number + len(batch))
+                wanted = [n >= before or str(n) in again for n in numbers]
+                found = pool.map(lambda pair: _pictures(*pair), zip(batch, wanted))
+                for n, item, use, (images, error) in zip(numbers, batch, wanted, found):
+                    said = trace(said, item)
+                    if n + 1 == before and said != old:
+                        raise UsageError(
+                            f"import: the first {before} rows of {what['source']} are not those that were imported as "
+                            f"{progress.path.stem}. Give the changed source another --name."
+                        )
+                    number = n + 1
+                    if not use:
+                        continue
+                    failed.pop(str(n), None)
+                    if error:
+                        failed[str(n)] = f"{item.where}: {error}"
+                        continue
+                    sink.put(item, images, counts)
+                    if sink.full() and number >= before:
+                        save()
+                if time.monotonic() - shown > LINE_EVERY:
+                    shown = time.monotonic()
+                    note(f"import {progress.path.stem}: {number} rows")
+        finally:
+            close = getattr(items, "close", None)
+            if number >= before:
+                save()  # also where reading broke off: what was read is kept
+            if close is not None:
+                close()
+    if number < before:
+        raise UsageError(f"import: {what['source']} has {number} rows now, {before} were imported as {progress.path.stem}. "
+                         "Give the changed source another --name.")  # fmt: skip
+    if not number:
+        raise UsageError(f"import: {what['source']} holds nothing to import.")
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of items. What was read before an error is handed on before the error."""
+    while True:
+        batch: list[Item] = []
+        try:
+            for item in islice(items, size):
+                batch.append(item)
+        except UsageError:
+            if batch:
+                yield batch
+            raise
+        if not batch:
+            return
+        yield batch
+
+
+def _pictures(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
+    if not use:
+        return {}, None
+    if item.error:
+        return {}, item.error
+    if item.asked is not None and not item.asked.prompt.strip():
+        return {}, "the prompt is empty"
+    if item.asked is not None and item.asked.split is not None and not NAME.fullmatch(item.asked.split):
+        return {}, f"{item.asked.split!r} cannot name a split"
+    try:
+        if item.asked is not None:
+            item.asked.prompt.encode()
+        return {picture.key: check(picture) for picture in item.pictures}, None
+    except UnicodeEncodeError:
+        return {}, "the prompt holds half of a character (a lone surrogate)"
+    except ValueError as error:
+        return {}, str(error)

@@ -1,0 +1,128 @@
+"""What a run holds already, as an index on disk: so that memory does not grow with the import.
+
+It is a cache of the tables, made anew at every start, and never the truth.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from prefkit.store import Store, Table
+from prefkit.types import Request, request_schema
+
+
+class Known:
+    """Ids of requests, candidates, comparisons and scores; and the next index within a request."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.unlink()
+        self.path = path
+        self.base = sqlite3.connect(path, isolation_level=None)
+        self.base.execute("PRAGMA journal_mode=OFF")
+        self.base.execute("PRAGMA synchronous=OFF")
+        self.base.execute("BEGIN")
+        self.base.execute("CREATE TABLE request (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        self.base.execute("CREATE TABLE count (id TEXT PRIMARY KEY, candidates INTEGER) WITHOUT ROWID")
+        self.base.execute("CREATE TABLE candidate (id TEXT PRIMARY KEY, request TEXT) WITHOUT ROWID")
+        self.base.execute("CREATE TABLE stored (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID")
+
+    def fill(self, store: Store, staged: Table) -> None:
+        for name in store.names("candidates"):
+            for part in store.candidates(name).batches(["id", "request_id"]):
+                for cid, request in zip(part.column("id").to_pylist(), part.column("request_id").to_pylist()):
+                    self.candidate(cid, request)
+        for row in stored_requests(store, ["request_id"]):
+            self.request(row["request_id"])
+        for path in staged.parts():
+            from prefkit.store import read_part
+
+            part = read_part(path, ["request_id"])
+            ids = part.column("request_id").to_pylist() if part is not None else []
+            if not sum(self.request(rid) for rid in ids):
+                path.unlink(missing_ok=True)  # merged already, just before a kill
+
+    def fill_table(self, kind: str, table: Table) -> None:
+        for part in table.batches(["id"]):
+            for cid in part.column("id").to_pylist():
+                self.row(kind, cid)
+
+    def request(self, rid: str) -> bool:
+        """True where it is new."""
+        return self.base.execute("INSERT OR IGNORE INTO request VALUES (?)", (rid,)).rowcount == 1
+
+    def candidate(self, cid: str, request: str) -> bool:
+        new = self.base.execute("INSERT OR IGNORE INTO candidate VALUES (?, ?)", (cid, request)).rowcount == 1
+        if new:
+            self.base.execute("INSERT INTO count VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET candidates = candidates + 1",
+                              (request,))  # fmt: skip
+        return new
+
+    def owner(self, cid: str) -> str | None:
+        """The request that a candidate answers."""
+        found = self.base.execute("SELECT request FROM candidate WHERE id = ?", (cid,)).fetchone()
+        return found[0] if found else None
+
+    def index(self, request: str) -> int:
+        """How many candidates a request has."""
+        found = self.base.execute("SELECT candidates FROM count WHERE id = ?", (request,)).fetchone()
+        return found[0] if found else 0
+
+    def row(self, kind: str, rid: str) -> bool:
+        return self.base.execute("INSERT OR IGNORE INTO stored VALUES (?, ?)", (kind, rid)).rowcount == 1
+
+    def close(self) -> None:
+        self.base.close()
+        self.path.unlink(missing_ok=True)
+
+
+def stored_requests(store: Store, columns: list[str] | None = None) -> Iterator[dict[str, str]]:
+    """requests.parquet row by row, without holding it."""
+    import pyarrow.parquet as pq
+
+    path = store.folder / "requests.parquet"
+    if path.exists():
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(4096, columns=columns):
+                yield from batch.to_pylist()
+
+
+def stage_requests(store: Store, name: str) -> Table:
+    """Requests of an unfinished import; they join requests.parquet together, when it ends."""
+    return Table(store.folder / ".imports" / f"{name}.requests", request_schema())
+
+
+def merge_requests(store: Store, staged: Table) -> None:
+    """requests.parquet = what it held and what is staged, streamed; then the staged parts go."""
+    import pyarrow.parquet as pq
+
+    from prefkit.store import write_whole
+
+    parts = staged.parts()
+    if not parts:
+        return
+    path = store.folder / "requests.parquet"
+
+    def save(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, request_schema()) as writer:
+            if path.exists():
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(4096):
+                        writer.write_batch(batch)
+            for part in staged.batches():
+                writer.write_table(part)
+
+    write_whole(path, save)
+    for part in parts:
+        part.unlink(missing_ok=True)
+
+
+def request_row(request: Request) -> dict[str, str]:
+    from prefkit.store import dump_extra
+
+    return {"request_id": request.request_id, "prompt": request.prompt, "split": request.split,
+            "extra": dump_extra(request.extra)}  # fmt: skip

@@ -1,0 +1,131 @@
+"""Pairs to export, streamed from RUN/pairs/NAME or any folder of Pick-a-Pic-like Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError
+from prefkit.hub.rows import split_of_name
+from prefkit.reader import CandidateReader
+from prefkit.store import Store
+
+BATCH = 16
+NEEDS = ("jpg_0", "jpg_1", "label_0", "caption")
+
+
+@dataclass(frozen=True)
+class PairOut:
+    """A pair with its images. side: which of image 0 and 1 won. columns: all that the row says, without the images."""
+
+    number: int
+    split: str
+    caption: str
+    win: bytes
+    lose: bytes
+    side: int
+    columns: Mapping[str, Any]
+
+    def of(self, name: str, winner: bool) -> Any:
+        """A column with one value per side, as of('model', True) of model_0 and model_1."""
+        return self.columns.get(f"{name}_{self.side if winner else 1 - self.side}")
+
+    def uid(self, winner: bool) -> str:
+        return str(self.columns.get(f"image_{self.side if winner else 1 - self.side}_uid"))
+
+    @property
+    def p(self) -> float:
+        found = self.columns.get("p")
+        return 1.0 if found is None else float(found)
+
+    @property
+    def images(self) -> tuple[bytes, bytes]:
+        """In the order they are stored in, which says nothing about who won."""
+        return (self.lose, self.win) if self.side else (self.win, self.lose)
+
+
+class Pairs:
+    """The pairs under a folder; `rows()` may be called again."""
+
+    def __init__(self, where: str) -> None:
+        self.folder = find(where)
+        run = self.folder.parent.parent
+        self.reader: CandidateReader | None = None
+        self.run = run if self.folder.parent.name == "pairs" and (run / "run.json").exists() else None
+        self.files: list[tuple[str, Path]] = []
+        for path in sorted(self.folder.rglob("*.parquet")):
+            name = path.relative_to(self.folder)
+            if not any(part.startswith(".") for part in name.parts):
+                split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
+                self.files.append((split or split_of_name(name.as_posix()) or "train", path))
+        if not self.files:
+            raise UsageError(
+                f"export: {self.folder} holds no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."
+            )
+
+    def rows(self) -> Iterator[PairOut]:
+        """Raises UsageError naming file and row: no such column, an image that is missing, labels that prefer nothing."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        number = 0
+        for split, path in self.files:
+            row = 0
+            try:
+                with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+                    absent = [name for name in NEEDS if name not in file.schema_arrow.names]
+                    if absent:
+                        raise UsageError(f"export: {path} has no {', '.join(absent)}; pairs have {', '.join(NEEDS)}.")
+                    for batch in file.iter_batches(BATCH):
+                        for values in batch.to_pylist():
+                            row += 1
+                            yield self._pair(f"{path} row {row}", number, split, values)
+                            number += 1
+            except (pa.ArrowException, OSError) as error:
+                text = " ".join(str(error).split())[:160]
+                raise UsageError(
+                    f"export: {path} row {row + 1} cannot be read ({text}). Make the pairs again."
+                ) from error
+
+    def _pair(self, where: str, number: int, split: str, values: dict[str, Any]) -> PairOut:
+        images = [self._image(where, values, i) for i in (0, 1)]
+        label, other = values["label_0"], values.get("label_1")
+        if label not in (0, 1) or (other is not None and other != 1 - label):
+            raise UsageError(
+                f"export: {where} has labels {label} and {other}; a pair prefers one (1 and 0). Remove the row."
+            )
+        side = 0 if label == 1 else 1
+        rest = {k: v for k, v in values.items() if k not in ("jpg_0", "jpg_1")}
+        return PairOut(number, split, values["caption"] or "", images[side], images[1 - side], side, rest)
+
+    def _image(self, where: str, values: dict[str, Any], i: int) -> bytes:
+        found = values[f"jpg_{i}"]
+        if isinstance(found, dict):
+            found = found.get("bytes")
+        if isinstance(found, bytes) and found:
+            return found
+        candidate = values.get(f"candidate_{i}")
+        if self.run is not None and candidate:
+            self.reader = self.reader or CandidateReader(Store(self.run))
+            return self.reader.image(candidate)
+        raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row or fill it in.")
+
+
+def find(where: str) -> Path:
+    """RUN/pairs/NAME, RUN/NAME, RUN with a single pair set, or any folder of pairs. Raises UsageError."""
+    path = Path(where).expanduser()
+    if (path / "run.json").exists():
+        names = Store(path).names("pairs")
+        if len(names) == 1:
+            return path / "pairs" / names[0]
+        raise UsageError(
+            f"export: {where} has {'the pairs ' + ', '.join(names) if names else 'no pairs yet; `prefkit pair` makes them'}."
+            + (f" Say which: {where}/{names[0]}." if names else "")
+        )
+    if path.is_dir():
+        return path
+    if (path.parent / "pairs" / path.name).is_dir():
+        return path.parent / "pairs" / path.name
+    raise UsageError(f"export: there are no pairs at {where}. Give RUN, RUN/NAME, or a folder of pairs.")

@@ -1,0 +1,81 @@
+"""Images from anywhere: checked before they count, whatever somebody put into the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefkit.hub.items import Picture
+
+MAX_BYTES = 128 << 20
+MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """data: the bytes as they were. sha256 is theirs."""
+
+    data: bytes
+    sha256: str
+
+
+def check(picture: Picture) -> Checked:
+    """The picture's bytes, read and decoded once to see that they are whole.
+
+    Raises ValueError with what is wrong: no such file, too large (before anything is decoded), truncated, no image.
+    """
+    data = picture.data if picture.data is not None else _read(picture.path)
+    if not data:
+        raise ValueError(f"image {picture.key} is empty")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"image {picture.key} has {len(data) >> 20} MB; at most {MAX_BYTES >> 20} are taken")
+    _decode(picture.key, data)
+    return Checked(data, hashlib.sha256(data).hexdigest())
+
+
+def _read(path: Path | None) -> bytes:
+    if path is None:
+        raise ValueError("there is no image")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path} has {path.stat().st_size >> 20} MB; at most {MAX_BYTES >> 20} are taken")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _decode(key: str, data: bytes) -> None:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own bound is stricter than the library's
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ValueError(
+                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are taken"
+                    )
+                image.load()
+    except Image.DecompressionBombError as error:  # the library is quicker where it is more than twice its bound
+        raise ValueError(
+            f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; it is not decoded"
+        ) from error
+    except ValueError as error:
+        raise error if str(error).startswith("image ") else ValueError(f"image {key} is damaged: {error}") from error
+    except Exception as error:  # a decoder meets whatever somebody wrote: OSError, SyntaxError, struct.error, ...
+        text = " ".join(str(error).split())[:120]
+        text = "no known image format" if "cannot identify" in text else text
+        raise ValueError(f"image {key} is damaged: {text or type(error).__name__}") from error
+
+
+def suffix_of(data: bytes) -> str:
+    """.png, .jpg, .webp and so on, by the first bytes; .bin where nothing is known."""
+    signs = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*", ".tif"))
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for sign, suffix in signs if data.startswith(sign)), ".bin")

@@ -1,0 +1,33 @@
+"""export: pairs -> the layout that another trainer reads."""
+
+from __future__ import annotations
+
+import argparse
+
+from prefkit import output
+from prefkit.errors import UsageError
+
+POSITIONAL = ("PAIRS", "RUN, RUN/NAME (of several), or any folder of pairs")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    from prefkit.hub.verb_help import describe
+
+    parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write; it appears when it is whole")
+    parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="what to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
+    describe(parser, "exporter", "prefkit export runs/x/main out/ --as folders")
+
+
+def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit import registry
+    from prefkit.hub.exports import run_export
+
+    if not known.run_folder or not known.out or not known.layout or known.recipe:
+        names = ", ".join(registry.builtin("exporter"))
+        raise UsageError(
+            f"export wants pairs, a folder and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {names}."
+        )
+    found = run_export(known.run_folder, known.out, layout=known.layout, flags=dict(flags), overwrite=known.overwrite)
+    output.emit(found, known.json, [found])
+    return 0

@@ -1,0 +1,241 @@
+"""Each exported layout, opened by the reader it is meant for, or checked for what that reader's documentation asks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from prefkit.cli import run as cli
+from prefkit.errors import UsageError
+from prefkit.hub.exports import run_export
+from prefkit.hub.imports import run_import
+from prefkit.hub.pairs_in import Pairs
+from prefkit.store import Store
+
+sys.path.insert(0, str(Path(__file__).parent))
+import import_layouts as layouts
+
+LABELS = (1.0, 0.0, 0.0, 1.0)  # no ties: what goes in comes out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the pairs `pap`: 6 in train, 2 in test."""
+    folder = tmp_path_factory.mktemp("exports")
+    layouts.pickapic(folder / "s", 6, LABELS)
+    test = layouts.pickapic(folder / "t", 8, LABELS, split="test")
+    path = test / "data" / "test-00000-of-00001.parquet"
+    rows = [row | {"caption": f"held out {i}"} for i, row in enumerate(layouts.pq.read_table(path).to_pylist()[6:])]
+    layouts.pq.write_table(layouts.pa.Table.from_pylist(rows), folder / "s" / "data" / path.name)
+    run_import(Store(folder / "run"), str(folder / "s"), name="pap", pairs=True)
+    return folder / "run"
+
+
+def known(run: Path) -> set[tuple[str, str, str, str]]:
+    return {(p.split, p.caption, sha(p.win), sha(p.lose)) for p in Pairs(str(run)).rows()}
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_the_pairs_are_those_of_the_source(run):
+    wanted = set()
+    for path in sorted((run.parent / "s").rglob("*.parquet")):
+        for row in layouts.pq.read_table(path).to_pylist():
+            win, lose = ("jpg_0", "jpg_1") if row["label_0"] == 1 else ("jpg_1", "jpg_0")
+            wanted.add((path.name.split("-")[0], row["caption"], sha(row[win]), sha(row[lose])))
+    assert known(run) == wanted and len(wanted) == 8
+
+
+def test_chosen_rejected_loads_as_images(run, tmp_path):
+    import datasets
+
+    found = run_export(str(run), tmp_path / "out", layout="chosen_rejected")
+    assert (found["pairs"], found["train"], found["test"]) == (8, 6, 2)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert isinstance(loaded["train"].features["chosen"], datasets.Image)
+    assert loaded["train"][0]["chosen"].size == (16, 16)
+    raw = {
+        (split, row["prompt"], sha(row["chosen"]["bytes"]), sha(row["rejected"]["bytes"]))
+        for split, table in loaded.items()
+        for row in table.cast_column("chosen", datasets.Image(decode=False)).cast_column(
+            "rejected", datasets.Image(decode=False)
+        )
+    }
+    assert raw == known(run)
+    assert {row["chosen_model"] for row in loaded["train"]} <= {"dreamlike", "sdxl"}
+
+
+@pytest.mark.parametrize("layout", ["chosen_rejected", "rapidata", "folders"])
+def test_export_then_import_keeps_the_pairs(run, tmp_path, layout):
+    run_export(str(run), tmp_path / "out", layout=layout)
+    again = tmp_path / "again"
+    if layout == "folders":  # one folder a split, whose name the layout does not say
+        for split in ("train", "test"):
+            run_import(Store(again / split), str(tmp_path / "out" / split), name="x", pairs=True, test_share=0)
+        found = {(s, *p[1:]) for s in ("train", "test") for p in known(again / s)}
+        assert found == known(run)
+        return
+    run_import(Store(again), str(tmp_path / "out"), name="x", pairs=True)
+    if layout == "rapidata":  # all that Rapidata publishes is called train, so that train is split anew
+        assert {p[1:] for p in known(again)} == {p[1:] for p in known(run)}
+        assert {p for p in known(again) if p[0] == "test"} >= {p for p in known(run) if p[0] == "test"}
+    else:
+        assert known(again) == known(run)
+
+
+def test_unpaired_rows_for_kto(run, tmp_path):
+    import datasets
+
+    found = run_export(str(run), tmp_path / "out", layout="unpaired")
+    table = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert table.features["label"].dtype == "bool" and table[0]["image"].size == (16, 16)
+    assert found["desirable"] == found["undesirable"] == 8 and sum(table["label"]) == 6
+    raw = table.cast_column("image", datasets.Image(decode=False))
+    won = {(row["caption"], sha(row["image"]["bytes"])) for row in raw if row["label"]}
+    assert won == {(c, w) for s, c, w, _ in known(run) if s == "train"}
+
+
+def test_judge_rows_pass_trls_own_preparation(run, tmp_path):
+    import datasets
+    from trl.data_utils import is_conversational, prepare_multimodal_messages
+
+    run_export(str(run), tmp_path / "out", layout="trl_judge")
+    table = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    winners = {p.caption + sha(p.win): p for p in Pairs(str(run)).rows()}
+    answers = set()
+    for row in table:
+        assert is_conversational(row) and len(row["images"]) == 2
+        messages = prepare_multimodal_messages(row["prompt"], images=row["images"])
+        assert [part["type"] for part in messages[0]["content"]] == ["image", "image", "text"]
+        assert {row["chosen"][0]["content"], row["rejected"][0]["content"]} == {"A", "B"}
+        answers.add(row["chosen"][0]["content"])
+    assert answers == {"A", "B"}  # the place says nothing
+    raw = datasets.load_dataset("parquet", data_files=str(tmp_path / "out" / "data" / "train-*"), split="train",
+                                cache_dir=str(tmp_path / "cache")).with_format("arrow")  # fmt: skip
+    for row in raw[:].to_pylist():
+        chosen = row["images"]["AB".index(row["chosen"][0]["content"])]["bytes"]
+        assert any(key.endswith(sha(chosen)) for key in winners)
+
+
+def test_folders_as_simpletuner_and_kohya_pair_them(run, tmp_path):
+    found = run_export(str(run), tmp_path / "out", layout="folders")
+    assert found["pairs"] == 8 and found["as_png"] == 0
+    for split in ("train", "test"):
+        win, lose = (sorted((tmp_path / "out" / split / side).iterdir()) for side in "wl")
+        assert [p.name for p in win] == [p.name for p in lose]
+        images = [p for p in win if p.suffix == ".jpg"]
+        assert len(images) * 2 == len(win)
+        for path in images:
+            other = tmp_path / "out" / split / "l" / path.name
+            triple = (split, path.with_suffix(".txt").read_text(), sha(path.read_bytes()), sha(other.read_bytes()))
+            assert triple in known(run)
+        preferred, rejected = json.loads((tmp_path / "out" / split / "simpletuner.json").read_text())
+        assert preferred["conditioning_data"] == [rejected["id"]] and preferred["instance_data_dir"] == f"{split}/w"
+        assert rejected["conditioning_type"] == "reference_strict" and rejected["source_dataset_id"] == preferred["id"]
+
+
+def test_images_of_two_formats_get_one_name(tmp_path):
+    for side, kind in (("w", "PNG"), ("l", "JPEG")):
+        (tmp_path / "s" / side).mkdir(parents=True)
+        (tmp_path / "s" / side / f"0.{kind.lower()}").write_bytes(layouts.image(len(kind), kind))
+        (tmp_path / "s" / side / "0.txt").write_text("a hat")
+    run_import(Store(tmp_path / "run"), str(tmp_path / "s"), pairs=True, test_share=0)
+    assert run_export(str(tmp_path / "run"), tmp_path / "out", layout="folders")["as_png"] == 1
+    for side, kind in (("w", "PNG"), ("l", "JPEG")):
+        with Image.open(tmp_path / "out" / "train" / side / "0000000.png") as image:
+            with Image.open(io.BytesIO(layouts.image(len(kind), kind))) as wanted:
+                assert image.format == "PNG" and image.tobytes() == wanted.convert("RGB").tobytes()
+
+
+def test_verl_rows_hold_what_its_reader_asks(run, tmp_path):
+    """After verl-omni's OfflineDPODataset: one file through pandas, torch.load(weights_only), paths beside the file."""
+    import pandas as pd
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+
+    from prefkit.testing import tiny_pipeline
+
+    model = tiny_pipeline("sd3", tmp_path / "sd3")
+    flags = {"model": str(model), "height": 32, "width": 32, "max_sequence_length": 16}
+    run_export(str(run), tmp_path / "out", layout="verl", flags=flags)
+    path = tmp_path / "out" / "train-00000.parquet"
+    frame = pd.read_parquet(path)
+    needed = {"prompt", "img_win", "img_lose", "img_win_latents", "img_lose_latents", "prompt_embeds",
+              "prompt_embeds_mask", "pooled_prompt_embeds"}  # fmt: skip
+    assert needed <= set(frame) and len(frame) == 6 and frame.uid.is_unique
+    pipe = StableDiffusion3Pipeline.from_pretrained(model)
+    seen = set()
+    for row in frame.to_dict("records"):
+        assert row["win_score"] >= row["lose_score"]
+        assert [m["role"] for m in row["prompt"]] == ["system", "user"]
+        prompt = row["extra_info"]["raw_prompt"]
+        images = [(path.parent / row[name]).read_bytes() for name in ("img_win", "img_lose")]
+        seen.add(("train", prompt, *map(sha, images)))
+        tensor = {k: torch.load(io.BytesIO(v), weights_only=True) for k, v in row.items() if isinstance(v, bytes)}
+        with Image.open(io.BytesIO(images[0])) as image, torch.no_grad():
+            pixels = pipe.image_processor.preprocess([image.convert("RGB")], 32, 32)
+            latents = pipe.vae.encode(pixels).latent_dist.mode()[0]
+            wanted = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
+            embeds = pipe.encode_prompt(prompt, None, None, do_classifier_free_guidance=False, max_sequence_length=16)
+        torch.testing.assert_close(tensor["img_win_latents"], wanted)
+        torch.testing.assert_close(tensor["prompt_embeds"], embeds[0][0])
+        torch.testing.assert_close(tensor["pooled_prompt_embeds"], embeds[2][0])
+        assert tensor["prompt_embeds_mask"].shape == embeds[0][0].shape[:1]
+    assert seen == {p for p in known(run) if p[0] == "train"}
+
+
+def test_rapidata_votes_point_to_the_winner(run, tmp_path):
+    import datasets
+
+    run_export(str(run), tmp_path / "out", layout="rapidata", flags={"votes": 10})
+    table = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    for row in table:
+        assert row["votes_image1"] + row["votes_image2"] == 10
+        assert json.loads(row["detailed_results"])["metadata"]["p"] == 1.0
+    assert {row["votes_image1"] > row["votes_image2"] for row in table} == {True, False}
+
+
+def test_mistakes_leave_nothing_behind(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli(["export", str(run), str(out)]) == 2 and "--as LAYOUT, one of chosen_rejected" in capsys.readouterr().err
+    assert cli(["export", str(run), str(out), "--as", "fodlers"]) == 2
+    assert "'folders'" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--model"):
+        run_export(str(run), out, layout="verl")
+    with pytest.raises(UsageError, match="no pairs at"):
+        run_export(str(tmp_path / "none"), out, layout="folders")
+    bad = tmp_path / "bad" / "train"
+    bad.mkdir(parents=True)
+    path = next((run / "pairs" / "pap" / "train").iterdir())
+    rows = layouts.pq.read_table(path).to_pylist()
+    rows[2] |= {"label_0": 0.5, "label_1": 0.5}
+    layouts.pq.write_table(layouts.pa.Table.from_pylist(rows), bad / path.name)
+    with pytest.raises(UsageError, match=r"part-00000\.parquet row 3 has labels 0\.5"):
+        run_export(str(tmp_path / "bad"), out, layout="chosen_rejected")
+    assert not out.exists() and not list(tmp_path.glob(".out*"))
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="there already"):
+        run_export(str(run), out, layout="folders")
+    assert (out / "mine.txt").read_text() == "precious"
+    assert cli(["export", f"{run}/pap", str(out), "--as", "folders", "--overwrite"]) == 0
+    assert not (out / "mine.txt").exists() and (out / "train" / "w").is_dir()
+
+
+def test_a_pair_table_of_ids_takes_its_images_from_the_run(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    for path in (tmp_path / "run" / "pairs").rglob("*.parquet"):
+        table = layouts.pq.read_table(path)
+        rows = [row | {"jpg_0": None, "jpg_1": None} for row in table.to_pylist()]
+        layouts.pq.write_table(layouts.pa.Table.from_pylist(rows, schema=table.schema), path)
+    assert known(tmp_path / "run") == known(run)
