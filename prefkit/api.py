@@ -65,6 +65,12 @@ class Run:
 
         return write_report(self.store, self.recipe)
 
+    def push(self, to: str, *, pairs: str | None = None, train: str | None = None, **options: Any) -> dict[str, Any]:
+        """To the Hub: see prefkit.hub.push.push for the options."""
+        from prefkit.hub.push import push
+
+        return push(self.store, to, pairs=pairs, train=train, **options)
+
     def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
         """One verb on its named entries (all by default). Raises PrefkitError; TooManyFailures after all are done."""
         fresh, folder = not self.store.exists(), self.store.folder

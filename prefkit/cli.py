@@ -21,6 +21,7 @@ VERBS = {
     "train": "pairs -> an adapter or weights",
     "eval": "base against tuned, on held-out requests",
     "report": "state and counts, and report.html",
+    "push": "pairs or a trained model to the Hub, with a card",
     "run": "a whole recipe: every stage, each continuing where it stopped",
     "import": "other people's pairs, votes, ratings and images -> a run",
     "export": "pairs -> the layout that another trainer reads",

@@ -1,0 +1,217 @@
+"""The card of a trained adapter or pipeline, filled from train/NAME and from every evaluation of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefkit.errors import UsageError
+from prefkit.hub import card, facts
+from prefkit.hub.dataset_card import _packages
+from prefkit.store import read_json
+
+if TYPE_CHECKING:
+    from prefkit.store import Store
+
+SHEET = "images/base-and-tuned.webp"
+ADAPTER = "pytorch_lora_weights.safetensors"
+TRAINED_ON = "trained_on.json"  # as prefkit.models.trained writes it; that module would load torch
+SHOWN = 12
+JUDGE = {True: "chose the pairs", False: "held out", None: "not known"}
+REPOSITORY = r"[\w.-]+/[\w.-]+"
+
+
+def result_folder(store: Store, name: str) -> Path:
+    """train/NAME/final. Raises UsageError where the training has no result."""
+    final = store.train(name) / "final"
+    if not final.is_dir():
+        known = ", ".join(n for n in store.names("train") if (store.train(n) / "final").is_dir()) or "none"
+        raise UsageError(f"train/{name} of {store.folder} has no result (results: {known}). Run `prefkit train` for it, or let it finish.")  # fmt: skip
+    return final
+
+
+def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | None) -> tuple[dict[str, Any], str]:
+    """Metadata and body."""
+    recipe, folder = facts.recipe_of(store), store.train(name)
+    spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
+    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+    results = evaluations(store)
+    adapter = (result_folder(store, name) / ADAPTER).is_file()
+    base = facts.base_of(recipe)
+    training = spec.get("train") or {}
+    use = (training.get("objective") or {}).get("use") or "dpo"
+    kind = "A LoRA adapter for" if adapter else "A pipeline fine-tuned from"
+    values = {
+        "title": card.text(to.split("/")[-1]),
+        "lead": f"{kind} {card.text(base)}, trained on preferences with the objective {card.text(use)}, with prefkit.",
+        "sheet": f"![Tuned (green) beside base]({SHEET})\n\nRequests of the evaluation chosen by hash, not picked; the tuned model has "
+        "the green edge, the base beside it started from the same noise."
+        if sheet
+        else "",
+        "load": _load(to, base, adapter),
+        "training": card.table(_training(spec, result, recipe, base)),
+        "evaluation": _evaluation(results, name),
+        "controls": _controls(results, name),
+        "trained_on": _trained_on(folder, training),
+        "licences": facts.licences(facts.licence_rows(store, recipe), licence),
+        "limits": _limits(results, name),
+        "rebuild": facts.rebuild(facts.relevant(recipe, "train", name), _packages(store), f"its entry train.{name}"),
+    }
+    return metadata(recipe, training, adapter, licence), card.fill(card.template("model"), values)
+
+
+def metadata(
+    recipe: Mapping[str, Any], training: Mapping[str, Any], adapter: bool, licence: str | None
+) -> dict[str, Any]:
+    import re
+
+    found: dict[str, Any] = {"license": licence} if licence else {}
+    base = str((recipe.get("model") or {}).get("base") or "")
+    if re.fullmatch(REPOSITORY, base) and not base.startswith("."):
+        found |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    pairs = str(training.get("pairs") or "").partition(":")[0]
+    if re.fullmatch(REPOSITORY, pairs) and not pairs.startswith("."):
+        found["datasets"] = [pairs]
+    found |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    return found | {"tags": ["prefkit", "text-to-image", "preference", *(["lora"] if adapter else [])]}
+
+
+def evaluations(store: Store) -> dict[str, dict[str, Any]]:
+    return {
+        n: read_json(store.eval(n) / "result.json")
+        for n in store.names("eval")
+        if (store.eval(n) / "result.json").exists()
+    }
+
+
+def _load(to: str, base: str, adapter: bool) -> str:
+    source, _, revision = base.partition(" at ")
+    lines = ["from diffusers import DiffusionPipeline", ""]
+    if not adapter:
+        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{to}")')
+    elif source == "tiny":  # the small model that comes with prefkit
+        lines = ["from pathlib import Path", "", "import prefkit.tiny", *lines]
+        lines.append('pipe = DiffusionPipeline.from_pretrained(Path(prefkit.tiny.__file__).parent / "sd")')
+    else:
+        at = f', revision="{revision}"' if revision else ""
+        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{source}"{at})')
+    lines += [f'pipe.load_lora_weights("{to}")'] if adapter else []
+    return card.fence("\n".join(lines), "python")
+
+
+def _training(
+    spec: Mapping[str, Any], result: Mapping[str, Any], recipe: Mapping[str, Any], base: str
+) -> list[dict[str, Any]]:
+    train = facts.clean(dict(spec.get("train") or {}))
+    objective = train.pop("objective", {}) or {}
+    revision = spec.get("model") or {}
+    found: dict[str, Any] = {"base model": base, "base revision": revision.get("base")}
+    if revision.get("adapters"):
+        found["start adapters"] = facts.clean(revision["adapters"])
+    found |= {"objective": objective.get("use", "dpo"), **(objective.get("options") or {})}
+    if spec.get("flipped"):
+        found["labels"] = "flipped at random (a control)"
+    found |= {
+        "steps": result.get("steps"),
+        "pairs": result.get("pairs"),
+        "pairs kept aside": result.get("validation_pairs"),
+    }
+    found |= {"pairs per step": spec.get("global_batch"), "trained parameters": result.get("trainable")}
+    lora = train.pop("lora", None)
+    found |= {f"LoRA {key}": value for key, value in (lora or {}).items()} if lora else {"LoRA": "none: full weights"}
+    found |= {
+        "source of the pairs" if key == "pairs" else key.replace("_", " "): value
+        for key, value in train.items()
+        if key != "steps"
+    }
+    found |= {"call": facts.clean(dict(spec.get("call") or {})) or None}
+    return [{"": key, "value": value} for key, value in found.items() if value is not None]
+
+
+def _evaluation(results: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    rows = []
+    for result in results.values():
+        for set_name, models in (result.get("sets") or {}).items():
+            for model in [name, *(m for m in models if m != name and _control_of(m, name))]:
+                rows += [_eval_row(set_name, model, judge, row) for judge, row in (models.get(model) or {}).items()]
+    if not rows:
+        return "Nobody has measured it on held-out requests: `prefkit eval` does."
+    seen = []
+    for result in results.values():
+        for set_name, count in ((result.get("settings") or {}).get("in_training") or {}).items():
+            if count:
+                seen.append(f"{count:,} requests of {set_name} were training prompts.")
+    lead = "Against the base at equal seeds. Wins are means over requests, with 95 % bootstrap intervals over requests; 0.5 is no difference."  # fmt: skip
+    return "\n\n".join([lead, card.table(rows), *seen])
+
+
+def _eval_row(set_name: str, model: str, judge: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    wins = "-" if row.get("win_rate") is None else f"{row['win_rate']:.3f} ({_three(row.get('ci_low'))} to {_three(row.get('ci_high'))})"  # fmt: skip
+    return {
+        "set": set_name,
+        "model": model,
+        "judge": judge,
+        "judge was": JUDGE[row.get("used_for_pairs")],
+        "base": row.get("base"),
+        "tuned": row.get("tuned"),
+        "wins": wins,
+        "requests": row.get("n_requests"),
+        "worth best-of": row.get("best_of_n"),
+        "diversity, base": row.get("diversity_base"),
+        "diversity, tuned": row.get("diversity_tuned"),
+        "verdict": row.get("verdict"),
+    }
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _control_of(model: str, name: str) -> bool:
+    return model in (f"{name}-sft", f"{name}-flipped") or model.startswith("base-")
+
+
+def _controls(results: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    if not results:
+        return ""
+    missing = [
+        text
+        for result in results.values()
+        for text in (result.get("controls") or {}).get("missing") or []
+        if text.startswith((f"{name}-", "base "))
+    ]
+    if not missing:
+        return "SFT on the winners, DPO on randomly flipped pairs, and the base at other settings stand in the table."
+    return "Missing, so that the gain may have a cheaper explanation:\n\n" + "\n".join(f"- {card.text(text)}" for text in dict.fromkeys(missing))  # fmt: skip
+
+
+def _trained_on(folder: Path, training: Mapping[str, Any]) -> str:
+    if not (folder / TRAINED_ON).is_file():
+        return "The training left no record of its prompts."
+    record = read_json(folder / TRAINED_ON)
+    scorers = record.get("scorers")
+    chosen = f"The pairs were chosen by the scores {', '.join(map(card.text, scorers))}: they are no judges of it." if scorers else "What the pairs were chosen by is not known."  # fmt: skip
+    return (
+        f"Pairs `{facts.shown_name(str(training.get('pairs') or 'not stated'))}`, {len(record['captions']):,} different prompts "
+        f"(earlier adapters' included where they say). {chosen} `trained_on.json` holds a hash of each prompt, so that an "
+        "evaluation can see which of its requests were trained on."
+    )
+
+
+def _limits(results: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    rows = [
+        row for r in results.values() for m in (r.get("sets") or {}).values() for row in (m.get(name) or {}).values()
+    ]
+    lines = []
+    if not rows:
+        lines.append("Unmeasured: treat every claim about it as unproven.")
+    elif not any(row.get("used_for_pairs") is False for row in rows):
+        lines.append("Every judge above also chose the pairs, or may have: its verdict is no independent evidence.")
+    worse = [row for row in rows if row.get("diversity_tuned") is not None and row["diversity_tuned"] < 0.9 * row["diversity_base"]]  # fmt: skip
+    if worse:
+        lines.append("Images of one request are less diverse than the base's (see the table).")
+    lines.append(
+        "It follows the preference that it was trained on, wanted or not, and keeps the base's own limits and biases."
+    )
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,167 @@
+"""The Hub as push sees it: one repository, read and written through huggingface_hub, and its errors in words.
+
+The token is huggingface_hub's own business (`hf auth login`, or HF_TOKEN): it is never read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefkit import output
+from prefkit.errors import PrefkitError, StoreError, UsageError
+
+TRIES = 3
+
+
+class ChangedUnderUs(PrefkitError):
+    """The repository moved on between reading it and writing to it."""
+
+
+class Remote:
+    """A dataset or model repository, `to` = owner/name."""
+
+    def __init__(self, to: str, kind: str) -> None:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
+
+        if output.quiet or not sys.stderr.isatty():
+            disable_progress_bars()
+        self.api, self.to, self.kind = HfApi(), to, kind
+        self.where: dict[str, Any] = {"repo_id": to, "repo_type": kind}
+
+    def open(self, public: bool) -> tuple[str, bool]:
+        """Create it where it is missing (private unless `public`). Returns (head commit, whether it is private)."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with self.errors("logging in"):
+            self.api.whoami()
+        with self.errors("opening the repository"):
+            try:
+                info = self.api.repo_info(**self.where)
+            except RepositoryNotFoundError:
+                self.api.create_repo(**self.where, private=not public, exist_ok=True)
+                info = self.api.repo_info(**self.where)
+            if public and info.private:
+                self.api.update_repo_settings(**self.where, private=False)
+            return str(info.sha), bool(info.private) and not public
+
+    def head(self) -> str:
+        with self.errors("reading the repository"):
+            return str(self.api.repo_info(**self.where).sha)
+
+    def files(self, commit: str) -> dict[str, str]:
+        """Path -> hash of the content: SHA-256 of large files, git's own of the rest (see local_hashes)."""
+        from huggingface_hub import RepoFile
+
+        with self.errors("listing the files"):
+            entries = list(self.api.list_repo_tree(**self.where, revision=commit, recursive=True))
+        return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
+
+    def read(self, path: str, commit: str) -> bytes:
+        with self.errors(f"reading {path}"):
+            return Path(self.api.hf_hub_download(self.to, path, repo_type=self.kind, revision=commit)).read_bytes()
+
+    def upload(self, folder: Path, parent: str, gone: Sequence[str], message: str) -> str:
+        """One commit on top of `parent`. Raises ChangedUnderUs where the repository has moved on."""
+        with self.errors("uploading"):
+            info = self.api.upload_folder(
+                **self.where,
+                folder_path=folder,
+                commit_message=message,
+                parent_commit=parent,
+                delete_patterns=list(gone) or None,
+            )
+        return str(getattr(info, "oid", None) or self.head())
+
+    def tags(self) -> list[str]:
+        with self.errors("listing the tags"):
+            return [tag.name for tag in self.api.list_repo_refs(**self.where).tags]
+
+    def tag(self, name: str, commit: str, message: str) -> None:
+        with self.errors(f"tagging {name}"):
+            self.api.create_tag(**self.where, tag=name, revision=commit, tag_message=message, exist_ok=True)
+
+    def squash(self, message: str) -> str:
+        """Leave one commit and no tag of ours, so that nothing of the past can be fetched by name."""
+        for name in self.tags():
+            if name.startswith("prefkit-"):
+                with self.errors(f"removing tag {name}"):
+                    self.api.delete_tag(**self.where, tag=name)
+        with self.errors("squashing the history"):
+            self.api.super_squash_history(**self.where, branch="main", commit_message=message)
+        return self.head()
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """The library's errors as ours, naming what was done, where, and the fix."""
+        from huggingface_hub import errors
+
+        where = f"{doing} ({self.kind} {self.to} at {self.api.endpoint})"
+        try:
+            yield
+        except errors.LocalTokenNotFoundError as error:
+            raise UsageError(f"{where}: you are not logged in. Run `hf auth login`, or set HF_TOKEN.") from error
+        except errors.OfflineModeIsEnabled as error:
+            raise UsageError(f"{where}: HF_HUB_OFFLINE is set. Unset it to push, or use --dry-run.") from error
+        except errors.HFValidationError as error:
+            raise UsageError(f"{where}: {error}. Give --to as owner/name.") from error
+        except errors.HfHubHTTPError as error:
+            raise self._refused(where, error) from error
+        except RuntimeError as error:  # an upload's own error stands behind it
+            cause = error.__cause__
+            if isinstance(cause, errors.HfHubHTTPError):
+                raise self._refused(where, cause) from error
+            raise StoreError(
+                f"{where}: {_short(cause or error)}. Run this again: what was uploaded is kept."
+            ) from error
+        except (errors.HTTPError, OSError) as error:
+            raise StoreError(
+                f"{where}: no answer ({type(error).__name__}: {_short(error)}). Check the network and HF_ENDPOINT, then run "
+                "this again: what was uploaded is kept, and nothing half is shown."
+            ) from error
+        except ValueError as error:
+            raise StoreError(f"{where}: {_short(error)}. Mend that and push again; nothing was committed.") from error
+
+    def _refused(self, where: str, error: Any) -> PrefkitError:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = _short(getattr(error, "server_message", None) or error)
+        if status in (409, 412):
+            return ChangedUnderUs(f"{where}: the repository was changed by somebody else at the same time ({said}).")
+        if status == 401:
+            return UsageError(
+                f"{where}: the login is expired or not valid. Run `hf auth login` again, or renew HF_TOKEN."
+            )
+        if status == 403:
+            return UsageError(
+                f"{where}: this login may not write there ({said}). Use a token with the right to write, and a name under "
+                "which you may (`hf auth whoami` lists yours)."
+            )
+        if status == 404:
+            return UsageError(
+                f"{where}: it was not found, or this login may not see it. Check --to and `hf auth whoami`."
+            )
+        return StoreError(f"{where}: refused with status {status} ({said}). Run this again: what was uploaded is kept.")
+
+
+def local_hashes(path: Path) -> tuple[str, str]:
+    """(SHA-256, git's blob SHA-1) of a file: the two hashes that a Hub lists files by."""
+    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+            blob.update(chunk)
+    return sha256.hexdigest(), blob.hexdigest()
+
+
+def pause(attempt: int) -> None:
+    time.sleep(0.5 * 2**attempt)
+
+
+def _short(error: Any) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

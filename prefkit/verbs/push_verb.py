@@ -1,0 +1,63 @@
+"""push: pairs or a trained model to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from prefkit import output
+from prefkit.cli import open_run
+from prefkit.errors import UsageError
+from prefkit.store import Store
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", metavar="OWNER/NAME", help="the repository; it is made, private, where it is missing")
+    parser.add_argument("--pairs", metavar="NAME", help="these pairs, as a dataset (the run's only ones by default)")
+    parser.add_argument("--train", metavar="NAME", help="the result of this training, as a model")
+    parser.add_argument("--public", action="store_true", help="make the repository public")
+    parser.add_argument("--dry-run", action="store_true", help="write the files locally and list them; contact nothing")
+    parser.add_argument(
+        "--remove",
+        action="append",
+        default=[],
+        metavar="IDS",
+        help="take these candidates out, comma-separated (may repeat)",
+    )
+    parser.add_argument(
+        "--squash",
+        action="store_true",
+        help="leave one commit and none of the earlier tags of push: nothing can be undone",
+    )
+    parser.add_argument("--license", metavar="ID", help="the licence to state in the card, as the Hub names it")
+
+
+def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.hub.push import push
+
+    if not known.to:
+        raise UsageError("push: --to is missing: give the repository as owner/name, for example --to you/wardrobe.")
+    # a finished run needs no plug-in of its recipe any more
+    store = Store(known.run_folder) if known.run_folder and not (known.recipe or flags) else None
+    if store is None or not store.exists():
+        store = open_run("push", known, flags).store
+    found: dict[str, Any] = push(
+        store,
+        known.to,
+        pairs=known.pairs,
+        train=known.train,
+        public=known.public,
+        dry_run=known.dry_run,
+        remove=[name.strip() for text in known.remove for name in text.split(",") if name.strip()],
+        squash=known.squash,
+        licence=known.license,
+    )
+    rows = [{"file": path, "bytes": size} for path, size in found["files"].items()]
+    rows.append({"file": found["repository"], "bytes": found["bytes"]})
+    output.emit(found, known.json, rows)
+    if known.dry_run:
+        output.hint(f"nothing was sent. Read {found['folder']}/README.md, then push without --dry-run.")
+    else:
+        state = "pushed" if found["changed"] else "unchanged, no commit made"
+        output.note(f"{found['url']}: {state}; tag {found['tag']}; {'private' if found['private'] else 'public'}")
+    return 0

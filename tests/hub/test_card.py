@@ -1,0 +1,108 @@
+"""Cards: no placeholder left, the user's parts survive, hostile text stays text, and the examples are up to date."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_example import build
+
+from prefkit.errors import StoreError
+from prefkit.hub import card, facts
+from prefkit.hub.push import push
+
+ROOT = Path(__file__).parents[2] / "datasets_cards"
+WHICH = {"example_dataset": {"pairs": "main"}, "example_model": {"train": "dpo"}}
+
+
+@pytest.mark.parametrize("name", WHICH)
+def test_the_example_in_the_repository_is_what_is_rendered(name, tmp_path):
+    store = build(tmp_path / "run")
+    found = push(store, "you/wardrobe", dry_run=True, **WHICH[name])
+    rendered = (Path(found["folder"]) / "README.md").read_text()
+    assert rendered == (ROOT / name / "README.md").read_text()
+    assert not re.search(r"\{\{|\}\}|TODO|More Information Needed|\bNone\b", rendered)
+    head, _ = card.split(rendered)
+    assert head["tags"] and ("configs" in head) == (name == "example_dataset")
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", rendered):
+        assert (ROOT / name / image).is_file() and (Path(found["folder"]) / image).is_file()
+
+
+def test_the_sheet_shows_the_winner_first(tmp_path):
+    from PIL import Image
+
+    from prefkit.hub.contact import CELL, GAP, pair_sheet
+
+    def plain(colour):
+        buffer = io.BytesIO()
+        Image.new("RGB", (20, 30), colour).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    pair_sheet([(plain("red"), plain("blue")), (b"damaged", plain("blue"))], tmp_path / "sheet.webp")
+    sheet = Image.open(tmp_path / "sheet.webp").convert("RGB")
+    middle = GAP + CELL // 2
+    left, right = sheet.getpixel((middle, middle)), sheet.getpixel((middle + CELL + 2 * GAP, middle))
+    assert left[0] > 200 > left[2] and right[2] > 200 > right[0]
+
+
+METADATA = {"tags": ["prefkit"], "configs": [{"config_name": "default", "data_files": "a"}], "license": "mit"}
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        None,
+        "",
+        "# mine\n\ntext",
+        "---\nlicense: apache-2.0 # my choice\ntags: [mine]\nconfigs:\n- {config_name: own, data_files: b}\n---\n\n# mine\n",
+        "---\n{}\n---\n",
+        "---\nlanguage: en\n---\nbefore\n<!-- prefkit:begin x -->\nold\n<!-- prefkit:end -->\nafter\n",
+    ],
+)
+def test_merging_twice_is_merging_once_and_keeps_what_was_there(existing):
+    once = card.merge(existing, METADATA, "body\n")
+    assert card.merge(once, METADATA, "body\n") == once and once.count(card.END) == 1
+    head, text = card.split(once)
+    old, words = card.split(existing or "")
+    assert "body" in text and "old" not in text
+    assert all(line in text for line in words.splitlines() if "prefkit" not in line and line != "old")
+    assert head["license"] == old.get("license", "mit") and set(old.get("tags", [])) | {"prefkit"} == set(head["tags"])
+    names = [entry["config_name"] for entry in head["configs"]]
+    assert "default" in names and all(entry["config_name"] in names for entry in old.get("configs", []))
+
+
+def test_metadata_that_is_no_yaml_is_refused():
+    with pytest.raises(StoreError, match="nothing was changed"):
+        card.merge("---\n[a: b\n---\ntext", METADATA, "body")
+
+
+def test_hostile_text_stays_text():
+    found = card.table([{"a": "x | y\n<!-- prefkit:end --> <script>"}])
+    assert found.count("\n") == 2 and "<" not in found and "x \\| y" in found
+    assert card.fence("```\nout").startswith("````")
+
+
+def test_secrets_and_places_do_not_leave():
+    found = facts.clean(
+        {"api_key": "k", "use": "/home/me/taste.py:f", "url": "https://me:pw@host/x", "n": [1, "~/a/b"]}
+    )
+    assert found == {"api_key": "***", "use": ".../taste.py:f", "url": "https://***@host/x", "n": [1, ".../b"]}
+
+
+def test_a_template_place_without_a_value_fails_and_empty_sections_go():
+    with pytest.raises(KeyError):
+        card.fill("# {{a}}\n", {})
+    assert card.fill("# t\n\n{{a}}\n\n## gone\n\n{{b}}\n\n## kept\n\n### in\n\n{{a}}\n", {"a": "x", "b": ""}) == (
+        "# t\n\nx\n\n## kept\n\n### in\n\nx\n"
+    )
+
+
+def test_configs_name_every_file(tmp_path):
+    found = push(build(tmp_path / "run"), "you/wardrobe", dry_run=True)
+    head = yaml.safe_load((Path(found["folder"]) / "README.md").read_text().split("---")[1])
+    patterns = {file["path"] for config in head["configs"] for file in config["data_files"]}
+    data = [path for path in found["files"] if path.endswith(".parquet")]
+    assert data and all(f"{path.rpartition('/')[0]}/*.parquet" in patterns for path in data)
