@@ -135,20 +135,38 @@ class Compare:
 
 @dataclass(frozen=True)
 class Pair:
-    #: strategy: topk_bottomk | margin | file.py:Class
+    #: strategy: topk_bottomk | margin | all_pairs | threshold_all | per_scorer | pareto | consensus | comparisons |
+    #: file.py:Class
     use: str = "topk_bottomk"
     #: options of the chosen strategy stand beside `use`
     options: dict[str, Any] = field(default_factory=dict)
     #: score alias -> weight (only their proportions matter); empty = every alias that is not evaluation-only, weight 1
     weights: dict[str, float] = field(default_factory=dict)
-    #: centred (per request, divided by the pooled within-request deviation) | none | zscore
+    #: centred (per request, divided by the pooled within-request deviation) | none | minmax | zscore | rank | softmax |
+    #: winrate (mean sigmoid of differences)
     normalise: str = "centred"
-    #: drop_candidate | drop_request: what a missing score does
+    #: request | global: over which candidates a score is normalised
+    scope: str = "request"
+    #: round raw scores to so many decimals first (0 = whole numbers); null does not
+    decimals: int | None = None
+    #: drop_candidate | drop_scorer (the others' weights count) | drop_request: what a missing score does
     missing: str = "drop_candidate"
-    #: gaps at or below this (of the weighted mean of the normalised scores) are ties; null = 0.1 if normalised, else 0
+    #: gaps at or below this (of the weighted mean of the normalised scores) are ties; null = 0.1 in deviations, else 0
     tie: float | None = None
+    #: score alias -> differences (of the normalised score) up to which that scorer alone sees a tie; absent = 0
+    ties: dict[str, float] = field(default_factory=dict)
+    #: only so many pairs: those on which most scorers agree, then the widest; null = all
+    top_pairs: int | None = None
     #: generators whose candidates are paired; empty = all
     generators: list[str] = field(default_factory=list)
+    #: of equal candidates of a request one is kept: near (alike to the eye) | exact (the same bytes) | keep
+    duplicates: str = "near"
+    #: drop | keep: images of one colour, black, or with every colour at its extreme
+    degenerate: str = "drop"
+    #: also write ranked lists (a row per request), for listwise objectives
+    lists: bool = False
+    #: image bytes in the dataset; false writes ids and scalars, and bytes follow when it leaves the run
+    embed: bool = True
 
 
 @dataclass(frozen=True)

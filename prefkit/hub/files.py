@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError, UsageError
-from prefkit.hub.parts import Shards
+from prefkit.hub.push_shards import Shards
 from prefkit.hub.takedown import Removed
 from prefkit.reader import CandidateReader
 from prefkit.types import digest

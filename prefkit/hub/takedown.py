@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from prefkit.store import Store
 
 REASON = "takedown"
+NAMES = re.compile(r"candidate_\d+|image_\d+_uid")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _named_in(folder: Path) -> set[str]:
 
     found: set[str] = set()
     for path in folder.rglob("*.parquet"):
-        columns = [c for c in pq.read_schema(path).names if (c.startswith(("candidate_", "image_")) and c[-1].isdigit()) or c.endswith("_uid")]  # fmt: skip
+        columns = [c for c in pq.read_schema(path).names if NAMES.fullmatch(c)]
         for column in pq.read_table(path, columns=columns).columns:
             found.update(str(value) for value in column.to_pylist() if value is not None)
     return found

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from prefkit.config import Pair
-from prefkit.reader import CandidateReader
-from prefkit.store import Store, write_atomic, write_json
-from prefkit.types import digest
+from prefkit.pair.pool import Pool
 
 ROW_GROUP_BYTES = 64 << 20
 SHARD_BYTES = 400 << 20
+ROWS = 1 << 17  # pairs whose scalars are in memory at a time
+IMAGES = [("jpg_0", pa.binary()), ("jpg_1", pa.binary())]
 FIXED: list[tuple[str, pa.DataType]] = [
-    ("jpg_0", pa.binary()),
-    ("jpg_1", pa.binary()),
+    *IMAGES,
     ("label_0", pa.float64()),
     ("label_1", pa.float64()),
     ("caption", pa.string()),
@@ -38,56 +37,107 @@ FIXED: list[tuple[str, pa.DataType]] = [
     ("agreement", pa.float64()),
     ("strategy", pa.string()),
 ]
+LISTS = pa.schema(
+    [
+        ("caption", pa.string()),
+        ("request_id", pa.string()),
+        ("candidate", pa.list_(pa.string())),
+        ("image_uid", pa.list_(pa.string())),
+        ("rank", pa.list_(pa.int32())),
+        ("value", pa.list_(pa.float64())),
+    ]
+)
 
 
 def pair_schema(aliases: list[str]) -> pa.Schema:
     return pa.schema(FIXED + [(f"score_{side}_{alias}", pa.float64()) for alias in aliases for side in (0, 1)])
 
 
-def write_dataset(
-    store: Store,
-    pairs: pd.DataFrame,
-    folder: Path,
-    name: str,
-    spec: dict[str, Any],
-    counts: dict[str, Any],
-    config: Pair,
-) -> None:
-    """SPLIT/*.parquet, README.md and spec.json under `folder`. Deterministic bytes for the same pairs."""
-    aliases = list(spec["weights"])
-    reader = CandidateReader(store, config.generators)
-    models = {g: _model_name(store, g) for g in store.names("candidates")}
-    splits: dict[str, int] = {}
-    for split, part in pairs.groupby("win_split", sort=True):
-        writer = ShardWriter(folder / str(split), pair_schema(aliases))
-        for row in part.to_dict("records"):
-            writer.put(pair_row({str(k): v for k, v in row.items()}, reader, models, aliases, config.use))
-        writer.close()
-        splits[str(split)] = len(part)
-    counts["splits"] = splits
-    write_json(folder / "spec.json", {"spec": spec, "counts": counts})
-    write_atomic(folder / "README.md", card(name, splits, spec, counts, config))
+class PairTable:
+    """Pairs as Arrow tables: `pairs` has win and lose (places in the pool's frame) and what is said of each pair."""
 
+    def __init__(self, pool: Pool, models: list[str], aliases: list[str], strategy: str) -> None:
+        self.pool, self.aliases = pool, aliases
+        self.models = pa.array(models)
+        self.names = pa.array([strategy, *(f"{strategy}:{alias}" for alias in aliases)])
 
-def pair_row(
-    row: dict[str, Any], reader: CandidateReader, models: dict[str, str], aliases: list[str], strategy: str
-) -> dict[str, Any]:
-    """Side 0 is the winner for half of the pairs, by a hash of the two ids."""
-    flipped = int(digest("side", row["win_id"], row["lose_id"], length=8), 16) % 2
-    sides = ("lose", "win") if flipped else ("win", "lose")
-    found: dict[str, Any] = {key: row[key] for key in ("score_gap", "rank_gap", "p", "agreement")}
-    found |= {"caption": row["win_caption"], "request_id": row["win_request_id"], "strategy": strategy}
-    for i, side in enumerate(sides):
-        found |= {
-            f"jpg_{i}": reader.image(row[f"{side}_id"]),
-            f"label_{i}": 1.0 if side == "win" else 0.0,
-            f"candidate_{i}": row[f"{side}_id"],
-            f"image_{i}_uid": row[f"{side}_sha256"],
-            f"seed_{i}": row[f"{side}_seed"],
-            f"model_{i}": models[row[f"{side}_generator"]],
+    def splits(self, pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Splits in alphabetical order, the pairs of each in order."""
+        encoded = self.pool.requests["split"].combine_chunks().dictionary_encode()
+        codes = encoded.indices.to_numpy()[self.pool.frame.request.to_numpy()[pairs.win.to_numpy()]]
+        names = encoded.dictionary.to_pylist()
+        for name in sorted(names):
+            mine = codes == names.index(name)
+            if mine.any():
+                yield name, pairs[mine] if not mine.all() else pairs
+
+    def scalars(self, pairs: pd.DataFrame, tie: bool = False) -> pa.Table:
+        """All columns but the images. Side 0 is the winner for half of the pairs, by a hash of the two ids."""
+        frame = self.pool.frame
+        rows = {side: pairs[side].to_numpy() for side in ("win", "lose")}
+        ids = {s: self.pool.ids.take(pa.array(frame.row.to_numpy()[r])) for s, r in rows.items()}
+        flipped = _flipped(ids["win"], ids["lose"])
+        sides = (np.where(flipped, rows["lose"], rows["win"]), np.where(flipped, rows["win"], rows["lose"]))
+        request = pa.array(frame.request.to_numpy()[rows["win"]])
+        found: dict[str, Any] = {
+            "caption": self.pool.requests["prompt"].take(request),
+            "request_id": self.pool.requests["request_id"].take(request),
+            "strategy": self.names.take(pa.array(pairs["by"].to_numpy() + 1)),
         }
-        found |= {f"score_{i}_{alias}": row[f"{side}_{alias}"] for alias in aliases}
-    return found
+        found |= {key: pairs[key].to_numpy() for key in ("score_gap", "rank_gap", "p", "agreement")}
+        for i, side in enumerate(sides):
+            place = pa.array(frame.row.to_numpy()[side])
+            found[f"label_{i}"] = np.full(len(pairs), 0.5) if tie else (flipped == bool(i)).astype(np.float64)
+            found[f"candidate_{i}"] = self.pool.ids.take(place)
+            found[f"image_{i}_uid"] = self.pool.sha256.take(place)
+            found[f"seed_{i}"] = frame.seed.to_numpy()[side]
+            found[f"model_{i}"] = self.models.take(pa.array(frame.generator.to_numpy()[side]))
+            for alias in self.aliases:
+                found[f"score_{i}_{alias}"] = pa.array(frame[alias].to_numpy()[side], from_pandas=True)
+        schema = pa.schema([f for f in pair_schema(self.aliases) if not f.name.startswith("jpg_")])
+        return pa.table({name: found[name] for name in schema.names}).cast(schema)
+
+
+def _flipped(win: pa.ChunkedArray, lose: pa.ChunkedArray) -> np.ndarray:
+    a, b = (pd.util.hash_array(np.array(ids.to_pylist(), object), categorize=False) for ids in (win, lose))
+    mixed = (a + (b << np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(63)).astype(bool)
+
+
+def write_pairs(table: PairTable, pairs: pd.DataFrame, folder: Path, image: Callable[[str], bytes] | None) -> dict[str, int]:  # fmt: skip
+    """SPLIT/part-*.parquet; image gives a candidate's bytes, None leaves the image columns null. Rows per split.
+
+    Deterministic bytes for the same pairs; memory does not grow with their number.
+    """
+    splits = {}
+    for split, part in table.splits(pairs):
+        writer = ShardWriter(folder / split, pair_schema(table.aliases))
+        for start in range(0, len(part), ROWS):
+            embed(table.scalars(part.iloc[start : start + ROWS]), writer, image)
+        writer.close()
+        splits[split] = len(part)
+    return splits
+
+
+def embed(scalars: pa.Table, writer: ShardWriter, image: Callable[[str], bytes] | None) -> None:
+    """Write rows with their images, which are fetched as they are written. Also what fills a dataset made without."""
+    if image is None:
+        nulls = pa.nulls(len(scalars), pa.binary())
+        writer.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls), 0)
+        return
+    names = [scalars[f"candidate_{i}"].to_pylist() for i in (0, 1)]
+    held: tuple[list[bytes], list[bytes]] = ([], [])
+    size = start = 0
+    for row, sides in enumerate(zip(*names)):
+        for kept, name in zip(held, sides):
+            kept.append(image(name))
+            size += len(kept[-1])
+        if size >= ROW_GROUP_BYTES or row == len(scalars) - 1:
+            part = scalars.slice(start, row + 1 - start)
+            for i, kept in enumerate(held):
+                part = part.add_column(i, f"jpg_{i}", pa.array(kept, pa.binary()))
+            writer.write(part, size)
+            held, size, start = ([], []), 0, row + 1
 
 
 class ShardWriter:
@@ -96,77 +146,84 @@ class ShardWriter:
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         folder.mkdir(parents=True)
         self.folder, self.schema = folder, schema
-        self.rows: list[dict[str, Any]] = []
-        self.size = self.written = self.number = 0
+        self.written = self.number = 0
         self.writer: pq.ParquetWriter | None = None
 
-    def put(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self.size += len(row["jpg_0"]) + len(row["jpg_1"])
-        if self.size >= ROW_GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self.rows:
-            return
+    def write(self, table: pa.Table, size: int) -> None:
+        """One row group. size: bytes of its images."""
         if self.writer is None:
-            binary = ("jpg_0", "jpg_1")
+            binary = {f.name for f in self.schema if pa.types.is_binary(f.type)}
+            repeated = {"caption", "request_id", "strategy", "model_0", "model_1"}
             self.writer = pq.ParquetWriter(
                 self.folder / f"part-{self.number:05d}.parquet",
                 self.schema,
                 compression={n: "NONE" if n in binary else "snappy" for n in self.schema.names},
-                use_dictionary=[n for n in self.schema.names if n not in binary],
+                use_dictionary=[n for n in self.schema.names if n in repeated],
                 write_page_index=True,
                 write_page_checksum=True,
             )
-        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), row_group_size=len(self.rows))
-        self.written += self.size
-        self.rows, self.size = [], 0
+        self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
+        self.written += size + table.nbytes
         if self.written >= SHARD_BYTES:
-            self._end_shard()
+            self.close()
 
-    def _end_shard(self) -> None:
+    def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
             self.writer, self.written, self.number = None, 0, self.number + 1
 
-    def close(self) -> None:
-        self._flush()
-        self._end_shard()
+
+def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> int:
+    """ties/SPLIT/part-*.parquet: pairs within the tie threshold, labels 1/2, ids and scalars without images."""
+    schema = pa.schema([f for f in pair_schema(table.aliases) if not f.name.startswith("jpg_")])
+    for split, part in table.splits(ties):
+        writer = ShardWriter(folder / "ties" / split, schema)
+        for start in range(0, len(part), ROWS):
+            writer.write(table.scalars(part.iloc[start : start + ROWS], tie=True), 0)
+        writer.close()
+    return len(ties)
 
 
-def _model_name(store: Store, generator: str) -> str:
-    spec = store.candidates(generator).spec() or {}
-    return f"{generator}@{spec.get('model') or spec.get('code') or 'unknown'}"
+def write_lists(table: PairTable, value: np.ndarray, folder: Path) -> int:
+    """lists/SPLIT/part-*.parquet: per request its candidates best first, equal values sharing a rank."""
+    frame = table.pool.frame
+    order = np.lexsort((-value, frame.request.to_numpy()))
+    order = order[~np.isnan(value[order])]
+    request = frame.request.to_numpy()[order]
+    first = np.flatnonzero(np.r_[True, request[1:] != request[:-1]]) if len(order) else np.zeros(0, np.int64)
+    ends = np.r_[first[1:], len(order)].astype(np.int64)
+    differ = value[order[ends - 1]] < value[order[first]] if len(first) else np.zeros(0, bool)
+    lists = pd.DataFrame({"win": order[first], "start": first, "end": ends})[differ]
+    for split, part in table.splits(lists):
+        writer = ShardWriter(folder / "lists" / split, LISTS)
+        for begin in range(0, len(part), ROWS):
+            writer.write(_list_rows(table, value, order, part.iloc[begin : begin + ROWS]), 0)
+        writer.close()
+    return len(lists)
 
 
-def card(name: str, splits: dict[str, int], spec: dict[str, Any], counts: dict[str, Any], config: Pair) -> str:
-    """README.md: the configs that `load_dataset` reads, and what was done, in numbers."""
-    files = [{"split": split, "path": f"{split}/*.parquet"} for split in splits]
-    head = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
-    scorers = "\n".join(
-        f"| {alias} | {weight:g} | {spec['scorers'][alias].get('name')} {spec['scorers'][alias].get('version')} "
-        f"| {spec['scorers'][alias].get('formula')} | {'higher' if spec['scorers'][alias].get('higher_is_better', True) else 'lower'} |"
-        for alias, weight in spec["weights"].items()
+def _list_rows(table: PairTable, value: np.ndarray, order: np.ndarray, part: pd.DataFrame) -> pa.Table:
+    frame, pool = table.pool.frame, table.pool
+    start, size = part.start.to_numpy(), (part.end - part.start).to_numpy()
+    offsets = np.r_[0, np.cumsum(size)]
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - start, size)
+    members, inside = order[place], np.arange(offsets[-1]) - np.repeat(offsets[:-1], size)
+    new = (inside == 0) | np.r_[True, np.diff(value[members]) != 0]
+    rank = np.maximum.accumulate(np.where(new, np.arange(len(members)), 0)) - np.repeat(offsets[:-1], size)
+    rows = pa.array(frame.row.to_numpy()[members])
+    request = pa.array(frame.request.to_numpy()[part.win.to_numpy()])
+
+    def listed(values: Any, kind: pa.DataType) -> pa.Array:
+        flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat.cast(kind))
+
+    return pa.table(
+        {
+            "caption": pool.requests["prompt"].take(request),
+            "request_id": pool.requests["request_id"].take(request),
+            "candidate": listed(pool.ids.take(rows), pa.string()),
+            "image_uid": listed(pool.sha256.take(rows), pa.string()),
+            "rank": listed(rank, pa.int32()),
+            "value": listed(value[members], pa.float64()),
+        }
     )
-    numbers = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in counts.items() if key != "splits")
-    return f"""---
-{head}---
-
-# {name}
-
-Preference pairs made with prefkit: strategy `{config.use}` {config.options or ""},
-normalisation `{config.normalise}`, missing scores `{config.missing}`.
-
-| | |
-|---|---|
-{numbers}
-
-| score | weight | scorer | formula | better |
-|---|---|---|---|---|
-{scorers}
-
-`jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser (no ties),
-`caption` is the prompt. Which side wins is decided by a hash. `candidate_0/1` name the images' candidates,
-`score_<side>_<name>` their raw scores, `score_gap` the difference of the combined score (the weighted mean of the normalised ones), `p` its logistic.
-"""

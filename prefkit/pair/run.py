@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from prefkit import registry
 from prefkit.config import Pair, Recipe, content
-from prefkit.errors import PluginError, StoreError, UsageError
+from prefkit.errors import StoreError, UsageError
 from prefkit.output import note
-from prefkit.pair.combine import combine
-from prefkit.pair.dataset import write_dataset
-from prefkit.store import Store, read_json
+from prefkit.pair.audit import audit, warnings_of
+from prefkit.pair.card import card
+from prefkit.pair.choose import Outcome, choose_pairs, top_pairs
+from prefkit.pair.curate import curate
+from prefkit.pair.dataset import PairTable, write_lists, write_pairs, write_ties
+from prefkit.pair.leaks import leaks
+from prefkit.pair.normalise import TIES
+from prefkit.pair.pool import Pool, add_scores, read_pool
+from prefkit.reader import CandidateReader
+from prefkit.store import Store, read_json, write_atomic, write_json
 from prefkit.types import digest
 
-DEFAULT_TIE = 0.1
+MISSING = ("drop_candidate", "drop_scorer", "drop_request")
 
 
 def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
@@ -28,117 +37,111 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
     limit: at most this many requests. Raises UsageError for missing scores, too large a K, nothing to prefer.
     """
-    config = recipe.pair[name]
-    if config.tie is not None and config.tie < 0:
-        raise UsageError(f"pair.{name}.tie is {config.tie}: it must be at least 0, for ties never become pairs.")
+    strategy = registry.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
+    config = settled(recipe.pair[name], strategy, name)
     with store.lock(f"pairs/{name}"):
-        weights = weights_of(store, config)
-        frame, specs = score_frame(store, config, weights, limit)
-        counts: dict[str, Any] = {"requests": frame.request_id.nunique(), "candidates": len(frame)}
-        frame = apply_decisions(store, frame, counts)
-        frame = apply_missing(frame, list(weights), config.missing, counts)
-        strategy = registry.make("strategy", config.use, config.options, f"pair.{name}")
-        _check_sizes(strategy, frame, name, config)
+        weights = weights_of(store, config, needed=not hasattr(strategy, "compared"))
+        pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
+        counts: dict[str, Any] = {"requests": int(pool.frame.request.nunique()), "candidates": len(pool)}
+        pool, seen = curate(store, pool, config, counts)
+        if not hasattr(strategy, "compared"):
+            pool, seen = drop_missing(pool, seen, list(weights), config.missing, counts)
+            _check_sizes(strategy, pool, name, config)
+        votes = strategy.read(store) if hasattr(strategy, "compared") else None
         spec = {
             "settings": content(config),
             "weights": weights,
             "scorers": specs,
-            "scores": _scores_hash(frame, list(weights)),
+            "scores": _hash_of(pool, list(weights), votes),
             "code": registry.code_hash(config.use, "strategy"),
         }
         folder = store.pairs(name)
         if _whole(folder) and read_json(folder / "spec.json").get("spec") == spec:
             return read_json(folder / "spec.json")["counts"] | {"unchanged": True}
-        pairs = build_pairs(frame, weights, specs, strategy, config, counts)
-        if pairs.empty:
-            raise UsageError(f"pair.{name}: no pair is left. {_why_empty(frame, counts, list(weights))}")
-        _replace(folder, lambda new: write_dataset(store, pairs, new, name, spec, counts, config))
+        found = choose(pool, weights, specs, strategy, config, counts, votes)
+        if found.pairs.empty:
+            raise UsageError(f"pair.{name}: no pair is left. {_why_empty(pool, counts, list(weights))}")
+        report = audit(pool, found, list(weights), seen)
+        report["splits"] = leaks(pool, np.r_[found.pairs.win.to_numpy(), found.pairs.lose.to_numpy()], seen)
+        report["warnings"] = warnings_of(report)
+        _replace(folder, lambda new: _write(store, new, name, pool, found, spec, counts, config, report))
     note(f"pair {name}: {counts['pairs']} pairs from {counts['requests_with_pairs']} requests")
+    for text in report["warnings"]:
+        note(f"pair {name}: {text}")
     return counts
 
 
-def weights_of(store: Store, config: Pair) -> dict[str, float]:
-    """Alias -> weight of the scores to pair on. Raises UsageError where a table is not there."""
+def settled(config: Pair, strategy: Any, name: str) -> Pair:
+    """The settings with those that the strategy's preset prescribes. Raises UsageError for one that contradicts them."""
+    for key, value in getattr(strategy, "fixes", {}).items():
+        default = next(f.default for f in fields(Pair) if f.name == key)
+        if getattr(config, key) not in (default, value):
+            raise UsageError(
+                f"pair.{name}.{key} is {getattr(config, key)!r}, but the preset wants {value!r}. Leave it out."
+            )
+        config = replace(config, **{key: value})
+    for key, tie in [("tie", config.tie), *((f"ties.{alias}", t) for alias, t in config.ties.items())]:
+        if tie is not None and tie < 0:
+            raise UsageError(f"pair.{name}.{key} is {tie}: it must be at least 0, for ties never become pairs.")
+    if config.missing not in MISSING:
+        raise UsageError(f"pair: missing {config.missing!r} is not known; choose one of {', '.join(MISSING)}.")
+    if config.top_pairs is not None and config.top_pairs < 1:
+        raise UsageError(f"pair.{name}.top_pairs is {config.top_pairs}: it must be at least 1.")
+    return config
+
+
+def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, float]:
+    """Alias -> weight of the scores to pair on. Raises UsageError where a table is not there (and is needed)."""
     there = store.names("scores")
-    if not there:
+    if not there and needed:
         raise UsageError(f"there are no scores in {store.folder}: run `prefkit score {store.folder}` first.")
-    weights = dict(config.weights) or {
-        a: 1.0 for a in there if not (store.scores(a).spec() or {}).get("evaluation_only")
-    }
+    only = {a for a in there if (store.scores(a).spec() or {}).get("evaluation_only")}
+    weights = dict(config.weights) or {a: 1.0 for a in there if a not in only}
     missing = [a for a in weights if a not in there]
     if missing:
         raise UsageError(
             f"pair: no scores called {', '.join(missing)}; there are {', '.join(there)}. Run `prefkit score` for them."
         )
-    forbidden = [a for a in weights if (store.scores(a).spec() or {}).get("evaluation_only")]
-    if forbidden or not weights:
+    forbidden = [a for a in weights if a in only]
+    if forbidden or (not weights and needed):
         raise UsageError(
             f"pair: {', '.join(forbidden or there)} may be used for evaluation only. Pair on another scorer."
         )
-    if not any(weights.values()):
+    if needed and not any(weights.values()):
         raise UsageError("pair: every weight is 0. Give at least one scorer a weight.")
+    unknown = [a for a in config.ties if a not in weights]
+    if unknown:
+        raise UsageError(
+            f"pair: ties names {', '.join(unknown)}, which is not paired on; there are {', '.join(weights)}."
+        )
     return {a: w for a, w in weights.items() if w}
 
 
 def score_frame(
     store: Store, config: Pair, weights: dict[str, float], limit: int | None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One row per candidate: id, request_id, index, seed, generator, split, caption, and a column per alias."""
-    parts = []
-    there = store.names("candidates")
-    unknown = [name for name in config.generators if name not in there]
-    if unknown:
-        raise UsageError(
-            f"pair: no candidates of {', '.join(unknown)}; there are those of {', '.join(there) or 'none'}."
-        )
-    for generator in config.generators or there:
-        part = store.candidates(generator).frame(["id", "request_id", "index", "seed", "sha256", "error"])
-        parts.append(part[part.error.isna()].assign(generator=generator))
-    if not parts:
-        raise UsageError(f"there are no candidates in {store.folder}: run `prefkit generate {store.folder}` first.")
-    frame = pd.concat(parts, ignore_index=True)
-    requests = {r.request_id: r for r in store.requests()}
-    frame = frame[frame.request_id.isin(requests)]
-    if limit is not None:
-        frame = frame[frame.request_id.isin(list(dict.fromkeys(frame.request_id))[:limit])]
-    frame = frame.assign(
-        caption=frame.request_id.map(lambda r: requests[r].prompt),
-        split=frame.request_id.map(lambda r: requests[r].split),
-    )
-    specs: dict[str, Any] = {}
-    for alias in weights:
-        table = store.scores(alias)
-        specs[alias] = table.spec() or {}
-        values = table.frame(["id", "value"]).set_index("id").value
-        frame[alias] = frame.id.map(values).astype("float64")
-    return frame.sort_values(["request_id", "generator", "index"], ignore_index=True), specs
+    """One row per candidate with a column per alias, and the aliases' specs: what there is to pair."""
+    pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
+    return pool.frame, specs
 
 
-def apply_decisions(store: Store, frame: pd.DataFrame, counts: dict[str, Any]) -> pd.DataFrame:
-    decisions = store.decisions()
-    for verdict in ("reject", "remove"):
-        out = frame.id.isin(decisions.id[decisions.verdict == verdict])
-        counts[f"decided_{verdict}"] = int(out.sum())
-        frame = frame[~out]
-    return frame
+def drop_missing(
+    pool: Pool, seen: pd.DataFrame | None, aliases: list[str], policy: str, counts: dict[str, Any]
+) -> tuple[Pool, pd.DataFrame | None]:
+    gone = pool.frame[aliases].isna().to_numpy()
+    lacking: np.ndarray = np.all(gone, axis=1) if policy == "drop_scorer" else np.any(gone, axis=1)
+    counts["missing_scores"] = int(gone.any(axis=1).sum())
+    if policy == "drop_request" and lacking.any():
+        lacking = pool.frame.request.isin(pool.frame.request[lacking]).to_numpy()
+    return pool.without(lacking), seen.iloc[np.flatnonzero(~lacking)] if seen is not None else None
 
 
-def apply_missing(frame: pd.DataFrame, aliases: list[str], policy: str, counts: dict[str, Any]) -> pd.DataFrame:
-    if policy not in ("drop_candidate", "drop_request"):
-        raise UsageError(f"pair: missing {policy!r} is not known; choose drop_candidate or drop_request.")
-    lacking = frame[aliases].isna().any(axis=1)
-    counts["missing_scores"] = int(lacking.sum())
-    if policy == "drop_request":
-        lacking = frame.request_id.isin(frame.request_id[lacking])
-    return frame[~lacking].reset_index(drop=True)
-
-
-def _check_sizes(strategy: Any, frame: pd.DataFrame, name: str, config: Pair) -> None:
-    largest = int(frame.groupby("request_id").size().max()) if len(frame) else 0
+def _check_sizes(strategy: Any, pool: Pool, name: str, config: Pair) -> None:
+    largest = int(np.bincount(pool.frame.request.to_numpy()).max()) if len(pool) else 0
     needs = getattr(strategy, "needs", 2)
     if needs < 2:
         raise UsageError(f"pair.{name}: k must be at least 1.")
-    if len(frame) and largest < needs:
+    if len(pool) and largest < needs:
         raise UsageError(
             f"pair.{name}: {config.use} needs {needs} scored candidates per request, but no request has more than {largest}. "
             + (
@@ -149,81 +152,102 @@ def _check_sizes(strategy: Any, frame: pd.DataFrame, name: str, config: Pair) ->
         )
 
 
-def build_pairs(
-    frame: pd.DataFrame,
+def choose(
+    pool: Pool,
     weights: dict[str, float],
     specs: dict[str, Any],
     strategy: Any,
     config: Pair,
     counts: dict[str, Any],
-) -> pd.DataFrame:
-    """One row per pair: winner and loser, gap, rank gap, p, and the share of the scores that agree with the verdict."""
-    groups = pd.factorize(frame.request_id)[0]
-    signs = {a: 1.0 if specs[a].get("higher_is_better", True) else -1.0 for a in weights}
-    value, scores = combine(
-        {a: frame[a].to_numpy(np.float64) for a in weights}, signs, weights, groups, config.normalise
-    )
-    if hasattr(strategy, "fit"):
-        strategy.fit(scores)
-    tie = config.tie if config.tie is not None else (0.0 if config.normalise == "none" else DEFAULT_TIE)
-    wanted = np.sign(list(weights.values()))
-    rows: list[dict[str, Any]] = []
-    ties = 0
-    for members in np.split(np.arange(len(frame)), np.flatnonzero(np.diff(groups)) + 1) if len(frame) else []:
-        ranks = np.argsort(np.argsort(-value[members], kind="stable"), kind="stable")
-        for win, lose, gap in _pairs_of(strategy, value[members], scores[members], config.use):
-            if gap <= tie:
-                ties += 1
-                continue
-            w, loser = members[win], members[lose]
-            rows.append(
-                {
-                    "win": w,
-                    "lose": loser,
-                    "score_gap": gap,
-                    "rank_gap": int(ranks[lose] - ranks[win]),
-                    "p": float(1 / (1 + np.exp(-gap))),
-                    "agreement": float(np.mean(wanted * (scores[w] - scores[loser]) > 0)),
-                }
-            )
-    pairs = pd.DataFrame(rows)
-    counts |= {"pairs": len(pairs), "ties": ties, "tie_threshold": tie}
-    if rows:
-        sides = {s: frame.iloc[pairs[s]].reset_index(drop=True) for s in ("win", "lose")}
-        pairs = pd.concat(
-            [pairs.drop(columns=["win", "lose"]), *(f.add_prefix(f"{s}_") for s, f in sides.items())], axis=1
-        )
-        counts["requests_with_pairs"] = int(pairs.win_request_id.nunique())
-    return pairs
-
-
-def _pairs_of(strategy: Any, value: np.ndarray, scores: np.ndarray, name: str) -> Sequence[tuple[int, int, float]]:
-    found = strategy.pairs(value, scores)
-    for win, lose, gap in found:
-        if win == lose or not gap >= 0:
-            raise PluginError(
-                f"strategy {name} returned the pair ({win}, {lose}) with gap {gap}; a winner must differ and not be worse."
-            )
+    votes: pd.DataFrame | None = None,
+) -> Outcome:
+    """`choose_pairs` (or the strategy's own reading of votes) under the settings, counted."""
+    tie = config.tie if config.tie is not None else TIES.get(config.normalise, 0.0) if votes is None else 0.0
+    if votes is not None:
+        every = strategy.compared(pool, votes)
+        small = (every.score_gap <= tie).to_numpy()
+        empty = np.full((len(pool), 0), np.nan)
+        found = Outcome(every[~small].reset_index(drop=True), every[small].reset_index(drop=True), np.full(len(pool), np.nan), empty, np.zeros(0))  # fmt: skip
+    else:
+        columns = {a: pool.frame[a].to_numpy(np.float64) for a in weights}
+        if config.decimals is not None:
+            columns = {a: np.round(values, config.decimals) for a, values in columns.items()}
+        signs = {a: 1.0 if specs[a].get("higher_is_better", True) else -1.0 for a in weights}
+        how: dict[str, Any] = {"normalise": config.normalise, "scope": config.scope, "tie": tie, "ties": config.ties}
+        found = choose_pairs(columns, signs, weights, pool.frame.request.to_numpy(), strategy, name=config.use, **how)
+    if config.top_pairs is not None and len(found.pairs) > config.top_pairs:
+        counts["beyond_top_pairs"] = len(found.pairs) - config.top_pairs
+        found = replace(found, pairs=top_pairs(found.pairs, config.top_pairs))
+    counts |= {"pairs": len(found.pairs), "ties": len(found.ties), "tie_threshold": tie}
+    counts["requests_with_pairs"] = len(np.unique(pool.frame.request.to_numpy()[found.pairs.win.to_numpy()]))
     return found
 
 
-def _why_empty(frame: pd.DataFrame, counts: dict[str, Any], aliases: list[str]) -> str:
-    if frame.empty and counts["missing_scores"]:
+def _write(
+    store: Store,
+    folder: Path,
+    name: str,
+    pool: Pool,
+    found: Outcome,
+    spec: dict[str, Any],
+    counts: dict[str, Any],
+    config: Pair,
+    report: dict[str, Any],
+) -> None:
+    table = PairTable(pool, [_model_name(store, g) for g in pool.generators], list(spec["weights"]), config.use)
+    image = CandidateReader(store, config.generators).image if config.embed else None
+    counts["splits"] = write_pairs(table, found.pairs, folder, image)
+    write_ties(table, found.ties, folder)
+    if config.lists:
+        counts["lists"] = write_lists(table, found.value, folder)
+    for extra in ("ties", "lists"):
+        if (folder / extra).exists():
+            counts[f"{extra}_splits"] = sorted(p.name for p in (folder / extra).iterdir())
+    write_json(folder / "spec.json", {"spec": spec, "counts": counts})
+    write_json(folder / "audit.json", report | {"counts": counts})
+    write_atomic(folder / "README.md", card(name, counts["splits"], spec, counts, config, report["warnings"]))
+
+
+def _model_name(store: Store, generator: str) -> str:
+    spec = store.candidates(generator).spec() or {}
+    return f"{generator}@{spec.get('model') or spec.get('code') or 'unknown'}"
+
+
+def _why_empty(pool: Pool, counts: dict[str, Any], aliases: list[str]) -> str:
+    if not len(pool) and counts.get("missing_scores"):
         return (
             f"No candidate has all of the scores {', '.join(aliases)}: did the scorer fail? See `error` in its table."
         )
-    if frame.empty:
+    if not len(pool):
         if counts["decided_reject"] or counts["decided_remove"]:
             return "No candidate is left after decisions.csv."
+        taken = {k: n for k in ("black", "blank", "saturated", "unreadable") if (n := counts.get(k))}
+        if taken:
+            shown = ", ".join(f"{n} {k}" for k, n in taken.items())
+            return f"Every image shows nothing ({shown}). Look at them; `degenerate: keep` pairs them all the same."
         return "There is no candidate with an image: run `prefkit generate`."
     if counts.get("ties"):
         return f"All {counts['ties']} would be ties (gap at or below {counts['tie_threshold']}): the scores do not tell candidates apart. Use another scorer, or lower `tie`."
     return "The strategy chose none; lower its threshold or generate more candidates (n)."
 
 
-def _scores_hash(frame: pd.DataFrame, aliases: list[str]) -> str:
-    columns = [frame.id, frame.caption, frame.split, *(frame[a].map(repr) for a in aliases)]
-    return digest([column.tolist() for column in columns])
+def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
+    """What the pairs follow from, candidate by candidate: ids, prompts, splits, scores and votes."""
+    hasher = hashlib.sha256()
+    present = np.unique(pool.frame.request.to_numpy())
+    texts = [pool.requests[name].take(pa.array(present)).combine_chunks() for name in ("request_id", "prompt", "split")]
+    for text in [*texts, pool.ids.take(pa.array(pool.frame.row.to_numpy())).combine_chunks()]:
+        text = text.cast(pa.large_string())
+        offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
+        if len(offsets):
+            hasher.update(np.diff(offsets).tobytes())
+            hasher.update(memoryview(text.buffers()[2] or b"")[offsets[0] : offsets[-1]])
+    hasher.update(pool.frame.generator.to_numpy().tobytes())
+    for alias in aliases:
+        hasher.update(pool.frame[alias].to_numpy(np.float64).tobytes())
+    if votes is not None:
+        hasher.update(digest(votes.to_dict("list")).encode())
+    return hasher.hexdigest()[:20]
 
 
 def _whole(folder: Path) -> bool:

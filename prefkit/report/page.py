@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefkit.report import evidence, html, learning, overview
+from prefkit.report.audit import audits
 from prefkit.report.data import candidate_index, score_table
 from prefkit.report.state import status
 from prefkit.store import write_atomic
@@ -39,6 +40,7 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
         overview.what_was_run(store, state, recipe),
         overview.scores(store, score_table(store), state),
         learning.pairs(store),
+        audits(store),
         learning.training(store),
         evidence.evaluation(store, found),
         overview.failures(store, candidate_index(store)),

@@ -48,7 +48,7 @@ def build(folder: Path, *, embed: bool = True) -> Store:
     (store.folder / "recipe.yaml").write_text(RECIPE)
     requests = [Request(f"r{i}", f"a garment, number {i} | <b>new</b>", "train" if i < 8 else "test") for i in range(9)]
     store.write_requests(requests)
-    files = sorted((Path(prefkit.tiny.__file__).parent / "history").glob("*.png"))
+    files = sorted((Path(prefkit.tiny.__file__).parent / "history").glob("*.png"))[:36]
     members = [_candidate(requests[i // 4], i % 4, path.read_bytes()) for i, path in enumerate(files)]
     store.candidates("own").append([candidate_row(c) for c in members])
     write_json(store.candidates("own").folder / "spec.json", {"model": "7c8b8e0ec948", "adapters": {}, "settings": {"steps": 20, "guidance": 3.0}})  # fmt: skip

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from prefkit.errors import UsageError
 from prefkit.pair.combine import combine, normalise
+
+NAN = float("nan")
 
 
 def reference(values, groups):
@@ -43,10 +47,11 @@ def test_equal_scores_give_zero_not_nan(how):
 
 
 def test_direction_weights_and_missing():
-    columns = {"a": np.array([1.0, 2, 3, 4]), "b": np.array([4.0, np.nan, 2, 1])}
-    value, scores = combine(columns, {"a": -1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, np.zeros(4, int), "none")
-    np.testing.assert_allclose(value, np.array([1.0, np.nan, -2.0, -3.5]) / 1.5)
-    assert scores.shape == (4, 2)
+    """A missing score leaves the others' weights; none leaves nothing. A negative weight turns its score round."""
+    columns = {"a": np.array([1.0, 2, 3, 4, NAN]), "b": np.array([4.0, NAN, 2, 1, NAN])}
+    value, scores = combine(columns, {"a": -1.0, "b": 1.0}, {"a": 1.0, "b": -0.5}, np.zeros(5, int), "none")
+    np.testing.assert_allclose(value, np.array([-3.0, -3.0, -4.0, -4.5, NAN]) / [1.5, 1.5, 1.5, 1.5, 1.0])
+    np.testing.assert_array_equal(scores[:, 1], [-4.0, NAN, -2, -1, NAN])
 
 
 def test_only_the_proportions_of_the_weights_matter():
@@ -55,6 +60,42 @@ def test_only_the_proportions_of_the_weights_matter():
     values = [combine(columns, signs, {"a": s, "b": -3 * s}, groups, "centred")[0] for s in (1.0, 0.03, 40.0)]
     np.testing.assert_allclose(values[1], values[0], rtol=1e-12)
     np.testing.assert_allclose(values[2], values[0], rtol=1e-12)
+
+
+def written_out(how, v):
+    """One request without missing scores, from the definitions."""
+    n = len(v)
+    if how == "minmax":
+        return [(x - min(v)) / (max(v) - min(v)) if max(v) > min(v) else 0.0 for x in v]
+    if how == "rank":
+        below = [(sum(y < x for y in v) + (sum(y == x for y in v) - 1) / 2) / (n - 1) for x in v]
+        return below if len(set(v)) > 1 else [0.0] * n
+    if how == "softmax":
+        return [math.exp(x - max(v)) / sum(math.exp(y - max(v)) for y in v) for x in v]
+    return [sum(1 / (1 + math.exp(y - x)) for j, y in enumerate(v) if j != i) / (n - 1) for i, x in enumerate(v)]
+
+
+@pytest.mark.parametrize("how", ["minmax", "rank", "softmax", "winrate"])
+def test_other_normalisations_are_their_definitions(how):
+    rng = np.random.default_rng(1)
+    groups = np.r_[np.repeat(np.arange(5), 4), np.repeat(np.arange(5, 8), 6), [9, 9, 9]]
+    values = np.r_[rng.normal(size=38).round(1), [2.0, 2.0, 2.0]]
+    values[[1, 30]] = NAN
+    shuffled = rng.permutation(len(values))
+    found = np.empty(len(values))
+    found[shuffled] = normalise(values[shuffled], groups[shuffled], how)
+    for g in np.unique(groups):
+        rows = np.flatnonzero((groups == g) & ~np.isnan(values))
+        np.testing.assert_allclose(found[rows], written_out(how, values[rows].tolist()), rtol=1e-12, atol=1e-15)
+    assert np.isnan(found[[1, 30]]).all()
+
+
+def test_global_scope_counts_all_candidates_as_one_request():
+    values, groups = np.array([0.0, 1.0, 5.0, 10.0]), np.array([0, 0, 1, 1])
+    np.testing.assert_allclose(normalise(values, groups, "minmax", "global"), values / 10)
+    np.testing.assert_allclose(normalise(values, groups, "minmax"), [0, 1, 0, 1])
+    with pytest.raises(UsageError, match="scope 'global' is not possible with winrate"):
+        normalise(values, groups, "winrate", "global")
 
 
 def test_unknown_normalisation():

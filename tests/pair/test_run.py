@@ -25,14 +25,20 @@ class S:
 """
 
 
+def picture(seed, side=16):
+    """A PNG of noise: no two are alike."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @pytest.fixture
 def paired(tmp_path):
     """Eight requests of three candidates with scores a and b; paired(**settings) -> (counts, pairs)."""
     store = Store.create(tmp_path / "run")
     store.write_requests([Request(f"r{i}", f"prompt {i}") for i in range(8)])
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "PNG")
-    members = [Candidate(f"c{i}", f"r{i // 3}", i % 3, i, image=buffer.getvalue(), sha256=str(i)) for i in range(24)]
+    members = [Candidate(f"c{i}", f"r{i // 3}", i % 3, i, image=picture(i), sha256=str(i)) for i in range(24)]
     store.candidates("own").append([candidate_row(c) for c in members])
     rng = np.random.default_rng(0)
     for alias in ("a", "b"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from prefkit.pair.block import Chosen
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Margin:
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
         """value [N], NaN = missing -> (win, lose, gap > 0)."""
-        import numpy as np
+        from prefkit.pair.block import single
 
-        present = [int(i) for i in np.argsort(-value, kind="stable") if not np.isnan(value[i])]
-        found = [(w, loser, float(value[w] - value[loser])) for w, loser in combinations(present, 2)]
-        wide = [pair for pair in found if pair[2] >= self.options.min_gap and pair[2] > 0]
-        return sorted(wide, key=lambda pair: -pair[2])[: self.options.max_pairs]
+        return single(self, value, scores)
+
+    def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
+        """value [R, N] -> pairs, request by request."""
+        from prefkit.pair.block import capped, every_pair, pick
+
+        win, lose, gap = every_pair(value)
+        return capped(pick((gap >= self.options.min_gap) & (gap > 0), win, lose, gap), self.options.max_pairs)
 
 
 plugin = Margin

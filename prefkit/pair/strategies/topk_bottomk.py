@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from prefkit.pair.block import Chosen
+
 
 @dataclass(frozen=True)
 class TopkOptions:
@@ -27,11 +29,21 @@ class TopkBottomk:
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
         """value [N], NaN = missing -> (win, lose, gap >= 0); stable: equal values keep their order."""
+        from prefkit.pair.block import single
+
+        return single(self, value, scores)
+
+    def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
+        """value [R, N] -> pairs, request by request."""
         import numpy as np
 
-        order = [int(i) for i in np.argsort(-value, kind="stable") if not np.isnan(value[i])]
-        k = min(self.options.k, len(order) // 2)
-        return [(w, loser, float(value[w] - value[loser])) for w, loser in zip(order[:k], order[::-1][:k])]
+        from prefkit.pair.block import Chosen
+
+        k = min(self.options.k, value.shape[1] // 2)
+        order = np.argsort(-value, axis=1, kind="stable")
+        win, lose = order[:, :k], order[:, ::-1][:, :k]
+        gap = np.take_along_axis(value, win, 1) - np.take_along_axis(value, lose, 1)
+        return Chosen(np.repeat(np.arange(len(value)), k), win.ravel(), lose.ravel(), gap.ravel())
 
 
 plugin = TopkBottomk

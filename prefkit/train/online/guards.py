@@ -11,7 +11,7 @@ import numpy as np
 from prefkit import output
 from prefkit.config import Online, Train
 from prefkit.errors import TrainingError, UsageError
-from prefkit.pair.combine import NORMALISATIONS
+from prefkit.pair.normalise import NORMALISATIONS
 from prefkit.train.online.statistics import KINDS, RELATIVE
 
 STEADY = 12  # groups below this collapsed in Flow-GRPO's ablation (arXiv 2505.05470)

@@ -158,5 +158,6 @@ def rewards(
          zscore   each score minus its request's mean, divided by the request's own deviation
     """
     spread = np.zeros_like(groups) if how == "batch" else groups
-    value, _ = combine(columns, signs, weights, spread, "zscore" if how == "batch" else how)
+    value, scores = combine(columns, signs, weights, spread, "zscore" if how == "batch" else how)
+    value = np.where(np.isnan(scores).any(axis=1), np.nan, value)
     return value * np.abs(np.array(list(weights.values()), dtype=np.float64)).sum()

@@ -1,0 +1,138 @@
+"""What there is to pair: candidates and their scores as arrays, texts kept aside and read where pairs are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prefkit.config import Pair
+from prefkit.errors import StoreError, UsageError
+from prefkit.store import Store
+
+COLUMNS = ["id", "request_id", "index", "seed", "sha256", "error"]
+#: how the error of an image begins that the pipeline's safety checker blanked
+FLAGGED = "safety checker"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """frame: row (into ids and sha256), request (into requests), generator, index, seed, and a column per alias; sorted
+    by request, generator, index. requests: request_id, prompt, split. flagged: candidates a safety checker blanked."""
+
+    frame: pd.DataFrame
+    ids: pa.ChunkedArray
+    sha256: pa.ChunkedArray
+    requests: pa.Table
+    generators: list[str]
+    flagged: int = 0
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def without(self, out: np.ndarray) -> Pool:
+        """Less the candidates marked in out [N] bool."""
+        return replace(self, frame=self.frame[~out]) if out.any() else self
+
+    def where(self, ids: list[str]) -> np.ndarray:
+        """[N] bool: the candidates with one of these ids."""
+        if not ids:
+            return np.zeros(len(self.frame), bool)
+        found = pc.is_in(self.ids, value_set=pa.array(ids, pa.large_string())).to_numpy(zero_copy_only=False)
+        return found[self.frame.row.to_numpy()]
+
+
+def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
+    """All candidates with an image. Raises UsageError where there are none, or a generator that is not there."""
+    there = store.names("candidates")
+    unknown = [name for name in config.generators if name not in there]
+    if unknown:
+        names = ", ".join(there) or "none"
+        raise UsageError(f"pair: no candidates of {', '.join(unknown)}; there are those of {names}.")
+    generators = list(config.generators or there)
+    if not generators:
+        raise UsageError(f"there are no candidates in {store.folder}: run `prefkit generate {store.folder}` first.")
+    requests = read_requests(store)
+    names = requests["request_id"].cast(pa.large_string()).combine_chunks()
+    tables, frames, flagged, start = [], [], 0, 0
+    for number, generator in enumerate(generators):
+        for part in store.candidates(generator).batches(COLUMNS):
+            if part["error"].null_count < len(part):
+                flagged += pc.sum(pc.fill_null(pc.starts_with(part["error"], FLAGGED), False)).as_py() or 0
+                part = part.filter(pc.is_null(part["error"]))
+            large = [part[name].cast(pa.large_string()) for name in ("id", "request_id", "sha256")]
+            codes = pc.fill_null(pc.index_in(large[1], value_set=names), -1).to_numpy()
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "row": np.arange(start, start + len(part)),
+                        "request": codes.astype(np.int32),
+                        "generator": np.full(len(part), number, np.int16),
+                        "index": part["index"].to_numpy(),
+                        "seed": part["seed"].to_numpy(),
+                    }
+                )
+            )
+            tables.append((large[0], large[2]))
+            start += len(part)
+    ids, sha256 = (pa.chunked_array([c for t in tables for c in t[i].chunks], pa.large_string()) for i in (0, 1))
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["row", "request", "generator", "index", "seed"], dtype=int)  # fmt: skip
+    frame = _in_order(frame[frame.request.to_numpy() >= 0] if (frame.request < 0).any() else frame, ids)
+    if limit is not None:
+        frame = frame[frame.request.isin(pd.unique(frame.request)[:limit])]
+    return Pool(frame, ids, sha256, requests, generators, flagged)
+
+
+def read_requests(store: Store) -> pa.Table:
+    path = store.folder / "requests.parquet"
+    if not path.exists():
+        raise UsageError(f"there are no requests in {store.folder}: run `prefkit generate {store.folder}` first.")
+    try:
+        return pq.read_table(path, columns=["request_id", "prompt", "split"])
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"{path} is damaged: {' '.join(str(error).split())[:160]}. Remove it and run `prefkit generate` again."
+        ) from error
+
+
+def _in_order(frame: pd.DataFrame, ids: pa.ChunkedArray) -> pd.DataFrame:
+    """Sorted by request, generator, index; of a candidate that was stored twice the later row."""
+    keys = [frame[name].to_numpy().astype(np.int64) for name in ("request", "generator", "index")]
+    key = (keys[0] << 32) + (keys[1] << 24) + keys[2]  # an index is far below 2^24
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable")
+        frame, key = frame.iloc[order], key[order]
+    same = np.flatnonzero(key[1:] == key[:-1])
+    if len(same):
+        rows = frame.row.to_numpy()
+        first, second = (ids.take(pa.array(rows[same + step])).to_pylist() for step in (0, 1))
+        double = [int(i) for i, a, b in zip(same, first, second) if a == b]
+        frame = frame.drop(index=frame.index[double])
+    return frame.reset_index(drop=True)
+
+
+def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict[str, Any]]:
+    """The pool with a float64 column per alias (NaN = missing or failed), and the aliases' specs."""
+    frame, specs = pool.frame.copy(deep=False), {}
+    for alias in aliases:
+        table = store.scores(alias)
+        specs[alias] = table.spec() or {}
+        parts = table.read(["id", "value"])
+        column = _joined(pool.ids, parts["id"].cast(pa.large_string()), parts["value"].to_numpy())
+        frame[alias] = column[frame.row.to_numpy()]
+    return replace(pool, frame=frame), specs
+
+
+def _joined(ids: pa.ChunkedArray, scored: pa.ChunkedArray, values: np.ndarray) -> np.ndarray:
+    """values of `scored` in the order of `ids`; the later one where an id was scored twice."""
+    if len(ids) == len(scored) and pc.all(pc.equal(ids, scored)).as_py():  # scored as generated
+        return values.astype(np.float64)
+    found = np.full(len(ids), np.nan)
+    where = pc.fill_null(pc.index_in(scored, value_set=ids.combine_chunks()), -1).to_numpy()
+    found[where[where >= 0]] = values[where >= 0]
+    return found

@@ -1,0 +1,90 @@
+"""Does something cheap name the winner? Accuracy of file size, brightness, seed and the like, cross-validated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+FOLDS, ROUNDS, RIDGE = 5, 2000, 1.0
+
+
+def shortcuts(features: dict[str, np.ndarray], win: np.ndarray, lose: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """name -> {accuracy, low, high, warn}; features: name -> [N] or [N, D]; win, lose [P]; groups [P]: the request.
+
+    Each feature alone, and `all` together: a logistic regression without intercept on the difference winner - loser,
+    fitted on four fifths of the requests and asked about the rest. A difference of 0 counts 1/2. Intervals: percentile
+    bootstrap over requests, 95 % for all features at once (Bonferroni), for with an interval of 95 % each, three of ten
+    clean pair sets got a warning. warn: the interval lies above 1/2. Fewer than ten requests give {}.
+    """
+    codes = np.unique(groups, return_inverse=True)[1]
+    if not len(codes) or codes.max() + 1 < 2 * FOLDS:
+        return {}
+    rng = np.random.default_rng(0)
+    fold = rng.permutation(codes.max() + 1) % FOLDS
+    differences = {name: _difference(values, win, lose) for name, values in features.items()}
+    if len(differences) > 1:
+        differences["all"] = np.concatenate(list(differences.values()), axis=1)
+    found = {}
+    for name, x in differences.items():
+        right = cross_validated(x, fold[codes])
+        low, high = bootstrap_mean(right, codes, 0.05 / len(differences))
+        mean = float(right.mean())
+        found[name] = {"accuracy": mean, "low": low, "high": high, "warn": low > 0.5}
+    return found
+
+
+def _difference(values: np.ndarray, win: np.ndarray, lose: np.ndarray) -> np.ndarray:
+    values = values.reshape(len(values), -1).astype(np.float64)
+    x = values[win] - values[lose]
+    scale = np.sqrt((x**2).mean(axis=0))
+    return x / np.where(scale > 0, scale, 1.0)
+
+
+def cross_validated(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """x [P, D] winner - loser, fold [P] -> [P]: 1 where the held-out prediction is right, 1/2 where it says nothing."""
+    right = np.full(len(x), 0.5)
+    for number in np.unique(fold):
+        held = fold == number
+        if held.all():
+            continue
+        logit = x[held] @ fit_logistic(x[~held])
+        right[held] = np.where(np.abs(logit) < 1e-12, 0.5, logit > 0)
+    return right
+
+
+def fit_logistic(x: np.ndarray, steps: int = 25) -> np.ndarray:
+    """Weights [D] that minimise sum log(1 + exp(-x w)) + RIDGE / 2 |w|^2, by Newton's method with bounded steps."""
+    weights = np.zeros(x.shape[1])
+    for _ in range(steps):
+        chance = 0.5 - 0.5 * np.tanh(x @ weights / 2)  # of the loser
+        gradient = x.T @ chance - RIDGE * weights
+        hessian = (x * (chance * (1 - chance))[:, None]).T @ x + RIDGE * np.eye(x.shape[1])
+        step = np.linalg.solve(hessian, gradient)
+        weights = weights + step / max(1.0, float(np.abs(step).max()))
+        if np.abs(step).max() < 1e-8:
+            break
+    return weights
+
+
+def bootstrap_mean(values: np.ndarray, codes: np.ndarray, level: float = 0.05) -> tuple[float, float]:
+    """Percentile interval (1 - level) of the mean of values [P], requests drawn with replacement; codes 0..R-1."""
+    total, count = np.bincount(codes, values), np.bincount(codes).astype(float)
+    return bootstrap_ratio(total, count, ROUNDS, level)
+
+
+def bootstrap_ratio(
+    total: np.ndarray, count: np.ndarray, rounds: int = ROUNDS, level: float = 0.05
+) -> tuple[float, float]:
+    """Percentile interval (1 - level) of sum(total) / sum(count), both [R], R drawn with replacement."""
+    rng, size = np.random.default_rng(0), len(total)
+    if not size or not count.sum():
+        return float("nan"), float("nan")
+    means = []
+    for _ in range(rounds):
+        drawn = rng.integers(0, size, size)
+        below = count[drawn].sum()
+        if below:
+            means.append(total[drawn].sum() / below)
+    low, high = np.quantile(means, [level / 2, 1 - level / 2])
+    return float(low), float(high)

@@ -1,0 +1,178 @@
+"""What every strategy promises, on drawn scores; topk_bottomk and the block form against definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefkit import registry
+from prefkit.pair.block import ScoreTable, blocks
+from prefkit.pair.choose import choose_pairs
+
+BY_VALUE = ["topk_bottomk", "margin", "all_pairs", "threshold_all", "pareto", "consensus"]
+NAMES = [*BY_VALUE, "per_scorer"]
+CAPS = {"topk_bottomk": "k", "per_scorer": "k"}
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@st.composite
+def tables(draw, distinct=False, least=2):
+    """scores [N, S], some missing unless distinct; value is their mean over those there."""
+    n, s = draw(st.integers(least, 7)), draw(st.integers(2, 3))
+    if distinct:
+        cells = [draw(st.permutations(range(n))) for _ in range(s)]
+        scores = np.array(cells, float).T + np.linspace(0, 0.1, n)[:, None]
+    else:
+        cell = st.one_of(st.integers(-2, 2).map(float), st.just(float("nan")))
+        scores = np.array(draw(st.lists(st.lists(cell, min_size=s, max_size=s), min_size=n, max_size=n)))
+    there = ~np.isnan(scores)
+    value = np.where(there.any(1), np.nansum(scores, 1) / np.maximum(there.sum(1), 1), np.nan)
+    return value, scores
+
+
+def fitted(name, value, scores, cap=3, ties=0.0):
+    options = {CAPS.get(name, "max_pairs"): cap} | ({"m": 2} if name == "consensus" else {})
+    strategy = registry.make("strategy", name, options)
+    if hasattr(strategy, "fit") and not np.isnan(value).all():
+        strategy.fit(ScoreTable(value, scores, np.full(scores.shape[1], ties)))
+    return strategy
+
+
+def pairs(name, value, scores, **options):
+    if np.isnan(value).all():
+        return []
+    return fitted(name, value, scores, **options).pairs(value, scores)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(tables())
+def test_winners_are_better_by_the_declared_rule(name, table):
+    value, scores = table
+    found = pairs(name, value, scores)
+    for w, x, gap in found:
+        assert w != x and gap >= 0
+        difference = scores[w] - scores[x]
+        if name in BY_VALUE:
+            assert gap == value[w] - value[x]
+            assert gap > 0 or name == "topk_bottomk"  # a gap of 0 is within every tie threshold
+        if name == "per_scorer":
+            assert gap > 0 and np.isclose(difference, gap).any()
+        if name == "pareto":
+            assert (difference >= 0).all() and (difference > 0).any()
+        if name == "consensus":
+            assert (difference > 0).sum() >= 2
+        if name == "margin":
+            assert gap >= 1.0
+        if name == "threshold_all":
+            assert value[w] >= np.nanmedian(value) > value[x]
+    unordered = [frozenset(pair[:2]) for pair in found]
+    assert len(unordered) == len(set(unordered))
+    assert len(found) <= 3 * (scores.shape[1] if name == "per_scorer" else 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(st.integers(2, 7), st.integers(0, 10**6))
+def test_the_order_of_candidates_does_not_matter(name, count, seed):
+    """Normal numbers: no two gaps are equal."""
+    rng = np.random.default_rng(seed)
+    scores, order = rng.normal(size=(count, 3)), rng.permutation(count)
+    value = scores.mean(axis=1)
+    one = {(w, x) for w, x, _ in pairs(name, value, scores)}
+    assert one == {(order[w], order[x]) for w, x, _ in pairs(name, value[order], scores[order])}
+
+
+@pytest.mark.parametrize("name", ["topk_bottomk", "per_scorer"])
+@quick
+@given(tables(distinct=True))
+def test_rank_based_strategies_see_ranks_alone(name, table):
+    value, scores = table
+    value = value + np.arange(len(value)) * 1e-3
+    one = {(w, x) for w, x, _ in pairs(name, value, scores)}
+    assert one == {(w, x) for w, x, _ in pairs(name, np.exp(value), np.exp(scores / 3))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_candidate_or_all_equal_gives_none(name):
+    assert pairs(name, np.array([1.0]), np.array([[1.0, 1.0]])) == []
+    equal = np.ones(5)
+    assert all(gap == 0 for *_, gap in pairs(name, equal, np.ones((5, 2))))
+    table = {"a": np.ones(5), "b": np.ones(5)}
+    found = choose_pairs(table, dict.fromkeys(table, 1.0), dict.fromkeys(table, 1.0), np.zeros(5, int), fitted(name, equal, np.ones((5, 2))))  # fmt: skip
+    assert found.pairs.empty
+
+
+@quick
+@given(tables(), st.integers(1, 4))
+def test_topk_bottomk_is_its_definition(table, k):
+    value, scores = table
+    there = [i for i in range(len(value)) if value[i] == value[i]]
+    expected, left = [], list(there)
+    for _ in range(min(k, len(there) // 2)):
+        best = next(i for i in left if all(value[i] >= value[j] for j in left))
+        worst = next(i for i in reversed(left) if all(value[i] <= value[j] for j in left))
+        expected.append((best, worst, value[best] - value[worst]))
+        left = [i for i in left if i not in (best, worst)]
+    assert pairs("topk_bottomk", value, scores, cap=k) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_forms_agree(name):
+    """Many requests of several sizes at once, and each by itself."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(40), rng.integers(1, 8, 40))
+    scores = rng.normal(size=(len(groups), 3)).round(1)
+    value = scores.mean(axis=1)
+    strategy = fitted(name, value, scores, ties=0.1)
+    for members in blocks(groups):
+        if members.shape[1] < 2:
+            continue
+        found = strategy.block(value[members], scores[members])
+        for row, rows in enumerate(members):
+            mine = found.row == row
+            together = list(zip(found.win[mine].tolist(), found.lose[mine].tolist(), found.gap[mine].tolist()))
+            assert together == strategy.pairs(value[rows], scores[rows])
+    assert sum(m.size for m in blocks(groups)) == len(groups)
+
+
+def test_scorers_that_contradict_each_other_give_no_pair():
+    scores = np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]])
+    assert pairs("per_scorer", scores.mean(1), scores, cap=1) == []
+    scores[:, 1] = [0.0, 2.5, 1.0]
+    assert sorted(pairs("per_scorer", scores.mean(1), scores, cap=1)) == [(1, 0, 2.5), (2, 0, 2.0)]
+
+
+def test_a_spread_keeps_the_widest_and_the_narrowest():
+    value = np.array([0.0, 1.0, 3.0, 7.0, 15.0])
+    gaps = [gap for *_, gap in pairs("all_pairs", value, value[:, None], cap=3)]
+    assert gaps[0] == 15.0 and gaps[-1] == 1.0 and len(gaps) == 3
+
+
+def fashiondpo(raw):
+    """raw [R, 7, 3] -> pairs, as the published code goes about it: analyse.py and finetune.py, written out."""
+    rounded = np.round(raw)
+    scaled = [
+        (rounded[..., s] - rounded[..., s].min()) / (rounded[..., s].max() - rounded[..., s].min()) for s in range(3)
+    ]
+    final = (scaled[0] + scaled[1] + scaled[2]) / 3
+    good = final >= np.median(final)
+    return {(r, i, j) for r in range(len(raw)) for i in range(7) for j in range(7) if good[r, i] and not good[r, j]}
+
+
+def test_the_fashiondpo_preset_is_the_published_rule():
+    from prefkit.config import Pair
+    from prefkit.pair.run import settled
+
+    raw = np.random.default_rng(5).normal(50, 12, (60, 7, 3))
+    strategy = registry.make("strategy", "threshold_all", {"preset": "fashiondpo"})
+    config = settled(Pair(use="threshold_all"), strategy, "main")
+    columns = {a: np.round(raw[..., s].ravel(), config.decimals) for s, a in enumerate("abc")}
+    ones = dict.fromkeys(columns, 1.0)
+    found = choose_pairs(columns, ones, ones, np.repeat(np.arange(60), 7), strategy, normalise=config.normalise, scope=config.scope)  # fmt: skip
+    rows = {(w // 7, w % 7, x % 7) for w, x in zip(found.pairs.win, found.pairs.lose)}
+    assert rows == fashiondpo(raw) and len(rows) == len(found.pairs)
+    counts = np.bincount(found.pairs.win.to_numpy() // 7, minlength=60)
+    assert set(counts) <= {0, 6, 10, 12}
