@@ -7,11 +7,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefkit.decisions import VERDICTS
 from prefkit.errors import UsageError
 from prefkit.report import html
 from prefkit.report.data import candidate_index, score_table
 from prefkit.report.pictures import thumbnails
 from prefkit.store import write_atomic
+from prefkit.types import digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +23,13 @@ if TYPE_CHECKING:
 SIDE = 224
 MOST = 1000
 HOW = (
-    "To decide on a candidate, add a line to decisions.csv in the run folder: "
-    "<code>id,verdict,reason,by</code> with keep, reject or remove as verdict. A click selects a whole id."
+    "To decide, press a button, or with a candidate in focus K (keep), R (reject), X (remove), 0 (take back) and the arrows. "
+    "Save, then <code>prefkit report RUN --decisions FILE</code> adds the lines to decisions.csv in the run folder "
+    "(<code>id,verdict,reason,by</code>; writing them by hand does the same). A click selects a whole id."
 )
+BAR = """<div id="bar" hidden><label>Reason <input id="reason" maxlength="200"></label><label>By <input id="by" maxlength="80"></label>
+<button id="save">Save decisions</button><button id="clear">Take all back</button><span id="marked" role="status"></span></div>"""
+MARKS = "".join(f'<button data-mark="{verdict}" tabindex="-1">{verdict}</button>' for verdict in VERDICTS)
 
 
 def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter: str | None = None) -> Path:
@@ -46,7 +52,9 @@ def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter
     total = len(table)
     table = table.sort_values(["request_id", "generator", "index"], kind="stable").iloc[:MOST]
     path = store.folder / "contact.html"
-    write_atomic(path, html.page(f"Contact sheet · {store.folder.resolve().name}", _body(store, table, total)))
+    script, style = (Path(__file__).with_name(f"contact.{kind}").read_text() for kind in ("js", "css"))
+    title = f"Contact sheet · {store.folder.resolve().name}"
+    write_atomic(path, html.page(title, _body(store, table, total), script=script, style=style))
     return path
 
 
@@ -91,7 +99,11 @@ def _body(store: Store, table: pd.DataFrame, total: int) -> str:
         parts.append(f'<section>{head}<div class="sheet">{cells}</div></section>')
     shown = f"{total:,} candidates" if total == len(table) else f"the first {len(table):,} of {total:,} candidates"
     title = html.text(store.folder.resolve().name, 80)
-    return f'<header><h1>{title}: contact sheet</h1><p class="lead">{shown}. {HOW}</p></header><main>{"".join(parts)}</main>'
+    head = f'<header><h1>{title}: contact sheet</h1><p class="lead">{shown}. {HOW}</p></header>'
+    listed = set(table.index.astype(str))
+    known = {"sheet": digest("sheet", str(store.folder.resolve()), length=8)}
+    data = html.data("known", known | {"verdicts": {k: v for k, v in verdicts.items() if k in listed}})
+    return f"{head}{BAR}<main>{''.join(parts)}</main>{data}"
 
 
 def _cell(
@@ -105,4 +117,7 @@ def _cell(
         lines.append(f'<span class="warn">{html.text(row["error"], 160)}</span>')
     if name in verdicts:
         lines.append(f'<span class="tag">{html.text(verdicts[str(name)])}</span>')
-    return html.picture(images.get(str(name)), f"candidate {name}", "<br>".join(lines))
+    picture = html.picture(images.get(str(name)), f"candidate {name}", "<br>".join(lines))
+    own = html.text(name, 200)
+    marks = f'<div class="marks" role="group" aria-label="Decision">{MARKS}</div><p class="why"></p>'
+    return f'<div class="decide" tabindex="0" role="group" aria-label="Candidate {own}" data-id="{own}">{picture}{marks}</div>'

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src {script}; base-uri 'none'; form-action 'none'"
 
 
 def text(value: Any, limit: int = 400) -> str:
     """Escaped, without control characters, cut to `limit` characters with the full length stated."""
-    plain = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
-    if len(plain) > limit:
-        plain = f"{plain[:limit].rstrip()}… ({len(plain):,} characters)"
-    return html.escape(plain, quote=True)
+    return html.escape(plain(value, limit), quote=True)
+
+
+def plain(value: Any, limit: int = 400) -> str:
+    """The same unescaped, for what a script sets as text."""
+    shown = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
+    return f"{shown[:limit].rstrip()}… ({len(shown):,} characters)" if len(shown) > limit else shown
 
 
 def prompt(value: str, limit: int = 220) -> str:
@@ -72,12 +78,26 @@ def section(anchor: str, title: str, body: str, lead: str = "") -> str:
     return f'<section id="{anchor}"><h2>{title}</h2>{intro}{body}</section>\n'
 
 
-def page(title: str, body: str) -> str:
-    """A whole document that loads nothing: style inline, images as data URIs, no script."""
-    style = Path(__file__).with_name("style.css").read_text()
+def data(name: str, value: Any) -> str:
+    """JSON for a page's own script, as an element that no browser runs and no text in it can end."""
+    written = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        written = written.replace(sign, f"\\u{ord(sign):04x}")
+    return f'<script type="application/json" id="{name}">{written}</script>'
+
+
+def page(title: str, body: str, script: str = "", style: str = "", images: str = "data:") -> str:
+    """A whole document that loads nothing: style inline, images as data URIs (unless `images` allows other sources).
+
+    script: the one program that may run on it, by its hash; without it none may.
+    """
+    style = Path(__file__).with_name("style.css").read_text() + style
+    allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
+    policy = POLICY.format(images=images, script=allowed)
+    program = f"<script>{script}</script>\n" if script else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title, 120)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{text(title, 120)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n{program}</body>\n</html>\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefkit.report import evidence, html, learning, overview
+from prefkit.report import agreement_section, evidence, html, learning, overview
 from prefkit.report.audit import audits
 from prefkit.report.data import candidate_index, score_table
 from prefkit.report.state import status
@@ -21,6 +21,7 @@ SECTIONS = {
     "pairs": "Pairs",
     "training": "Training",
     "evaluation": "Evaluation",
+    "votes": "Votes",
     "failures": "Failures",
 }
 
@@ -43,6 +44,7 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
         audits(store),
         learning.training(store),
         evidence.evaluation(store, found),
+        agreement_section.section(store),
         overview.failures(store, candidate_index(store)),
         "</main><footer>Made by prefkit. Thumbnails are shrunk; the run folder holds the images as they were made.</footer>",
     ]

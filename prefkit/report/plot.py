@@ -164,13 +164,13 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndar
     return np.array([a[r].mean() for r in runs]), np.array([b[r].mean() for r in runs])
 
 
-def interval(low: float, middle: float, high: float) -> str:
-    """A win rate with its interval on a scale of 0 to 1, a tick at 1/2."""
+def interval(low: float, middle: float, high: float, what: str = "win rate") -> str:
+    """A win rate, or another share, with its interval on a scale of 0 to 1, a tick at 1/2."""
 
     def px(value: float) -> float:
         return round(4 + 132 * min(max(value, 0.0), 1.0), 1)
 
-    alt = f"win rate {middle:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    alt = f"{what} {middle:.2f}, 95 % interval {low:.2f} to {high:.2f}"
     return (
         f'<svg class="interval" viewBox="0 0 140 20" role="img" aria-label="{alt}"><title>{alt}</title>'
         '<line class="grid" x1="4" x2="136" y1="10" y2="10"/><line class="mark" x1="70" x2="70" y1="2" y2="18"/>'

@@ -15,7 +15,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("into", nargs="?", metavar="RUN", help="folder of the run; made where it is not there")
     parser.add_argument(
-        "--as", dest="layout", metavar="LAYOUT", help="what SOURCE is; told by looking where that is plain"
+        "--as",
+        dest="layout",
+        metavar="LAYOUT",
+        help="what SOURCE is (votes: files that voting pages saved); told by looking where that is plain",
     )
     parser.add_argument(
         "--name", metavar="NAME", help="candidates/NAME, comparisons/NAME, scores/NAME.rating (the layout's)"
@@ -41,12 +44,18 @@ def share(text: str) -> float:
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit.hub.imports import run_import
+    from prefkit.hub.votes import import_votes, vote_files
     from prefkit.store import Store
 
     if not known.run_folder or not known.into or known.recipe:
         raise UsageError(
             "import wants a source and a run: prefkit import SOURCE RUN [--as LAYOUT]. See prefkit import --help."
         )
+    if known.layout == "votes" or (known.layout is None and vote_files(known.run_folder)):
+        counts = import_votes(Store(known.into), known.run_folder, known.name or "votes")
+        output.emit(counts, known.json, [counts])
+        output.hint(f"next: prefkit report {known.into} (agreement), or prefkit pair {known.into} --use comparisons")
+        return 0
     try:
         found = run_import(
             Store(known.into),

@@ -24,7 +24,7 @@ def test_all_candidates_of_a_request_with_ids_and_scores(full):
 def test_a_verdict_and_a_failure_are_shown(full):
     page = contact_sheet(full, ["train0000", "train0001"]).read_text()
     assert "CUDA out of memory &lt;b&gt;at" in page and '<span class="tag">reject</span>' in page
-    assert "<script" not in page
+    assert "<script>alert" not in page and page.count("<script") == 2  # the sheet's own
 
 
 def test_filter_picks_what_the_query_says(full):

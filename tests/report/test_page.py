@@ -48,7 +48,7 @@ def test_well_formed_and_every_section_is_there(page):
     read = Reader(page)
     assert read.open == []
     sections = [attrs["id"] for tag, attrs in read.tags if tag == "section"]
-    assert sections == ["run", "scores", "pairs", "training", "evaluation", "failures"]
+    assert sections == ["run", "scores", "pairs", "training", "evaluation", "votes", "failures"]
     links = {attrs["href"] for tag, attrs in read.tags if tag == "a"}
     assert links == {f"#{name}" for name in sections}
 

@@ -1,0 +1,131 @@
+"""How much annotators agree, with each other and with scorers. Pure numpy, float64; knows of no files.
+
+A verdict is 1 (the pair's first candidate is better), -1 (the second) or 0 (tie). Every interval is a percentile bootstrap
+over whole groups (pairs, or requests), because what was said within one is not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+SAMPLES = 2000
+#: numbers drawn for one bootstrap at most; with very many groups fewer samples tell as much
+MOST_DRAWS = 40_000_000
+VERDICTS = (-1, 0, 1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """value with a 95 % interval, of `n` things in `groups` groups. All None where nothing could be estimated."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    groups: int
+
+
+def bootstrap(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
+    """sums: [G, K] sums per group, of which `statistic` makes [S] numbers from [S, K] totals (NaN: undefined).
+
+    Groups are resampled with replacement (Efron & Tibshirani 1993, chapter 13), as counts that are multinomial.
+    """
+    groups = len(sums)
+    value = float(statistic(sums.sum(axis=0, keepdims=True))[0]) if groups else np.nan
+    if not np.isfinite(value):
+        return Estimate(None, None, None, n, groups)
+    rng = np.random.default_rng(seed)
+    samples = int(np.clip(MOST_DRAWS // groups, 200, SAMPLES))
+    totals = np.empty((samples, sums.shape[1]))
+    for i in range(samples):
+        totals[i] = np.bincount(rng.integers(0, groups, groups), minlength=groups) @ sums
+    drawn = statistic(totals)
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), n, groups)
+
+
+def share(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of [n] values in 0..1, each counting the same; groups: [n] codes 0..G-1, each occurring."""
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return Estimate(None, None, None, 0, 0)
+    sums = np.stack([np.bincount(groups, values), np.bincount(groups)], axis=1).astype(np.float64)
+    return bootstrap(sums, ratio, len(values), seed)
+
+
+def mean_of_groups(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean over groups of each group's mean: every group counts the same."""
+    if not len(values):
+        return Estimate(None, None, None, 0, 0)
+    means = np.bincount(groups, np.asarray(values, np.float64)) / np.bincount(groups)
+    return bootstrap(np.stack([means, np.ones(len(means))], axis=1), ratio, len(values), seed)
+
+
+def ratio(totals: np.ndarray) -> np.ndarray:
+    """[S, 2] -> [S]: first over second; NaN where the second is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return totals[:, 0] / totals[:, 1]
+
+
+def verdict_counts(units: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
+    """[n] unit codes 0..U-1 and [n] verdicts -> [U, 3] how often each of -1, 0, 1 was said of a unit."""
+    counts = np.zeros((int(units.max()) + 1 if len(units) else 0, len(VERDICTS)))
+    np.add.at(counts, (units, np.asarray(verdicts, np.int64) + 1), 1)
+    return counts
+
+
+def raw_agreement(counts: np.ndarray) -> Estimate:
+    """Share of agreeing annotator pairs, mean over the units with at least two verdicts; ties agree with ties alone."""
+    counts = counts[counts.sum(axis=1) >= 2]
+    n = counts.sum(axis=1)
+    agreeing = (counts * (counts - 1)).sum(axis=1) / np.maximum(n * (n - 1), 1)
+    return bootstrap(np.stack([agreeing, np.ones(len(n))], axis=1), ratio, int(n.sum()))
+
+
+def krippendorff_alpha(counts: np.ndarray) -> Estimate:
+    """Nominal alpha of [U, V] counts, 1 - D_observed / D_expected; units with fewer than two verdicts say nothing.
+
+    Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": the coincidence matrix o_cc' sums over units
+    n_uc (n_uc' - [c = c']) / (n_u - 1). 1 is full agreement, 0 what chance gives. Undefined where all say the same.
+    """
+    counts = counts[counts.sum(axis=1) >= 2]
+    n = counts.sum(axis=1)
+    pairs = counts[:, :, None] * (counts[:, None, :] - np.eye(counts.shape[1]))
+    coincidences = (pairs / np.maximum(n - 1, 1)[:, None, None]).reshape(len(counts), counts.shape[1] ** 2)
+    return bootstrap(coincidences, lambda totals: _alpha(totals, counts.shape[1]), int(n.sum()))
+
+
+def _alpha(totals: np.ndarray, kinds: int) -> np.ndarray:
+    """[S, V * V] coincidences -> [S]."""
+    matrix = totals.reshape(len(totals), kinds, kinds)
+    margins = matrix.sum(axis=2)
+    whole = margins.sum(axis=1)
+    same = np.trace(matrix, axis1=1, axis2=2)
+    expected = (whole**2 - (margins**2).sum(axis=1)) / (whole - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(expected > 0, 1 - (whole - same) / expected, np.nan)
+
+
+def majority(counts: np.ndarray) -> np.ndarray:
+    """[U, 3] counts of -1, 0, 1 -> [U]: 1 or -1 where more chose that candidate than the other, else 0. Ties have no say."""
+    return np.sign(counts[:, 2] - counts[:, 0])
+
+
+def leave_one_out(units: np.ndarray, verdicts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How well one annotator foretells the others, measured as scorers are: a tie of theirs counts 1/2.
+
+    [n] units and verdicts -> two [n]: share of the others' clear votes that the verdict agrees with; and whether it is the
+    majority of the others. NaN where the others said nothing clear.
+    """
+    own = np.eye(3)[np.asarray(verdicts, np.int64) + 1]
+    others = counts[units] - own
+    clear = others[:, 0] + others[:, 2]
+    lead = majority(others)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        single = np.where(verdicts == 0, 0.5, np.where(verdicts > 0, others[:, 2], others[:, 0]) / clear)
+    most = np.where(verdicts == 0, 0.5, (verdicts == lead).astype(np.float64))
+    return np.where(clear > 0, single, np.nan), np.where(lead != 0, most, np.nan)

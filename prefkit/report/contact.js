@@ -1,0 +1,99 @@
+"use strict";
+/* Deciding on a contact sheet. Marks are kept by the browser and leave it as lines for decisions.csv, on demand. */
+
+const known = JSON.parse(document.getElementById("known").textContent); // {sheet, verdicts: {id: verdict}}
+const at = (id) => document.getElementById(id);
+const KEYS = { k: "keep", r: "reject", x: "remove", 0: "", backspace: "", delete: "" };
+const cells = [...document.querySelectorAll(".decide")];
+let marks = {}; // id -> {verdict, reason}, only where it differs from what decisions.csv says
+
+const place = "prefkit-decide " + known.sheet;
+
+function recall() {
+  marks = {};
+  try {
+    for (const [id, mark] of Object.entries(JSON.parse(localStorage.getItem(place) || "{}"))) {
+      if (["keep", "reject", "remove"].includes(mark.verdict)) marks[id] = { verdict: mark.verdict, reason: String(mark.reason) };
+    }
+  } catch { /* nothing is kept here */ }
+  show();
+}
+
+function remember() {
+  show();
+  try {
+    localStorage.setItem(place, JSON.stringify(marks));
+  } catch {
+    at("marked").textContent += "; this browser keeps none, save before you close the page";
+  }
+}
+
+function show() {
+  for (const cell of cells) {
+    const mark = marks[cell.dataset.id];
+    cell.dataset.verdict = (mark && mark.verdict) || known.verdicts[cell.dataset.id] || "";
+    cell.classList.toggle("new", Boolean(mark));
+    cell.querySelector(".why").textContent = mark ? `${mark.verdict}${mark.reason ? ": " + mark.reason : ""} (new)` : "";
+    cell.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.mark === cell.dataset.verdict));
+  }
+  const n = cells.filter((c) => marks[c.dataset.id]).length; // marks of the run's other sheets are kept, not saved from here
+  at("marked").textContent = `${n} new decision${n === 1 ? "" : "s"}`;
+  at("save").disabled = at("clear").disabled = !n;
+}
+
+function decide(cell, verdict) {
+  const id = cell.dataset.id, mark = marks[id];
+  if (!verdict || (mark && mark.verdict === verdict && mark.reason === at("reason").value.trim())) delete marks[id];
+  else marks[id] = { verdict, reason: at("reason").value.trim() };
+  remember();
+}
+
+/** The cell in this direction from the one with focus, by what is on the screen. */
+function step(cell, key) {
+  const i = cells.indexOf(cell);
+  if (key === "arrowright") return cells[i + 1];
+  if (key === "arrowleft") return cells[i - 1];
+  const here = cell.getBoundingClientRect(), down = key === "arrowdown";
+  const rows = (down ? cells.slice(i + 1) : cells.slice(0, i).reverse()).filter((c) => {
+    const there = c.getBoundingClientRect();
+    return down ? there.top >= here.bottom : there.bottom <= here.top;
+  });
+  if (!rows.length) return undefined;
+  const top = rows[0].getBoundingClientRect().top, middle = (c) => Math.abs(c.getBoundingClientRect().left - here.left);
+  return rows.filter((c) => c.getBoundingClientRect().top === top).sort((a, b) => middle(a) - middle(b))[0];
+}
+
+const field = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
+function save() {
+  const by = at("by").value.trim();
+  const lines = cells.filter((c) => marks[c.dataset.id]).map((c) => {
+    const { verdict, reason } = marks[c.dataset.id];
+    return [c.dataset.id, verdict, reason, by].map(field).join(",");
+  });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob(["id,verdict,reason,by\n" + lines.join("\n") + "\n"], { type: "text/csv" }));
+  link.download = `decisions-${known.sheet}.csv`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+document.addEventListener("keydown", (event) => {
+  const cell = event.target.closest(".decide"), key = event.key.toLowerCase();
+  if (!cell || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (key in KEYS) decide(cell, KEYS[key]);
+  else if (key.startsWith("arrow")) step(cell, key)?.focus();
+  else return;
+  event.preventDefault();
+});
+for (const cell of cells) {
+  cell.querySelectorAll("button").forEach((b) => b.addEventListener("click", () => decide(cell, b.dataset.mark)));
+}
+at("save").addEventListener("click", save);
+at("clear").addEventListener("click", () => {
+  cells.forEach((c) => { delete marks[c.dataset.id]; });
+  remember();
+});
+window.addEventListener("storage", (event) => { if (event.key === place) recall(); }); // decided in another tab
+at("bar").hidden = false;
+recall();

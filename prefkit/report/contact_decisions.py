@@ -1,0 +1,50 @@
+"""What was decided on a contact sheet -> RUN/decisions.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefkit.decisions import COLUMNS, read_decisions
+from prefkit.errors import UsageError
+from prefkit.report.data import candidate_index
+from prefkit.store import write_atomic
+
+if TYPE_CHECKING:
+    from prefkit.store import Store
+
+
+def add_decisions(store: Store, source: str | Path) -> dict[str, int]:
+    """Append the lines of `source` (saved by a contact sheet) that say something new to RUN/decisions.csv.
+
+    Nothing is written unless every line is sound: a known verdict on a candidate of this run. What decisions.csv holds is
+    kept byte for byte. Returns {new, known}. Raises UsageError and StoreError naming file and line or id.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--decisions: {path} is not here. The contact sheet saves it as decisions-….csv.")
+    new = read_decisions(path)
+    ids = set(candidate_index(store).id)
+    for row in new.itertuples():
+        if row.id not in ids:
+            raise UsageError(
+                f"{path}: {row.id!r} is no candidate of {store.folder}. Is it from another run's contact sheet?"
+            )
+    target = store.folder / "decisions.csv"
+    with store.lock("decisions"):
+        said = set(read_decisions(target)[list(COLUMNS)].itertuples(index=False, name=None))
+        lines = [row for row in new[list(COLUMNS)].itertuples(index=False, name=None) if row not in said]
+        if lines:
+            before = target.read_text(encoding="utf-8-sig") if target.exists() else ",".join(COLUMNS) + "\n"
+            _check_header(before, target)
+            buffer = io.StringIO()
+            csv.writer(buffer, lineterminator="\n").writerows(lines)
+            write_atomic(target, before + ("" if before.endswith("\n") else "\n") + buffer.getvalue())
+    return {"new": len(lines), "known": len(new) - len(lines)}
+
+
+def _check_header(text: str, path: Path) -> None:
+    if tuple(text.splitlines()[0].split(",")) != COLUMNS:
+        raise UsageError(f"{path}: its first line must be {','.join(COLUMNS)} for lines to be added to it.")

@@ -1,0 +1,249 @@
+"use strict";
+/* The voting page. State: who votes, and their votes in order. Kept by the browser after every vote, and as a file on demand.
+   Who sees what first, and on which side, follows from the page and the annotator alone: a reload shows the same order. */
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = (id) => document.getElementById(id);
+const CHOICES = ["left", "right", "tie", "skip"];
+const KEYS = { arrowleft: "left", arrowright: "right", arrowdown: "tie", a: "left", b: "right", t: "tie", s: "skip", u: "undo", backspace: "undo" };
+const GAP = 10; // a pair comes again after at least so many others, where there are so many
+
+let annotator = "", queue = [], votes = [], ready = false, showing = 0;
+
+/* -- numbers from words --------------------------------------------------------------------------------------------- */
+
+/** SHA-256 (FIPS 180-4) of a text's UTF-8, as hex. The browser's own one is missing where a page is opened over plain http. */
+function sha256(text) {
+  const bytes = new TextEncoder().encode(text), size = ((bytes.length + 8) >> 6) + 1;
+  const block = new DataView(new ArrayBuffer(size * 64));
+  bytes.forEach((byte, i) => block.setUint8(i, byte));
+  block.setUint8(bytes.length, 128);
+  block.setUint32(size * 64 - 8, Math.floor(bytes.length / 2 ** 29));
+  block.setUint32(size * 64 - 4, bytes.length * 8);
+  const primes = [];
+  for (let n = 2; primes.length < 64; n++) if (primes.every((p) => n % p)) primes.push(n);
+  const bits = (x) => Math.floor((x - Math.floor(x)) * 2 ** 32) | 0;
+  const k = primes.map((p) => bits(Math.cbrt(p))), hash = primes.slice(0, 8).map((p) => bits(Math.sqrt(p)));
+  const turn = (x, n) => (x >>> n) | (x << (32 - n));
+  for (let start = 0; start < size * 64; start += 64) {
+    const w = Array.from({ length: 16 }, (_, i) => block.getInt32(start + 4 * i));
+    for (let i = 16; i < 64; i++) {
+      const s0 = turn(w[i - 15], 7) ^ turn(w[i - 15], 18) ^ (w[i - 15] >>> 3);
+      const s1 = turn(w[i - 2], 17) ^ turn(w[i - 2], 19) ^ (w[i - 2] >>> 10);
+      w[i] = (w[i - 16] + s0 + w[i - 7] + s1) | 0;
+    }
+    let [a, b, c, d, e, f, g, h] = hash;
+    for (let i = 0; i < 64; i++) {
+      const one = (h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + ((e & f) ^ (~e & g)) + k[i] + w[i]) | 0;
+      const two = ((turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & b) ^ (a & c) ^ (b & c))) | 0;
+      [h, g, f, e, d, c, b, a] = [g, f, e, (d + one) | 0, c, b, a, (one + two) | 0];
+    }
+    [a, b, c, d, e, f, g, h].forEach((x, i) => { hash[i] = (hash[i] + x) | 0; });
+  }
+  return hash.map((x) => (x >>> 0).toString(16).padStart(8, "0")).join("");
+}
+
+const named = (name) => "person-" + sha256(data.salt + "\0" + name.normalize("NFKC").trim().toLowerCase()).slice(0, 12);
+
+/** Whole numbers 0..n-1 that follow from the page and the annotator. */
+function dice() {
+  let turn = 0;
+  return (n) => Math.floor(parseInt(sha256([data.page, annotator, turn++].join(" ")).slice(0, 8), 16) / 2 ** 32 * n);
+}
+
+/** The annotator's own order: shuffled, sides drawn; what comes again comes later and with sides swapped. */
+function ordered() {
+  const roll = dice(), first = data.pairs.filter((p) => p.again === undefined), swapped = new Map(), found = [];
+  for (let i = first.length - 1; i > 0; i--) {
+    const j = roll(i + 1);
+    [first[i], first[j]] = [first[j], first[i]];
+  }
+  for (const pair of first) {
+    swapped.set(pair.pair, roll(2) === 1);
+    found.push({ ...pair, order: swapped.get(pair.pair) ? "ba" : "ab" });
+  }
+  for (const pair of data.pairs.filter((p) => p.again !== undefined)) {
+    const before = data.pairs[pair.again].pair;
+    const from = Math.min(found.findIndex((p) => p.pair === before) + 1 + GAP, found.length);
+    found.splice(from + roll(found.length - from + 1), 0, { ...pair, order: swapped.get(before) ? "ab" : "ba" });
+  }
+  return found;
+}
+
+/* -- what is kept --------------------------------------------------------------------------------------------------- */
+
+const place = (who) => ["prefkit-vote", data.page, who].join(" ");
+
+function remember(who) {
+  try {
+    localStorage.setItem(place(""), who);
+    if (who) localStorage.setItem(place(who), JSON.stringify(votes));
+  } catch {
+    say("This browser keeps nothing for this page: save to a file before you close it.", true);
+  }
+}
+
+function kept(who) {
+  try {
+    return checked(JSON.parse(localStorage.getItem(place(who)) || "[]"));
+  } catch {
+    return [];
+  }
+}
+
+function last() {
+  try {
+    return localStorage.getItem(place("")) || "";
+  } catch {
+    return "";
+  }
+}
+
+/** Votes as they can be; raises Error where they are not. */
+function checked(list) {
+  const known = new Set(data.pairs.map((p) => p.pair));
+  for (const v of list) {
+    if (!known.delete(v.pair) || !CHOICES.includes(v.choice) || !["ab", "ba"].includes(v.order) || !Number.isInteger(v.time)) {
+      throw new Error("a vote in it is damaged");
+    }
+  }
+  return list;
+}
+
+const check = (who, list) =>
+  sha256([data.page, who, list.length, ...list.map((v) => [v.pair, v.order, v.choice, v.time].join(" "))].join("\n")).slice(0, 16);
+
+function save() {
+  const body = { prefkit_votes: data.version, run: data.run, page: data.page, annotator, asked: data.pairs.length, votes, check: check(annotator, votes) };
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(body, null, 1) + "\n"], { type: "application/json" }));
+  link.download = `votes-${data.page}-${annotator}.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  say(`${link.download} is in your downloads.`);
+}
+
+async function load(file) {
+  try {
+    const body = JSON.parse(await file.text());
+    if (body.page !== data.page) throw new Error("it belongs to another page");
+    if (body.check !== check(body.annotator, checked(body.votes))) throw new Error("it was changed or cut short");
+    const here = kept(body.annotator), seen = new Set(body.votes.map((v) => v.pair));
+    enter(body.annotator, [...body.votes, ...here.filter((v) => !seen.has(v.pair))]);
+    remember(annotator);
+    say(`${votes.length} votes are back.`);
+  } catch (error) {
+    say(`${file.name} cannot be used: ${error.message}.`, true);
+  }
+}
+
+/* -- what is shown -------------------------------------------------------------------------------------------------- */
+
+function say(text, bad = false) {
+  at("say").textContent = text;
+  at("say").classList.toggle("bad", bad);
+}
+
+function enter(who, list) {
+  annotator = who;
+  votes = list;
+  queue = ordered();
+  show();
+}
+
+const next = () => {
+  const done = new Set(votes.map((v) => v.pair));
+  return queue.find((p) => !done.has(p.pair));
+};
+
+async function show() {
+  const pair = annotator ? next() : null, turn = ++showing;
+  ready = false;
+  document.body.dataset.ready = "";
+  at("start").hidden = Boolean(annotator);
+  at("vote").hidden = !pair;
+  at("done").hidden = !annotator || Boolean(pair);
+  document.querySelectorAll("[data-choice=undo]").forEach((b) => { b.disabled = !votes.length; });
+  if (!pair) {
+    const skipped = votes.filter((v) => v.choice === "skip").length;
+    at("summary").textContent = `${votes.length - skipped} votes, ${skipped} skipped.`;
+    document.body.dataset.ready = annotator ? "done" : "start";
+    return;
+  }
+  at("bar").max = queue.length;
+  at("bar").value = votes.length;
+  at("count").textContent = `${votes.length + 1} of ${queue.length}`;
+  at("prompt").firstElementChild.textContent = pair.prompt.trim() || "(no words)";
+  at("prompt").scrollTop = 0;
+  const sides = pair.order === "ab" ? [pair.a, pair.b] : [pair.b, pair.a];
+  const images = ["left", "right"].map((side, i) => {
+    const image = at(side).querySelector("img");
+    image.src = data.images[sides[i]];
+    return image.decode();
+  });
+  try {
+    await Promise.all(images);
+  } catch {
+    if (turn === showing) say("A picture cannot be loaded; skip this one. Is the folder of images beside the page?", true);
+    return;
+  }
+  if (turn !== showing) return;
+  ready = true;
+  document.body.dataset.ready = pair.pair;
+}
+
+function choose(choice) {
+  if (choice === "undo") {
+    if (!votes.length) return;
+    votes.pop();
+    say("The last vote is taken back.");
+  } else if (choice === "save") {
+    return save();
+  } else if (choice === "leave") {
+    annotator = "";
+    remember("");
+    at("name").value = "";
+    say("");
+    show();
+    return at("name").focus();
+  } else {
+    const pair = next();
+    if (!pair || (!ready && choice !== "skip")) return;
+    votes.push({ pair: pair.pair, order: pair.order, choice, time: Date.now() });
+    say({ left: "A", right: "B", tie: "Tie", skip: "Skipped" }[choice]);
+  }
+  remember(annotator);
+  show();
+}
+
+document.addEventListener("keydown", (event) => {
+  const choice = KEYS[event.key.toLowerCase()];
+  const typing = event.target.matches("input, #prompt");
+  if (!choice || !annotator || typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  choose(choice);
+});
+document.querySelectorAll("[data-choice]").forEach((b) => b.addEventListener("click", () => { choose(b.dataset.choice); b.blur(); }));
+["left", "right"].forEach((side) => at(side).addEventListener("click", () => { choose(side); at(side).blur(); }));
+at("who").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const name = at("name").value;
+  if (!name.trim()) return say("Write a name, or any word.", true);
+  const who = named(name);
+  enter(who, kept(who));
+  remember(who);
+  say(votes.length ? `Welcome back: ${votes.length} votes are here.` : "");
+});
+at("load").addEventListener("change", (event) => {
+  if (event.target.files.length) load(event.target.files[0]);
+  event.target.value = "";
+});
+window.addEventListener("storage", (event) => { // the same annotator votes in another tab
+  if (annotator && event.key === place(annotator)) {
+    votes = kept(annotator);
+    show();
+  }
+});
+
+if (last()) enter(last(), kept(last()));
+else show();
