@@ -20,6 +20,7 @@ VERBS = {
     "pair": "scores -> (win, lose) pairs, a Hugging Face dataset",
     "train": "pairs -> an adapter or weights",
     "eval": "base against tuned, on held-out requests",
+    "fit": "your data -> a scorer of your own: vbpr, outfit_compat, clip_preference, mllm",
     "report": "state and counts, and report.html",
     "push": "pairs or a trained model to the Hub, with a card",
     "run": "a whole recipe: every stage, each continuing where it stopped",
@@ -179,7 +180,8 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
 
     texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
     if name not in (*NEXT, "compare"):
-        return "\n".join([*texts, EPILOG])
+        own = getattr(room(name), "more_help", None)
+        return "\n".join([*texts, *(own(known) if own else []), EPILOG])
     kind = getattr(config, name.capitalize())
     entries: dict[str, Any] = {"": kind()}
     recipe = None

@@ -28,6 +28,7 @@ ROOMS = {
     "family": "prefkit.train.families",
     "importer": "prefkit.hub.importers",
     "exporter": "prefkit.hub.exporters",
+    "fitter": "prefkit.fit.fitters",
 }
 #: scorers that a name reaches instead of naming them: exec:COMMAND, http://host:port
 REMOTE = {
@@ -35,8 +36,15 @@ REMOTE = {
     "http": "prefkit.score.remote.web",
     "https": "prefkit.score.remote.web",
 }
-ENTRY_POINTS = {"scorer": "scorers", "strategy": "strategies", "objective": "objectives", "family": "families"} | {
-    "importer": "importers", "exporter": "exporters"}  # fmt: skip
+ENTRY_POINTS = {
+    "scorer": "scorers",
+    "strategy": "strategies",
+    "objective": "objectives",
+    "family": "families",
+    "importer": "importers",
+    "exporter": "exporters",
+    "fitter": "fitters",
+}
 
 
 def _room(kind: str) -> Path:

@@ -1,0 +1,153 @@
+"""VBPR by Bayesian personalised ranking: the loss, the epochs, and the AUC (He & McAuley, AAAI 2016, eqs. 6 to 8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+
+from prefkit.errors import TrainingError
+from prefkit.output import Progress
+from prefkit.score.bpr import Vbpr
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefkit.fit.interactions import Interactions
+
+USERS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Regularisers:
+    """lambda/2 * ||.||^2 of the rows that a triple touches. `negative_factors` and `negative_bias` weigh gamma_j and
+    beta_j of the negative item: the paper's own program takes 0.1 for the first, cornac 0.1 for the second, the paper
+    1 for both."""
+
+    factors: float = 0.01
+    bias: float = 0.01
+    visual: float = 0.0
+    negative_factors: float = 1.0
+    negative_bias: float = 1.0
+
+
+def start(users: int, items: int, features: int, k: int, k2: int, seed: int) -> Vbpr:
+    """Xavier-uniform factors, E and beta'; item biases 0."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def xavier(a: int, b: int) -> Tensor:
+        return (torch.rand(a, b, generator=rng) * 2 - 1) * math.sqrt(6 / (a + b))
+
+    gamma_user, gamma_item, theta = xavier(users, k), xavier(items, k), xavier(users, k2)
+    projection, visual = xavier(features, k2), xavier(features, 1)[:, 0]
+    return Vbpr(gamma_user, gamma_item, theta, projection, visual, torch.zeros(items))
+
+
+def bpr_loss(net: Vbpr, features: Tensor, u: Tensor, i: Tensor, j: Tensor, reg: Regularisers) -> Tensor:
+    """Sum over the B triples (user, taken, not taken) of -ln sigmoid(x_ui - x_uj), with the regularisers of the rows
+    they touch; that of E and beta' is counted once. u, i, j: [B] int64; features [N, D]."""
+    gamma_u, theta_u = net.gamma_user[u], net.theta_user[u]
+    gamma_i, gamma_j = net.gamma_item[i], net.gamma_item[j]
+    beta_i, beta_j = net.item_bias[i], net.item_bias[j]
+    seen = (features[i] - features[j]) @ torch.cat([net.projection, net.visual_bias[:, None]], 1)
+    x = beta_i - beta_j + (gamma_u * (gamma_i - gamma_j)).sum(1) + (theta_u * seen[:, :-1]).sum(1) + seen[:, -1]
+    factors = _square(gamma_u) + _square(theta_u) + _square(gamma_i) + reg.negative_factors * _square(gamma_j)
+    biases = _square(beta_i) + reg.negative_bias * _square(beta_j)
+    visual = _square(net.projection) + _square(net.visual_bias)
+    return (reg.factors * factors + reg.bias * biases + reg.visual * visual) / 2 - logsigmoid(x).sum()
+
+
+def _square(values: Tensor) -> Tensor:
+    return values.pow(2).sum()
+
+
+def epoch(
+    net: Vbpr,
+    optimizer: torch.optim.Optimizer,
+    features: Tensor,
+    data: Interactions,
+    reg: Regularisers,
+    batch: int,
+    rng: np.random.Generator,
+) -> float:
+    """Every training interaction once, in random order, each with a fresh negative. Returns the mean loss a triple."""
+    order = rng.permutation(len(data.train))
+    users, taken = data.train[order].T
+    triples = torch.from_numpy(np.stack([users, taken, data.negatives(users, rng)]))
+    total = 0.0
+    for u, i, j in zip(*(row.split(batch) for row in triples)):
+        loss = bpr_loss(net, features, u, i, j, reg)
+        optimizer.zero_grad(set_to_none=True)
+        (loss / len(u)).backward()  # type: ignore[no-untyped-call,unused-ignore]
+        optimizer.step()
+        total += loss.item()
+    if not math.isfinite(total):
+        raise TrainingError("vbpr: the loss is no longer finite. Lower --learning_rate, or scale the features.")
+    return total / len(order)
+
+
+def auc(net: Vbpr, features: Tensor, data: Interactions, held: np.ndarray, new: bool = False) -> np.ndarray:
+    """[len(held)]: for each (user, item) the share of items in no set of the user that score below it; ties do not count.
+
+    new: every item scored as if nobody had met it, by the visual terms alone.
+    """
+    found = []
+    with torch.no_grad():
+        projected, bias = features @ net.projection, features @ net.visual_bias
+        for begin in range(0, len(held), USERS_AT_ONCE):
+            users, items = held[begin : begin + USERS_AT_ONCE].T
+            u = torch.from_numpy(users)
+            scores = bias + net.theta_user[u] @ projected.T
+            if not new:
+                scores = scores + net.item_bias + net.gamma_user[u] @ net.gamma_item.T
+            table = scores.numpy()
+            own = table[np.arange(len(users)), items]
+            rows, columns = _sets_of(data, users)
+            table[rows, columns] = np.inf
+            others = len(data.items) - np.bincount(rows, minlength=len(users))
+            found.append((table < own[:, None]).sum(1) / others)
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def _sets_of(data: Interactions, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row in users, item) of all that these users have taken."""
+    n = len(data.items)
+    first, last = np.searchsorted(data.keys, users * n), np.searchsorted(data.keys, (users + 1) * n)
+    rows = np.repeat(np.arange(len(users)), last - first)
+    at = np.arange(len(rows)) + np.repeat(first - (np.cumsum(last - first) - (last - first)), last - first)
+    return rows, data.keys[at] - users[rows] * n
+
+
+def train(
+    net: Vbpr, features: Tensor, data: Interactions, reg: Regularisers, settings: Any
+) -> tuple[Vbpr, dict[str, Any]]:
+    """Epochs until the validation AUC has not risen for `patience` of them. Returns the best parameters, and numbers.
+
+    settings: learning_rate, batch_size, epochs, patience, optimizer, seed, validation_users
+    """
+    rng = np.random.default_rng(settings.seed)
+    for tensor in net.tensors().values():
+        tensor.requires_grad_(True)
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimizer]
+    optimizer = kind(list(net.tensors().values()), lr=settings.learning_rate)
+    held = data.validation
+    if len(held) > settings.validation_users:
+        held = held[rng.choice(len(held), settings.validation_users, replace=False)]
+    best, since, kept, curve = -1.0, 0, net, []
+    with Progress("fit vbpr", settings.epochs) as progress:
+        for _ in range(settings.epochs):
+            loss = epoch(net, optimizer, features, data, reg, settings.batch_size, rng)
+            now = float(auc(net, features, data, held).mean())
+            curve.append(round(now, 6))
+            since += 1
+            if now > best:
+                best, since = now, 0
+                kept = Vbpr(**{name: tensor.detach().clone() for name, tensor in net.tensors().items()})
+            progress.update(1, loss=loss, auc=now)
+            if since >= settings.patience:
+                break
+    return kept, {"epochs": len(curve), "best_epoch": int(np.argmax(curve)) + 1, "auc_by_epoch": curve}

@@ -1,0 +1,136 @@
+"""How well an image goes with the other items of an outfit; what FashionDPO calls VBPR, with its defects mended.
+
+    value = h(u) . h(f) + b . f + b0,   h(x) = LeakyReLU(W2 LeakyReLU(W1 x))
+
+f is the image's embedding, u the mean of the others' (FashionDPO, arXiv 2504.12900, section 4.2). sigmoid of the difference of
+two values is the probability that the first image fits better than the second, both being of one category: the
+head was fitted against negatives of the same category (`prefkit fit outfit_compat`), so across categories values do
+not compare. A request's `outfit` is a list of images, each a path, the id of an input, or a mapping with `image`;
+with none, or one that cannot be read, there is no score.
+
+Five defects of the published code, and what stands against them here:
+1. its encoder ends in a random layer, another one in scoring than in training: here the encoder's identity is stored
+   with the head, and one whose weights have changed is refused;
+2. one in five of its training positions does not exist, and a blank white image is learned as what fits: here
+   positions are drawn among the items that an outfit has;
+3. its negatives come from the first 10,000 ids, of any category, and may be in the outfit, once for all epochs: here
+   from the whole catalogue, of the same category, outside the outfit, redrawn each epoch;
+4. it scales training images and candidates differently: here everything goes through one preprocessing, the encoder's;
+5. its head carries tables as long as the catalogue, of other lengths in training and in scoring, so that its weights do
+   not load: here there is no table of items at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefkit.errors import UsageError
+from prefkit.score.fitted import Fitted
+from prefkit.types import Candidate, Score, ScorerSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OutfitCompatOptions:
+    #: folder that `prefkit fit outfit_compat` has written
+    model: str = ""
+    #: where the outfits' images are: a run folder (inputs by id), or a folder that relative paths start at
+    images: str = ""
+
+
+class OutfitCompat:
+    Options = OutfitCompatOptions
+    requires = frozenset({"image", "outfit"})
+    scope = "absolute"
+
+    def __init__(self, options: OutfitCompatOptions) -> None:
+        self.options = options
+        self.images = Path(options.images).expanduser()
+        if options.images and not self.images.is_dir():
+            raise UsageError(f"outfit_compat.images: {options.images} is no folder.")
+        self.fitted = Fitted("outfit_compat", options.model)
+        self.encoder = self.fitted.encoder()
+        self.seen: dict[str, Tensor | str] = {}  # embedding of each named image, or why there is none
+
+    def spec(self) -> ScorerSpec:
+        mean = "h of the others' mean" if self.fitted.spec["head"]["pool"] == "embeddings" else "mean of the others' h"
+        return ScorerSpec(
+            "outfit_compat",
+            "1",
+            weights=f"{self.fitted.folder.name} on {self.encoder.weights()}",
+            revision=self.fitted.revision(),
+            preprocessing=self.encoder.preprocessing(),
+            formula=f"u.h(f) + b.f + b0, u = {mean}",
+            licence="that of the encoder and of the outfits",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that are no such head."""
+        from prefkit.score.outfit_head import OutfitHead
+
+        self.head = OutfitHead.of(self.fitted.state(), self.fitted.spec["head"]["pool"], str(self.fitted.folder))
+        self.encoder.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        import torch
+
+        from prefkit.score.outfit_head import others_of
+
+        others = [self._others(c.extra["outfit"]) for c in batch]
+        live = [(c, rows) for c, rows in zip(batch, others) if not isinstance(rows, str)]
+        values: list[float] = []
+        if live:
+            with torch.inference_mode():
+                found = self.encoder.candidates([c for c, _ in live]).cpu()
+                values = self.head(self.head.context(*others_of([rows for _, rows in live])), found).tolist()
+        left = iter(values)
+        return [Score(None, error=rows) if isinstance(rows, str) else Score(next(left)) for rows in others]
+
+    def _others(self, outfit: Any) -> Tensor | str:
+        """[L, D], or why there is none."""
+        import torch
+
+        if not isinstance(outfit, Sequence) or isinstance(outfit, str) or not len(outfit):
+            return f"`outfit` is {outfit!r}; a list of images is needed"
+        named: list[Any] = [item.get("image") if isinstance(item, Mapping) else item for item in outfit]
+        if not all(isinstance(name, str) and name for name in named):
+            return "an item of `outfit` names no image"
+        rows = [self._embedded(name) for name in named]
+        errors = [row for row in rows if isinstance(row, str)]
+        return errors[0] if errors else torch.stack([row for row in rows if not isinstance(row, str)])
+
+    def _embedded(self, name: str) -> Tensor | str:
+        if name not in self.seen:
+            try:
+                self.seen[name] = self.encoder.images([self._open(name)])[0].cpu()
+            except (OSError, ValueError) as error:
+                self.seen[name] = f"the outfit's image {name} could not be read: {' '.join(str(error).split())[:200]}"
+        return self.seen[name]
+
+    def _open(self, name: str) -> Image:
+        import io
+
+        from PIL import Image
+
+        source: Any = io.BytesIO(self._inputs()[name]) if name in self._inputs() else self.images / name
+        with Image.open(source) as image:
+            return image.convert("RGB")
+
+    def _inputs(self) -> dict[str, bytes]:
+        """id -> bytes of the run's inputs, read once."""
+        if not hasattr(self, "inputs"):
+            from prefkit.store import Store
+
+            table = Store(self.images).inputs().read() if self.options.images else None
+            rows = [] if table is None else table.to_pylist()
+            self.inputs: dict[str, bytes] = {row["id"]: row["bytes"] for row in rows}
+        return self.inputs
+
+
+plugin = OutfitCompat

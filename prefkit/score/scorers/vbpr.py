@@ -1,0 +1,94 @@
+"""Whether the user would take it: user x item compatibility on visual features, VBPR (He & McAuley, AAAI 2016).
+
+    items: new     value = theta_u . (E f) + beta' . f
+    items: known   value = beta_i + gamma_u . gamma_i + theta_u . (E f) + beta' . f
+
+f are the image's features by the encoder that the model was fitted on (`prefkit fit vbpr` keeps it beside the weights).
+A generated image is an item that nobody has met: it has no latent factors gamma_i and no bias beta_i, and the model's
+mean for both is 0, so `new`, the default, is the model's own cold-start form, on which it reports `auc_cold` and
+`auc_visual`. `known` is for pictures of catalogue items, named by the request's (or candidate's) `item`; its values do
+not compare with those of `new`.
+
+Values are log-odds up to a constant of the user's: sigmoid(a - b) is the probability that the user prefers image a
+to image b. They rank the candidates of one user's request; between users they say nothing (`pair` centres per request).
+A user whom the model does not know has no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefkit.score.fitted import Fitted
+from prefkit.types import Candidate, Score, ScorerSpec
+
+
+@dataclass(frozen=True)
+class VbprOptions:
+    #: folder that `prefkit fit vbpr` has written
+    model: str = ""
+    #: new (generated images: visual terms only) | known (catalogue items, named by `item`)
+    items: Literal["new", "known"] = "new"
+
+
+class VbprScorer:
+    Options = VbprOptions
+    scope = "absolute"
+
+    def __init__(self, options: VbprOptions) -> None:
+        self.options = options
+        self.requires = frozenset({"image", "user"} | ({"item"} if options.items == "known" else set()))
+        self.fitted = Fitted("vbpr", options.model)
+        self.encoder = self.fitted.encoder()
+
+    def spec(self) -> ScorerSpec:
+        visual = "theta_u.(E f) + beta'.f"
+        return ScorerSpec(
+            "vbpr",
+            "1",
+            weights=f"{self.fitted.folder.name} on {self.encoder.weights()}",
+            revision=self.fitted.revision(),
+            preprocessing=f"{self.encoder.preprocessing()}; features scaled as fitted",
+            formula=visual if self.options.items == "new" else f"beta_i + gamma_u.gamma_i + {visual}",
+            licence="that of the encoder and of the interactions",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that are no VBPR."""
+        from prefkit.score.bpr import Scaling, Vbpr
+
+        state = self.fitted.state()
+        self.scaling = Scaling(
+            bool(self.fitted.spec["features"]["unit"]),
+            state.pop("feature_shift"),
+            float(self.fitted.spec["features"]["factor"]),
+        )
+        self.net = Vbpr.of(state, str(self.fitted.folder))
+        self.users = {name: row for row, name in enumerate(self.fitted.ids("users"))}
+        self.known = {name: row for row, name in enumerate(self.fitted.ids("items"))}
+        self.encoder.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        import torch
+
+        errors = [self._unknown(c.extra) for c in batch]
+        live = [c for c, error in zip(batch, errors) if error is None]
+        values: Iterator[float] = iter(())
+        if live:
+            users = torch.tensor([self.users[str(c.extra["user"])] for c in live])
+            found = self.net.visual(users, self.scaling(self.encoder.candidates(live, normalize=False).cpu()))
+            if self.options.items == "known":
+                found = found + self.net.known(users, torch.tensor([self.known[str(c.extra["item"])] for c in live]))
+            values = iter(found.tolist())
+        return [Score(next(values)) if error is None else Score(None, error=error) for error in errors]
+
+    def _unknown(self, extra: Any) -> str | None:
+        if str(extra["user"]) not in self.users:
+            return f"user {extra['user']!r} is not among those that {self.fitted.folder.name} was fitted on"
+        if self.options.items == "known" and str(extra["item"]) not in self.known:
+            return f"item {extra['item']!r} is not among those that {self.fitted.folder.name} was fitted on"
+        return None
+
+
+plugin = VbprScorer
