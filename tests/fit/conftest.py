@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # cornac_numbers
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
