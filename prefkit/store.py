@@ -58,6 +58,7 @@ CONTENTS = (
     "candidates",
     "scores",
     "comparisons",
+    "looks",
     "pairs",
     "train",
     "eval",

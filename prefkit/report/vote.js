@@ -242,6 +242,8 @@ window.addEventListener("storage", (event) => { // the same annotator votes in a
   if (annotator && event.key === place(annotator)) {
     votes = kept(annotator);
     show();
+  } else if (!annotator && event.key === place("") && last()) { // a reload that was quicker than the memory of the page before
+    enter(last(), kept(last()));
   }
 });
 

@@ -89,7 +89,7 @@ class Browser:
             if value:
                 return value
             time.sleep(0.05)
-        raise AssertionError(f"{code} never came true")
+        raise AssertionError(f"{code} never came true: {self.js('document.body.innerText')[:400]} {self.complaints()}")
 
     def open(self, path: Path) -> None:
         self.call("Page.navigate", url=path.resolve().as_uri())
