@@ -196,7 +196,11 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Strategy(Protocol):
-    """One request's scores in, pairs out: value [N], scores [N, S], NaN = missing -> (win, lose, gap)."""
+    """One request's scores in, pairs out: value [N], scores [N, S], NaN = missing -> (win, lose, gap).
+
+    Optional: `fit(table)`, called once with the whole run's scores (a ScoreTable of prefkit/pair), and `block(value,
+    scores)`, many requests of one size at once.
+    """
 
     Options: type
 

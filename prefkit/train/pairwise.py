@@ -82,7 +82,7 @@ class Pairwise:
         self.gap = 0.0  # running mean of |h|
 
     def of_z(self, terms: Terms) -> Tensor:
-        """[G] terms -> loss [G]"""
+        """[G] terms -> loss [G]. Every objective on z is this one method; the base has none."""
         raise NotImplementedError
 
     @property

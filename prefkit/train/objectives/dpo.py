@@ -8,7 +8,7 @@ beta      how strongly the policy is held to the reference
 
 Noisy labels. With q, the probability that the winner is better, and l(z) = -log sigmoid(z):
 label_smoothing eps   q = 1 - eps:  q l(z) + (1 - q) l(-z)                        cDPO, Mitchell 2023
-robust                [(1 - eps) l(z) - eps l(-z)] / (1 - 2 eps), unbiased        Chowdhury et al., arXiv 2403.00409, eq. 9
+robust                [(1 - eps) l(z) - eps l(-z)] / (1 - 2 eps), unbiased        Chowdhury et al., arXiv 2403.00409
 labels: soft          q = p of the pair, smoothed by eps
 labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, its factor c is in beta
 

@@ -1,4 +1,4 @@
-"""DPO-Positive (experimental): Pal et al., Smaug: Fixing Failure Modes of Preference Optimisation, arXiv 2402.13228, eq. 3.
+"""DPO-Positive (experimental): Pal et al., Smaug: Fixing Failure Modes of Preference Optimisation, arXiv 2402.13228.
 
     loss = -log sigmoid(z - strength (beta / 2) max(0, -a_w))
 
