@@ -16,7 +16,7 @@ from prefkit.train.data import PairData
 from prefkit.train.offline import Loop
 from prefkit.train.online.rounds import Round, folder_of
 from prefkit.train.online.updates import Updates
-from prefkit.train.pairs import PairSource, read_pairs
+from prefkit.train.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 from prefkit.types import Request
@@ -75,14 +75,15 @@ class PairLearner:
             batches = self.loop.micro_batches(step)
             for key, value in self.loop.accumulate(batches).items():
                 sums[key] = sums.get(key, 0.0) + value
-            last = self.updates.step()
+            last = self.updates.step(summed=True)
             after_update()
         return {key: value / steps for key, value in sums.items()} | last | {"pairs": len(self.loop.data.pairs)}
 
     def _data(self, store: Store, round_: Round) -> PairData:
         """The round's pairs with their latents in memory; conditions are computed once per request and kept."""
         source = PairSource.find(store, NAME)
-        pairs = [replace(pair, id=f"{round_.number} {pair.id}") for pair in read_pairs(source)]
+        named = [replace(pair, id=_name(round_, pair)) for pair in read_pairs(source)]
+        pairs = sorted(named, key=lambda pair: pair.id)  # processes write their parts in any order
         wanted = {side.candidate: side.key for pair in pairs for side in (pair.win, pair.lose)}
         latents = Memory()
         for candidate in store.iter_candidates():
@@ -99,6 +100,11 @@ class PairLearner:
         for key, (request, size) in missing.items():
             self.conditions.keep(key, self.family.conditions([request], size)[0])
         return data
+
+
+def _name(round_: Round, pair: PairRow) -> str:
+    """By what was asked for, not by what came out: draws do not hang on single pixels."""
+    return f"{round_.number} {' '.join(sorted(str(side.candidate) for side in (pair.win, pair.lose)))}"
 
 
 class Memory:

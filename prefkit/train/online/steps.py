@@ -100,19 +100,21 @@ class StepLearner:
             for key, value in {"loss": loss.detach(), **metrics}.items():
                 sums[key] = sums.get(key, torch.zeros((), device=device)) + (value * weights).sum()
         processes = self.updates.processes
-        totals = processes.sum(torch.stack([sums.get(key, torch.zeros((), device=device)) for key in LOGGED]))
+        nothing = torch.zeros((), device=device)
+        own = torch.stack([torch.stack([sums.get(key, nothing), nothing + (key in sums)]) for key in LOGGED])
+        totals = processes.sum(own).tolist()  # of all processes, and by how many it is known
         largest = max(processes.sum(_placed(drift, processes)).tolist())
-        return {key: value for key, value in zip(LOGGED, totals.tolist(), strict=True) if key in sums}, largest
+        return {key: total for key, (total, known) in zip(LOGGED, totals, strict=True) if known}, largest
 
     def _micro_batches(
         self, round_: Round, chunk: Sequence[Unit], epoch: int
     ) -> Iterator[tuple[list[Unit], Tensor, Tensor]]:
         """(units, step of each, 1 / number of its steps) of this process, of one condition signature each."""
-        assert round_.chains is not None
-        own = {number: place for place, number in enumerate(round_.own)}
+        own = {number: place for place, number in enumerate(round_.own)}  # empty: more processes than groups
         buckets: dict[str, list[Unit]] = {}
         for unit in chunk:
             if unit[0] in own:
+                assert round_.chains is not None
                 key = self.rollout.signature(round_.chains.conditions[own[unit[0]]])
                 buckets.setdefault(key, []).append(unit)
         size = self.config.batch_size

@@ -30,9 +30,14 @@ class Updates:
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self) -> dict[str, float]:
-        """Sum gradients over processes, clip, step. Raises TrainingError where they are not finite, or all zero."""
-        self.processes.sum_gradients(self.policy.parameters())
+    def step(self, summed: bool = False) -> dict[str, float]:
+        """Clip and step, with gradients summed over processes if they are not yet `summed`.
+
+        Raises TrainingError where they are not finite, or all zero at the first update.
+        """
+        if not summed:
+            self.processes.sum_gradients(self.policy.parameters())
+        self.scaler.scale(torch.zeros((), device=self.processes.device))  # else a process without samples has no scale
         rate = self.config.learning_rate * rate_factor(self.config, self.count)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

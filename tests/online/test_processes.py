@@ -1,0 +1,90 @@
+"""Two processes learn what one learns, with groups that cannot be dealt out evenly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+
+from prefkit import recipe as reader
+from prefkit.config import Choice
+from prefkit.store import Store
+from prefkit.train.run import run_train
+
+
+def launched(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        port,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *launch, "-m", "prefkit", "train", str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said = process.communicate(timeout=120)[1]  # processes that wait for each other for ever fail here
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # all of them: one that is left would hold the pipe
+    return process.returncode, said
+
+
+def logged(store, name):
+    rows = map(json.loads, (store.train(name) / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def test_two_processes_learn_what_one_learns(make):
+    """Three groups: the second process has one of them, and none in most updates; a round of one leaves it idle."""
+    shared = {"requests": 3, "sample_batch": 2, "updates": 3, "watch_every": 2, "watch_requests": 1}
+    one, recipe = make(where="one", train={"batch_size": 2, "learning_rate": 1e-4}, ema=0.5, **shared)
+    up = recipe.train["up"]
+    small = replace(up, online=replace(up.online, requests=1, updates=1, rounds=1))
+    pairs = replace(up, objective=Choice("dpo", {"beta": 20}), online=replace(up.online, ema=0.0, refresh=1))
+    recipe = replace(recipe, train={"up": up, "small": small, "pairs": pairs})
+    for name in recipe.train:
+        run_train(one, recipe, name)
+    two = Store.create(one.folder.parent / "two")
+    pairs = replace(pairs, batch_size=1)  # the global batch is what counts
+    recipe = replace(recipe, run=str(two.folder), train={**recipe.train, "pairs": pairs})
+    (two.folder / "recipe.yaml").write_text(reader.dump(recipe))
+    code, said = launched(two.folder)
+    assert code == 0, said[-3000:]
+    assert "6 = 3 requests x 2 each, on 2 processes" in said
+    for name in recipe.train:
+        mine, theirs = logged(one, name), logged(two, name)
+        assert [row.keys() for row in mine] == [row.keys() for row in theirs]
+        for a, b in zip(mine, theirs, strict=True):
+            for key in a.keys() - {"watch"}:
+                rounding = 1e-5 if key == "margin" else 1e-6
+                assert b[key] == pytest.approx(a[key], rel=1e-3, abs=rounding), (name, key)
+            if "watch" in a:
+                assert a["watch"]["size"] == b["watch"]["size"]
+        final = [
+            safetensors.torch.load_file(s.train(name) / "final" / "pytorch_lora_weights.safetensors")
+            for s in (one, two)
+        ]
+        apart = max((final[0][key] - final[1][key]).abs().max() for key in final[0])
+        assert apart < 1e-5, name
+        stored = [Store(s.train(name) / "rounds" / "0000").scores("size").frame() for s in (one, two)]
+        assert stored[0].sort_values("id").value.tolist() == stored[1].sort_values("id").value.tolist()
