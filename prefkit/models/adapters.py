@@ -48,12 +48,21 @@ def set_active(net: Any, names: Sequence[str]) -> None:
 @contextmanager
 def adapters_active(net: Any, names: Sequence[str]) -> Iterator[None]:
     """`set_active` for a while: with the start's adapters, the same network is its own frozen reference."""
-    before = active_adapters(net)
-    set_active(net, names)
+    with layers_active([layer for _, layer in lora_layers(net)], names):
+        yield
+
+
+@contextmanager
+def layers_active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
+    """`adapters_active` for whoever has listed the layers once: to find them again costs a walk through the network."""
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = list(names)
     try:
         yield
     finally:
-        set_active(net, before)
+        for layer, own in zip(layers, before, strict=True):
+            layer._active_adapter = own
 
 
 def add_lora(

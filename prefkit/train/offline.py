@@ -50,7 +50,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         config = self.config
-        fused = self.processes.device.type == "cuda"
+        fused = self.processes.device.type in ("cpu", "cuda")  # one kernel for all parameters
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )

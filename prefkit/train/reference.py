@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,14 +59,27 @@ class Policy:
             for parameter, data in zip(trained, own, strict=True):
                 parameter.data = data
 
-    def reference(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
         """with policy.reference() as net: the start, as a network to run without gradients."""
         if self.lora is None:
-            return nullcontext(self.frozen if self.frozen is not None else self.net)
-        return _Start(self.net, self.start)
+            yield self.frozen if self.frozen is not None else self.net
+            return
+        with adapters.layers_active(self._layers, self.start):
+            yield self.net
 
     def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained; which they are is settled before the first step."""
+        return self._trained
+
+    # a walk through a network takes a millisecond or so, and a step would make several
+    @cached_property
+    def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+
+    @cached_property
+    def _layers(self) -> list[Any]:
+        return [layer for _, layer in adapters.lora_layers(self.net)]
 
     def state(self) -> dict[str, Tensor]:
         """The trained weights, not copied."""
@@ -76,20 +90,6 @@ class Policy:
             adapters.load_lora_state(self.net, state)
         else:
             self.net.load_state_dict(state)
-
-
-class _Start:
-    """adapters_active, giving the network back."""
-
-    def __init__(self, net: Any, names: list[str]) -> None:
-        self.net, self.inner = net, adapters.adapters_active(net, names)
-
-    def __enter__(self) -> Any:
-        self.inner.__enter__()
-        return self.net
-
-    def __exit__(self, *error: Any) -> None:
-        self.inner.__exit__(*error)
 
 
 def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
