@@ -1,25 +1,34 @@
 """How busy a remote judge is kept: its mean number of requests under way, as a share of `--in-flight`.
 
-    python benchmarks/remote.py [--items 4000] [--in-flight 64] [--answer-ms 50] [--side 64] [--batch 512] [--stage]
+    python benchmarks/remote.py [--items 4000] [--in-flight 64] [--answer-ms 50] [--side 64] [--batch 512] [--rounds 3]
 
 The judge is a process of its own that sleeps --answer-ms and gives log-probabilities. It says itself how many requests it
-had under way, from the first to the last. Time with fewer than --in-flight is time lost by this side.
+had under way, from the first to the last. Time with fewer than --in-flight is time lost by this side, by the judge's own
+work between two answers, and by whatever else the machine does. What is not this side's is seen in the control.
 
-overlapped  batches of the scorer `mllm` through `in_order`, as many as 2 x in-flight items need
-one by one  the same batches, each waiting for the one before it
-cached      the first again: nothing is asked
-stage       `prefkit score` as it stands, with its tables (--stage)
+bare        the control: --in-flight threads that send the same bytes, made before, and throw the answers away
+overlapped  the scorer `mllm` in calls of the size and number that it asks for, as the stage makes them
+one by one  the same in batches of --batch, each waiting for the one before it
+cached      overlapped again: nothing is asked
+stage       `prefkit score` as it stands, with its tables
+
+Medians of --rounds rounds, each of which runs all of them in this order; `of bare` is the median of the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import http.client
 import io
 import json
 import multiprocessing
 import os
+import queue
+import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +66,8 @@ class Judge:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await reader.readuntil(b"\r\n\r\n"):
             if head.startswith(b"GET"):
-                body = json.dumps({"mean": self.area / (self.last - self.first), "most": self.most, "n": self.count})
+                mean = self.area / max(self.last - self.first, 1e-9)
+                body = json.dumps({"mean": mean, "most": self.most, "n": self.count})
                 self.reset()
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body.encode()))
                 continue
@@ -92,49 +102,74 @@ def pictures(count: int, side: int) -> list[Candidate]:
     return [Candidate(f"c{i}", f"r{i}", 0, i, f"thing {i}", buffer.getvalue()) for i in range(count)]
 
 
-def run(args: argparse.Namespace, address: str, folder: Path) -> list[dict[str, Any]]:
+def bare(args: argparse.Namespace, address: str, candidates: list[Candidate]) -> None:
+    from prefkit.score.judge.server import data_url
+
+    bodies = queue.SimpleQueue[bytes]()
+    for c in candidates:
+        content = [{"type": "image_url", "image_url": {"url": data_url(c)}}, {"type": "text", "text": c.prompt}]
+        bodies.put(json.dumps({"model": "j", "messages": [{"role": "user", "content": content}]}).encode())
+
+    def work() -> None:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        while not bodies.empty():
+            with contextlib.suppress(queue.Empty):
+                connection.request("POST", "/chat/completions", bodies.get_nowait())
+                connection.getresponse().read()
+
+    threads = [threading.Thread(target=work) for _ in range(args.in_flight)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def scorer_on(
+    args: argparse.Namespace, address: str, candidates: list[Candidate], cache: Path, wait: bool = False
+) -> None:
     from prefkit.score.core import make_scorer
     from prefkit.score.overlap import in_order
+    from prefkit.score.passes import AHEAD
+
+    options = {"model": "j", "server": address, "in_flight": args.in_flight, "cache": str(cache)}
+    scorer = make_scorer("mllm", options)
+    scorer.load("cpu", "float32")
+    size, width = (args.batch, 1) if wait else (scorer.batch, scorer.concurrency)
+    batches = [candidates[at : at + size] for at in range(0, args.items, size)]
+    calls = ((b, scorer.score(b)) for b in batches) if wait else in_order(scorer.score, batches, width, AHEAD * width)
+    scores = [score for _, found in calls for score in found]
+    assert len(scores) == args.items and all(score.value == 3.0 for score in scores)
+    scorer.close()
+
+
+def run(args: argparse.Namespace, address: str, folder: Path) -> list[dict[str, Any]]:
     from prefkit.score.remote.client import Client
 
-    batches_of = pictures(args.items, args.side)
-    batches = [batches_of[at : at + args.batch] for at in range(0, args.items, args.batch)]
+    candidates = pictures(args.items, args.side)
     watcher = Client(address)
+    kinds = {
+        "bare": lambda r: bare(args, address, candidates),
+        "overlapped": lambda r: scorer_on(args, address, candidates, folder / f"{r}a.sqlite"),
+        "one by one": lambda r: scorer_on(args, address, candidates, folder / f"{r}b.sqlite", wait=True),
+        "cached": lambda r: scorer_on(args, address, candidates, folder / f"{r}a.sqlite"),
+        "stage": lambda r: stage(args, address, candidates, folder / str(r)),
+    }
+    seen: dict[str, list[dict[str, float]]] = {what: [] for what in kinds}
+    for number in range(args.rounds):
+        for what, work in kinds.items():
+            start, before = time.perf_counter(), time.process_time()
+            work(number)
+            row = {"seconds": time.perf_counter() - start, "cpu": (time.process_time() - before) / args.items}
+            row |= watcher.get("/busy").body if what != "cached" else {"mean": 0.0, "most": 0, "n": 0}
+            seen[what].append(
+                row | {"of bare": row["mean"] / (seen["bare"][number]["mean"] if what != "bare" else row["mean"])}
+            )
     rows = []
-
-    def measured(what: str, width: int, cache: str) -> None:
-        options = {"model": "j", "server": address, "in_flight": args.in_flight, "cache": str(folder / cache)}
-        scorer = make_scorer("mllm", options)
-        scorer.load("cpu", "float32")
-        start, before = time.perf_counter(), time.process_time()
-        if width == 1:
-            scores = [score for batch in batches for score in scorer.score(batch)]
-        else:
-            scores = [score for _, found in in_order(scorer.score, batches, width) for score in found]
-        seconds, used = time.perf_counter() - start, time.process_time() - before
-        assert len(scores) == args.items and all(score.value == 3.0 for score in scores)
-        rows.append(row(what, seconds, used, scorer.backend.client.sent))
-
-    def row(what: str, seconds: float, used: float | None, sent: int) -> dict[str, Any]:
-        busy = watcher.get("/busy").body if sent else {"mean": 0.0, "most": 0}
-        return {
-            "what": what,
-            "seconds": round(seconds, 2),
-            "asked": sent,
-            "busy": f"{busy['mean'] / args.in_flight:.1%}",
-            "most at once": busy["most"],
-            "answers/s": round(args.items / seconds),
-            "own CPU ms/item": None if used is None else round(1000 * used / args.items, 3),
-        }
-
-    width = max(2, -(-2 * args.in_flight // args.batch) + 1)
-    measured("overlapped", width, "a.sqlite")
-    measured("one by one", 1, "b.sqlite")
-    measured("cached", width, "a.sqlite")
-    if args.stage:
-        start = time.perf_counter()
-        stage(args, address, batches_of, folder)
-        rows.append(row("stage", time.perf_counter() - start, None, args.items))
+    for what, found in seen.items():
+        middle = {key: statistics.median(row[key] for row in found) for key in found[0]}
+        row = {"what": what, "seconds": round(middle["seconds"], 2), "asked": int(middle["n"])}
+        row |= {"busy": f"{middle['mean'] / args.in_flight:.1%}", "of bare": round(middle["of bare"], 3)}
+        rows.append(row | {"most at once": int(middle["most"]), "own CPU ms/item": round(1000 * middle["cpu"], 3)})
     return rows
 
 
@@ -144,11 +179,11 @@ def stage(args: argparse.Namespace, address: str, candidates: list[Candidate], f
     from prefkit.store import Store, candidate_row
     from prefkit.types import Request
 
-    store = Store.create(folder / "run")
+    store = Store.create(folder)
     store.write_requests([Request(c.request_id, c.prompt) for c in candidates])
     for at in range(0, len(candidates), 512):
         store.candidates("own").append([candidate_row(c) for c in candidates[at : at + 512]])
-    options = {"model": "j", "server": address, "in_flight": args.in_flight, "cache": str(folder / "c.sqlite")}
+    options = {"model": "j", "server": address, "in_flight": args.in_flight, "cache": str(folder / "answers.sqlite")}
     recipe = Recipe(run=str(store.folder), score={"q": Score("mllm", options, batch_size=args.batch)})
     run_score(store, recipe, "q")
 
@@ -160,7 +195,7 @@ def main() -> None:
     parser.add_argument("--answer-ms", type=float, default=50)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--stage", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     port: Any = multiprocessing.get_context("spawn").Queue()
     process = multiprocessing.get_context("spawn").Process(target=judge_process, args=(args.answer_ms / 1000, port))

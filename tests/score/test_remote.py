@@ -8,7 +8,7 @@ import json
 import math
 import random
 import re
-import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -23,8 +23,6 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.overlap import in_order
 from prefkit.score.remote import client as client_module
-from prefkit.score.remote.answers import Answers
-from prefkit.score.remote.client import Client
 from prefkit.store import Store, candidate_row
 from prefkit.types import Candidate, Request
 
@@ -64,99 +62,6 @@ def text_of(payload):
 
 def number_of(payload):
     return int(text_of(payload).split("item ")[1].split("\n")[0])
-
-
-# ---- the client
-
-
-def test_only_what_can_succeed_is_tried_again(faulty):
-    statuses = {"a": [408, 409, 429, 500, 200], "b": [400], "c": [503] * 9, "d": [413], "e": [None, 200]}
-
-    def behave(payload, count):
-        status = statuses[payload["q"]][count - 1]
-        return None if status is None else (status, {}, b'{"ok": 1}')
-
-    server = faulty(behave)
-    client = Client(server.url, tries=5, timeout=5)
-    a, b, c, d, e = client.map("/x", [{"q": q} for q in "abcde"])
-    assert a.body == e.body == {"ok": 1} and a.error is e.error is None
-    assert "HTTP 400" in b.error and "HTTP 413" in d.error and "HTTP 503" in c.error and "5 tries" in c.error
-    assert sorted(server.asked.values()) == [1, 1, 2, 5, 5]
-
-
-def test_retry_after_is_kept_and_an_endless_one_is_not(faulty):
-    times: dict[str, list[float]] = {"soon": [], "never": []}
-
-    def behave(payload, count):
-        times[payload["q"]].append(time.monotonic())
-        if payload["q"] == "never":
-            return 429, {"Retry-After": "86400"}, b""
-        return (429, {"Retry-After": "0.4"}, b"") if count == 1 else ok({})
-
-    server = faulty(behave)
-    soon, never = Client(server.url).map("/x", [{"q": "soon"}, {"q": "never"}])
-    assert soon.error is None and times["soon"][1] - times["soon"][0] >= 0.4
-    assert "asks to wait 86400 s" in never.error and len(times["never"]) == 1
-
-
-def test_at_most_n_in_flight_and_equal_questions_once(faulty, tmp_path):
-    server = faulty(lambda payload, count: time.sleep(0.01) or ok(payload))
-    client = Client(server.url, in_flight=3, answers=Answers(tmp_path / "a.sqlite"))
-    answers = client.map("/x", [{"q": i % 10} for i in range(40)])
-    assert [a.body["q"] for a in answers] == [i % 10 for i in range(40)]
-    assert server.busiest <= 3 and set(server.asked.values()) == {1}
-
-
-def test_a_dripping_and_a_silent_server_end_at_the_time_out(faulty):
-    def behave(payload, count):
-        if payload["q"] == "silent":
-            time.sleep(1.5)
-        return 200, {"Content-Length": "1000"}, [b" "] * 20 if payload["q"] == "drip" else b"{"
-
-    server = faulty(behave)
-    found = Client(server.url, timeout=0.3, tries=2).map("/x", [{"q": q} for q in ("silent", "drip", "short")])
-    assert all("TimeoutError" in answer.error and "2 tries" in answer.error for answer in found)
-
-
-def test_a_refused_key_stops_everything_and_is_nowhere(faulty, tmp_path, monkeypatch):
-    monkeypatch.setenv("JUDGE_KEY", "sk-secret\n")
-    server = faulty(lambda payload, count: (401, {}, b"your key sk-secret is not known"))
-    client = Client(server.url, key_env="JUDGE_KEY", answers=Answers(tmp_path / "a.sqlite"))
-    with pytest.raises(PluginError, match=r"\$JUDGE_KEY is not accepted") as caught:
-        client.map("/x", [{"q": i} for i in range(50)])
-    assert "sk-secret" not in str(caught.value)
-    assert set(server.keys) == {"Bearer sk-secret"}
-    echo = faulty(lambda payload, count: ok({"you": "sk-secret"}))
-    client = Client(echo.url, key_env="JUDGE_KEY", answers=Answers(tmp_path / "a.sqlite"))
-    assert client.map("/x", [{"q": 1}])[0].body == {"you": "***"}
-    assert all(b"sk-secret" not in path.read_bytes() for path in tmp_path.iterdir())
-    with pytest.raises(UsageError, match="environment variable"):
-        Client("http://me:sk-secret@127.0.0.1:1/v1")
-    monkeypatch.setenv("JUDGE_KEY", "sk\nsecret")
-    with pytest.raises(UsageError) as caught:
-        Client(echo.url, key_env="JUDGE_KEY")
-    assert "secret" not in str(caught.value)
-
-
-def test_errors_are_kept_and_only_passing_ones_asked_again(faulty, tmp_path):
-    server = faulty(lambda payload, count: ok({}) if payload["q"] == "good" else (payload["q"], {}, b"no"))
-    path = tmp_path / "a.sqlite"
-    for _ in range(2):
-        Client(server.url, tries=2, answers=Answers(path)).map("/x", [{"q": "good"}, {"q": 400}, {"q": 503}])
-    assert sorted(server.asked.values()) == [1, 1, 4]
-    rows = sqlite3.connect(path).execute("SELECT status, final, error IS NULL, tries FROM answers ORDER BY status")
-    assert rows.fetchall() == [(200, 1, 1, 1), (400, 1, 0, 1), (503, 0, 0, 2)]
-
-
-def test_closing_ends_waiting_requests(faulty):
-    server = faulty(lambda payload, count: time.sleep(5) or ok({}))
-    client = Client(server.url, in_flight=2, timeout=60)
-    futures = [client.submit("/x", {"q": i}) for i in range(4)]
-    time.sleep(0.2)
-    start = time.monotonic()
-    client.close()
-    assert {f.result(timeout=3).error for f in futures if not f.cancelled()} == {"interrupted"}
-    assert time.monotonic() - start < 3
 
 
 # ---- the judge behind it
@@ -353,6 +258,40 @@ def test_an_address_that_is_none_and_a_key_that_is_not_set(monkeypatch):
     ]:
         with pytest.raises(UsageError, match=said):
             make_scorer("mllm", {"model": "m", **options}).load("cpu", "float32")
+
+
+def test_other_weights_behind_the_same_name_are_asked_again(faulty, tmp_path):
+    """`revision` is all that says so: the address and the name stay."""
+    server = faulty(lambda p, count: ok(chat("4", {str(count): 1.0})))
+    found = [judge(server, tmp_path, revision=r).score(candidates(1))[0].value for r in (None, "b", None, "b")]
+    assert found == [1.0, 2.0, 1.0, 2.0]
+
+
+def test_killed_and_begun_again_it_asks_little_twice(faulty, tmp_path):
+    """kill -9 in the middle: what is asked a second time is no more than what was under way."""
+    n, in_flight = 300, 8
+    server = faulty(lambda payload, count: time.sleep(0.02) or ok(chat("3", {"3": 1.0})))
+    store = Store.create(tmp_path / "run")
+    store.write_requests([Request(f"r{i}", f"item {i}") for i in range(n)])
+    rows = [Candidate(f"c{i}", f"r{i}", 0, i, image=png(), sha256=str(i)) for i in range(n)]
+    store.candidates("own").append([candidate_row(c) for c in rows])
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"run: {tmp_path}/run\nscore:\n  q: {{use: mllm, model: j, server: '{server.url}', in_flight: {in_flight}, "
+        f"cache: '{tmp_path}/answers.sqlite'}}\n"
+    )
+    command = [sys.executable, "-m", "prefkit", "score", "-r", str(recipe)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while sum(server.asked.values()) < n // 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert len(store.scores("q").frame()) == 0  # so that answers alone can spare a question
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(server.asked) == n and store.scores("q").frame().value.eq(3.0).sum() == n
+    twice = sum(count > 1 for count in server.asked.values())
+    assert max(server.asked.values()) == 2 and 0 < twice <= 2 * in_flight, twice
 
 
 # ---- exec: and http:

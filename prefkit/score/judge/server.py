@@ -48,10 +48,11 @@ class ServerBackend:
             timeout=o.timeout,
             tries=o.tries,
             answers=Answers(path),
+            version=o.revision,
         )
 
     def close(self) -> None:
-        """Ends what is under way."""
+        """Ends what is under way, and writes down what was answered."""
         if self.client is not None:
             self.client.close()
 

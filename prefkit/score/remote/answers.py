@@ -8,10 +8,14 @@ import threading
 import time
 from pathlib import Path
 
+from prefkit.errors import StoreError
+
+LINGER = 0.5  # seconds for which an answer may be kept in memory alone while others come
 TABLE = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, status INTEGER, body TEXT, error TEXT, final INTEGER,"
     " tries INTEGER, time REAL)"
 )
+Row = tuple[str, int, "str | None", "str | None", int, int, float]  # as in TABLE
 
 
 def default_path() -> Path:
@@ -23,31 +27,79 @@ class Answers:
     """An SQLite table, safe for several threads and processes.
 
     An error is kept beside its status and the number of tries. It is `final` where the question itself is at fault (HTTP
-    400, 413, 422): such a question is not asked again. Others are asked again by the next run.
+    400, 413, 414, 415, 422): such a question is not asked again. Others are asked again by the next run.
+
+    Rows are written many at a time: a transaction for each took longer than all else between an answer and the next
+    question. `get` knows what waits to be written; a kill costs what came since the last `flush`, LINGER seconds or a call.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = threading.Lock()
-        self.db = sqlite3.connect(path, check_same_thread=False, timeout=60, isolation_level=None)
-        with self.lock:
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=NORMAL")
-            self.db.execute(TABLE)
+        self.path = path
+        self.waiting: dict[str, Row] = {}
+        self.adding, self.writing, self.reading = threading.Lock(), threading.Lock(), threading.Lock()
+        self.written = time.monotonic()
+        self.closed = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.db, self.reader = self._open(), self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise self._broken(error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, check_same_thread=False, timeout=60, isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute(TABLE)
+        return db
 
     def get(self, key: str) -> tuple[str | None, str | None] | None:
-        """(body, error) of an answer or a final error; None where there is neither."""
-        with self.lock:
-            row = self.db.execute("SELECT body, error FROM answers WHERE key = ? AND final = 1", (key,)).fetchone()
-        return row
+        """(body, error) of an answer or a final error; None where there is neither. Raises StoreError."""
+        row = self.waiting.get(key)
+        if row is not None:
+            return (row[2], row[3]) if row[4] else None
+        try:
+            with self.reading:
+                return self.reader.execute(
+                    "SELECT body, error FROM answers WHERE key = ? AND final = 1", (key,)
+                ).fetchone()
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
 
     def put(self, key: str, status: int, body: str | None, error: str | None, final: bool, tries: int) -> None:
-        with self.lock:
-            self.db.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (key, status, body, error, int(final), tries, time.time()),
-            )
+        """Raises StoreError where the file cannot be written."""
+        with self.adding:
+            self.waiting[key] = (key, status, body, error, int(final), tries, time.time())
+        if time.monotonic() - self.written > LINGER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, in one transaction. Raises StoreError."""
+        with self.writing:
+            with self.adding:
+                rows = list(self.waiting.values())
+            if not rows or self.closed:
+                return
+            try:
+                self.db.execute("BEGIN IMMEDIATE")
+                self.db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                self.db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise self._broken(error) from error
+            self.written = time.monotonic()
+            with self.adding:
+                for row in rows:  # a newer row of the same key stays
+                    if self.waiting.get(row[0]) is row:
+                        del self.waiting[row[0]]
 
     def close(self) -> None:
-        with self.lock:
+        """Writes what waits; what comes later is not kept."""
+        self.flush()
+        with self.writing, self.reading:
+            self.closed = True
             self.db.close()
+            self.reader.close()
+
+    def _broken(self, error: Exception) -> StoreError:
+        return StoreError(f"the file of answers {self.path}: {error}. Remove it, or name another with `cache`.")

@@ -37,7 +37,7 @@ class Connection:
     """To one server, through the proxy that the environment names (HTTPS_PROXY, NO_PROXY) if any."""
 
     def __init__(self, url: SplitResult, timeout: float) -> None:
-        self.url, self.timeout = url, timeout
+        self.url, self.timeout, self.requests = url, timeout, 0
         self.http = self._open()
 
     def _open(self) -> http.client.HTTPConnection:
@@ -61,6 +61,7 @@ class Connection:
     ) -> tuple[int, str | None, bytes]:
         """(status, Retry-After, body). Raises OSError or HTTPException; TimeoutError past the limit for the whole."""
         deadline = time.monotonic() + self.timeout
+        self.requests += 1
         try:
             self.http.request(method, self.prefix + path, body, dict(headers))
             response = self.http.getresponse()
