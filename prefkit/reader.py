@@ -13,6 +13,12 @@ from prefkit.store import Store, read_part
 PARTS_IN_MEMORY = 4
 
 
+def run_of(pairs: Path) -> Store | None:
+    """The run that a folder of pairs lies in as pairs/NAME: what its pairs name stands there, where images were left out."""
+    run = pairs.resolve().parent.parent
+    return Store(run) if pairs.resolve().parent.name == "pairs" and (run / "run.json").exists() else None
+
+
 class CandidateReader:
     """`reader["id"]` is the stored row as a dict (see types.candidate_schema). Sequential ids are cheap."""
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefkit.errors import UsageError
+from prefkit.reader import CandidateReader, run_of
 from prefkit.types import caption_key, digest
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
     for name in ("jpg_0", "jpg_1"):
         if isinstance(table.features[name], datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
+    run = run_of(folder)
+    reader = lru_cache(1)(CandidateReader)
     wanted = [name for name in (*NEEDED[2:], "p", *columns) if name in table.column_names]
     rows = [
         Preference(row["caption"], _side(fit, n, row), ((n, 0), (n, 1)), {name: row[name] for name in columns})
@@ -90,8 +94,12 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
     ]
 
     def encoded(image: tuple[int, int]) -> bytes:
-        value = table[image[0]][f"jpg_{image[1]}"]
-        return value["bytes"] if isinstance(value, dict) else value
+        row, side = table[image[0]], image[1]
+        value = row[f"jpg_{side}"]
+        value = value["bytes"] if isinstance(value, dict) else value
+        if value is None and run is not None and row.get(f"candidate_{side}"):  # ids and scalars only
+            return reader(run).image(row[f"candidate_{side}"])
+        return value
 
     return Preferences(rows, encoded, digest([_file_digest(file) for file in files]))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError, UsageError
-from prefkit.hub.push_shards import Shards
 from prefkit.hub.takedown import Removed
+from prefkit.parquet import Shards, read_rows
 from prefkit.reader import CandidateReader
 from prefkit.types import digest
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 #: folders under pairs/NAME that are configs of their own, not splits
 FURTHER = ("ties", "lists")
 SPLIT = re.compile(r"\w+(\.\w+)*")  # what datasets takes as the name of a split
-READ_ROWS = 32
 SHOWN = 12
 
 
@@ -84,16 +83,13 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
     return dict(sorted(found.items(), key=lambda item: (item[0] != "train", item[0])))
 
 
-def read_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
+def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     """Rows of files with one schema, a few at a time. Raises StoreError naming the file."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for path in files:
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(READ_ROWS):
-                    yield from batch.to_pylist()
+            yield from read_rows(path)
         except (pa.ArrowException, OSError) as error:
             raise StoreError(
                 f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:160].rstrip('.')}. Make these pairs "
@@ -147,7 +143,7 @@ def _copied(config: str, files: list[Path], folder: Path, split: str, how: Any, 
     schema = _schema(files)
     _note(staged, config, split, schema)
     with Shards(folder, schema) as shards:
-        for row in read_rows(files):
+        for row in _rows(files):
             if out.hits({k: v for k, v in row.items() if k != "caption"}):
                 staged.dropped[config] = staged.dropped.get(config, 0) + 1
                 continue

@@ -9,11 +9,13 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.hub.rows import split_of_name
-from prefkit.reader import CandidateReader
+from prefkit.parquet import read_rows
+from prefkit.reader import CandidateReader, run_of
 from prefkit.store import Store
 
-BATCH = 16
-NEEDS = ("jpg_0", "jpg_1", "label_0", "caption")
+#: folders of other configs than the pairs
+FURTHER = ("ties", "lists", "candidates", "comparisons")
+NEEDS = ("label_0", "caption")
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ class Pairs:
 
     def __init__(self, where: str) -> None:
         self.folder = find(where)
-        run = self.folder.parent.parent
+        self.run = run_of(self.folder)
         self.reader: CandidateReader | None = None
-        self.run = run if self.folder.parent.name == "pairs" and (run / "run.json").exists() else None
         self.files: list[tuple[str, Path]] = []
         for path in sorted(self.folder.rglob("*.parquet")):
             name = path.relative_to(self.folder)
-            if not any(part.startswith(".") for part in name.parts):
+            further = len(name.parts) > 2 and name.parts[0] in FURTHER
+            if not further and not any(part.startswith(".") for part in name.parts):
                 split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
                 self.files.append((split or split_of_name(name.as_posix()) or "train", path))
         if not self.files:
@@ -74,15 +76,13 @@ class Pairs:
         for split, path in self.files:
             row = 0
             try:
-                with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-                    absent = [name for name in NEEDS if name not in file.schema_arrow.names]
-                    if absent:
-                        raise UsageError(f"export: {path} has no {', '.join(absent)}; pairs have {', '.join(NEEDS)}.")
-                    for batch in file.iter_batches(BATCH):
-                        for values in batch.to_pylist():
-                            row += 1
-                            yield self._pair(f"{path} row {row}", number, split, values)
-                            number += 1
+                absent = [name for name in NEEDS if name not in pq.read_schema(path).names]
+                if absent:
+                    raise UsageError(f"export: {path} has no {', '.join(absent)}; pairs have {', '.join(NEEDS)}.")
+                for values in read_rows(path):
+                    row += 1
+                    yield self._pair(f"{path} row {row}", number, split, values)
+                    number += 1
             except (pa.ArrowException, OSError) as error:
                 text = " ".join(str(error).split())[:160]
                 raise UsageError(
@@ -101,14 +101,14 @@ class Pairs:
         return PairOut(number, split, values["caption"] or "", images[side], images[1 - side], side, rest)
 
     def _image(self, where: str, values: dict[str, Any], i: int) -> bytes:
-        found = values[f"jpg_{i}"]
+        found = values.get(f"jpg_{i}")
         if isinstance(found, dict):
             found = found.get("bytes")
         if isinstance(found, bytes) and found:
             return found
         candidate = values.get(f"candidate_{i}")
         if self.run is not None and candidate:
-            self.reader = self.reader or CandidateReader(Store(self.run))
+            self.reader = self.reader or CandidateReader(self.run)
             return self.reader.image(candidate)
         raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row or fill it in.")
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.hub.known import stored_requests
-from prefkit.hub.shards import Shards, card
+from prefkit.hub.shards import BySplit, card
+from prefkit.parquet import Shards
 from prefkit.reader import CandidateReader
 from prefkit.store import Store, write_json
 from prefkit.types import digest
@@ -80,7 +81,8 @@ def _tally(store: Store, name: str, base: sqlite3.Connection) -> int:
 def _write(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
     reader = CandidateReader(store)
     asked = {row["request_id"]: (row["prompt"], row["split"]) for row in stored_requests(store)}
-    writers: dict[str, Shards] = {}
+    schema = _schema()
+    writers = BySplit(lambda split: Shards(partial / split, schema))
     for a, b, p in _preferred(base):
         rows = {cid: reader[cid] for cid in (a, b)}
         if rows[a]["request_id"] != rows[b]["request_id"]:
@@ -97,12 +99,8 @@ def _write(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> 
                 f"model_{i}": _model(rows[cid]),
             }
         found["strategy"] = "imported verdicts"
-        if split not in writers:
-            writers[split] = Shards(partial / split, "part-", _schema())
-        writers[split].put(found, len(found["jpg_0"]) + len(found["jpg_1"]))
-    for writer in writers.values():
-        writer.close()
-    return {split: writers[split].count for split in sorted(writers)}
+        writers[split].put(found)
+    return writers.close()
 
 
 def _preferred(base: sqlite3.Connection) -> Iterator[tuple[str, str, float]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefkit.errors import UsageError
+from prefkit.parquet import READ_ROWS, read_rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-BATCH = 16
 CHUNK = 1 << 20
 SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(_unique)?(?=[_./-]|$)")
 
@@ -91,20 +91,16 @@ def _file(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
 
 def _parquet(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     done = 0
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-            wanted = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
-            for batch in file.iter_batches(BATCH, columns=wanted):
-                for row in batch.to_pylist():
-                    done += 1
-                    yield row
+        for row in read_rows(path, columns):
+            done += 1
+            yield row
     except (pa.ArrowException, OSError, ValueError) as error:
         text = " ".join(str(error).split())[:160]
         raise UsageError(
-            f"{path} row {done + 1} (or one of the {BATCH - 1} after it): cannot be read as Parquet ({text}). Fetch the file again."
+            f"{path} row {done + 1} (or one of the {READ_ROWS - 1} after it): cannot be read as Parquet ({text}). Fetch the file again."
         ) from error
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from prefkit.pair.pool import Pool
+from prefkit.parquet import ROW_GROUP_BYTES, Shards
 
-ROW_GROUP_BYTES = 64 << 20
-SHARD_BYTES = 400 << 20
 ROWS = 1 << 17  # pairs whose scalars are in memory at a time
+REPEATED = ("caption", "request_id", "strategy", "model_0", "model_1")
 IMAGES = [("jpg_0", pa.binary()), ("jpg_1", pa.binary())]
 FIXED: list[tuple[str, pa.DataType]] = [
     *IMAGES,
@@ -111,19 +110,18 @@ def write_pairs(table: PairTable, pairs: pd.DataFrame, folder: Path, image: Call
     """
     splits = {}
     for split, part in table.splits(pairs):
-        writer = ShardWriter(folder / split, pair_schema(table.aliases))
-        for start in range(0, len(part), ROWS):
-            embed(table.scalars(part.iloc[start : start + ROWS]), writer, image)
-        writer.close()
+        with Shards(folder / split, pair_schema(table.aliases), repeated=REPEATED) as shards:
+            for start in range(0, len(part), ROWS):
+                _embed(table.scalars(part.iloc[start : start + ROWS]), shards, image)
         splits[split] = len(part)
     return splits
 
 
-def embed(scalars: pa.Table, writer: ShardWriter, image: Callable[[str], bytes] | None) -> None:
-    """Write rows with their images, which are fetched as they are written. Also what fills a dataset made without."""
+def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes] | None) -> None:
+    """Write rows with their images, which are fetched as they are written."""
     if image is None:
         nulls = pa.nulls(len(scalars), pa.binary())
-        writer.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls), 0)
+        shards.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls))
         return
     names = [scalars[f"candidate_{i}"].to_pylist() for i in (0, 1)]
     held: tuple[list[bytes], list[bytes]] = ([], [])
@@ -136,51 +134,17 @@ def embed(scalars: pa.Table, writer: ShardWriter, image: Callable[[str], bytes] 
             part = scalars.slice(start, row + 1 - start)
             for i, kept in enumerate(held):
                 part = part.add_column(i, f"jpg_{i}", pa.array(kept, pa.binary()))
-            writer.write(part, size)
+            shards.write(part)
             held, size, start = ([], []), 0, row + 1
-
-
-class ShardWriter:
-    """Parquet shards with row groups of bounded size; image bytes neither compressed nor dictionary-encoded."""
-
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        folder.mkdir(parents=True)
-        self.folder, self.schema = folder, schema
-        self.written = self.number = 0
-        self.writer: pq.ParquetWriter | None = None
-
-    def write(self, table: pa.Table, size: int) -> None:
-        """One row group. size: bytes of its images."""
-        if self.writer is None:
-            binary = {f.name for f in self.schema if pa.types.is_binary(f.type)}
-            repeated = {"caption", "request_id", "strategy", "model_0", "model_1"}
-            self.writer = pq.ParquetWriter(
-                self.folder / f"part-{self.number:05d}.parquet",
-                self.schema,
-                compression={n: "NONE" if n in binary else "snappy" for n in self.schema.names},
-                use_dictionary=[n for n in self.schema.names if n in repeated],
-                write_page_index=True,
-                write_page_checksum=True,
-            )
-        self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
-        self.written += size + table.nbytes
-        if self.written >= SHARD_BYTES:
-            self.close()
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer, self.written, self.number = None, 0, self.number + 1
 
 
 def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> int:
     """ties/SPLIT/part-*.parquet: pairs within the tie threshold, labels 1/2, ids and scalars without images."""
     schema = pa.schema([f for f in pair_schema(table.aliases) if not f.name.startswith("jpg_")])
     for split, part in table.splits(ties):
-        writer = ShardWriter(folder / "ties" / split, schema)
-        for start in range(0, len(part), ROWS):
-            writer.write(table.scalars(part.iloc[start : start + ROWS], tie=True), 0)
-        writer.close()
+        with Shards(folder / "ties" / split, schema, repeated=REPEATED) as shards:
+            for start in range(0, len(part), ROWS):
+                shards.write(table.scalars(part.iloc[start : start + ROWS], tie=True))
     return len(ties)
 
 
@@ -195,10 +159,9 @@ def write_lists(table: PairTable, value: np.ndarray, folder: Path) -> int:
     differ = value[order[ends - 1]] < value[order[first]] if len(first) else np.zeros(0, bool)
     lists = pd.DataFrame({"win": order[first], "start": first, "end": ends})[differ]
     for split, part in table.splits(lists):
-        writer = ShardWriter(folder / "lists" / split, LISTS)
-        for begin in range(0, len(part), ROWS):
-            writer.write(_list_rows(table, value, order, part.iloc[begin : begin + ROWS]), 0)
-        writer.close()
+        with Shards(folder / "lists" / split, LISTS) as shards:
+            for begin in range(0, len(part), ROWS):
+                shards.write(_list_rows(table, value, order, part.iloc[begin : begin + ROWS]))
     return len(lists)
 
 

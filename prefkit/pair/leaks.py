@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefkit.pair.curate import NEAR_LEVELS, thumbs_of
+from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS, thumbs_of
 from prefkit.pair.pool import Pool
 
 
@@ -52,12 +52,29 @@ def _images(pool: Pool, members: np.ndarray, split: np.ndarray, seen: pd.DataFra
         sha = pool.sha256.take(pa.array(frame.row.to_numpy())).combine_chunks().dictionary_encode().indices
         return int(_in_several(pc.fill_null(sha, -1).to_numpy(zero_copy_only=False) + 1, side).sum())
     looked = seen.iloc[members]
-    codes = pd.factorize(looked["hash"])[0]
-    suspects = np.flatnonzero(_in_several(codes, side))
-    thumbs = thumbs_of(looked.iloc[suspects])
-    twins = set()
-    for rows in pd.Series(np.arange(len(suspects))).groupby(codes[suspects]).indices.values():
-        near = np.abs(thumbs[rows][:, None] - thumbs[rows][None, :]).max(axis=2) <= NEAR_LEVELS
-        other = side[suspects[rows]][:, None] != side[suspects[rows]][None, :]
-        twins |= set(rows[(near & other).any(axis=1)].tolist())
-    return len(twins)
+    return int(twins(looked["hash"].to_numpy().astype(np.uint64), thumbs_of(looked), side).sum())
+
+
+def twins(hashes: np.ndarray, thumbs: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """[N] bool: another side has an image within NEAR_BITS of the hash and NEAR_LEVELS of the thumbnail.
+
+    hashes [N] uint64, thumbs [N, 48], side [N]. Two hashes that differ in NEAR_BITS have one of NEAR_BITS + 1 bands of
+    bits in common, so each band sorts the images such that twins stand close: by band, then by one cell of the thumbnail.
+    """
+    found = np.zeros(len(hashes), bool)
+    cell = thumbs[:, int(np.argmax(thumbs.std(axis=0)))]
+    for bits in np.array_split(np.arange(64, dtype=np.uint64), NEAR_BITS + 1):
+        band = hashes & np.bitwise_or.reduce(np.uint64(1) << bits)
+        order = np.lexsort((cell, band))
+        here, step = np.arange(len(order) - 1), 1
+        while len(here):
+            i, j = order[here], order[here + step]
+            together = (band[i] == band[j]) & (cell[j] - cell[i] <= NEAR_LEVELS)
+            here, i, j = here[together], i[together], j[together]
+            like = (side[i] != side[j]) & (np.bitwise_count(hashes[i] ^ hashes[j]) <= NEAR_BITS)
+            i, j = i[like], j[like]
+            near = np.abs(thumbs[i] - thumbs[j]).max(axis=1, initial=0) <= NEAR_LEVELS
+            found[i[near]] = found[j[near]] = True
+            step += 1
+            here = here[here + step < len(order)]
+    return found

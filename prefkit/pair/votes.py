@@ -60,8 +60,7 @@ def compared_pairs(pool: Pool, votes: pd.DataFrame, bradley_terry: bool, prior: 
     found = found[found.votes >= least].sort_values(["i", "j"])
     groups = request[found.i]
     strength = np.zeros(len(pool))
-    for code in pd.unique(groups):
-        rows = found[groups == code]
+    for _, rows in found.groupby(groups):
         members = np.unique(np.r_[rows.i, rows.j])
         at = {m: k for k, m in enumerate(members)}
         won = np.zeros((len(members), len(members)))

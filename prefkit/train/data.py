@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prefkit.errors import UsageError
 from prefkit.models.trees import Tree, to_device
+from prefkit.reader import CandidateReader
 from prefkit.store import Store
 from prefkit.train.cache import Cache
 from prefkit.train.pairs import PairRow, PairSource, Side
@@ -142,8 +143,9 @@ def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tu
         if image is not None:
             return _size(image, source, row)
         break
-    found = store.iter_candidates(ids={pairs[0].win.candidate or ""})
-    return next((_size(c.image, source, 0) for c in found if c.image is not None), (512, 512))
+    found = CandidateReader(store)
+    name = pairs[0].win.candidate or ""
+    return _size(found.image(name), source, 0) if name in found else (512, 512)
 
 
 def fill_latents(

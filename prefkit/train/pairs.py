@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.output import warn
+from prefkit.parquet import READ_ROWS, read_rows
+from prefkit.reader import CandidateReader, run_of
 from prefkit.types import digest
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ FURTHER = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_u
 IMAGES = ("jpg_0", "jpg_1")
 SCORE = "score_0_"
 HELD_OUT = ("test", "val", "eval")
-READ_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,12 @@ class PairRow:
 
 
 class PairSource:
-    """Where pairs come from: Parquet files, or one Arrow table."""
+    """Where pairs come from: Parquet files, or one Arrow table. run: holds the images that the pairs only name."""
 
-    def __init__(self, name: str, files: Sequence[Path] = (), table: pa.Table | None = None) -> None:
-        self.name, self.files, self.table = name, files, table
+    def __init__(
+        self, name: str, files: Sequence[Path] = (), table: pa.Table | None = None, run: Store | None = None
+    ) -> None:
+        self.name, self.files, self.table, self.run = name, files, table, run
 
     @classmethod
     def find(cls, store: Store, name: str) -> PairSource:
@@ -83,7 +86,7 @@ class PairSource:
                              "a datasets id such as owner/name.")  # fmt: skip
         folders = [folder for folder in (store.folder / "pairs" / name, Path(name)) if name and folder.is_dir()]
         if folders:
-            return cls(name, files=_parquet_files(folders[0]))
+            return cls(name, files=_parquet_files(folders[0]), run=run_of(folders[0]))
         if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
             return cls(name, table=_from_hub(name))
         known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
@@ -110,7 +113,6 @@ class PairSource:
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows in order, as dicts of the given columns."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         if self.table is not None:
             for batch in self.table.select(list(columns)).to_batches(max_chunksize=READ_ROWS):
@@ -118,9 +120,7 @@ class PairSource:
             return
         for path in self.files:
             try:
-                with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    for batch in file.iter_batches(READ_ROWS, columns=list(columns)):
-                        yield from batch.to_pylist()
+                yield from read_rows(path, columns)
             except (pa.ArrowException, OSError) as error:
                 raise self._damaged(path, error) from error
 
@@ -131,8 +131,14 @@ class PairSource:
 
     def images(self) -> Iterator[tuple[int, bytes | None, bytes | None]]:
         """(row, encoded image 0, encoded image 1)"""
-        for number, row in enumerate(self.rows(IMAGES)):
+        names = [f"candidate_{i}" for i in (0, 1)] if self.run is not None else []
+        reader: CandidateReader | None = None
+        for number, row in enumerate(self.rows([*IMAGES, *(name for name in names if name in self.columns())])):
             both = [_encoded(row[name]) for name in IMAGES]
+            for i, name in enumerate(names):
+                if self.run is not None and both[i] is None and row.get(name):
+                    reader = reader or CandidateReader(self.run)
+                    both[i] = reader.image(row[name]) if row[name] in reader else None
             if not all(image is None or isinstance(image, bytes) for image in both):
                 raise UsageError(
                     f"pairs {self.name}, row {number}: jpg_0 and jpg_1 must hold encoded images (bytes, or the image type "

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "prefkit"
 LEVELS = [
     {"errors", "types"},
-    {"registry", "recipe", "config", "store", "decisions", "output", "reader", "helptext", "tiny"},
+    {"registry", "recipe", "config", "store", "decisions", "output", "parquet", "reader", "helptext", "tiny"},
     {"models"},
     {"generate", "score", "pair", "hub"},
     {"train", "fit", "evaluate", "report"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Pair, Recipe
+from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS
+from prefkit.pair.leaks import twins
 from prefkit.store import Store, candidate_row, comparison_row, write_json
 from prefkit.types import Candidate, Comparison, Request
 
@@ -240,3 +243,36 @@ def test_twins_across_splits_are_counted(bench):
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
     assert report["splits"]["prompts"] == 2 and any("twin by prompt" in text for text in report["warnings"])
+
+
+def test_images_that_are_nearly_one_across_splits_are_found_as_by_brute_force():
+    """Drawn around few centres, so that many are close: within 0 to 6 bits, and 0 to 6 levels."""
+    rng = np.random.default_rng(4)
+    size, centres = 300, 100
+    at = rng.integers(0, centres, size)
+    hashes = rng.integers(0, 2**63, centres).astype(np.uint64)[at]
+    for _ in range(3):
+        hashes ^= np.where(
+            rng.random(size) < 0.3, np.uint64(1) << rng.integers(0, 64, size).astype(np.uint64), np.uint64(0)
+        )
+    thumbs = rng.integers(0, 250, (centres, 48)).astype(np.int16)[at] + rng.integers(0, 5, (size, 48)).astype(np.int16)
+    thumbs[np.arange(size), rng.integers(0, 48, size)] += rng.integers(0, 3, size).astype(np.int16)
+    side = rng.integers(0, 3, size)
+    apart = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= NEAR_BITS
+    apart &= np.abs(thumbs[:, None] - thumbs[None]).max(axis=2) <= NEAR_LEVELS
+    wanted = (apart & (side[:, None] != side[None])).any(axis=1)
+    assert 0.1 < wanted.mean() < 0.9
+    assert np.array_equal(twins(hashes, thumbs, side), wanted)
+    order = rng.permutation(size)
+    assert np.array_equal(twins(hashes[order], thumbs[order], side[order]), wanted[order])
+
+
+def test_a_held_out_image_that_is_nearly_a_training_image_is_warned_of(bench):
+    """Three levels brighter and of another sha256, in a request of another prompt."""
+    first = np.random.default_rng(0).integers(20, 220, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+    bench.grow(3, {("r0", 2): png(first), ("r2", 2): png(first + 3)})
+    requests = bench.store.requests()
+    bench.store.write_requests([replace(r, split="test") if r.request_id == "r2" else r for r in requests])
+    bench.pair()
+    report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
+    assert report["splits"]["images"] == 2 and any("twin in another split" in text for text in report["warnings"])

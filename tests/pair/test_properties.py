@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,11 +12,13 @@ from hypothesis import strategies as st
 from prefkit import registry
 from prefkit.pair.block import ScoreTable, blocks
 from prefkit.pair.choose import choose_pairs
+from prefkit.pair.pool import Pool
 
 BY_VALUE = ["topk_bottomk", "margin", "all_pairs", "threshold_all", "pareto", "consensus"]
 NAMES = [*BY_VALUE, "per_scorer"]
 CAPS = {"topk_bottomk": "k", "per_scorer": "k"}
 quick = settings(max_examples=40, deadline=None, derandomize=True)
+few = settings(quick, max_examples=15)
 
 
 @st.composite
@@ -176,3 +180,60 @@ def test_the_fashiondpo_preset_is_the_published_rule():
     assert rows == fashiondpo(raw) and len(rows) == len(found.pairs)
     counts = np.bincount(found.pairs.win.to_numpy() // 7, minlength=60)
     assert set(counts) <= {0, 6, 10, 12}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(tables(), st.sampled_from(["none", "centred", "zscore", "minmax", "rank"]), st.sampled_from([0.0, 0.3]))
+def test_what_becomes_a_pair_is_better_than_the_tie_and_what_is_a_tie_is_not(name, table, how, tie):
+    """Two requests, one of equal candidates, through normalisation, tie threshold and cap."""
+    scores = np.concatenate([table[1], np.ones((3, table[1].shape[1]))])
+    scores = scores[~np.isnan(scores).any(axis=1)]
+    groups = np.r_[np.zeros(len(scores) - 3, int), np.ones(3, int)]
+    columns = {f"s{i}": scores[:, i] for i in range(scores.shape[1])}
+    ones = dict.fromkeys(columns, 1.0)
+    strategy = registry.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
+    found = choose_pairs(columns, ones, ones, groups, strategy, normalise=how, tie=tie, name=name)
+    own = found.value if name != "per_scorer" else None
+    for frame, kept in ((found.pairs, True), (found.ties, False)):
+        gap = frame.score_gap.to_numpy()
+        if own is not None:
+            assert np.array_equal(gap, own[frame.win] - own[frame.lose]) and ((gap > tie) == kept).all()
+        assert (gap > 0).all() or not kept
+        assert (groups[frame.win] == groups[frame.lose]).all() and (frame.win != frame.lose).all()
+    assert not (groups[found.pairs.win] == 1).any()
+    both = [frozenset(pair) for pair in zip(found.pairs.win, found.pairs.lose)]
+    assert len(both) == len(set(both)) <= 2 * (len(columns) if name == "per_scorer" else 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(st.integers(2, 7), st.integers(0, 10**6))
+def test_under_ranks_a_monotone_transformation_of_a_scorer_changes_nothing(name, count, seed):
+    columns = dict(zip("ab", np.random.default_rng(seed).normal(size=(2, 2 * count))))
+    groups, ones = np.repeat([0, 1], count), dict.fromkeys(columns, 1.0)
+    found = []
+    for turned in (columns, {"a": np.exp(2 * columns["a"]), "b": columns["b"] ** 3 - 100}):
+        strategy = registry.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
+        found.append(choose_pairs(turned, ones, ones, groups, strategy, normalise="rank", name=name).pairs)
+    assert found[0].equals(found[1])
+
+
+@few
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.sampled_from(["a", "b", "tie"]), st.integers(0, 3)), max_size=25), st.booleans())  # fmt: skip
+def test_votes_prefer_what_more_people_chose_however_they_were_shown(said, bradley_terry):
+    from prefkit.pair.votes import compared_pairs
+
+    ids = pa.chunked_array([[f"c{i}" for i in range(6)]])
+    pool = Pool(pd.DataFrame({"row": np.arange(6), "request": np.repeat([0, 1], 3)}), ids, ids, pa.table({}), ["own"])
+    share = {"a": 1.0, "b": 0.0, "tie": 0.5}
+    rows = {(min(a, b), max(a, b), judge): share[o] if a < b else 1 - share[o] for a, b, o, judge in said if a != b}
+    votes = pd.DataFrame([(f"c{a}", f"c{b}", str(j), s) for (a, b, j), s in rows.items()], columns=["a", "b", "judge", "share"])  # fmt: skip
+    found = compared_pairs(pool, votes, bradley_terry, 1.0, 1)
+    inside = {(a, b) for a, b, _ in rows if a // 3 == b // 3}
+    assert {(min(w, x), max(w, x)) for w, x in zip(found.win, found.lose)} == inside and len(found) == len(inside)
+    for row in found.itertuples():
+        mine = [s if row.win < row.lose else 1 - s for (a, b, _), s in rows.items() if {a, b} == {row.win, row.lose}]
+        assert row.score_gap >= 0 and row.p >= 0.5
+        if not bradley_terry:
+            assert row.p == pytest.approx(np.mean(mine)) and row.score_gap == pytest.approx(2 * np.mean(mine) - 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.hub.pairs_in import Pairs
-from prefkit.hub.shards import Shards, card
+from prefkit.hub.shards import finish, in_data
 
 TEXT = "Preference pairs: `chosen` won over `rejected` for `prompt`; `p` is how sure that is."
 
@@ -34,28 +34,15 @@ class ChosenRejected:
                 "rejected_model": text, "p": number, "score_gap": number,
             }
         ).arrow_schema  # fmt: skip
-        writers: dict[str, Shards] = {}
+        writers = in_data(out, schema)
         for pair in pairs.rows():
-            if pair.split not in writers:
-                writers[pair.split] = Shards(out / "data", f"{pair.split}-", schema)
             row = {
                 self.options.prompt: pair.caption, "chosen": {"bytes": pair.win, "path": None},
                 "rejected": {"bytes": pair.lose, "path": None}, "chosen_model": pair.of("model", True),
                 "rejected_model": pair.of("model", False), "p": pair.p, "score_gap": pair.columns.get("score_gap"),
             }  # fmt: skip
-            writers[pair.split].put(row, len(pair.win) + len(pair.lose))
+            writers[pair.split].put(row)
         return finish(writers, out, "Chosen and rejected images", TEXT)
-
-
-def finish(writers: dict[str, Shards], out: Path, title: str, text: str) -> dict[str, Any]:
-    """Close the shards and write the README.md that says which files are which split."""
-    for writer in writers.values():
-        writer.close()
-    card(out, title, text, [(split, f"data/{split}-*.parquet") for split in sorted(writers)])
-    return {
-        "pairs": sum(w.count for w in writers.values()),
-        **{split: writers[split].count for split in sorted(writers)},
-    }
 
 
 plugin = ChosenRejected

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefkit.hub.pairs_in import PairOut, Pairs
 from prefkit.hub.pictures import suffix_of
-from prefkit.hub.shards import Shards, card
+from prefkit.hub.shards import finish, in_data
 
 TEXT = "`image1` and `image2` for `prompt`, with the votes for each; a pair without counted votes is one vote of its winner."
 
@@ -33,15 +33,10 @@ class Rapidata:
         names: dict[str, Any] = {"prompt": text, "image1": Image(), "image2": Image(), "votes_image1": whole}
         names |= {"votes_image2": whole} | dict.fromkeys(("model1", "model2", "image1_path", "image2_path"), text)
         schema = Features(names | {"detailed_results": text}).arrow_schema
-        writers: dict[str, Shards] = {}
+        writers = in_data(out, schema)
         for pair in pairs.rows():
-            if pair.split not in writers:
-                writers[pair.split] = Shards(out / "data", f"{pair.split}-", schema)
-            writers[pair.split].put(self._row(pair), len(pair.win) + len(pair.lose))
-        for writer in writers.values():
-            writer.close()
-        card(out, "Votes on pairs of images", TEXT, [(split, f"data/{split}-*.parquet") for split in sorted(writers)])
-        return {"pairs": sum(w.count for w in writers.values()), **{s: writers[s].count for s in sorted(writers)}}
+            writers[pair.split].put(self._row(pair))
+        return finish(writers, out, "Votes on pairs of images", TEXT)
 
     def _row(self, pair: PairOut) -> dict[str, Any]:
         for_winner = max(round(self.options.votes * pair.p), self.options.votes // 2 + 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.hub.pairs_in import Pairs
-from prefkit.hub.shards import Shards, card
+from prefkit.hub.shards import finish, in_data
 
 TEXT = "For a judge: two images, the question which answers the prompt better, and the right and the wrong answer."
 
@@ -31,10 +31,8 @@ class TrlJudge:
 
         said = List({"role": Value("string"), "content": Value("string")})
         schema = Features({"images": List(Image()), "prompt": said, "chosen": said, "rejected": said}).arrow_schema
-        writers: dict[str, Shards] = {}
+        writers = in_data(out, schema)
         for pair in pairs.rows():
-            if pair.split not in writers:
-                writers[pair.split] = Shards(out / "data", f"{pair.split}-", schema)
             right, wrong = ("B", "A") if pair.side else ("A", "B")
             row = {
                 "images": [{"bytes": data, "path": None} for data in pair.images],
@@ -42,11 +40,8 @@ class TrlJudge:
                 "chosen": [{"role": "assistant", "content": right}],
                 "rejected": [{"role": "assistant", "content": wrong}],
             }
-            writers[pair.split].put(row, len(pair.win) + len(pair.lose))
-        for writer in writers.values():
-            writer.close()
-        card(out, "Which image is better", TEXT, [(split, f"data/{split}-*.parquet") for split in sorted(writers)])
-        return {"pairs": sum(w.count for w in writers.values()), **{s: writers[s].count for s in sorted(writers)}}
+            writers[pair.split].put(row)
+        return finish(writers, out, "Which image is better", TEXT)
 
 
 plugin = TrlJudge

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.hub.pairs_in import Pairs
-from prefkit.hub.shards import Shards, card
+from prefkit.hub.shards import finish, in_data
 
 TEXT = "`image` for `caption`, with `label` true where it won a pair and false where it lost one."
 
@@ -29,7 +29,7 @@ class Unpaired:
         from datasets import Features, Image, Value
 
         schema = Features({"image": Image(), "caption": Value("string"), "label": Value("bool")}).arrow_schema
-        writers: dict[str, Shards] = {}
+        writers = in_data(out, schema)
         seen: dict[bytes, int] = {}  # 16 bytes an image; bit 1: won, bit 2: lost
         found = {"pairs": 0, "desirable": 0, "undesirable": 0, "both": 0}
         for pair in pairs.rows():
@@ -42,13 +42,9 @@ class Unpaired:
                     continue
                 found["both"] += before == 3 - bit
                 found["desirable" if label else "undesirable"] += 1
-                if pair.split not in writers:
-                    writers[pair.split] = Shards(out / "data", f"{pair.split}-", schema)
                 row = {"image": {"bytes": data, "path": None}, "caption": pair.caption, "label": label}
-                writers[pair.split].put(row, len(data))
-        for writer in writers.values():
-            writer.close()
-        card(out, "Single images with labels", TEXT, [(split, f"data/{split}-*.parquet") for split in sorted(writers)])
+                writers[pair.split].put(row)
+        finish(writers, out, "Single images with labels", TEXT)
         return found
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.hub.pairs_in import PairOut, Pairs
 from prefkit.hub.pictures import suffix_of
-from prefkit.hub.shards import Shards
+from prefkit.hub.shards import BySplit
+from prefkit.parquet import Shards
 from prefkit.types import digest
 
 if TYPE_CHECKING:
@@ -58,21 +59,18 @@ class Verl:
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         encode = Encoder(self.options)
-        writers: dict[str, Shards] = {}
+        schema = _schema()
+        writers = BySplit(lambda split: Shards(out, schema, f"{split}-"))
         for pair in pairs.rows():
-            if pair.split not in writers:
-                writers[pair.split] = Shards(out, f"{pair.split}-", _schema())
             names = []
             for side, data in (("win", pair.win), ("lose", pair.lose)):
                 path = out / "images" / pair.split / f"{pair.number:07d}_{side}{suffix_of(data)}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
                 names.append(path.relative_to(out).as_posix())
-            row = self._row(pair, names) | encode(pair)
-            writers[pair.split].put(row, sum(len(row[name]) for name in TENSORS))
-        for writer in writers.values():
-            writer.close()
-        return {"pairs": sum(w.count for w in writers.values()), **{s: writers[s].count for s in sorted(writers)}}
+            writers[pair.split].put(self._row(pair, names) | encode(pair))
+        counts = writers.close()
+        return {"pairs": sum(counts.values()), **counts}
 
     def _row(self, pair: PairOut, names: list[str]) -> dict[str, Any]:
         def chat(text: str) -> list[dict[str, str]]:

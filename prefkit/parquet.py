@@ -1,0 +1,137 @@
+"""Parquet with images as prefkit reads and writes it: a few rows at a time, and shards that any reader takes.
+
+What the Hub's viewer and older trainers want of a shard: row groups of bounded size (the viewer refuses more than 286
+MiB), image bytes neither compressed nor in dictionaries nor in statistics, and the same bytes for the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+#: bytes of images in a row group and in a file, and rows in a group that Shards.put fills
+ROW_GROUP_BYTES = 64 << 20
+SHARD_BYTES = 400 << 20
+ROW_GROUP_ROWS = 10_000
+READ_ROWS = 16
+#: read at a time, instead of whole row groups: other people's have gigabytes
+READ_BYTES = 1 << 20
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a file as dicts, a few in memory at a time; of `columns` those that are there. Checksums are checked.
+
+    Raises pyarrow's ArrowException, or OSError, at the first row (of READ_ROWS) that cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES) as file:
+        wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+        for batch in file.iter_batches(READ_ROWS, columns=wanted):
+            yield from batch.to_pylist()
+
+
+class Shards:
+    """Writes FOLDER/PREFIX00000.parquet and on, made with the first row. `rows` counts what was written or is waiting.
+
+    repeated: the columns whose values repeat (None: all without images), which alone are worth a dictionary.
+    """
+
+    def __init__(
+        self, folder: Path, schema: pa.Schema, prefix: str = "part-", repeated: Sequence[str] | None = None
+    ) -> None:
+        leaves = _leaves(schema)
+        self.folder, self.schema, self.prefix = folder, schema, prefix
+        self.heavy = {name for name, heavy in leaves.values() if heavy}
+        scalar = [path for path, (_, heavy) in leaves.items() if not heavy]
+        self.options: dict[str, Any] = {
+            "compression": {path: "NONE" if heavy else "snappy" for path, (_, heavy) in leaves.items()},
+            "use_dictionary": scalar if repeated is None else [path for path in scalar if path in repeated],
+            "write_statistics": scalar,
+        }
+        self.waiting: list[Mapping[str, Any]] = []
+        self.size = self.written = self.number = self.rows = 0
+        self.writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._end()
+
+    def put(self, row: Mapping[str, Any]) -> None:
+        size = sum(weight(row.get(name)) for name in self.heavy)
+        if self.waiting and self.size + size > ROW_GROUP_BYTES:
+            self._flush()
+        self.waiting.append(row)
+        self.size += size
+        self.rows += 1
+        if len(self.waiting) >= ROW_GROUP_ROWS:
+            self._flush()
+
+    def write(self, table: pa.Table) -> None:
+        """One row group, its columns as in the schema."""
+        self.rows += len(table)
+        self._write(table)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self.waiting:
+            table = pa.Table.from_pylist([dict(row) for row in self.waiting], schema=self.schema)
+            self.waiting, self.size = [], 0
+            self._write(table)
+
+    def _write(self, table: pa.Table) -> None:
+        import pyarrow.parquet as pq
+
+        if self.writer is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{self.prefix}{self.number:05d}.parquet"
+            checks = {"write_page_index": True, "write_page_checksum": True}
+            self.writer = pq.ParquetWriter(path, self.schema, **self.options, **checks)
+        self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
+        self.written += table.nbytes
+        if self.written >= SHARD_BYTES:
+            self._end()
+
+    def _end(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer, self.written, self.number = None, 0, self.number + 1
+
+    def close(self) -> None:
+        self._flush()
+        self._end()
+
+
+def weight(value: Any) -> int:
+    """Bytes of the images in a cell: bytes themselves, or inside of structs and lists."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(weight, value.values()))
+    return sum(map(weight, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _leaves(schema: pa.Schema) -> dict[str, tuple[str, bool]]:
+    """Dotted name of each Parquet column -> (its column in the schema, whether it holds bytes)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema):
+        pass
+    columns = pq.ParquetFile(sink.getvalue()).schema
+    found = [columns.column(i) for i in range(len(columns))]
+    return {
+        c.path: (c.path.split(".")[0], c.physical_type == "BYTE_ARRAY" and c.logical_type.type == "NONE") for c in found
+    }
