@@ -1,0 +1,173 @@
+"""The study of objectives and pair strategies on the embedded wardrobe: README.md beside it has metric and rule.
+
+    python pipelines/study/run.py runs/study --seeds 0 1 2 --hours 10
+
+A cell is (objective, strength, strategy, seed): one training and one evaluation in OUT/seed-S, whose candidates, scores,
+pairs, caches and base images all cells of a seed share. What is done is in OUT/cells/*.json; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from table import chosen, outcome, write_tables
+
+from prefkit import Run
+from prefkit import recipe as reader
+from prefkit.config import Recipe
+from prefkit.store import read_json, write_json
+from prefkit.tiny.source import rows
+from prefkit.types import split_of
+
+TRAINING = ("learning_rate", "steps")  # strengths that are settings of the training, not of the objective
+JUDGED = ("palette", "fidelity", "taste")
+
+
+@dataclass(frozen=True)
+class Cell:
+    objective: str
+    strength: int
+    strategy: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}_{self.strength}_{self.strategy}"
+
+
+class Study:
+    """settings: study.yaml. out: where runs and results go; a study of other settings wants another folder."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], until: float) -> None:
+        self.out, self.settings, self.until = out, settings, until
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        kept = out / "settings.json"
+        if kept.exists() and read_json(kept) != settings:
+            raise SystemExit(f"{kept} was made with other settings: give this study another folder.")
+        write_json(kept, settings)
+        self.requests = out / "requests.jsonl"
+        self.requests.write_text("".join(json.dumps(row) + "\n" for row in requests(settings["valid_share"])))
+
+    # -- one cell -------------------------------------------------------------------------------------------------
+    def recipe(self, cell: Cell, controls: bool = False) -> Recipe:
+        s = self.settings
+        strength = s["objectives"][cell.objective][cell.strength]
+        options = {key: value for key, value in strength.items() if key not in TRAINING}
+        budget = {key: value for key, value in strength.items() if key in TRAINING}
+        budget["batch_size"] = round(s["train"]["batch_size"] * s["groups"].get(cell.objective, 1))
+        train = s["train"] | budget | {"pairs": cell.strategy, "seed": cell.seed, "controls": controls}
+        tree = s["recipe"] | {
+            "run": str(self.out / f"seed-{cell.seed}"),
+            "requests": {"source": str(self.requests), "split_column": "split"},
+            "train": {cell.name: train | {"objective": {"use": cell.objective, **options}}},
+            "eval": {
+                name: s["eval"] | {"models": [cell.name], "sets": {name: {"split": name}}} for name in ("valid", "test")
+            },
+        }
+        tree["eval"]["valid"]["best_of"] = 0
+        tree["generate"] = {"own": tree["generate"]["own"] | {"seed": cell.seed}}
+        return reader.build(Recipe, tree, "")
+
+    def measure(self, cell: Cell, where: str, controls: bool = False) -> dict[str, Any]:
+        """The outcome of a cell on the requests of a split, from the disk or made now."""
+        path = self.out / "cells" / f"{cell.seed}_{where}_{cell.name}.json"
+        if path.exists():
+            return read_json(path)
+        if time.time() > self.until:
+            raise TimeoutError
+        run, began = Run(recipe=self.recipe(cell, controls)), time.process_time()
+        run.generate()
+        run.score(["taste"])
+        if not (run.folder / "pairs" / cell.strategy).exists():
+            run.pair([cell.strategy])
+        share_cache(run, cell.name)
+        run.train([cell.name])
+        trained = time.process_time()
+        result = run.eval([where])
+        models = [cell.name] + [f"{cell.name}-{kind}" for kind in ("sft", "flipped") if controls]
+        found = outcome(run.store, where, models, result[where]["sets"][where], self.settings["eval"]["seeds"])
+        found |= {"cell": vars(cell), "set": where, "cpu_train": trained - began, "cpu_eval": time.process_time() - trained}
+        write_json(path, found)
+        print(f"{time.strftime('%H:%M:%S')} {path.stem} " + " ".join(f"{m}={v['gain']:+.3f}" for m, v in found["models"].items()), flush=True)
+        return found
+
+    # -- the order ------------------------------------------------------------------------------------------------
+    def strength(self, objective: str, seeds: list[int]) -> int:
+        """Chosen on validation requests, before the held-out ones are looked at."""
+        first, tried = self.settings["first"], range(len(self.settings["objectives"][objective]))
+        seeds = seeds[: self.settings["valid_seeds"]]
+        return chosen([[self.measure(Cell(objective, i, first, s), "valid") for s in seeds] for i in tried])
+
+    def run(self, objectives: list[str], strategies: list[str], seeds: list[int]) -> None:
+        """Objectives on the first strategy, then dpo on the others, then the rest of the grid, while time lasts."""
+        first = self.settings["first"]
+        try:
+            grid = [(o, first) for o in objectives] + [("dpo", s) for s in strategies if s != first]
+            grid += [(o, s) for s in strategies for o in objectives if (o, s) not in grid]
+            for objective, strategy in grid:
+                strength = self.strength(objective, seeds)
+                for seed in seeds:
+                    controls = (objective, strategy) == ("dpo", first)
+                    self.measure(Cell(objective, strength, strategy, seed), "test", controls)
+        except TimeoutError:
+            print("the time is over; the same command goes on", flush=True)
+        write_tables(self.out, self.settings)
+
+
+def requests(valid_share: float) -> list[dict[str, Any]]:
+    """Those of the demo, with a part of the training requests as a split of its own."""
+    found = []
+    for row in rows():
+        if row["split"] == "train" and split_of(row["prompt"], valid_share) == "test":
+            row = row | {"split": "valid"}
+        found.append(row)
+    return found
+
+
+def share_cache(run: Run, name: str) -> None:
+    """Latents and conditions are keyed by candidate and request, so that trainings of one run can share a folder."""
+    shared, own = run.folder / "cache", run.store.train(name) / "cache"
+    shared.mkdir(exist_ok=True)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    if not own.is_symlink():
+        own.symlink_to(shared.resolve(), target_is_directory=True)
+
+
+def read_settings(path: Path, now: bool) -> dict[str, Any]:
+    import yaml
+
+    settings = yaml.safe_load(path.read_text())
+    for dotted, value in settings.pop("now").items():
+        if now:
+            *parents, last = dotted.split(".")
+            at = settings
+            for key in parents:
+                at = at[key]
+            at[last] = value
+    return settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--hours", type=float, default=10.0, help="no cell starts after that")
+    parser.add_argument("--now", action="store_true", help="the small study of half an hour")
+    parser.add_argument("--objectives", nargs="+", help="default: all; dpo must be among them")
+    parser.add_argument("--strategies", nargs="+", help="default: all")
+    given = parser.parse_args()
+    settings = read_settings(Path(__file__).with_name("study.yaml"), given.now)
+    study = Study(given.out, settings, time.time() + 3600 * given.hours)
+    study.run(given.objectives or list(settings["objectives"]), given.strategies or list(settings["recipe"]["pair"]), given.seeds)
+
+
+if __name__ == "__main__":
+    main()

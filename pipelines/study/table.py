@@ -1,0 +1,182 @@
+"""From the cells of a study to its table: gains per request, percentile-bootstrap intervals, the rule of README.md."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefkit.evaluate.run import values
+from prefkit.evaluate.statistics import bootstrap_interval
+from prefkit.store import Store, read_json
+
+DIVERSE = 0.9  # least share of the base's background diversity
+
+
+def outcome(store: Store, where: str, models: list[str], rows: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """Of one evaluation: per model its gains, by request too, and how far it moved. rows: of result.json, by model."""
+    base = Store(store.eval(where) / where / "base")
+    wanted = set(base.candidates("own").frame(["request_id"]).request_id)
+    found: dict[str, Any] = {"models": {}, "base": {}, "best_of": {}}
+    for model in models:
+        folder, row = Store(store.eval(where) / where / model), rows[model]
+        gains = {alias: gain_of(base, folder, alias, wanted, seeds) for alias in ("palette", "fidelity", "taste")}
+        differ = row["palette"]["aspects"].get("which_background", {})
+        found["models"][model] = {
+            "gain": float(np.mean(list(gains["palette"].values()))),
+            "gain_fidelity": float(np.mean(list(gains["fidelity"].values()))),
+            "gains": gains,
+            "moved": row["palette"]["moved"] / row["palette"]["seed_distance"],
+            "diversity": ratio(differ.get("differ_tuned"), differ.get("differ_base")),
+            "image_diversity": ratio(row["palette"]["diversity_tuned"], row["palette"]["diversity_base"]),
+        }
+    found["base"] = {alias: float(np.mean(list(means(base, alias, wanted, seeds).values()))) for alias in ("palette", "fidelity")}
+    drawn = [values(base, "own", alias, wanted) for alias in ("taste", "palette", "fidelity")]
+    found["best_of"] = best_of(*drawn)
+    return found
+
+
+def means(folder: Store, alias: str, wanted: set[str], seeds: int) -> dict[str, float]:
+    """request -> mean score over its first `seeds` images."""
+    frame = values(folder, "own", alias, wanted)
+    return frame[frame["index"] < seeds].groupby("request_id").value.mean().to_dict()
+
+
+def gain_of(base: Store, tuned: Store, alias: str, wanted: set[str], seeds: int) -> dict[str, float]:
+    """request -> tuned minus base at equal seeds."""
+    before, after = (means(folder, alias, wanted, seeds) for folder in (base, tuned))
+    return {request: after[request] - before[request] for request in sorted(after)}
+
+
+def ratio(tuned: float | None, base: float | None) -> float | None:
+    return tuned / base if tuned is not None and base else None
+
+
+def best_of(reward: Any, *judges: Any) -> dict[str, list[dict[str, float]]]:
+    """N -> by judge, request -> expected score of that one of N base images which the reward likes best.
+
+    Exact over all choices of N of the m images: the k-th best (from 0) is the best of N in C(m-1-k, N-1) of C(m, N).
+    """
+    order = reward.sort_values(["request_id", "value"], ascending=[True, False])
+    m = int(order.groupby("request_id").size().min())
+    found: dict[str, list[dict[str, float]]] = {}
+    for n in range(1, m + 1):
+        weight = np.array([comb(m - 1 - k, n - 1) / comb(m, n) for k in range(m)])
+        found[str(n)] = []
+        for judge in judges:
+            ranked = order[["id", "request_id"]].merge(judge[["id", "value"]], on="id", how="left")
+            found[str(n)].append({r: float(v.to_numpy(float)[:m] @ weight) for r, v in ranked.groupby("request_id").value})
+    return found
+
+
+def chosen(tried: Sequence[Sequence[dict[str, Any]]]) -> int:
+    """strengths x seeds of outcomes -> the strength with the largest gain in both judges together; the first of equals."""
+
+    def gained(cells: Sequence[dict[str, Any]]) -> float:
+        main = [next(iter(cell["models"].values())) for cell in cells]
+        return float(np.mean([m["gain"] + m["gain_fidelity"] for m in main]))
+
+    return int(np.argmax([gained(cells) for cells in tried]))
+
+
+# -- the table ----------------------------------------------------------------------------------------------------
+def by_request(cells: Sequence[dict[str, Any]], alias: str) -> np.ndarray:
+    """Models of several seeds on the same requests -> [requests], the mean over seeds."""
+    names = sorted(cells[0]["gains"][alias])
+    return np.array([[cell["gains"][alias][name] for name in names] for cell in cells]).mean(axis=0)
+
+
+def row_of(name: str, cells: list[dict[str, Any]], controls: dict[str, list[dict[str, Any]]], gate: float) -> dict[str, Any]:
+    """One line: gains with intervals over requests, the spread over seeds, and what the rule says."""
+    gain, kept = by_request(cells, "palette"), by_request(cells, "fidelity")
+    low, high = bootstrap_interval(gain)
+    low_kept, high_kept = bootstrap_interval(kept)
+    each = [bootstrap_interval(by_request([cell], "palette"))[0] for cell in cells]
+    beats = {control: bootstrap_interval(gain - by_request(found, "palette"))[0] for control, found in controls.items()}
+    diverse = [cell["diversity"] for cell in cells if cell["diversity"] is not None]
+    moved = min(cell["moved"] for cell in cells)
+    failed = [f"seed {i} not above 0" for i, value in enumerate(each) if value <= 0]
+    failed += [f"not above {control}" for control, value in beats.items() if value <= 0]
+    failed += ["loses what was asked for"] * (high_kept < 0)
+    failed += ["backgrounds less diverse"] * (not diverse or float(np.mean(diverse)) < DIVERSE)
+    failed += [f"moved by less than {gate:g} seed distances"] * (moved < gate)
+    return {
+        "cell": name,
+        "seeds": len(cells),
+        "gain": gain.mean(),
+        "low": low,
+        "high": high,
+        "seed_min": min(cell["gain"] for cell in cells),
+        "seed_max": max(cell["gain"] for cell in cells),
+        "fidelity": kept.mean(),
+        "fidelity_low": low_kept,
+        "fidelity_high": high_kept,
+        "background_diversity": float(np.mean(diverse)) if diverse else None,
+        "image_diversity": float(np.mean([cell["image_diversity"] for cell in cells])),
+        "moved": float(np.mean([cell["moved"] for cell in cells])),
+        "reward": by_request(cells, "taste").mean(),
+        "supported": "; ".join(failed) or "yes",
+    }
+
+
+def write_tables(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """OUT/study.csv, study.md and study.json of the held-out cells that are there."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    bests: dict[int, dict[str, Any]] = {}
+    for path in sorted((out / "cells").glob("*_test_*.json")):
+        result = read_json(path)
+        seed, strategy = result["cell"]["seed"], result["cell"]["strategy"]
+        bests[seed] = result["best_of"]
+        strength = settings["objectives"][result["cell"]["objective"]][result["cell"]["strength"]]
+        text = ", ".join(f"{key} {value:g}" for key, value in strength.items())
+        for model, values_ in result["models"].items():
+            kind = model.partition("-")[2]
+            label = f"control: {kind}" if kind else f"{result['cell']['objective']} ({text}), {strategy}"
+            found.setdefault(label, {})[seed] = values_
+    return publish(out, settings, found, bests)
+
+
+def publish(out: Path, settings: dict[str, Any], found: dict[str, dict[int, Any]], bests: dict[int, Any]) -> list[dict[str, Any]]:
+    most = max((len(seeds) for seeds in found.values()), default=0)
+    whole = {label: [seeds[s] for s in sorted(seeds)] for label, seeds in found.items() if len(seeds) == most}
+    controls = {label.removeprefix("control: "): cells for label, cells in whole.items() if label.startswith("control")}
+    rows = [row_of(name, cells, {} if name.startswith("control") else controls, settings["gate"]) for name, cells in whole.items()]
+    rows += [best_row(n, bests) for n in sorted({2, 4, 8} & {int(k) for b in bests.values() for k in b})]
+    rows.sort(key=lambda row: -row["gain"])
+    if rows:
+        with (out / "study.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        (out / "study.md").write_text(markdown(rows))
+    return rows
+
+
+def best_row(n: int, bests: dict[int, Any]) -> dict[str, Any]:
+    """The base's best of n by the reward, read by the judges: what choosing instead of training gives."""
+    def gains(judge: int) -> np.ndarray:
+        names = sorted(next(iter(bests.values()))["1"][judge])
+        return np.array([[b[str(n)][judge][r] - b["1"][judge][r] for r in names] for b in bests.values()]).mean(axis=0)
+
+    gain, kept = gains(0), gains(1)
+    (low, high), (low_kept, high_kept) = bootstrap_interval(gain), bootstrap_interval(kept)
+    empty = dict.fromkeys(["seed_min", "seed_max", "background_diversity", "image_diversity", "moved", "reward"])
+    return {"cell": f"control: best of {n} of the base by the reward", "seeds": len(bests), "gain": gain.mean(), "low": low, "high": high,
+            "fidelity": kept.mean(), "fidelity_low": low_kept, "fidelity_high": high_kept} | empty | {"supported": ""}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = ["| cell | in her colours, gain [95 %] | seeds | what was asked for [95 %] | backgrounds | moved | supported |", "|---|---|---|---|---|---|---|"]
+    for r in rows:
+        seeds = f"{r['seed_min']:+.2f} to {r['seed_max']:+.2f}" if r["seed_min"] is not None else ""
+        lines.append(
+            f"| {r['cell']} | {r['gain']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] | {seeds} | "
+            f"{r['fidelity']:+.3f} [{r['fidelity_low']:+.3f}, {r['fidelity_high']:+.3f}] | "
+            f"{'' if r['background_diversity'] is None else format(r['background_diversity'], '.2f')} | "
+            f"{'' if r['moved'] is None else format(r['moved'], '.2f')} | {'' if r['cell'].startswith('control') else r['supported']} |"
+        )
+    return "\n".join(lines) + "\n"
