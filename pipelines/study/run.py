@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from table import chosen, outcome, write_tables
 
@@ -94,9 +91,18 @@ class Study:
         result = run.eval([where])
         models = [cell.name] + [f"{cell.name}-{kind}" for kind in ("sft", "flipped") if controls]
         found = outcome(run.store, where, models, result[where]["sets"][where], self.settings["eval"]["seeds"])
-        found |= {"cell": vars(cell), "set": where, "cpu_train": trained - began, "cpu_eval": time.process_time() - trained}
+        found |= {
+            "cell": vars(cell),
+            "set": where,
+            "cpu_train": trained - began,
+            "cpu_eval": time.process_time() - trained,
+        }
         write_json(path, found)
-        print(f"{time.strftime('%H:%M:%S')} {path.stem} " + " ".join(f"{m}={v['gain']:+.3f}" for m, v in found["models"].items()), flush=True)
+        print(
+            f"{time.strftime('%H:%M:%S')} {path.stem} "
+            + " ".join(f"{m}={v['gain']:+.3f}" for m, v in found["models"].items()),
+            flush=True,
+        )
         return found
 
     # -- the order ------------------------------------------------------------------------------------------------
@@ -166,7 +172,11 @@ def main() -> None:
     given = parser.parse_args()
     settings = read_settings(Path(__file__).with_name("study.yaml"), given.now)
     study = Study(given.out, settings, time.time() + 3600 * given.hours)
-    study.run(given.objectives or list(settings["objectives"]), given.strategies or list(settings["recipe"]["pair"]), given.seeds)
+    study.run(
+        given.objectives or list(settings["objectives"]),
+        given.strategies or list(settings["recipe"]["pair"]),
+        given.seeds,
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def outcome(store: Store, where: str, models: list[str], rows: dict[str, Any], s
             "diversity": ratio(differ.get("differ_tuned"), differ.get("differ_base")),
             "image_diversity": ratio(row["palette"]["diversity_tuned"], row["palette"]["diversity_base"]),
         }
-    found["base"] = {alias: float(np.mean(list(means(base, alias, wanted, seeds).values()))) for alias in ("palette", "fidelity")}
+    found["base"] = {
+        alias: float(np.mean(list(means(base, alias, wanted, seeds).values()))) for alias in ("palette", "fidelity")
+    }
     drawn = [values(base, "own", alias, wanted) for alias in ("taste", "palette", "fidelity")]
     found["best_of"] = best_of(*drawn)
     return found
@@ -69,7 +71,9 @@ def best_of(reward: Any, *judges: Any) -> dict[str, list[dict[str, float]]]:
         found[str(n)] = []
         for judge in judges:
             ranked = order[["id", "request_id"]].merge(judge[["id", "value"]], on="id", how="left")
-            found[str(n)].append({r: float(v.to_numpy(float)[:m] @ weight) for r, v in ranked.groupby("request_id").value})
+            found[str(n)].append(
+                {r: float(v.to_numpy(float)[:m] @ weight) for r, v in ranked.groupby("request_id").value}
+            )
     return found
 
 
@@ -90,7 +94,9 @@ def by_request(cells: Sequence[dict[str, Any]], alias: str) -> np.ndarray:
     return np.array([[cell["gains"][alias][name] for name in names] for cell in cells]).mean(axis=0)
 
 
-def row_of(name: str, cells: list[dict[str, Any]], controls: dict[str, list[dict[str, Any]]], gate: float) -> dict[str, Any]:
+def row_of(
+    name: str, cells: list[dict[str, Any]], controls: dict[str, list[dict[str, Any]]], gate: float
+) -> dict[str, Any]:
     """One line: gains with intervals over requests, the spread over seeds, and what the rule says."""
     gain, kept = by_request(cells, "palette"), by_request(cells, "fidelity")
     low, high = bootstrap_interval(gain)
@@ -124,7 +130,7 @@ def row_of(name: str, cells: list[dict[str, Any]], controls: dict[str, list[dict
 
 
 def write_tables(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """OUT/study.csv, study.md and study.json of the held-out cells that are there."""
+    """OUT/study.csv and study.md, of the held-out cells that every seed has."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     bests: dict[int, dict[str, Any]] = {}
     for path in sorted((out / "cells").glob("*_test_*.json")):
@@ -140,11 +146,16 @@ def write_tables(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return publish(out, settings, found, bests)
 
 
-def publish(out: Path, settings: dict[str, Any], found: dict[str, dict[int, Any]], bests: dict[int, Any]) -> list[dict[str, Any]]:
+def publish(
+    out: Path, settings: dict[str, Any], found: dict[str, dict[int, Any]], bests: dict[int, Any]
+) -> list[dict[str, Any]]:
     most = max((len(seeds) for seeds in found.values()), default=0)
     whole = {label: [seeds[s] for s in sorted(seeds)] for label, seeds in found.items() if len(seeds) == most}
     controls = {label.removeprefix("control: "): cells for label, cells in whole.items() if label.startswith("control")}
-    rows = [row_of(name, cells, {} if name.startswith("control") else controls, settings["gate"]) for name, cells in whole.items()]
+    rows = [
+        row_of(name, cells, {} if name.startswith("control") else controls, settings["gate"])
+        for name, cells in whole.items()
+    ]
     rows += [best_row(n, bests) for n in sorted({2, 4, 8} & {int(k) for b in bests.values() for k in b})]
     rows.sort(key=lambda row: -row["gain"])
     if rows:
@@ -158,6 +169,7 @@ def publish(out: Path, settings: dict[str, Any], found: dict[str, dict[int, Any]
 
 def best_row(n: int, bests: dict[int, Any]) -> dict[str, Any]:
     """The base's best of n by the reward, read by the judges: what choosing instead of training gives."""
+
     def gains(judge: int) -> np.ndarray:
         names = sorted(next(iter(bests.values()))["1"][judge])
         return np.array([[b[str(n)][judge][r] - b["1"][judge][r] for r in names] for b in bests.values()]).mean(axis=0)
@@ -165,12 +177,27 @@ def best_row(n: int, bests: dict[int, Any]) -> dict[str, Any]:
     gain, kept = gains(0), gains(1)
     (low, high), (low_kept, high_kept) = bootstrap_interval(gain), bootstrap_interval(kept)
     empty = dict.fromkeys(["seed_min", "seed_max", "background_diversity", "image_diversity", "moved", "reward"])
-    return {"cell": f"control: best of {n} of the base by the reward", "seeds": len(bests), "gain": gain.mean(), "low": low, "high": high,
-            "fidelity": kept.mean(), "fidelity_low": low_kept, "fidelity_high": high_kept} | empty | {"supported": ""}
+    return (
+        {
+            "cell": f"control: best of {n} of the base by the reward",
+            "seeds": len(bests),
+            "gain": gain.mean(),
+            "low": low,
+            "high": high,
+            "fidelity": kept.mean(),
+            "fidelity_low": low_kept,
+            "fidelity_high": high_kept,
+        }
+        | empty
+        | {"supported": ""}
+    )
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| cell | in her colours, gain [95 %] | seeds | what was asked for [95 %] | backgrounds | moved | supported |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| cell | in her colours, gain [95 %] | seeds | what was asked for [95 %] | backgrounds | moved | supported |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         seeds = f"{r['seed_min']:+.2f} to {r['seed_max']:+.2f}" if r["seed_min"] is not None else ""
         lines.append(
