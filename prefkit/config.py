@@ -289,6 +289,12 @@ class Train:
     time_sampling: str | None = None
     #: arguments of the generation's call that the denoiser must see in training (embedded guidance)
     guidance: float | None = None
+    #: key of a candidate's (or its request's) extra that says what counts in the errors: a box [left, top, right, bottom]
+    #: in shares of the image, or the `inputs` id of a mask image (white counts, grey in part); null = everything
+    mask: str | None = None
+    #: shared (one random noise for both images of a pair) | own (each candidate's initial noise, remade from its seed;
+    #: flow models and candidates that the model itself generated)
+    noise: str = "shared"
     seed: int = 0
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16

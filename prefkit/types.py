@@ -149,7 +149,8 @@ class Errors:
     """How wrong the network is about each sample, for one head.
 
     mean:     [B] float32, the mean over ALL elements of weight * residual^2
-    residual: [B, ...] float32 = prediction - target; only where an objective asks for it
+    residual: [B, ...] float32 = weight * (prediction - target), up to a factor the gradient of `mean` with respect to the
+              prediction; only where an objective asks for it
     """
 
     mean: torch.Tensor

@@ -29,7 +29,8 @@ PART_ROWS = 256
 class Batch:
     """Samples whose conditions share a signature: all that are first in their groups, then all second, and so on.
 
-    Draws are per sample; the members of a group have one.
+    Draws are per sample; the members of a group have one time, and one noise unless each has its own.
+    weight: [samples, ...] of the errors, as latents; None = 1 everywhere.
     """
 
     latents: torch.Tensor
@@ -37,18 +38,31 @@ class Batch:
     condition: Tree
     groups: Groups
     members: list[Any]
+    weight: torch.Tensor | None = None
 
     def to(self, device: Any) -> Batch:
         draw = Draw(*to_device((self.draw.time, self.draw.noise), device))
         groups = Groups(**to_device(vars(self.groups), device))
-        return Batch(self.latents.to(device), draw, to_device(self.condition, device), groups, self.members)
+        weight = to_device(self.weight, device)
+        return Batch(self.latents.to(device), draw, to_device(self.condition, device), groups, self.members, weight)
 
 
 class PairData:
-    """Pairs, or groups made of them, with their caches. `requests` by id give one what its caption does not say."""
+    """Pairs, or groups made of them, with their caches. `requests` by id give one what its caption does not say.
 
-    def __init__(self, pairs: Sequence[Any], latents: Cache, conditions: Cache, requests: dict[str, Request]) -> None:
+    beside: what lies beside the latents, by `beside_key`: weight and noise of one image.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Any],
+        latents: Cache,
+        conditions: Cache,
+        requests: dict[str, Request],
+        beside: Cache | None = None,
+    ) -> None:
         self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
+        self.beside = beside
 
     def request(self, pair: Any) -> Request:
         known = self.requests.get(pair.request_id or "")
@@ -65,6 +79,10 @@ class PairData:
 
     def complete(self) -> bool:
         if any(side.key not in self.latents for pair in self.pairs for side in pair.sides):
+            return False
+        if self.beside is not None and any(
+            beside_key(pair, side) not in self.beside for pair in self.pairs for side in pair.sides
+        ):
             return False
         return all(self.condition_key(pair) in self.conditions for pair in self.pairs)
 
@@ -84,24 +102,35 @@ class PairData:
             if time is not None:
                 draw = Draw(time, draw.noise)
             kind = (family.signature(condition), latents[0].shape, len(latents))
-            buckets.setdefault(kind, []).append((group, latents, condition, draw))
+            beside = [self.beside.get(beside_key(group, side)) if self.beside else {} for side in group.sides]
+            buckets.setdefault(kind, []).append((group, latents, condition, draw, beside))
         for members in buckets.values():
             yield self._batch(family, members)
 
     def _batch(self, family: Any, members: list[Any]) -> Batch:
-        groups, latents, conditions, draws = zip(*members, strict=True)
+        groups, latents, conditions, draws, beside = zip(*members, strict=True)
         count, sides = len(groups), len(latents[0])
         index, rank = torch.arange(count).repeat(sides), torch.arange(sides).repeat_interleave(count)
         gaps = torch.tensor([math.nan if g.score_gap is None else g.score_gap for g in groups]).repeat(sides)
         soft = torch.tensor([g.p for g in groups]).repeat(sides)
         labels = torch.tensor([g.labels[side] for side in range(sides) for g in groups])
+        own = [found[side] for side in range(sides) for found in beside]
+        noise = torch.cat([d.noise for d in draws] * sides)
+        if "noise" in own[0]:
+            noise = torch.stack([found["noise"] for found in own])
         return Batch(
-            latents=torch.stack([own[side] for side in range(sides) for own in latents]),
-            draw=Draw(torch.cat([d.time for d in draws] * sides), torch.cat([d.noise for d in draws] * sides)),
+            latents=torch.stack([both[side] for side in range(sides) for both in latents]),
+            draw=Draw(torch.cat([d.time for d in draws] * sides), noise),
             condition=family.collate(list(conditions) * sides),
             groups=Groups(index, rank, labels, torch.ones(count * sides), gaps, soft),
             members=list(groups),
+            weight=torch.stack([found["weight"] for found in own]) if "weight" in own[0] else None,
         )
+
+
+def beside_key(group: Any, side: Side) -> str:
+    """One image may answer several requests, which mask it differently, or come from several seeds."""
+    return digest(side.key, side.candidate, group.request_id)
 
 
 def order(count: int, seed: int, position: int) -> tuple[int, int]:

@@ -96,8 +96,8 @@ class Loop:
         total: Tensor | None = None
         metrics: dict[str, Tensor] = {}
         for head, residual in policy.items():
-            frozen = errors_of(reference[head].float(), keep) if head in reference else None
-            loss, shown = self.objective.loss(errors_of(residual.float(), keep), frozen, batch.groups)
+            frozen = errors_of(reference[head].float(), keep, batch.weight) if head in reference else None
+            loss, shown = self.objective.loss(errors_of(residual.float(), keep, batch.weight), frozen, batch.groups)
             total = loss if total is None else total + loss
             prefix = f"{head}/" if len(policy) > 1 else ""
             metrics |= {prefix + name: value for name, value in shown.items()}
@@ -201,8 +201,9 @@ class Loop:
         context = self.policy.reference() if reference else nullcontext(self.policy.net)
 
         def errors(batch: Batch) -> Tensor:
-            found = self.residuals(net, batch.to(self.processes.device))
-            return torch.stack([errors_of(r.float(), keep=False).mean for r in found.values()]).sum(0)
+            batch = batch.to(self.processes.device)
+            found = self.residuals(net, batch)
+            return torch.stack([errors_of(r.float(), False, batch.weight).mean for r in found.values()]).sum(0)
 
         with torch.no_grad(), context as net, silenced(self.policy):
             share = (self.processes.rank, self.processes.count)
@@ -282,9 +283,10 @@ class Loop:
         if log is None:
             return
         log.write(self.step, shown | {"seconds": seconds, "pairs_seen": self.step * self.global_batch})
-        progress.update(loss=shown["loss"], **{k: shown[k] for k in ("implicit_accuracy",) if k in shown})
-        if "win_advantage" in shown:
-            self.watch.update(self.step, shown["win_advantage"])
+        over = over_heads(shown)
+        progress.update(loss=shown["loss"], **{k: over[k] for k in ("implicit_accuracy",) if k in over})
+        if "win_advantage" in over:
+            self.watch.update(self.step, over["win_advantage"])
 
     def _validate(self, log: Log | None) -> None:
         if self.validation is None:

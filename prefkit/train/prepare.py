@@ -13,6 +13,7 @@ from prefkit.errors import UsageError
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
+from prefkit.train import beside
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -99,7 +100,8 @@ def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Pro
     """Every pair's latents and condition, from the cache or computed now, shared out over the processes."""
     store = plan.store
     requests = {request.request_id: request for request in store.requests()}
-    data = PairData(pairs, Cache(plan.cache / "latents"), Cache(plan.cache / "conditions"), requests)
+    extra = beside.cache_of(plan.config, plan.cache)
+    data = PairData(pairs, Cache(plan.cache / "latents"), Cache(plan.cache / "conditions"), requests, extra)
     ready = plan.wiring() is not None and data.complete()
     processes.wait()
     if not ready:
@@ -118,6 +120,9 @@ def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Pro
         caches.check_sizes(data, source.name)
         caches.fill_conditions(data, family, share)
         _agree(processes, data.conditions)
+        if data.beside is not None:
+            beside.fill(data, family, plan.config, store, plan.generators, share)
+            _agree(processes, data.beside)
         del family
         gc.collect()
     caches.check_sizes(data, source.name)

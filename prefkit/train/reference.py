@@ -161,8 +161,9 @@ def _full(net: Any, frozen: bool) -> Policy:
     return Policy(net, None, frozen=reference)
 
 
-def errors_of(residual: Tensor, keep: bool) -> Any:
-    """[B, ...] float32 -> Errors; keep: with the residual itself."""
+def errors_of(residual: Tensor, keep: bool, weight: Tensor | None = None) -> Any:
+    """[B, ...] float32 -> Errors; keep: with the residual. weight: broadcasts to the residual; the mean is over ALL elements."""
     from prefkit.types import Errors
 
-    return Errors(residual.square().flatten(1).mean(1), residual if keep else None)
+    weighted = residual if weight is None else weight * residual
+    return Errors((weighted * residual).flatten(1).mean(1), weighted if keep else None)

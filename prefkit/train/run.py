@@ -31,6 +31,7 @@ REMEDY = (
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
+NOISES = ("shared", "own")
 #: smallest value -> the settings that it holds for
 LEAST = {
     0: ("warmup", "weight_decay", "validation"),
@@ -99,6 +100,10 @@ def check_settings(name: str, config: Train) -> None:
     for key in ("learning_rate", "max_grad_norm"):
         if getattr(config, key) <= 0:
             raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
+    if config.noise not in NOISES:
+        raise UsageError(f"train.{name}.noise: {config.noise!r} is not known; choose {', '.join(NOISES)}.")
+    if config.online is not None and (config.mask is not None or config.noise != "shared"):
+        raise UsageError(f"train.{name}: mask and noise are for pairs that are there; online.mask is the one online.")
     if config.lora is not None and config.lora.rank < 1:
         raise UsageError(
             f"train.{name}.lora.rank is {config.lora.rank}: give 1 or more, or lora: null for full weights."
@@ -203,7 +208,7 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     if config.compile:
         policy.net.compile()
     groups = groups_of(objective, training, config.pairs, job.flip)
-    own = PairData(groups, data.latents, data.conditions, data.requests)
+    own = PairData(groups, data.latents, data.conditions, data.requests, data.beside)
     measured = None
     if held:
         beta = getattr(objective.options, "beta", None)

@@ -90,6 +90,8 @@ CONTENT = {
         "precision",
         "time_sampling",
         "guidance",
+        "mask",
+        "noise",
         "seed",
         "validation",
     },

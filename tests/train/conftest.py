@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,10 @@ from PIL import Image
 from prefkit.config import Choice, Lora, Model, Recipe, Train
 from prefkit.store import Store
 from prefkit.testing import TINY_KINDS, tiny_pipeline
+from prefkit.train.pairs import PairSource, read_pairs
+from prefkit.train.prepare import Plan, prepare
+from prefkit.train.processes import Processes
+from prefkit.train.run import Job, make_loop
 
 torch.set_num_threads(1)
 PROMPTS = ["a red cat", "a dog in a hat", "two boats", "a green door", "a bowl of rice", "an old tree"]
@@ -108,3 +113,28 @@ def pair_rows():
 @pytest.fixture
 def write_pairs():
     return save_pairs
+
+
+@pytest.fixture
+def loop_of():
+    """loop_of(store, recipe, **train) -> the loop of the training `dpo`, ready for its first step."""
+
+    def make(store, recipe, **changes):
+        config = replace(recipe.train["dpo"], **changes)
+        source = PairSource.find(store, "main")
+        plan = Plan(store, recipe, config, store.train("dpo"))
+        data = prepare(plan, read_pairs(source), source, Processes("cpu"))
+        return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def gradients():
+    """gradients(loop) -> (what the first step shows, its gradient as one vector)."""
+
+    def of(loop):
+        shown = loop.accumulate(loop.micro_batches(0))
+        return shown, torch.cat([p.grad.flatten() for p in loop.policy.parameters()])
+
+    return of

@@ -29,25 +29,11 @@ def steps(store, name="dpo"):
     return [line for line in lines(store, name) if "validation" not in line]
 
 
-def loop_of(store, recipe, **changes):
-    config = replace(recipe.train["dpo"], **changes)
-    source = PairSource.find(store, "main")
-    pairs = read_pairs(source)
-    plan = Plan(store, recipe, config, store.train("dpo"))
-    data = prepare(plan, pairs, source, Processes("cpu"))
-    return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
-
-
-def gradients(loop):
-    shown = loop.accumulate(loop.micro_batches(0))
-    return shown, torch.cat([p.grad.flatten() for p in loop.policy.parameters()])
-
-
 @pytest.mark.parametrize(
     "kind, lora, rate",
     [*((kind, None, 2e-3) for kind in TINY_KINDS), *((kind, Lora(rank=4), 1e-2) for kind in ("sd-v", "sd3", "flux"))],
 )
-def test_training_learns_and_starts_at_log_two(run, kind, lora, rate):
+def test_training_learns_and_starts_at_log_two(run, kind, lora, rate, loop_of):
     store, recipe = run(kind, lora=lora, steps=15, batch_size=4, learning_rate=rate, checkpoint_every=15)
     loop = loop_of(store, recipe)
     loop.validation = Validation(loop.family, loop.data, loop.data.pairs, 8, scale=1000.0)
@@ -71,7 +57,7 @@ def test_every_step_is_logged(run):
 
 
 @pytest.mark.parametrize("kind, lora", [("sd", None), ("sd3", None), ("sd", Lora(rank=2))])
-def test_the_start_is_log_two_and_the_reference_never_moves(run, kind, lora):
+def test_the_start_is_log_two_and_the_reference_never_moves(run, kind, lora, loop_of):
     store, recipe = run(kind, lora=lora, validation=2, steps=3, learning_rate=1e-2)
     loop = loop_of(store, recipe)
     before = loop.measure(reference=True)
@@ -81,7 +67,7 @@ def test_the_start_is_log_two_and_the_reference_never_moves(run, kind, lora):
     assert steps(store)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_swapped_labels_flip_the_margin(run):
+def test_swapped_labels_flip_the_margin(run, loop_of):
     store, recipe = run(learning_rate=1e-2)
     loop = loop_of(store, recipe)
     loop.run()
@@ -96,7 +82,7 @@ def test_swapped_labels_flip_the_margin(run):
 
 
 @pytest.mark.parametrize("objective", ["dpo", "sdpo", "linear", "mapo", "kto", "lpo", "sft"])
-def test_splitting_the_global_batch_changes_nothing(run, pair_rows, objective):
+def test_splitting_the_global_batch_changes_nothing(run, pair_rows, objective, loop_of, gradients):
     rows = pair_rows(4) + pair_rows(3, seed=1, size=(128, 64))  # two signatures
     rows = [row | {"score_gap": 1.0} for row in rows]
     store, recipe = run(rows=rows, lora=None, objective=Choice(objective))
@@ -108,7 +94,7 @@ def test_splitting_the_global_batch_changes_nothing(run, pair_rows, objective):
         assert (other - gradient).norm() < 1e-4 * gradient.norm()
 
 
-def test_the_order_within_a_batch_changes_nothing(run):
+def test_the_order_within_a_batch_changes_nothing(run, loop_of, gradients):
     store, recipe = run(lora=None)
     loop = loop_of(store, recipe, batch_size=4)
     _, gradient = gradients(loop)
@@ -119,7 +105,7 @@ def test_the_order_within_a_batch_changes_nothing(run):
     assert (other - gradient).norm() < 1e-4 * gradient.norm()
 
 
-def test_the_gradient_is_that_of_the_loss(run):
+def test_the_gradient_is_that_of_the_loss(run, loop_of):
     """Against central differences of the loss written from eq. 14 in float64, over one parameter direction."""
     store, recipe = run("flux", lora=None, objective=Choice("dpo", {"beta": 200.0}))
     loop = loop_of(store, recipe)
@@ -183,7 +169,7 @@ def test_flipping_touches_about_half_of_the_training_pairs_and_no_held_out_one(r
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_keeps_log_two_and_float32_errors(run, precision):
+def test_half_precision_keeps_log_two_and_float32_errors(run, precision, loop_of):
     store, recipe = run("sd3", precision=precision, gradient_checkpointing=True)
     run_train(store, recipe, "dpo")
     assert steps(store)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -194,14 +180,14 @@ def test_half_precision_keeps_log_two_and_float32_errors(run, precision):
     assert any(line["margin"] for line in steps(store))
 
 
-def test_gradient_checkpointing_changes_no_gradient(run):
+def test_gradient_checkpointing_changes_no_gradient(run, loop_of, gradients):
     store, recipe = run(lora=None)
     _, plain = gradients(loop_of(store, recipe))
     _, other = gradients(loop_of(store, recipe, gradient_checkpointing=True))
     assert (other - plain).norm() < 1e-5 * plain.norm()
 
 
-def test_dropout_repeats_and_leaves_the_reference_alone(run):
+def test_dropout_repeats_and_leaves_the_reference_alone(run, loop_of, gradients):
     store, recipe = run(lora=Lora(rank=4, dropout=0.5), learning_rate=1e-2)
     loop = loop_of(store, recipe)
     loop.run()
@@ -225,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(run):
     assert not (store.train("dpo") / "final").exists()
 
 
-def test_the_pair_whose_loss_is_not_finite_is_named(run, monkeypatch):
+def test_the_pair_whose_loss_is_not_finite_is_named(run, monkeypatch, loop_of):
     store, recipe = run(batch_size=4)
     loop = loop_of(store, recipe)
     victim = loop.micro_batches(0)[0][0].members[2]
@@ -240,7 +226,7 @@ def test_the_pair_whose_loss_is_not_finite_is_named(run, monkeypatch):
         loop.run()
 
 
-def test_out_of_memory_says_what_to_change(run, monkeypatch):
+def test_out_of_memory_says_what_to_change(run, monkeypatch, loop_of):
     store, recipe = run(batch_size=4, accumulation=2)
     loop = loop_of(store, recipe)
 
@@ -254,7 +240,7 @@ def test_out_of_memory_says_what_to_change(run, monkeypatch):
         loop.run()
 
 
-def test_fp16_counts_the_steps_it_leaves_out_and_gives_up_when_none_is_left(run):
+def test_fp16_counts_the_steps_it_leaves_out_and_gives_up_when_none_is_left(run, loop_of):
     store, recipe = run(precision="fp16")
     loop = loop_of(store, recipe)
 
@@ -289,7 +275,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["sd-v", "sd3"])
-def test_a_device_without_float64_trains_alike(run, kind, monkeypatch):
+def test_a_device_without_float64_trains_alike(run, kind, monkeypatch, loop_of):
     """MPS has none. The CPU stands in for it, and refuses float64 wherever the device's tensors are."""
     store, recipe = run(kind)
     loop = loop_of(store, recipe)

@@ -22,10 +22,10 @@ from prefkit import output
 from prefkit.config import Online, Train
 from prefkit.models.sample import Sampled
 from prefkit.train import checkpoint
+from prefkit.train.masks import mask_of
 from prefkit.train.metrics import Log
 from prefkit.train.offline import interruptible
 from prefkit.train.online import guards
-from prefkit.train.online.masks import mask_of
 from prefkit.train.online.rewards import Beside, Jury, Scores, rewards, unanswered, values_of
 from prefkit.train.online.rollout import Chains, Rollout
 from prefkit.train.online.rounds import Asked, Kept, Round, asked_in, candidate_of, shares

@@ -1,0 +1,120 @@
+"""What lies beside the latents of an image: the weight of its errors, and the noise that its own sampling began with.
+
+Each is worked out once per image and kept in a cache of its own, so that other weights encode no image again.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, ones_like
+
+from prefkit.config import Train
+from prefkit.errors import UsageError
+from prefkit.models.trees import Tree
+from prefkit.store import Store
+from prefkit.train import own_noise
+from prefkit.train.cache import Cache
+from prefkit.train.data import PART_ROWS, PairData, beside_key
+from prefkit.train.masks import SIDES, mask_of, weight_of
+from prefkit.train.pairs import Side
+from prefkit.types import digest
+
+COLUMNS = ("id", "request_id", "index", "seed", "extra")
+
+
+def cache_of(config: Train, folder: Path) -> Cache | None:
+    """None where nothing lies beside the latents."""
+    if config.mask is None and config.noise == "shared":
+        return None
+    return Cache(folder / "beside" / digest(config.mask, config.noise))
+
+
+def fill(
+    data: PairData,
+    family: Any,
+    config: Train,
+    store: Store,
+    generators: Sequence[str],
+    share: tuple[int, int],
+) -> None:
+    """Whatever is missing of this process's share (rank, processes). Raises UsageError, CaptureError."""
+    assert data.beside is not None
+    rank, processes = share
+    wanted = {beside_key(pair, side): (pair, side) for pair in data.pairs for side in pair.sides}
+    own = {k: v for k, v in wanted.items() if k not in data.beside and int(k[:8], 16) % processes == rank}
+    makers: dict[str, Callable[[Any, Side], Tensor]] = {}
+    if config.mask is not None:
+        makers["weight"] = _weights(data, family, config.mask, store, own.values())
+    if config.noise == "own" and own:
+        makers["noise"] = _noises(data, family, store, generators, own.values())
+    part: dict[str, Tree] = {}
+    for key, both in own.items():
+        part[key] = {leaf: make(*both) for leaf, make in makers.items()}
+        if len(part) == PART_ROWS:
+            data.beside.append(part)
+            part = {}
+    data.beside.append(part)
+
+
+def _weights(data: PairData, family: Any, mask: str, store: Store, sides: Any) -> Callable[[Any, Side], Tensor]:
+    ids = {side.candidate for _, side in sides if side.candidate}
+    extras = {c.id: c.extra for c in store.iter_candidates(ids=ids, columns=COLUMNS)} if ids else {}
+    images: dict[str, bytes] = {}
+    for batch in store.inputs().batches(["id", "bytes"]):
+        images |= {row["id"]: row["bytes"] for row in batch.to_pylist()}
+
+    def weight(pair: Any, side: Side) -> Tensor:
+        extra: Mapping[str, Any] = extras.get(side.candidate or "", data.request(pair).extra)
+        latents, (height, width) = data.latents.get(side.key)["latents"], data.size(pair)
+        where = f"train.mask: row {pair.row} of the pairs, image {side.column}"
+        if mask not in extra:
+            raise UsageError(f"{where}: neither the candidate nor its request has {mask!r} in its extra (there is "
+                             f"{', '.join(extra) or 'nothing'}). Give it, or null where the whole image counts.")  # fmt: skip
+        value = extra[mask]
+        if value is None:
+            return ones_like(latents)
+        if isinstance(value, str):
+            if value not in images:
+                raise UsageError(f"{where}: {mask} is {value[:80]!r}, and the run's inputs hold no such image.")
+            with Image.open(io.BytesIO(images[value])) as image:
+                found = weight_of(image, family.wiring, latents, (width, height))
+        else:
+            found = mask_of(_box(value, where), family.wiring, latents, (width, height))
+        if not found.any():
+            raise UsageError(f"{where}: nothing of the image counts, so there is nothing to learn from.")
+        return found
+
+    return weight
+
+
+def _box(value: Any, where: str) -> dict[str, float]:
+    numbers = isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
+    if not numbers or not (0 <= value[0] < value[2] <= 1 and 0 <= value[1] < value[3] <= 1):
+        raise UsageError(f"{where}: {value!r} is no box [left, top, right, bottom] in shares of the image, 0 to 1, and no "
+                         "inputs id.")  # fmt: skip
+    return dict(zip(SIDES, map(float, value), strict=True))
+
+
+def _noises(
+    data: PairData, family: Any, store: Store, generators: Sequence[str], sides: Any
+) -> Callable[[Any, Side], Tensor]:
+    ids = {side.candidate for _, side in sides if side.candidate}
+    dtypes = own_noise.dtypes(store, generators)
+    known = {c.id: c for c in store.iter_candidates(generators, ids, COLUMNS)} if ids and generators else {}
+    first, side = next(iter(sides))
+    own_noise.prove(family, data.latents.get(side.key)["latents"], data.size(first))
+
+    def noise(pair: Any, side: Side) -> Tensor:
+        candidate = known.get(side.candidate or "")
+        if candidate is None:
+            raise UsageError(f"train.noise: row {pair.row} of the pairs, image {side.column}: the run holds no candidate "
+                             "for it that this very model generated, so its noise is unknown. Set noise: shared.")  # fmt: skip
+        latents = data.latents.get(side.key)["latents"]
+        return own_noise.initial_noise(family.wiring, latents, data.size(pair), candidate.seed, dtypes[candidate.id])
+
+    return noise
