@@ -295,6 +295,9 @@ class Train:
     #: shared (one random noise for both images of a pair) | own (each candidate's initial noise, remade from its seed;
     #: flow models and candidates that the model itself generated)
     noise: str = "shared"
+    #: easy pairs first: of so many equal stages of the training, the k-th draws from the k widest parts of the pairs by
+    #: rank_gap (score_gap where there is none); 0 = all pairs from the start
+    curriculum: int = 0
     seed: int = 0
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16

@@ -2,7 +2,7 @@
 
 Columns, as in Pick-a-Pic: jpg_0, jpg_1 (encoded images), label_0, label_1 (0 or 1), caption. More that are used where
 they are there: candidate_0/1 (their stored latents spare the encoding; the image may then be null), request_id,
-image_0/1_uid, score_gap, p.
+image_0/1_uid, score_gap, rank_gap, p.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prefkit.store import Store
 
 REQUIRED = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
-FURTHER = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_uid", "score_gap", "p")
+FURTHER = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_uid", "score_gap", "rank_gap", "p")
 IMAGES = ("jpg_0", "jpg_1")
 SCORE = "score_0_"
 HELD_OUT = ("test", "val", "eval")
@@ -56,6 +56,7 @@ class PairRow:
     lose: Side
     score_gap: float | None = None
     p: float = 1.0
+    rank_gap: int | None = None
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -177,6 +178,7 @@ def _pair(number: int, row: dict[str, Any], keys: tuple[str, str]) -> PairRow:
         lose=lose,
         score_gap=row.get("score_gap"),
         p=1.0 if p is None else p,
+        rank_gap=row.get("rank_gap"),
     )
 
 

@@ -135,18 +135,20 @@ def _agree(processes: Processes, cache: Cache) -> None:
 
 
 def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
-    """What the result means. At constant rate, when it ends is not part of it.
+    """What the result means. At constant rate and without a curriculum, when it ends is not part of it.
 
     Nor is how a global batch is split, but for dropout, whose masks are drawn per micro-batch and process.
     """
     train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
-    if config.schedule == "constant":
+    if config.schedule == "constant" and not config.curriculum:
         train.pop("steps", None)
     split = [config.batch_size, config.accumulation, processes.count]
     read = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
     found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
     if config.lora is not None and config.lora.dropout:
         found["split"] = split
+    if config.curriculum:
+        found["rank_gaps"] = digest([pair.rank_gap for pair in pairs])
     plugins = {"objective": config.objective.use, "family": config.family}
     code = {kind: registry.code_hash(use, kind) for kind, use in plugins.items()}
     if any(code.values()):

@@ -34,7 +34,7 @@ REFERENCES = ("none", "frozen", "ema")
 NOISES = ("shared", "own")
 #: smallest value -> the settings that it holds for
 LEAST = {
-    0: ("warmup", "weight_decay", "validation"),
+    0: ("warmup", "weight_decay", "validation", "curriculum"),
     1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every"),
 }
 
@@ -102,6 +102,9 @@ def check_settings(name: str, config: Train) -> None:
             raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
     if config.noise not in NOISES:
         raise UsageError(f"train.{name}.noise: {config.noise!r} is not known; choose {', '.join(NOISES)}.")
+    if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
+        raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps; it goes with objectives on "
+                         "pairs, offline. Set it to 0.")  # fmt: skip
     if config.online is not None and (config.mask is not None or config.noise != "shared"):
         raise UsageError(f"train.{name}: mask and noise are for pairs that are there; online.mask is the one online.")
     if config.lora is not None and config.lora.rank < 1:

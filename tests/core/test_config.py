@@ -92,6 +92,7 @@ CONTENT = {
         "guidance",
         "mask",
         "noise",
+        "curriculum",
         "seed",
         "validation",
     },
