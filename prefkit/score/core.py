@@ -72,7 +72,7 @@ class FunctionScorer:
             raise PluginError(
                 f"scorer {self.name} returned {len(values)} values for {len(batch)} images; one each is needed."
             )
-        return [Score(None, error="the function returned None") if v is None else Score(float(v)) for v in values]
+        return [Score(None, error="the function returned None") if v is None else Score(v) for v in values]
 
 
 def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
@@ -109,16 +109,22 @@ def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candida
 
 
 def decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     found: list[Candidate | Score] = []
     for c in batch:
         try:
             found.append(_read(c))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-            found.append(Score(None, error=f"the image could not be decoded: {reason}"))
+            found.append(Score(None, error=undecodable(error)))
     return found
+
+
+def undecodable(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    return f"the image could not be decoded: {reason}"
 
 
 def _read(c: Candidate) -> Candidate:
@@ -209,17 +215,30 @@ def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
         if len(batch) == 1 or scorer.scope == "within_request":
             return [Score(None, error=f"{type(error).__name__}: {error}")] * len(batch)
         return [score for c in batch for score in _scored(scorer, [c])]
-    if len(found) != len(batch):
-        name = scorer.spec().name
-        raise PluginError(
-            f"scorer {name} returned {len(found)} scores for {len(batch)} candidates; one each is needed."
-        )
+    if not isinstance(found, Sequence) or len(found) != len(batch) or not all(isinstance(s, Score) for s in found):
+        name, had = scorer.spec().name, type(found).__name__
+        if isinstance(found, Sequence):
+            had = f"{len(found)} scores" if all(isinstance(s, Score) for s in found) else f"a {had} of other things"
+        raise PluginError(f"scorer {name} returned {had} for {len(batch)} candidates; one Score each is needed.")
     return [_checked(score) for score in found]
 
 
 def _checked(score: Score) -> Score:
-    if score.value is not None and not math.isfinite(score.value):
-        return dataclasses.replace(score, value=None, error=score.error or f"the scorer returned {score.value}")
-    if score.value is None and not score.error:
-        return dataclasses.replace(score, error="the scorer gave no value and no reason")
-    return score
+    """What is no finite number is a failure, never a guess: the text "7" too."""
+    value = score.value
+    if value is None:
+        return score if score.error else dataclasses.replace(score, error="the scorer gave no value and no reason")
+    if not is_number(value):
+        error = f"the scorer returned {str(value)[:50]!r}, a {type(value).__name__}, which is no number"
+        return dataclasses.replace(score, value=None, error=score.error or error)
+    if not math.isfinite(value):
+        return dataclasses.replace(score, value=None, error=score.error or f"the scorer returned {value}")
+    return dataclasses.replace(score, value=float(value))
+
+
+def is_number(value: Any) -> bool:
+    """Python's, numpy's, or a tensor of one element; no text, whatever it says."""
+    try:
+        return not isinstance(value, (str, bytes, complex)) and isinstance(float(value), float)
+    except (TypeError, ValueError, RuntimeError):
+        return False

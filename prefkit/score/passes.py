@@ -215,8 +215,14 @@ def _progress(jobs: list[Job]) -> Iterator[Progress]:
 
 
 def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
-    """(id, candidate) in chunks; an undecodable candidate has become a bare Score."""
+    """(id, candidate) in chunks; an undecodable candidate has become a bare Score.
+
+    Nothing is decoded for scorers that set `sends_files`: they want the bytes as stored, and look whether those are whole.
+    """
     todo = set().union(*(job.todo for job in jobs))
+    if all(getattr(job.scorer, "sends_files", False) for job in jobs):
+        yield from ([(c.id, c) for c in chunk] for chunk in _chunks(store, jobs, todo))
+        return
     ids: list[list[str]] = []
     for items in decoded_batches(_remembered(_chunks(store, jobs, todo), ids)):
         yield list(zip(ids.pop(0), items))

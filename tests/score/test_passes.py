@@ -29,8 +29,9 @@ def png(seed):
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Ten candidates of two generators; score(alias=(text, settings)) scores with f of a file of that text."""
+def run(tmp_path, monkeypatch):
+    """Ten candidates of two generators on a machine with memory to spare; score(alias=(text, settings)) scores with f of a file of that text."""
+    monkeypatch.setattr(passes, "memory_free", lambda device: 1.0)
     store = Store.create(tmp_path / "run")
     store.write_requests([Request(f"r{i}", "a hat") for i in range(5)])
     for name, at in (("one", 0), ("two", 5)):

@@ -170,6 +170,42 @@ def test_a_photo_that_lies_on_its_side_is_sent_as_every_scorer_sees_it(tmp_path)
         assert again.getexif().get(0x0112, 1) == 1 and again.tobytes() == c.pil().tobytes()
 
 
+def test_a_damaged_image_is_never_sent_and_nothing_is_decoded_to_know(faulty, tmp_path, monkeypatch):
+    """JPEG, PNG and WebP cut short, a flipped byte, no image, none at all; whole ones, with a tail too, are sent."""
+    image = Image.open(io.BytesIO(png(4, (40, 30))))
+    good = {}
+    for kind in ("JPEG", "PNG", "WEBP"):
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        good[kind] = buffer.getvalue()
+    flipped = bytearray(good["PNG"])
+    flipped[len(flipped) // 2] ^= 255
+    bad = [*(data[: len(data) * 2 // 3] for data in good.values()), bytes(flipped), b"no image", None]
+    fine = [*good.values(), good["JPEG"] + b"\0\0"]
+    server = faulty(lambda p, count: ok(chat("4", {"4": 1.0})))
+    store = Store.create(tmp_path / "run")
+    store.write_requests([Request("r", "a hat")])
+    rows = [Candidate(f"c{i}", "r", i, i, image=data, sha256=str(i)) for i, data in enumerate([*fine, *bad])]
+    store.candidates("own").append([candidate_row(c) for c in rows])
+    decoded, inner = [], Candidate.pil
+    monkeypatch.setattr(Candidate, "pil", lambda self: decoded.append(self.id) or inner(self))
+    options = {"model": "j", "server": server.url, "cache": str(tmp_path / "a.sqlite")}
+    Run(recipe=Recipe(run=str(tmp_path / "run"), score={"q": Score("mllm", options, max_failed=1.0)})).score()
+    frame = store.scores("q").frame().set_index("id")
+    assert frame.value[[f"c{i}" for i in range(4)]].eq(4.0).all() and len(server.asked) == 4
+    failed = frame.loc[[f"c{i}" for i in range(4, 10)]]
+    assert failed.value.isna().all() and failed.error.str.startswith("the image could not be decoded").all()
+    assert not {"c0", "c1", "c2"} & set(decoded)
+
+
+def test_pixels_that_are_in_no_file_are_sent_too():
+    from prefkit.score.judge.server import data_url
+
+    image = Image.open(io.BytesIO(png(3, (8, 5)))).convert("RGB")
+    sent = data_url(Candidate("a", "r", 0, 0, decoded=image))
+    assert Image.open(io.BytesIO(base64.b64decode(sent.split(",")[1]))).tobytes() == image.tobytes()
+
+
 def test_a_written_answer_is_asked_again_a_bounded_number_of_times(faulty, tmp_path):
     said = {0: ["7"], 1: ["I like it", "Score: 4/10"], 2: ["fine"] * 9, 3: ["11", "0-", "9-excellent"]}
     seen = []
@@ -331,6 +367,18 @@ def test_a_scorer_in_another_process(command, images):
     scores = score_batch(scorer, asked("a", "nan", "b", "text", "null"))
     assert [s.value for s in scores] == [105.0, None, 107.0, None, None]
     assert all(s.error for s in scores if s.value is None)
+    scorer.stop()
+
+
+def test_a_process_that_stops_reading_ends_at_the_time_out(tmp_path):
+    (tmp_path / "deaf.py").write_text(
+        'import json, time\nprint(json.dumps({"protocol": 1, "spec": {"name": "deaf", "version": 1}}), flush=True)\n'
+        "time.sleep(60)\n"
+    )
+    scorer = make_scorer(f"exec:{sys.executable} {tmp_path}/deaf.py", {"timeout": 0.5})
+    large = Candidate("a", "r", 0, 0, "x" * 2**21, png())  # more than a pipe holds
+    (score,) = score_batch(scorer, [large])
+    assert score.value is None and "did not read for 0.5 s" in score.error
     scorer.stop()
 
 

@@ -99,6 +99,46 @@ def test_a_wrong_length_is_the_plugins_fault(run):
     assert not run.store.scores("a").parts()
 
 
+@pytest.mark.parametrize(
+    "values, kept, said",
+    [
+        ("['3', 2.0]", [None, 2.0], "'3', a str, which is no number"),
+        ("[float('inf'), -float('inf')]", [None, None], "the scorer returned inf"),
+        ("[1j, [1.0, 2.0]]", [None, None], "a complex, which is no number"),
+        ("np.array([1.5, 2.5], np.float32)", [1.5, 2.5], None),
+        ("torch.tensor([1.0, float('nan')])", [1.0, None], "the scorer returned nan"),
+        ("[True, np.int64(7)]", [1.0, 7.0], None),
+    ],
+)
+def test_only_numbers_are_scores(tmp_path, values, kept, said):
+    (tmp_path / "f.py").write_text(f"def f(images, prompts):\n    import numpy as np, torch\n    return {values}\n")
+    scores = score_batch(
+        make_scorer(f"{tmp_path}/f.py:f", {}), [Candidate(f"c{i}", "r", i, i, image=png()) for i in (0, 1)]
+    )
+    assert [s.value for s in scores] == kept and all(type(s.value) is float for s in scores if s.error is None)
+    assert said is None or said in next(s.error for s in scores if s.error)
+
+
+@pytest.mark.parametrize(
+    "returned, said",
+    [
+        ("None", "returned NoneType for 2"),
+        ("[1.0, 2.0]", "returned a list of other things for 2"),
+        ("[Score(1.0)]", "returned 1 scores for 2"),
+        ("(Score(1.0) for _ in batch)", "returned generator for 2"),
+    ],
+)
+def test_a_scorer_that_gives_no_scores_breaks_its_contract(tmp_path, returned, said):
+    text = (
+        "from prefkit.types import Score, ScorerSpec\nclass S:\n    requires, scope = frozenset(), 'absolute'\n"
+        "    def __init__(self, options): pass\n    def spec(self): return ScorerSpec('mine', '1')\n"
+        f"    def load(self, device, dtype): pass\n    def score(self, batch): return {returned}\n"
+    )
+    (tmp_path / "s.py").write_text(text)
+    with pytest.raises(PluginError, match=f"scorer mine {said}"):
+        score_batch(make_scorer(f"{tmp_path}/s.py:S", {}), [Candidate(f"c{i}", "r", i, i) for i in (0, 1)])
+
+
 def test_all_failed_stops_with_the_first_reason(run):
     with pytest.raises(PluginError, match="every candidate failed, the first with: ValueError: never"):
         run("a", "def f(images, prompts):\n    raise ValueError('never')\n")

@@ -7,14 +7,18 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.score.core import undecodable
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
 from prefkit.score.remote.answers import Answers, default_path
 from prefkit.score.remote.client import Answer, Client
 from prefkit.score.remote.connection import key_of
 from prefkit.types import Candidate, digest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CALLS = 8
 MOST_TOP = 20  # what servers give at most
@@ -67,7 +71,7 @@ class ServerBackend:
 
     def masses(self, questions: Sequence[Question], labels: Sequence[str]) -> list[Reply]:
         asked = {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_TOP}
-        answers = self._ask([self._payload(q, 0.0) | asked | self.options.body for q in questions])
+        answers = self._ask(questions, 0.0, asked)
         return [_masses(answer, labels) for answer in answers]
 
     def texts(
@@ -83,13 +87,25 @@ class ServerBackend:
                 "type": "json_schema",
                 "json_schema": {"name": "answer", "strict": True, "schema": schema},
             }
-        answers = self._ask([self._payload(q, temperature) | asked | self.options.body for q in questions])
+        answers = self._ask(questions, temperature, asked)
         return [_text(answer) for answer in answers]
 
-    def _ask(self, payloads: list[dict[str, Any]]) -> list[Answer]:
+    def _ask(self, questions: Sequence[Question], temperature: float, asked: dict[str, Any]) -> list[Answer]:
+        """An answer each; a question whose image cannot be sent is not asked."""
+        from PIL import Image
+
         assert self.client is not None, "load first"
-        payloads = [{k: v for k, v in payload.items() if v is not None} for payload in payloads]
-        return self.client.map("/chat/completions", payloads)
+        found: dict[int, Answer] = {}
+        payloads = []
+        for n, question in enumerate(questions):
+            try:
+                payload = self._payload(question, temperature) | asked | self.options.body
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                found[n] = Answer(error=undecodable(error))
+            else:
+                payloads.append({k: v for k, v in payload.items() if v is not None})
+        answers = iter(self.client.map("/chat/completions", payloads))
+        return [found[n] if n in found else next(answers) for n in range(len(questions))]
 
     def _payload(self, question: Question, temperature: float) -> dict[str, Any]:
         content = [
@@ -108,19 +124,39 @@ class ServerBackend:
 
 
 def data_url(candidate: Candidate) -> str:
-    """The stored file where it is RGB and upright, so that nothing is lost; else the pixels as PNG."""
+    """The stored file where it is RGB, upright and whole, so that nothing is lost; else the pixels as PNG.
+
+    Raises what Pillow raises for a damaged image.
+    """
     from PIL import Image
 
-    raw = candidate.image if candidate.image is not None else Path(str(candidate.path)).read_bytes()
-    with Image.open(io.BytesIO(raw)) as image:
-        kind = MEDIA.get(image.format or "")
-        turned = any(mark in raw for mark in EXIF) and image.getexif().get(EXIF_ORIENTATION, 1) != 1
-        plain = kind is not None and image.mode == "RGB" and not turned
-    if not plain:
+    raw, kind = stored(candidate), None
+    if raw is not None:
+        with Image.open(io.BytesIO(raw)) as image:
+            kind = MEDIA.get(image.format or "")
+            turned = any(mark in raw for mark in EXIF) and image.getexif().get(EXIF_ORIENTATION, 1) != 1
+            if image.mode != "RGB" or turned or not whole(raw, image):
+                kind = None
+    if raw is None or kind is None:
         buffer = io.BytesIO()
         candidate.pil().save(buffer, "PNG", compress_level=1)
         raw, kind = buffer.getvalue(), "image/png"
     return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+def stored(candidate: Candidate) -> bytes | None:
+    if candidate.image is None and candidate.path is not None:
+        return Path(candidate.path).read_bytes()
+    return candidate.image
+
+
+def whole(raw: bytes, image: Image) -> bool:
+    """Whether the file has its end, told without decoding; where it has not, decoding says what is wrong. The image is of
+    no use afterwards."""
+    if image.format == "PNG":
+        image.verify()  # checksums of its chunks
+    ends = {"PNG": raw.endswith(b"IEND\xaeB`\x82"), "JPEG": raw.endswith(b"\xff\xd9")}
+    return ends.get(str(image.format), int.from_bytes(raw[4:8], "little") + 8 == len(raw))
 
 
 def _choice(answer: Answer) -> Mapping[str, Any] | None:

@@ -135,12 +135,16 @@ class ProcessScorer:
 
     def _exchange(self, request: dict[str, Any]) -> Any:
         assert self.process is not None and self.process.stdin is not None
+        watch = threading.Timer(self.options.timeout, self.process.kill)  # one that stops reading blocks the write
+        watch.start()
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except OSError as error:
             self.stop()
-            raise RuntimeError("the process ended") from error
+            raise RuntimeError(f"the process ended, or did not read for {self.options.timeout:g} s") from error
+        finally:
+            watch.cancel()
         line = self._line(self.options.timeout)
         try:
             found = json.loads(line)

@@ -41,7 +41,7 @@ class CaptionAlignment:
         self.requires = frozenset({"image", "prompt"} | places(options.reference))
         self.backend = make_backend(options, "caption_alignment")
         self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
-        self.alone = bool(options.server)  # waiting for a server holds up nobody else
+        self.alone = self.sends_files = bool(options.server)  # waiting for a server holds up nobody else
         self.encoder = BertScore(options.encoder, options.layer)
 
     def spec(self) -> ScorerSpec:

@@ -85,7 +85,7 @@ class Mllm:
         self.requires = frozenset({"image"} | places(self.template) - FILLED | {"prompt"})
         self.backend = make_backend(options, "mllm")
         self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
-        self.alone = bool(options.server)  # waiting for a server holds up nobody else
+        self.alone = self.sends_files = bool(options.server)  # waiting for a server holds up nobody else
 
     def spec(self) -> ScorerSpec:
         o = self.options

@@ -36,7 +36,7 @@ class Vqascore:
         self.requires = frozenset({"image", "prompt"} | places(options.template))
         self.backend = make_backend(options, "vqascore")
         self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
-        self.alone = bool(options.server)  # waiting for a server holds up nobody else
+        self.alone = self.sends_files = bool(options.server)  # waiting for a server holds up nobody else
 
     def spec(self) -> ScorerSpec:
         return ScorerSpec(
