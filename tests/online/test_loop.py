@@ -6,16 +6,18 @@ import json
 import math
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
-from prefkit.config import Choice, Score
+from prefkit import recipe as reader
+from prefkit.config import Choice, Pair, Score
 from prefkit.errors import FingerprintError, TrainingError, UsageError
 from prefkit.store import Store, read_json
 from prefkit.train.run import run_train
+from prefkit.types import Request
 
 QUICK = {"generate": {"steps": 3}}
 
@@ -37,17 +39,25 @@ OBJECTIVES = [
     ("sd", "ddpo", {"updates": 2, "epochs": 2, "statistics": "running", "minimum": 2}),
     ("sd-v", "d3po", {"refresh": 1}),
     ("sd3", "flow_grpo", {"window": 2, "statistics": "grouped"}),
+    ("sd3", "flow_grpo", {"noise": "dance", "normalise": "batch"}),
+    ("sd3", "flow_grpo", {"noise": "cps", "statistics": "group"}),
     ("sd3", "oft", {"mask": "box", "noise": "cps"}),
     ("sd", "dpo", {"refresh": 1}),
     ("sd3", "sft", {}),
 ]
+TRUST = {"dance": {"trust": "guard", "clip": 2e-6}, "cps": {"trust": "dppo", "kl": 0.0}}
 
 
-@pytest.mark.parametrize(("kind", "name", "online"), OBJECTIVES, ids=[name for _, name, _ in OBJECTIVES])
+@pytest.mark.parametrize(
+    ("kind", "name", "online"),
+    OBJECTIVES,
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+)
 def test_every_objective_learns_from_rounds(make, tmp_path, kind, name, online):
     (tmp_path / "box.py").write_text(BOX)
     score = {"box": Score(use=f"{tmp_path}/box.py:Box", device="cpu")}
-    store, recipe = make(kind, objective=Choice(name), score=score, **QUICK, **online)
+    options = TRUST.get(online.get("noise"), {}) if name == "flow_grpo" else {}
+    store, recipe = make(kind, objective=Choice(name, options), score=score, **QUICK, **online)
     found = run_train(store, recipe, "up")
     assert found["done"] and found["rounds"] == 2 and found["queries"] == 8
     changed = {key: value for key, value in adapter(store).items() if "lora_B" in key}
@@ -55,7 +65,11 @@ def test_every_objective_learns_from_rounds(make, tmp_path, kind, name, online):
     rows = lines(store)
     assert len(rows) == 2 and all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
     if name not in ("dpo", "sft"):
-        assert rows[0]["drift"] <= 1e-6
+        assert rows[0]["drift"] <= 1e-6 and rows[1]["drift"] <= 1e-6
+        if (
+            "updates" not in online and name != "d3po"
+        ):  # d3po's ratio is to the reference, and there are two sides to it
+            assert abs(rows[0]["ratio"] - 1) <= 1e-6
     round_ = Store(store.train("up") / "rounds" / "0001")
     assert round_.exists() and len(list(round_.iter_candidates())) == 4
     assert round_.scores("size").frame().value.notna().all()
@@ -82,26 +96,99 @@ def test_resume_equals_an_uninterrupted_training(make):
     assert (whole.train("up") / "watch" / "round-0003.png").is_file() and (whole.train("up") / "best").is_dir()
 
 
-def test_a_killed_training_goes_on_at_the_start_of_its_round(make, tmp_path):
-    whole, recipe = make(where="whole", rounds=2, **QUICK)
-    run_train(whole, recipe, "up")
-    store, recipe = make(where="killed", rounds=2, **QUICK)
-    from prefkit import recipe as reader
+KILLS = """
+import os, signal, sys
+from prefkit import recipe
+from prefkit.models.adapters import add_lora
+from prefkit.models.load import load_pipeline
+from prefkit.store import Store
+from prefkit.train import checkpoint
+from prefkit.train.online import run
+from prefkit.train.online.loop import Loop
+from prefkit.train.online.rounds import Kept
+from prefkit.train.online.updates import Updates
+from prefkit.train.online.watch import Watch
+from prefkit.train.run import run_train
+from prefkit.types import Request
 
+MOMENTS = [
+    (checkpoint, "save", 1, True), (Kept, "begin", 1, True), (Kept, "write", 1, True), (Updates, "step", 1, True),
+    (Loop, "round", 1, True), (checkpoint, "save", 1, False), (Updates, "step", 3, True), (Watch, "look", 1, True),
+    (run, "write_json", 1, False),
+]
+store = Store(sys.argv[1])
+pipe = load_pipeline(recipe.read(store.folder / "recipe.yaml").model.base)  # imports are done once, before the forks
+add_lora(pipe.unet, 4, 4, None, 0.0, seed=0)
+for place, name, number, after in MOMENTS:
+    child = os.fork()
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, (name, number)
+        continue
+    inner, calls = getattr(place, name), []
+
+    def killing(*args, **kwargs):
+        calls.append(name)
+        found = inner(*args, **kwargs) if after or len(calls) < number else None
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(place, name, killing)
+    run_train(store, recipe.read(store.folder / "recipe.yaml"), "up")
+    os._exit(0)
+"""
+
+
+def test_a_training_killed_again_and_again_equals_an_uninterrupted_one(make):
+    """kill -9 before and after everything that is written, one after the other, in one training."""
+    settings = {"rounds": 2, "updates": 2, "ema": 0.5, "watch_every": 1, "watch_requests": 1, "minimum": 2}
+    whole, recipe = make(where="whole", **QUICK, **settings)
+    run_train(whole, recipe, "up")
+    store, recipe = make(where="killed", **QUICK, **settings)
     (store.folder / "recipe.yaml").write_text(reader.dump(recipe))
-    process = subprocess.Popen([sys.executable, "-m", "prefkit", "train", str(store.folder), "-q"])
-    try:
-        until = time.monotonic() + 60
-        while not (store.train("up") / "rounds" / "0001").is_dir() and time.monotonic() < until:
-            assert process.poll() is None
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    assert not (store.train("up") / "final").exists()
+    done = subprocess.run([sys.executable, "-c", KILLS, str(store.folder)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (store.train("up") / "final").is_dir() and not (store.train("up") / "result.json").exists()
     run_train(store, recipe, "up")
     assert numbers(store) == numbers(whole)
-    assert all(torch.equal(tensor, adapter(store)[key]) for key, tensor in adapter(whole).items())
+    for where in ("final", "best"):
+        assert all(torch.equal(tensor, adapter(store, where)[key]) for key, tensor in adapter(whole, where).items())
+    for number in ("0000", "0001"):
+        mine, theirs = (Store(s.train("up") / "rounds" / number).scores("size").frame() for s in (store, whole))
+        assert mine.equals(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "labels"), [("sft", 1, {1.0}), ("kto", 1, {0.0, 1.0}), ("lpo", 3, {0.0, 1.0})]
+)
+def test_objectives_on_winners_singles_and_lists_see_those(make, monkeypatch, name, sides, labels):
+    from prefkit.train.offline import Loop
+
+    seen = []
+    losses = Loop.losses
+
+    def watched(loop, batch):
+        seen.append(batch)
+        return losses(loop, batch)
+
+    monkeypatch.setattr(Loop, "losses", watched)
+    pair = {"all": Pair(use="all_pairs", normalise="none", tie=0)}
+    store, recipe = make(objective=Choice(name), rounds=1, samples=3, updates=3, pair="all", **QUICK)
+    run_train(store, replace(recipe, pair=pair), "up")
+    assert {len(group.sides) for batch in seen for group in batch.members} == {sides}
+    assert {label for batch in seen for label in batch.groups.label.tolist()} == labels
+
+
+@pytest.mark.parametrize("name", ["linear", "kto"])
+def test_what_offline_objectives_remember_survives_a_pause(make, name):
+    """linear: its moving reference; kto: its running baseline."""
+    whole, recipe = make(where="whole", objective=Choice(name), rounds=2, **QUICK)
+    run_train(whole, recipe, "up")
+    parts, recipe = make(where="parts", objective=Choice(name), rounds=2, **QUICK)
+    run_train(parts, recipe, "up", limit=1)
+    run_train(parts, recipe, "up")
+    assert numbers(parts) == numbers(whole) and numbers(whole)[0]["loss"] != numbers(whole)[1]["loss"]
+    assert all(torch.equal(tensor, adapter(parts)[key]) for key, tensor in adapter(whole).items())
 
 
 BOX = """
@@ -118,14 +205,23 @@ class Box:
 """
 
 SCORERS = """
+import itertools
+import threading
 import time
 
-def some_fail(images, prompts):
+calls = itertools.count()
+
+def some_fail(images, prompts):  # of ten, the third gives NaN and the eighth nothing
     values = []
     for image in images:
-        brightness = sum(image.convert("L").resize((1, 1)).getdata())
-        values.append({0: None, 1: float("nan")}.get(hash(image.tobytes()) % 5, brightness))
+        number = next(calls) % 10
+        values.append({2: float("nan"), 7: None}.get(number, 1 + number % 3))
     return values
+
+def one_hangs(images, prompts):
+    if next(calls) == 1:
+        threading.Event().wait()
+    return [sum(image.convert("L").resize((1, 1)).getdata()) for image in images]
 
 def broken(images, prompts):
     raise RuntimeError("out of order")
@@ -145,12 +241,24 @@ def with_scorer(make, tmp_path, name, **online):
 
 
 def test_failed_rewards_are_left_out_and_counted(make, tmp_path):
-    store, recipe = with_scorer(make, tmp_path, "some_fail", samples=10, requests=1, max_failed=0.95, rounds=2)
+    """A fifth of them, as NaN and as nothing: no gradient comes from these samples, and the others' group goes on."""
+    store, recipe = with_scorer(make, tmp_path, "some_fail", samples=10, requests=1, statistics="group")
     run_train(store, recipe, "up")
-    failed = [row["failed"] for row in lines(store)]
-    stored = [Store(store.train("up") / "rounds" / n).scores("mine").frame() for n in ("0000", "0001")]
-    assert failed == [int(frame.value.isna().sum()) for frame in stored]
-    assert all((frame.value.dropna() != 0).all() for frame in stored)
+    assert [row["failed"] for row in lines(store)] == [2, 2]
+    for row, number in zip(lines(store), ("0000", "0001"), strict=True):
+        frame = Store(store.train("up") / "rounds" / number).scores("mine").frame()
+        assert frame.value.isna().sum() == 2 and frame.error[frame.value.isna()].str.len().min() > 0
+        assert row["reward"] == pytest.approx(frame.value.dropna().mean()) and frame.value.min() >= 1
+        assert row["reward_deviation"] == pytest.approx(frame.value.dropna().std(ddof=0))
+
+
+def test_a_reward_that_never_comes_costs_its_samples_alone(make, tmp_path):
+    store, recipe = with_scorer(make, tmp_path, "one_hangs", rounds=1, sample_batch=2, reward_timeout=1.0)
+    run_train(store, recipe, "up")
+    (row,) = lines(store)
+    assert row["failed"] == 2 and row["grad_norm"] > 0
+    frame = Store(store.train("up") / "rounds" / "0000").scores("mine").frame()
+    assert frame.error.dropna().unique().tolist() == ["no answer within 1 s (at work: mine)"]
 
 
 @pytest.mark.parametrize(("name", "said"), [("broken", "out of order"), ("silent", "no answer within 0.5 s")])
@@ -183,6 +291,11 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(make, capsys):
         store, recipe = make(**changes)
         with pytest.raises(UsageError, match=said):
             run_train(store, recipe, "up")
+    guarded = {"objective": Choice("flow_grpo", {"trust": "guard"}), "noise": "cps"}
+    for changes, said in [({"train": {"accumulation": 2}}, "accumulation"), ({"kind": "sd3", **guarded}, "cps")]:
+        store, recipe = make(**changes)
+        with pytest.raises(UsageError, match=said):
+            run_train(store, recipe, "up")
     store, recipe = make(samples=4, statistics="group", rounds=1, **QUICK)
     run_train(store, recipe, "up")
     told = capsys.readouterr().err
@@ -190,6 +303,51 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(make, capsys):
     store, recipe = make(samples=4, statistics="grouped", rounds=1, **QUICK)
     with pytest.raises(FingerprintError, match="online"):
         run_train(store, recipe, "up")
+
+
+def test_the_table_tells_the_batch_arithmetic_of_pairs_too(make, capsys):
+    from prefkit import registry
+    from prefkit.train.online import guards
+
+    _, recipe = make(train={"batch_size": 3, "accumulation": 2}, updates=2, epochs=3, requests=5, samples=4)
+    config = recipe.train["up"]
+    rows = {
+        name: guards.table("up", config, config.online, registry.make("objective", name, {}), {"sample_batch": 7}, 2)
+        for name in ("ddpo", "d3po", "dpo")
+    }
+    told = {name: (row["updates per round"], row["micro-batch"], "advantages" in row) for name, row in rows.items()}
+    assert told["ddpo"] == (
+        "6 = 2 x 3 passes, about 10 samples each",
+        "3 samples at one step each (sampling: 7 samples)",
+        True,
+    )
+    assert told["d3po"][0] == "6 = 2 x 3 passes, the round's pairs dealt out evenly" and not told["d3po"][2]
+    assert told["dpo"][0] == "6 = 2 x 3 passes, 12 of the round's pairs each (3 x 2 accumulated x 2 processes)"
+    assert told["dpo"][1] == "3 pairs (sampling: 7 samples)"
+    assert rows["dpo"]["samples per round"] == "20 = 5 requests x 4 each, on 2 processes"
+
+
+def test_a_group_shares_its_window_however_it_is_cut_into_batches():
+    from types import SimpleNamespace as Has
+
+    from prefkit.train.online.loop import Loop
+    from prefkit.train.online.rounds import asked_in
+
+    requests = [Request(name, name) for name in "abcd"]
+    active = []
+    loop = Has(
+        learner=Has(records=True),
+        online=Has(window=2, window_every=0),
+        config=Has(seed=5),
+        rollout=Has(
+            sampler=Has(call={"num_inference_steps": 9}), sample=lambda p, s, a: active.append(a) or ([], None)
+        ),
+    )
+    asked = asked_in(3, requests, 4, 6, seed=5)
+    for start in range(0, 24, 5):
+        Loop._batch(loop, asked[start : start + 5], 3)
+    groups = torch.cat(active).view(4, 6, 9)
+    assert (groups == groups[:, :1]).all() and len({tuple(group[0].tolist()) for group in groups}) > 1
 
 
 def test_a_drift_between_sampling_and_training_is_explained(make):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from prefkit.errors import UsageError
 from prefkit.train.online.noise import LEVELS, Noise, Times
@@ -48,6 +48,24 @@ def test_ddim_steps_are_those_of_diffusers(prediction, eta, spacing):
         theirs = scheduler.step(output, scheduler.timesteps[number], x, eta=eta, variance_noise=z).prev_sample
         torch.testing.assert_close(mean + std.view(-1, 1, 1, 1) * z, theirs, rtol=2e-4, atol=2e-5)
         assert (std > 0).all() == (eta > 0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_with_eta_1_a_step_is_ancestral_sampling(prediction):
+    """diffusers' DDPM, which is written in another form: the posterior's mean and variance."""
+    settings = {"prediction_type": prediction, "clip_sample": False, "timestep_spacing": "leading"}
+    scheduler, theirs = DDIMScheduler(**settings), DDPMScheduler(variance_type="fixed_small", **settings)
+    for each in (scheduler, theirs):
+        each.set_timesteps(7)
+    assert torch.equal(scheduler.timesteps, theirs.timesteps)
+    x, output = randoms(2)
+    for number, timestep in enumerate(theirs.timesteps[:-1]):
+        z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(number))
+        step = theirs.step(output, timestep, x, generator=torch.Generator().manual_seed(number)).prev_sample
+        mean, std, _ = Noise.of(None, 1.0, scheduler, prediction).step(
+            x, output, times_of(scheduler, prediction, number), ALL
+        )
+        torch.testing.assert_close(mean + std.view(-1, 1, 1, 1) * z, step, rtol=2e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("kind", ["ddim", "sde", "dance"])

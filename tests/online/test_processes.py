@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 
 from prefkit import recipe as reader
-from prefkit.config import Choice
+from prefkit.config import Choice, Score
 from prefkit.store import Store
 from prefkit.train.run import run_train
 
@@ -54,10 +54,28 @@ def logged(store, name):
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
-def test_two_processes_learn_what_one_learns(make):
+# pixels may differ by a level after an update: a mean hardly notices, the size of a file would
+BRIGHTNESS = """
+import numpy as np
+
+def brightness(images, prompts):
+    return [float(np.asarray(image, dtype=np.float64).mean()) for image in images]
+"""
+
+
+def test_two_processes_learn_what_one_learns(make, tmp_path):
     """Three groups: the second process has one of them, and none in most updates; a round of one leaves it idle."""
-    shared = {"requests": 3, "sample_batch": 2, "updates": 3, "watch_every": 2, "watch_requests": 1}
-    one, recipe = make(where="one", train={"batch_size": 2, "learning_rate": 1e-4}, ema=0.5, **shared)
+    (tmp_path / "bright.py").write_text(BRIGHTNESS)
+    score = {"bright": Score(use=f"{tmp_path}/bright.py:brightness")}
+    shared = {
+        "rewards": {"bright": 1.0},
+        "requests": 3,
+        "sample_batch": 2,
+        "updates": 3,
+        "watch_every": 2,
+        "watch_requests": 1,
+    }
+    one, recipe = make(where="one", train={"batch_size": 2, "learning_rate": 1e-4}, ema=0.5, score=score, **shared)
     up = recipe.train["up"]
     small = replace(up, online=replace(up.online, requests=1, updates=1, rounds=1))
     pairs = replace(up, objective=Choice("dpo", {"beta": 20}), online=replace(up.online, ema=0.0, refresh=1))
@@ -75,16 +93,16 @@ def test_two_processes_learn_what_one_learns(make):
         mine, theirs = logged(one, name), logged(two, name)
         assert [row.keys() for row in mine] == [row.keys() for row in theirs]
         for a, b in zip(mine, theirs, strict=True):
-            for key in a.keys() - {"watch"}:
+            for key in a.keys() - {"watch", "implicit_accuracy"}:  # it counts signs of margins that are nearly 0
                 rounding = 1e-5 if key == "margin" else 1e-6
                 assert b[key] == pytest.approx(a[key], rel=1e-3, abs=rounding), (name, key)
             if "watch" in a:
-                assert a["watch"]["size"] == b["watch"]["size"]
+                assert a["watch"]["bright"] == pytest.approx(b["watch"]["bright"], rel=1e-3)
         final = [
             safetensors.torch.load_file(s.train(name) / "final" / "pytorch_lora_weights.safetensors")
             for s in (one, two)
         ]
         apart = max((final[0][key] - final[1][key]).abs().max() for key in final[0])
         assert apart < 1e-5, name
-        stored = [Store(s.train(name) / "rounds" / "0000").scores("size").frame() for s in (one, two)]
+        stored = [Store(s.train(name) / "rounds" / "0000").scores("bright").frame() for s in (one, two)]
         assert stored[0].sort_values("id").value.tolist() == stored[1].sort_values("id").value.tolist()

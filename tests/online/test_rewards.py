@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from prefkit.train.online.rewards import Beside, rewards
+from prefkit.config import Recipe, Score
+from prefkit.errors import UsageError
+from prefkit.score.core import make_scorer
+from prefkit.score.serve import Service, http_server
+from prefkit.train.online.rewards import Beside, Jury, rewards, values_of
+from prefkit.types import Candidate
+from prefkit.types import Score as Answer
 
 GROUPS = np.array([0, 0, 1, 1])
 
@@ -40,3 +48,57 @@ def test_a_job_that_never_ends_is_given_up_and_the_others_go_on():
     with pytest.raises(ZeroDivisionError):
         beside.result(beside.submit(lambda: 1 / 0), 5)
     beside.close()
+
+
+def candidates(count):
+    found = []
+    for i in range(count):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(held := io.BytesIO(), "PNG")
+        found.append(Candidate(str(i), "r", i, i, prompt="a cat", image=held.getvalue()))
+    return found
+
+
+def jury(**score):
+    return Jury(Recipe(score=score), list(score), "train.up.online")
+
+
+def test_remote_scorers_are_called_as_prefkit_score_calls_them(tmp_path):
+    """Through a real server, several calls under way at once, answers in the order of the candidates."""
+    (tmp_path / "red.py").write_text(
+        "def red(images, prompts):\n    return [image.getpixel((0, 0))[0] for image in images]\n"
+    )
+    service = Service(make_scorer(f"{tmp_path}/red.py:red", {}, "red"))
+    service.scorer.load("cpu", "float32")
+    server = http_server(service, "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    ours = jury(red=Score(use=f"http://127.0.0.1:{server.server_port}", batch_size=2))
+    ours.load()
+    found = ours.score([candidates(3), candidates(4)])
+    assert values_of(found, "red").tolist() == [0, 1, 2, 0, 1, 2, 3]
+    ours.close()
+    server.shutdown()
+    server.server_close()
+
+
+def test_scorers_that_wait_for_another_machine_are_called_at_once():
+    ours = jury(size=Score(use="jpeg"))
+    together = threading.Barrier(3)
+
+    class Waiting:
+        scope, concurrency = "absolute", 3
+
+        def score(self, batch):
+            together.wait(10)  # breaks unless three calls are under way
+            return [Answer(float(c.index)) for c in batch]
+
+    ours.scorers["size"] = Waiting()
+    assert values_of(ours.score([candidates(3), candidates(3)]), "size").tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_licences_of_rewards_are_asked_for(tmp_path):
+    declared = '@prefkit.scorer(licence="CC-BY-NC-4.0")\ndef score(images, prompts):\n    return [0.0] * len(images)\n'
+    (tmp_path / "nc.py").write_text(f"import prefkit\n\n{declared}")
+    for accepted in ([], ["mit"]):
+        with pytest.raises(UsageError, match="accept-license"):
+            jury(taste=Score(use=f"{tmp_path}/nc.py:score", accept_license=accepted))
+    jury(taste=Score(use=f"{tmp_path}/nc.py:score", accept_license=["CC-BY-NC-4.0"]))

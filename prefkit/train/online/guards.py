@@ -39,10 +39,13 @@ def check(name: str, config: Train, online: Online, objective: Any) -> None:
             raise UsageError(f"{where}.{key} is {getattr(online, key):g}: that is out of its range.")
     if config.lora is not None and config.lora.dropout:
         raise UsageError(f"train.{name}.lora.dropout: sampling and training must see the same network; set it to 0.")
-    _check_groups(where, online, objective)
+    if online.noise == "cps" and getattr(objective.options, "trust", None) == "guard":
+        raise UsageError(f"{where}.noise: cps leaves the normaliser out of its log-probability, and trust: guard corrects "
+                         "ratios of whole ones. Take another noise, or trust: clip or dppo.")  # fmt: skip
+    _check_groups(where, config, online, objective)
 
 
-def _check_groups(where: str, online: Online, objective: Any) -> None:
+def _check_groups(where: str, config: Train, online: Online, objective: Any) -> None:
     paired = objective.shape != "step"
     relative = paired or online.statistics in RELATIVE or getattr(objective, "group_relative", False)
     if relative and online.samples < 2:
@@ -51,25 +54,45 @@ def _check_groups(where: str, online: Online, objective: Any) -> None:
     if relative and not paired and online.samples < STEADY:
         output.warn(f"{where}.samples is {online.samples}: groups below {STEADY} are noisy, and training may collapse.")
     total = online.requests * online.samples
+    if objective.shape in ("step", "step_pair") and config.accumulation > 1:
+        raise UsageError(f"{where.removesuffix('.online')}.accumulation is {config.accumulation}: here an update is a round's "
+                         "samples divided by online.updates, whatever the micro-batch. Leave it out.")  # fmt: skip
     if not paired and online.updates > total:
         raise UsageError(f"{where}.updates is {online.updates}, but a round has {total} samples. Lower it.")
 
 
-def table(name: str, config: Train, online: Online, facts: Mapping[str, Any], processes: int) -> dict[str, Any]:
+def table(
+    name: str, config: Train, online: Online, objective: Any, facts: Mapping[str, Any], processes: int
+) -> dict[str, Any]:
     """Print the whole batch arithmetic to stderr and return its rows. facts: what is known after loading."""
     total = online.requests * online.samples
-    per_update = total / online.updates
+    size = config.batch_size
+    each = {
+        "step": f"about {total / online.updates:g} samples each",
+        "step_pair": "the round's pairs dealt out evenly",
+    }.get(
+        objective.shape,
+        f"{size * config.accumulation * processes} of the round's pairs each "
+        f"({size} x {config.accumulation} accumulated x {processes} processes)",
+    )
+    micro = {
+        "step": f"{size} samples at one step each",
+        "step_pair": f"{size} pairs at one step each",
+    }.get(objective.shape, f"{size} pairs")
     rows: dict[str, Any] = {
         "training": name,
         "objective": config.objective.use,
         "rewards": ", ".join(f"{weight:g} {alias}" for alias, weight in online.rewards.items()),
         "samples per round": f"{total} = {online.requests} requests x {online.samples} each, on {processes} processes",
         "samples in all": f"{total * online.rounds:,} = {online.rounds} rounds",
-        "updates per round": f"{online.updates * online.epochs} = {online.updates} x {online.epochs} passes, "
-        f"about {per_update:g} samples each",
-        "micro-batch": f"{config.batch_size} samples at one step each (sampling: {facts['sample_batch']})",
+        "updates per round": f"{online.updates * online.epochs} = {online.updates} x {online.epochs} passes, {each}",
+        "micro-batch": f"{micro} (sampling: {facts['sample_batch']} samples)",
         **{key: value for key, value in facts.items() if key != "sample_batch"},
-        "advantages": f"{online.statistics}, held within {online.advantage_clip:g}",
+        **(
+            {"advantages": f"{online.statistics}, held within {online.advantage_clip:g}"}
+            if objective.shape == "step"
+            else {}
+        ),
         "learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.warmup} updates of warm-up",
         "precision": config.precision,
     }

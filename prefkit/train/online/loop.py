@@ -215,6 +215,8 @@ class Loop:
                 "below": self.rule.below,
                 "watch": [self.watch.first, self.watch.best] if self.watch is not None else None,
             }
+            if hasattr(self.learner.objective, "state"):
+                state["objective"] = self.learner.objective.state()
             checkpoint.save(self.folder / "checkpoints", self.number, packed(parts), self.updates.state(), state)
         self.processes.wait()
 
@@ -233,6 +235,8 @@ class Loop:
         self.statistics.load(state["statistics"])
         self.updates.load(optimizer, state["updates"])
         self.number, self.stopped, self.rule.below = state["step"], state["stopped"], state["below"]
+        if "objective" in state:
+            self.learner.objective.load(state["objective"])
         if self.watch is not None and state["watch"] is not None:
             self.watch.first, best = state["watch"]
             self.watch.best = -np.inf if best is None else best
@@ -264,6 +268,7 @@ class Loop:
                         raise KeyboardInterrupt
         finally:
             self.beside.close()
+            self.jury.close()
             if log is not None:
                 log.close()
         if self.stopped:

@@ -1,4 +1,4 @@
-"""Online DPO: a round's samples become pairs, as `prefkit pair` makes them, and any objective on pairs learns from them."""
+"""Online DPO: a round's samples become pairs, as `prefkit pair` makes them, and any offline objective learns from them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from prefkit.output import warn
 from prefkit.pair.run import run_pair
 from prefkit.store import Store
 from prefkit.train.data import PairData
-from prefkit.train.offline import Loop
+from prefkit.train.lists import groups_of
+from prefkit.train.offline import Loop, over_heads
 from prefkit.train.online.rounds import Round, folder_of
 from prefkit.train.online.updates import Updates
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
-from prefkit.types import Request
+from prefkit.types import Request, digest
 
 NAME = "main"
 
 
 class PairLearner:
-    """objective: of shape "pair" or "single". Its losses are the offline loop's own; its updates are the online ones."""
+    """objective: any offline one. Its losses are the offline loop's own; its updates are the online ones."""
 
     records = False
 
@@ -49,13 +50,18 @@ class PairLearner:
             recipe,
             folder,
         )
-        self.conditions = Memory()
+        self.objective, self.conditions = objective, Memory()
+        if objective.reference == "ema":
+            policy.start_average(objective.decay)
         nothing = PairData([], Memory(), self.conditions, {})  # type: ignore[arg-type]
         self.loop = Loop(config, family, objective, policy, nothing, None, updates.processes, folder)
         self.loop.optimizer, self.loop.scaler = updates.optimizer, updates.scaler
 
     def learn(self, round_: Round, after_update: Any) -> dict[str, float]:
-        """`updates` x `epochs` steps of global batches over the round's pairs; returns the means of what is logged."""
+        """`updates` x `epochs` steps of global batches over the round's pairs; returns the means of what is logged.
+
+        Raises UsageError where an objective on lists finds no ranking in them.
+        """
         store = Store(folder_of(self.folder, round_.number))
         processes: Processes = self.updates.processes
         if processes.main:
@@ -66,33 +72,41 @@ class PairLearner:
         processes.wait()
         if not (store.pairs(NAME) / "spec.json").exists():
             return {"pairs": 0}
-        self.loop.data = self._data(store, round_)
+        pairs = self._pairs(store)
+        self.loop.data = self._data(store, pairs)
         sums: dict[str, float] = {}
         steps = self.online.updates * self.online.epochs
-        last: dict[str, float] = {}
         for step in range(steps):
             self.loop.step = self.updates.count
-            batches = self.loop.micro_batches(step)
-            for key, value in self.loop.accumulate(batches).items():
+            shown = self.loop.accumulate(self.loop.micro_batches(step))
+            for key, value in (shown | self.updates.step(summed=True)).items():
                 sums[key] = sums.get(key, 0.0) + value
-            last = self.updates.step(summed=True)
+            if hasattr(self.objective, "observe"):
+                self.objective.observe(over_heads(shown))
             after_update()
-        return {key: value / steps for key, value in sums.items()} | last | {"pairs": len(self.loop.data.pairs)}
+        return {key: value / steps for key, value in sums.items()} | {"pairs": len(pairs)}
 
-    def _data(self, store: Store, round_: Round) -> PairData:
-        """The round's pairs with their latents in memory; conditions are computed once per request and kept."""
-        source = PairSource.find(store, NAME)
-        named = [replace(pair, id=_name(round_, pair)) for pair in read_pairs(source)]
-        pairs = sorted(named, key=lambda pair: pair.id)  # processes write their parts in any order
-        wanted = {side.candidate: side.key for pair in pairs for side in (pair.win, pair.lose)}
+    def _pairs(self, store: Store) -> list[PairRow]:
+        """In an order, and with ids, that hang on what was asked for: not on who wrote first, nor on single pixels."""
+        found = []
+        for pair in read_pairs(PairSource.find(store, NAME)):
+            win, lose = (replace(side, key=str(side.candidate)) for side in (pair.win, pair.lose))
+            found.append(replace(pair, id=digest(pair.prompt, sorted([win.key, lose.key])), win=win, lose=lose))
+        return sorted(found, key=lambda pair: pair.id)
+
+    def _data(self, store: Store, pairs: list[PairRow]) -> PairData:
+        """The pairs, or the groups that the objective makes of them, with their latents in memory; conditions are
+        computed once per request and kept."""
+        wanted = {side.key for pair in pairs for side in (pair.win, pair.lose)}
         latents = Memory()
         for candidate in store.iter_candidates():
             if candidate.id in wanted and candidate.payload is not None:
                 image = candidate.pil()
                 tree = {"latents": safetensors.torch.load(candidate.payload)["latents"].float()}
-                latents.keep(wanted[candidate.id], tree, [image.height, image.width])
+                latents.keep(candidate.id, tree, [image.height, image.width])
         requests = {r.request_id: r for r in store.requests()}
-        data = PairData(pairs, latents, self.conditions, requests)  # type: ignore[arg-type]
+        groups = groups_of(self.objective, pairs, "of the round")
+        data = PairData(groups, latents, self.conditions, requests)  # type: ignore[arg-type]
         missing: dict[str, tuple[Request, tuple[int, int]]] = {}
         for pair in pairs:
             if data.condition_key(pair) not in data.conditions:
@@ -100,11 +114,6 @@ class PairLearner:
         for key, (request, size) in missing.items():
             self.conditions.keep(key, self.family.conditions([request], size)[0])
         return data
-
-
-def _name(round_: Round, pair: PairRow) -> str:
-    """By what was asked for, not by what came out: draws do not hang on single pixels."""
-    return f"{round_.number} {' '.join(sorted(str(side.candidate) for side in (pair.win, pair.lose)))}"
 
 
 class Memory:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from prefkit.errors import UsageError
 from prefkit.models.place import device_of
 from prefkit.output import warn
 from prefkit.pair.combine import combine
-from prefkit.score.core import make_scorer, missing_keys, score_batch
+from prefkit.score.core import Room, make_scorer, missing_keys, score_batch
+from prefkit.score.licence import check_licence
+from prefkit.score.overlap import in_order
 from prefkit.types import Candidate, Score
 
 Scores = dict[str, list[Score]]
@@ -36,6 +39,9 @@ class Jury:
         self.scorers = {
             alias: make_scorer(entry.use, entry.options, f"score.{alias}") for alias, entry in self.settings.items()
         }
+        for alias, scorer in self.scorers.items():
+            check_licence(scorer, self.settings[alias].accept_license, f"score.{alias}")
+        self.rooms = {alias: Room(who=f"score {alias}") for alias in self.scorers}
         self.current = ""
 
     def specs(self) -> dict[str, dict[str, Any]]:
@@ -73,13 +79,30 @@ class Jury:
         found: Scores = {}
         for alias, scorer in self.scorers.items():
             self.current = alias
-            size = self.settings[alias].batch_size
-            flat = [candidate for group in groups for candidate in group]
-            blocks: Sequence[Sequence[Candidate]] = [flat[i : i + size] for i in range(0, len(flat), size)]
-            if scorer.scope == "within_request":
-                blocks = groups
-            found[alias] = [score for block in blocks for score in score_batch(scorer, block)]
+            width = getattr(scorer, "concurrency", 1)
+            call = partial(score_batch, scorer, room=self.rooms[alias])
+            blocks = self._blocks(alias, groups)
+            if width > 1:  # it waits for another machine
+                answers = [scores for _, scores in in_order(call, blocks, width)]
+            else:
+                answers = [call(block) for block in blocks]
+            found[alias] = [score for scores in answers for score in scores]
         return found
+
+    def _blocks(self, alias: str, groups: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[Candidate]]:
+        """What the scorer is given at once, as in `prefkit score`."""
+        scorer, most = self.scorers[alias], self.settings[alias].batch_size
+        if scorer.scope == "within_request":
+            return groups
+        own = getattr(scorer, "batch", None) or (1 if getattr(scorer, "concurrency", 1) > 1 else most)
+        size, flat = min(own, most), [candidate for group in groups for candidate in group]
+        return [flat[i : i + size] for i in range(0, len(flat), size)]
+
+    def close(self) -> None:
+        """End what scorers have under way elsewhere."""
+        for scorer in self.scorers.values():
+            if hasattr(scorer, "close"):
+                scorer.close()
 
 
 class Beside:

@@ -266,9 +266,9 @@ def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> T
     """The condition of sample i out of that of a batch: the inverse of models.conditions.joined."""
     rule = rules.get(path)
     if isinstance(rule, int):
-        return tree.narrow(rule, i, 1).detach().clone()
+        return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # as many as a round has, on no GPU
     if rule == "list":
-        return [map_tensors(lambda t: t.detach().clone(), tree[i])]
+        return [map_tensors(lambda t: t.detach().to("cpu", copy=True), tree[i])]
     if rule == "shared":
         return tree
     if isinstance(tree, dict):

@@ -201,7 +201,7 @@ def make_loop(
         lambda path: export(policy, family.wiring.denoiser, plan.recipe.model, path),
     )
     if processes.main:
-        guards.table(name, config, online, _facts(loop, sampled, objective), processes.count)
+        guards.table(name, config, online, objective, _facts(loop, sampled, objective), processes.count)
     return loop
 
 

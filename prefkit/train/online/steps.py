@@ -62,7 +62,6 @@ class StepLearner:
         units = self._units(round_)
         sums: dict[str, float] = {}
         weight, drift = 0, 0.0
-        last: dict[str, float] = {}
         for epoch in range(self.online.epochs):
             order = np.random.default_rng([self.config.seed, round_.number, epoch]).permutation(len(units))
             for part in np.array_split(order, self.online.updates):
@@ -72,12 +71,12 @@ class StepLearner:
                 if not weight:  # nothing has been learned since the sampling
                     check_drift(moved, self.online.max_drift, round_.number, self.config)
                     drift = moved
-                last = self.updates.step()
+                shown |= self.updates.step()
                 after_update()
                 for key, value in shown.items():
                     sums[key] = sums.get(key, 0.0) + value * len(part)
                 weight += len(part)
-        return {key: value / weight for key, value in sums.items()} | last | {"drift": drift}
+        return {key: value / weight for key, value in sums.items()} | {"drift": drift}
 
     def _units(self, round_: Round) -> list[Unit]:
         """In an order that is the same in every process."""

@@ -58,13 +58,16 @@ class Updates:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.policy.follow()
         self.count += 1
         return {"grad_norm": norm, "lr": rate}
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        moving = self.policy.average  # of an objective that asks for a moving reference
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "moving": moving}
 
     def load(self, state: dict[str, Any], count: int) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.policy.load_average(state.get("moving", []))
         self.count = count
