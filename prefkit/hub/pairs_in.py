@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.rows import split_of_name
+from prefkit.hub.rows import of_further_config, split_of_name
 from prefkit.parquet import read_rows
 from prefkit.reader import CandidateReader, run_of
 from prefkit.store import Store
 
-#: folders of other configs than the pairs
-FURTHER = ("ties", "lists", "candidates", "comparisons")
 NEEDS = ("label_0", "caption")
 
 
@@ -58,8 +56,7 @@ class Pairs:
         self.files: list[tuple[str, Path]] = []
         for path in sorted(self.folder.rglob("*.parquet")):
             name = path.relative_to(self.folder)
-            further = len(name.parts) > 2 and name.parts[0] in FURTHER
-            if not further and not any(part.startswith(".") for part in name.parts):
+            if not of_further_config(path, self.folder) and not any(part.startswith(".") for part in name.parts):
                 split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
                 self.files.append((split or split_of_name(name.as_posix()) or "train", path))
         if not self.files:

@@ -95,6 +95,10 @@ class Remote:
                     self.api.delete_tag(**self.where, tag=name)
         with self.errors("squashing the history"):
             self.api.super_squash_history(**self.where, branch="main", commit_message=message)
+            refs = self.api.list_repo_refs(**self.where)
+        others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
+        if others:
+            output.warn(f"{self.to}: {', '.join(others)} still hold earlier commits; delete them to leave no history.")
         return self.head()
 
     @contextmanager

@@ -13,6 +13,8 @@ from prefkit.errors import UsageError
 from prefkit.parquet import READ_ROWS, read_rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+#: folders that pair and push write beside the splits
+FURTHER = ("ties", "lists", "candidates", "comparisons")
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 CHUNK = 1 << 20
 SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(_unique)?(?=[_./-]|$)")
@@ -55,10 +57,18 @@ def files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not p.name.startswith("."))
+    if any((path / name).exists() for name in ("spec.json", "prefkit.json")):  # made by pair, or pushed
+        found = [p for p in found if p.suffix == ".parquet" and not of_further_config(p, path)]
     tables = [p for p in found if p.suffix == ".parquet"] or found
     if not tables:
         raise UsageError(f"import: {path} holds none of {', '.join(SUFFIXES)}.")
     return tables
+
+
+def of_further_config(file: Path, folder: Path) -> bool:
+    """Whether a file of a pair set holds no pairs, but ties/SPLIT, lists/SPLIT and so on."""
+    parts = file.relative_to(folder).parts
+    return len(parts) > 2 and parts[0] in FURTHER
 
 
 def split_of_name(name: str) -> str | None:

@@ -33,7 +33,9 @@ def audits(store: Store) -> str:
 
 
 def _audit(name: str, report: dict[str, Any]) -> str:
-    warned = "".join(f'<p class="missing warn">{html.text(text)}</p>' for text in report.get("warnings", []))
+    warned = "".join(
+        f'<p class="missing warn">{html.text(text[:1].upper() + text[1:])}</p>' for text in report.get("warnings", [])
+    )
     counts = report.get("counts", {})
     rows = [
         ["pairs", html.number(report["pairs"])],
@@ -45,15 +47,22 @@ def _audit(name: str, report: dict[str, Any]) -> str:
         ["pairs on which scorers conflict", _share(report["conflict_share"])],
     ]
     rows += [[key.replace("_", " "), html.number(counts[key])] for key in CURATED if counts.get(key)]
+    leaks = report.get("splits", {})
+    rows += [
+        [f"{key} with a twin in another split", html.number(leaks[key])]
+        for key in ("prompts", "images")
+        if key in leaks
+    ]
     spread = [[html.text(size), html.number(count)] for size, count in report["pairs_per_request"].items()]
-    body = html.table(["", "Count"], rows) + html.table(["Pairs of a request", "Requests"], spread)
+    tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], spread), _shortcuts(report)]
     for key, title in (
         ("agreement", "Pairs of candidates ordered alike"),
         ("rank_correlation", "Rank correlation within requests"),
     ):
         if report.get(key):
-            body += _matrix(title, report["scorers"], report[key])
-    return f"<h3>{html.text(name, 60)}</h3>{warned}{body}{_shortcuts(report)}"
+            tables.append(_matrix(title, report["scorers"], report[key]))
+    spread_out = "".join(f"<div>{table}</div>" for table in tables)
+    return f'<h3>{html.text(name, 60)}</h3>{warned}<div class="beside">{spread_out}</div>'
 
 
 def _matrix(title: str, names: list[str], cells: list[list[Any]]) -> str:

@@ -19,6 +19,7 @@ SECTIONS = {
     "run": "What was run",
     "scores": "Scores",
     "pairs": "Pairs",
+    "audit": "Audit",
     "training": "Training",
     "evaluation": "Evaluation",
     "votes": "Votes",
@@ -34,14 +35,16 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
     """
     state = status(store)
     found = evidence.results(store)
+    audited = audits(store)
+    anchors = {anchor: title for anchor, title in SECTIONS.items() if anchor != "audit" or audited}
     body = [
-        overview.header(store, state, SECTIONS),
+        overview.header(store, state, anchors),
         evidence.outcome(found),
         "<main>",
         overview.what_was_run(store, state, recipe),
         overview.scores(store, score_table(store), state),
         learning.pairs(store),
-        audits(store),
+        audited,
         learning.training(store),
         evidence.evaluation(store, found),
         agreement_section.section(store),

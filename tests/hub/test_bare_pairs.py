@@ -13,6 +13,8 @@ from PIL import Image
 from prefkit.config import Pair, Recipe
 from prefkit.fit.preferences import read_preferences
 from prefkit.hub.exports import run_export
+from prefkit.hub.imports import run_import
+from prefkit.hub.pairs_in import Pairs
 from prefkit.pair.run import run_pair
 from prefkit.store import Store, candidate_row, write_json
 from prefkit.train.data import first_size
@@ -79,3 +81,13 @@ def test_a_scorer_is_fitted_on_the_same_images(store):
     assert [main.encoded(image) for row in main.rows for image in row.images] == [
         bare.encoded(image) for row in bare.rows for image in row.images
     ]
+
+
+def test_a_pair_set_is_imported_without_its_ties_and_lists(store, tmp_path):
+    found = run_import(Store(tmp_path / "run"), str(store.pairs("main")), pairs=True)
+    assert found["items"] == 14 and found["failed"] == 0 and sum(found["pairs"].values()) == 14
+    shown = [
+        {(p.split, p.caption, p.win, p.lose) for p in Pairs(where).rows()}
+        for where in (f"{store.folder}/main", f"{tmp_path}/run/pickapic")
+    ]
+    assert shown[0] == shown[1] and len(shown[0]) == 14

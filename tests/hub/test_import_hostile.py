@@ -179,6 +179,36 @@ def test_bad_rows_are_counted_with_file_and_row_and_the_rest_is_kept(tmp_path):
     assert run_import(Store(tmp_path / "run2"), str(source), max_failed=0.7)["failed"] == 4
 
 
+@pytest.mark.parametrize("broken", [1, 0], ids=["cut", "no image"])
+@pytest.mark.parametrize(
+    ("layout", "made"),
+    [
+        ("pickapic", layouts.pickapic),
+        ("open_image_preferences", layouts.chosen_rejected),
+        ("rapidata", layouts.rapidata),
+        ("hpdv2", layouts.hpdv2),
+        ("hpdv3", layouts.hpdv3),
+        ("imagerewarddb", layouts.imagerewarddb),
+        ("folders", layouts.folders),
+    ],
+)
+def test_a_damaged_image_of_any_layout_is_named_with_its_file_and_row(tmp_path, monkeypatch, layout, made, broken):
+    sound = layouts.image
+
+    def image(seed, *how):
+        return sound(seed, *how)[:60] if seed == 1 and broken else b"<html>" if seed == 1 else sound(seed, *how)
+
+    monkeypatch.setattr(layouts, "image", image)
+    source = made(tmp_path / "s")
+    found = run_import(Store(tmp_path / "run"), str(source), layout=layout, max_failed=1.0)
+    assert found["failed"] == 1 and found["candidates"] >= 2 and found["items"] >= 2
+    (said,) = json.loads((tmp_path / "run" / ".imports" / f"{layout}.json").read_text())["failed"].values()
+    place, _, why = said.partition(": ")
+    file, _, row = place.partition(" row ")
+    assert Path(file).exists() and Path(file).is_relative_to(source), said
+    assert (row or Path(file).is_file()) and "damaged" in why, said
+
+
 def test_web_addresses_are_not_fetched(tmp_path):
     (tmp_path / "t.csv").write_text("p,x\nhat,http://127.0.0.1:1/a.png\n")
     with pytest.raises(TooManyFailures):

@@ -94,10 +94,13 @@ def test_takedowns_leave_every_config_and_with_squash_the_history(hub, pushed, s
     assert all(any(image in data for data in before.values()) for image in images)
     assert not any(image in data for data in after.values() for image in images)
     assert not [path for path in after if path.startswith("comparisons/")]
-    old = dict(hub.repositories["dataset", "you/wardrobe"].tags)
-    answer(pushed("--squash"))
     repository = hub.repositories["dataset", "you/wardrobe"]
-    assert len(repository.history) == 1 and list(repository.tags) == [found["tag"]] != list(old)
+    old = dict(repository.tags)
+    repository.tags["theirs"] = old[found["tag"]]
+    process = pushed("--squash")
+    answer(process)
+    assert "theirs still hold" in process.stderr and "prefkit-" not in process.stderr.split("theirs still")[0][-40:]
+    assert len(repository.history) == 1 and list(repository.tags) == ["theirs", found["tag"]] != list(old)
     assert repository.history[0][1] == after
 
 
