@@ -289,6 +289,9 @@ class Train:
     time_sampling: str | None = None
     #: arguments of the generation's call that the denoiser must see in training (embedded guidance)
     guidance: float | None = None
+    #: imported images: bring those of a request to one size of about resolution x resolution pixels near their aspect
+    #: (scaled, cropped around the centre, never flipped); null = images as they are, both of a pair of one size
+    resolution: int | None = None
     #: key of a candidate's (or its request's) extra that says what counts in the errors: a box [left, top, right, bottom]
     #: in shares of the image, or the `inputs` id of a mask image (white counts, grey in part); null = everything
     mask: str | None = None

@@ -18,6 +18,7 @@ from prefkit.models.trees import Tree, to_device
 from prefkit.reader import CandidateReader
 from prefkit.store import Store
 from prefkit.train.cache import Cache
+from prefkit.train.frames import fit
 from prefkit.train.pairs import PairRow, PairSource, Side
 from prefkit.types import Candidate, Draw, Groups, Request, digest
 
@@ -194,7 +195,7 @@ def fill_latents(
     writer = _Writer(data.latents, family, source)
     if generators:
         for key, candidate in _candidates_of(rows, store, generators):
-            writer.add(key, rows.pop(key)[0], candidate)
+            writer.add(key, *rows.pop(key), candidate)
     if rows:
         places = {(row, side.column): key for key, (row, side) in rows.items()}
         for number, *images in source.images():
@@ -202,10 +203,10 @@ def fill_latents(
                 if image is not None and (number, column) in places:
                     key = places[number, column]
                     _, side = rows.pop(key)
-                    writer.add(key, number, Candidate(side.candidate or key, "", 0, 0, image=image))
+                    writer.add(key, number, side, Candidate(side.candidate or key, "", 0, 0, image=image))
     if rows:
         for key, candidate in _candidates_of(rows, store, ()):
-            writer.add(key, rows.pop(key)[0], replace(candidate, payload=None))
+            writer.add(key, *rows.pop(key), replace(candidate, payload=None))
     writer.flush()
     if rows:
         row, side = next(iter(rows.values()))
@@ -261,37 +262,45 @@ class _Writer:
 
     def __init__(self, cache: Cache, family: Any, source: PairSource) -> None:
         self.cache, self.family, self.source = cache, family, source
-        self.waiting: list[tuple[str, int, Candidate]] = []
+        self.waiting: list[tuple[str, int, Side, Candidate]] = []
 
-    def add(self, key: str, row: int, candidate: Candidate) -> None:
-        self.waiting.append((key, row, candidate))
+    def add(self, key: str, row: int, side: Side, candidate: Candidate) -> None:
+        self.waiting.append((key, row, side, candidate))
         if len(self.waiting) >= PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        notes = {key: self._check(row, candidate) for key, row, candidate in self.waiting}
+        notes: dict[str, list[int]] = {}
         found: dict[str, Tree] = {}
         for start in range(0, len(self.waiting), ENCODE_ROWS):
             block = self.waiting[start : start + ENCODE_ROWS]
-            for (key, row, _), latents in zip(block, self.family.latents([c for *_, c in block]), strict=True):
+            ready = [self._ready(row, side, candidate) for _, row, side, candidate in block]
+            encoded = self.family.latents([candidate for candidate, _ in ready])
+            for (key, row, *_), (_, notes[key]), latents in zip(block, ready, encoded, strict=True):
                 if not latents.isfinite().all():
                     raise UsageError(f"pairs {self.source.name}, row {row}: the latents of image {key} are not finite.")
                 found[key] = {"latents": latents}
         self.cache.append(found, notes)
         self.waiting = []
 
-    def _check(self, row: int, candidate: Candidate) -> list[int]:
-        """[height, width]; an image that must be encoded is decoded once to see that it can be."""
-        if candidate.payload is None:
-            try:
-                image = candidate.pil()
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise _undecodable(self.source, row, error) from error
-            return [image.height, image.width]
+    def _ready(self, row: int, side: Side, candidate: Candidate) -> tuple[Candidate, list[int]]:
+        """The candidate as it is encoded, and [height, width]. Latents that it holds are those of its own size alone."""
+        size = self._stored_size(row, candidate) if candidate.payload is not None else None
+        if size is not None and side.frame in (None, size):
+            return candidate, list(size)
+        try:
+            image = candidate.pil()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise _undecodable(self.source, row, error) from error
+        if side.frame is not None:
+            image = fit(image, side.frame)
+        return replace(candidate, payload=None, decoded=image), [image.height, image.width]
+
+    def _stored_size(self, row: int, candidate: Candidate) -> tuple[int, int]:
         if candidate.image is None and candidate.path is not None:
             with Image.open(candidate.path) as opened:
-                return [opened.height, opened.width]
-        return list(_size(candidate.image or b"", self.source, row))
+                return opened.height, opened.width
+        return _size(candidate.image or b"", self.source, row)
 
 
 def _size(image: bytes, source: PairSource, row: int) -> tuple[int, int]:

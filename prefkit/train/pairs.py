@@ -37,11 +37,13 @@ class Side:
     """One image of a pair.
 
     key: sha256 of its bytes; column: 0 or 1, as in jpg_0; candidate: its id in the run's candidates, if it has one.
+    frame: (height, width) that the image is brought to; the key then names the image in this frame.
     """
 
     key: str
     column: int
     candidate: str | None = None
+    frame: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prefkit.errors import UsageError
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
-from prefkit.train import beside
+from prefkit.train import beside, frames
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -99,13 +99,15 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
 def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Processes) -> PairData:
     """Every pair's latents and condition, from the cache or computed now, shared out over the processes."""
     store = plan.store
+    if plan.config.resolution is not None:
+        pairs = frames.framed(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
     extra = beside.cache_of(plan.config, plan.cache)
     data = PairData(pairs, Cache(plan.cache / "latents"), Cache(plan.cache / "conditions"), requests, extra)
     ready = plan.wiring() is not None and data.complete()
     processes.wait()
     if not ready:
-        size = caches.first_size(source, store, pairs)
+        size = pairs[0].win.frame or caches.first_size(source, store, pairs)
         share = (processes.rank, processes.count)
         family: Any = None
         if processes.main:

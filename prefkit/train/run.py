@@ -31,6 +31,7 @@ REMEDY = (
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
+LEAST_RESOLUTION = 64
 NOISES = ("shared", "own")
 #: smallest value -> the settings that it holds for
 LEAST = {
@@ -102,6 +103,12 @@ def check_settings(name: str, config: Train) -> None:
             raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
     if config.noise not in NOISES:
         raise UsageError(f"train.{name}.noise: {config.noise!r} is not known; choose {', '.join(NOISES)}.")
+    if config.resolution is not None:
+        if config.resolution < LEAST_RESOLUTION:
+            raise UsageError(f"train.{name}.resolution is {config.resolution}: it must be at least {LEAST_RESOLUTION}.")
+        if config.online is not None or config.mask is not None or config.noise != "shared":
+            raise UsageError(f"train.{name}.resolution is for imported images; boxes, a candidate's own noise and online "
+                             "training go with images as they are. Set it to null.")  # fmt: skip
     if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
         raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps; it goes with objectives on "
                          "pairs, offline. Set it to 0.")  # fmt: skip

@@ -90,6 +90,7 @@ CONTENT = {
         "precision",
         "time_sampling",
         "guidance",
+        "resolution",
         "mask",
         "noise",
         "curriculum",

@@ -1,0 +1,95 @@
+"""Aspect buckets for imported images: one size for all images of a request, so that no pair has two.
+
+The images of a request are brought to the size of about resolution x resolution pixels whose aspect is nearest to theirs (the
+geometric mean): scaled without distortion until they cover it, then cropped around the centre, all alike. None is
+flipped: text, logos and garments have a left and a right, and a pair's images must not differ by it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from prefkit.output import warn
+from prefkit.store import Store
+from prefkit.train.pairs import PairRow, PairSource, Side
+from prefkit.types import digest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LOST = 0.2  # share of an image beyond which cropping is told
+
+
+def framed(pairs: list[PairRow], source: PairSource, store: Store, resolution: int) -> list[PairRow]:
+    """The pairs with a frame on every side, and keys that tell images in different frames apart."""
+    sizes = dict(_sizes(pairs, source, store))
+    by_request: dict[tuple[str | None, str], list[float]] = {}
+    for pair in pairs:
+        known = [sizes[side.key] for side in pair.sides if side.key in sizes]  # what is missing is told when encoding
+        aspects = by_request.setdefault((pair.request_id, pair.prompt), [0.0])
+        aspects += [math.log(width / height) for height, width in known]
+    frames = {request: bucket(math.exp(sum(a) / max(1, len(a) - 1)), resolution) for request, a in by_request.items()}
+    found = []
+    cut: set[str] = set()
+    for pair in pairs:
+        frame = frames[pair.request_id, pair.prompt]
+        cut |= {side.key for side in pair.sides if _lost(sizes.get(side.key, frame), frame) > LOST}
+        win, lose = (_framed(side, frame) for side in pair.sides)
+        found.append(replace(pair, win=win, lose=lose))
+    if cut:
+        warn(f"pairs {source.name}: {len(cut)} of {len(sizes)} images lose more than {LOST:.0%} to cropping, because the "
+             "images of their request differ in aspect. Crop them by hand, or remove their pairs.")  # fmt: skip
+    return found
+
+
+def bucket(aspect: float, resolution: int) -> tuple[int, int]:
+    """(height, width): multiples of 64 px (less below 512) with about resolution^2 pixels. aspect: width / height."""
+    step = min(64, max(16, resolution // 8 // 16 * 16))
+    height, width = resolution / math.sqrt(aspect), resolution * math.sqrt(aspect)
+    return tuple(max(step, round(edge / step) * step) for edge in (height, width))  # type: ignore[return-value]
+
+
+def fit(image: Image, frame: tuple[int, int]) -> Image:
+    """Scaled until it covers the frame (height, width), and cropped around the centre."""
+    from PIL import Image as pil
+    from PIL import ImageOps
+
+    return ImageOps.fit(image, frame[::-1], pil.Resampling.LANCZOS)
+
+
+def _framed(side: Side, frame: tuple[int, int]) -> Side:
+    return replace(side, key=digest(side.key, frame, length=40), frame=frame)
+
+
+def _lost(size: tuple[int, int], frame: tuple[int, int]) -> float:
+    """The share of the image that cropping takes."""
+    ratio = (size[1] / size[0]) / (frame[1] / frame[0])
+    return 1 - min(ratio, 1 / ratio)
+
+
+def _sizes(pairs: Sequence[PairRow], source: PairSource, store: Store) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(key, (height, width)) of every image that can be read; only headers are."""
+    from PIL import Image as pil
+
+    places = {(pair.row, side.column): side for pair in pairs for side in pair.sides}
+    left = {side.candidate: side.key for side in places.values() if side.candidate}
+    for row, *images in source.images():
+        for column, image in enumerate(images):
+            side = places.get((row, column))
+            if image is None or side is None:
+                continue
+            try:
+                with pil.open(io.BytesIO(image)) as opened:
+                    yield side.key, (opened.height, opened.width)
+            except (OSError, ValueError):
+                continue
+            left.pop(side.candidate or "", None)
+    if left:
+        for candidate in store.iter_candidates(ids={id for id in left if id}):
+            if candidate.error is None:
+                decoded = candidate.pil()
+                yield left[candidate.id], (decoded.height, decoded.width)
