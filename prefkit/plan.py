@@ -38,7 +38,7 @@ def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> dic
 
     requests = store.requests()
     if recipe.requests.source:
-        requests = keep_known(requests, read_requests(recipe.requests), store.folder)
+        requests = keep_known(requests, read_requests(recipe.requests, recipe.model.inputs), store.folder)
     jobs, done, _ = jobs_of(store, recipe, name, requests, limit)
     todo = sum(job[3] not in done for job in jobs)
     table = store.candidates(name)

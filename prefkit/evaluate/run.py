@@ -58,7 +58,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
                 folder = Store.create(store.eval(name) / set_name / model)
                 note(f"eval {name}: {model} on {len(members)} requests of {set_name}")
                 seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
-                make(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases)
+                make(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases, store)
             opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
             usable, left_out = comparable(opened["base"], aliases)
             found[set_name] = assess(used, cfg, generator, opened, members, usable)
@@ -81,8 +81,9 @@ def make(
     settings: tuple[str, Generate],
     requests: list[Request],
     aliases: list[str],
+    inputs: Store,
 ) -> None:
-    """Images of `requests` and their scores, in a run-shaped folder of one model."""
+    """Images of `requests` and their scores, in a run-shaped folder of one model. inputs: the run with their inputs/."""
     from prefkit.generate.requests import keep_known
     from prefkit.generate.run import run_generate
     from prefkit.score.run import run_scores
@@ -98,7 +99,7 @@ def make(
         generate={generator: replace(how, splits=sorted({r.split for r in requests}))},
         score={alias: replace(recipe.score[alias], generators=[]) for alias in aliases},
     )
-    run_generate(folder, own, generator, requests=requests)
+    run_generate(folder, own, generator, requests=requests, inputs=inputs)
     try:
         run_scores(folder, own, aliases)
     except PluginError as error:

@@ -41,10 +41,13 @@ def request_sets(store: Store, recipe: Recipe, cfg: Eval, limit: int | None) -> 
     counts = [n for n in (cfg.max_requests, limit) if n is not None]
     for name, chosen in (cfg.sets or {"held_out": Set()}).items():
         if chosen.source is not None:
-            read = read_requests(Requests(source=chosen.source, prompt_column=chosen.prompt_column))
+            source = Requests(source=chosen.source, prompt_column=chosen.prompt_column)
+            read = read_requests(source, recipe.model.inputs, store)
             requests = [replace(r, split="test") for r in read]
         else:
-            own = store.requests() or (read_requests(recipe.requests) if recipe.requests.source else [])
+            own = store.requests() or (
+                read_requests(recipe.requests, recipe.model.inputs, store) if recipe.requests.source else []
+            )
             requests = [r for r in own if r.split == chosen.split]
         if not requests:
             raise UsageError(

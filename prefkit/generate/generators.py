@@ -9,6 +9,7 @@ from typing import Any
 from prefkit import registry
 from prefkit.config import Generate, Model, content
 from prefkit.errors import PluginError, UsageError
+from prefkit.generate.inputs import Inputs
 from prefkit.models.place import device_of
 from prefkit.types import Candidate, Request, digest
 
@@ -49,16 +50,20 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
         "model": revision.pop("base"),
         **revision,
         "adapters": adapters,
+        **({"inputs": dict(model.inputs)} if model.inputs else {}),
         "settings": {k: v for k, v in said.items() if k != "model"},
     }
 
 
 def open_generator(
-    model: Model, settings: Generate
+    model: Model, settings: Generate, inputs: Inputs | None = None
 ) -> Callable[[Sequence[Request], Sequence[int]], list[dict[str, Any]]]:
-    """A function (requests, seeds) -> per request {"image": PIL, "latents": tensor | None, "extra": dict}."""
+    """A function (requests, seeds) -> per request {"image": PIL, "latents": tensor | None, "extra": dict}.
+
+    inputs: where a diffusers pipeline finds what its call takes from a request (model.inputs).
+    """
     if settings.use == "diffusers":
-        return _diffusers(model, settings)
+        return _diffusers(model, settings, inputs or Inputs(model.inputs, None))
     if ":" not in settings.use:
         raise UsageError(
             f"no generator is called {settings.use!r}: use diffusers, file.py:name or package.module:Name."
@@ -105,7 +110,7 @@ def _same_length(found: Any, requests: Sequence[Request], name: str) -> list[Any
     return list(found)
 
 
-def _diffusers(model: Model, settings: Generate) -> Callable[..., list[dict[str, Any]]]:
+def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[..., list[dict[str, Any]]]:
     import torch
 
     from prefkit.models.load import denoiser_name, load_pipeline
@@ -132,10 +137,16 @@ def _diffusers(model: Model, settings: Generate) -> Callable[..., list[dict[str,
         width=settings.width,
         negative_prompt=settings.negative_prompt,
         extra_call=settings.call,
+        per_request=list(model.inputs),
     )
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
-        samples = sampler.sample([r.prompt for r in requests], seeds)
+        samples: list[Any] = [None] * len(requests)
+        for group in inputs.groups(requests):
+            rows = [requests[i] for i in group]
+            made = sampler.sample([r.prompt for r in rows], [seeds[i] for i in group], inputs.of(rows[0]))
+            for position, sample in zip(group, made, strict=True):
+                samples[position] = sample
         return [{"error": f"{FLAGGED}: {WHY}"} if s.nsfw else {"image": s.image, "latents": s.latents} for s in samples]
 
     return call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,29 @@ from typing import Any
 from prefkit import tiny
 from prefkit.config import Requests
 from prefkit.errors import UsageError
+from prefkit.generate.inputs import Taken
 from prefkit.output import note, warn
-from prefkit.store import NAME, dump_extra
+from prefkit.store import NAME, Store, dump_extra
 from prefkit.types import Request, digest, split_of
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 
 
-def read_requests(config: Requests) -> list[Request]:
+def read_requests(
+    config: Requests, inputs: Mapping[str, str] | None = None, store: Store | None = None
+) -> list[Request]:
     """The requests of a source, each once. Raises UsageError: no such file, no such column, nothing in it.
 
     A request without an id of its own (column `request_id`) is named by the hash of its prompt and extra, so
-    that the same request has the same id in every run.
+    that the same request has the same id in every run. inputs: `model.inputs`; images that these fields name are put
+    into the store's inputs/ table, and the fields hold their ids.
     """
     if not config.source:
         raise UsageError("requests.source is not set: give a .txt, .csv, .jsonl or .parquet file, or a datasets id.")
     if not 0 <= config.test_share <= 1:
         raise UsageError(f"requests.test_share is {config.test_share}: a share lies between 0 and 1.")
     found: dict[str, Request] = {}
+    taken = Taken(inputs or {}, Path(config.source).expanduser().parent, store)
     blank = duplicates = 0
     for row in _rows(config):
         prompt = row.pop(config.prompt_column)
@@ -38,7 +43,7 @@ def read_requests(config: Requests) -> list[Request]:
             continue
         _check_prompt(prompt, config.source)
         split = _split(row, prompt, config)
-        extra = {k: v for k, v in row.items() if not _missing(v)}
+        extra = taken.take({k: v for k, v in row.items() if not _missing(v)})
         named = extra.pop("request_id", None)
         request_id = str(named) if named is not None else digest(prompt, extra)
         if request_id in found:
@@ -47,6 +52,7 @@ def read_requests(config: Requests) -> list[Request]:
                 raise UsageError(f"{config.source}: request_id {request_id!r} stands for two different requests.")
             continue
         found[request_id] = Request(request_id, prompt, str(split), extra)
+    taken.write()
     if blank:
         warn(f"{config.source}: {blank} empty prompt{'s' * (blank > 1)} left out.")
     if duplicates:

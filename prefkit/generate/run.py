@@ -19,6 +19,7 @@ from prefkit.generate.generators import (
     latents_payload,
     open_generator,
 )
+from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import keep_known, read_requests
 from prefkit.models.place import rank
 from prefkit.models.trained import trained_model
@@ -40,7 +41,7 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
     known = store.requests()
     if not recipe.requests.source and known:
         return known
-    wanted = keep_known(known, read_requests(recipe.requests), store.folder)
+    wanted = keep_known(known, read_requests(recipe.requests, recipe.model.inputs, store), store.folder)
     merged = {r.request_id: r for r in [*known, *wanted]}
     if list(merged.values()) != known:
         store.write_requests(merged.values())
@@ -89,9 +90,18 @@ def done_ids(table: Table) -> set[str]:
 
 
 def run_generate(
-    store: Store, recipe: Recipe, name: str, *, requests: Sequence[Request] | None = None, limit: int | None = None
+    store: Store,
+    recipe: Recipe,
+    name: str,
+    *,
+    requests: Sequence[Request] | None = None,
+    limit: int | None = None,
+    inputs: Store | None = None,
 ) -> dict[str, Any]:
-    """Generate what is missing of `recipe.generate[name]`. Returns counts. Raises PrefkitError."""
+    """Generate what is missing of `recipe.generate[name]`. Returns counts. Raises PrefkitError.
+
+    inputs: the run whose inputs/ holds the images of these requests, default `store`.
+    """
     settings = recipe.generate[name]
     if requests is None:
         requests = sync_requests(store, recipe)
@@ -123,8 +133,9 @@ def run_generate(
             note(
                 f"generate {name}: {counts['wanted'] - counts['present']} candidates to make, in {len(blocks)} batches"
             )
+            given = Inputs(model.inputs, inputs or store)
             start = time.monotonic()
-            _generate_blocks(table, blocks, done, open_generator(model, settings), settings, counts)
+            _generate_blocks(table, blocks, done, open_generator(model, settings, given), settings, counts)
             counts["seconds"] = round(time.monotonic() - start, 2)
             note_pace(table.folder, counts["made"], counts["seconds"])
             if counts["flagged"]:

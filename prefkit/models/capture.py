@@ -96,15 +96,24 @@ def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, s
     for name in [name for name, value in record.steps[0].arguments.items() if _tensors(value)]:
         for state in states:
             x = [maps.STATE[state](step.before, level) for step, level in zip(record.steps, levels, strict=True)]
-            for entry, enter in maps.INPUT.items():
-                seen = zip(record.steps, x, strict=True)
-                if all(_fits(s.arguments[name], enter, x_t) for s, x_t in seen):
+            for entry in (*maps.INPUT, *maps.BESIDE):
+                behind = _behind(record.steps[0].arguments[name], x[0]) if entry in maps.BESIDE else None
+                if entry in maps.BESIDE and behind is None:
+                    continue
+                seen = zip(record.steps, x, strict=True)  # what stands behind x_t must stay as it is from step to step
+                if all(_fits(s.arguments[name], maps.enter, entry, x_t, behind) for s, x_t in seen):
                     fits[name, state, entry] = x
-    tried = (
-        f"scheduler's sample -> argument of the denoiser (tried {', '.join(maps.STATE)} then {', '.join(maps.INPUT)})"
-    )
+    entries = ", ".join((*maps.INPUT, *maps.BESIDE))
+    tried = f"scheduler's sample -> argument of the denoiser (tried {', '.join(maps.STATE)} then {entries})"
     found = _only(pipe, tried, list(fits))
     return *found, fits[found]
+
+
+def _behind(seen: Any, x_t: Tensor) -> Tensor | None:
+    """What an argument of the denoiser holds behind x_t, None where it is not longer."""
+    if not isinstance(seen, Tensor) or seen.ndim != x_t.ndim or seen.shape[1] <= x_t.shape[1]:
+        return None
+    return seen[:, x_t.shape[1] :]
 
 
 def _tensors(value: Any) -> bool:
@@ -113,7 +122,9 @@ def _tensors(value: Any) -> bool:
 
 def _outputs(record: Record) -> list[str]:
     return [
-        name for name, leave in maps.OUTPUT.items() if all(_fits(s.model_output, leave, s.output) for s in record.steps)
+        name
+        for name, leave in maps.OUTPUT.items()
+        if all(_fits(s.model_output, leave, s.output, s.before) for s in record.steps)
     ]
 
 
@@ -151,11 +162,11 @@ def _latent_map(pipe: Any, record: Record) -> tuple[str, str]:
 
             def arrive(to_grid: Any = to_grid, numbers: Any = numbers) -> Tensor:
                 grid = to_grid(final.to(seen.dtype), height, width)
-                divisor, offset = numbers(pipe.vae.config, grid)
+                divisor, offset = numbers(pipe.vae, grid)
                 return grid / divisor + offset
 
             if _fits(seen, arrive):
-                fits[layout, affine] = numbers(pipe.vae.config, seen)
+                fits[layout, affine] = numbers(pipe.vae, seen)
     agreeing = list(fits)[:1] if len({str(pair) for pair in fits.values()}) == 1 else list(fits)
     return _only(
         pipe, f"final latents -> vae.decode (tried {', '.join(maps.LAYOUT)} with {', '.join(maps.AFFINE)})", agreeing

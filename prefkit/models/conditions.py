@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import CaptureError, UsageError
-from prefkit.models.maps import same, stacked
+from prefkit.models.maps import BEHIND, BESIDE, same, stacked
 from prefkit.models.record import bind, replaced, run, stand_in
 from prefkit.models.trees import Tree, leaves
 from prefkit.models.wiring import Wiring
 from prefkit.types import digest
 
 OURS = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")
+
+_OWN = "size of x_t along dimension 1"
 
 
 class _Stop(Exception):
@@ -104,21 +106,48 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
 
 def _arguments(pipe: Any, wiring: Wiring, prompts: list[str], base: Mapping[str, Any]) -> Tree:
     """What the denoiser would be called with at the first step, without calling it."""
-
-    def stop(net: nn.Module, args: Any, kwargs: Any) -> None:
-        raise _Stop(bind(net, args, kwargs))
-
-    hook = getattr(pipe, wiring.denoiser).register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        seen = _run_until_stop(pipe, dict(base) | dict(wiring.no_guidance) | {"prompt": prompts})
-    finally:
-        hook.remove()
+    call = dict(base) | dict(wiring.no_guidance) | {"prompt": prompts}
+    seen = _first_call(pipe, wiring, call)
     if len(seen[wiring.sample]) != len(prompts):
         raise CaptureError(
             f"{type(pipe).__name__}: the denoiser was given {len(seen[wiring.sample])} samples for {len(prompts)} "
             f"prompts with call arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
         )
-    return {name: value for name, value in seen.items() if name not in (wiring.sample, wiring.time)}
+    condition = {name: value for name, value in seen.items() if name not in (wiring.sample, wiring.time)}
+    if wiring.input in BESIDE:
+        condition[BEHIND] = seen[wiring.sample][:, seen[_OWN] :]
+        del condition[_OWN]
+    return condition
+
+
+def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the first call of the denoiser and, where more than x_t goes in as the sample, x_t's size as _OWN.
+
+    The scheduler tells that size, so there the denoiser is stood in for instead of being stopped at.
+    """
+    net = getattr(pipe, wiring.denoiser)
+    seen: dict[str, Any] = {}
+
+    def note(net: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.update(bind(net, args, kwargs))
+        if wiring.input not in BESIDE:
+            raise _Stop(seen)
+
+    def step(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> None:
+        raise _Stop(seen | {_OWN: sample.shape[1]})
+
+    def nothing(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+        return (torch.zeros_like(seen[wiring.sample]),)
+
+    hook = net.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with ExitStack() as stack:
+            if wiring.input in BESIDE:
+                stack.enter_context(replaced(net, "forward", stand_in(net.forward, nothing)))
+                stack.enter_context(replaced(pipe.scheduler, "step", stand_in(pipe.scheduler.step, step)))
+            return _run_until_stop(pipe, call)
+    finally:
+        hook.remove()
 
 
 def with_batch_rules(pipe: Any, wiring: Wiring, prompt: str, base: Mapping[str, Any]) -> Wiring:

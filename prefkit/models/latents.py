@@ -25,7 +25,7 @@ def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
     pixels = pipe.image_processor.preprocess(list(images))
     with _upcast(pipe.vae) as vae:
         z = _posterior_mode(vae, wiring, pixels.to(vae.device, vae.dtype)).float()
-    divisor, offset = AFFINE[wiring.affine](pipe.vae.config, z)
+    divisor, offset = AFFINE[wiring.affine](pipe.vae, z)
     return LAYOUT[wiring.layout][1]((z - offset) * divisor)
 
 
@@ -39,7 +39,7 @@ def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | N
     height, width = _cells(wiring, latents, size)
     with _upcast(pipe.vae) as vae:
         grid = to_grid(latents.to(vae.device, vae.dtype), height, width)
-        divisor, offset = AFFINE[wiring.affine](vae.config, grid)
+        divisor, offset = AFFINE[wiring.affine](vae, grid)
         out = vae.decode(grid / divisor + offset, return_dict=False)[0]
     return pipe.image_processor.postprocess(out[:, :, 0] if out.ndim == 5 else out, output_type="pil")
 

@@ -17,6 +17,25 @@ STATE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "over_sqrt_sigma2_plus_1": lambda sample, sigma: sample / (sigma**2 + 1) ** 0.5,
 }
 
+#: leaf of the condition: what the denoiser's sample argument holds behind x_t, of inputs in BESIDE
+BEHIND = "behind_sample"
+
+
+def _behind(dims: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def join(x: Tensor, behind: Tensor) -> Tensor:
+        if x.ndim != dims:
+            raise ValueError(f"{tuple(x.shape)} has not {dims} dimensions")
+        return torch.cat([x, behind.to(x)], dim=1)
+
+    return join
+
+
+# (x_t [B, ...], BEHIND [B, more, ...] from the condition) -> what the denoiser is called with
+BESIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "extra_channels": _behind(4),  # inpainting: mask and masked image
+    "extra_tokens": _behind(3),  # editing: the tokens of the image to edit
+}
+
 # x_t [B, ...] -> what the denoiser is called with
 INPUT: dict[str, Callable[[Tensor], Any]] = {
     "identity": lambda x: x,
@@ -33,13 +52,21 @@ def _only_frame(x: Tensor) -> Tensor:
     return x[:, :, 0]
 
 
-# what the denoiser returns (a tensor, or lists stacked) -> model_output of scheduler.step, shaped like x_t
-OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda out: out,
-    "negated": lambda out: -out,
-    "first_half": lambda out: out.chunk(2, dim=1)[0],
-    "frame": _only_frame,
-    "frame_negated": lambda out: -_only_frame(out),
+def _first(out: Tensor, x: Tensor, dims: int) -> Tensor:
+    """The part of the output that answers x_t, where it answers more than that."""
+    if out.ndim != dims or out.shape[1] <= x.shape[1]:
+        raise ValueError(f"{tuple(out.shape)} holds nothing beyond {tuple(x.shape)}")
+    return out[:, : x.shape[1]]
+
+
+# (what the denoiser returns: a tensor, or lists stacked; x_t) -> model_output of scheduler.step, shaped like x_t
+OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "identity": lambda out, x: out,
+    "negated": lambda out, x: -out,
+    "first_half": lambda out, x: _first(out, x, 4),
+    "first_tokens": lambda out, x: _first(out, x, 3),
+    "frame": lambda out, x: _only_frame(out),
+    "frame_negated": lambda out, x: -_only_frame(out),
 }
 
 # time of the schedule (index for epsilon and v, sigma in 0..1 for flow) -> what the denoiser is called with
@@ -78,17 +105,38 @@ def _per_channel(values: Any, like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *[1] * (like.ndim - 2))
 
 
-# grid -> input of vae.decode, as z / divisor + offset: name -> (config, z) -> (divisor, offset)
+def _per_square(values: Tensor, like: Tensor) -> Tensor:
+    """[4 C], a value for each place in a 2 x 2 square, channel slowest -> [1, C, H, W]."""
+    height, width = like.shape[-2:]
+    return values.to(like).view(1, -1, 2, 2).repeat(1, 1, height // 2, width // 2)
+
+
+# grid -> input of vae.decode, as z / divisor + offset: name -> (vae, z) -> (divisor, offset)
 AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
-    "mean_std": lambda config, z: (1 / _per_channel(config.latents_std, z), _per_channel(config.latents_mean, z)),
-    "mean_std_scale": lambda config, z: (
-        config.scaling_factor / _per_channel(config.latents_std, z),
-        _per_channel(config.latents_mean, z),
+    "mean_std": lambda vae, z: (
+        1 / _per_channel(vae.config.latents_std, z),
+        _per_channel(vae.config.latents_mean, z),
     ),
-    "scale_shift": lambda config, z: (config.scaling_factor, config.shift_factor),
-    "scale": lambda config, z: (config.scaling_factor, 0.0),
-    "none": lambda config, z: (1.0, 0.0),
+    "mean_std_scale": lambda vae, z: (
+        vae.config.scaling_factor / _per_channel(vae.config.latents_std, z),
+        _per_channel(vae.config.latents_mean, z),
+    ),
+    "batch_norm": lambda vae, z: (  # FLUX.2: the statistics of a batch norm over squares
+        _per_square((vae.bn.running_var + vae.config.batch_norm_eps).rsqrt(), z),
+        _per_square(vae.bn.running_mean, z),
+    ),
+    "scale_shift": lambda vae, z: (vae.config.scaling_factor, vae.config.shift_factor),
+    "scale": lambda vae, z: (vae.config.scaling_factor, 0.0),
+    "none": lambda vae, z: (1.0, 0.0),
 }
+
+
+def enter(name: str, x: Tensor, behind: Tensor | None = None) -> Any:
+    """The denoiser's sample argument. behind: of inputs in BESIDE, what follows x_t."""
+    if name in INPUT:
+        return INPUT[name](x)
+    assert behind is not None, "a condition without what belongs behind the sample"
+    return BESIDE[name](x, behind)
 
 
 def stacked(out: Any) -> Tensor:

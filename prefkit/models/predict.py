@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.models.maps import CLOCK, INPUT, OUTPUT, stacked
+from prefkit.models.maps import BEHIND, CLOCK, OUTPUT, enter, stacked
 from prefkit.models.trees import Tree
 from prefkit.models.wiring import Wiring
 
@@ -27,9 +27,10 @@ def predict(
     condition: a Tree for B samples (`collate`)
     dtype:     of the sample as the network takes it, default `compute_dtype(net)`
     """
+    rest = {name: value for name, value in condition.items() if name != BEHIND}
     given = {
-        wiring.sample: INPUT[wiring.input](x_t.to(dtype or compute_dtype(net))),
+        wiring.sample: enter(wiring.input, x_t.to(dtype or compute_dtype(net)), condition.get(BEHIND)),
         wiring.time: CLOCK[wiring.clock](time, wiring.train_steps),
     }
-    out = stacked(net(**given, **condition, return_dict=False))
-    return OUTPUT[wiring.output](out).float()
+    out = stacked(net(**given, **rest, return_dict=False))
+    return OUTPUT[wiring.output](out, x_t).float()

@@ -35,7 +35,7 @@ class Sampler:
     """Calls `pipe` with fixed settings.
 
     guidance None leaves the pipeline's default. extra_call: further arguments of the pipeline's call.
-    The pipeline is left as it was after each call. Raises UsageError for an argument it does not take.
+    per_request: names of those that `sample` is given. The pipeline is left as it was after each call. Raises UsageError for an argument it does not take.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Sampler:
         width: int | None = None,
         negative_prompt: str | None = None,
         extra_call: Mapping[str, Any] | None = None,
+        per_request: Sequence[str] = (),
     ) -> None:
         wishes = {
             "guidance_scale": guidance,
@@ -59,15 +60,20 @@ class Sampler:
         self.pipe = pipe
         self.call = {"num_inference_steps": steps, **{k: v for k, v in wishes.items() if v is not None}}
         known = inspect.signature(type(pipe).__call__).parameters
-        unknown = sorted(set(self.call) - set(known))
+        unknown = sorted({*self.call, *per_request} - set(known))
         if unknown:
             raise UsageError(
                 f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}."
             )
         self._encode = RememberedPrompts(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
 
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Sampled]:
-        """One image per (prompt, seed). Each initial noise comes from its own CPU generator, whatever the batch."""
+    def sample(
+        self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any] | None = None
+    ) -> list[Sampled]:
+        """One image per (prompt, seed). Each initial noise comes from its own CPU generator, whatever the batch.
+
+        given: further arguments of this call (an image to edit), for all of its prompts.
+        """
         last: list[Tensor] = []
         scheduler_step = self.pipe.scheduler.step
 
@@ -77,7 +83,9 @@ class Sampler:
             last[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
             return result
 
-        call = self.call | {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        call = (
+            self.call | dict(given or {}) | {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        )
         if "negative_prompt" in call:
             call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
         with ExitStack() as stack:
@@ -112,7 +120,7 @@ class RememberedPrompts:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.__signature__.bind(*args, **kwargs).arguments
         prompts = bound.get("prompt")
-        if not isinstance(prompts, list) or any(isinstance(value, Tensor) for value in bound.values()):
+        if not isinstance(prompts, list) or not all(map(_plain, bound.values())):
             return self.encode(*args, **kwargs)
         ours = [k for k, v in bound.items() if "prompt" in k and isinstance(v, list) and len(v) == len(prompts)]
         shared = {k: v for k, v in bound.items() if k not in ours}
@@ -143,6 +151,13 @@ class RememberedPrompts:
             except CaptureError:
                 self.rules[key] = None
         return self.rules[key]
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is told apart by its repr: not so tensors and images."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (str, int, float, torch.device, torch.dtype))
 
 
 def _shapes(tree: Tree) -> str:

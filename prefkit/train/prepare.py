@@ -10,6 +10,7 @@ from typing import Any
 from prefkit import registry
 from prefkit.config import Recipe, Train, content
 from prefkit.errors import UsageError
+from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
@@ -19,7 +20,7 @@ from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
 from prefkit.train.pairs import PairRow, PairSource
 from prefkit.train.processes import Processes
-from prefkit.types import digest
+from prefkit.types import Request, digest
 
 WEIGHTS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -36,6 +37,8 @@ class Plan:
             **base,
             "adapters": [[weights[path], weight] for path, weight in model.adapters.items()],
         }
+        if model.inputs:
+            self.revision["inputs"] = dict(model.inputs)
         self.generators = [name for name in store.names("candidates") if _made_by(store, name, base)]
         self.call = call_of(recipe, config)
         self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
@@ -56,9 +59,24 @@ class Plan:
             "config": model.config,
         }
         call = {**self.call, "height": size[0], "width": size[1]}
-        family = registry.load_class("family", self.config.family)(time_sampling=self.config.time_sampling, call=call)
+        options = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
+        kind = registry.load_class("family", self.config.family)
+        family = kind(time_sampling=self.config.time_sampling, call=call, **options)
+        if model.inputs and wiring is None:
+            family.example = self._example()
         family.load(settings, parts=parts, **({"wiring": wiring} if wiring is not None else {}))
         return family
+
+    def _example(self) -> Request:
+        """A request of the run to look at the pipeline with. Raises UsageError where none has an input."""
+        keys = set(fields_of(self.recipe.model.inputs).values())
+        found = next((request for request in self.store.requests() if keys <= request.extra.keys()), None)
+        if found is None:
+            raise UsageError(
+                f"model.inputs: no request of {self.store.folder} has {', '.join(sorted(keys))}, so there is no image to "
+                "look at the pipeline with. Run `prefkit generate` with requests that have them."
+            )
+        return found
 
     def load_denoiser(self, device: Any, data: PairData) -> Any:
         return self.load(device, data.size(data.pairs[0]), {"denoiser"}, self.wiring())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from prefkit.generate.inputs import Inputs
     from prefkit.models.trees import Tree
     from prefkit.models.wiring import Wiring
 
@@ -24,12 +25,20 @@ class DiffusersFamily:
     call           the generation's call arguments; an embedded guidance keeps its value, height and width are
                    used for the capture
     encode_batch   images encoded at once
+    inputs         what the call takes from each request (model.inputs); `example` is then a request to look at the
+                   pipeline with
     """
 
     def __init__(
-        self, time_sampling: str | None = None, call: Mapping[str, Any] | None = None, encode_batch: int = 8
+        self,
+        time_sampling: str | None = None,
+        call: Mapping[str, Any] | None = None,
+        encode_batch: int = 8,
+        inputs: Inputs | None = None,
     ) -> None:
         self.time_sampling, self.call, self.encode_batch = time_sampling, dict(call or {}), encode_batch
+        self.inputs = inputs
+        self.example: Request | None = None
 
     def load(
         self, model: Mapping[str, Any], parts: Collection[str] | None = None, wiring: Wiring | None = None
@@ -50,7 +59,7 @@ class DiffusersFamily:
         self.pipe = load_pipeline(**model, parts=parts)
         if model.get("adapters"):
             self._refuse_text_adapters()
-        self.wiring = wiring or capture(self.pipe, call=self.call)
+        self.wiring = wiring or capture(self.pipe, call=self.call | self._given(self.example))
         self.net = getattr(self.pipe, self.wiring.denoiser)
         self.schedule = Schedule.of(self.pipe.scheduler, self.wiring.prediction)
 
@@ -72,9 +81,15 @@ class DiffusersFamily:
         """Per request what the denoiser is given beside sample and time, at size (height, width)."""
         from prefkit.models.conditions import capture_conditions
 
-        prompts = [request.prompt for request in requests]
         height, width = size
-        return capture_conditions(self.pipe, self.wiring, prompts, height=height, width=width, call=self.call)
+        how: dict[str, Any] = {"height": height, "width": width}
+        return [
+            capture_conditions(self.pipe, self.wiring, [r.prompt], call=self.call | self._given(r), **how)[0]
+            for r in requests
+        ]
+
+    def _given(self, request: Request | None) -> dict[str, Any]:
+        return {} if self.inputs is None or request is None else self.inputs.of(request)
 
     def collate(self, conditions: Sequence[Tree]) -> Tree:
         """Conditions of one signature, one per sample -> the condition of a batch."""

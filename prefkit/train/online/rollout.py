@@ -196,7 +196,8 @@ class _Tape:
         return None
 
     def after_forward(self, net: Any, args: Any, kwargs: Any, output: Any) -> None:
-        self.output = OUTPUT[self.rollout.wiring.output](stacked(output)).float()
+        x = stacked(bind(net, args, kwargs)[self.rollout.wiring.sample])
+        self.output = OUTPUT[self.rollout.wiring.output](stacked(output), x).float()
 
     def _note(self, given: dict[str, Any]) -> None:
         wiring, count = self.rollout.wiring, self.count

@@ -51,6 +51,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
     config = recipe.train[name]
     online = config.online or Online()
     guards.check(name, config, online, objective)
+    _refuse_inputs(recipe, f"train.{name}")
     processes = Processes(config.device)
     folder = store.train(name)
     with store.lock(f"train/{name}") if processes.main else nullcontext():
@@ -67,6 +68,12 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
             return read_json(folder / "result.json")
         loop = make_loop(plan, name, objective, settings, jury, requests, watched, processes)
         return _train(loop, plan, name, folder, limit)
+
+
+def _refuse_inputs(recipe: Recipe, where: str) -> None:
+    if recipe.model.inputs:
+        raise UsageError(f"{where}: online training does not know model.inputs ({', '.join(recipe.model.inputs)}) yet. Make "
+                         "pairs with `prefkit generate` and train on those.")  # fmt: skip
 
 
 def _requests(
