@@ -17,14 +17,14 @@ what torch allocated).
 from __future__ import annotations
 
 import argparse
+import gc
 import io
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -98,9 +98,9 @@ def main() -> None:
         for call in calls.values():
             call(0)
         if args.only:
-            for number in range(1, 4):
-                calls[args.only](number)
-            print(peak_memory(args.device))
+            with peak_memory(args.device):
+                for number in range(1, 4):
+                    calls[args.only](number)
             return
         found = take_turns(calls, args)
     middle = {name: (median(w for w, _ in times), median(c for _, c in times)) for name, times in found.items()}
@@ -162,11 +162,19 @@ def shares(middle: dict[str, tuple[float, float]]) -> list[dict[str, object]]:
     return [{"part": k, "CPU ms": round(1000 * v, 2), "share of a step": round(v / whole, 3)} for k, v in parts.items()]
 
 
-def peak_memory(device: str) -> int:
-    """MiB."""
+@contextmanager
+def peak_memory(device: str) -> Iterator[None]:
+    """Print the MiB that were taken most while this was entered. On a CPU of Linux: of the process's pages in memory."""
+    gc.collect()
     if device != "cpu":
-        return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        print(torch.cuda.max_memory_allocated() // 2**20)
+        return
+    Path("/proc/self/clear_refs").write_text("5")
+    yield
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) // 1024)
 
 
 def random_model(args: argparse.Namespace, folder: Path) -> str:

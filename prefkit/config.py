@@ -308,6 +308,9 @@ class Train:
     validation: int = 16
     #: also SFT on the winners and DPO on randomly flipped pairs, as `train --controls`
     controls: bool = free(False)
+    #: keep the frozen reference's errors on disk, so that other trainings of this run on the same pairs and seed (a sweep of
+    #: beta, rate, objective) look them up; the result is the same
+    keep_reference: bool = free(False)
     gradient_checkpointing: bool = free(False)
     compile: bool = free(False)
     #: optimizer steps between checkpoints, and between measurements on the fixed held-out pairs

@@ -32,6 +32,7 @@ class Batch:
 
     Draws are per sample; the members of a group have one time, and one noise unless each has its own.
     weight: [samples, ...] of the errors, as latents; None = 1 everywhere.
+    keys, reference: with keep_reference, names of the samples and, where all are known, the reference's errors by head.
     """
 
     latents: torch.Tensor
@@ -40,12 +41,15 @@ class Batch:
     groups: Groups
     members: list[Any]
     weight: torch.Tensor | None = None
+    keys: np.ndarray | None = None
+    reference: dict[str, torch.Tensor] | None = None
 
     def to(self, device: Any) -> Batch:
         draw = Draw(*to_device((self.draw.time, self.draw.noise), device))
         groups = Groups(**to_device(vars(self.groups), device))
-        weight = to_device(self.weight, device)
-        return Batch(self.latents.to(device), draw, to_device(self.condition, device), groups, self.members, weight)
+        condition, weight, reference = to_device((self.condition, self.weight, self.reference), device)
+        moved = {"draw": draw, "condition": condition, "groups": groups, "weight": weight, "reference": reference}
+        return replace(self, latents=self.latents.to(device), **moved)
 
 
 class PairData:

@@ -25,11 +25,12 @@ from prefkit.errors import TrainingError
 from prefkit.train import checkpoint
 from prefkit.train.curriculum import Curriculum
 from prefkit.train.data import Batch, PairData, ahead, order
+from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy, errors_of
 from prefkit.train.validation import Validation
-from prefkit.types import digest
+from prefkit.types import Errors, digest
 
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "cosine", "linear")
@@ -48,6 +49,7 @@ class Loop:
     validation: Validation | None
     processes: Processes
     folder: Path
+    kept: KeptErrors | None = None
 
     def __post_init__(self) -> None:
         config = self.config
@@ -86,6 +88,9 @@ class Loop:
             places = [self.place(first + i) for i in range(size)]
             chosen = [(pairs[index], epoch) for index, epoch in places]
             found.append(list(self.data.batches(self.family, chosen)))
+            if self.kept is not None:
+                for batch in found[-1]:
+                    self.kept.look_up(batch, self.data)
         return found
 
     def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:
@@ -97,22 +102,33 @@ class Loop:
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [G] with gradients, all heads added, and metrics [G] each."""
         keep = self.objective.needs_residual
-        reference: dict[str, Tensor] = {}
-        if self.objective.reference != "none":
-            moving = self.objective.reference == "ema"
-            with torch.no_grad(), self.policy.moving() if moving else self.policy.reference() as net:
-                reference = self.residuals(net, batch)
+        reference = self.reference_errors(batch)
         policy = self.residuals(self.policy.net, batch)
         total: Tensor | None = None
         metrics: dict[str, Tensor] = {}
         for head, residual in policy.items():
-            frozen = errors_of(reference[head].float(), keep, batch.weight) if head in reference else None
-            loss, shown = self.objective.loss(errors_of(residual.float(), keep, batch.weight), frozen, batch.groups)
+            own = errors_of(residual.float(), keep, batch.weight)
+            loss, shown = self.objective.loss(own, reference.get(head), batch.groups)
             total = loss if total is None else total + loss
             prefix = f"{head}/" if len(policy) > 1 else ""
             metrics |= {prefix + name: value for name, value in shown.items()}
         assert total is not None
         return total, metrics
+
+    def reference_errors(self, batch: Batch) -> dict[str, Errors]:
+        """By head, without gradients; none where the objective has no reference."""
+        if self.objective.reference == "none":
+            return {}
+        if batch.reference is not None:
+            return {head: Errors(mean) for head, mean in batch.reference.items()}
+        moving = self.objective.reference == "ema"
+        with torch.no_grad(), self.policy.moving() if moving else self.policy.reference() as net:
+            residuals = self.residuals(net, batch)
+            keep = self.objective.needs_residual
+            errors = {head: errors_of(r.float(), keep, batch.weight) for head, r in residuals.items()}
+        if self.kept is not None:
+            self.kept.add(batch, {head: own.mean for head, own in errors.items()})
+        return errors
 
     def accumulate(self, micro_batches: list[list[Batch]]) -> dict[str, float]:
         """Gradients of a whole step, summed over processes; returns the step's means over the global batch."""
@@ -221,6 +237,8 @@ class Loop:
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:
+        if self.kept is not None:
+            self.kept.flush()
         if self.processes.main:
             optimizer: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
             optimizer["average"] = self.policy.average

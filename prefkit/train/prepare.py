@@ -42,9 +42,10 @@ class Plan:
         self.generators = [name for name in store.names("candidates") if _made_by(store, name, base)]
         self.call = call_of(recipe, config)
         self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
+        # hidden beside the trainings, so that all of this run share it
         code = registry.code_hash(config.family, "family")
         family = [config.family] if code is None else [config.family, code]
-        self.cache = folder / "cache" / digest(self.revision, *family, self.call, self.frozen_dtype)
+        self.cache = folder.parent / ".cache" / digest(self.revision, *family, self.call, self.frozen_dtype)
 
     def load(self, device: Any, size: tuple[int, int], parts: set[str] | None, wiring: Wiring | None) -> Any:
         """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prefkit.config import Lora, Train
 from prefkit.errors import TrainingError, UsageError
 from prefkit.models import adapters
+from prefkit.types import Errors
 
 
 @dataclass
@@ -161,9 +162,7 @@ def _full(net: Any, frozen: bool) -> Policy:
     return Policy(net, None, frozen=reference)
 
 
-def errors_of(residual: Tensor, keep: bool, weight: Tensor | None = None) -> Any:
+def errors_of(residual: Tensor, keep: bool, weight: Tensor | None = None) -> Errors:
     """[B, ...] float32 -> Errors; keep: with the residual. weight: broadcasts to the residual; the mean is over ALL elements."""
-    from prefkit.types import Errors
-
     weighted = residual if weight is None else weight * residual
     return Errors((weighted * residual).flatten(1).mean(1), weighted if keep else None)

@@ -17,6 +17,7 @@ from prefkit.train import table, validation
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
+from prefkit.train.kept import KeptErrors, check_kept
 from prefkit.train.lists import groups_of
 from prefkit.train.metrics import BOARDS
 from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
@@ -73,6 +74,8 @@ def run_train(
     controls = controls or config.controls
     check_settings(name, config)
     objective = load_objective(name, config)
+    if config.keep_reference:
+        check_kept(name, objective, online=config.online is not None)
     if config.online is not None or objective.shape.startswith("step"):
         from prefkit.train.online.run import run_online
 
@@ -223,7 +226,10 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     if held:
         beta = getattr(objective.options, "beta", None)
         measured = validation.Validation(family, own, held, config.batch_size, 1.0 if beta is None else beta / 2)
-    return Loop(config, family, objective, policy, own, measured, processes, folder)
+    kept = None
+    if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
+        kept = KeptErrors(plan.cache / f"reference-{config.precision}")
+    return Loop(config, family, objective, policy, own, measured, processes, folder, kept)
 
 
 def load_objective(name: str, config: Train) -> Any:

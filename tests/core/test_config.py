@@ -113,6 +113,7 @@ FREE = {
     "Online": {"watch_every", "reward_timeout", "max_failed", "checkpoint_every", "keep_rounds"},
     "Train": {
         "controls",
+        "keep_reference",
         "gradient_checkpointing",
         "compile",
         "checkpoint_every",
