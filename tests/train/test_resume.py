@@ -149,7 +149,8 @@ def test_two_processes_give_what_one_gives(run, entry, pair_rows):
     settings = {"rows": rows, "steps": 5, "validation": 2, "validate_every": 5, "lora": None, "learning_rate": 1e-5}
     one, recipe = run(where="one", batch_size=4, **settings)
     run_train(one, recipe, "dpo")
-    two, other = run(where="two", batch_size=2, **settings)
+    otherwise = {"gradient_checkpointing": True, "keep_reference": True}
+    two, other = run(where="two", batch_size=2, **settings, **otherwise)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
