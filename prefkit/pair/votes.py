@@ -58,34 +58,45 @@ def compared_pairs(pool: Pool, votes: pd.DataFrame, bradley_terry: bool, prior: 
     table = votes.assign(up=kind > 0, down=kind < 0).groupby(["i", "j"], as_index=False)
     found = table.agg(share=("share", "mean"), votes=("share", "size"), up=("up", "mean"), down=("down", "mean"))
     found = found[found.votes >= least].sort_values(["i", "j"])
-    groups = request[found.i]
-    strength = np.zeros(len(pool))
-    for _, rows in found.groupby(groups):
-        members = np.unique(np.r_[rows.i, rows.j])
-        at = {m: k for k, m in enumerate(members)}
-        won = np.zeros((len(members), len(members)))
-        i, j = rows.i.map(at).to_numpy(), rows.j.map(at).to_numpy()
-        won[i, j], won[j, i] = rows.share * rows.votes, (1 - rows.share) * rows.votes
-        strength[members] = (
-            fit_bradley_terry(won, prior) if bradley_terry else won.sum(1) / np.maximum((won + won.T).sum(1), 1e-12)
-        )
+    strength = _strengths(found, request, prior) if bradley_terry else _shares(found, len(pool))
     gap = strength[found.i] - strength[found.j] if bradley_terry else 2 * found.share.to_numpy() - 1
     up = gap >= 0
     win, lose = np.where(up, found.i, found.j), np.where(up, found.j, found.i)
+    ranks = _ranks(strength, request, np.r_[win, lose])
     p = 1 / (1 + np.exp(-np.abs(gap))) if bradley_terry else (1 + np.abs(gap)) / 2
     return pd.DataFrame(
         {
             "win": win,
             "lose": lose,
             "score_gap": np.abs(gap),
-            "rank_gap": _ranks(strength, request, np.r_[win, lose])[lose]
-            - _ranks(strength, request, np.r_[win, lose])[win],
+            "rank_gap": ranks[lose] - ranks[win],
             "p": p,
             "agreement": np.where(up, found.up, found.down),
             "conflict": ((found.up > 0) & (found.down > 0)).to_numpy(),
             "by": -1,
         }
     ).sort_values(["win", "lose"], ignore_index=True)
+
+
+def _shares(found: pd.DataFrame, size: int) -> np.ndarray:
+    """[N]: the share of all its votes that each candidate won."""
+    sides, wins = np.r_[found.i, found.j], np.r_[found.share * found.votes, (1 - found.share) * found.votes]
+    total = np.bincount(sides, np.r_[found.votes, found.votes], size)
+    return np.bincount(sides, wins, size) / np.maximum(total, 1e-12)
+
+
+def _strengths(found: pd.DataFrame, request: np.ndarray, prior: float) -> np.ndarray:
+    """[N]: Bradley-Terry strengths, fitted request by request."""
+    strength = np.zeros(len(request))
+    i, j, share, votes = (found[name].to_numpy() for name in ("i", "j", "share", "votes"))
+    groups = request[i]  # equal ones side by side, as i is sorted and the pool is by request
+    for rows in np.split(np.arange(len(i)), np.flatnonzero(np.diff(groups)) + 1) if len(i) else []:
+        members, at = np.unique(np.r_[i[rows], j[rows]], return_inverse=True)
+        first, second = at[: len(rows)], at[len(rows) :]
+        won = np.zeros((len(members), len(members)))
+        won[first, second], won[second, first] = share[rows] * votes[rows], (1 - share[rows]) * votes[rows]
+        strength[members] = fit_bradley_terry(won, prior)
+    return strength
 
 
 def _ranks(strength: np.ndarray, request: np.ndarray, members: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ class Bench:
         self.store = Store.create(folder)
         self.count = 0
 
-    def grow(self, requests, images=None, extra=0):
+    def grow(self, requests, images=None):
         known = self.store.requests()
         new = [Request(f"r{len(known) + i}", f"prompt {len(known) + i}") for i in range(requests)]
         self.store.write_requests([*known, *new])
@@ -120,6 +120,16 @@ def test_growing_changes_only_what_it_must(bench):
     _, after = bench.pair(**settings)
     assert len(after) == 7
     assert after[after.request_id.isin(before.request_id)].reset_index(drop=True).equals(before)
+    data = png(scene(999))
+    more = Candidate("c9999", "r1", 3, 9, image=data, sha256=hashlib.sha256(data).hexdigest())
+    bench.store.candidates("own").append([candidate_row(more)])  # a larger N in one request
+    bench.store.scores("a").append([{"id": "c9999", "value": 9.0}])
+    _, larger = bench.pair(**settings)
+    other = after.request_id != "r1"
+    assert larger[larger.request_id != "r1"].reset_index(drop=True).equals(after[other].reset_index(drop=True))
+    (changed,) = larger[larger.request_id == "r1"].to_dict("records")
+    assert "c9999" in (changed["candidate_0"], changed["candidate_1"])
+    after = larger
     (bench.store.folder / "decisions.csv").write_text("id,verdict,reason,by\nc0002,reject,,me\n")
     _, decided = bench.pair(**settings)
     same = after.request_id != "r0"
