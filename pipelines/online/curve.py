@@ -1,0 +1,189 @@
+"""Reward against reward queries: DDPO-SF, DDPO-IS, online DPO and offline DPO from one start, over several seeds.
+
+    OMP_NUM_THREADS=1 python pipelines/online/curve.py RUN [--seeds 3] [--rounds 2 4 8]
+
+Settings are those of curve.yaml. RUN/seed-S is a run; a model is kept as it was after so many rounds of 64 queries each
+(`is-256`), and all of them draw the same held-out requests with the same seeds. Offline DPO at n queries: candidates of
+the start for n / 8 requests, and the update count, batch and settings that online DPO has had by then. What is there is
+not done again, so the same command continues after a stop. RUN/curve.csv has a row per seed, method and number of
+queries; RUN/curve.md the table over the seeds, whose intervals resample the requests (95 % bootstrap), the seeds of a
+request being averaged first.
+
+wins: share of the held-out pairs of images that the judge gives to the tuned model. palette: the judge, a program that
+no reward has seen, share in the user's colours. fidelity: is there what was asked for. taste: the reward. backgrounds:
+how often two images of a request that leaves the background open differ in it, as a share of the start. diversity: mean
+distance of a request's images, as a share of the start; it falls where a preference for colours is learned at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import prefkit
+from prefkit import recipe as reader
+from prefkit.config import Recipe, Requests
+from prefkit.evaluate.compare import compare
+from prefkit.evaluate.run import values
+from prefkit.generate.requests import read_requests
+from prefkit.store import Store
+
+METHODS = {"sf": "DDPO-SF", "is": "DDPO-IS", "pairs": "online DPO", "offline": "offline DPO"}
+SCORERS = ("palette", "fidelity", "taste")
+SET, GENERATOR, GROUP = "held_out", "own", 8
+
+
+def shuffled(source: str, seed: int, path: Path) -> None:
+    """The requests of a source as a table in an order of this seed: offline DPO takes them from the start."""
+    found = read_requests(Requests(source=source))
+    order = np.random.default_rng(seed).permutation(len(found))
+    rows = [{"prompt": (r := found[i]).prompt, "split": r.split, "request_id": r.request_id, **r.extra} for i in order]
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def recipe_of(folder: Path, seed: int) -> Recipe:
+    """curve.yaml for one seed, in its own folder."""
+    found = reader.read(Path(__file__).with_suffix(".yaml"))
+    table = folder / "requests.csv"
+    if not table.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shuffled(found.requests.source, seed, table)
+    return replace(
+        found,
+        run=str(folder),
+        requests=Requests(source=str(table), split_column="split"),
+        generate={GENERATOR: replace(found.generate[GENERATOR], seed=seed)},
+        train={name: replace(config, seed=seed) for name, config in found.train.items()},
+    )
+
+
+def online(recipe: Recipe, name: str, rounds: int, queries: int) -> None:
+    """Go on with the training up to so many rounds, and keep what it is then as NAME-QUERIES."""
+    folder = Path(recipe.run) / "train"
+    config = recipe.train[name]
+    shorter = replace(config, online=replace(config.online, rounds=rounds, keep_rounds=1))
+    prefkit.Run(recipe=replace(recipe, train={name: shorter})).train([name])
+    kept = folder / f"{name}-{queries}"
+    leave = shutil.ignore_patterns("checkpoints", "rounds", "watch")
+    shutil.copytree(folder / name, kept.with_suffix(".part"), ignore=leave, dirs_exist_ok=True)
+    kept.with_suffix(".part").rename(kept)
+
+
+def offline(recipe: Recipe, rounds: int, queries: int) -> None:
+    """DPO on candidates of the start: the requests of so many queries, the updates of so many rounds."""
+    name, chosen = f"offline-{queries}", queries // GROUP
+    template = recipe.train["pairs"]
+    config = replace(template, pairs=name, online=None, steps=rounds * template.online.updates, validation=0)
+    run = prefkit.Run(recipe=replace(recipe, pair={name: recipe.pair["widest"]}, train={name: config}))
+    run.generate(limit=chosen)
+    run.score(["taste"])
+    run.pair(limit=chosen)
+    run.train([name])
+
+
+def train(recipe: Recipe, marks: list[int]) -> list[str]:
+    """Every method up to every mark (rounds), what is there being left as it is; returns the models' names."""
+    models = []
+    for name in METHODS:
+        for rounds in marks:
+            queries = rounds * GROUP * GROUP
+            models.append(f"{name}-{queries}")
+            if not (Path(recipe.run) / "train" / models[-1] / "final").exists():
+                if name == "offline":
+                    offline(recipe, rounds, queries)
+                else:
+                    online(recipe, name, rounds, queries)
+    return models
+
+
+def evaluate(recipe: Recipe, models: list[str]) -> dict[str, Any]:
+    """The held-out judges' result, models that were evaluated before being left as they are."""
+    cfg = replace(recipe.eval["held_out"], models=models)
+    run = prefkit.Run(recipe=replace(recipe, eval={"curve": cfg}))
+    return run.eval()["curve"]["sets"][SET]
+
+
+def rows_of(seed: int, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per model of one seed's result."""
+    found = []
+    for model, scorers in result.items():
+        method, queries = model.rsplit("-", 1)
+        row: dict[str, Any] = {"method": METHODS[method], "queries": int(queries), "seed": seed}
+        for name in SCORERS:
+            keys = ("base", "tuned", "win_rate", "ci_low", "ci_high")
+            row |= {f"{name}_{key}": round(scorers[name][key], 4) for key in keys}
+        open_ = scorers["fidelity"]["aspects"]["which_background"]
+        row["backgrounds"] = round(open_["differ_tuned"] / open_["differ_base"], 3)
+        row["diversity"] = round(scorers["palette"]["diversity_tuned"] / scorers["palette"]["diversity_base"], 3)
+        found.append(row)
+    return found
+
+
+def pooled(root: Path, seeds: int, model: str, scorer: str) -> dict[str, Any]:
+    """`compare` over all seeds, a request's images of every seed counting as its own."""
+    frames: dict[str, list[pd.DataFrame]] = {"base": [], model: []}
+    for seed in range(seeds):
+        run = Store(root / f"seed-{seed}")
+        wanted = {r.request_id for r in run.requests() if r.split == "test"}
+        for name, parts in frames.items():
+            frame = values(Store(run.eval("curve") / SET / name), GENERATOR, scorer, wanted)
+            parts.append(frame.assign(index=frame["index"] + 1000 * seed))
+    base, tuned = (pd.concat(parts) for parts in frames.values())
+    return compare(base, tuned)
+
+
+def table(root: Path, seeds: int, rows: pd.DataFrame) -> str:
+    """Markdown, a line per method and number of queries."""
+    lines = [
+        "| | queries | taste, the reward | palette | wins by palette [95 %] | single seeds | fidelity | backgrounds | diversity |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    start: dict[str, float] = {}
+    body = []
+    for (method, queries), own in rows.groupby(["method", "queries"], sort=False):
+        name = next(key for key, words in METHODS.items() if words == method)
+        found = {scorer: pooled(root, seeds, f"{name}-{queries}", scorer) for scorer in SCORERS}
+        start |= {scorer: found[scorer]["base"] for scorer in SCORERS}
+        judge = found["palette"]
+        wins = f"{judge['win_rate']:.3f} [{judge['ci_low']:.3f}, {judge['ci_high']:.3f}]"
+        single = ", ".join(f"{value:.2f}" for value in own.palette_win_rate)
+        cells = [f"{found['taste']['tuned']:.3f}", f"{judge['tuned']:.2f}", wins, single]
+        cells += [f"{found['fidelity']['tuned']:.3f}", f"{own.backgrounds.mean():.2f}", f"{own.diversity.mean():.2f}"]
+        body.append("| " + " | ".join([str(method), str(queries), *cells]) + " |")
+    if start:
+        shown = [f"{start['taste']:.3f}", f"{start['palette']:.2f}", "", "", f"{start['fidelity']:.3f}", "1", "1"]
+        lines.append("| " + " | ".join(["the start", "0", *shown]) + " |")
+    return "\n".join(lines + body) + "\n"
+
+
+def write(root: Path, seeds: int, rows: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame(rows)
+    order = {shown: place for place, shown in enumerate(METHODS.values())}
+    frame = frame.sort_values(["method", "queries", "seed"], key=lambda c: c.map(order) if c.name == "method" else c)
+    frame.to_csv(root / "curve.csv", index=False)
+    (root / "curve.md").write_text(table(root, seeds, frame))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[2, 4, 8])
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in range(args.seeds):
+        recipe = recipe_of(args.run / f"seed-{seed}", seed)
+        models = train(recipe, sorted(args.rounds))
+        rows += rows_of(seed, evaluate(recipe, models))
+        write(args.run, seed + 1, rows)
+    print((args.run / "curve.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
