@@ -141,7 +141,13 @@ def train(
     head: OutfitHead, features: torch.Tensor, catalogue: Catalogue, splits: dict[str, Outfits], settings: Any
 ) -> tuple[OutfitHead, dict[str, Any]]:
     """Epochs of mean -ln sigmoid(score of the truth - score of the negative), until the validation AUC has not risen for
-    `patience` of them; the best head is kept. settings: learning_rate, weight_decay, batch_size, epochs, patience, seed."""
+    `patience` of them; the best head is kept. settings: learning_rate, weight_decay, batch_size, epochs, patience, seed.
+    Raises UsageError where nothing can be measured."""
+    for split, held in splits.items():
+        if split != "train" and not len(measure(head, features, catalogue, held, 4, settings.seed)[0]):
+            raise UsageError(
+                f"outfit_compat: no {split} outfit has an item with another of its category to tell it from."
+            )
     rng = np.random.default_rng(settings.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     outfits, kept, best, since = splits["train"], {}, -1.0, 0

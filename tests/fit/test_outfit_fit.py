@@ -112,6 +112,15 @@ def test_where_no_other_item_is_of_the_category_there_is_no_negative():
     assert negatives(catalogue, outfits, np.array([2, 0]), 2, rng).tolist() == [[-1, -1], [1, -1]]
 
 
+def test_held_out_outfits_that_cannot_be_measured_are_said(small):
+    """Each of their items is the only one of its category."""
+    category = np.array([0, 0, 0, 1, 2])
+    catalogue = Catalogue([""] * 5, category, [np.array([0, 1, 2]), np.array([3]), np.array([4])])
+    splits = {"train": Outfits(np.array([[0, 3], [1, 4]])), "validation": Outfits(np.array([[3, 4]]))}
+    with pytest.raises(UsageError, match="no validation outfit has an item with another of its category"):
+        train(head_of(), small[2], catalogue, splits, SETTINGS)
+
+
 def test_blanks_and_negatives_are_drawn_anew_each_epoch(small, monkeypatch):
     catalogue, outfits, features = small
     seen = []

@@ -79,6 +79,23 @@ def test_the_score_is_the_same_in_all_its_forms():
         assert float(table[u, i]) == pytest.approx(float(wanted), abs=1e-6)
 
 
+def test_the_margin_is_vbpr_pytorchs():
+    """Every (user, item, item) against the forward of aaossa's package, where it is installed (`--no-deps`: it wants an
+    old numpy); the test above writes the same formula out."""
+    theirs = pytest.importorskip("vbpr")
+    given, features, _ = small()
+    net, f = net_of(given, torch.float64), torch.from_numpy(features).double()
+    model = theirs.VBPR(12, 30, f, dim_gamma=net.gamma_user.shape[1], dim_theta=net.theta_user.shape[1]).double()
+    names = {"gamma_users": "Gu", "gamma_items": "Gi", "theta_users": "Tu", "embedding": "E", "visual_bias": "Bp"}
+    state = {f"{name}.weight": torch.tensor(given[key]).double() for name, key in names.items()}
+    state |= {"beta_items.weight": net.item_bias[:, None], "features.weight": f}
+    model.load_state_dict(state)
+    u, i, j = torch.cartesian_prod(torch.arange(12), torch.arange(30), torch.arange(30)).T
+    table = net.table(torch.arange(12), f)
+    with torch.no_grad():
+        assert torch.allclose(model(u, i, j).flatten(), table[u, i] - table[u, j], atol=1e-12, rtol=0)
+
+
 def learned(triples, batch_size, loss):
     """One epoch as cornac_numbers.py has it: Adam 0.005, lambdas 0.01, 0.02, 0.03, a tenth on beta_j."""
     given, features, _ = small()
