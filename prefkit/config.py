@@ -306,6 +306,9 @@ class Train:
     seed: int = 0
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16
+    #: stop when the implicit accuracy on those pairs has reached no new best at so many measurements in a row, and take
+    #: the best measured weights as the result; 0 = never
+    patience: int = 0
     #: also SFT on the winners and DPO on randomly flipped pairs, as `train --controls`
     controls: bool = free(False)
     #: keep the frozen reference's errors on disk, so that other trainings of this run on the same pairs and seed (a sweep of

@@ -29,6 +29,7 @@ from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy, errors_of
+from prefkit.train.stopping import EarlyStop
 from prefkit.train.validation import Validation
 from prefkit.types import Errors, digest
 
@@ -63,10 +64,15 @@ class Loop:
         stages = config.curriculum
         length = config.steps * self.global_batch
         self.curriculum = Curriculum(self.data.pairs, stages, config.seed, length) if stages else None
+        self.stopping = EarlyStop(config.patience, self.folder) if config.patience else None
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.seen: list[
             tuple[list[Any], Tensor]
         ] = []  # groups and losses of the step in hand, for the message of a failure
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.config.steps or (self.stopping is not None and self.stopping.over)
 
     @property
     def global_batch(self) -> int:
@@ -243,6 +249,8 @@ class Loop:
             optimizer: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
             optimizer["average"] = self.policy.average
             state = {"watch": self.watch.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
+            if self.stopping is not None:
+                state["stopping"] = self.stopping.state()
             if hasattr(self.objective, "state"):
                 state["objective"] = self.objective.state()
             checkpoint.save(self.folder / "checkpoints", self.step, self.policy.state(), optimizer, state)
@@ -260,6 +268,8 @@ class Loop:
         self.watch.load(state["watch"])
         self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))
         self.policy.load_average(optimizer.get("average", []))
+        if self.stopping is not None:
+            self.stopping.load(state["stopping"])
         if "objective" in state:
             self.objective.load(state["objective"])
         self.step = state["step"]
@@ -271,6 +281,7 @@ class Loop:
             self.validation.reference = self.measure(reference=True)
         self.resume()
         end = self.config.steps if limit is None else min(self.config.steps, self.step + limit)
+        end = self.step if self.done else end
         log = Log(self.folder / "metrics.jsonl", self.step, self.config.report_to) if self.processes.main else None
         shown: dict[str, float] = {}
         try:
@@ -301,10 +312,12 @@ class Loop:
                 # measured before it is saved: whatever is lost in between is done again
                 if self.step == self.config.steps or self.step % self.config.validate_every == 0:
                     self._validate(log)
-                if stop or self.step == end or self.step % self.config.checkpoint_every == 0:
+                if stop or self.done or self.step == end or self.step % self.config.checkpoint_every == 0:
                     self.save()
                 if stop:
                     raise KeyboardInterrupt
+                if self.done:
+                    break
         return shown
 
     def _log(self, log: Log | None, progress: Any, shown: dict[str, float], seconds: float) -> None:
@@ -319,9 +332,13 @@ class Loop:
     def _validate(self, log: Log | None) -> None:
         if self.validation is None:
             return
-        errors = self.measure(reference=False)
+        report = self.validation.report(self.measure(reference=False))
         if log is not None:
-            log.write_validation(self.step, self.validation.report(errors))
+            log.write_validation(self.step, report)
+        accuracy = report["implicit_accuracy"]
+        better = self.stopping is not None and self.stopping.look(self.step, sum(accuracy) / len(accuracy))
+        if self.stopping is not None and better and self.processes.main:
+            self.stopping.keep(self.policy.state())
 
 
 def over_heads(shown: dict[str, float]) -> dict[str, float]:

@@ -36,7 +36,7 @@ LEAST_RESOLUTION = 64
 NOISES = ("shared", "own")
 #: smallest value -> the settings that it holds for
 LEAST = {
-    0: ("warmup", "weight_decay", "validation", "curriculum"),
+    0: ("warmup", "weight_decay", "validation", "curriculum", "patience"),
     1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every"),
 }
 
@@ -112,6 +112,9 @@ def check_settings(name: str, config: Train) -> None:
         if config.online is not None or config.mask is not None or config.noise != "shared":
             raise UsageError(f"train.{name}.resolution is for imported images; boxes, a candidate's own noise and online "
                              "training go with images as they are. Set it to null.")  # fmt: skip
+    if config.patience and (config.online is not None or not config.validation):
+        raise UsageError(f"train.{name}.patience looks at the pairs that `validation` keeps aside, offline. Set it to 0, or "
+                         "validation above 0.")  # fmt: skip
     if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
         raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps; it goes with objectives on "
                          "pairs, offline. Set it to 0.")  # fmt: skip
@@ -166,10 +169,11 @@ def _finished(folder: Path, config: Train) -> bool:
     path = folder / "result.json"
     if not path.exists() or not (folder / "final").is_dir():
         return False
-    steps = read_json(path)["steps"]
+    result = read_json(path)
+    steps = result["steps"]
     if steps > config.steps:
         raise FingerprintError(f"{folder} was trained for {steps} steps, asked for {config.steps}. {REMEDY}")
-    return steps == config.steps
+    return steps == config.steps or bool(result.get("best_step") is not None and result["done"])
 
 
 def _train(
@@ -191,7 +195,7 @@ def _train(
             processes.count,
         )
     shown = loop.run(limit)
-    done = loop.step >= job.config.steps
+    done = loop.done
     summary = {
         "name": job.name,
         "steps": loop.step,
@@ -202,7 +206,13 @@ def _train(
         "done": done,
         "final": str(folder / "final") if done else None,
     }
+    if loop.stopping is not None:
+        summary["best_step"] = loop.stopping.step
     if done and processes.main:
+        if loop.stopping is not None:
+            loop.policy.load_state(loop.stopping.kept())
+            output.note(f"train {job.name}: the result is the model of step {loop.stopping.step}, whose implicit accuracy "
+                        f"on the held-out pairs was the best ({loop.stopping.best:.3f}).")  # fmt: skip
         export(loop.policy, loop.family.wiring.denoiser, plan.recipe.model, folder / "final")
         write_json(folder / "result.json", summary)
     processes.wait()
@@ -226,6 +236,8 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     if held:
         beta = getattr(objective.options, "beta", None)
         measured = validation.Validation(family, own, held, config.batch_size, 1.0 if beta is None else beta / 2)
+    elif config.patience:
+        raise UsageError(f"train.{job.name}.patience: there are too few pairs to keep any aside. Set it to 0.")
     kept = None
     if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
         kept = KeptErrors(plan.cache / f"reference-{config.precision}")

@@ -96,6 +96,7 @@ CONTENT = {
         "curriculum",
         "seed",
         "validation",
+        "patience",
     },
     "Set": {"source", "split", "prompt_column"},
     "Eval": {"models", "scorers", "sets", "generator", "base_guidance", "base_steps", "tie", "bootstrap"},
