@@ -303,6 +303,8 @@ class Train:
     #: easy pairs first: of so many equal stages of the training, the k-th draws from the k widest parts of the pairs by
     #: rank_gap (score_gap where there is none); 0 = all pairs from the start
     curriculum: int = 0
+    #: of the order of the pairs, the adapter's start and dropout. The draws (t, noise) are functions of pair and visit alone:
+    #: trainings of other seeds see the same ones
     seed: int = 0
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16

@@ -114,6 +114,12 @@ def _adapter(net: Any, config: Train) -> Policy:
     lora = config.lora
     assert lora is not None
     start = adapters.active_adapters(net)
+    dora = [name for name in start if net.peft_config[name].use_dora]
+    if dora:
+        raise UsageError(
+            f"model.adapters: {dora[0]} is a DoRA adapter, whose magnitudes can neither be continued nor be exported beside "
+            "a new adapter. Fuse it into the pipeline (fuse_lora, save_pretrained) and start from that."
+        )
     if lora.resume:
         if len(start) != 1:
             raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
     "grow without a mismatch."
 )
+ABANDONED = 3600.0  # seconds after which nobody is still writing a temporary file of a cache
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
 LEAST_RESOLUTION = 64
@@ -263,9 +265,10 @@ def _check_objective(objective: Any, name: str) -> None:
 
 
 def _remove_litter(folder: Path, processes: Processes) -> None:
-    """Temporary folders of a killed process."""
+    """What killed processes left half written: here, where only this one works, and in the caches what is old."""
     if processes.main:
-        for path in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
-            if path.is_dir():
-                shutil.rmtree(path)
+        own = [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]
+        shared = (folder.parent / ".cache").rglob(".*.tmp")
+        for path in [*own, *(path for path in shared if time.time() - path.stat().st_mtime > ABANDONED)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     processes.wait()

@@ -81,3 +81,10 @@ def test_its_own_shape_may_be_said(start):
     lora = Lora(rank=4, alpha=6.0, targets=["to_k", "to_q"], resume=True)
     policy = make_policy(start(), Train(lora=lora), frozen=True)
     assert sum(parameter.numel() for parameter in policy.parameters()) > 0
+
+
+def test_a_start_with_dora_is_refused_before_anything_is_trained(start):
+    net = start()
+    net.add_adapter(LoraConfig(r=2, target_modules=["to_q"], use_dora=True), adapter_name="magnified")
+    with pytest.raises(UsageError, match="magnified is a DoRA adapter"):
+        make_policy(net, Train(lora=Lora(rank=4)), frozen=True)

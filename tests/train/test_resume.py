@@ -286,3 +286,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, capsys):
 def test_a_result_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="has no result"):
         trained_model(tmp_path, Model(base="x"), "dpo")
+
+
+def test_what_killed_processes_left_half_written_is_removed(run):
+    store, recipe = run(steps=2)
+    run_train(store, recipe, "dpo", limit=1)
+    (cache,) = (store.folder / "train" / ".cache").glob("*/latents")
+    own, old, fresh = store.train("dpo") / ".spec.json.1.tmp", cache / ".old.1.tmp", cache / ".fresh.1.tmp"
+    for path in (own, old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    run_train(store, recipe, "dpo")
+    assert not own.exists() and not old.exists()
+    assert fresh.exists()  # another training may be writing it
