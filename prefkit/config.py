@@ -303,8 +303,7 @@ class Train:
     #: easy pairs first: of so many equal stages of the training, the k-th draws from the k widest parts of the pairs by
     #: rank_gap (score_gap where there is none); 0 = all pairs from the start
     curriculum: int = 0
-    #: of the order of the pairs, the adapter's start and dropout. The draws (t, noise) are functions of pair and visit alone:
-    #: trainings of other seeds see the same ones
+    #: of order, the adapter's start and dropout; draws (t, noise) depend on pair and visit alone, whatever the seed
     seed: int = 0
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16
@@ -313,8 +312,7 @@ class Train:
     patience: int = 0
     #: also SFT on the winners and DPO on randomly flipped pairs, as `train --controls`
     controls: bool = free(False)
-    #: keep the frozen reference's errors on disk, so that other trainings of this run on the same pairs and seed (a sweep of
-    #: beta, rate, objective) look them up; the result is the same
+    #: keep the frozen reference's errors on disk; a sweep (of beta, rate, objective) looks them up, with the same result
     keep_reference: bool = free(False)
     gradient_checkpointing: bool = free(False)
     compile: bool = free(False)
