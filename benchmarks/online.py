@@ -1,18 +1,30 @@
 """A round of online training beside the bare forwards and backward that it consists of, in this one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/online.py [--rounds 2] [--samples 32] [--steps 6]
+    OMP_NUM_THREADS=1 python benchmarks/online.py [--rounds 4] [--samples 32] [--steps 6]
 
-bound: the denoiser's forwards of the sampling, and forward and backward of every step that is learned from, on the same
-batches and with the same LoRA; nothing else. round: all of it, with decoding, rewards, storage and the optimizer.
+bound   the denoiser's forwards of the sampling, and forward and backward of every step that is learned from, on the same
+        batches and with the same LoRA; nothing else
+round   all of it, with decoding, rewards, storage and the optimizer
+plain   the same round with the habits of ddpo-pytorch, on the same batches: prompts encoded for every batch, rewards one
+        after the other when all sampling is done, log-probabilities and a micro-step for every time step; nothing is
+        stored
+
+The three take turns, a round of each. Times are CPU seconds over all threads, which other work on the machine moves
+less than the wall's; medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
 
 from prefkit.config import Choice, Generate, Lora, Model, Online, Recipe, Requests, Score, Train
@@ -20,8 +32,15 @@ from prefkit.models.load import load_pipeline
 from prefkit.output import table
 from prefkit.store import Store
 from prefkit.train.online.loop import Loop
+from prefkit.train.online.noise import SMALLEST_STD, Noise, Times, gaussian
+from prefkit.train.online.rewards import Jury
+from prefkit.train.online.rollout import recordable, step_times
+from prefkit.train.online.rounds import Kept
+from prefkit.train.online.updates import Updates
 from prefkit.train.reference import make_policy
 from prefkit.train.run import run_train
+
+Seconds = dict[str, float]
 
 
 def recipe_of(folder: Path, rounds: int, samples: int, steps: int) -> Recipe:
@@ -37,50 +56,172 @@ def recipe_of(folder: Path, rounds: int, samples: int, steps: int) -> Recipe:
     )
 
 
-def bound(config: Train, samples: int, steps: int) -> tuple[float, float]:
-    """Seconds of the sampling's forwards, and of forward and backward of the steps with a density."""
-    net = load_pipeline("tiny").unet
-    make_policy(net, config, frozen=False)
-    x, text = torch.randn(samples, 4, 16, 16), torch.randn(samples, 77, net.config.cross_attention_dim)
-    time_ = torch.full((samples,), 500)
-    begun = time.perf_counter()
-    with torch.no_grad():
-        for _ in range(steps):
-            net(x, time_, text)
-    sampled = time.perf_counter()
-    for _ in range(steps - 1):  # the last step is deterministic
-        net(x, time_, text).sample.square().mean().backward()
-    return sampled - begun, time.perf_counter() - sampled
+class Clock:
+    """CPU seconds by part, of the thread that does it."""
+
+    def __init__(self) -> None:
+        self.parts: Seconds = {}
+
+    def around(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.thread_time()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.parts[part] = self.parts.get(part, 0.0) + time.thread_time() - begun
+
+        return timed
+
+    def whole(self, call: Callable[[], Any]) -> Seconds:
+        """The parts of one call, and what is left of it, over all threads."""
+        self.parts = {}
+        begun = time.process_time()
+        call()
+        total = time.process_time() - begun
+        return {**self.parts, "the rest": total - sum(self.parts.values()), "all": total}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name, default in (("rounds", 2), ("samples", 32), ("steps", 6)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    known = parser.parse_args()
-    torch.set_num_threads(1)
-    seconds: list[float] = []
-    whole = Loop.round
+class Bare:
+    """The denoiser alone, and the plain loop around it."""
+
+    def __init__(self, config: Train, samples: int, steps: int) -> None:
+        self.pipe, self.samples, self.steps = load_pipeline("tiny"), samples, steps
+        self.net, self.clock = self.pipe.unet, Clock()
+        self.tokens = self.pipe.text_encoder.config.max_position_embeddings
+        self.policy = make_policy(self.net, config, frozen=False)
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=config.learning_rate)
+        recordable(self.pipe, "epsilon")
+        self.noise = Noise.of(None, None, self.pipe.scheduler, "epsilon")
+        self.backward = self.clock.around("denoiser", torch.Tensor.backward)
+        self.forward = self.clock.around("denoiser", lambda *given: self.net(*given).sample)
+        self.reward = self.clock.around("rewards, in turn", jpeg_size)
+        self.decode = self.clock.around("decoding", self.pipe.vae.decode)
+        self.encode = self.clock.around("prompts", self._encode)
+
+    def bound(self, learned: int) -> None:
+        """learned: steps of each sample that are learned from."""
+        x, text = (
+            torch.randn(self.samples, 4, 16, 16),
+            torch.randn(self.samples, self.tokens, self.net.config.cross_attention_dim),
+        )
+        time_ = torch.full((self.samples,), 500)
+        with torch.no_grad():
+            for _ in range(self.steps):
+                self.net(x, time_, text)
+        for _ in range(learned):
+            self.net(x, time_, text).sample.square().mean().backward()
+        self.optimizer.zero_grad()
+
+    def _encode(self, prompts: list[str]) -> torch.Tensor:
+        given = self.pipe.tokenizer(
+            prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
+        )
+        return self.pipe.text_encoder(given.input_ids)[0]
+
+    def _step(self, number: int, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        timestep = self.pipe.scheduler.timesteps[number]
+        now, then, _, _ = step_times(self.pipe.scheduler, "epsilon", timestep, number)
+        whole = torch.ones(len(x))
+        mean, std, _ = self.noise.step(x, output, Times(whole * now, whole * then), whole.bool())
+        return mean, std.view(-1, 1, 1, 1)
+
+    def plain(self, prompts: list[str]) -> None:
+        self.pipe.scheduler.set_timesteps(self.steps)
+        times = self.pipe.scheduler.timesteps
+        states, logged = [torch.randn(self.samples, 4, 16, 16)], []
+        with torch.no_grad():
+            text = self.encode(prompts)
+            for number in range(self.steps):
+                output = self.forward(states[-1], times[number].expand(self.samples), text)
+                mean, std = self._step(number, states[-1], output)
+                states.append(mean + std * torch.randn_like(mean))
+                logged.append(gaussian(states[-1], mean, std).mean((1, 2, 3)) if (std > 0).all() else None)
+            image = self.decode(states[-1] / self.pipe.vae.config.scaling_factor).sample
+        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        rewards = np.array([self.reward(one) for one in pixels])
+        advantage = torch.tensor((rewards - rewards.mean()) / (rewards.std() + 1e-8), dtype=torch.float32)
+        steps = [number for number in range(self.steps) if logged[number] is not None]
+        for number in np.random.permutation(steps):
+            output = self.forward(states[number], times[number].expand(self.samples), text)
+            mean, std = self._step(number, states[number], output)
+            ratio = (gaussian(states[number + 1], mean, std).mean((1, 2, 3)) - logged[number]).exp()
+            loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - 1e-4, 1 + 1e-4)).mean()
+            self.backward(loss / len(steps))
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def learned_of(loop: Loop) -> int:
+    """Steps with a density: a schedule that ends above no noise has one in its last step, too."""
+    scheduler, steps = loop.rollout.pipe.scheduler, []
+    for number, timestep in enumerate(scheduler.timesteps):
+        now, then, _, one = step_times(scheduler, "epsilon", timestep, number)
+        x, times = torch.zeros(1, 1), Times(torch.tensor([now]), torch.tensor([then]), one)
+        steps.append(loop.rollout.noise.step(x, x, times, torch.ones(1, dtype=torch.bool))[1].item() > SMALLEST_STD)
+    return sum(steps)
+
+
+def jpeg_size(pixels: np.ndarray) -> float:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(held := io.BytesIO(), "JPEG", quality=95)
+    return held.tell() / 1000
+
+
+def measure(rounds: int, samples: int, steps: int, folder: Path) -> dict[str, list[Seconds]]:
+    recipe = recipe_of(folder, rounds + 1, samples, steps)
+    bare, clock, whole = Bare(recipe.train["up"], samples, steps), Clock(), Loop.round
+    found: dict[str, list[Seconds]] = {"bound": [], "round": [], "plain": []}
+    for place, name, part in (
+        (Jury, "score", "rewards, beside"),
+        (Kept, "begin", "storage"),
+        (Kept, "write", "storage"),
+        (Updates, "step", "optimizer"),
+        (Updates, "backward", "denoiser"),
+    ):
+        setattr(place, name, clock.around(part, getattr(place, name)))
 
     def timed(loop: Loop, number: int) -> dict[str, float]:
-        begun = time.perf_counter()
-        shown = whole(loop, number)
-        seconds.append(time.perf_counter() - begun)
+        shown: dict[str, float] = {}
+        pipe = loop.rollout.pipe
+        if number == 0:  # warms up
+            pipe.vae.decode = clock.around("decoding", pipe.vae.decode)
+            pipe.unet.forward = clock.around("denoiser", pipe.unet.forward)
+        turn = {
+            "round": clock.whole(lambda: shown.update(whole(loop, number))),
+            "bound": bare.clock.whole(lambda: bare.bound(learned_of(loop))),
+            "plain": bare.clock.whole(lambda: bare.plain([r.prompt for r in loop.requests[:samples]])),
+        }
+        for what, seconds in turn.items() if number else ():
+            found[what].append(seconds)
         return shown
 
     Loop.round = timed  # type: ignore[method-assign]
+    run_train(Store.create(folder), recipe, "up")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rounds", 4), ("samples", 32), ("steps", 6)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    known = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(Path(folder), known.rounds, known.samples, known.steps)
-        last = run_train(Store.create(folder), recipe, "up")["last"]
-    bounds = [bound(recipe.train["up"], known.samples, known.steps) for _ in range(known.rounds)]
-    sampling, learning = (min(b[i] for b in bounds) for i in (0, 1))
+        found = measure(known.rounds, known.samples, known.steps, Path(folder))
+    middle = {
+        what: {part: median(turn.get(part, 0.0) for turn in turns) for part in turns[0]}
+        for what, turns in found.items()
+    }
+    bound = middle["bound"]["all"]
     rows = [
-        {"": "sampling, decoding", "seconds": last["seconds/sampling"], "bound": sampling},
-        {"": "waiting for rewards", "seconds": last["seconds/waiting for rewards"], "bound": 0.0},
-        {"": "learning", "seconds": last["seconds/learning"], "bound": learning},
-        {"": "round", "seconds": min(seconds), "bound": sampling + learning},
+        {"": what, "part": part, "CPU seconds": round(seconds, 3), "to the bound": round(seconds / bound, 3)}
+        for what, parts in middle.items()
+        for part, seconds in parts.items()
+        if what != "bound" or part == "all"
     ]
-    print(table([row | {"ratio": row["seconds"] / row["bound"] if row["bound"] else None} for row in rows]))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -383,15 +384,14 @@ def comparison_row(c: Comparison) -> dict[str, Any]:
 
 def candidate_row(c: Candidate) -> dict[str, Any]:
     """The stored form: without the prompt and the extra keys that belong to the request."""
-    row = {name: getattr(c, name) for name in candidate_schema().names}
-    return row | {"extra": dump_extra(c.extra)}
+    return {name: getattr(c, name) for name in candidate_schema().names} | {"extra": dump_extra(c.extra)}
 
 
+@cache
 def _version(package: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def note_pace(folder: Path, items: int, seconds: float) -> None:
