@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from prefkit.errors import CaptureError, UsageError
+from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
 from prefkit.tiny import located
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
@@ -22,7 +23,6 @@ DTYPES |= {"float16": torch.float16, "fp16": torch.float16}
 PARTS = ("denoiser", "vae", "text")
 SINGLE_FILES = (".safetensors", ".ckpt")
 ADAPTER_NAME = "start{}"
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -163,23 +163,46 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
     names: list[str] = []
     for source in adapters:
         names.append(ADAPTER_NAME.format(len(names)))
-        file = {"weight_name": ADAPTER_FILE} if (Path(source) / ADAPTER_FILE).is_file() else {}  # or it asks the Hub
-        settings = {"adapter_name": names[-1], "use_safetensors": True, **file}
         try:
-            if hasattr(pipe, "load_lora_weights"):
-                with _unsaid("diffusers.loaders.lora_base", "No LoRA keys"):  # most adapters leave text encoders alone
-                    pipe.load_lora_weights(source, **settings)
-            else:
-                net.load_lora_adapter(source, prefix=denoiser, **settings)
+            keys = _load_adapter(pipe, denoiser, source, names[-1])
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise UsageError(f"the adapter {source} could not be loaded: {_short(error)}") from error
         if names[-1] not in getattr(net, "peft_config", {}):
             raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
+        layers = [path for path, module in net.named_modules() if names[-1] in getattr(module, "lora_A", {})]
+        if left := unread(keys, denoiser, layers):
+            raise UsageError(
+                f"the adapter {source} holds {len(left)} weights that the {denoiser} of {type(pipe).__name__} has no place "
+                f"for, the first being {left[0]}. It was made for another model."
+            )
     owner = pipe if hasattr(pipe, "set_adapters") else net
     owner.set_adapters(names, list(adapters.values()))
     for component in pipe.components.values():  # new layers come in training mode, with their dropout on
         if isinstance(component, torch.nn.Module):
             component.eval()
+
+
+def _load_adapter(pipe: Any, denoiser: str, source: str, name: str) -> list[str]:
+    """Load one adapter of any layout that diffusers reads. Returns its keys, in diffusers' names."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        source, file = str(path.parent), {"weight_name": path.name}
+    else:
+        file = {"weight_name": ADAPTER_FILE} if (path / ADAPTER_FILE).is_file() else {}  # or it asks the Hub
+    settings = {"use_safetensors": True, **file}
+    net = getattr(pipe, denoiser)
+    if not hasattr(pipe, "load_lora_weights"):
+        net.load_lora_adapter(source, prefix=denoiser, adapter_name=name, **settings)
+        return []
+    config = {"unet_config": net.config} if denoiser == "unet" else {}  # SDXL's blocks are counted otherwise elsewhere
+    read: Any = pipe.lora_state_dict(source, **settings, **config)
+    state, alphas = read[:2] if isinstance(read, tuple) else (read, None)
+    with _unsaid("diffusers.loaders.lora_base", "No LoRA keys"):  # most adapters leave text encoders alone
+        if alphas:
+            pipe.load_lora_weights(even_state(state, alphas), adapter_name=name)
+        else:
+            pipe.load_lora_weights(source, adapter_name=name, **settings)
+    return list(state)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""export: pairs -> the layout that another trainer reads."""
+"""export: pairs -> the layout that another trainer reads; an adapter -> the layout that another program reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import argparse
 from prefkit import output
 from prefkit.errors import UsageError
 
-POSITIONAL = ("PAIRS", "RUN, RUN/NAME (of several), or any folder of pairs")
+POSITIONAL = (
+    "PAIRS",
+    "RUN, RUN/NAME (of several), or any folder of pairs; RUN/train/NAME for an adapter, --as diffusers, kohya or comfyui",
+)
+ADAPTERS = ("diffusers", "kohya", "comfyui")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +27,16 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit import registry
     from prefkit.hub.exports import run_export
 
+    if known.run_folder and known.out and known.layout in ADAPTERS:
+        from prefkit.models.lora_files import export_as
+
+        if flags:
+            raise UsageError(f"export --as {known.layout} has no option {flags[0][0]}.")
+        found = export_as(known.run_folder, known.out, known.layout, known.overwrite)
+        output.emit(found, known.json, [found])
+        return 0
     if not known.run_folder or not known.out or not known.layout or known.recipe:
-        names = ", ".join(registry.builtin("exporter"))
+        names = ", ".join([*registry.builtin("exporter"), *ADAPTERS])
         raise UsageError(
             f"export wants pairs, a folder and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {names}."
         )

@@ -1,0 +1,151 @@
+"""A trained adapter as other programs read it, and what a loaded adapter file held that nothing read.
+
+diffusers  the file that training writes: `unet.PATH.lora_A.weight` with its configuration as metadata
+kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for UNets
+comfyui    for UNets the same; for transformers `transformer.PATH.lora_A.weight`, without an alpha
+
+In the latter two the strength, alpha / rank, is inside the weights, so that alpha = rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
+def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
+    """Write the adapter of train/NAME (or its final/, or its file) into the folder `out`. Returns what was written.
+
+    Raises UsageError: no adapter there, `out` is there, or a layout that knows no such network.
+    """
+    import safetensors
+    import safetensors.torch
+
+    path = _file_of(Path(source).expanduser())
+    trained = next((p.name for p in path.parents if p.parent.name == "train"), "adapter")
+    name = ADAPTER_FILE if layout == "diffusers" else f"{trained}.safetensors"
+    target = Path(out).expanduser() / name
+    if target.exists() and not overwrite:
+        raise UsageError(f"export: {target} is there already. Give another folder, or --overwrite to replace it.")
+    with safetensors.safe_open(path, "pt") as file:
+        metadata, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if layout == "diffusers":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    else:
+        written = _written(layout, state, json.loads(metadata.get("lora_adapter_metadata", "{}")))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(written, target, metadata={"format": "pt"})
+    return {"as": layout, "out": str(target), "layers": sum(".lora_A." in key for key in state)}
+
+
+def _file_of(source: Path) -> Path:
+    for path in (source, source / ADAPTER_FILE, source / "final" / ADAPTER_FILE):
+        if path.is_file():
+            return path
+    raise UsageError(
+        f"export: {source} holds no adapter ({ADAPTER_FILE}). Give RUN/train/NAME of a finished training with lora; full "
+        "weights are a pipeline folder already."
+    )
+
+
+def _written(layout: str, state: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    import torch
+
+    nets = {key.partition(".")[0] for key in state}
+    if layout == "kohya" and nets != {"unet"}:
+        raise UsageError(
+            f"export: kohya's names are known for UNets only, and this adapter belongs to a {', '.join(sorted(nets))}. Use "
+            "--as comfyui, or --as diffusers."
+        )
+    layers = {}
+    for module in (key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")):
+        net, _, path = module.partition(".")
+        down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+        layers[module] = down, up, _alpha(settings, net, path, len(down)) / len(down)
+    found: dict[str, Any] = {}
+    for module, (down, up) in evened(layers).items():
+        net, _, path = module.partition(".")
+        if net == "unet":
+            name = f"lora_unet_{path.replace('.', '_')}"
+            found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = down, up
+            found[f"{name}.alpha"] = torch.tensor(float(len(down)))
+        else:
+            found[f"{module}.lora_A.weight"], found[f"{module}.lora_B.weight"] = down, up
+    return found
+
+
+def evened(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (down, up, strength) as (down, up) of one rank, padded with zeros, whose strength is 1.
+
+    diffusers reads layers of different rank or alpha wrongly where no configuration comes along (0.42.1: the names in
+    its alpha_pattern are not those of the modules).
+    """
+    rank = max((len(down) for down, _, _ in layers.values()), default=0)
+    found = {}
+    for name, (down, up, strength) in layers.items():
+        more = rank - len(down)
+        wide = (up.float() * strength).to(up.dtype)
+        if more:
+            down = _padded(down, 0, more)
+            wide = _padded(wide, 1, more)
+        found[name] = down, wide
+    return found
+
+
+def even_state(state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, Any]:
+    """A kohya file as diffusers has converted it, with its alphas put into the weights."""
+    layers = {}
+    for key in state:
+        if ".down." in key and (up := key.replace(".down.", ".up.")) in state:
+            rank = len(state[key])
+            layers[key] = state[key], state[up], float(alphas.get(f"{key.split('.lora.')[0]}.alpha", rank)) / rank
+    found = dict(state)
+    for key, (down, wide) in evened(layers).items():
+        found[key], found[key.replace(".down.", ".up.")] = down, wide
+    return found
+
+
+def _padded(tensor: Any, dim: int, more: int) -> Any:
+    import torch
+
+    shape = list(tensor.shape)
+    shape[dim] = more
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim).contiguous()
+
+
+def _alpha(settings: Mapping[str, Any], net: str, path: str, rank: int) -> float:
+    """alpha of one layer such that its strength is alpha / rank."""
+    given = {key.removeprefix(f"{net}."): value for key, value in settings.items() if key.startswith(f"{net}.")}
+    alpha = given.get("lora_alpha", rank)
+    for pattern, value in (given.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            alpha = value
+            break
+    return float(alpha) * (rank**0.5 if given.get("use_rslora") else 1.0)
+
+
+def unread(state: Iterable[str], denoiser: str, layers: Iterable[str]) -> list[str]:
+    """Keys of an adapter (as diffusers names them) that belong to none of the layers that were given one.
+
+    layers: paths in the denoiser that carry the adapter. Keys of text encoders are theirs.
+    """
+    there = {_plain_path(f"{denoiser}.{path}") for path in layers}
+    return [key for key in state if not key.startswith("text_encoder") and _plain_path(_module_of(key)) not in there]
+
+
+def _module_of(key: str) -> str:
+    return re.split(r"\.lora_|[._]lora\.|\.alpha$|\.dora_scale$", key)[0]
+
+
+def _plain_path(path: str) -> str:
+    """Older files call attn1.to_out.0 attn1.processor.to_out."""
+    return re.sub(r"to_out\.0$", "to_out", path.replace(".processor.", "."))
