@@ -64,9 +64,11 @@ def fill(
 def _weights(data: PairData, family: Any, mask: str, store: Store, sides: Any) -> Callable[[Any, Side], Tensor]:
     ids = {side.candidate for _, side in sides if side.candidate}
     extras = {c.id: c.extra for c in store.iter_candidates(ids=ids, columns=COLUMNS)} if ids else {}
+    said = [extras.get(side.candidate or "", data.request(pair).extra).get(mask) for pair, side in sides]
+    wanted = {value for value in said if isinstance(value, str)}
     images: dict[str, bytes] = {}
-    for batch in store.inputs().batches(["id", "bytes"]):
-        images |= {row["id"]: row["bytes"] for row in batch.to_pylist()}
+    for batch in store.inputs().batches(["id", "bytes"]) if wanted else ():
+        images |= {row["id"]: row["bytes"] for row in batch.to_pylist() if row["id"] in wanted}
 
     def weight(pair: Any, side: Side) -> Tensor:
         extra: Mapping[str, Any] = extras.get(side.candidate or "", data.request(pair).extra)
