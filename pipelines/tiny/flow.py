@@ -17,7 +17,6 @@ import argparse
 import copy
 import csv
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel, StableDiffusionPipeline
-from machine import Checkpoint, Machine, rate
+from machine import Machine, follow, rate
 from PIL import Image
 from scenes import scene_of
 from tokenizer import LENGTH
@@ -71,6 +70,7 @@ def sheet_captions() -> list[str]:
 
 def write_requests(path: Path) -> None:
     """prompt, split and the demo's user, as `prefkit train` reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["prompt", "split", "user"])
@@ -203,29 +203,9 @@ def main() -> None:
         rows = file["scenes"]
         wanted = [i for i, row in enumerate(rows) if (s := scene_of(row)).item in ITEMS and s.pattern == "plain"]
         trainer = Trainer(file["images"][wanted], rows[wanted], args)
-    checkpoint = Checkpoint(f"{args.out}.pt")
     write_requests(args.out.with_name(f"{args.out.name}.csv"))
-    if state := checkpoint.load():
-        trainer.resume(state)
-    print(
-        f"{trainer.machine}; {len(wanted)} scenes, {sum(p.numel() for p in trainer.parameters) / 1e6:.2f}M parameters"
-    )
-    began, first, errors = time.monotonic(), trainer.step, []
-    while trainer.step < trainer.steps:
-        errors.append(trainer.advance())
-        if trainer.step % 50 == 0:
-            speed = (trainer.step - first) * BATCH / (time.monotonic() - began)
-            whole, flat = torch.stack(errors).mean(0).tolist()
-            print(
-                f"step {trainer.step}/{trainer.steps}  error {whole:.4f}, in means {flat:.5f}  {speed:.0f} img/s",
-                flush=True,
-            )
-            errors = []
-        if checkpoint.due() or trainer.step == trainer.steps:
-            checkpoint.save(trainer.state())
-        if trainer.step % 500 == 0 or trainer.step == trainer.steps:
-            trainer.publish()
-            print(f"step {trainer.step}: held-back error {trainer.held_back():.4f}; {args.out} written", flush=True)
+    print(f"{len(wanted)} scenes")
+    follow(trainer, BATCH, "error")
 
 
 if __name__ == "__main__":

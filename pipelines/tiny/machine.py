@@ -70,3 +70,30 @@ class Checkpoint:
         torch.save(state, part)
         os.replace(part, self.path)
         self.last = time.monotonic()
+
+
+def follow(trainer: Any, batch: int, loss: str) -> None:
+    """Train to the last step from where OUT.pt stands, telling losses and speed; OUT is written every 500 steps.
+
+    trainer: args.out, machine, parameters, step, steps, advance() -> losses [2] (all, and the part in the channels'
+    means), held_back(), state(), resume(state), publish().
+    """
+    out = trainer.args.out
+    checkpoint = Checkpoint(f"{out}.pt")
+    if state := checkpoint.load():
+        trainer.resume(state)
+    print(f"{trainer.machine}; {sum(p.numel() for p in trainer.parameters) / 1e6:.2f}M parameters", flush=True)
+    began, first, errors = time.monotonic(), trainer.step, []
+    while trainer.step < trainer.steps:
+        errors.append(trainer.advance())
+        if trainer.step % 50 == 0:
+            speed = (trainer.step - first) * batch / (time.monotonic() - began)
+            whole, flat = torch.stack(errors).mean(0).tolist()
+            told = f"{loss} {whole:.4f}, in means {flat:.5f}  {speed:.0f} img/s"
+            print(f"step {trainer.step}/{trainer.steps}  {told}", flush=True)
+            errors = []
+        if checkpoint.due() or trainer.step == trainer.steps:
+            checkpoint.save(trainer.state())
+        if trainer.step % 500 == 0 or trainer.step == trainer.steps:
+            trainer.publish()
+            print(f"step {trainer.step}: held-back {loss} {trainer.held_back():.4f}; {out} written", flush=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from machine import Checkpoint, Machine, rate
+from machine import Machine, follow, rate
 from PIL import Image
 from scenes import scene_of
 from tokenizer import LENGTH, word_tokenizer
@@ -230,26 +229,7 @@ def main() -> None:
     args.out = Path(args.out)
     with np.load(args.scenes) as file:
         trainer = Trainer(AutoencoderTiny.from_pretrained(args.vae), file["images"], file["scenes"], args)
-    checkpoint = Checkpoint(f"{args.out}.pt")
-    if state := checkpoint.load():
-        trainer.resume(state)
-    print(f"{trainer.machine}; {sum(p.numel() for p in trainer.parameters) / 1e6:.2f}M parameters", flush=True)
-    began, first, errors = time.monotonic(), trainer.step, []
-    while trainer.step < trainer.steps:
-        errors.append(trainer.advance())
-        if trainer.step % 50 == 0:
-            speed = (trainer.step - first) * BATCH / (time.monotonic() - began)
-            whole, flat = torch.stack(errors).mean(0).tolist()
-            print(
-                f"step {trainer.step}/{trainer.steps}  eps-MSE {whole:.4f}, in means {flat:.5f}  {speed:.0f} img/s",
-                flush=True,
-            )
-            errors = []
-        if checkpoint.due() or trainer.step == trainer.steps:
-            checkpoint.save(trainer.state())
-        if trainer.step % 500 == 0 or trainer.step == trainer.steps:
-            trainer.publish()
-            print(f"step {trainer.step}: held-back eps-MSE {trainer.held_back():.4f}; {args.out} written", flush=True)
+    follow(trainer, BATCH, "eps-MSE")
 
 
 if __name__ == "__main__":
