@@ -108,9 +108,10 @@ def outcome(gain: float, moved: float = 0.3, fidelity: float = 0.0, diversity: f
 )
 def test_the_rule(study, cells, word):
     _, table = study
-    row = table.row_of("x", cells, {"sft": [outcome(0.05), outcome(0.05)]}, gate=0.05)
+    row = table.row_of("x", cells, {"sft": [outcome(0.05), outcome(0.05)]}, [outcome(0.1)], gate=0.05)
     assert row["supported"] == word
     assert row["gain"] == pytest.approx(np.mean([cell["gain"] for cell in cells]), abs=1e-12)
+    assert row["over_dpo"] == pytest.approx(row["gain"] - 0.1, abs=1e-12)
     assert row["low"] < row["gain"] < row["high"]
 
 
