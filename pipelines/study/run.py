@@ -85,7 +85,6 @@ class Study:
         run.score(["taste"])
         if not (run.folder / "pairs" / cell.strategy).exists():
             run.pair([cell.strategy])
-        share_cache(run, cell.name)
         run.train([cell.name])
         trained = time.process_time()
         result = run.eval([where])
@@ -136,15 +135,6 @@ def requests(valid_share: float) -> list[dict[str, Any]]:
             row = row | {"split": "valid"}
         found.append(row)
     return found
-
-
-def share_cache(run: Run, name: str) -> None:
-    """Latents and conditions are keyed by candidate and request, so that trainings of one run can share a folder."""
-    shared, own = run.folder / "cache", run.store.train(name) / "cache"
-    shared.mkdir(exist_ok=True)
-    own.parent.mkdir(parents=True, exist_ok=True)
-    if not own.is_symlink():
-        own.symlink_to(shared.resolve(), target_is_directory=True)
 
 
 def read_settings(path: Path, now: bool) -> dict[str, Any]:

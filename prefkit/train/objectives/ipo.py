@@ -1,4 +1,4 @@
-"""IPO (experimental): Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, 2310.12036.
+"""IPO: Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, 2310.12036.
 
     loss = (z - 1/2)^2        with z of train/pairwise.py in the place of h
 
