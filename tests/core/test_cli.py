@@ -17,7 +17,7 @@ def test_a_whole_recipe_end_to_end_and_again(recipe, cli):
     found = json.loads(out)
     assert found["generate"]["own"]["failed"] == 0 and found["pair"]["main"]["pairs"] > 0
     run = recipe.parent / "run"
-    assert {p.name for p in (run / "train").iterdir()} == {"dpo", "dpo-sft", "dpo-flipped"}
+    assert {p.name for p in (run / "train").iterdir()} == {"dpo", "dpo-sft", "dpo-flipped", ".cache"}
     row = json.loads((run / "eval/held_out/result.json").read_text())["sets"]["held_out"]["dpo"]["taste"]
     keys = {"base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "n_requests", "used_for_pairs"}
     assert keys <= set(row) and row["used_for_pairs"] and row["n_requests"] > 0
