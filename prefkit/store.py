@@ -345,14 +345,14 @@ class Store:
         return read_decisions(self.folder / "decisions.csv")
 
     @contextmanager
-    def lock(self, what: str) -> Iterator[None]:
-        """One writer per stage and table. Raises StoreError where another process has it; a kill frees it."""
+    def lock(self, what: str, seconds: float = 0) -> Iterator[None]:
+        """One writer per stage and table. Raises StoreError where another process keeps it; a kill frees it."""
         from filelock import FileLock, Timeout
 
         path = self.folder / ".locks" / f"{what.replace('/', '-')}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path, timeout=0):
+            with FileLock(path, timeout=seconds):
                 yield
         except Timeout:
             raise StoreError(

@@ -89,9 +89,10 @@ def make(
     from prefkit.score.run import run_scores
 
     generator, how = settings
-    requests = keep_known(folder.requests(), requests, folder.folder)
-    # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
-    folder.write_requests({r.request_id: r for r in [*folder.requests(), *requests]}.values())
+    with folder.lock("requests", seconds=60):
+        requests = keep_known(folder.requests(), requests, folder.folder)
+        # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
+        folder.write_requests({r.request_id: r for r in [*folder.requests(), *requests]}.values())
     own = replace(
         recipe,
         run=str(folder.folder),

@@ -41,10 +41,13 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
     known = store.requests()
     if not recipe.requests.source and known:
         return known
-    wanted = keep_known(known, read_requests(recipe.requests, recipe.model.inputs, store), store.folder)
-    merged = {r.request_id: r for r in [*known, *wanted]}
-    if list(merged.values()) != known:
-        store.write_requests(merged.values())
+    read = read_requests(recipe.requests, recipe.model.inputs, store)
+    wanted = keep_known(known, read, store.folder)
+    if {r.request_id: r for r in [*known, *wanted]} != {r.request_id: r for r in known}:
+        with store.lock("requests", seconds=60):
+            known = store.requests()  # another process may have added its own meanwhile
+            wanted = keep_known(known, read, store.folder)
+            store.write_requests({r.request_id: r for r in [*known, *wanted]}.values())
     return wanted
 
 

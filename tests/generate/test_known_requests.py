@@ -54,3 +54,18 @@ def test_another_request_under_a_known_id_is_refused(run, change, message):
         run([row | change])
     assert "'r0'" in str(error.value) and "request_id of its own" in str(error.value)
     assert run.store.requests() == [replace(kept[0])]
+
+
+def test_requests_that_another_process_adds_meanwhile_stay(run, monkeypatch):
+    run([{"prompt": "a hat"}])
+    other, lock = Store(run.store.folder), Store.lock
+
+    def late(store, what, seconds=0):
+        """The other process writes between our reading of the requests and our turn to write."""
+        monkeypatch.setattr(Store, "lock", lock)
+        other.write_requests([*other.requests(), replace(other.requests()[0], request_id="theirs", prompt="a scarf")])
+        return lock(store, what, seconds)
+
+    monkeypatch.setattr(Store, "lock", late)
+    run([{"prompt": "a hat"}, {"prompt": "a coat"}])
+    assert sorted(r.prompt for r in run.store.requests()) == ["a coat", "a hat", "a scarf"]
