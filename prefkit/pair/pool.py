@@ -66,22 +66,26 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
                 flagged += pc.sum(pc.fill_null(pc.starts_with(part["error"], FLAGGED), False)).as_py() or 0
                 part = part.filter(pc.is_null(part["error"]))
             large = [part[name].cast(pa.large_string()) for name in ("id", "request_id", "sha256")]
-            codes = pc.fill_null(pc.index_in(large[1], value_set=names), -1).to_numpy()
             frames.append(
                 pd.DataFrame(
                     {
                         "row": np.arange(start, start + len(part)),
-                        "request": codes.astype(np.int32),
                         "generator": np.full(len(part), number, np.int16),
                         "index": part["index"].to_numpy(),
                         "seed": part["seed"].to_numpy(),
                     }
                 )
             )
-            tables.append((large[0], large[2]))
+            tables.append(large)
             start += len(part)
-    ids, sha256 = (pa.chunked_array([c for t in tables for c in t[i].chunks], pa.large_string()) for i in (0, 1))
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["row", "request", "generator", "index", "seed"], dtype=int)  # fmt: skip
+    ids, asked, sha256 = (
+        pa.chunked_array([c for t in tables for c in t[i].chunks], pa.large_string()) for i in range(3)
+    )
+    del tables
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["row", "generator", "index", "seed"], dtype=int)  # fmt: skip
+    # all parts at once: every call makes a hash table of all requests
+    codes = pc.fill_null(pc.index_in(asked, value_set=names), -1).to_numpy()
+    frame.insert(1, "request", codes.astype(np.int32))
     frame = _in_order(frame[frame.request.to_numpy() >= 0] if (frame.request < 0).any() else frame, ids)
     if limit is not None:
         frame = frame[frame.request.isin(pd.unique(frame.request)[:limit])]
