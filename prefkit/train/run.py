@@ -175,7 +175,7 @@ def _finished(folder: Path, config: Train) -> bool:
     steps = result["steps"]
     if steps > config.steps:
         raise FingerprintError(f"{folder} was trained for {steps} steps, asked for {config.steps}. {REMEDY}")
-    return steps == config.steps or bool(result.get("best_step") is not None and result["done"])
+    return steps == config.steps or bool(result.get("out_of_patience"))
 
 
 def _train(
@@ -209,7 +209,7 @@ def _train(
         "final": str(folder / "final") if done else None,
     }
     if loop.stopping is not None:
-        summary["best_step"] = loop.stopping.step
+        summary |= {"best_step": loop.stopping.step, "out_of_patience": loop.stopping.over}
     if done and processes.main:
         if loop.stopping is not None:
             loop.policy.load_state(loop.stopping.kept())
@@ -233,7 +233,7 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     if config.compile:
         policy.net.compile()
     groups = groups_of(objective, training, config.pairs, job.flip)
-    own = PairData(groups, data.latents, data.conditions, data.requests, data.beside)
+    own = PairData(groups, data.latents, data.conditions, data.requests, data.beside, data.masks)
     measured = None
     if held:
         beta = getattr(objective.options, "beta", None)

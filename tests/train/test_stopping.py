@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -75,3 +76,12 @@ def test_training_stops_and_its_result_is_the_best(run, scripted, capsys):
 def test_it_needs_pairs_to_look_at(run):
     with pytest.raises(UsageError, match="patience"):
         run_train(*run(patience=1, validation=0), "dpo")
+
+
+def test_steps_may_grow_while_patience_lasts(run, scripted):
+    settings = {"validation": 2, "validate_every": 1, "patience": 2, "lora": Lora(rank=2)}
+    store, recipe = run(steps=2, **settings)
+    assert run_train(store, recipe, "dpo")["done"]
+    config = replace(recipe.train["dpo"], steps=3)
+    summary = run_train(store, replace(recipe, train={"dpo": config}), "dpo")
+    assert summary["steps"] == 3 and summary["best_step"] == 2 and not summary["out_of_patience"]
