@@ -37,7 +37,7 @@ class Cache:
                 handle = safetensors.safe_open(path, "pt")
             except (safetensors.SafetensorError, OSError) as error:
                 warn(f"{path} is damaged ({error}); what it held is computed again.")
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may have met it too
                 continue
             self._open[path] = handle
             self._part |= dict.fromkeys(handle.keys(), path)

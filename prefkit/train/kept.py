@@ -44,7 +44,7 @@ class KeptErrors:
                 part = safetensors.torch.load_file(path)
             except (safetensors.SafetensorError, OSError) as error:
                 warn(f"{path} is damaged ({error}); what it held is computed again.")
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may have met it too
                 continue
             self._take({name: tensor.numpy() for name, tensor in part.items()})
 
