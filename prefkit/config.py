@@ -294,8 +294,8 @@ class Train:
     #: imported images: bring those of a request to one size of about resolution x resolution pixels near their aspect
     #: (scaled, cropped around the centre, never flipped); null = images as they are, both of a pair of one size
     resolution: int | None = None
-    #: key of a candidate's (or its request's) extra that says what counts in the errors: a box [left, top, right, bottom]
-    #: in shares of the image, or the `inputs` id of a mask image (white counts, grey in part); null = everything
+    #: key of extra (the candidate's or, where that is null, its request's) that says what counts in the errors: a box [left,
+    #: top, right, bottom] in shares of the image, or the `inputs` id of a mask image (white counts); null = everything
     mask: str | None = None
     #: shared (one random noise for both images of a pair) | own (each candidate's initial noise, remade from its seed;
     #: flow models and candidates that the model itself generated)

@@ -6,7 +6,7 @@ Each is worked out once per image and kept in a cache of its own, so that other 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,10 @@ from prefkit.models.trees import Tree
 from prefkit.store import Store
 from prefkit.train import own_noise
 from prefkit.train.cache import Cache
-from prefkit.train.data import PART_ROWS, PairData, beside_key
-from prefkit.train.masks import SIDES, mask_of, weight_of
+from prefkit.train.data import PART_ROWS, PairData
+from prefkit.train.masks import COLUMNS, SIDES, Masks, mask_of, weight_of
 from prefkit.train.pairs import Side
 from prefkit.types import digest
-
-COLUMNS = ("id", "request_id", "index", "seed", "extra")
 
 
 def cache_of(config: Train, folder: Path) -> Cache | None:
@@ -45,11 +43,11 @@ def fill(
     """Whatever is missing of this process's share (rank, processes). Raises UsageError, CaptureError."""
     assert data.beside is not None
     rank, processes = share
-    wanted = {beside_key(pair, side): (pair, side) for pair in data.pairs for side in pair.sides}
+    wanted = {data.beside_key(pair, side): (pair, side) for pair in data.pairs for side in pair.sides}
     own = {k: v for k, v in wanted.items() if k not in data.beside and int(k[:8], 16) % processes == rank}
     makers: dict[str, Callable[[Any, Side], Tensor]] = {}
-    if config.mask is not None:
-        makers["weight"] = _weights(data, family, config.mask, store, own.values())
+    if data.masks is not None:
+        makers["weight"] = _weights(data, family, data.masks, store, own.values())
     if config.noise == "own" and own:
         makers["noise"] = _noises(data, family, store, generators, own.values())
     part: dict[str, Tree] = {}
@@ -61,30 +59,31 @@ def fill(
     data.beside.append(part)
 
 
-def _weights(data: PairData, family: Any, mask: str, store: Store, sides: Any) -> Callable[[Any, Side], Tensor]:
-    ids = {side.candidate for _, side in sides if side.candidate}
-    extras = {c.id: c.extra for c in store.iter_candidates(ids=ids, columns=COLUMNS)} if ids else {}
-    said = [extras.get(side.candidate or "", data.request(pair).extra).get(mask) for pair, side in sides]
-    wanted = {value for value in said if isinstance(value, str)}
+def _weights(data: PairData, family: Any, masks: Masks, store: Store, sides: Any) -> Callable[[Any, Side], Tensor]:
+    wanted = {value for both in sides for value in masks.said(*both) if isinstance(value, str)}
     images: dict[str, bytes] = {}
     for batch in store.inputs().batches(["id", "bytes"]) if wanted else ():
         images |= {row["id"]: row["bytes"] for row in batch.to_pylist() if row["id"] in wanted}
 
     def weight(pair: Any, side: Side) -> Tensor:
-        extra: Mapping[str, Any] = extras.get(side.candidate or "", data.request(pair).extra)
         latents, (height, width) = data.latents.get(side.key)["latents"], data.size(pair)
         where = f"train.mask: row {pair.row} of the pairs, image {side.column}"
-        if mask not in extra:
-            raise UsageError(f"{where}: neither the candidate nor its request has {mask!r} in its extra (there is "
-                             f"{', '.join(extra) or 'nothing'}). Give it, or null where the whole image counts.")  # fmt: skip
-        value = extra[mask]
+        said = masks.said(pair, side)
+        if not said:
+            there = ", ".join(dict.fromkeys(key for extra in masks.extras(pair, side) for key in extra))
+            raise UsageError(f"{where}: neither the candidate nor its request has {masks.name!r} in its extra (there is "
+                             f"{there or 'nothing'}). Give it, or null where the whole image counts.")  # fmt: skip
+        value = said[0]
         if value is None:
             return ones_like(latents)
         if isinstance(value, str):
             if value not in images:
-                raise UsageError(f"{where}: {mask} is {value[:80]!r}, and the run's inputs hold no such image.")
-            with Image.open(io.BytesIO(images[value])) as image:
-                found = weight_of(image, family.wiring, latents, (width, height))
+                raise UsageError(f"{where}: {masks.name} is {value[:80]!r}, and the run's inputs hold no such image.")
+            try:
+                with Image.open(io.BytesIO(images[value])) as image:
+                    found = weight_of(image, family.wiring, latents, (width, height))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise UsageError(f"{where}: the mask {value[:80]} is no image that can be read ({error}).") from error
         else:
             found = mask_of(_box(value, where), family.wiring, latents, (width, height))
         if not found.any():

@@ -19,7 +19,8 @@ from prefkit.reader import CandidateReader
 from prefkit.store import Store
 from prefkit.train.cache import Cache
 from prefkit.train.frames import fit
-from prefkit.train.pairs import PairRow, PairSource, Side
+from prefkit.train.masks import Masks
+from prefkit.train.pairs import PairRow, PairSource, Side, request_of
 from prefkit.types import Candidate, Draw, Groups, Request, digest
 
 ENCODE_ROWS = 32
@@ -55,7 +56,7 @@ class Batch:
 class PairData:
     """Pairs, or groups made of them, with their caches. `requests` by id give one what its caption does not say.
 
-    beside: what lies beside the latents, by `beside_key`: weight and noise of one image.
+    beside: what lies beside the latents, by `beside_key`: weight and noise of one image. masks: what the weights are of.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class PairData:
         conditions: Cache,
         requests: dict[str, Request],
         beside: Cache | None = None,
+        masks: Masks | None = None,
     ) -> None:
         self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
-        self.beside = beside
+        self.beside, self.masks = beside, masks
 
     def request(self, pair: Any) -> Request:
-        known = self.requests.get(pair.request_id or "")
-        return known if known and known.prompt == pair.prompt else Request(digest(pair.prompt), pair.prompt)
+        return request_of(pair, self.requests)
 
     def size(self, pair: Any) -> tuple[int, int]:
         """(height, width) in pixels, of all its images."""
@@ -82,11 +83,16 @@ class PairData:
         request = self.request(pair)
         return digest(request.prompt, request.extra, self.size(pair))
 
+    def beside_key(self, group: Any, side: Side) -> str:
+        """One image may be masked differently for several requests, or come from several seeds."""
+        said = None if self.masks is None else self.masks.said(group, side)
+        return digest(side.key, side.candidate, said)
+
     def complete(self) -> bool:
         if any(side.key not in self.latents for pair in self.pairs for side in pair.sides):
             return False
         if self.beside is not None and any(
-            beside_key(pair, side) not in self.beside for pair in self.pairs for side in pair.sides
+            self.beside_key(pair, side) not in self.beside for pair in self.pairs for side in pair.sides
         ):
             return False
         return all(self.condition_key(pair) in self.conditions for pair in self.pairs)
@@ -107,7 +113,7 @@ class PairData:
             if time is not None:
                 draw = Draw(time, draw.noise)
             kind = (family.signature(condition), latents[0].shape, len(latents))
-            beside = [self.beside.get(beside_key(group, side)) if self.beside else {} for side in group.sides]
+            beside = [self.beside.get(self.beside_key(group, side)) if self.beside else {} for side in group.sides]
             buckets.setdefault(kind, []).append((group, latents, condition, draw, beside))
         for members in buckets.values():
             yield self._batch(family, members)
@@ -131,11 +137,6 @@ class PairData:
             members=list(groups),
             weight=torch.stack([found["weight"] for found in own]) if "weight" in own[0] else None,
         )
-
-
-def beside_key(group: Any, side: Side) -> str:
-    """One image may answer several requests, which mask it differently, or come from several seeds."""
-    return digest(side.key, side.candidate, group.request_id)
 
 
 def order(count: int, seed: int, position: int) -> tuple[int, int]:

@@ -1,10 +1,10 @@
-"""Boxes and mask images as weights over latents, in the layout that the scheduler works in."""
+"""What masks an image, and boxes and mask images as weights over latents, in the layout that the scheduler works in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +12,42 @@ from torch import Tensor
 
 from prefkit.models.maps import LAYOUT
 from prefkit.models.wiring import Wiring
+from prefkit.store import Store
+from prefkit.train.pairs import Side, request_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDES = ("box_left", "box_top", "box_right", "box_bottom")
+COLUMNS = ("id", "request_id", "index", "seed", "extra")
+
+
+class Masks:
+    """What the key `name` of extra says about each image: the candidate's word, then its request's, then the pair's.
+
+    A null is no word: whoever comes next is asked.
+    """
+
+    def __init__(self, name: str, pairs: Sequence[Any], store: Store) -> None:
+        self.name = name
+        self.requests = {request.request_id: request for request in store.requests()}
+        ids = {side.candidate for pair in pairs for side in pair.sides if side.candidate}
+        found = store.iter_candidates(ids=ids, columns=COLUMNS) if ids else ()
+        self.candidates = {c.id: (c.extra, c.request_id) for c in found}
+
+    def extras(self, pair: Any, side: Side) -> list[Mapping[str, Any]]:
+        """In the order in which they are asked."""
+        asked = [request_of(pair, self.requests).extra]
+        if side.candidate in self.candidates:
+            extra, request_id = self.candidates[side.candidate]
+            own = self.requests.get(request_id)
+            asked = [extra, *([own.extra] if own else []), *asked]
+        return asked
+
+    def said(self, pair: Any, side: Side) -> list[Any]:
+        """[value], [None] where the whole image counts, [] where nobody knows the key."""
+        values = [extra[self.name] for extra in self.extras(pair, side) if self.name in extra]
+        return [value for value in values if value is not None][:1] or values[:1]
 
 
 def mask_of(aspects: Mapping[str, float], wiring: Wiring, like: Tensor, size: tuple[int, int]) -> Tensor:
@@ -43,8 +74,10 @@ def weight_of(image: Image, wiring: Wiring, like: Tensor, size: tuple[int, int])
     from PIL import Image as pil
 
     width, height = size[0] // wiring.downscale, size[1] // wiring.downscale
-    grey = image.convert("L").resize((width, height), pil.Resampling.BOX)
-    return _laid_out(torch.from_numpy(np.asarray(grey, np.float32) / 255), wiring, like)
+    deep = image.mode.startswith("I")  # 16 bits, which convert("L") cuts off at 255
+    grey = np.asarray(image, np.float32) / 65535 if deep else np.asarray(image.convert("L"), np.float32) / 255
+    cells = pil.fromarray(grey).resize((width, height), pil.Resampling.BOX)
+    return _laid_out(torch.from_numpy(np.array(cells)), wiring, like)
 
 
 def _laid_out(cells: Tensor, wiring: Wiring, like: Tensor) -> Tensor:

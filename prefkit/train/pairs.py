@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from prefkit.errors import UsageError
 from prefkit.output import warn
 from prefkit.parquet import READ_ROWS, read_rows
 from prefkit.reader import CandidateReader, run_of
-from prefkit.types import digest
+from prefkit.types import Request, digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,6 +148,12 @@ class PairSource:
                     f"of datasets), not {type(both[0]).__name__}."
                 )
             yield number, both[0], both[1]
+
+
+def request_of(pair: Any, requests: Mapping[str, Request]) -> Request:
+    """The pair's own, of the run's requests by id, or one that its caption alone makes."""
+    known = requests.get(pair.request_id or "")
+    return known if known and known.prompt == pair.prompt else Request(digest(pair.prompt), pair.prompt)
 
 
 def read_pairs(source: PairSource) -> list[PairRow]:

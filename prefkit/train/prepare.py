@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prefkit.train import beside, frames
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
+from prefkit.train.masks import Masks
 from prefkit.train.pairs import PairRow, PairSource
 from prefkit.train.processes import Processes
 from prefkit.types import Request, digest
@@ -41,11 +43,18 @@ class Plan:
             self.revision["inputs"] = dict(model.inputs)
         self.generators = [name for name in store.names("candidates") if _made_by(store, name, base)]
         self.call = call_of(recipe, config)
+        self._masks: Masks | None = None
         self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
         # hidden beside the trainings, so that all of this run share it
         code = registry.code_hash(config.family, "family")
         family = [config.family] if code is None else [config.family, code]
         self.cache = folder.parent / ".cache" / digest(self.revision, *family, self.call, self.frozen_dtype)
+
+    def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
+        """What is masked; read once, for the pairs of the first call."""
+        if self.config.mask is not None and self._masks is None:
+            self._masks = Masks(self.config.mask, pairs, self.store)
+        return self._masks
 
     def load(self, device: Any, size: tuple[int, int], parts: set[str] | None, wiring: Wiring | None) -> Any:
         """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at."""
@@ -122,7 +131,8 @@ def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Pro
         pairs = frames.framed(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
     extra = beside.cache_of(plan.config, plan.cache)
-    data = PairData(pairs, Cache(plan.cache / "latents"), Cache(plan.cache / "conditions"), requests, extra)
+    latents, conditions = Cache(plan.cache / "latents"), Cache(plan.cache / "conditions")
+    data = PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs))
     ready = plan.wiring() is not None and data.complete()
     processes.wait()
     if not ready:
@@ -168,6 +178,9 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
     if config.lora is not None and config.lora.dropout:
         found["split"] = split
+    masks = plan.masks(pairs)
+    if masks is not None:
+        found["masks"] = digest([masks.said(pair, side) for pair in pairs for side in pair.sides])
     if config.curriculum:
         found["rank_gaps"] = digest([pair.rank_gap for pair in pairs])
     plugins = {"objective": config.objective.use, "family": config.family}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from prefkit.errors import UsageError
+from prefkit.errors import FingerprintError, UsageError
 from prefkit.models.maps import unpack
 from prefkit.models.wiring import Wiring
 from prefkit.store import candidate_row
 from prefkit.train.masks import mask_of, weight_of
 from prefkit.train.reference import errors_of
+from prefkit.train.run import run_train
 from prefkit.train.validation import Validation
 from prefkit.types import Candidate, Request
 
@@ -172,3 +173,36 @@ def test_two_heads_are_added_and_each_starts_at_log_two(run, tmp_path, loop_of, 
     loop.optimizer.zero_grad()
     loop.run()
     assert loop.watch.smooth != 0  # the guard on winners sees the mean over heads
+
+
+def test_a_candidate_that_says_null_is_masked_as_its_request_says(run, pair_rows, loop_of):
+    rows = pair_rows(1)
+    rows[0] |= {"candidate_0": "c0", "candidate_1": "c1", "request_id": "r"}
+    store, recipe = run(rows=rows, mask="where", batch_size=1)
+    store.write_requests([Request("r", "other", extra={"where": [0, 0, 0.5, 1]})])
+    found = [Candidate(f"c{i}", "r", i, 0, image=rows[0][f"jpg_{i}"], extra={"where": None}) for i in (0, 1)]
+    store.candidates("other").append([candidate_row(c) for c in found])
+    (batch,) = loop_of(store, recipe).micro_batches(0)[0]
+    assert batch.weight.mean((1, 2, 3)).tolist() == [0.5, 0.5]
+
+
+def test_another_mask_is_seen_and_no_training_goes_on_with_it(run, pair_rows, loop_of):
+    store, recipe = masked(run, pair_rows, {"where": [0, 0, 0.5, 1]})
+    run_train(store, recipe, "dpo", limit=1)
+    requests = [replace(r, extra={"where": [0, 0, 1, 0.25]}) for r in store.requests()]
+    (store.folder / "requests.parquet").unlink()
+    store.write_requests(requests)
+    (batch,) = loop_of(store, recipe).micro_batches(0)[0]
+    assert batch.weight.mean().item() == 0.25
+    with pytest.raises(FingerprintError, match="masks"):
+        run_train(store, recipe, "dpo")
+
+
+def test_mask_images_of_16_bits_and_those_that_are_broken(run, pair_rows, loop_of):
+    grey = Image.fromarray(np.full((64, 64), 16384, np.uint16))
+    found = weight_of(grey, WIRING, torch.zeros(4, 8, 8), (64, 64))
+    torch.testing.assert_close(found, torch.full((4, 8, 8), 16384 / 65535), rtol=1e-6, atol=0)
+    store, recipe = masked(run, pair_rows, {"where": "mask"})
+    store.inputs().append([{"id": "mask", "bytes": b"no image"}])
+    with pytest.raises(UsageError, match="no image that can be read"):
+        loop_of(store, recipe)
