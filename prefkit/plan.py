@@ -101,7 +101,18 @@ def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[s
         "wanted": steps,
         "to do": max(0, steps - done),
         **_size_and_time(store.train(name), 0, 0),
+        **_caches(store, recipe, name),
     }
+
+
+def _caches(store: Store, recipe: Recipe, name: str) -> dict[str, Any]:
+    """Nothing where the pairs are not made, or not on this machine, yet."""
+    pairs = recipe.train[name].pairs
+    if not pairs or not any(folder.is_dir() for folder in (store.pairs(pairs), Path(pairs))):
+        return {}
+    from prefkit.train.space import cache_space
+
+    return cache_space(store, recipe, name)
 
 
 def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:

@@ -46,6 +46,13 @@ class Cache:
     def __contains__(self, key: str) -> bool:
         return key in self._part
 
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(path.stat().st_size for path in self._open)
+
     def append(self, items: Mapping[str, Tree], notes: Mapping[str, Any] | None = None) -> None:
         """Write one part."""
         if not items:

@@ -9,8 +9,10 @@ on where it was, and every split into processes and micro-batches sees one strea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.train.data import order
 from prefkit.train.pairs import PairRow
@@ -43,6 +45,13 @@ class Curriculum:
         key = int(digest("curriculum", self.seed, stage)[:8], 16)
         index, epoch = order(len(pool), key, position - self.starts[stage])
         return pool[index], before + epoch
+
+
+def stream(groups: Sequence[Any], config: Train, global_batch: int) -> Callable[[int], tuple[int, int]]:
+    """(index of the group, visit) at each position of what this training sees."""
+    if config.curriculum:
+        return Curriculum(groups, config.curriculum, config.seed, config.steps * global_batch).place
+    return lambda position: order(len(groups), config.seed, position)
 
 
 def _gap(pair: PairRow) -> tuple[str | None, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,6 +71,10 @@ class PairData:
         self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
         self.beside, self.masks = beside, masks
 
+    def of(self, groups: Sequence[Any]) -> PairData:
+        """The same caches, for these groups."""
+        return PairData(groups, self.latents, self.conditions, self.requests, self.beside, self.masks)
+
     def request(self, pair: Any) -> Request:
         return request_of(pair, self.requests)
 
@@ -87,6 +91,10 @@ class PairData:
         """One image may be masked differently for several requests, or come from several seeds."""
         said = None if self.masks is None else self.masks.said(group, side)
         return digest(side.key, side.candidate, said)
+
+    def example(self) -> str:
+        """Key of an image whose latents are there."""
+        return next(side.key for pair in self.pairs for side in pair.sides if side.key in self.latents)
 
     def complete(self) -> bool:
         if any(side.key not in self.latents for pair in self.pairs for side in pair.sides):
@@ -184,9 +192,15 @@ def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tu
 
 
 def fill_latents(
-    data: PairData, family: Any, source: PairSource, store: Store, generators: Sequence[str], share: tuple[int, int]
+    data: PairData,
+    wanted: Collection[str],
+    family: Any,
+    source: PairSource,
+    store: Store,
+    generators: Sequence[str],
+    share: tuple[int, int],
 ) -> None:
-    """Cache latents that are missing: from the candidates of `generators` where they hold them, else from the images.
+    """Cache latents of the `wanted` images that are missing: from the candidates of `generators` where they hold them, else from the images.
 
     Images are those of the source or, where it has none, of any candidates. share: (rank, processes); every process
     takes the images whose key falls to it. Raises UsageError naming the row.
@@ -195,7 +209,7 @@ def fill_latents(
     rows: dict[str, tuple[int, Side]] = {}
     for pair in data.pairs:
         for side in (pair.win, pair.lose):
-            if side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
+            if side.key in wanted and side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
                 rows.setdefault(side.key, (pair.row, side))
     writer = _Writer(data.latents, family, source)
     if generators:
@@ -235,7 +249,7 @@ def _candidates_of(
 def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None:
     """Cache the conditions that are missing, one per request and size."""
     rank, processes = share
-    wanted: dict[str, PairRow] = {}
+    wanted: dict[str, Any] = {}
     for pair in data.pairs:
         key = data.condition_key(pair)
         if key not in data.conditions and int(key[:8], 16) % processes == rank:
@@ -251,12 +265,14 @@ def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None
 
 
 def check_sizes(data: PairData, name: str) -> None:
-    """Raises UsageError where the two images of a pair differ in size."""
-    wrong = [pair for pair in data.pairs if data.latents.notes[pair.win.key] != data.latents.notes[pair.lose.key]]
+    """Raises UsageError where the two images of a pair differ in size; of pairs that are not cached nothing is known."""
+    sizes = data.latents.notes
+    known = [pair for pair in data.pairs if pair.win.key in sizes and pair.lose.key in sizes]
+    wrong = [pair for pair in known if sizes[pair.win.key] != sizes[pair.lose.key]]
     if wrong:
-        (h0, w0), (h1, w1) = (data.latents.notes[side.key] for side in (wrong[0].win, wrong[0].lose))
+        (h0, w0), (h1, w1) = (sizes[side.key] for side in (wrong[0].win, wrong[0].lose))
         raise UsageError(
-            f"pairs {name}: in {len(wrong)} of {len(data.pairs)} pairs the two images differ in size, first in row "
+            f"pairs {name}: in {len(wrong)} of {len(known)} pairs the two images differ in size, first in row "
             f"{wrong[0].row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have "
             "one size: resize and crop both alike, or remove the pairs."
         )

@@ -23,8 +23,8 @@ from prefkit import output
 from prefkit.config import Train
 from prefkit.errors import TrainingError
 from prefkit.train import checkpoint
-from prefkit.train.curriculum import Curriculum
-from prefkit.train.data import Batch, PairData, ahead, order
+from prefkit.train.curriculum import stream
+from prefkit.train.data import Batch, PairData, ahead
 from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
 from prefkit.train.processes import Processes
@@ -61,9 +61,7 @@ class Loop:
         scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
         self.watch = WinnerWatch()
-        stages = config.curriculum
-        length = config.steps * self.global_batch
-        self.curriculum = Curriculum(self.data.pairs, stages, config.seed, length) if stages else None
+        self.place = stream(self.data.pairs, config, self.global_batch)
         self.stopping = EarlyStop(config.patience, self.folder) if config.patience else None
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.seen: list[
@@ -79,12 +77,6 @@ class Loop:
         return self.config.batch_size * self.config.accumulation * self.processes.count
 
     # -- one step -------------------------------------------------------------------------------------------------
-    def place(self, position: int) -> tuple[int, int]:
-        """(index of the pair, visit) at a position of the stream of pairs."""
-        if self.curriculum is not None:
-            return self.curriculum.place(position)
-        return order(len(self.data.pairs), self.config.seed, position)
-
     def micro_batches(self, step: int) -> list[list[Batch]]:
         """This process's micro-batches of a step (0-based), each as batches of one signature."""
         size, pairs = self.config.batch_size, self.data.pairs

@@ -19,6 +19,7 @@ from prefkit.train import beside, frames
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
+from prefkit.train.jobs import Job, visited
 from prefkit.train.masks import Masks
 from prefkit.train.pairs import PairRow, PairSource
 from prefkit.train.processes import Processes
@@ -89,7 +90,8 @@ class Plan:
         return found
 
     def load_denoiser(self, device: Any, data: PairData) -> Any:
-        return self.load(device, data.size(data.pairs[0]), {"denoiser"}, self.wiring())
+        height, width = data.latents.notes[data.example()]
+        return self.load(device, (height, width), {"denoiser"}, self.wiring())
 
     def wiring(self) -> Wiring | None:
         path = self.cache / "wiring.json"
@@ -124,19 +126,30 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
     return {} if config.guidance is None else {"guidance_scale": config.guidance}
 
 
-def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Processes) -> PairData:
-    """Every pair's latents and condition, from the cache or computed now, shared out over the processes."""
+def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairData:
+    """The pairs, in their frames where a resolution is set, with whatever is cached."""
     store = plan.store
     if plan.config.resolution is not None:
         pairs = frames.framed(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
     extra = beside.cache_of(plan.config, plan.cache)
     latents, conditions = Cache(plan.cache / "latents"), Cache(plan.cache / "conditions")
-    data = PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs))
-    ready = plan.wiring() is not None and data.complete()
+    return PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs))
+
+
+def prepare(
+    plan: Plan, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
+) -> PairData:
+    """All pairs, with latents and conditions of what these trainings visit: from the cache or made now, by all processes.
+
+    Without jobs, those of every pair.
+    """
+    store, data = plan.store, open_caches(plan, pairs, source)
+    wanted = data.of(visited(jobs, data.pairs, processes.count)) if jobs else data
+    ready = plan.wiring() is not None and wanted.complete()
     processes.wait()
     if not ready:
-        size = pairs[0].win.frame or caches.first_size(source, store, pairs)
+        size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
         share = (processes.rank, processes.count)
         family: Any = None
         if processes.main:
@@ -146,13 +159,14 @@ def prepare(plan: Plan, pairs: list[PairRow], source: PairSource, processes: Pro
         if family is None:
             family = plan.load(processes.device, size, None, plan.wiring())
         family.pipe.vae.float()  # latents are made once, so they are made well
-        caches.fill_latents(data, family, source, store, plan.generators, share)
+        images = {side.key for group in wanted.pairs for side in group.sides}
+        caches.fill_latents(data, images, family, source, store, plan.generators, share)
         _agree(processes, data.latents)
         caches.check_sizes(data, source.name)
-        caches.fill_conditions(data, family, share)
+        caches.fill_conditions(wanted, family, share)
         _agree(processes, data.conditions)
         if data.beside is not None:
-            beside.fill(data, family, plan.config, store, plan.generators, share)
+            beside.fill(wanted, family, plan.config, store, plan.generators, share)
             _agree(processes, data.beside)
         del family
         gc.collect()

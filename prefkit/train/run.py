@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefkit import output, registry
-from prefkit.config import Choice, Recipe, Train
+from prefkit import output
+from prefkit.config import Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
@@ -18,6 +17,7 @@ from prefkit.train import table, validation
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
+from prefkit.train.jobs import Job, jobs_of, load_objective
 from prefkit.train.kept import KeptErrors, check_kept
 from prefkit.train.lists import groups_of
 from prefkit.train.metrics import BOARDS
@@ -41,24 +41,6 @@ LEAST = {
     0: ("warmup", "weight_decay", "validation", "curriculum", "patience"),
     1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every"),
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training. flip: each training pair's labels are swapped with probability 1/2, by the hash of its id."""
-
-    name: str
-    config: Train
-    flip: bool = False
-
-
-def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
-    """The training itself and, with controls, under the same budget: SFT on the winners, and randomly flipped pairs."""
-    jobs = [Job(name, config)]
-    if controls:
-        jobs.append(Job(f"{name}-sft", replace(config, objective=Choice("sft"))))
-        jobs.append(Job(f"{name}-flipped", config, flip=True))
-    return jobs
 
 
 def run_train(
@@ -155,7 +137,7 @@ def _run_jobs(
         if not _finished(store.train(job.name), job.config):
             open_jobs.append(job)
     processes.wait()
-    data = prepare(plan, pairs, source, processes) if open_jobs else None
+    data = prepare(plan, pairs, source, processes, open_jobs) if open_jobs else None
     summaries = []
     for job in jobs:
         if job in open_jobs and data is not None:
@@ -185,7 +167,7 @@ def _train(
     loop = make_loop(plan, job, data, folder, processes)
     held = loop.validation.pairs if loop.validation is not None else []
     if processes.main:
-        elements = data.latents.get(data.pairs[0].win.key)["latents"].numel()
+        elements = data.latents.get(data.example())["latents"].numel()
         table.show(
             job.config,
             job.name,
@@ -233,7 +215,7 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     if config.compile:
         policy.net.compile()
     groups = groups_of(objective, training, config.pairs, job.flip)
-    own = PairData(groups, data.latents, data.conditions, data.requests, data.beside, data.masks)
+    own = data.of(groups)
     measured = None
     if held:
         beta = getattr(objective.options, "beta", None)
@@ -244,10 +226,6 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
         kept = KeptErrors(plan.cache / f"reference-{config.precision}")
     return Loop(config, family, objective, policy, own, measured, processes, folder, kept)
-
-
-def load_objective(name: str, config: Train) -> Any:
-    return registry.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")
 
 
 def make_objective(name: str, config: Train) -> Any:

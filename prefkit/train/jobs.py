@@ -1,0 +1,56 @@
+"""The trainings that one call makes, and the groups that each of them will visit: caches are made for no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefkit import registry
+from prefkit.config import Choice, Train
+from prefkit.train import validation
+from prefkit.train.curriculum import stream
+from prefkit.train.lists import groups_of
+from prefkit.train.pairs import PairRow
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training. flip: each training pair's labels are swapped with probability 1/2, by the hash of its id."""
+
+    name: str
+    config: Train
+    flip: bool = False
+
+
+def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
+    """The training itself and, with controls, under the same budget: SFT on the winners, and randomly flipped pairs."""
+    jobs = [Job(name, config)]
+    if controls:
+        jobs.append(Job(f"{name}-sft", replace(config, objective=Choice("sft"))))
+        jobs.append(Job(f"{name}-flipped", config, flip=True))
+    return jobs
+
+
+def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> list[Any]:
+    """Groups that these trainings look at from their first step to their last, and the pairs kept aside.
+
+    The stream of groups is a function of the position, so this is known beforehand; with more `steps` there are more.
+    """
+    found: list[Any] = []
+    for job in jobs:
+        config = job.config
+        training, held = validation.split(pairs, config.validation)
+        groups = groups_of(load_objective(job.name, config), training, config.pairs, job.flip)
+        global_batch = config.batch_size * config.accumulation * processes
+        length = config.steps * global_batch
+        place = stream(groups, config, global_batch)
+        if not config.curriculum:  # one permutation after the other: the first holds every group
+            length = min(length, len(groups))
+        found += [groups[index] for index in sorted({place(position)[0] for position in range(length)})]
+        found += held
+    return found
+
+
+def load_objective(name: str, config: Train) -> Any:
+    return registry.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")

@@ -1,0 +1,103 @@
+"""Caches hold what a training visits, no more; and nothing that it asks for is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from prefkit.config import Choice
+from prefkit.plan import plan
+from prefkit.train import space
+from prefkit.train.cache import Cache
+from prefkit.train.jobs import Job, visited
+from prefkit.train.pairs import PairSource, read_pairs
+from prefkit.train.run import run_train
+
+
+def cached(store):
+    (folder,) = (store.folder / "train" / ".cache").iterdir()
+    return Cache(folder / "latents"), Cache(folder / "conditions")
+
+
+def seen(loop):
+    """Keys of the images that the loop really takes, step by step."""
+    return {side.key for step in range(loop.config.steps) for batches in loop.micro_batches(step)
+            for batch in batches for group in batch.members for side in group.sides}  # fmt: skip
+
+
+def weights(store):
+    return safetensors.torch.load_file(store.train("dpo") / "final" / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("use", "settings"),
+    [
+        ("dpo", {}),
+        ("dpo", {"curriculum": 2}),
+        ("dpo", {"accumulation": 2, "steps": 1, "keep_reference": True}),
+        ("kto", {"seed": 3}),
+        ("lpo", {"validation": 2}),
+        ("sft", {}),
+    ],
+)
+def test_the_loop_takes_what_is_cached_and_nothing_else_is(run, pair_rows, loop_of, use, settings):
+    rows = [row | {"score_gap": 1.0, "rank_gap": i} for i, row in enumerate(pair_rows(12))]
+    given = {"objective": Choice(use), "steps": 2, "batch_size": 2, **settings}
+    store, recipe = run(rows=rows, **given)
+    run_train(store, recipe, "dpo")
+    latents, conditions = cached(store)
+    other, again = run(rows=rows, where="all", **given)
+    loop = loop_of(other, again)  # with everything cached
+    held = {side.key for pair in (loop.validation.pairs if loop.validation else ()) for side in pair.sides}
+    wanted = seen(loop) | held
+    assert set(latents.notes) == wanted and len(wanted) < 24
+    assert 0 < len(conditions) <= len(wanted)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_more_processes_visit_more(run, pair_rows, processes):
+    store, recipe = run(rows=pair_rows(12))
+    pairs = read_pairs(PairSource.find(store, "main"))
+    found = visited([Job("dpo", replace(recipe.train["dpo"], steps=1))], pairs, processes)
+    assert len({pair.id for pair in found}) == 2 * processes
+
+
+def test_more_steps_later_and_resume_give_what_one_training_gives(run, pair_rows):
+    rows = pair_rows(12)
+    whole, recipe = run(rows=rows, steps=5, where="whole")
+    run_train(whole, recipe, "dpo")
+    store, short = run(rows=rows, steps=1)
+    run_train(store, short, "dpo")
+    assert len(cached(store)[0]) == 4
+    longer = replace(short, train={"dpo": replace(short.train["dpo"], steps=5)})
+    run_train(store, longer, "dpo", limit=2)
+    assert len(cached(store)[0]) == 20
+    run_train(store, longer, "dpo")
+    mine, theirs = weights(store), weights(whole)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_controls_find_theirs(run, pair_rows):
+    store, recipe = run(rows=pair_rows(12), steps=1, controls=True)
+    found = run_train(store, recipe, "dpo")
+    assert found["done"] and all(control["done"] for control in found["controls"].values())
+
+
+def test_a_dry_run_says_what_the_caches_will_take(run, pair_rows, monkeypatch):
+    store, recipe = run(rows=pair_rows(12), steps=2)
+    row = plan(store, recipe, ["train"], [], None)[0]
+    assert (row["images"], row["not cached"], row["by"]) == (8, 8, space.ARITHMETIC), row
+    assert not (store.folder / "train").exists() or not list((store.folder / "train").rglob("part-*"))
+    run_train(store, recipe, "dpo")
+    latents, conditions = cached(store)
+    row_after = plan(store, recipe, ["train"], [], None)[0]
+    assert row_after["not cached"] == 0 and row_after["by"] == "measured"
+    assert row_after["MB latents"] == pytest.approx(latents.bytes() / 1e6, abs=1e-6)
+    assert row_after["MB conditions"] == pytest.approx(conditions.bytes() / 1e6, abs=1e-6)
+    tensors = sum(latents.get(key)["latents"].nbytes for key in latents.notes)
+    assert row["MB latents"] == pytest.approx(tensors / 1e6, abs=1e-6)
+    text = conditions.get(next(iter(conditions._part)))["encoder_hidden_states"].nbytes * len(conditions)
+    assert row["MB conditions"] == pytest.approx(text / 1e6, abs=1e-6)
