@@ -32,11 +32,14 @@ def initial_noise(wiring: Wiring, latents: Tensor, size: tuple[int, int], seed: 
 
 
 def prove(family: Any, latents: Tensor, size: tuple[int, int]) -> None:
-    """Raises UsageError for a model that is no flow, CaptureError where its pipeline begins with another noise."""
+    """Raises UsageError for a model that is no flow or has model.inputs, CaptureError where its pipeline begins with another noise."""
     wiring = family.wiring
     if wiring.prediction != "flow":
         raise UsageError(f"train.noise: own is for flow models; {wiring.pipeline} predicts {wiring.prediction}, and its "
                          "sampling leaves no straight path from noise to image. Set noise: shared.")  # fmt: skip
+    if getattr(family, "inputs", None) is not None:
+        raise UsageError(f"train.noise: own does not know model.inputs ({wiring.pipeline} begins with a request's image, or has "
+                         "it beside its noise) yet. Set noise: shared.")  # fmt: skip
     seen = _first_input(family, size)
     first = seen[0] if isinstance(seen, list) else seen
     noise = initial_noise(wiring, latents, size, PROOF, first.dtype)

@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from prefkit.config import Choice, Generate
 from prefkit.errors import CaptureError, UsageError
+from prefkit.generate.inputs import Inputs
 from prefkit.generate.run import run_generate
+from prefkit.models.capture import capture
 from prefkit.models.load import load_pipeline
 from prefkit.models.sample import Sampler
+from prefkit.train.families.diffusers import DiffusersFamily
+from prefkit.train.own_noise import prove
 from prefkit.types import Request
 
 
@@ -89,3 +94,15 @@ def test_a_pipeline_that_begins_with_another_noise_is_refused(generated, loop_of
     store, recipe, _ = generated("sd3")
     with pytest.raises(CaptureError, match="cannot be remade"):
         loop_of(store, recipe)
+
+
+def test_models_with_images_beside_their_noise_are_refused(folders):
+    import diffusers
+
+    image = Image.new("RGB", (64, 64), "red")
+    family = DiffusersFamily(inputs=Inputs({"image": "extra.person"}, None))
+    family.pipe = diffusers.FluxKontextPipeline(**load_pipeline(folders["flux"]).components)
+    call = {"image": image, "height": 64, "width": 64, "max_area": 64 * 64, "_auto_resize": False}
+    family.wiring = capture(family.pipe, call=call)
+    with pytest.raises(UsageError, match=r"model\.inputs"):
+        prove(family, torch.zeros(16, 16), (64, 64))
