@@ -58,7 +58,8 @@ class Updates:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.policy.follow()
+        if finite:
+            self.policy.follow()
         self.count += 1
         return {"grad_norm": norm, "lr": rate}
 
