@@ -24,7 +24,7 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
     """Write the adapter of train/NAME (or its final/, or its file) into the folder `out`. Returns what was written.
 
-    Raises UsageError: no adapter there, `out` is there, or a layout that knows no such network.
+    Raises UsageError: no whole adapter there, `out` is there, or a layout that knows no such network.
     """
     import safetensors
     import safetensors.torch
@@ -35,8 +35,13 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
     target = Path(out).expanduser() / name
     if target.exists() and not overwrite:
         raise UsageError(f"export: {target} is there already. Give another folder, or --overwrite to replace it.")
-    with safetensors.safe_open(path, "pt") as file:
-        metadata, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if target.exists() and target.samefile(path):
+        raise UsageError(f"export: {target} is the adapter itself. Give another folder.")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"export: {path} is damaged: {error}.") from error
     if layout == "diffusers":
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

@@ -113,3 +113,13 @@ def test_what_has_no_such_layout_is_said(load, tmp_path, cli):
         export_as(tmp_path, tmp_path / "out", "kohya")
     code, out, _ = cli("export", folder, tmp_path / "out", "--as", "comfyui", "--json")
     assert code == 0 and (tmp_path / "out" / "dpo.safetensors").is_file() and "dpo.safetensors" in out
+
+
+def test_an_adapter_is_not_written_over_itself_and_a_damaged_one_is_named(load, tmp_path):
+    _, _, source = trained(load, "sd", tmp_path)
+    with pytest.raises(UsageError, match="the adapter itself"):
+        export_as(source, source / "final", "diffusers", overwrite=True)
+    (source / "final" / "pytorch_lora_weights.safetensors").write_bytes(b"no adapter")
+    for layout in ("diffusers", "kohya"):
+        with pytest.raises(UsageError, match="damaged"):
+            export_as(source, tmp_path / layout, layout)
