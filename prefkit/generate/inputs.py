@@ -147,10 +147,14 @@ class Inputs:
 
 def _decoded(content: bytes, what: str) -> Image:
     """As RGB, turned as its EXIF data says."""
+    import numpy as np
     from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # convert cuts 16 bits off at 255
+                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+            return upright.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"{what} is no image that can be read: {' '.join(str(error).split())[:160]}.") from error

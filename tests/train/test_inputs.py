@@ -153,3 +153,12 @@ def test_a_request_without_its_image_is_refused(tmp_path):
     (request,) = read_requests(Requests(str(tmp_path / "r.jsonl")), MAPPING)
     with pytest.raises(UsageError, match="'x' has no person"):
         Inputs(MAPPING, Store(tmp_path)).of(request)
+
+
+def test_an_image_of_16_bits_keeps_its_greys(tmp_path):
+    store = Store.create(tmp_path / "run")
+    Image.fromarray(np.full((8, 8), 64 * 257, np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "r.jsonl").write_text('{"prompt": "x", "hole": "deep.png"}')
+    mapping = {"mask_image": "extra.hole"}
+    (request,) = read_requests(Requests(str(tmp_path / "r.jsonl")), mapping, store)
+    assert np.unique(np.asarray(Inputs(mapping, store).of(request)["mask_image"])).tolist() == [64]
