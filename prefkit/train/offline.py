@@ -61,12 +61,16 @@ class Loop:
         scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
         self.watch = WinnerWatch()
-        self.place = stream(self.data.pairs, config, self.global_batch)
+        self.show(self.data)
         self.stopping = EarlyStop(config.patience, self.folder) if config.patience else None
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.seen: list[
             tuple[list[Any], Tensor]
         ] = []  # groups and losses of the step in hand, for the message of a failure
+
+    def show(self, data: PairData) -> None:
+        """Train on these from here on; online, every round has its own."""
+        self.data, self.place = data, stream(data.pairs, self.config, self.global_batch)
 
     @property
     def done(self) -> bool:

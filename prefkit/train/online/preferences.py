@@ -73,7 +73,7 @@ class PairLearner:
         if not (store.pairs(NAME) / "spec.json").exists():
             return {"pairs": 0}
         pairs = self._pairs(store)
-        self.loop.data = self._data(store, pairs)
+        self.loop.show(self._data(store, pairs))
         sums: dict[str, float] = {}
         steps = self.online.updates * self.online.epochs
         for step in range(steps):
