@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +81,7 @@ def training(store: Store) -> str:
         parts.append(f'<h3>{html.text(name, 60)} <span class="tag">{state}</span></h3>')
         plots = "".join(_curves(rows))
         parts.append(f'<div class="plots">{plots}</div>' if plots else html.missing("No step has been recorded yet."))
+        parts.append(_preflight(store.train(name)))
     return html.section(
         "training",
         "Training",
@@ -86,6 +89,25 @@ def training(store: Store) -> str:
         "Margins are measured against the frozen start: winner advantage above 0 means that winners became likelier. "
         "Long curves are averaged over runs of neighbouring steps.",
     )
+
+
+def _preflight(folder: Path) -> str:
+    """The start's error on the pairs' images against its own samples; nothing for a training without the measurement."""
+    path = folder / "preflight.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    if "ratio" not in found:
+        return html.missing(f"Preflight, the start's error on the pairs' images: {html.text(found['state'])}.")
+    low, high = found["interval"]
+    verdict = "far apart" if found["far"] else "not far apart"
+    caption = (
+        f"Preflight, before the first step: the start's error on {found['images']} of the pairs' images is {found['ratio']:.2f} "
+        f"[{low:.2f}, {high:.2f}] times that on {found['own']} of its own samples: {verdict}."
+    )
+    columns = zip(found["bins"], found["error"], found["own_error"], found["bin_ratio"], strict=True)
+    rows = [[html.text(name), *map(html.number, values)] for name, *values in columns]
+    return html.table(["time", "pairs' images", "own samples", "ratio"], rows, caption)
 
 
 def _curves(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -208,7 +208,7 @@ def fill_latents(
     rank, processes = share
     rows: dict[str, tuple[int, Side]] = {}
     for pair in data.pairs:
-        for side in (pair.win, pair.lose):
+        for side in pair.sides:
             if side.key in wanted and side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
                 rows.setdefault(side.key, (pair.row, side))
     writer = _Writer(data.latents, family, source)

@@ -226,6 +226,13 @@ class Loop:
     def measure(self, reference: bool) -> Tensor:
         """Errors of the held-out pairs at their fixed draws."""
         assert self.validation is not None
+        with self.measuring(reference) as errors:
+            share = (self.processes.rank, self.processes.count)
+            return self.processes.sum(self.validation.errors(errors, share))
+
+    @contextmanager
+    def measuring(self, reference: bool) -> Iterator[Callable[[Batch], Tensor]]:
+        """A function from a batch to its samples' errors, all heads added, without gradients."""
         context = self.policy.reference() if reference else nullcontext(self.policy.net)
 
         def errors(batch: Batch) -> Tensor:
@@ -234,8 +241,7 @@ class Loop:
             return torch.stack([errors_of(r.float(), False, batch.weight).mean for r in found.values()]).sum(0)
 
         with torch.no_grad(), context as net, silenced(self.policy):
-            share = (self.processes.rank, self.processes.count)
-            return self.processes.sum(self.validation.errors(errors, share))
+            yield errors
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:

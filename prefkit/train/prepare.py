@@ -15,7 +15,7 @@ from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
-from prefkit.train import beside, frames
+from prefkit.train import beside, frames, preflight
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -146,7 +146,7 @@ def prepare(
     """
     store, data = plan.store, open_caches(plan, pairs, source)
     wanted = data.of(visited(jobs, data.pairs, processes.count)) if jobs else data
-    ready = plan.wiring() is not None and wanted.complete()
+    ready = plan.wiring() is not None and wanted.complete() and preflight.complete(plan, data)
     processes.wait()
     if not ready:
         size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
@@ -159,7 +159,7 @@ def prepare(
         if family is None:
             family = plan.load(processes.device, size, None, plan.wiring())
         family.pipe.vae.float()  # latents are made once, so they are made well
-        images = {side.key for group in wanted.pairs for side in group.sides}
+        images = {side.key for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides}
         caches.fill_latents(data, images, family, source, store, plan.generators, share)
         _agree(processes, data.latents)
         caches.check_sizes(data, source.name)
@@ -168,6 +168,12 @@ def prepare(
         if data.beside is not None:
             beside.fill(wanted, family, plan.config, store, plan.generators, share)
             _agree(processes, data.beside)
+        for measured in preflight.chosen(plan, data)[1:]:
+            keys = {group.sides[0].key for group in measured.pairs}
+            caches.fill_latents(measured, keys, family, source, store, plan.generators, share)
+            _agree(processes, data.latents)
+            caches.fill_conditions(measured, family, share)
+            _agree(processes, data.conditions)
         del family
         gc.collect()
     caches.check_sizes(data, source.name)

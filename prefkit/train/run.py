@@ -23,6 +23,7 @@ from prefkit.train.lists import groups_of
 from prefkit.train.metrics import BOARDS
 from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
+from prefkit.train.preflight import preflight
 from prefkit.train.prepare import Plan, fingerprint, prepare
 from prefkit.train.processes import Processes
 from prefkit.train.reference import make_policy
@@ -178,6 +179,8 @@ def _train(
             elements,
             processes.count,
         )
+        if not job.flip:
+            preflight(loop, plan, data)
     shown = loop.run(limit)
     done = loop.done
     summary = {
