@@ -6,12 +6,13 @@ Importing this module loads nothing heavier than the standard library: schemas a
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from prefkit.pixels import rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,16 +72,13 @@ class Candidate:
     decoded: Image | None = field(default=None, compare=False, repr=False)
 
     def pil(self) -> Image:
-        """The image as RGB uint8. Raises OSError or ValueError where it is damaged."""
+        """The image as RGB uint8, upright. Raises OSError or ValueError where it is damaged."""
         if self.decoded is not None:
             return self.decoded
-        from PIL import Image as pil
-
-        source: Any = io.BytesIO(self.image) if self.image is not None else self.path
+        source = self.image if self.image is not None else self.path
         if source is None:
             raise ValueError(f"candidate {self.id} holds no image")
-        with pil.open(source) as image:
-            return image.convert("RGB")
+        return rgb(source)
 
 
 @dataclass(frozen=True)

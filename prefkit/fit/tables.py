@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.output import Progress
+from prefkit.pixels import rgb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,6 @@ def image_files(folder: Path, items: Sequence[str], name: str) -> dict[str, Path
 def embed(encoder: Encoder, files: Sequence[Path], device: str, normalize: bool) -> Tensor:
     """[len(files), D] float32 on the CPU. Raises UsageError for a file that is no image."""
     import torch
-    from PIL import Image
 
     encoder.load(device, "float32")
     rows = []
@@ -72,7 +72,7 @@ def embed(encoder: Encoder, files: Sequence[Path], device: str, normalize: bool)
         for start in range(0, len(files), BATCH):
             part = files[start : start + BATCH]
             try:
-                images = [Image.open(path).convert("RGB") for path in part]
+                images = [rgb(path) for path in part]
             except (OSError, ValueError) as error:
                 raise UsageError(f"an image could not be read: {' '.join(str(error).split())[:200]}.") from error
             rows.append(encoder.images(images, normalize=normalize).cpu())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.pixels import rgb
 from prefkit.store import Store, read_part
 from prefkit.types import Request, digest
 
@@ -147,14 +148,9 @@ class Inputs:
 
 def _decoded(content: bytes, what: str) -> Image:
     """As RGB, turned as its EXIF data says."""
-    import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # convert cuts 16 bits off at 255
-                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-            return upright.convert("RGB")
+        return rgb(content)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"{what} is no image that can be read: {' '.join(str(error).split())[:160]}.") from error

@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefkit.pixels import rgb
+
 CELL = 192
 GAP = 6
 WINNER, LOSER, PAPER = (46, 160, 67), (160, 160, 160), (255, 255, 255)
@@ -46,9 +48,7 @@ def _thumbnail(data: bytes):
 
     square = Image.new("RGB", (CELL, CELL), PAPER)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (CELL, CELL))
-            small = image.convert("RGB")
+        small = rgb(data, draft=CELL)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return square  # a damaged image leaves its cell empty
     scale = CELL / max(small.size)

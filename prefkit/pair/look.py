@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from prefkit.pixels import rgb
 from prefkit.store import Store, Table
 
 VERSION = 1  # a new one reads all images again
@@ -70,8 +70,7 @@ def look_of(key: tuple[str, bytes | None, str | None]) -> dict[str, Any]:
     name, data, path = key
     try:
         data = data if data is not None else Path(path or "").read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            picture = image.convert("RGB")
+        picture = rgb(data)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return {"id": name, "error": str(error)[:300] or type(error).__name__}
     luma = picture.convert("L")

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefkit.pixels import rgb
+
 if TYPE_CHECKING:
     from prefkit.store import Store
 
@@ -35,12 +37,10 @@ def thumbnail(source: bytes | str, side: int) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.draft("RGB", (side, side))
-            small = image.convert("RGB")
-            small.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=2.0)
-            buffer = io.BytesIO()
-            small.save(buffer, "WEBP", quality=74, method=2)
+        small = rgb(source, draft=side)
+        small.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=2.0)
+        buffer = io.BytesIO()
+        small.save(buffer, "WEBP", quality=74, method=2)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

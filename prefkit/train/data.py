@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from prefkit import pixels
 from prefkit.errors import UsageError
 from prefkit.models.trees import Tree, to_device
 from prefkit.reader import CandidateReader
@@ -318,16 +318,15 @@ class _Writer:
         return replace(candidate, payload=None, decoded=image), [image.height, image.width]
 
     def _stored_size(self, row: int, candidate: Candidate) -> tuple[int, int]:
-        if candidate.image is None and candidate.path is not None:
-            with Image.open(candidate.path) as opened:
-                return opened.height, opened.width
-        return _size(candidate.image or b"", self.source, row)
+        return _size(
+            candidate.path if candidate.image is None and candidate.path else candidate.image or b"", self.source, row
+        )
 
 
-def _size(image: bytes, source: PairSource, row: int) -> tuple[int, int]:
+def _size(image: bytes | str, source: PairSource, row: int) -> tuple[int, int]:
+    """(height, width)."""
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return opened.height, opened.width
+        return pixels.size(image)[::-1]
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise _undecodable(source, row, error) from error
 

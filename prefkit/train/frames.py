@@ -7,12 +7,12 @@ flipped: text, logos and garments have a left and a right, and a pair's images m
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from prefkit import pixels
 from prefkit.output import warn
 from prefkit.store import Store
 from prefkit.train.pairs import PairRow, PairSource, Side
@@ -73,8 +73,6 @@ def _lost(size: tuple[int, int], frame: tuple[int, int]) -> float:
 
 def _sizes(pairs: Sequence[PairRow], source: PairSource, store: Store) -> Iterator[tuple[str, tuple[int, int]]]:
     """(key, (height, width)) of every image that can be read; only headers are."""
-    from PIL import Image as pil
-
     places = {(pair.row, side.column): side for pair in pairs for side in pair.sides}
     left = {side.candidate: side.key for side in places.values() if side.candidate}
     for row, *images in source.images():
@@ -83,8 +81,7 @@ def _sizes(pairs: Sequence[PairRow], source: PairSource, store: Store) -> Iterat
             if image is None or side is None:
                 continue
             try:
-                with pil.open(io.BytesIO(image)) as opened:
-                    yield side.key, (opened.height, opened.width)
+                yield side.key, pixels.size(image)[::-1]
             except (OSError, ValueError):
                 continue
             left.pop(side.candidate or "", None)

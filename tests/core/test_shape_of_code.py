@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "prefkit"
 LEVELS = [
-    {"errors", "types"},
+    {"errors", "types", "pixels"},
     {"registry", "recipe", "config", "store", "decisions", "output", "parquet", "reader", "helptext", "tiny"},
     {"models"},
     {"generate", "score", "pair", "hub"},

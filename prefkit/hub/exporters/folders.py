@@ -9,6 +9,7 @@ from typing import Any
 
 from prefkit.hub.pairs_in import PairOut, Pairs
 from prefkit.hub.pictures import suffix_of
+from prefkit.pixels import rgb
 from prefkit.store import write_json
 
 
@@ -72,11 +73,8 @@ def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
 
 
 def _png(data: bytes) -> bytes:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        out = io.BytesIO()
-        image.convert("RGB").save(out, "PNG")
+    out = io.BytesIO()
+    rgb(data).save(out, "PNG")
     return out.getvalue()
 
 

@@ -13,6 +13,7 @@ from prefkit.hub.pairs_in import PairOut, Pairs
 from prefkit.hub.pictures import suffix_of
 from prefkit.hub.shards import BySplit
 from prefkit.parquet import Shards
+from prefkit.pixels import rgb
 from prefkit.types import digest
 
 if TYPE_CHECKING:
@@ -123,12 +124,8 @@ class Encoder:
     def _latents(self, data: bytes) -> bytes:
         """The mode of the VAE's posterior, shifted and scaled as the transformer sees it: [C, h, w]."""
         import torch
-        from PIL import Image
 
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = self.pipe.image_processor.preprocess(
-                [image.convert("RGB")], self.options.height, self.options.width
-            )
+        pixels = self.pipe.image_processor.preprocess([rgb(data)], self.options.height, self.options.width)
         vae = self.pipe.vae
         with torch.no_grad():
             latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prefkit import pixels
 from prefkit.score.judge.backend import JudgeOptions
 from prefkit.types import Candidate
 
@@ -37,10 +38,5 @@ def estimate(
 
 def _size(candidate: Candidate) -> tuple[int, int]:
     """Read from the head of the file, without decoding it."""
-    import io
-
-    from PIL import Image
-
-    source: Any = io.BytesIO(candidate.image) if candidate.image is not None else candidate.path
-    with Image.open(source) as image:
-        return image.size
+    source = candidate.image if candidate.image is not None else candidate.path
+    return pixels.size(source or "")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.pixels import rgb
 from prefkit.score.fitted import Fitted
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -114,13 +115,7 @@ class OutfitCompat:
         return self.seen[name]
 
     def _open(self, name: str) -> Image:
-        import io
-
-        from PIL import Image
-
-        source: Any = io.BytesIO(self._inputs()[name]) if name in self._inputs() else self.images / name
-        with Image.open(source) as image:
-            return image.convert("RGB")
+        return rgb(self._inputs()[name] if name in self._inputs() else self.images / name)
 
     def _inputs(self) -> dict[str, bytes]:
         """id -> bytes of the run's inputs, read once."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefkit import tiny
 from prefkit.errors import UsageError
+from prefkit.pixels import rgb
 from prefkit.score.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -120,13 +121,12 @@ class Personalization:
         return self.tastes[key]
 
     def _mean(self, images: Sequence[str]) -> Tensor | None:
-        from PIL import Image
         from torch.nn.functional import normalize
 
         if not images:
             return None
         try:
-            opened = [Image.open(self.path.parent / name).convert("RGB") for name in images]
+            opened = [rgb(self.path.parent / name) for name in images]
         except OSError as error:
             raise UsageError(
                 f"personalization.history: {self.path} names an image that cannot be read: {error}."
