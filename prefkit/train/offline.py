@@ -21,8 +21,7 @@ from torch import Tensor
 
 from prefkit import output
 from prefkit.config import Train
-from prefkit.errors import TrainingError
-from prefkit.train import checkpoint
+from prefkit.train import checkpoint, failures
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData, ahead
 from prefkit.train.kept import KeptErrors
@@ -157,7 +156,7 @@ class Loop:
         With fp16, a step whose gradients overflowed is left out and counted.
         """
         if not math.isfinite(shown["loss"]):
-            raise self._not_finite("the loss")
+            raise failures.not_finite(self, "the loss")
         rate = self.config.learning_rate * rate_factor(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -167,7 +166,7 @@ class Loop:
         self.skipped += left_out
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if left_out else 0
         if left_out and (not self.scaler.is_enabled() or self.skipped_in_a_row == SKIPPED):
-            raise self._not_finite("the gradient")
+            raise failures.not_finite(self, "the gradient")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -177,50 +176,6 @@ class Loop:
             self.objective.observe(over_heads(shown))
         counted = {"skipped": self.skipped} if self.scaler.is_enabled() else {}
         return shown | {"grad_norm": norm, "lr": rate, **counted}
-
-    def _not_finite(self, what: str) -> TrainingError:
-        kept = checkpoint.last_step(self.folder / "checkpoints")
-        place = self.folder / "checkpoints"
-        last = f"The checkpoint of step {kept} is kept, in {place}" if kept else "There is no checkpoint yet"
-        return TrainingError(
-            f"train {self.folder.name}: {what} of step {self.step + 1} is not finite (NaN or infinity), so training has "
-            f"stopped. {self._blamed()}{last}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or no instead of "
-            f"fp16{', under a new name' if kept else ''}; or look at the pairs for broken latents."
-        )
-
-    def _blamed(self) -> str:
-        """The rows of the pair dataset whose loss was not finite; without any, all those of the step."""
-        rows = [(group.row, bad) for groups, loss in self.seen
-                for group, bad in zip(groups, (~loss.isfinite()).tolist(), strict=True)]  # fmt: skip
-        broken = [str(row) for row, bad in rows if bad]
-        named = broken or [str(row) for row, _ in rows]
-        if not named:
-            return ""
-        what = "Not finite was the loss of" if broken else "The step was made of"
-        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
-        return f"{what} row {', '.join(named[:10])}{more} of the pairs. "
-
-    def _out_of_memory(self) -> TrainingError:
-        """What to change, the cheapest first. With the batch split further the result stays the same."""
-        config, ways = self.config, []
-        if config.batch_size > 1:
-            least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
-            smaller, more = config.batch_size // least, least * config.accumulation
-            ways.append(
-                f"batch_size {smaller} with accumulation {more} (1/{least} of the activations, the same result)"
-            )
-        if not config.gradient_checkpointing:
-            ways.append("gradient_checkpointing: true (activations of one block at a time, about a third slower)")
-        if config.precision == "no":
-            ways.append("precision: bf16 (half the activations and, with LoRA, half the frozen weights)")
-        if config.lora is None:
-            ways.append("lora: {rank: 16} (no gradients, optimizer states and second network of full weights)")
-        kept = checkpoint.last_step(self.folder / "checkpoints")
-        return TrainingError(
-            f"train {self.folder.name}: {self.processes.device} ran out of memory in step {self.step + 1}. "
-            f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
-            f"{f'The checkpoint of step {kept} is kept.' if kept else 'There is no checkpoint yet.'}"
-        )
 
     # -- the held-out pairs ---------------------------------------------------------------------------------------
     def measure(self, reference: bool) -> Tensor:
@@ -291,7 +246,7 @@ class Loop:
                 self._validate(log)
             shown = self._steps(end, log)
         except torch.OutOfMemoryError as error:
-            raise self._out_of_memory() from error
+            raise failures.out_of_memory(self) from error
         finally:
             if log is not None:
                 log.close()

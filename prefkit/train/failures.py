@@ -1,0 +1,53 @@
+"""What a step that failed says: what went wrong, what is kept, and what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefkit.errors import TrainingError
+from prefkit.train import checkpoint
+
+
+def not_finite(loop: Any, what: str) -> TrainingError:
+    kept = checkpoint.last_step(loop.folder / "checkpoints")
+    place = loop.folder / "checkpoints"
+    last = f"The checkpoint of step {kept} is kept, in {place}" if kept else "There is no checkpoint yet"
+    return TrainingError(
+        f"train {loop.folder.name}: {what} of step {loop.step + 1} is not finite (NaN or infinity), so training has "
+        f"stopped. {_blamed(loop)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or no instead of "
+        f"fp16{', under a new name' if kept else ''}; or look at the pairs for broken latents."
+    )
+
+
+def _blamed(loop: Any) -> str:
+    """The rows of the pair dataset whose loss was not finite; without any, all those of the step."""
+    rows = [(group.row, bad) for groups, loss in loop.seen
+            for group, bad in zip(groups, (~loss.isfinite()).tolist(), strict=True)]  # fmt: skip
+    broken = [str(row) for row, bad in rows if bad]
+    named = broken or [str(row) for row, _ in rows]
+    if not named:
+        return ""
+    what = "Not finite was the loss of" if broken else "The step was made of"
+    more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+    return f"{what} row {', '.join(named[:10])}{more} of the pairs. "
+
+
+def out_of_memory(loop: Any) -> TrainingError:
+    """What to change, the cheapest first. With the batch split further the result stays the same."""
+    config, ways = loop.config, []
+    if config.batch_size > 1:
+        least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
+        smaller, more = config.batch_size // least, least * config.accumulation
+        ways.append(f"batch_size {smaller} with accumulation {more} (1/{least} of the activations, the same result)")
+    if not config.gradient_checkpointing:
+        ways.append("gradient_checkpointing: true (activations of one block at a time, about a third slower)")
+    if config.precision == "no":
+        ways.append("precision: bf16 (half the activations and, with LoRA, half the frozen weights)")
+    if config.lora is None:
+        ways.append("lora: {rank: 16} (no gradients, optimizer states and second network of full weights)")
+    kept = checkpoint.last_step(loop.folder / "checkpoints")
+    return TrainingError(
+        f"train {loop.folder.name}: {loop.processes.device} ran out of memory in step {loop.step + 1}. "
+        f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
+        f"{f'The checkpoint of step {kept} is kept.' if kept else 'There is no checkpoint yet.'}"
+    )
