@@ -20,8 +20,10 @@ from table import chosen, outcome, write_tables
 from prefkit import Run
 from prefkit import recipe as reader
 from prefkit.config import Recipe
+from prefkit.registry import load_class
 from prefkit.store import read_json, write_json
 from prefkit.tiny.source import rows
+from prefkit.train.kept import why_not_kept
 from prefkit.types import split_of
 
 TRAINING = ("learning_rate", "steps")  # strengths that are settings of the training, not of the objective
@@ -61,6 +63,7 @@ class Study:
         budget = {key: value for key, value in strength.items() if key in TRAINING}
         budget["batch_size"] = round(s["train"]["batch_size"] * s["groups"].get(cell.objective, 1))
         train = s["train"] | budget | {"pairs": cell.strategy, "seed": cell.seed, "controls": controls}
+        train["keep_reference"] &= why_not_kept(load_class("objective", cell.objective)) is None
         tree = s["recipe"] | {
             "run": str(self.out / f"seed-{cell.seed}"),
             "requests": {"source": str(self.requests), "split_column": "split"},

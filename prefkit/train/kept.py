@@ -98,14 +98,17 @@ def keys_of(batch: Batch, data: PairData) -> np.ndarray:
 
 def check_kept(name: str, objective: Any, online: bool) -> None:
     """Raises UsageError where the reference's errors are not numbers that other trainings would find."""
-    why = None
-    if online:
-        why = "online training learns from samples that no other training sees"
-    elif objective.reference == "ema":
-        why = "its reference moves, so no error stays what it was"
-    elif objective.reference == "none":
-        why = "it has no reference"
-    elif objective.needs_residual:
-        why = "it needs the reference's residuals, a whole image each, and only their means are kept"
+    why = "online training learns from samples that no other training sees" if online else why_not_kept(objective)
     if why is not None:
         raise UsageError(f"train.{name}.keep_reference: not with this objective: {why}. Leave keep_reference out.")
+
+
+def why_not_kept(objective: Any) -> str | None:
+    """What is against looking up the reference's errors, for an objective or its class; None where nothing is."""
+    if objective.reference == "ema":
+        return "its reference moves, so no error stays what it was"
+    if objective.reference == "none":
+        return "it has no reference"
+    if objective.needs_residual:
+        return "it needs the reference's residuals, a whole image each, and only their means are kept"
+    return None
