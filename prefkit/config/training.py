@@ -110,8 +110,11 @@ class Train:
     lora: Lora | None = field(default_factory=Lora)
     #: diffusers | file.py:Class
     family: str = "diffusers"
-    #: optimizer steps
+    #: optimizer steps; with max_hours, at most so many
     steps: int = 500
+    #: hours that the command may take, caches and exports too: `steps`, warmup and schedule are sized by a few timed steps,
+    #: once, and a resumed training keeps them; controls take as many steps, on top. null = as many as it takes
+    max_hours: float | None = free(None)
     #: pairs (groups) per micro-batch and process
     batch_size: int = 4
     #: micro-batches per optimizer step

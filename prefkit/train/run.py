@@ -13,7 +13,7 @@ from prefkit.config import Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
-from prefkit.train import table, validation
+from prefkit.train import budget, launch, table, validation
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
@@ -57,6 +57,7 @@ def run_train(
         raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
     config = recipe.train[name]
     controls = controls or config.controls
+    began = budget.clock()
     check_settings(name, config)
     objective = load_objective(name, config)
     if config.keep_reference:
@@ -73,12 +74,16 @@ def run_train(
     source = PairSource.find(store, config.pairs)
     pairs = read_pairs(source)
     with store.lock(f"train/{name}") if processes.main else nullcontext():
+        if config.max_hours is not None:
+            found = _budget(store, recipe, jobs_of(name, config, controls), source, pairs, processes, began)
+            config = budget.applied(config, found)
         summaries = _run_jobs(store, recipe, jobs_of(name, config, controls), source, pairs, processes, limit)
     return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
 
 
 def check_settings(name: str, config: Train) -> None:
     """Raises UsageError, before anything is loaded."""
+    launch.check(name, config)
     for key, known in (("precision", AUTOCAST), ("schedule", SCHEDULES), ("report_to", BOARDS)):
         if getattr(config, key) not in known:
             raise UsageError(f"train.{name}.{key}: {getattr(config, key)!r} is not known; choose {', '.join(known)}.")
@@ -89,6 +94,9 @@ def check_settings(name: str, config: Train) -> None:
     for key in ("learning_rate", "max_grad_norm"):
         if getattr(config, key) <= 0:
             raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
+    if config.max_hours is not None and (config.max_hours <= 0 or config.online is not None):
+        raise UsageError(f"train.{name}.max_hours is above 0, and offline: rounds of online training differ too much to be "
+                         "timed by the first. Leave it out.")  # fmt: skip
     if config.noise not in NOISES:
         raise UsageError(f"train.{name}.noise: {config.noise!r} is not known; choose {', '.join(NOISES)}.")
     if config.resolution is not None:
@@ -115,6 +123,29 @@ def check_settings(name: str, config: Train) -> None:
         raise UsageError(f"train.{name}.objective.beta is negative: that would teach the losers.")
 
 
+def _budget(
+    store: Store,
+    recipe: Recipe,
+    jobs: list[Job],
+    source: PairSource,
+    pairs: list[PairRow],
+    processes: Processes,
+    began: float,
+) -> dict[str, Any]:
+    """The first job's, as it is written or, before its first checkpoint, decided now."""
+    folder = store.train(jobs[0].name)
+    found = budget.written(folder)
+    if found is None or _untrained(folder):
+        plan = Plan(store, recipe, jobs[0].config, folder)
+        data = prepare(plan, pairs, source, processes, jobs)
+        found = budget.decide(lambda: make_loop(plan, jobs[0], data, folder, processes), began)
+    return found
+
+
+def _untrained(folder: Path) -> bool:
+    return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+
+
 def _run_jobs(
     store: Store,
     recipe: Recipe,
@@ -130,7 +161,7 @@ def _run_jobs(
         own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
         if processes.main:
             folder = store.train(job.name)
-            untrained = not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+            untrained = _untrained(folder)
             check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
             if untrained or trained_on(folder) is None:
                 captions = {pair.prompt for pair in validation.split(pairs, job.config.validation)[0]}

@@ -10,6 +10,7 @@ from typing import Any
 from prefkit.config import Model, Recipe
 from prefkit.store import Store
 from prefkit.tiny import located
+from prefkit.train import budget
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.jobs import jobs_of, visited
@@ -31,7 +32,7 @@ def cache_space(store: Store, recipe: Recipe, name: str, processes: int = 1) -> 
     pipeline adds (pooled states, masks) or leaves out (short texts) shows once one is made. None where no configuration
     is at hand. Conditions are counted as one per request, as where its images have one size.
     """
-    config = recipe.train[name]
+    config = budget.applied(recipe.train[name], budget.written(store.train(name)))
     source = PairSource.find(store, config.pairs)
     plan = Plan(store, recipe, config, store.train(name))
     data = open_caches(plan, read_pairs(source), source)

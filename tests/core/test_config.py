@@ -119,6 +119,7 @@ FREE = {
         "compile",
         "checkpoint_every",
         "validate_every",
+        "max_hours",
         "device",
         "report_to",
     },
