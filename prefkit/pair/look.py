@@ -14,7 +14,7 @@ import pyarrow as pa
 from prefkit.pixels import rgb
 from prefkit.store import Store, Table
 
-VERSION = 1  # a new one reads all images again
+VERSION = 2  # a new one reads all images again
 SIDE = 128  # pixels of the longer side on which brightness, saturation and extremes are measured
 THREADS, ROWS = 4, 4096
 FEATURES = ("file_size", "sharpness", "brightness", "saturation")

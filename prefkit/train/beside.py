@@ -16,6 +16,7 @@ from torch import Tensor, ones_like
 from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.models.trees import Tree
+from prefkit.pixels import upright
 from prefkit.store import Store
 from prefkit.train import own_noise
 from prefkit.train.cache import Cache
@@ -81,7 +82,7 @@ def _weights(data: PairData, family: Any, masks: Masks, store: Store, sides: Any
                 raise UsageError(f"{where}: {masks.name} is {value[:80]!r}, and the run's inputs hold no such image.")
             try:
                 with Image.open(io.BytesIO(images[value])) as image:
-                    found = weight_of(image, family.wiring, latents, (width, height))
+                    found = weight_of(upright(image), family.wiring, latents, (width, height))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise UsageError(f"{where}: the mask {value[:80]} is no image that can be read ({error}).") from error
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -24,11 +26,12 @@ def half_red() -> Image.Image:
     return image
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_photo_on_its_side_stands_up(turn: int):
+def test_a_photo_on_its_side_stands_up(turn: int, kind: str):
     exif = Image.Exif()
     exif[pixels.ORIENTATION] = turn
-    data = encoded(half_red(), "PNG", exif=exif)
+    data = encoded(half_red(), kind, exif=exif)
     with Image.open(io.BytesIO(data)) as opened:
         wanted = ImageOps.exif_transpose(opened).convert("RGB")
     seen = pixels.rgb(data)
@@ -54,6 +57,47 @@ def test_a_candidate_is_seen_so(tmp_path):
     assert red > 200 > 60 > max(green, blue)
 
 
-def test_damage_is_told():
-    with pytest.raises((OSError, ValueError, SyntaxError)):
+def chunked(data: bytes, kind: bytes, said: bytes) -> bytes:
+    """The PNG with a further chunk before its end."""
+    chunk = struct.pack(">I", len(said)) + kind + said + struct.pack(">I", zlib.crc32(kind + said))
+    return data[:-12] + chunk + data[-12:]
+
+
+def test_a_png_that_says_it_after_its_pixels_stands_up_too():
+    exif = Image.Exif()
+    exif[pixels.ORIENTATION] = 6
+    data = chunked(encoded(half_red()), b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    assert pixels.size(data) == pixels.rgb(data).size == (16, 32)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("turn", [1, 6])
+def test_exif_data_that_is_broken_breaks_no_image(turn: int):
+    exif = Image.Exif()
+    exif[pixels.ORIENTATION] = turn
+    exif[0x011A] = 72  # a resolution: rewriting it where it is no number fails
+    said = exif.tobytes()
+    for place in range(6, len(said)):
+        for value in (0, 2, 255):
+            broken = said[:place] + bytes([value]) + said[place + 1 :]
+            data = chunked(encoded(half_red()), b"eXIf", broken.removeprefix(b"Exif\0\0"))
+            assert pixels.size(data) == pixels.rgb(data).size, (place, value)
+    cut = chunked(encoded(half_red()), b"eXIf", said[6:16])
+    assert pixels.size(cut) == pixels.rgb(cut).size == (32, 16)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels():
+    data = encoded(half_red())
+    assert pixels.size(data[: data.index(b"IDAT") + 8]) == (32, 16)
+
+
+def test_damage_is_told(monkeypatch):
+    with pytest.raises((OSError, ValueError)):
         pixels.rgb(b"no image")
+
+    def broken(*given):
+        raise SyntaxError("broken PNG file")
+
+    monkeypatch.setattr(Image.Image, "convert", broken)
+    with pytest.raises(ValueError, match="broken PNG file"):
+        pixels.rgb(encoded(half_red()))

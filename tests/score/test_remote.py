@@ -8,10 +8,12 @@ import json
 import math
 import random
 import re
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -168,6 +170,19 @@ def test_a_photo_that_lies_on_its_side_is_sent_as_every_scorer_sees_it(tmp_path)
         c = Candidate("a", "r", 0, 0, image=turned.getvalue())
         again = Image.open(io.BytesIO(base64.b64decode(data_url(c).split(",")[1])))
         assert again.getexif().get(0x0112, 1) == 1 and again.tobytes() == c.pil().tobytes()
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_png_that_says_how_it_stands_after_its_pixels_is_sent(turn):
+    from prefkit.score.judge.server import data_url
+
+    exif, data = Image.Exif(), png(3, (8, 5))
+    exif[0x0112] = turn
+    said = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(said)) + b"eXIf" + said + struct.pack(">I", zlib.crc32(b"eXIf" + said))
+    c = Candidate("a", "r", 0, 0, image=data[:-12] + chunk + data[-12:])
+    again = Image.open(io.BytesIO(base64.b64decode(data_url(c).split(",")[1])))
+    assert again.tobytes() == c.pil().tobytes() and again.size == ((8, 5) if turn == 1 else (5, 8))
 
 
 def test_a_damaged_image_is_never_sent_and_nothing_is_decoded_to_know(faulty, tmp_path, monkeypatch):

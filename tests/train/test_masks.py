@@ -112,8 +112,9 @@ def test_training_sees_only_what_counts(run, pair_rows, loop_of):
 def test_masks_by_inputs_id_and_those_that_make_no_sense(run, pair_rows, loop_of, first_step):
     half = np.zeros((64, 64), np.uint8)
     half[:, :32] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(half).save(buffer, "PNG")
+    buffer, turned = io.BytesIO(), Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(half).transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=turned)
     store, recipe = masked(run, pair_rows, {"where": "mask"}, where="id")
     store.inputs().append([{"id": "mask", "bytes": buffer.getvalue()}])
     _, shown, gradient = first_step(store, recipe)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.pixels import orientation, said_in_png
 from prefkit.score.core import undecodable
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
 from prefkit.score.remote.answers import Answers, default_path
@@ -18,13 +19,11 @@ from prefkit.score.remote.connection import key_of
 from prefkit.types import Candidate, digest
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 CALLS = 8
 MOST_TOP = 20  # what servers give at most
 MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-EXIF_ORIENTATION = 0x0112
-EXIF = (b"eXIf", b"Exif\0\0", b"EXIF", b"type exif")  # where none of these is, asking Pillow would decode for nothing
 
 
 class ServerBackend:
@@ -134,8 +133,8 @@ def data_url(candidate: Candidate) -> str:
     if raw is not None:
         with Image.open(io.BytesIO(raw)) as image:
             kind = MEDIA.get(image.format or "")
-            turned = any(mark in raw for mark in EXIF) and image.getexif().get(EXIF_ORIENTATION, 1) != 1
-            if image.mode != "RGB" or turned or not whole(raw, image):
+            turned = (kind != MEDIA["PNG"] or said_in_png(raw)) and orientation(image) != 1
+            if image.mode != "RGB" or turned or not whole(raw, image.format):
                 kind = None
     if raw is None or kind is None:
         buffer = io.BytesIO()
@@ -150,13 +149,15 @@ def stored(candidate: Candidate) -> bytes | None:
     return candidate.image
 
 
-def whole(raw: bytes, image: Image) -> bool:
-    """Whether the file has its end, told without decoding; where it has not, decoding says what is wrong. The image is of
-    no use afterwards."""
-    if image.format == "PNG":
-        image.verify()  # checksums of its chunks
+def whole(raw: bytes, kind: str | None) -> bool:
+    """Whether the file has its end, told without decoding; where it has not, decoding says what is wrong."""
+    from PIL import Image
+
+    if kind == "PNG":
+        with Image.open(io.BytesIO(raw)) as image:
+            image.verify()  # checksums of its chunks
     ends = {"PNG": raw.endswith(b"IEND\xaeB`\x82"), "JPEG": raw.endswith(b"\xff\xd9")}
-    return ends.get(str(image.format), int.from_bytes(raw[4:8], "little") + 8 == len(raw))
+    return ends.get(str(kind), int.from_bytes(raw[4:8], "little") + 8 == len(raw))
 
 
 def _choice(answer: Answer) -> Mapping[str, Any] | None:
