@@ -145,6 +145,10 @@ class Train:
     curriculum: int = 0
     #: of order, the adapter's start and dropout; draws (t, noise) depend on pair and visit alone, whatever the seed
     seed: int = 0
+    #: full (all conditions on disk before the first step; no text encoder in memory while training) | rolling (those of the next
+    #: 64 steps in main memory; between windows the text encoders wait there too and come to the device beside the
+    #: denoiser) | off (encoded at every step; the text encoders stay on the device). The result is the same
+    text_cache: str = free("full")
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16
     #: stop when the implicit accuracy on those pairs has reached no new best at so many measurements in a row, and take

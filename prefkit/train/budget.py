@@ -29,7 +29,7 @@ from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.store import read_json, write_json
 from prefkit.train import failures
-from prefkit.train.data import ahead
+from prefkit.train.texts import prepared
 
 WARM, TIMED = 2, 5
 HOUR = 3600.0
@@ -91,7 +91,7 @@ def _probe(loop: Any, made: float) -> tuple[dict[str, float], float]:
     cached = [step % loop.config.steps for step in range(WARM + TIMED)]
     ends = [clock()]
     try:
-        for micro_batches in ahead(loop.micro_batches, cached):
+        for micro_batches in prepared(loop, cached, window=1):
             loop.update(loop.accumulate(micro_batches))
             if loop.processes.device.type == "cuda":
                 torch.cuda.synchronize(loop.processes.device)

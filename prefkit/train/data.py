@@ -56,6 +56,7 @@ class Batch:
 class PairData:
     """Pairs, or groups made of them, with their caches. `requests` by id give one what its caption does not say.
 
+    conditions: a Cache, or a texts.Texts that holds few of them at a time.
     beside: what lies beside the latents, by `beside_key`: weight and noise of one image. masks: what the weights are of.
     """
 
@@ -63,7 +64,7 @@ class PairData:
         self,
         pairs: Sequence[Any],
         latents: Cache,
-        conditions: Cache,
+        conditions: Any,
         requests: dict[str, Request],
         beside: Cache | None = None,
         masks: Masks | None = None,
@@ -97,13 +98,14 @@ class PairData:
         return next(side.key for pair in self.pairs for side in pair.sides if side.key in self.latents)
 
     def complete(self) -> bool:
-        if any(side.key not in self.latents for pair in self.pairs for side in pair.sides):
+        return self.encoded() and all(self.condition_key(pair) in self.conditions for pair in self.pairs)
+
+    def encoded(self) -> bool:
+        """Whether all images are, and what lies beside them is there."""
+        own = [(pair, side) for pair in self.pairs for side in pair.sides]
+        if self.beside is not None and any(self.beside_key(*each) not in self.beside for each in own):
             return False
-        if self.beside is not None and any(
-            self.beside_key(pair, side) not in self.beside for pair in self.pairs for side in pair.sides
-        ):
-            return False
-        return all(self.condition_key(pair) in self.conditions for pair in self.pairs)
+        return all(side.key in self.latents for _, side in own)
 
     # -- batches --------------------------------------------------------------------------------------------------
     def batches(

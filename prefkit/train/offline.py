@@ -23,12 +23,13 @@ from prefkit import output
 from prefkit.config import Train
 from prefkit.train import checkpoint, failures
 from prefkit.train.curriculum import stream
-from prefkit.train.data import Batch, PairData, ahead
+from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy, errors_of
 from prefkit.train.stopping import EarlyStop
+from prefkit.train.texts import prepared
 from prefkit.train.validation import Validation
 from prefkit.types import Errors, digest
 
@@ -80,18 +81,22 @@ class Loop:
         return self.config.batch_size * self.config.accumulation * self.processes.count
 
     # -- one step -------------------------------------------------------------------------------------------------
-    def micro_batches(self, step: int) -> list[list[Batch]]:
-        """This process's micro-batches of a step (0-based), each as batches of one signature."""
-        size, pairs = self.config.batch_size, self.data.pairs
+    def chosen(self, step: int) -> list[list[tuple[Any, int]]]:
+        """(group, visit)s of this process's micro-batches of a step (0-based)."""
+        size, groups = self.config.batch_size, self.data.pairs
         found = []
         for micro in range(self.config.accumulation):
             first = step * self.global_batch + (micro * self.processes.count + self.processes.rank) * size
             places = [self.place(first + i) for i in range(size)]
-            chosen = [(pairs[index], epoch) for index, epoch in places]
-            found.append(list(self.data.batches(self.family, chosen)))
-            if self.kept is not None:
-                for batch in found[-1]:
-                    self.kept.look_up(batch, self.data)
+            found.append([(groups[index], visit) for index, visit in places])
+        return found
+
+    def micro_batches(self, step: int) -> list[list[Batch]]:
+        """The same, each as batches of one signature."""
+        found = [list(self.data.batches(self.family, own)) for own in self.chosen(step)]
+        if self.kept is not None:
+            for batch in (batch for batches in found for batch in batches):
+                self.kept.look_up(batch, self.data)
         return found
 
     def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:
@@ -257,7 +262,7 @@ class Loop:
         first, started = self.step, time.monotonic()
         label = f"train {self.folder.name}"
         with interruptible() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
-            for micro_batches in ahead(self.micro_batches, range(first, end)):
+            for micro_batches in prepared(self, range(first, end)):
                 begun = time.monotonic()
                 shown = self.update(self.accumulate(micro_batches))
                 self.step += 1

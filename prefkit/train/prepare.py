@@ -15,7 +15,7 @@ from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
-from prefkit.train import beside, frames, preflight
+from prefkit.train import beside, frames, preflight, texts
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -146,7 +146,8 @@ def prepare(
     """
     store, data = plan.store, open_caches(plan, pairs, source)
     wanted = data.of(visited(jobs, data.pairs, processes.count)) if jobs else data
-    ready = plan.wiring() is not None and wanted.complete() and preflight.complete(plan, data)
+    texted = texts.on_disk(plan.config, data, wanted)
+    ready = wanted.encoded() and texted.complete() and plan.wiring() is not None and preflight.complete(plan, data)
     processes.wait()
     if not ready:
         size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
@@ -163,7 +164,7 @@ def prepare(
         caches.fill_latents(data, images, family, source, store, plan.generators, share)
         _agree(processes, data.latents)
         caches.check_sizes(data, source.name)
-        caches.fill_conditions(wanted, family, share)
+        caches.fill_conditions(texted, family, share)
         _agree(processes, data.conditions)
         if data.beside is not None:
             beside.fill(wanted, family, plan.config, store, plan.generators, share)
@@ -177,7 +178,7 @@ def prepare(
         del family
         gc.collect()
     caches.check_sizes(data, source.name)
-    return data
+    return texts.shown(plan, data, processes.device)
 
 
 def _agree(processes: Processes, cache: Cache) -> None:

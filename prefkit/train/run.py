@@ -27,6 +27,7 @@ from prefkit.train.preflight import preflight
 from prefkit.train.prepare import Plan, fingerprint, prepare
 from prefkit.train.processes import Processes
 from prefkit.train.reference import make_policy
+from prefkit.train.texts import CACHES
 
 REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
@@ -37,6 +38,7 @@ SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
 LEAST_RESOLUTION = 64
 NOISES = ("shared", "own")
+KNOWN = {"precision": AUTOCAST, "schedule": SCHEDULES, "report_to": BOARDS, "noise": NOISES, "text_cache": CACHES}
 #: smallest value -> the settings that it holds for
 LEAST = {
     0: ("warmup", "weight_decay", "validation", "curriculum", "patience"),
@@ -84,7 +86,7 @@ def run_train(
 def check_settings(name: str, config: Train) -> None:
     """Raises UsageError, before anything is loaded."""
     launch.check(name, config)
-    for key, known in (("precision", AUTOCAST), ("schedule", SCHEDULES), ("report_to", BOARDS)):
+    for key, known in KNOWN.items():
         if getattr(config, key) not in known:
             raise UsageError(f"train.{name}.{key}: {getattr(config, key)!r} is not known; choose {', '.join(known)}.")
     for least, keys in LEAST.items():
@@ -97,8 +99,6 @@ def check_settings(name: str, config: Train) -> None:
     if config.max_hours is not None and (config.max_hours <= 0 or config.online is not None):
         raise UsageError(f"train.{name}.max_hours is above 0, and offline: rounds of online training differ too much to be "
                          "timed by the first. Leave it out.")  # fmt: skip
-    if config.noise not in NOISES:
-        raise UsageError(f"train.{name}.noise: {config.noise!r} is not known; choose {', '.join(NOISES)}.")
     if config.resolution is not None:
         if config.resolution < LEAST_RESOLUTION:
             raise UsageError(f"train.{name}.resolution is {config.resolution}: it must be at least {LEAST_RESOLUTION}.")
@@ -113,6 +113,8 @@ def check_settings(name: str, config: Train) -> None:
                          "pairs, offline. Set it to 0.")  # fmt: skip
     if config.online is not None and (config.mask is not None or config.noise != "shared"):
         raise UsageError(f"train.{name}: mask and noise are for pairs that are there; online.mask is the one online.")
+    if config.online is not None and config.text_cache != "full":
+        raise UsageError(f"train.{name}.text_cache: online training encodes the prompts that it samples. Leave it out.")
     if config.lora is not None and config.lora.rank < 1:
         raise UsageError(
             f"train.{name}.lora.rank is {config.lora.rank}: give 1 or more, or lora: null for full weights."

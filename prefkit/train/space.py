@@ -10,7 +10,7 @@ from typing import Any
 from prefkit.config import Model, Recipe
 from prefkit.store import Store
 from prefkit.tiny import located
-from prefkit.train import budget
+from prefkit.train import budget, texts, validation
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.jobs import jobs_of, visited
@@ -30,7 +30,8 @@ def cache_space(store: Store, recipe: Recipe, name: str, processes: int = 1) -> 
     What one takes is measured on those that are there. Without any it is estimated: float32 latents of the first
     image's size by the VAE's configuration, and for each text encoder tokens x width at the weights' precision; what a
     pipeline adds (pooled states, masks) or leaves out (short texts) shows once one is made. None where no configuration
-    is at hand. Conditions are counted as one per request, as where its images have one size.
+    is at hand. Conditions are counted as one per request, as where its images have one size: all of them, which a full
+    text cache writes, and at most so many as a process has at a time with a rolling one and without any.
     """
     config = budget.applied(recipe.train[name], budget.written(store.train(name)))
     source = PairSource.find(store, config.pairs)
@@ -40,6 +41,9 @@ def cache_space(store: Store, recipe: Recipe, name: str, processes: int = 1) -> 
     images = {side.key for group in groups for side in group.sides}
     asked = [(data.request(group), group.sides[0].frame) for group in groups]
     conditions = {digest(request.prompt, request.extra, frame) for request, frame in asked}
+    step = config.batch_size * config.accumulation  # groups of one process
+    held = len(validation.split(data.pairs, config.validation)[1])
+    few = {name: min(len(conditions), held + steps * step) for name, steps in (("rolling", texts.WINDOW), ("off", 1))}
     size = data.pairs[0].win.frame or caches.first_size(source, store, data.pairs)
     each = [_each(data.latents), _each(data.conditions)]
     measured = None not in each
@@ -51,6 +55,7 @@ def cache_space(store: Store, recipe: Recipe, name: str, processes: int = 1) -> 
         "not cached": sum(key not in data.latents for key in images),
         "MB latents": _megabytes(each[0], len(images)),
         "MB conditions": _megabytes(each[1], len(conditions)),
+        **{f"MB conditions {cache}": _megabytes(each[1], count) for cache, count in few.items()},
         "by": "measured" if measured else ARITHMETIC,
     }
 

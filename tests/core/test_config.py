@@ -120,6 +120,7 @@ FREE = {
         "checkpoint_every",
         "validate_every",
         "max_hours",
+        "text_cache",
         "device",
         "report_to",
     },
