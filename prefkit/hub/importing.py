@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,7 +51,10 @@ class Progress:
         write_json(self.path, {"what": what, **state})
 
 
-def trace(before: str, item: Item) -> str:
+def trace(before: str, item: Item, used: bool) -> str:
+    """A hash of all items so far. Of one that could not be used nothing but its place counts, so that it can be mended."""
+    if not used:
+        return hashlib.sha256(before.encode()).hexdigest()
     asked = None if item.asked is None else (item.asked.prompt, item.asked.split)
     said = [(c.id_a, c.id_b, c.outcome, c.judge) for c in item.comparisons]
     text = repr((before, item.where, asked, [p.key for p in item.pictures], said))
@@ -84,7 +88,10 @@ class Sink:
         for key, rating, score in item.scores:
             alias = f"{self.name}.{rating}"
             if self._table("scores", alias) and self.known.row(f"scores/{alias}", ids[key]):
-                row = {"id": ids[key], "value": score.value, "aspects": None, "text": score.text, "error": score.error}
+                value, error = score.value, score.error
+                if value is not None and not math.isfinite(value):
+                    value, error = None, f"the rating is {value}"
+                row = {"id": ids[key], "value": value, "aspects": None, "text": score.text, "error": error}
                 self.tables.setdefault(("scores", alias), []).append(row)
                 counts["scores"] += 1
 

@@ -118,7 +118,7 @@ def _import(
 
 
 def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) -> None:
-    number, said, again, shown = 0, "", dict(progress.failed), time.monotonic()
+    number, said, then, again, shown = 0, "", "", dict(progress.failed), time.monotonic()
     before, old = progress.done, progress.trace
     counts = dict(progress.counts)
     failed = dict(progress.failed)
@@ -136,20 +136,19 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
                 wanted = [n >= before or str(n) in again for n in numbers]
                 found = pool.map(lambda pair: _pictures(*pair), zip(batch, wanted))
                 for n, item, use, (images, error) in zip(numbers, batch, wanted, found):
-                    said = trace(said, item)
-                    if n + 1 == before and said != old:
+                    then = trace(then, item, str(n) not in again)
+                    if n + 1 == before and then != old:
                         raise UsageError(
                             f"import: the first {before} rows of {what['source']} are not those that were imported as "
                             f"{progress.path.stem}. Give the changed source another --name."
                         )
                     number = n + 1
-                    if not use:
-                        continue
-                    failed.pop(str(n), None)
-                    if error:
+                    if use and error:
                         failed[str(n)] = f"{item.where}: {error}"
-                        continue
-                    sink.put(item, images, counts)
+                    elif use:
+                        failed.pop(str(n), None)
+                        sink.put(item, images, counts)
+                    said = trace(said, item, str(n) not in failed)
                     if sink.full() and number >= before:
                         save()
                 if time.monotonic() - shown > LINE_EVERY:
@@ -196,8 +195,16 @@ def _pictures(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
     try:
         if item.asked is not None:
             item.asked.prompt.encode()
+        for picture in item.pictures:
+            _check_seed(picture.seed)
         return {picture.key: check(picture) for picture in item.pictures}, None
     except UnicodeEncodeError:
         return {}, "the prompt holds half of a character (a lone surrogate)"
     except ValueError as error:
         return {}, str(error)
+
+
+def _check_seed(seed: Any) -> None:
+    """Raises ValueError for what the tables cannot hold."""
+    if seed is not None and not (isinstance(seed, (int, float)) and seed == seed // 1 and -(2**63) <= seed < 2**63):
+        raise ValueError(f"the seed {str(seed)[:40]!r} is no whole number of 64 bits")

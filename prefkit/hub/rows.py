@@ -56,10 +56,10 @@ def files(path: Path) -> list[Path]:
     """The tables in a folder (or the file itself). Raises UsageError where there are none."""
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not p.name.startswith("."))
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if any((path / name).exists() for name in ("spec.json", "prefkit.json")):  # made by pair, or pushed
-        found = [p for p in found if p.suffix == ".parquet" and not of_further_config(p, path)]
-    tables = [p for p in found if p.suffix == ".parquet"] or found
+        found = [p for p in found if p.suffix.lower() == ".parquet" and not of_further_config(p, path)]
+    tables = [p for p in found if p.suffix.lower() == ".parquet"] or found
     if not tables:
         raise UsageError(f"import: {path} holds none of {', '.join(SUFFIXES)}.")
     return tables
@@ -91,10 +91,11 @@ def first(path: Path) -> dict[str, Any]:
 
 def _file(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
     readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": json_items}
-    if path.suffix == ".parquet":
+    kind = path.suffix.lower()
+    if kind == ".parquet":
         yield from _parquet(path, columns)
-    elif path.suffix in readers:
-        yield from readers[path.suffix](path)
+    elif kind in readers:
+        yield from readers[kind](path)
     else:
         raise UsageError(f"import: {path} is none of {', '.join(SUFFIXES)}.")
 
@@ -119,7 +120,7 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
     line = 0
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             for line, row in enumerate(reader, 1):
                 if None in row or None in row.values():
                     raise UsageError(f"{path} row {line}: it has another number of fields than the first line.")

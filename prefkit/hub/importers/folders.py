@@ -55,7 +55,12 @@ class Folders:
         for folder in (win, lose):
             if not folder.is_dir():
                 raise UsageError(f"import: the folder {folder} is not there.")
-        others = {p.relative_to(lose).with_suffix("").as_posix(): p for p in _images(lose)}
+        others: dict[str, Path] = {}
+        for path in _images(lose):
+            key = path.relative_to(lose).with_suffix("").as_posix()
+            if key in others:
+                yield Item(str(path), error=f"{others[key]} has the same name, so it is not clear which one is meant")
+            others.setdefault(key, path)
         for path in _images(win):
             key = path.relative_to(win).with_suffix("").as_posix()
             other = others.pop(key, None)
@@ -72,15 +77,20 @@ class Folders:
 
     def _by_prompt(self, path: Path) -> Iterator[Item]:
         folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if not folders:
+        bare = sorted(p for p in path.iterdir() if _is_image(p))
+        if not folders and not bare:
             raise UsageError(
                 f"import: {path} has neither w/ and l/ nor a folder for each prompt. Name them with --win and --lose."
             )
+        for image in bare:
+            prompt = self._caption(image) or self.options.prompt
+            error = None if prompt else "no caption: write it into a .txt of the same name, or give --prompt"
+            yield Item(str(image), Asked(prompt or ""), (Picture("image", path=image),), error=error)
         for folder in folders:
             written = folder / "prompt.txt"
-            prompt = _text(written) if written.is_file() else folder.name.replace("_", " ")
+            common = _text(written) if written.is_file() else self.options.prompt or folder.name.replace("_", " ")
             for image in _images(folder):
-                yield Item(str(image), Asked(prompt or ""), (Picture("image", path=image),))
+                yield Item(str(image), Asked(self._caption(image) or common), (Picture("image", path=image),))
 
     def _caption(self, image: Path) -> str | None:
         for suffix in (".txt", ".caption"):
@@ -94,7 +104,11 @@ def _usual(source: Path) -> tuple[str, str] | None:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    return sorted(p for p in folder.rglob("*") if _is_image(p))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and not path.name.startswith(".") and path.is_file()
 
 
 def _text(path: Path) -> str:

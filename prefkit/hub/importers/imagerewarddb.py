@@ -54,6 +54,14 @@ class ImageRewardDB:
                 of_table, lambda row: row.values.get("prompt_id")
             ):  # rows of a prompt stand together
                 members = list(group)
+                if (
+                    members[0].values.get("prompt_id") is None
+                ):  # rows of whatever prompts: none is compared with another
+                    yield from (
+                        Item(row.where, error="there is no prompt_id, which says what belongs together")
+                        for row in members
+                    )
+                    continue
                 try:
                     yield _item(members, images)
                 except (ValueError, KeyError, TypeError) as error:

@@ -38,7 +38,7 @@ class PickAPic:
         for row in rows(source, [*READ, self.options.caption]):
             try:
                 yield self._item(row)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 text = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
                 yield Item(row.where, error=text)
 
@@ -69,13 +69,12 @@ def outcome_of(values: dict[str, Any]) -> str | None:
     """'a' (image 0), 'b', 'tie' (labels 0.5), or None where nobody voted. Raises ValueError for labels that say nothing."""
     if values.get("has_label") is False:
         return None
-    label = values["label_0"]
+    label, other = (None if value is None else float(value) for value in (values["label_0"], values.get("label_1")))
     if label is None:
         return None
-    other = values.get("label_1")
     if other is not None and abs(label + other - 1) > 1e-6:
         raise ValueError(f"label_0 {label} and label_1 {other} do not add up to 1")
-    found = {1.0: "a", 0.0: "b", 0.5: "tie"}.get(float(label))
+    found = {1.0: "a", 0.0: "b", 0.5: "tie"}.get(label)
     if found is None:
         raise ValueError(f"label_0 is {label}; it must be 0, 0.5 or 1")
     return found

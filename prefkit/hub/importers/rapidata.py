@@ -43,7 +43,7 @@ class Rapidata:
                     data, path = picture_parts(row.values.get(f"image{side}"), row.folder)
                     pictures.append(Picture(side, data, path, extra={"model": model} if model else {}))
                 verdicts = tuple(self._verdicts(row.values))
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 yield Item(row.where, error=str(error))
                 continue
             split = None if row.split == "train" else row.split  # all that Rapidata publishes is called train
@@ -61,9 +61,10 @@ class Rapidata:
         for aspect, (one, two) in found.items():
             if one is None or two is None:
                 continue
+            one, two = float(one), float(two)
             if one < 0 or two < 0:
                 raise ValueError(f"votes of {one} and {two}: none can be below 0")
-            if one + two == 0:
+            if not one + two > 0:  # nobody voted, or NaN
                 continue
             outcome = "a" if one > two else "b" if two > one else "tie"
             yield Comparison("1", "2", outcome, "rapidata", one / (one + two), order="both",
