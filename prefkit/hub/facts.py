@@ -15,12 +15,18 @@ from prefkit.hub import card
 if TYPE_CHECKING:
     from prefkit.store import Store
 
-SECRET = re.compile(r"(?i)token|secret|password|passwd|api[_-]?key|authorization|credential")
+#: keys whose values are hidden; max_tokens and tokenizer are none of them
+SECRET = re.compile(r"(?i)(?<!max_)(?<!new_)tokens?$|secret|password|passwd|api[_-]?key|authorization|credential")
+#: values in the query of an address that are hidden
+QUERY = re.compile(r"(?i)([?&](?:[\w-]*(?:token|secret|passw|key|auth|credential)[\w-]*|sig|signature)=)[^&#\s]+")
+PATH = re.compile(r"(~|/|file://|[A-Za-z]:\\)")
 #: licences that bind whoever uses what was made with the part
 RESTRICTED = re.compile(
-    r"(?i)non[- ]?commercial|\bnc\b|-nc\b|smpl|research[- ]only|\bagpl|openrail|community licen[cs]e|flux.*dev"
+    r"(?i)non[- ]?commercial|not? (for )?commercial|\bnc\b|-nc\b|smpl|research[- ](use[- ])?only|\ba?gpl|\bby-sa\b|s-lab|"
+    r"open[- ]?rail|community licen[cs]e|flux.*dev"
 )
-STATED = ("", "that of the weights", None)
+#: licences that ask for no more than their notice; of any other it is not known here what it asks
+FREE = re.compile(r"(?i)(apache|mit\b|bsd|isc\b|zlib|cc0|unlicense|public domain)")
 
 
 def relevant(recipe: Mapping[str, Any], section: str, name: str) -> dict[str, Any]:
@@ -44,10 +50,11 @@ def recipe_of(store: Store) -> dict[str, Any]:
 def clean(value: Any, key: str = "") -> Any:
     """Values of keys that sound like a secret are starred; of absolute paths and addresses only what names them stays."""
     if isinstance(value, Mapping):
-        return {_shown(k): clean(v, str(k)) for k, v in value.items()}
+        inside = key if SECRET.search(key) else ""  # what lies in `credentials` is secret, whatever it is called
+        return {_shown(k): clean(v, inside or str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [clean(entry, key) for entry in value]
-    if SECRET.search(key) and isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
+    if SECRET.search(key) and isinstance(value, (str, int, float)) and not isinstance(value, bool) and value != "":
         return "***"
     return _shown(value)
 
@@ -55,9 +62,12 @@ def clean(value: Any, key: str = "") -> Any:
 def _shown(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    if re.match(r"(~|/|[A-Za-z]:\\)", value):
+    if PATH.match(value):
         return ".../" + re.split(r"[\\/]", value.rstrip("\\/"))[-1]
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", value)
+    if value.startswith("exec:"):  # a command: program and arguments
+        words = value.removeprefix("exec:").split(" ")
+        return "exec:" + " ".join(str(_shown(word)) for word in words)
+    return QUERY.sub(r"\1***", re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", value))
 
 
 def generators(store: Store, recipe: Mapping[str, Any]) -> str:
@@ -66,12 +76,11 @@ def generators(store: Store, recipe: Mapping[str, Any]) -> str:
         spec = store.candidates(name).spec() or {}
         settings = dict(spec.get("settings") or {})
         frame = store.candidates(name).frame(["id", "error"])
-        own = (recipe.get("generate") or {}).get(name) or {}
         rows.append(
             {
                 "generator": name,
-                "model": base_of(recipe) if not own.get("model") else f"train/{own['model']} of {base_of(recipe)}",
-                "revision": spec.get("model") or spec.get("code"),
+                "model": _maker(name, spec, recipe),
+                "revision": spec.get("code") if spec.get("imported") else spec.get("model") or spec.get("code"),
                 "adapters": ", ".join(f"{_shown(str(k))} ({v})" for k, v in dict(spec.get("adapters") or {}).items())
                 or None,
                 "settings": clean(settings) or None,
@@ -81,6 +90,18 @@ def generators(store: Store, recipe: Mapping[str, Any]) -> str:
         )
     lead = "No generator ran here: the images were imported." if not rows else "The revision is the Hub's commit, or a hash of the weights."  # fmt: skip
     return f"{lead}\n\n{card.table(rows)}"
+
+
+def _maker(name: str, spec: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """What made the images of candidates/NAME, where that is known."""
+    if spec.get("imported"):
+        return f"none here: imported as {spec['imported']}"
+    if spec.get("use", "diffusers") != "diffusers":
+        return str(_shown(spec["use"]))
+    own = (recipe.get("generate") or {}).get(name)
+    if own is None:
+        return "not stated: the recipe does not have this generator"
+    return f"train/{own['model']} of {base_of(recipe)}" if own.get("model") else base_of(recipe)
 
 
 def base_of(recipe: Mapping[str, Any]) -> str:
@@ -125,8 +146,17 @@ def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, Any]
         if (recipe.get("model") or {}).get("base")
         else []
     )
+    for name in store.names("candidates"):
+        layout = (store.candidates(name).spec() or {}).get("imported")
+        rows += (
+            [{"part": f"images and verdicts imported as {layout}", "licence": "see where they come from"}]
+            if layout
+            else []
+        )
     for alias in store.names("scores"):
         spec = store.scores(alias).spec() or {}
+        if "imported" in spec:  # ratings that came with the images
+            continue
         weights = f" ({_shown(spec['weights'])})" if spec.get("weights") else ""
         rows.append(
             {"part": f"scorer {spec.get('name', alias)}{weights}", "licence": spec.get("licence") or "not stated"}
@@ -140,7 +170,7 @@ def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, Any]
 def _binds(words: str, licence: str) -> str:
     if RESTRICTED.search(words):
         return "**yes: read its terms before any use**"
-    return "not known here" if licence in (*STATED, "see its page", "not stated") else "no"
+    return "no" if FREE.match(licence) else "not known here"
 
 
 def restricted(rows: list[dict[str, Any]]) -> list[str]:

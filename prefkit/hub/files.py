@@ -66,13 +66,18 @@ def pair_files(store: Store, name: str) -> dict[str, list[Path]]:
     if not found:
         known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
         raise UsageError(f"there are no pairs called {name!r} in {store.folder}; there are: {known}.")
-    wrong = [split for split in found if not SPLIT.fullmatch(split)]
-    if wrong:
-        raise UsageError(
-            f"pairs {name}: datasets does not take {wrong[0]!r} as the name of a split (letters, digits, underscore). "
-            "Rename the split in the requests' source and run `prefkit pair` again."
-        )
+    for split in found:
+        _check_split(f"pairs {name}", split)
     return found
+
+
+def _check_split(what: str, split: str) -> None:
+    """Raises UsageError. One such name in any config, and no config can be loaded."""
+    if not SPLIT.fullmatch(split):
+        raise UsageError(
+            f"{what}: datasets does not take {split!r} as the name of a split (letters, digits, underscore). "
+            "Rename the split in the requests' source and run `prefkit generate` and `prefkit pair` again."
+        )
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
@@ -230,6 +235,7 @@ def model_name(store: Store, generator: str) -> str:
 
 
 def _note(staged: Staged, config: str, split: str, schema: pa.Schema) -> None:
+    _check_split(config, split)
     names = {"double": "float64", "float": "float32"}
     staged.rows.setdefault(config, {})[split] = 0
     staged.columns[config] = {f.name: names.get(str(f.type), str(f.type)) for f in schema}

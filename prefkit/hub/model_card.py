@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ SHEET = "images/base-and-tuned.webp"
 ADAPTER = "pytorch_lora_weights.safetensors"
 TRAINED_ON = "trained_on.json"  # as prefkit.models.trained writes it; that module would load torch
 SHOWN = 12
+CONTROLS = ("sft", "flipped")  # NAME-sft and NAME-flipped are controls of NAME
+SINGLE_FILES = (".safetensors", ".ckpt")
 JUDGE = {True: "chose the pairs", False: "held out", None: "not known"}
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 
@@ -36,42 +40,51 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
     recipe, folder = facts.recipe_of(store), store.train(name)
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-    results = evaluations(store)
+    results = {n: result for n, result in evaluations(store).items() if _measures(result, name)}
     adapter = (result_folder(store, name) / ADAPTER).is_file()
     base = facts.base_of(recipe)
     training = spec.get("train") or {}
     use = (training.get("objective") or {}).get("use") or "dpo"
+    online = spec.get("online") or {}
     kind = "A LoRA adapter for" if adapter else "A pipeline fine-tuned from"
+    how = f"by the rewards {_rewards(online)} of its own samples" if online else "on preferences"
+    source = source_of(name, recipe)
+    entry = f"its entry train.{source}" + (" with `controls: true`" if source != name else "")
     values = {
         "title": card.text(to.split("/")[-1]),
-        "lead": f"{kind} {card.text(base)}, trained on preferences with the objective {card.text(use)}, with prefkit.",
+        "lead": f"{kind} {card.text(base)}, trained {how} with the objective {card.text(use)}, with prefkit.",
         "sheet": f"![Tuned (green) beside base]({SHEET})\n\nRequests of the evaluation chosen by hash, not picked; the tuned model has "
         "the green edge, the base beside it started from the same noise."
         if sheet
         else "",
-        "load": _load(to, base, adapter),
+        "load": _load(to, recipe.get("model") or {}, adapter),
         "training": card.table(_training(spec, result, recipe, base)),
         "evaluation": _evaluation(results, name),
-        "controls": _controls(results, name),
-        "trained_on": _trained_on(folder, training),
+        "controls": _controls(results, name, source),
+        "trained_on": _trained_on(folder, training, bool(online)),
         "licences": facts.licences(facts.licence_rows(store, recipe), licence),
         "limits": _limits(results, name),
-        "rebuild": facts.rebuild(facts.relevant(recipe, "train", name), _packages(store), f"its entry train.{name}"),
+        "rebuild": facts.rebuild(facts.relevant(recipe, "train", source), _packages(store), entry),
     }
     return metadata(recipe, training, adapter, licence), card.fill(card.template("model"), values)
+
+
+def source_of(name: str, recipe: Mapping[str, Any]) -> str:
+    """The training that a control is one of; of any other its own name."""
+    if name in (recipe.get("train") or {}):
+        return name
+    return next((name.removesuffix(f"-{kind}") for kind in CONTROLS if name.endswith(f"-{kind}")), name)
 
 
 def metadata(
     recipe: Mapping[str, Any], training: Mapping[str, Any], adapter: bool, licence: str | None
 ) -> dict[str, Any]:
-    import re
-
     found: dict[str, Any] = {"license": licence} if licence else {}
     base = str((recipe.get("model") or {}).get("base") or "")
-    if re.fullmatch(REPOSITORY, base) and not base.startswith("."):
+    if _on_hub(base):
         found |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
     pairs = str(training.get("pairs") or "").partition(":")[0]
-    if re.fullmatch(REPOSITORY, pairs) and not pairs.startswith("."):
+    if _on_hub(pairs):
         found["datasets"] = [pairs]
     found |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     return found | {"tags": ["prefkit", "text-to-image", "preference", *(["lora"] if adapter else [])]}
@@ -85,17 +98,29 @@ def evaluations(store: Store) -> dict[str, dict[str, Any]]:
     }
 
 
-def _load(to: str, base: str, adapter: bool) -> str:
-    source, _, revision = base.partition(" at ")
+def _on_hub(name: str) -> bool:
+    """Whether it names a repository, and no folder here."""
+    return bool(re.fullmatch(REPOSITORY, name)) and not name.startswith(".") and not Path(name).exists()
+
+
+def _measures(result: Mapping[str, Any], name: str) -> bool:
+    return any(name in models for models in (result.get("sets") or {}).values())
+
+
+def _load(to: str, model: Mapping[str, Any], adapter: bool) -> str:
+    source, revision = str(model.get("base") or "not stated"), model.get("revision")
     lines = ["from diffusers import DiffusionPipeline", ""]
     if not adapter:
         lines.append(f'pipe = DiffusionPipeline.from_pretrained("{to}")')
     elif source == "tiny":  # the small model that comes with prefkit
         lines = ["from pathlib import Path", "", "import prefkit.tiny", *lines]
         lines.append('pipe = DiffusionPipeline.from_pretrained(Path(prefkit.tiny.__file__).parent / "sd")')
+    elif source.endswith(SINGLE_FILES):
+        lines = ["from diffusers import StableDiffusionPipeline  # or whatever pipeline this base is", ""]
+        lines.append(f"pipe = StableDiffusionPipeline.from_single_file({json.dumps(source, ensure_ascii=False)})")
     else:
-        at = f', revision="{revision}"' if revision else ""
-        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{source}"{at})')
+        at = f", revision={json.dumps(str(revision))}" if revision else ""
+        lines.append(f"pipe = DiffusionPipeline.from_pretrained({json.dumps(source, ensure_ascii=False)}{at})")
     lines += [f'pipe.load_lora_weights("{to}")'] if adapter else []
     return card.fence("\n".join(lines), "python")
 
@@ -118,6 +143,9 @@ def _training(
         "pairs kept aside": result.get("validation_pairs"),
     }
     found |= {"pairs per step": spec.get("global_batch"), "trained parameters": result.get("trainable")}
+    if online := facts.clean(dict(spec.get("online") or {})):
+        found |= {"rounds": result.get("rounds"), "requests": len(spec.get("requests") or ()) or None}
+        found |= {f"online, {key.replace('_', ' ')}": value for key, value in online.items()}
     lora = train.pop("lora", None)
     found |= {f"LoRA {key}": value for key, value in (lora or {}).items()} if lora else {"LoRA": "none: full weights"}
     found |= {
@@ -131,17 +159,22 @@ def _training(
 
 def _evaluation(results: Mapping[str, Mapping[str, Any]], name: str) -> str:
     rows = []
-    for result in results.values():
+    for evaluation, result in results.items():
+        which = {"eval": evaluation} if len(results) > 1 else {}
         for set_name, models in (result.get("sets") or {}).items():
             for model in [name, *(m for m in models if m != name and _control_of(m, name))]:
-                rows += [_eval_row(set_name, model, judge, row) for judge, row in (models.get(model) or {}).items()]
+                rows += [
+                    which | _eval_row(set_name, model, judge, row) for judge, row in (models.get(model) or {}).items()
+                ]
     if not rows:
         return "Nobody has measured it on held-out requests: `prefkit eval` does."
     seen = []
     for result in results.values():
         for set_name, count in ((result.get("settings") or {}).get("in_training") or {}).items():
             if count:
-                seen.append(f"{count:,} requests of {set_name} were training prompts.")
+                seen.append(
+                    f"{count:,} requests of {card.text(set_name)} were training prompts of a model in that evaluation, or of this run."
+                )
     lead = "Against the base at equal seeds. Wins are means over requests, with 95 % bootstrap intervals over requests; 0.5 is no difference."  # fmt: skip
     return "\n\n".join([lead, card.table(rows), *seen])
 
@@ -169,33 +202,46 @@ def _three(value: float | None) -> str:
 
 
 def _control_of(model: str, name: str) -> bool:
-    return model in (f"{name}-sft", f"{name}-flipped") or model.startswith("base-")
+    return model in [f"{name}-{kind}" for kind in CONTROLS] or bool(re.fullmatch(r"base-[gs][\d.]+", model))
 
 
-def _controls(results: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    if not results:
+def _controls(results: Mapping[str, Mapping[str, Any]], name: str, source: str) -> str:
+    said = [result["controls"].get("missing") or [] for result in results.values() if result.get("controls")]
+    if not said:
         return ""
-    missing = [
+    if source != name:
+        return f"This model is itself a control, of {card.text(source)}."
+    own = [f"{name}-{kind}" for kind in CONTROLS]
+    missing = [  # a control that stands in one of the evaluations is there
         text
-        for result in results.values()
-        for text in (result.get("controls") or {}).get("missing") or []
-        if text.startswith((f"{name}-", "base "))
+        for text in said[0]
+        if (text.startswith("base ") or text.partition(":")[0] in own) and all(text in other for other in said)
     ]
     if not missing:
         return "SFT on the winners, DPO on randomly flipped pairs, and the base at other settings stand in the table."
-    return "Missing, so that the gain may have a cheaper explanation:\n\n" + "\n".join(f"- {card.text(text)}" for text in dict.fromkeys(missing))  # fmt: skip
+    return "Missing, so that the gain may have a cheaper explanation:\n\n" + "\n".join(f"- {card.text(text)}" for text in missing)  # fmt: skip
 
 
-def _trained_on(folder: Path, training: Mapping[str, Any]) -> str:
+def _rewards(online: Mapping[str, Any]) -> str:
+    return ", ".join(card.text(name) for name in online.get("rewards") or {}) or "not stated"
+
+
+def _trained_on(folder: Path, training: Mapping[str, Any], online: bool) -> str:
     if not (folder / TRAINED_ON).is_file():
         return "The training left no record of its prompts."
     record = read_json(folder / TRAINED_ON)
-    scorers = record.get("scorers")
+    scorers, count = record.get("scorers"), len(record["captions"])
+    prompts = f"{count:,} different prompts" if count != 1 else "one prompt"
+    kept = "`trained_on.json` holds a hash of each prompt, so that an evaluation can see which of its requests were trained on."  # fmt: skip
+    if online:
+        return (
+            f"Its own samples for {prompts} (earlier adapters' included where they say), rewarded by "
+            f"{', '.join(map(card.text, scorers or ())) or 'what is not known'}: these are no judges of it. {kept}"
+        )
     chosen = f"The pairs were chosen by the scores {', '.join(map(card.text, scorers))}: they are no judges of it." if scorers else "What the pairs were chosen by is not known."  # fmt: skip
     return (
-        f"Pairs `{facts.shown_name(str(training.get('pairs') or 'not stated'))}`, {len(record['captions']):,} different prompts "
-        f"(earlier adapters' included where they say). {chosen} `trained_on.json` holds a hash of each prompt, so that an "
-        "evaluation can see which of its requests were trained on."
+        f"Pairs {card.text(facts.shown_name(str(training.get('pairs') or 'not stated')))}, {prompts} "
+        f"(earlier adapters' included where they say). {chosen} {kept}"
     )
 
 
@@ -208,7 +254,8 @@ def _limits(results: Mapping[str, Mapping[str, Any]], name: str) -> str:
         lines.append("Unmeasured: treat every claim about it as unproven.")
     elif not any(row.get("used_for_pairs") is False for row in rows):
         lines.append("Every judge above also chose the pairs, or may have: its verdict is no independent evidence.")
-    worse = [row for row in rows if row.get("diversity_tuned") is not None and row["diversity_tuned"] < 0.9 * row["diversity_base"]]  # fmt: skip
+    both = [(row["diversity_base"], row["diversity_tuned"]) for row in rows if row.get("diversity_base") and row.get("diversity_tuned") is not None]  # fmt: skip
+    worse = any(tuned < 0.9 * base for base, tuned in both)
     if worse:
         lines.append("Images of one request are less diverse than the base's (see the table).")
     lines.append(

@@ -25,7 +25,7 @@ from prefkit.hub.dataset_card import SHEET as PAIR_SHEET
 from prefkit.hub.dataset_card import dataset_card
 from prefkit.hub.files import stage_dataset
 from prefkit.hub.model_card import SHEET as EVAL_SHEET
-from prefkit.hub.model_card import SHOWN, TRAINED_ON, evaluations, model_card, result_folder
+from prefkit.hub.model_card import SHOWN, TRAINED_ON, evaluations, model_card, result_folder, source_of
 from prefkit.hub.remote import TRIES, ChangedUnderUs, Remote, local_hashes, pause
 from prefkit.hub.takedown import check_known, removed, write_removals
 from prefkit.reader import CandidateReader
@@ -143,7 +143,8 @@ def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | 
     if rows:
         compared_sheet(rows, folder / EVAL_SHEET)
     metadata, body = model_card(store, name, to, bool(rows), licence)
-    return _finish(folder, facts.relevant(facts.recipe_of(store), "train", name), metadata, body, None)
+    recipe = facts.recipe_of(store)
+    return _finish(folder, facts.relevant(recipe, "train", source_of(name, recipe)), metadata, body, None)
 
 
 def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,179 @@
+"""What a card claims is what the run holds: several models and evaluations, imported images, local folders, online training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_example import build
+
+from prefkit.errors import UsageError
+from prefkit.hub import card, facts
+from prefkit.hub.push import push
+from prefkit.store import candidate_row, read_json, write_json
+from prefkit.types import Candidate, Request
+
+
+@pytest.fixture
+def render(tmp_path):
+    """render(change, train="dpo"): the card of the example run after `change(store)`, as (metadata, text)."""
+
+    def call(change=lambda store: None, **what):
+        store = build(tmp_path / "run")
+        change(store)
+        found = push(store, "you/wardrobe", dry_run=True, **(what or {"train": "dpo"}))
+        return card.split((Path(found["folder"]) / "README.md").read_text())
+
+    return call
+
+
+def recipe(store, **changes):
+    path = store.folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
+def test_an_evaluation_of_another_model_says_nothing_of_this_one(render):
+    def others(store):
+        found = read_json(store.eval("held") / "result.json")
+        row = found["sets"]["held_out"].pop("dpo")
+        found["sets"]["held_out"] = {"ipo": row}
+        found |= {"controls": {"missing": []}, "settings": {"in_training": {"held_out": 7}}}
+        write_json(store.eval("held") / "result.json", found)
+
+    _, text = render(others)
+    assert "Nobody has measured it" in text and "Unmeasured" in text
+    assert "stand in the table" not in text and "were training prompts" not in text
+
+
+def test_controls_of_a_model_with_a_longer_name_are_not_its_own(render):
+    def more(store):
+        missing = ["dpo-b-sft: of dpo-b", "dpo-flipped: of dpo", "base at other guidance (eval.base_guidance)"]
+        found = read_json(store.eval("held") / "result.json") | {"controls": {"missing": missing}}
+        write_json(store.eval("held") / "result.json", found)
+        # a second evaluation has the guidance; what is missing in one only is there
+        sets = {"set": {"dpo": found["sets"]["held_out"]["dpo"], "base-g3.0": found["sets"]["held_out"]["dpo-sft"]}}
+        write_json(store.eval("other") / "result.json", found | {"sets": sets, "controls": {"missing": missing[:2]}})
+
+    _, text = render(more)
+    assert "- dpo-flipped: of dpo" in text and "dpo-b" not in text and "other guidance" not in text
+    assert "| eval | set |" in text and "| other | set | base-g3.0 |" in text
+
+
+def test_a_control_is_called_one_and_its_recipe_makes_it(render):
+    def control(store):
+        store.train("dpo").rename(store.train("dpo-sft"))
+
+    _, text = render(control, train="dpo-sft")
+    assert "itself a control, of dpo" in text and "stand in the table" not in text
+    assert "entry train.dpo with `controls: true`" in text and "steps: 300" in text
+
+
+def test_online_training_is_no_training_on_pairs(render):
+    def online(store):
+        spec = read_json(store.train("dpo") / "spec.json")
+        del spec["train"]["pairs"]
+        spec |= {"online": {"rewards": {"warmth": 1.0}, "samples": 4}, "requests": ["r0", "r1"]}
+        write_json(store.train("dpo") / "spec.json", spec)
+
+    _, text = render(online)
+    assert "trained by the rewards warmth of its own samples" in text and "online, samples | 4" in text
+    assert "rewarded by warmth: these are no judges" in text and "pairs were chosen" not in text
+
+
+def test_folders_here_are_no_repositories(render, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+
+    def local(store):
+        recipe(store, model={"base": "models/mine", "revision": None, "adapters": {}})
+        spec = read_json(store.train("dpo") / "spec.json")
+        spec["train"]["pairs"] = "models/mine"
+        write_json(store.train("dpo") / "spec.json", spec)
+
+    head, _ = render(local)
+    assert "base_model" not in head and "datasets" not in head
+
+
+@pytest.mark.parametrize(
+    ("base", "line"),
+    [
+        ("look at me", 'from_pretrained("look at me")'),
+        ('a"b', r'from_pretrained("a\"b")'),
+        ("sd.safetensors", 'from_single_file("sd.safetensors")'),
+    ],
+)
+def test_the_lines_that_load_it_are_python(render, base, line):
+    _, text = render(lambda store: recipe(store, model={"base": base, "revision": None, "adapters": {}}))
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert line in code and "revision" not in code
+
+
+def test_who_made_the_images(render):
+    def several(store):
+        recipe(
+            store,
+            generate={"own": {"use": "diffusers"}, "judge": {"use": "http://me:pass@host/x"}},
+            model={"base": "you/base"},
+        )
+        image = next(iter(store.iter_candidates()))
+        for name, spec in {
+            "photos": {"imported": "folders", "source": "/home/me/photos", "model": "imported:folders"},
+            "judge": {"use": "http://me:pass@host/x", "code": None},
+            "gone": {"use": "diffusers", "model": "abc"},
+        }.items():
+            row = Candidate(f"of-{name}", "r0", 9, 0, image=image.image, sha256=image.sha256)
+            store.candidates(name).append([candidate_row(row)])
+            write_json(store.candidates(name).folder / "spec.json", spec)
+
+    _, text = render(several, pairs="main")
+    rows = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")[1:3] for line in text.splitlines() if line.startswith("|")
+    }
+    assert rows["photos"] == ["none here: imported as folders", "-"] and rows["own"][0] == "you/base"
+    assert rows["judge"][0] == card.text("http://***@host/x") and rows["gone"][0].startswith("not stated")
+    assert "| images and verdicts imported as folders | see where they come from | not known here |" in text
+
+
+@pytest.mark.parametrize(
+    ("licence", "binds"),
+    [("Apache-2.0", "no"), ("MIT", "no"), ("CC0-1.0", "no"), ("CreativeML Open RAIL-M", "yes"), ("GPL-3.0", "yes"),
+     ("not for commercial use", "yes"), ("research use only", "yes"), ("CC-BY-SA-4.0", "yes"), ("LGPL-3.0", "not known"),
+     ("that of the encoder and of the outfits", "not known"), ("proprietary", "not known"), ("MITRE terms", "not known")],
+)  # fmt: skip
+def test_only_licences_that_are_known_to_ask_nothing_are_called_so(licence, binds):
+    assert facts._binds(f"scorer x {licence}", licence).startswith((binds, f"**{binds}"))
+
+
+def test_secrets_and_places_stay_at_home_and_settings_that_only_sound_so_do_not():
+    said = {
+        "a": {
+            "use": "https://judge.example/v1?api_key=hunter2&n=3&sig=hunter3",
+            "max_tokens": 64,
+            "tokenizer": "you/t",
+        },
+        "b": {
+            "use": "exec:/home/me/env/bin/python /home/me/judge.py --n 3",
+            "hf_token": "hunter4",
+            "x": "file:///home/me/y",
+        },
+        "credentials": {"user": "hunter5", "deep": [{"number": 0.5}]},
+    }
+    shown = facts.clean(said)
+    assert "hunter" not in str(shown) and "/home" not in str(shown) and "0.5" not in str(shown)
+    assert shown["a"]["max_tokens"] == 64 and shown["a"]["tokenizer"] == "you/t" and "&n=3&" in shown["a"]["use"]
+    assert shown["b"]["use"] == "exec:.../python .../judge.py --n 3"
+
+
+def test_a_split_that_datasets_refuses_is_named_before_anything_is_pushed(render):
+    """Of any config: one such name, and not even the pairs can be loaded."""
+
+    def odd(store):
+        image = next(iter(store.iter_candidates()))
+        store.write_requests([*store.requests(), Request("x", "odd", "held-out")])
+        row = Candidate("odd", "x", 0, 0, image=image.image, sha256=image.sha256)
+        store.candidates("own").append([candidate_row(row)])
+
+    with pytest.raises(UsageError, match="candidates: datasets does not take 'held-out'"):
+        render(odd, pairs="main")
