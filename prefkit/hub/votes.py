@@ -46,6 +46,7 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
             f"import: {source} is no file of votes and holds none: prefkit report RUN --vote makes the page that saves them."
         )
     found = {file: read_file(store.folder, file) for file in files}
+    _agreeing(found)
     counts = dict.fromkeys(("files", "annotators", "votes", "skipped", "comparisons"), 0)
     with store.lock(f"comparisons/{name}"):
         table = store.comparisons(name)
@@ -137,6 +138,20 @@ def _entries(path: Path, pairs: list[dict[str, Any]], said: list[Any]) -> None:
             raise UsageError(
                 f"{path} vote {number}: a repeated pair has its sides as before, which the page never does. {REMEDY}"
             )
+
+
+def _agreeing(found: dict[Path, dict[str, Any]]) -> None:
+    """Two files of one annotator (saved twice, a vote taken back in between) must not say two things of one pair."""
+    first: dict[tuple[str, str, str], tuple[Path, str, str]] = {}
+    for path, body in found.items():
+        for number, vote in enumerate(body["votes"], 1):
+            key = (body["page"], body["annotator"], vote["pair"])
+            other, order, choice = first.setdefault(key, (path, vote["order"], vote["choice"]))
+            if (order, choice) != (vote["order"], vote["choice"]):
+                raise UsageError(
+                    f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, where {other} of the same annotator has "
+                    f"{choice!r}. Import the one that was saved last, alone."
+                )
 
 
 def _unchanged(path: Path, copy: Path, said: list[dict[str, Any]]) -> None:

@@ -59,7 +59,7 @@ def write_vote_page(store: Store, ask: Ask) -> dict[str, Any]:
         if ask.eval or ask.set:
             raise UsageError("--eval and --set say where --models are compared; add --models base,NAME.")
         pairs, stores, source = within_requests(store, ask.n, ask.seed), {"": store}, {}
-    pairs, sources = _with_pictures(stores, pairs)
+    pairs, sources = _with_pictures(stores, pairs, ask.side)
     salt = _salt(store)
     repeats = min(len(pairs), ask.repeats if ask.repeats is not None else -(-len(pairs) // 10))
     page = digest("vote", salt, [asdict(pair) for pair in pairs], repeats, ask.question, length=10)
@@ -101,19 +101,21 @@ def _items(pairs: list[VotePair], repeats: int, salt: str, page: str) -> list[di
     return [*found, *again]
 
 
-def _with_pictures(stores: dict[str, Store], pairs: list[VotePair]) -> tuple[list[VotePair], dict[str, Image]]:
-    """The pairs whose two images can be read, and the images by id. Raises UsageError where no pair is left."""
+def _with_pictures(
+    stores: dict[str, Store], pairs: list[VotePair], side: int
+) -> tuple[list[VotePair], dict[str, bytes]]:
+    """The pairs whose two images can be read, and these by id, as they are shown. Raises UsageError where no pair is left."""
     wanted: dict[str, set[str]] = {name: set() for name in stores}
     for pair in pairs:
         wanted[pair.model_a].add(pair.a)
         wanted[pair.model_b].add(pair.b)
-    found: dict[str, Image] = {}
+    found: dict[str, bytes] = {}
     for name, store in stores.items():
         for c in store.iter_candidates(
             ids=wanted[name], columns=["id", "request_id", "index", "seed", "image", "path"]
         ):
             try:
-                found[c.id] = c.pil()
+                found[c.id] = _webp(c.pil(), side)  # at once: decoded, a thousand pictures fill the memory
             except (OSError, ValueError, SyntaxError) as error:
                 warn(f"candidate {c.id} is left out: its image cannot be read ({' '.join(str(error).split())[:120]}).")
     kept = [pair for pair in pairs if pair.a in found and pair.b in found]
@@ -125,7 +127,7 @@ def _with_pictures(stores: dict[str, Store], pairs: list[VotePair]) -> tuple[lis
 
 
 def _encode(
-    images: dict[str, Image], pairs: list[VotePair], ask: Ask, salt: str, page: str, folder: Path
+    images: dict[str, bytes], pairs: list[VotePair], ask: Ask, salt: str, page: str, folder: Path
 ) -> dict[str, str]:
     """Source of the image by candidate id: a data URI, or a file under `folder` whose name says nothing."""
     place: Callable[[str, bytes], str] = _data_uri
@@ -137,7 +139,7 @@ def _encode(
             return f"{folder.name}/{file}"
 
     wanted: Iterable[str] = dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b))
-    return {name: place(name, _webp(images[name], ask.side)) for name in wanted}
+    return {name: place(name, images[name]) for name in wanted}
 
 
 def _data_uri(name: str, data: bytes) -> str:
@@ -148,10 +150,9 @@ def _webp(image: Image, side: int) -> bytes:
     """At most `side` pixels wide and high, without metadata; at a quality whose traces nobody votes on."""
     from PIL import Image as pil
 
-    small = image.copy()
-    small.thumbnail((side, side), pil.Resampling.LANCZOS)
+    image.thumbnail((side, side), pil.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=92, method=2)
+    image.save(buffer, "WEBP", quality=92, method=2)
     return buffer.getvalue()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb, isqrt
+from random import Random
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
@@ -12,6 +14,7 @@ from prefkit.report.data import candidate_index
 from prefkit.store import Store
 from prefkit.types import digest
 
+MANY = 200  # candidates of one request whose pairs are drawn instead of ranked
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,8 +38,11 @@ def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
     frame = _shown(candidate_index(store), store)
     found = []
     for request, members in frame.groupby("request_id", sort=True):
-        pairs = [_ordered(str(request), a, b, seed) for a, b in combinations(sorted(members.id), 2)]
-        found += _ranked(pairs, seed)
+        ids = sorted(members.id)
+        if len(ids) > MANY:
+            found += list(enumerate(_drawn(str(request), ids, n, seed)))
+        else:
+            found += _ranked([_ordered(str(request), a, b, seed) for a, b in combinations(ids, 2)], seed)
     if not found:
         raise UsageError(
             f"no request of {store.folder} has two candidates to compare. `prefkit generate {store.folder} --n 4` makes some."
@@ -105,6 +111,13 @@ def _ordered(request: str, a: str, b: str, seed: int, model_a: str = "", model_b
 def _ranked(pairs: list[VotePair], seed: int) -> list[tuple[int, VotePair]]:
     """The pairs of one request with their places in the order of a hash."""
     return list(enumerate(sorted(pairs, key=lambda p: digest("pair", seed, *sorted((p.a, p.b))))))
+
+
+def _drawn(request: str, ids: Sequence[str], n: int, seed: int) -> list[VotePair]:
+    """n of the pairs of one request, without making them all: 20,000 images under one prompt are 200 million."""
+    chosen = Random(digest("drawn", seed, request)).sample(range(comb(len(ids), 2)), min(n, comb(len(ids), 2)))
+    later = [(1 + isqrt(1 + 8 * k)) // 2 for k in chosen]  # the k-th of (0, 1), (0, 2), (1, 2), (0, 3), ...
+    return [_ordered(request, ids[k - comb(j, 2)], ids[j], seed) for k, j in zip(chosen, later)]
 
 
 def _first(ranked: list[tuple[int, VotePair]], n: int, seed: int) -> list[VotePair]:

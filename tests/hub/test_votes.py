@@ -75,6 +75,18 @@ def test_a_longer_file_adds_what_is_new_and_a_shorter_one_nothing(run, tmp_path)
     assert len(json.loads((run.folder / "votes" / f"{PAGE}.{WHO}.json").read_text())["votes"]) == 5
 
 
+def test_two_files_of_one_annotator_must_say_the_same(run, tmp_path):
+    """Saved twice, with a vote taken back in between: nothing is written, whichever is read first."""
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in" / "1.json", SAID[:2])
+    save(tmp_path / "in" / "2.json", [vote("p0", "ab", "right"), *SAID[1:]])
+    with pytest.raises(UsageError, match=r"2\.json vote 1: 'right' on pair p0, where .*1\.json .* has 'left'"):
+        import_votes(run, tmp_path / "in")
+    assert not run.names("comparisons")
+    save(tmp_path / "in" / "1.json", SAID[1:])
+    assert import_votes(run, tmp_path / "in")["comparisons"] == 4
+
+
 def test_a_folder_of_several_annotators(run, tmp_path):
     other = "person-ffffffffffff"
     (tmp_path / "in").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from report_synthetic import NASTY, candidates, full_run, requests, store_rows
 from prefkit.errors import UsageError
 from prefkit.report.contact_decisions import add_decisions
 from prefkit.report.vote_page import Ask, write_vote_page
-from prefkit.report.vote_pairs import find_set, of_eval, within_requests
-from prefkit.store import Store
+from prefkit.report.vote_pairs import _drawn, find_set, of_eval, within_requests
+from prefkit.store import Store, candidate_row
+from prefkit.types import Candidate, Request
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,36 @@ def test_pairs_are_of_one_request_sound_and_spread_over_requests(run):
     assert within_requests(run, 16, 0) == pairs != within_requests(run, 16, 1)
     assert within_requests(run, 5, 0) == pairs[:5]
     assert len(within_requests(run, 10**6, 0)) == 7 * 6 + 1
+
+
+def test_a_request_of_very_many_candidates(tmp_path):
+    """An imported folder under one prompt: 20,000 candidates make 200 million pairs, of which a few are drawn."""
+    store = Store.create(tmp_path / "many")
+    members = [Request("all", "one prompt"), Request("few", "another")]
+    store.write_requests(members)
+    rows = [Candidate(f"c{i:05d}", "all" if i > 2 else "few", i, i) for i in range(20_000)]
+    store.candidates("own").append([candidate_row(c) for c in rows])
+    pairs = within_requests(store, 50, 0)
+    drawn = {frozenset((p.a, p.b)) for p in pairs if p.request_id == "all"}
+    assert len(pairs) == 50 and len(drawn) == 47 and all(len(pair) == 2 and min(pair) > "c00002" for pair in drawn)
+    assert pairs == within_requests(store, 50, 0) != within_requests(store, 50, 1)
+    assert 12 < sum(p.a < p.b for p in pairs) < 38
+    every = _drawn("all", [f"{i}" for i in range(30)], 10**6, 0)
+    assert len({frozenset((p.a, p.b)) for p in every}) == len(every) == 30 * 29 // 2
+
+
+def test_no_more_than_one_picture_is_held_decoded(run, monkeypatch):
+    seen, most, inner = [], [], Candidate.pil
+
+    def pil(self):
+        image = inner(self)
+        seen.append(weakref.ref(image))
+        most.append(sum(one() is not None for one in seen))
+        return image
+
+    monkeypatch.setattr(Candidate, "pil", pil)
+    write_vote_page(run, Ask(n=12))
+    assert len(most) > 8 and max(most) <= 2
 
 
 def test_rejected_and_removed_candidates_are_not_shown(run):
