@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prefkit.decisions import VERDICTS
 from prefkit.errors import UsageError
 from prefkit.report import html
-from prefkit.report.data import candidate_index, score_table
+from prefkit.report.data import INDEX, candidate_index, score_table
 from prefkit.report.pictures import thumbnails
 from prefkit.store import write_atomic
 from prefkit.types import digest
@@ -35,13 +35,17 @@ MARKS = "".join(f'<button data-mark="{verdict}" tabindex="-1">{verdict}</button>
 def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter: str | None = None) -> Path:
     """Write RUN/contact.html and return its path: the candidates of these requests, of this filter, or of both at once.
 
-    filter: a pandas query over the aliases and generator, request_id, index, seed, e.g. "align < 0.2". The page holds
+    filter: a pandas query over the aliases and generator, request_id, index, seed, e.g. "align < 0.2"; a score of one of
+    these names is called score_NAME. The page holds
     at most 1,000 candidates and says how many there are. Raises UsageError: neither given, an unknown request, a query
     that does not parse, or nothing found.
     """
     if not request_ids and not filter:
         raise UsageError("a contact sheet needs requests or a filter: `--request ID` or `--filter 'align < 0.2'`.")
-    table = candidate_index(store).set_index("id").join(score_table(store))
+    table = (
+        candidate_index(store).drop_duplicates("id").set_index("id")
+    )  # generators of equal settings share candidates
+    table = table.join(score_table(store).rename(columns=_column))
     if request_ids:
         _check_requests(table, request_ids)
         table = table[table.request_id.isin(list(request_ids))]
@@ -56,6 +60,10 @@ def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter
     title = f"Contact sheet · {store.folder.resolve().name}"
     write_atomic(path, html.page(title, _body(store, table, total), script=script, style=style))
     return path
+
+
+def _column(alias: str) -> str:
+    return f"score_{alias}" if alias in (*INDEX, "generator") else alias
 
 
 def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
@@ -91,7 +99,7 @@ def _body(store: Store, table: pd.DataFrame, total: int) -> str:
     decided = store.decisions()
     verdicts = dict(zip(decided.id.astype(str), decided.verdict.astype(str)))
     images = thumbnails(store, table.index, SIDE)
-    aliases = store.names("scores")
+    aliases = {alias: _column(alias) for alias in store.names("scores")}
     parts = []
     for request, members in table.groupby("request_id", sort=False):
         cells = "".join(_cell(row, aliases, images, verdicts) for row in members.to_dict("index").items())
@@ -107,12 +115,12 @@ def _body(store: Store, table: pd.DataFrame, total: int) -> str:
 
 
 def _cell(
-    item: tuple[object, dict], aliases: list[str], images: dict[str, str | None], verdicts: dict[str, str]
+    item: tuple[object, dict], aliases: dict[str, str], images: dict[str, str | None], verdicts: dict[str, str]
 ) -> str:
     name, row = item
     lines = [f'<span class="id">{html.text(name, 80)}</span>']
     lines.append(f"{html.text(row['generator'], 40)} · {row['index']} · seed {row['seed']}")
-    lines += [f"{html.text(alias, 40)} <b>{html.number(row[alias])}</b>" for alias in aliases]
+    lines += [f"{html.text(alias, 40)} <b>{html.number(row[column])}</b>" for alias, column in aliases.items()]
     if isinstance(row["error"], str):
         lines.append(f'<span class="warn">{html.text(row["error"], 160)}</span>')
     if name in verdicts:

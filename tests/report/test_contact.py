@@ -70,3 +70,16 @@ def test_a_long_sheet_is_cut_and_says_so(tmp_path):
     store_rows(store, "own", [replace(one, id=f"{i:06d}", index=i) for i in range(1003)], part=600)
     page = contact_sheet(store, filter="index >= 0").read_text()
     assert "the first 1,000 of 1,003 candidates" in page and page.count("<img") == 1000
+
+
+def test_scores_named_as_columns_and_generators_of_equal_settings(tmp_path):
+    store = Store.create(tmp_path / "run")
+    members = requests(1, "train")
+    store.write_requests(members)
+    made = candidates(members, 2, "own")
+    for generator in ("own", "twin"):  # the same settings under two names: the same candidates
+        store_rows(store, generator, made)
+    for alias in ("index", "generator"):
+        store.scores(alias).append([{"id": c.id, "value": 0.5 + c.index} for c in made])
+    page = contact_sheet(store, filter="score_index > 1 and index == 1 and score_generator == 1.5").read_text()
+    assert page.count("<img") == 1 and made[1].id in page and "index <b>1.5</b>" in page
