@@ -31,9 +31,9 @@ from prefkit.config import Choice, Generate, Lora, Model, Online, Recipe, Reques
 from prefkit.models.load import load_pipeline
 from prefkit.output import table
 from prefkit.store import Store
+from prefkit.train.jury import Jury
 from prefkit.train.online.loop import Loop
 from prefkit.train.online.noise import SMALLEST_STD, Noise, Times, gaussian
-from prefkit.train.online.rewards import Jury
 from prefkit.train.online.rollout import recordable, step_times
 from prefkit.train.online.rounds import Kept
 from prefkit.train.online.updates import Updates

@@ -154,6 +154,16 @@ class Train:
     #: stop when the implicit accuracy on those pairs has reached no new best at so many measurements in a row, and take
     #: the best measured weights as the result; 0 = never
     patience: int = 0
+    #: score aliases that look at images of requests that are not trained on (of the pairs kept aside, or without a pair):
+    #: an alarm where they fall, or the images' diversity by a quarter, while the implicit accuracy rises; empty = no looks
+    watch: list[str] = field(default_factory=list)
+    #: how many of those requests, by hash, two images each at fixed seeds
+    watch_requests: int = 8
+    #: optimizer steps between looks, each of which loads VAE, text encoders and scorers for its while
+    watch_every: int = free(100)
+    #: how many of their deviations is a fall of the watched scores; stop at the second alarm in a row, and take the best
+    #: look's weights as the result; 0 = alarm at 0.5, never stop
+    stop_drop: float = 0.5
     #: also SFT on the winners and DPO on randomly flipped pairs, as `train --controls`
     controls: bool = free(False)
     #: keep the frozen reference's errors on disk; a sweep (of beta, rate, objective) looks them up, with the same result

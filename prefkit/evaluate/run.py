@@ -12,9 +12,10 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
-from prefkit.evaluate.images import mean_diversity, moved, thumbnails
+from prefkit.evaluate.images import moved, thumbnails
 from prefkit.evaluate.statistics import verdict
 from prefkit.output import note, warn
+from prefkit.score.diversity import mean_diversity
 from prefkit.store import Store, check_fingerprint, write_json
 from prefkit.types import Request
 

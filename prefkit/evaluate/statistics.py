@@ -104,27 +104,6 @@ def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | No
     return float(np.interp(target, curve, np.arange(1, m + 1)))
 
 
-def diversity(thumbnails: np.ndarray) -> float | None:
-    """Mean distance of the pairs among [n, 32, 32, 3] images of one request, in 0..1.
-
-    The distance of two images is the root mean square over all pixels and channels of the difference of
-    their 32 x 32 RGB versions (box-downsampled) in [0, 1]: coarse, but no learned judge of its own. None
-    with fewer than two.
-    """
-    n = len(thumbnails)
-    if n < 2:
-        return None
-    flat = np.asarray(thumbnails, np.float64).reshape(n, -1)
-    rows, columns = np.triu_indices(n, 1)
-    return float(np.mean([rms(flat[i], flat[j]) for i, j in zip(rows, columns)]))
-
-
-def rms(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square difference of two arrays of one shape."""
-    gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return float(np.sqrt(np.mean(gap * gap)))
-
-
 def verdict(
     ci_low: float | None, ci_high: float | None, n_requests: int, moved: float | None, seed_distance: float | None
 ) -> str:

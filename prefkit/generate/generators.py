@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefkit import registry
 from prefkit.config import Generate, Model, content
@@ -12,6 +12,9 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.models.place import device_of
 from prefkit.types import Candidate, Request, digest
+
+if TYPE_CHECKING:
+    from prefkit.models.sample import Sampled
 
 #: how the error of an image begins that the pipeline's safety checker blanked: a result, which no retry would change
 FLAGGED = "safety checker"
@@ -114,7 +117,6 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     import torch
 
     from prefkit.models.load import denoiser_name, load_pipeline
-    from prefkit.models.sample import Sampler
 
     pipe = load_pipeline(
         model.base,
@@ -129,6 +131,21 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     if settings.compile:
         name = denoiser_name(pipe)
         setattr(pipe, name, torch.compile(getattr(pipe, name)))
+    sample = sampling(pipe, settings, inputs)
+
+    def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
+        made = sample(requests, seeds)
+        return [{"error": f"{FLAGGED}: {WHY}"} if s.nsfw else {"image": s.image, "latents": s.latents} for s in made]
+
+    return call
+
+
+def sampling(
+    pipe: Any, settings: Generate, inputs: Inputs
+) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
+    """A function (requests, seeds) -> samples, as `pipe` makes them at these settings."""
+    from prefkit.models.sample import Sampler
+
     sampler = Sampler(
         pipe,
         steps=settings.steps,
@@ -137,19 +154,19 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
         width=settings.width,
         negative_prompt=settings.negative_prompt,
         extra_call=settings.call,
-        per_request=list(model.inputs),
+        per_request=list(inputs.fields),
     )
 
-    def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
-        samples: list[Any] = [None] * len(requests)
+    def sample(requests: Sequence[Request], seeds: Sequence[int]) -> list[Sampled]:
+        found: list[Any] = [None] * len(requests)
         for group in inputs.groups(requests):
             rows = [requests[i] for i in group]
             made = sampler.sample([r.prompt for r in rows], [seeds[i] for i in group], inputs.of(rows[0]))
-            for position, sample in zip(group, made, strict=True):
-                samples[position] = sample
-        return [{"error": f"{FLAGGED}: {WHY}"} if s.nsfw else {"image": s.image, "latents": s.latents} for s in samples]
+            for position, one in zip(group, made, strict=True):
+                found[position] = one
+        return found
 
-    return call
+    return sample
 
 
 def encoded(image: Any, kind: str) -> bytes:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefkit.models.maps import BEHIND, CLOCK, OUTPUT, enter, stacked
+from prefkit.models.record import replaced
 from prefkit.models.trees import Tree
 from prefkit.models.wiring import Wiring
 
@@ -34,3 +38,20 @@ def predict(
     }
     out = stacked(net(**given, **rest, return_dict=False))
     return OUTPUT[wiring.output](out, x_t).float()
+
+
+@contextmanager
+def forward_as(net: Any, precise: Any) -> Iterator[None]:
+    """The denoiser alone computes under autocast, and takes its sample in its own dtype."""
+    inner, dtype = net.forward, compute_dtype(net)
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with precise():
+            return inner(*args, **kwargs)
+
+    if dtype == torch.float32 and isinstance(precise(), nullcontext):
+        yield
+        return
+    with replaced(net, "forward", forward):
+        yield

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefkit.report import html, plot
+from prefkit.report import html, plot, watched
 from prefkit.report.data import Pairs
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.report.state import metrics
@@ -82,6 +82,7 @@ def training(store: Store) -> str:
         plots = "".join(_curves(rows))
         parts.append(f'<div class="plots">{plots}</div>' if plots else html.missing("No step has been recorded yet."))
         parts.append(_preflight(store.train(name)))
+        parts.append(watched.summary(rows))
     return html.section(
         "training",
         "Training",
@@ -143,6 +144,8 @@ CURVES: list[tuple[str, str, float | None]] = [
     ("reward", "reward", None),
     ("scores of the rewards", "score", None),
     ("held-out scores", "score", None),
+    ("gain of the held-out scores", "deviations", 0.0),
+    ("diversity of the watched requests", "diversity", None),
     ("ratio", "ratio", 1.0),
     ("share clipped", "share", 0.0),
     ("KL", "KL", 0.0),
@@ -166,7 +169,8 @@ def kind(key: str) -> str:
         name = measured.get(key.split("/")[1])
         return f"validation {name} by timestep" if name else ""
     if key.startswith("watch/"):
-        return "held-out scores" if key.endswith("/mean") else ""
+        whole = {"watch/gain": "gain of the held-out scores", "watch/diversity": "diversity of the watched requests"}
+        return whole.get(key, "held-out scores" if key.endswith("/mean") else "")
     if key.startswith(("score/", "seconds/")):
         return "scores of the rewards" if key.startswith("score/") else ""
     online = {"reward": "reward", "ratio": "ratio", "approx_kl": "KL", "kl": "KL"}

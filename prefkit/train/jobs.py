@@ -24,11 +24,14 @@ class Job:
 
 
 def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
-    """The training itself and, with controls, under the same budget: SFT on the winners, and randomly flipped pairs."""
+    """The training itself and, with controls, under the same budget: SFT on the winners, and randomly flipped pairs.
+
+    Controls are not watched: what they do to the scores is theirs to show, and eval's to measure.
+    """
     jobs = [Job(name, config)]
     if controls:
-        jobs.append(Job(f"{name}-sft", replace(config, objective=Choice("sft"))))
-        jobs.append(Job(f"{name}-flipped", config, flip=True))
+        jobs.append(Job(f"{name}-sft", replace(config, objective=Choice("sft"), watch=[])))
+        jobs.append(Job(f"{name}-flipped", replace(config, watch=[]), flip=True))
     return jobs
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,10 +28,13 @@ from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy, errors_of
-from prefkit.train.stopping import EarlyStop
+from prefkit.train.stopping import EarlyStop, keep
 from prefkit.train.texts import prepared
 from prefkit.train.validation import Validation
 from prefkit.types import Errors, digest
+
+if TYPE_CHECKING:
+    from prefkit.train.looks import Looks
 
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "cosine", "linear")
@@ -51,6 +54,7 @@ class Loop:
     processes: Processes
     folder: Path
     kept: KeptErrors | None = None
+    looks: Looks | None = None
 
     def __post_init__(self) -> None:
         config = self.config
@@ -74,7 +78,8 @@ class Loop:
 
     @property
     def done(self) -> bool:
-        return self.step >= self.config.steps or (self.stopping is not None and self.stopping.over)
+        ended = (self.stopping is not None and self.stopping.over) or (self.looks is not None and self.looks.stopped)
+        return self.step >= self.config.steps or bool(ended)
 
     @property
     def global_batch(self) -> int:
@@ -179,6 +184,8 @@ class Loop:
             self.policy.follow()
         if hasattr(self.objective, "observe"):
             self.objective.observe(over_heads(shown))
+        if self.looks is not None:
+            self.looks.observe(over_heads(shown), self.objective)
         counted = {"skipped": self.skipped} if self.scaler.is_enabled() else {}
         return shown | {"grad_norm": norm, "lr": rate, **counted}
 
@@ -213,6 +220,8 @@ class Loop:
             state = {"watch": self.watch.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
             if self.stopping is not None:
                 state["stopping"] = self.stopping.state()
+            if self.looks is not None:
+                state["looks"] = self.looks.state()
             if hasattr(self.objective, "state"):
                 state["objective"] = self.objective.state()
             checkpoint.save(self.folder / "checkpoints", self.step, self.policy.state(), optimizer, state)
@@ -232,6 +241,8 @@ class Loop:
         self.policy.load_average(optimizer.get("average", []))
         if self.stopping is not None:
             self.stopping.load(state["stopping"])
+        if self.looks is not None:
+            self.looks.load(state["looks"])
         if "objective" in state:
             self.objective.load(state["objective"])
         self.step = state["step"]
@@ -249,6 +260,7 @@ class Loop:
         try:
             if self.step == 0:
                 self._validate(log)
+                self._look(log)
             shown = self._steps(end, log)
         except torch.OutOfMemoryError as error:
             raise failures.out_of_memory(self) from error
@@ -274,6 +286,7 @@ class Loop:
                 # measured before it is saved: whatever is lost in between is done again
                 if self.step == self.config.steps or self.step % self.config.validate_every == 0:
                     self._validate(log)
+                self._look(log)
                 if stop or self.done or self.step == end or self.step % self.config.checkpoint_every == 0:
                     self.save()
                 if stop:
@@ -300,7 +313,11 @@ class Loop:
         accuracy = report["implicit_accuracy"]
         better = self.stopping is not None and self.stopping.look(self.step, sum(accuracy) / len(accuracy))
         if self.stopping is not None and better and self.processes.main:
-            self.stopping.keep(self.policy.state())
+            keep(self.stopping.path, self.policy.state())
+
+    def _look(self, log: Log | None) -> None:
+        if self.looks is not None and self.looks.due(self.step):
+            self.looks.look(self, log)
 
 
 def over_heads(shown: dict[str, float]) -> dict[str, float]:

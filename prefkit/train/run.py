@@ -13,13 +13,14 @@ from prefkit.config import Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
-from prefkit.train import budget, launch, table, validation
+from prefkit.train import budget, launch, stopping, table, validation
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
 from prefkit.train.jobs import Job, jobs_of, load_objective
 from prefkit.train.kept import KeptErrors, check_kept
 from prefkit.train.lists import groups_of
+from prefkit.train.looks import looks_of
 from prefkit.train.metrics import BOARDS
 from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
@@ -41,8 +42,8 @@ NOISES = ("shared", "own")
 KNOWN = {"precision": AUTOCAST, "schedule": SCHEDULES, "report_to": BOARDS, "noise": NOISES, "text_cache": CACHES}
 #: smallest value -> the settings that it holds for
 LEAST = {
-    0: ("warmup", "weight_decay", "validation", "curriculum", "patience"),
-    1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every"),
+    0: ("warmup", "weight_decay", "validation", "curriculum", "patience", "stop_drop"),
+    1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every", "watch_requests", "watch_every"),
 }
 
 
@@ -108,6 +109,8 @@ def check_settings(name: str, config: Train) -> None:
     if config.patience and (config.online is not None or not config.validation):
         raise UsageError(f"train.{name}.patience looks at the pairs that `validation` keeps aside, offline. Set it to 0, or "
                          "validation above 0.")  # fmt: skip
+    if config.watch and config.online is not None:
+        raise UsageError(f"train.{name}.watch is for pairs that are there; online.watch is the one online.")
     if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
         raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps; it goes with objectives on "
                          "pairs, offline. Set it to 0.")  # fmt: skip
@@ -191,7 +194,7 @@ def _finished(folder: Path, config: Train) -> bool:
     steps = result["steps"]
     if steps > config.steps:
         raise FingerprintError(f"{folder} was trained for {steps} steps, asked for {config.steps}. {REMEDY}")
-    return steps == config.steps or bool(result.get("out_of_patience"))
+    return steps == config.steps or bool(result.get("out_of_patience") or result.get("stopped"))
 
 
 def _train(
@@ -228,15 +231,26 @@ def _train(
     }
     if loop.stopping is not None:
         summary |= {"best_step": loop.stopping.step, "out_of_patience": loop.stopping.over}
+    if loop.looks is not None:
+        summary |= {"best_look": loop.looks.best_step, "stopped": loop.looks.stopped}
     if done and processes.main:
-        if loop.stopping is not None:
-            loop.policy.load_state(loop.stopping.kept())
-            output.note(f"train {job.name}: the result is the model of step {loop.stopping.step}, whose implicit accuracy "
-                        f"on the held-out pairs was the best ({loop.stopping.best:.3f}).")  # fmt: skip
+        _settle(loop, job.name)
         export(loop.policy, loop.family.wiring.denoiser, plan.recipe.model, folder / "final")
         write_json(folder / "result.json", summary)
     processes.wait()
     return summary
+
+
+def _settle(loop: Loop, name: str) -> None:
+    """The weights that are the result: the last ones, or the best of those that decided when to stop."""
+    if loop.looks is not None and loop.looks.stopped:
+        loop.policy.load_state(stopping.kept(loop.looks.path))
+        output.warn(f"train {name}: stopped after step {loop.step}: {loop.looks.stopped}. The result is the model of step "
+                    f"{loop.looks.best_step}, whose watched scores were the best (gain {loop.looks.best:+.2f}).")  # fmt: skip
+    elif loop.stopping is not None:
+        loop.policy.load_state(stopping.kept(loop.stopping.path))
+        output.note(f"train {name}: the result is the model of step {loop.stopping.step}, whose implicit accuracy "
+                    f"on the held-out pairs was the best ({loop.stopping.best:.3f}).")  # fmt: skip
 
 
 def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes) -> Loop:
@@ -261,7 +275,8 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     kept = None
     if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
         kept = KeptErrors(plan.cache / f"reference-{config.precision}")
-    return Loop(config, family, objective, policy, own, measured, processes, folder, kept)
+    looks = looks_of(plan, config, data, training, held, folder)
+    return Loop(config, family, objective, policy, own, measured, processes, folder, kept, looks)
 
 
 def make_objective(name: str, config: Train) -> Any:

@@ -1,4 +1,4 @@
-"""Early stopping on the fixed held-out pairs: when to stop, and which weights to keep."""
+"""When to stop early, on the fixed held-out pairs, and weights that are kept because they may be the result."""
 
 from __future__ import annotations
 
@@ -35,15 +35,17 @@ class EarlyStop:
         self.waited = 0 if better else self.waited + 1
         return better
 
-    def keep(self, weights: Mapping[str, Tensor]) -> None:
-        plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
-        write_whole(self.path, lambda path: safetensors.torch.save_file(plain, path))
-
-    def kept(self) -> dict[str, Tensor]:
-        return safetensors.torch.load_file(self.path)
-
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "step": self.step, "waited": self.waited}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.best, self.step, self.waited = state["best"], state["step"], state["waited"]
+
+
+def keep(path: Path, weights: Mapping[str, Tensor]) -> None:
+    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
+    write_whole(path, lambda temporary: safetensors.torch.save_file(plain, temporary))
+
+
+def kept(path: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(path)

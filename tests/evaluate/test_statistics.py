@@ -102,14 +102,6 @@ def test_best_of_n_of_equal_scores_and_of_short_requests():
     assert s.best_of_n([*full, np.array([9.0])], np.array([1.0, 1.0, 0.0])) == 1.0
 
 
-def test_diversity_in_closed_form():
-    images = np.zeros((3, 32, 32, 3))
-    assert s.diversity(images) == 0.0
-    images[0] = 1.0
-    assert s.diversity(images) == pytest.approx(2 / 3)
-    assert s.diversity(images[:1]) is None
-
-
 def test_verdict_rules():
     assert s.verdict(0.6, 0.8, 50, 0.2, 0.3) == "better"
     assert s.verdict(0.2, 0.4, 50, 0.2, 0.3) == "worse"

@@ -107,7 +107,7 @@ from prefkit.train.online import run
 from prefkit.train.online.loop import Loop
 from prefkit.train.online.rounds import Kept
 from prefkit.train.online.updates import Updates
-from prefkit.train.online.watch import Watch
+from prefkit.train.watch import Watch
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
@@ -357,7 +357,7 @@ def test_a_drift_between_sampling_and_training_is_explained(make):
 
 
 def test_the_stop_rule_needs_two_looks_in_a_row():
-    from prefkit.train.online.guards import StopRule
+    from prefkit.train.watch import StopRule
 
     rule = StopRule(0.5)
     looks = [(-0.6, 1.0), (-0.4, 1.0), (-0.6, -1.0), (-0.6, 1.0), (-0.7, 1.2)]

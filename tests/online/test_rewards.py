@@ -13,7 +13,8 @@ from prefkit.config import Recipe, Score
 from prefkit.errors import UsageError
 from prefkit.score.core import make_scorer
 from prefkit.score.serve import Service, http_server
-from prefkit.train.online.rewards import Beside, Jury, rewards, values_of
+from prefkit.train.jury import Jury, values_of
+from prefkit.train.online.rewards import Beside, rewards
 from prefkit.types import Candidate
 from prefkit.types import Score as Answer
 

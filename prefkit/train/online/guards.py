@@ -1,4 +1,4 @@
-"""What is checked before and while an online training runs: settings, batch arithmetic, drift, the stop rule."""
+"""What is checked before and while an online training runs: settings, batch arithmetic, drift."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ LEAST = {
     0: ("window", "window_every", "refresh", "watch_requests", "watch_every", "keep_rounds", "stop_drop"),
     1: ("rounds", "requests", "samples", "updates", "epochs", "buffer", "minimum", "checkpoint_every"),
 }
-LOOKS = 2  # in a row
 
 
 def check(name: str, config: Train, online: Online, objective: Any) -> None:
@@ -126,19 +125,3 @@ def check_failures(values: np.ndarray, limit: float, errors: Sequence[str], numb
             "the round's start."
         )
     return failed
-
-
-class StopRule:
-    """Stops when the watched scores fall while the reward rises: what is learned then is to please the reward alone.
-
-    drop: how far, in deviations of the watched score over the first look's images; LOOKS times in a row.
-    """
-
-    def __init__(self, drop: float) -> None:
-        self.drop, self.below = drop, 0
-
-    def look(self, gain: float, reward_gain: float) -> bool:
-        """gain: mean over the watched scores of (now - first) / first deviation; whether to stop."""
-        falling = self.drop > 0 and gain <= -self.drop and reward_gain > 0
-        self.below = self.below + 1 if falling else 0
-        return self.below >= LOOKS

@@ -22,18 +22,20 @@ from prefkit import output
 from prefkit.config import Online, Train
 from prefkit.models.sample import Sampled
 from prefkit.train import checkpoint
+from prefkit.train.jury import Jury, Scores, values_of
 from prefkit.train.masks import mask_of
 from prefkit.train.metrics import Log
 from prefkit.train.offline import interruptible
 from prefkit.train.online import guards
-from prefkit.train.online.rewards import Beside, Jury, Scores, rewards, unanswered, values_of
+from prefkit.train.online.rewards import Beside, rewards, unanswered
 from prefkit.train.online.rollout import Chains, Rollout
-from prefkit.train.online.rounds import Asked, Kept, Round, asked_in, candidate_of, shares
+from prefkit.train.online.rounds import Kept, Round, asked_in, shares
 from prefkit.train.online.statistics import Statistics, flat_groups
 from prefkit.train.online.updates import Updates
-from prefkit.train.online.watch import Watch
 from prefkit.train.online.weights import Average, Refreshed, inside, packed, unpacked
 from prefkit.train.online.window import stochastic
+from prefkit.train.samples import Asked, candidate_of
+from prefkit.train.watch import StopRule, Watch
 from prefkit.types import Candidate, Request
 
 
@@ -63,7 +65,7 @@ class Loop:
         online = self.online
         self.statistics = Statistics(online.statistics, online.buffer, online.minimum)
         self.average = Average(self.policy, online.ema) if online.ema else None
-        self.rule = guards.StopRule(online.stop_drop)
+        self.rule = StopRule(online.stop_drop)
         self.beside = Beside()
         self.processes = self.updates.processes
 
@@ -188,7 +190,7 @@ class Loop:
             return
         if self.processes.main and log is not None:
             with self.tuned():
-                found = self.watch.look(self.number)
+                found = self.watch.look(f"round-{self.number:04d}")
                 if self.number and self.watch.improved(found):
                     self.export(self.folder / "best")
             log.write(self.number, {"watch": found})

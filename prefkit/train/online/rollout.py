@@ -7,9 +7,8 @@ lines in sampling and in training, and the pipeline's own combination is checked
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from prefkit.errors import CaptureError, UsageError
 from prefkit.models.conditions import joined, signature
 from prefkit.models.maps import OUTPUT, same, stacked, tolerance_of
-from prefkit.models.predict import compute_dtype, predict
+from prefkit.models.predict import forward_as, predict
 from prefkit.models.record import bind, replaced, stand_in
 from prefkit.models.sample import Sampled, Sampler
 from prefkit.models.trees import Tree, map_tensors, to_device
@@ -108,7 +107,7 @@ class Rollout:
 
     def computing(self) -> Any:
         """with rollout.computing(): calls of the pipeline compute as training does."""
-        return _forward_as(self.net, self.precise)
+        return forward_as(self.net, self.precise)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], active: Tensor) -> tuple[list[Sampled], Chains]:
         """active: [B, S] bool, which steps of each sample are stochastic. Raises CaptureError where the pipeline does
@@ -302,20 +301,3 @@ def recordable(pipe: Any, prediction: str) -> None:
         return
     if kind != "DDIMScheduler":
         pipe.scheduler = diffusers.DDIMScheduler.from_config({"clip_sample": False, **pipe.scheduler.config})
-
-
-@contextmanager
-def _forward_as(net: Any, precise: Any) -> Iterator[None]:
-    """The denoiser alone computes under autocast, and takes its sample in its own dtype."""
-    inner, dtype = net.forward, compute_dtype(net)
-
-    @functools.wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with precise():
-            return inner(*args, **kwargs)
-
-    if dtype == torch.float32 and isinstance(precise(), nullcontext):
-        yield
-        return
-    with replaced(net, "forward", forward):
-        yield

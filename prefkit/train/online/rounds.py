@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,24 +12,15 @@ from typing import Any
 import numpy as np
 
 from prefkit.config import Generate
-from prefkit.generate.generators import candidate_id, candidate_seed, encoded, latents_payload
-from prefkit.models.sample import Sampled
+from prefkit.generate.generators import candidate_seed
 from prefkit.store import Store, candidate_row, write_json
-from prefkit.train.online.rewards import Scores
+from prefkit.train.jury import Scores
 from prefkit.train.online.rollout import Chains
+from prefkit.train.samples import Asked
 from prefkit.types import Candidate, Request, digest
 
 GENERATOR = "policy"
 LARGEST_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One sample of a round: of which request, which of its group, from which seed."""
-
-    request: Request
-    index: int
-    seed: int
 
 
 @dataclass
@@ -84,23 +74,6 @@ def asked_in(number: int, requests: Sequence[Request], per_round: int, samples: 
 def shares(asked: Sequence[Asked], samples: int, rank: int, count: int) -> list[int]:
     """Numbers of this process's samples: whole groups, dealt out in turn."""
     return [i for i in range(len(asked)) if i // samples % count == rank]
-
-
-def candidate_of(spec: Mapping[str, Any], asked: Asked, sampled: Sampled, latents: bool) -> Candidate:
-    """latents: with the final latents as payload."""
-    image = encoded(sampled.image, "png")
-    return Candidate(
-        candidate_id(dict(spec), asked.request, asked.index, asked.seed),
-        asked.request.request_id,
-        asked.index,
-        asked.seed,
-        prompt=asked.request.prompt,
-        image=image,
-        sha256=hashlib.sha256(image).hexdigest(),
-        payload=latents_payload(sampled.latents) if latents else None,
-        extra=asked.request.extra,
-        decoded=sampled.image,
-    )
 
 
 def folder_of(train: Path, number: int) -> Path:

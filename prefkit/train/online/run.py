@@ -20,22 +20,22 @@ from prefkit.models.trained import write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
 from prefkit.train.checkpoint import last_step
 from prefkit.train.export import export
+from prefkit.train.jury import Jury
 from prefkit.train.offline import AUTOCAST
 from prefkit.train.online import guards
 from prefkit.train.online.loop import Loop
 from prefkit.train.online.noise import Noise
 from prefkit.train.online.pairing import Chooser, pair_settings
 from prefkit.train.online.preferences import PairLearner
-from prefkit.train.online.rewards import Jury
 from prefkit.train.online.rollout import Rollout, recordable
 from prefkit.train.online.rounds import Kept, set_aside
 from prefkit.train.online.steps import StepLearner
 from prefkit.train.online.updates import Updates
-from prefkit.train.online.watch import SEEDS, Watch
 from prefkit.train.online.weights import Refreshed
 from prefkit.train.prepare import Plan
 from prefkit.train.processes import Processes
 from prefkit.train.reference import make_policy
+from prefkit.train.watch import SEEDS, Watch
 from prefkit.types import Request
 
 REMEDY = "Train under another name, put the recipe back as it was, or remove this folder. `rounds` may grow."
@@ -229,9 +229,9 @@ def _watch(
 ) -> Watch:
     """users: the sampler and the scheduler of the generator as it stands in the recipe."""
 
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Sampled]:
+    def sample(requests: Sequence[Request], seeds: Sequence[int]) -> list[Sampled]:
         with replaced(rollout.pipe, "scheduler", users[1]), rollout.computing():
-            return users[0].sample(prompts, seeds)
+            return users[0].sample([r.prompt for r in requests], seeds)
 
     rewards = [alias for alias, weight in online.rewards.items() if weight]
     batch = online.sample_batch or config.batch_size

@@ -11,22 +11,24 @@ import numpy as np
 
 from prefkit.generate.generators import candidate_seed
 from prefkit.models.sample import Sampled
+from prefkit.score.diversity import mean_diversity, thumbnail
 from prefkit.store import write_whole
-from prefkit.train.online.rewards import Jury, values_of
-from prefkit.train.online.rounds import Asked, candidate_of
+from prefkit.train.jury import Jury, values_of
+from prefkit.train.samples import Asked, candidate_of
 from prefkit.types import Request
 
 SEEDS = 2
 GRID = 8  # columns of the picture
+LOOKS = 2  # in a row
 
 
 class Watch:
-    """sample: (prompts, seeds) -> images; jury: rewards and watched scorers. first: what the first look found."""
+    """sample: (requests, seeds) -> images; jury: rewards and watched scorers. first: what the first look found."""
 
     def __init__(
         self,
         requests: Sequence[Request],
-        sample: Callable[[Sequence[str], Sequence[int]], list[Sampled]],
+        sample: Callable[[Sequence[Request], Sequence[int]], list[Sampled]],
         jury: Jury,
         watched: Sequence[str],
         rewards: Sequence[str],
@@ -44,12 +46,15 @@ class Watch:
         self.first: dict[str, list[float]] = {}
         self.best = -math.inf
 
-    def look(self, number: int) -> dict[str, Any]:
-        """Means and deviations by alias, and the gains over the first look, in its deviations. Writes the picture."""
+    def look(self, name: str) -> dict[str, Any]:
+        """Means and deviations by alias, the gains over the first look in its deviations, and the diversity.
+
+        name: of the picture, which is written.
+        """
         images: list[Sampled] = []
         for start in range(0, len(self.asked), self.batch):
             part = self.asked[start : start + self.batch]
-            images += self.sample([a.request.prompt for a in part], [a.seed for a in part])
+            images += self.sample([a.request for a in part], [a.seed for a in part])
         candidates = [candidate_of({}, a, s, latents=False) for a, s in zip(self.asked, images, strict=True)]
         scores = self.jury.score([candidates[i : i + SEEDS] for i in range(0, len(candidates), SEEDS)])
         found: dict[str, Any] = {}
@@ -60,7 +65,9 @@ class Watch:
             found[alias] = {"mean": mean, "deviation": deviation, "failed": int(np.isnan(values).sum())}
         found["gain"] = self.gain(found, self.watched)
         found["reward_gain"] = self.gain(found, self.rewards)
-        self._picture(number, images)
+        small = {(a.request.request_id, a.index): thumbnail(s.image) for a, s in zip(self.asked, images, strict=True)}
+        found["diversity"] = mean_diversity(small)
+        self._picture(name, images)
         return found
 
     def gain(self, found: dict[str, Any], aliases: Sequence[str]) -> float:
@@ -79,7 +86,7 @@ class Watch:
         self.best = max(self.best, value)
         return better
 
-    def _picture(self, number: int, images: Sequence[Sampled]) -> None:
+    def _picture(self, name: str, images: Sequence[Sampled]) -> None:
         from PIL import Image
 
         width, height = images[0].image.size
@@ -87,7 +94,23 @@ class Watch:
         grid = Image.new("RGB", (GRID * width, rows * height), "white")
         for i, sampled in enumerate(images):
             grid.paste(sampled.image, (i % GRID * width, i // GRID * height))
-        write_whole(self.folder / f"round-{number:04d}.png", lambda path: grid.save(path, "PNG"))
+        write_whole(self.folder / f"{name}.png", lambda path: grid.save(path, "PNG"))
+
+
+class StopRule:
+    """Stops when the watched scores fall while the reward rises: what is learned then is to please the reward alone.
+
+    drop: how far, in deviations of the watched score over the first look's images; LOOKS times in a row.
+    """
+
+    def __init__(self, drop: float) -> None:
+        self.drop, self.below = drop, 0
+
+    def look(self, gain: float, reward_gain: float) -> bool:
+        """gain: mean over the watched scores of (now - first) / first deviation; whether to stop."""
+        falling = self.drop > 0 and gain <= -self.drop and reward_gain > 0
+        self.below = self.below + 1 if falling else 0
+        return self.below >= LOOKS
 
 
 def _mean(values: np.ndarray) -> float:
