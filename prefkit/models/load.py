@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prefkit.errors import CaptureError, UsageError
+from prefkit.errors import CaptureError, TrainingError, UsageError
 from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
+from prefkit.models.paper import PARTS, left_out, part_of
 from prefkit.tiny import located
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 DTYPES |= {"float16": torch.float16, "fp16": torch.float16}
-PARTS = ("denoiser", "vae", "text")
 SINGLE_FILES = (".safetensors", ".ckpt")
 ADAPTER_NAME = "start{}"
 
@@ -43,6 +44,7 @@ def load_pipeline(
     parts: Collection[str] | None = None,
     trust_remote_code: bool = False,
     config: str | None = None,
+    in_turn: bool = False,
 ) -> Any:
     """A DiffusionPipeline on `device`, weights from safetensors.
 
@@ -52,7 +54,10 @@ def load_pipeline(
     parts      of {"denoiser", "vae", "text"}, default all. Text encoders left out are None; a denoiser or VAE left
                out is there on paper (configuration and shapes) but its weights never enter memory
     config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
-    Raises UsageError for a path that is not there, a folder that is no pipeline, unknown names, missing safetensors.
+    in_turn    no weights now: each part is loaded when it is called, in the place of the one before (`pipe.turns`, see
+               models/in_turn.py), the denoiser with its adapters. A single file is loaded whole all the same
+    Raises UsageError for a path that is not there, a folder that is no pipeline, unknown names, missing safetensors;
+    TrainingError for an adapter that changes a text encoder which is left out.
     """
     silence_bars("diffusers", "transformers")
     torch_dtype = dtype_of(dtype)
@@ -61,15 +66,20 @@ def load_pipeline(
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
     source = located(base)
     _check_source(source)
+    in_turn = in_turn and not source.endswith(SINGLE_FILES)
     if source.endswith(SINGLE_FILES):
         pipe = _from_single_file(source, torch_dtype, config)
+    elif in_turn:
+        whole = functools.partial(load_pipeline, base, revision=revision, trust_remote_code=trust_remote_code)
+        pipe = _in_turn(source, revision, torch_dtype, device, trust_remote_code, _part_loader(whole, device, adapters))
     else:
-        pipe = _from_pretrained(source, revision, torch_dtype, device, wanted, trust_remote_code)
+        given = functools.partial(left_out, source, revision, wanted, torch_dtype, device)
+        pipe = _from_pretrained(source, revision, torch_dtype, trust_remote_code, given)
     if scheduler is not None:
         kind = _scheduler(scheduler)
         unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
         pipe.scheduler = kind.from_config({**unclipped, **pipe.scheduler.config})
-    if adapters:
+    if adapters and not in_turn:
         _load_adapters(pipe, adapters)
     return pipe.to(device)
 
@@ -104,14 +114,12 @@ def _check_source(source: str) -> None:
 
 
 def _from_pretrained(
-    source: str, revision: str | None, dtype: torch.dtype, device: str, wanted: set[str], remote_code: bool
+    source: str, revision: str | None, dtype: torch.dtype, remote_code: bool, given: Callable[[], dict[str, Any]]
 ) -> Any:
+    """given: components that are not to be loaded, and what takes their place."""
     from diffusers import DiffusionPipeline
 
-    from prefkit.models.paper import left_out
-
     try:
-        given = left_out(source, revision, wanted, dtype, device)
         # a small VAE in the place of the usual one is nothing to warn of: the capture proves what fits together
         with _unsaid("diffusers.pipelines.pipeline_utils", "Expected types for"):
             return DiffusionPipeline.from_pretrained(
@@ -120,10 +128,41 @@ def _from_pretrained(
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=remote_code,
-                **given,
+                **given(),
             )
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
         raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}") from error
+
+
+def _part_loader(
+    whole: Callable[..., Any], device: str, adapters: Mapping[str, float] | None
+) -> Callable[[str, torch.dtype], dict[str, Any]]:
+    """(part, dtype) -> its components by name. whole: load_pipeline, knowing which."""
+
+    def load(part: str, dtype: torch.dtype) -> dict[str, Any]:
+        own = adapters if part == "denoiser" else None
+        pipe = whole(parts={part}, device=device, dtype=str(dtype).removeprefix("torch."), adapters=own)
+        return {name: module for name, module in pipe.components.items() if part_of(name) == part}
+
+    return load
+
+
+def _in_turn(
+    source: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: str,
+    remote_code: bool,
+    load: Callable[[str, torch.dtype], dict[str, Any]],
+) -> Any:
+    from prefkit.models.in_turn import Turns, remember_texts, stand_ins
+
+    turns = Turns(load)
+    given = functools.partial(stand_ins, source, revision, dtype, device, turns)
+    pipe = _from_pretrained(source, revision, dtype, remote_code, given)
+    remember_texts(pipe)
+    pipe.turns = turns
+    return pipe
 
 
 def _from_single_file(source: str, dtype: torch.dtype, config: str | None) -> Any:
@@ -197,12 +236,23 @@ def _load_adapter(pipe: Any, denoiser: str, source: str, name: str) -> list[str]
     config = {"unet_config": net.config} if denoiser == "unet" else {}  # SDXL's blocks are counted otherwise elsewhere
     read: Any = pipe.lora_state_dict(source, **settings, **config)
     state, alphas = read[:2] if isinstance(read, tuple) else (read, None)
+    others = sorted({key.split(".")[0] for key in state if key.startswith("text_encoder")})
+    if others and not any(isinstance(getattr(pipe, name, None), torch.nn.Module) for name in others):
+        raise changes_text(others[0])
     with _unsaid("diffusers.loaders.lora_base", "No LoRA keys"):  # most adapters leave text encoders alone
         if alphas:
             pipe.load_lora_weights(even_state(state, alphas), adapter_name=name)
         else:
             pipe.load_lora_weights(source, adapter_name=name, **settings)
     return list(state)
+
+
+def changes_text(component: str) -> TrainingError:
+    """What is said of a start's adapter that is not the denoiser's alone."""
+    return TrainingError(
+        f"one of the start's adapters also changes {component}; prefkit trains and exports adapters of the "
+        "denoiser only. Fuse that adapter into the pipeline (fuse_lora, save_pretrained) and start from it."
+    )
 
 
 @contextmanager

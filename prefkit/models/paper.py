@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
 import torch
 
+PARTS = ("denoiser", "vae", "text")
+LIBRARIES = ("diffusers", "transformers")
+
+
+def part_of(component: str) -> str | None:
+    """Which of PARTS a pipeline's component belongs to, None for any other (tokenizer, scheduler)."""
+    if re.match(r"text_encoder|image_encoder|safety_checker", component):
+        return "text"
+    return "vae" if component == "vae" else "denoiser" if component in ("unet", "transformer") else None
+
+
+def components(source: str, revision: str | None) -> dict[str, list[str]]:
+    """Component -> [library, class] of the pipeline `source`, without those that it has not got."""
+    from diffusers import DiffusionPipeline
+
+    index: Any = DiffusionPipeline.load_config(source, revision=revision)
+    return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+
 
 def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:
     """Components of the pipeline `source` to hand to from_pretrained in place of those that are not wanted."""
-    from diffusers import DiffusionPipeline
-
-    if wanted == {"denoiser", "vae", "text"}:
+    if wanted == set(PARTS):
         return {}
-    index: Any = DiffusionPipeline.load_config(source, revision=revision)
     given: dict[str, Any] = {}
-    for name, entry in index.items():
-        if not isinstance(entry, list) or entry[0] is None:
-            continue
-        if re.match(r"text_encoder|image_encoder|safety_checker", name) and "text" not in wanted:
+    for name, entry in components(source, revision).items():
+        part = part_of(name)
+        if part == "text" and part not in wanted:
             given[name] = None
-        part = "vae" if name == "vae" else "denoiser" if name in ("unet", "transformer") else None
-        if part and part not in wanted:
+        elif part is not None and part not in wanted:
             given[name] = on_paper(entry, source, name, revision, dtype, device)
     return given
 
 
 def on_paper(entry: list[str], source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
     """An instance on the meta device that says it lives on `device`, so that a pipeline prepares its inputs there."""
-    import diffusers
-
-    kind = getattr(diffusers, entry[1])
-    config = kind.load_config(source, subfolder=name, revision=revision)
+    kind = getattr(importlib.import_module(entry[0]), entry[1])
+    if entry[0] == "transformers":
+        settings = kind.config_class.from_pretrained(source, subfolder=name, revision=revision)
+        make = kind
+    else:
+        settings, make = kind.load_config(source, subfolder=name, revision=revision), kind.from_config
     with torch.device("meta"):
-        module = torch.nn.Module.to(kind.from_config(config), dtype)  # diffusers' own `to` warns about real weights
+        module = torch.nn.Module.to(make(settings), dtype)  # diffusers' own `to` warns about real weights
     module.__class__ = type(
         kind.__name__,
         (kind,),

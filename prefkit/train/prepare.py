@@ -57,8 +57,13 @@ class Plan:
             self._masks = Masks(self.config.mask, pairs, self.store)
         return self._masks
 
-    def load(self, device: Any, size: tuple[int, int], parts: set[str] | None, wiring: Wiring | None) -> Any:
-        """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at."""
+    def load(
+        self, device: Any, size: tuple[int, int], parts: set[str] | None, wiring: Wiring | None, in_turn: bool = False
+    ) -> Any:
+        """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at.
+
+        in_turn: text encoders, VAE and denoiser come when they are called, one at a time.
+        """
         model = self.recipe.model
         settings = {
             "base": model.base,
@@ -68,6 +73,7 @@ class Plan:
             "dtype": self.frozen_dtype,
             "trust_remote_code": model.trust_remote_code,
             "config": model.config,
+            **({"in_turn": True} if in_turn else {}),
         }
         call = {**self.call, "height": size[0], "width": size[1]}
         options = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
@@ -151,34 +157,50 @@ def prepare(
     processes.wait()
     if not ready:
         size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
-        share = (processes.rank, processes.count)
         family: Any = None
         if processes.main:
-            family = plan.load(processes.device, size, None, plan.wiring())
+            family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
             write_atomic(plan.cache / "wiring.json", family.wiring.to_json())
         processes.wait()
         if family is None:
-            family = plan.load(processes.device, size, None, plan.wiring())
-        family.pipe.vae.float()  # latents are made once, so they are made well
-        images = {side.key for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides}
-        caches.fill_latents(data, images, family, source, store, plan.generators, share)
-        _agree(processes, data.latents)
-        caches.check_sizes(data, source.name)
-        caches.fill_conditions(texted, family, share)
-        _agree(processes, data.conditions)
-        if data.beside is not None:
-            beside.fill(wanted, family, plan.config, store, plan.generators, share)
-            _agree(processes, data.beside)
-        for measured in preflight.chosen(plan, data)[1:]:
-            keys = {group.sides[0].key for group in measured.pairs}
-            caches.fill_latents(measured, keys, family, source, store, plan.generators, share)
-            _agree(processes, data.latents)
-            caches.fill_conditions(measured, family, share)
-            _agree(processes, data.conditions)
+            family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
+        _fill(plan, data, wanted, texted, family, source, processes)
         del family
         gc.collect()
     caches.check_sizes(data, source.name)
     return texts.shown(plan, data, processes.device)
+
+
+def _fill(
+    plan: Plan,
+    data: PairData,
+    wanted: PairData,
+    texted: PairData,
+    family: Any,
+    source: PairSource,
+    processes: Processes,
+) -> None:
+    """First all that takes the VAE, then all that takes the text encoders: each part is loaded once.
+
+    wanted: whose images are encoded; texted: whose conditions are made.
+    """
+    store, share = plan.store, (processes.rank, processes.count)
+    family.pipe.vae.float()  # latents are made once, so they are made well
+    images = {side.key for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides}
+    caches.fill_latents(data, images, family, source, store, plan.generators, share)
+    _agree(processes, data.latents)
+    caches.check_sizes(data, source.name)
+    measured = preflight.chosen(plan, data)[1:]
+    for side in measured:
+        keys = {group.sides[0].key for group in side.pairs}
+        caches.fill_latents(side, keys, family, source, store, plan.generators, share)
+        _agree(processes, data.latents)
+    for groups in (texted, *measured):
+        caches.fill_conditions(groups, family, share)
+        _agree(processes, data.conditions)
+    if data.beside is not None:
+        beside.fill(wanted, family, plan.config, store, plan.generators, share)
+        _agree(processes, data.beside)
 
 
 def _agree(processes: Processes, cache: Cache) -> None:

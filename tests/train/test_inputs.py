@@ -16,6 +16,7 @@ from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import read_requests
+from prefkit.models import in_turn
 from prefkit.models.load import load_pipeline
 from prefkit.models.maps import BEHIND
 from prefkit.store import Store
@@ -70,7 +71,7 @@ def pixels(candidate):
     return np.asarray(candidate.pil())
 
 
-def test_each_request_keeps_its_own_image_from_generation_to_evaluation(recipe, inpainting, tmp_path):
+def test_each_request_keeps_its_own_image_from_generation_to_evaluation(recipe, inpainting, tmp_path, monkeypatch):
     run = Run(recipe=recipe)
     run.generate()
     store = run.store
@@ -94,7 +95,13 @@ def test_each_request_keeps_its_own_image_from_generation_to_evaluation(recipe, 
     recipe_ = run.recipe
     plan = Plan(store, recipe_, recipe_.train["dpo"], store.train("dpo"))
     source = PairSource.find(store, "main")
+    parts, load = [], in_turn.Turns.bring
+    monkeypatch.setattr(
+        in_turn.Turns, "bring", lambda turns, part, dtype: parts.append(part) or load(turns, part, dtype)
+    )
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
+    came = [part for part, before in zip(parts, ["", *parts], strict=False) if part != before]
+    assert came[-3:] == ["vae", "text", "vae"]  # latents; then all texts at once, and all images
     behind = {}
     for pair in data.pairs:
         content = data.conditions.get(data.condition_key(pair))[BEHIND]

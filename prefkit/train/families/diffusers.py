@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import CaptureError, TrainingError, UsageError
+from prefkit.errors import CaptureError, UsageError
 from prefkit.types import Candidate, Draw, Request
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prefkit.generate.inputs import Inputs
+    from prefkit.models.in_turn import Turns
     from prefkit.models.trees import Tree
     from prefkit.models.wiring import Wiring
 
@@ -45,8 +48,9 @@ class DiffusersFamily:
     ) -> None:
         """Load and, without a wiring from an earlier capture, look at the pipeline while it runs.
 
-        model: arguments of models.load.load_pipeline: base, revision, adapters, device, dtype, scheduler.
-        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError.
+        model: arguments of models.load.load_pipeline: base, revision, adapters, device, dtype, scheduler; with in_turn
+        the denoiser, `net`, is there on paper, which is enough to capture, encode and take conditions.
+        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError, TrainingError.
         """
         from prefkit.models.capture import capture
         from prefkit.models.load import load_pipeline
@@ -81,12 +85,22 @@ class DiffusersFamily:
         """Per request what the denoiser is given beside sample and time, at size (height, width)."""
         from prefkit.models.conditions import capture_conditions
 
-        height, width = size
-        how: dict[str, Any] = {"height": height, "width": width}
-        return [
-            capture_conditions(self.pipe, self.wiring, [r.prompt], call=self.call | self._given(r), **how)[0]
-            for r in requests
-        ]
+        def condition(r: Request) -> Tree:
+            call = self.call | self._given(r)
+            return capture_conditions(self.pipe, self.wiring, [r.prompt], height=size[0], width=size[1], call=call)[0]
+
+        turns = getattr(self.pipe, "turns", None)
+        if turns is not None and self.inputs is not None:  # images go through the VAE: first all texts, then they
+            self._encode_texts(turns, [functools.partial(condition, r) for r in requests])
+        return [condition(r) for r in requests]
+
+    def _encode_texts(self, turns: Turns, conditions: Sequence[Callable[[], Tree]]) -> None:
+        """Let the pipeline remember its encoded prompts, so that text encoders and VAE do not take turns at every request."""
+        from prefkit.models.in_turn import AnotherPart
+
+        for condition in conditions:
+            with suppress(AnotherPart), turns.only("text"):
+                condition()
 
     def _given(self, request: Request | None) -> dict[str, Any]:
         return {} if self.inputs is None or request is None else self.inputs.of(request)
@@ -147,12 +161,11 @@ class DiffusersFamily:
         return [encode(self.pipe, self.wiring, [image])[0].cpu() for image in images]
 
     def _refuse_text_adapters(self) -> None:
+        from prefkit.models.load import changes_text
+
         for name, component in self.pipe.components.items():
             if name.startswith("text_encoder") and getattr(component, "peft_config", None):
-                raise TrainingError(
-                    f"one of the start's adapters also changes {name}; prefkit trains and exports adapters of the "
-                    "denoiser only. Fuse that adapter into the pipeline (fuse_lora, save_pretrained) and start from it."
-                )
+                raise changes_text(name)
 
 
 plugin = DiffusersFamily
