@@ -7,13 +7,14 @@ Measured: the start's error on at most 16 of the pairs' images that are not its 
 in the run (of the same requests where there are any), at one fixed draw per image and bin of time; the i-th of both get
 the same noise. The ratio is the geometric mean, over the bins, of mean error / mean error on own samples; its 95 %
 interval comes from a bootstrap over the images of either side. Far: the ratio is above 1.25, and the interval above 1.
-The 1.25 is a rule of thumb, no measured limit. A ratio below 1 is no alarm: the embedded model's error on renders such
+The 1.25 is a rule of thumb, no measured limit; of fewer than 4 images on either side nothing is said. A ratio below 1 is no alarm: the embedded model's error on renders such
 as it was trained on is below that on its own samples. Guidance that the candidates were made with is not
 undone; masks and a candidate's own noise play no part.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,11 +30,13 @@ from prefkit.train.validation import BINS, VISIT, Times
 from prefkit.types import Candidate, digest
 
 IMAGES = 16
+FEW = 4  # an interval from fewer images is too narrow to be believed
 FAR = 1.25
 RESAMPLES = 1000
 COLUMNS = ("id", "request_id", "index", "seed", "error")
 OWN = "skipped: all images of the pairs are candidates of the start"
 NONE = "not measured: no candidates of the start"
+TOO_FEW = f"not measured: fewer than {FEW} images of the pairs that the start did not make, or fewer candidates of it"
 MEASURED = "measured"
 
 
@@ -43,19 +46,24 @@ def chosen(plan: Any, data: PairData) -> tuple[str, PairData, PairData]:
     Own samples are brought to the size of the pairs' images, whose latents must be there.
     """
     made, groups = _candidates(plan), foreign(plan, data)
-    if not groups:
-        return (OWN if made else NONE), _numbered(data, []), _numbered(data, [])
+    if min(len(made), len(groups)) < FEW:
+        state = TOO_FEW if groups else OWN if made else NONE
+        return state, _numbered(data, []), _numbered(data, [])
     sizes = {group.request_id: data.size(group) for group in groups}
-    made = sorted(made, key=lambda candidate: (candidate.request_id not in sizes, digest(candidate.id)))[:IMAGES]
-    samples = [_group(candidate, sizes.get(candidate.request_id, data.size(groups[0]))) for candidate in made]
+    ids = heapq.nsmallest(IMAGES, made, key=lambda name: (made[name] not in sizes, digest(name)))
+    found = {c.id: c for c in plan.store.iter_candidates(_makers(plan), set(ids), COLUMNS)}
+    samples = [
+        _group(candidate, sizes.get(candidate.request_id, data.size(groups[0])))
+        for candidate in map(found.__getitem__, ids)
+    ]
     return MEASURED, _numbered(data, groups), _numbered(data, samples)
 
 
 def foreign(plan: Any, data: PairData) -> list[Group]:
     """The pairs' images to be measured, whether a step visits them or not; none where there is nothing to compare with."""
     made = _candidates(plan)
-    ids, with_own = ({getattr(candidate, name) for candidate in made} for name in ("id", "request_id"))
-    groups = [group for group in singles(data.pairs) if group.sides[0].candidate not in ids] if made else []
+    groups = [group for group in singles(data.pairs) if group.sides[0].candidate not in made] if made else []
+    with_own = set(made.values())
     return sorted(groups, key=lambda group: (group.request_id not in with_own, digest(group.id)))[:IMAGES]
 
 
@@ -72,13 +80,20 @@ def _numbered(data: PairData, groups: list[Group]) -> PairData:
     return PairData(numbered, data.latents, data.conditions, data.requests)
 
 
-def _candidates(plan: Any) -> list[Candidate]:
-    """Those that the start itself made: its base with its adapters."""
+def _candidates(plan: Any) -> dict[str, str]:
+    """Those that the start itself made, id -> request: of its base with its adapters. Of a large run these are many."""
+    found: dict[str, str] = {}
+    for name in _makers(plan):
+        frame = plan.store.candidates(name).frame(["id", "request_id", "error"])
+        frame = frame[frame.error.isna()]
+        found |= dict(zip(frame.id, frame.request_id))
+    return found
+
+
+def _makers(plan: Any) -> list[str]:
     start = dict(plan.revision["adapters"])
     specs = {name: plan.store.candidates(name).spec() or {} for name in plan.generators}
-    made = [name for name, spec in specs.items() if spec.get("adapters", {}) == start]
-    found = plan.store.iter_candidates(made, columns=COLUMNS) if made else ()
-    return [candidate for candidate in found if candidate.error is None]
+    return [name for name, spec in specs.items() if spec.get("adapters", {}) == start]
 
 
 def _group(candidate: Candidate, size: tuple[int, int]) -> Group:

@@ -17,7 +17,8 @@ from prefkit.store import Store
 from prefkit.tiny.captions import asked
 from prefkit.tiny.requests import requests
 from prefkit.tiny.scene import Scene, render
-from prefkit.train.preflight import NONE, OWN, compare
+from prefkit.train.lists import singles
+from prefkit.train.preflight import NONE, OWN, TOO_FEW, compare
 from prefkit.train.run import run_train
 
 
@@ -120,6 +121,13 @@ def test_measured_once(trained, generated, monkeypatch):
     assert trained("copies", lambda candidate: candidate.image, steps=2) == again
 
 
+def test_an_interval_of_two_images_is_not_believed(trained, monkeypatch):
+    """Of one image on either side the bootstrap's interval has no width, and any ratio above 1.25 was called far."""
+    monkeypatch.setattr("prefkit.train.preflight.singles", lambda pairs: singles(pairs)[:2])
+    found = trained("two", lambda candidate: candidate.image)
+    assert found["state"] == TOO_FEW and "ratio" not in found
+
+
 def test_candidates_of_other_adapters_are_not_the_starts(generated):
     from prefkit.train.preflight import _candidates
     from prefkit.train.prepare import Plan
@@ -128,7 +136,7 @@ def test_candidates_of_other_adapters_are_not_the_starts(generated):
     plan = Plan(store, recipe, recipe.train["dpo"], store.train("dpo"))
     assert len(_candidates(plan)) == 32
     plan.revision["adapters"] = [["another", 1.0]]
-    assert _candidates(plan) == []
+    assert _candidates(plan) == {}
 
 
 def test_the_ratio_is_the_geometric_mean_over_bins_of_ratios_of_means():
