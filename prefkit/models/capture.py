@@ -32,17 +32,19 @@ def capture(
         raise CaptureError(f"{type(pipe).__name__} has no VAE; models that work on pixels need a family of their own.")
     prediction = prove.declared(pipe)
     base = conditions.call_of(pipe, call or {}, height, width)
-    no_guidance = conditions.find_no_guidance(pipe, denoiser, list(PROMPTS), base)
+    several, no_guidance = conditions.find_call(pipe, denoiser, PROMPTS, base)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(len(PROMPTS))]
-    whole = base | no_guidance | {"prompt": list(PROMPTS), "num_inference_steps": STEPS, "generator": generators}
+    whole = base | no_guidance | several | {"num_inference_steps": STEPS, "generator": generators}
     with conditions.quiet(pipe):
         record = watch(pipe, denoiser, whole | {"output_type": "pil"})
     if len(record.steps) < 2 or record.decoded is None or not record.images:
         raise CaptureError(
-            f"{type(pipe).__name__}: {len(record.steps)} scheduler steps and "
-            f"{'no' if record.decoded is None else 'a'} call of vae.decode were seen in a run of {STEPS} steps; at "
-            "least two steps, the decoding and images must be seen. Such a model needs a family of its own."
+            f"{type(pipe).__name__}: in a run of {STEPS} steps, {len(record.steps)} scheduler steps, "
+            f"{'no' if record.decoded is None else 'a'} call of vae.decode and {len(record.images)} images were seen; at "
+            "least two steps, the decoding and images must be. Video is not supported; another such model needs a family "
+            "of its own."
         )
+    prove.prove_chain(pipe, record)
     sample, state, entry, states = _sample_argument(pipe, prediction, record)
     output = _only(pipe, "output of the denoiser -> model_output", _outputs(record))
     time, clock = _time_argument(pipe, prediction, record, sample)
@@ -66,7 +68,7 @@ def capture(
         no_guidance=no_guidance,
         batch={},
     )
-    return conditions.with_batch_rules(pipe, partial, PROMPTS[1], base)
+    return conditions.with_batch_rules(pipe, partial, several, base)
 
 
 def _only(pipe: Any, what: str, fits: list[Any]) -> Any:
@@ -97,7 +99,7 @@ def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, s
         for state in states:
             x = [maps.STATE[state](step.before, level) for step, level in zip(record.steps, levels, strict=True)]
             for entry in (*maps.INPUT, *maps.BESIDE):
-                behind = _behind(record.steps[0].arguments[name], x[0]) if entry in maps.BESIDE else None
+                behind = maps.held_behind(entry, record.steps[0].arguments[name], x[0])
                 if entry in maps.BESIDE and behind is None:
                     continue
                 seen = zip(record.steps, x, strict=True)  # what stands behind x_t must stay as it is from step to step
@@ -107,13 +109,6 @@ def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, s
     tried = f"scheduler's sample -> argument of the denoiser (tried {', '.join(maps.STATE)} then {entries})"
     found = _only(pipe, tried, list(fits))
     return *found, fits[found]
-
-
-def _behind(seen: Any, x_t: Tensor) -> Tensor | None:
-    """What an argument of the denoiser holds behind x_t, None where it is not longer."""
-    if not isinstance(seen, Tensor) or seen.ndim != x_t.ndim or seen.shape[1] <= x_t.shape[1]:
-        return None
-    return seen[:, x_t.shape[1] :]
 
 
 def _tensors(value: Any) -> bool:

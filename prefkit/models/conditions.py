@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import CaptureError, UsageError
-from prefkit.models.maps import BEHIND, BESIDE, same, stacked
+from prefkit.models.maps import BEHIND, BESIDE, held_behind, same, stacked
 from prefkit.models.record import bind, replaced, run, stand_in
 from prefkit.models.trees import Tree, leaves
 from prefkit.models.wiring import Wiring
@@ -21,7 +21,7 @@ from prefkit.types import digest
 
 OURS = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")
 
-_OWN = "size of x_t along dimension 1"
+_OWN = "x_t itself"
 
 
 class _Stop(Exception):
@@ -45,21 +45,35 @@ def quiet(pipe: Any) -> Iterator[None]:
 def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int | None) -> dict[str, Any]:
     """A generation's call arguments without what training has no use for (negative prompts, seeds, steps)."""
     known = inspect.signature(type(pipe).__call__).parameters
-    unknown = sorted(set(call) - set(known))
+    size = {"height": height, "width": width}  # InstructPix2Pix takes none: its image has one
+    unknown = sorted(set(call) - set(known) - set(size))
     if unknown:
         raise UsageError(
             f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}."
         )
-    kept = {k: v for k, v in call.items() if k not in OURS and not k.startswith("negative_")}
-    size = {"height": height, "width": width}
-    return kept | {k: v for k, v in size.items() if v is not None}
+    wanted = dict(call) | {k: v for k, v in size.items() if v is not None}
+    return {k: v for k, v in wanted.items() if k in known and k not in OURS and not k.startswith("negative_")}
 
 
-def find_no_guidance(pipe: Any, denoiser: str, prompts: list[str], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Call arguments with which the denoiser is called once a step, with as many samples as prompts.
+def find_call(
+    pipe: Any, denoiser: str, prompts: Sequence[str], base: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what asks for len(prompts) samples, what switches classifier-free guidance off), both as call arguments.
 
-    A guidance_scale that does not add samples is an input of the network (FLUX) and is left as it is.
+    Asked for by a list of prompts or, of pipelines that take one at a time (Qwen-Image-Edit), by the last one with as
+    many images. With the rest the denoiser is called once a step, with one sample each.
     """
+    failed: list[CaptureError] = []
+    for several in ({"prompt": list(prompts)}, {"prompt": [prompts[-1]], "num_images_per_prompt": len(prompts)}):
+        try:
+            return several, _find_no_guidance(pipe, denoiser, several, base)
+        except CaptureError as error:
+            failed.append(error)
+    raise failed[0]
+
+
+def _find_no_guidance(pipe: Any, denoiser: str, several: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A guidance_scale that does not add samples is an input of the network (FLUX) and is left as it is."""
     known = inspect.signature(type(pipe).__call__).parameters
     fixed = {"true_cfg_scale": 1.0} if "true_cfg_scale" in known else {}
     tries: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {})]  # (arguments tried, arguments then needed)
@@ -67,12 +81,16 @@ def find_no_guidance(pipe: Any, denoiser: str, prompts: list[str], base: Mapping
         off = ({"guidance_scale": 1.0}, {"guidance_scale": 0.0})
         tries = [({"guidance_scale": 4.0}, {}), (off[0], off[0]), (off[1], off[1])]
     for tried, needed in tries:
-        if _samples_per_step(pipe, denoiser, dict(base) | fixed | tried | {"prompt": prompts}) == [len(prompts)]:
+        if _samples_per_step(pipe, denoiser, dict(base) | fixed | tried | dict(several)) == [_samples(several)]:
             return fixed | needed
     raise CaptureError(
         f"{type(pipe).__name__}: classifier-free guidance could not be switched off (tried guidance_scale 4, 1 and 0): "
         "the denoiser never saw exactly one sample per prompt and step. Such a model needs a family of its own."
     )
+
+
+def _samples(call: Mapping[str, Any]) -> int:
+    return len(call["prompt"]) * int(call.get("num_images_per_prompt", 1))
 
 
 def _samples_per_step(pipe: Any, denoiser: str, call: dict[str, Any]) -> list[int]:
@@ -92,8 +110,7 @@ def _samples_per_step(pipe: Any, denoiser: str, call: dict[str, Any]) -> list[in
 
 
 def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
-    count = len(call["prompt"])
-    generators = [torch.Generator("cpu").manual_seed(0) for _ in range(count)]
+    generators = [torch.Generator("cpu").manual_seed(0) for _ in range(_samples(call))]
     try:
         with quiet(pipe):
             run(pipe, {"num_inference_steps": 4, "output_type": "pil", **call, "generator": generators})
@@ -104,26 +121,29 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
     raise CaptureError(f"{type(pipe).__name__}: its call ended without reaching its denoiser and its scheduler.")
 
 
-def _arguments(pipe: Any, wiring: Wiring, prompts: list[str], base: Mapping[str, Any]) -> Tree:
-    """What the denoiser would be called with at the first step, without calling it."""
-    call = dict(base) | dict(wiring.no_guidance) | {"prompt": prompts}
-    seen = _first_call(pipe, wiring, call)
-    if len(seen[wiring.sample]) != len(prompts):
+def _arguments(pipe: Any, wiring: Wiring, asked: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
+    """What the denoiser would be called with at the first step, without calling it. asked: as from find_call."""
+    seen = _first_call(pipe, wiring, dict(base) | dict(wiring.no_guidance) | dict(asked))
+    if len(seen[wiring.sample]) != _samples(asked):
         raise CaptureError(
-            f"{type(pipe).__name__}: the denoiser was given {len(seen[wiring.sample])} samples for {len(prompts)} "
-            f"prompts with call arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
+            f"{type(pipe).__name__}: the denoiser was given {len(seen[wiring.sample])} samples for {_samples(asked)} "
+            f"asked for with call arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
         )
     condition = {name: value for name, value in seen.items() if name not in (wiring.sample, wiring.time)}
     if wiring.input in BESIDE:
-        condition[BEHIND] = seen[wiring.sample][:, seen[_OWN] :]
-        del condition[_OWN]
+        condition[BEHIND] = held_behind(wiring.input, seen[wiring.sample], condition.pop(_OWN))
+        if condition[BEHIND] is None:
+            raise CaptureError(
+                f"{type(pipe).__name__} was captured with an image beside the sample and holds none with call arguments "
+                f"{sorted(base)}; give every request its image, or none (model.inputs)."
+            )
     return condition
 
 
 def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the first call of the denoiser and, where more than x_t goes in as the sample, x_t's size as _OWN.
+    """Arguments of the first call of the denoiser and, where more than x_t goes in as the sample, x_t as _OWN.
 
-    The scheduler tells that size, so there the denoiser is stood in for instead of being stopped at.
+    The scheduler is given that, so there the denoiser is stood in for instead of being stopped at.
     """
     net = getattr(pipe, wiring.denoiser)
     seen: dict[str, Any] = {}
@@ -134,7 +154,7 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> dict[str, An
             raise _Stop(seen)
 
     def step(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> None:
-        raise _Stop(seen | {_OWN: sample.shape[1]})
+        raise _Stop(seen | {_OWN: sample})
 
     def nothing(*args: Any, **kwargs: Any) -> tuple[Tensor]:
         return (torch.zeros_like(seen[wiring.sample]),)
@@ -150,11 +170,15 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> dict[str, An
         hook.remove()
 
 
-def with_batch_rules(pipe: Any, wiring: Wiring, prompt: str, base: Mapping[str, Any]) -> Wiring:
-    """Find every leaf's batch rule: of the same prompt once and twice, what doubles is batch, what stays is shared."""
-    once = _arguments(pipe, wiring, [prompt], base)
-    twice = _arguments(pipe, wiring, [prompt, prompt], base)
-    return replace(wiring, batch=batch_rules(once, twice, type(pipe).__name__))
+def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base: Mapping[str, Any]) -> Wiring:
+    """Find every leaf's batch rule: of the same prompt once and twice, what doubles is batch, what stays is shared.
+
+    several: how two samples are asked for (find_call).
+    """
+    prompt = several["prompt"][-1]
+    twice = several if "num_images_per_prompt" in several else {"prompt": [prompt, prompt]}
+    one, two = (_arguments(pipe, wiring, asked, base) for asked in ({"prompt": [prompt]}, twice))
+    return replace(wiring, batch=batch_rules(one, two, type(pipe).__name__))
 
 
 def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
@@ -208,7 +232,7 @@ def capture_conditions(
     and negative prompts are left out. The denoiser is never run; it may be without weights (load_pipeline's parts).
     """
     base = call_of(pipe, call or {}, height, width)
-    return [_arguments(pipe, wiring, [prompt], base) for prompt in prompts]
+    return [_arguments(pipe, wiring, {"prompt": [prompt]}, base) for prompt in prompts]
 
 
 def collate(wiring: Wiring, trees: Sequence[Tree]) -> Tree:
@@ -245,6 +269,7 @@ def signature(wiring: Wiring, tree: Tree) -> str:
             described.append((path, repr(leaf)))
             continue
         shared = wiring.batch.get(path) == "shared"
-        content = hashlib.sha256(leaf.detach().float().cpu().numpy().tobytes()).hexdigest() if shared else ""
+        numbers = torch.view_as_real(leaf) if leaf.is_complex() else leaf  # rotary embeddings may be complex
+        content = hashlib.sha256(numbers.detach().float().cpu().numpy().tobytes()).hexdigest() if shared else ""
         described.append((path, list(leaf.shape), str(leaf.dtype), content))
     return digest(described)

@@ -21,20 +21,21 @@ STATE: dict[str, Callable[[Tensor, float], Tensor]] = {
 BEHIND = "behind_sample"
 
 
-def _behind(dims: int) -> Callable[[Tensor, Tensor], Tensor]:
-    def join(x: Tensor, behind: Tensor) -> Tensor:
-        if x.ndim != dims:
-            raise ValueError(f"{tuple(x.shape)} has not {dims} dimensions")
-        return torch.cat([x, behind.to(x)], dim=1)
-
-    return join
-
-
-# (x_t [B, ...], BEHIND [B, more, ...] from the condition) -> what the denoiser is called with
-BESIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "extra_channels": _behind(4),  # inpainting: mask and masked image
-    "extra_tokens": _behind(3),  # editing: the tokens of the image to edit
+# where a denoiser's sample argument holds more than x_t: name -> (dimensions, the one along which more follows)
+BESIDE: dict[str, tuple[int, int]] = {
+    "extra_channels": (4, 1),  # inpainting: mask and masked image
+    "extra_tokens": (3, 1),  # editing: the tokens of the image to edit
+    "extra_features": (3, 2),  # FLUX Fill and Control: more numbers in every token
 }
+
+
+def held_behind(name: str, seen: Any, x: Tensor) -> Tensor | None:
+    """What an argument of the denoiser holds behind x_t, by an entry of BESIDE; None for another, or where nothing is."""
+    dims, dim = BESIDE.get(name, (0, 0))
+    if not isinstance(seen, Tensor) or not seen.ndim == x.ndim == dims or seen.shape[dim] <= x.shape[dim]:
+        return None
+    return seen.narrow(dim, x.shape[dim], seen.shape[dim] - x.shape[dim])
+
 
 # x_t [B, ...] -> what the denoiser is called with
 INPUT: dict[str, Callable[[Tensor], Any]] = {
@@ -64,6 +65,7 @@ OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda out, x: out,
     "negated": lambda out, x: -out,
     "first_half": lambda out, x: _first(out, x, 4),
+    "first_half_negated": lambda out, x: -_first(out, x, 4),
     "first_tokens": lambda out, x: _first(out, x, 3),
     "frame": lambda out, x: _only_frame(out),
     "frame_negated": lambda out, x: -_only_frame(out),
@@ -136,7 +138,7 @@ def enter(name: str, x: Tensor, behind: Tensor | None = None) -> Any:
     if name in INPUT:
         return INPUT[name](x)
     assert behind is not None, "a condition without what belongs behind the sample"
-    return BESIDE[name](x, behind)
+    return torch.cat([x, behind.to(x)], dim=BESIDE[name][1])
 
 
 def stacked(out: Any) -> Tensor:
@@ -158,6 +160,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         return both and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape:
         return False
+    a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))
     a, b = a.cpu().double(), b.cpu().double()
     return bool(((a - b).abs() <= tolerance * (b.abs() + 0.1 * b.abs().max())).all())
 

@@ -8,6 +8,7 @@ type of prediction gives such a and b. Steps that are not like that must tell th
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import CaptureError
+from prefkit.models.maps import same
 from prefkit.models.record import Record, Step
 
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
@@ -86,6 +88,17 @@ def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Te
         f"does not follow from prediction type {prediction!r} and its noise schedule. Either the type is wrong, or the "
         "scheduler does not show it; try DDIMScheduler (or FlowMatchEulerDiscreteScheduler) as model.scheduler."
     )
+
+
+def prove_chain(pipe: Any, record: Record) -> None:
+    """Raise CaptureError where a step does not begin where the one before it ended."""
+    for step, following in itertools.pairwise(record.steps):
+        if not same(following.before, step.after, _limit(step.after)):
+            raise CaptureError(
+                f"{type(pipe).__name__} changes the sample between two scheduler steps, as inpainting does that blends an "
+                "image in: its images are not its network's alone. Use this model's text-to-image pipeline, or a network "
+                "that takes the image itself (extra channels or tokens)."
+            )
 
 
 def _limit(x: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from prefkit.errors import CaptureError, UsageError
 from prefkit.models.conditions import batch_rules, joined, quiet
-from prefkit.models.record import replaced
+from prefkit.models.record import replaced, stand_in
 from prefkit.models.trees import Tree, leaves
 
 if TYPE_CHECKING:
@@ -66,23 +65,62 @@ class Sampler:
                 f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}."
             )
         self._encode = RememberedPrompts(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
+        self._together: bool | None = None  # whether a batch gives what each would alone; None: not looked yet
 
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any] | None = None
     ) -> list[Sampled]:
         """One image per (prompt, seed). Each initial noise comes from its own CPU generator, whatever the batch.
 
-        given: further arguments of this call (an image to edit), for all of its prompts.
+        given: further arguments of this call (an image to edit), for all of its prompts. With those some pipelines take
+        one prompt at a time (Qwen-Image-Edit), or draw for the first of a batch what they draw for none of the others
+        (FLUX Fill): then prompts go one by one.
         """
+        if given and len(prompts) > 1 and self._together is None:
+            self._together = self._noise_is_its_own(prompts[:2], seeds[:2], given)
+        if self._together is not False or not given:
+            return self._sample(prompts, seeds, given)
+        return [
+            row for prompt, seed in zip(prompts, seeds, strict=True) for row in self._sample([prompt], [seed], given)
+        ]
+
+    def _sample(self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any] | None) -> list[Sampled]:
         last: list[Tensor] = []
         scheduler_step = self.pipe.scheduler.step
 
-        @functools.wraps(scheduler_step)
         def step(*args: Any, **kwargs: Any) -> Any:
             result = scheduler_step(*args, **kwargs)
             last[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
             return result
 
+        result = self._call(prompts, seeds, given, step)
+        flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
+        latents = last[0].cpu().unbind(0)
+        return [Sampled(*row) for row in zip(result.images, latents, map(bool, flags), strict=True)]
+
+    def _noise_is_its_own(self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any]) -> bool:
+        """Whether the second of two begins as it would alone."""
+
+        def start(count: int) -> Tensor:
+            def stop(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+                raise _Started(sample)
+
+            try:
+                self._call(prompts[-count:], seeds[-count:], given, stop)
+            except _Started as started:
+                return started.sample[-1]
+            finally:
+                self.pipe.maybe_free_model_hooks()
+            raise CaptureError(f"{type(self.pipe).__name__}: its call ended without reaching its scheduler.")
+
+        try:
+            both = start(2)
+        except ValueError:  # takes one prompt at a time
+            return False
+        return torch.allclose(both, start(1), rtol=1e-2, atol=1e-2)
+
+    def _call(self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any] | None, step: Any) -> Any:
+        """The pipeline's call, with `step` in the place of its scheduler's."""
         call = (
             self.call | dict(given or {}) | {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
         )
@@ -91,18 +129,22 @@ class Sampler:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(quiet(self.pipe))
-            stack.enter_context(replaced(self.pipe.scheduler, "step", step))
+            stack.enter_context(replaced(self.pipe.scheduler, "step", stand_in(self.pipe.scheduler.step, step)))
             if self._encode is not None:
                 stack.enter_context(replaced(self.pipe, "encode_prompt", self._encode))
-            result = self.pipe(prompt=list(prompts), output_type="pil", **call)
-        flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
-        latents = last[0].cpu().unbind(0)
-        return [Sampled(*row) for row in zip(result.images, latents, map(bool, flags), strict=True)]
+            return self.pipe(prompt=list(prompts), output_type="pil", **call)
 
     def forget(self) -> None:
         """Drop the encoded prompts, to give their memory back or because the text encoder changed."""
         if self._encode is not None:
             self._encode.rows.clear()
+
+
+class _Started(Exception):
+    """Carries the scheduler's first sample out of a pipeline's call."""
+
+    def __init__(self, sample: Tensor) -> None:
+        self.sample = sample
 
 
 class RememberedPrompts:

@@ -114,13 +114,11 @@ def byte_tokenizer(marks: list[str], words: list[str], **settings: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, additional_special_tokens=marks, **settings)
 
 
-@pytest.fixture(scope="session")
-def qwen_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2.5-VL of random weights: images of any size, and a processor that has a part for videos."""
+def tiny_qwen_vl() -> tuple[Any, Any]:
+    """(model, processor) of a Qwen2.5-VL of random weights: images of any size, and a part for videos."""
     import torch
     import transformers as tf
 
-    folder = tmp_path_factory.mktemp("vlm") / "qwen"
     marks = ["<pad>", "<end>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = byte_tokenizer(marks, ["Yes", "No"], pad_token="<pad>", eos_token="<end>")
     template = (
@@ -128,7 +126,7 @@ def qwen_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "<|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<end>{% endfor %}"
     )
     images, videos = tf.Qwen2VLImageProcessor(min_pixels=28**2, max_pixels=56**2), tf.Qwen2VLVideoProcessor()
-    tf.Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=template).save_pretrained(folder)
+    processor = tf.Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=template)
     small: Any = {"hidden_size": 32, "intermediate_size": 37}
     text = small | {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 1}
@@ -136,8 +134,16 @@ def qwen_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = small | {"depth": 2, "num_heads": 4, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
     ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), range(2, 6)))
     torch.manual_seed(0)
-    model = tf.Qwen2_5_VLForConditionalGeneration(tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
-    model.save_pretrained(folder)
+    config = tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+    return tf.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+@pytest.fixture(scope="session")
+def qwen_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `tiny_qwen_vl`."""
+    folder = tmp_path_factory.mktemp("vlm") / "qwen"
+    for part in tiny_qwen_vl():
+        part.save_pretrained(folder)
     return folder
 
 
