@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,17 @@ class CandidateReader:
         return part.slice(row, 1).to_pylist()[0]
 
     def image(self, cid: str) -> bytes:
-        """The encoded image. Raises StoreError where there is none."""
+        """The encoded image. Raises StoreError where there is none, or a file that stayed where it was says something else."""
         row = self[cid]
         if row["image"] is not None:
             return row["image"]
         try:
-            return Path(row["path"]).read_bytes()
+            data = Path(row["path"]).read_bytes()
         except (OSError, TypeError) as error:
             raise StoreError(f"the image of candidate {cid} ({row['path']}) cannot be read: {error}.") from error
+        if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise StoreError(
+                f"the image of candidate {cid} ({row['path']}) is another one now than when it was stored, and what is said of "
+                "it may not hold. Put the file back, or import it anew into another run."
+            )
+        return data

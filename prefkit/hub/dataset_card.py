@@ -31,7 +31,7 @@ COLUMNS = {
     "image_0_uid, image_1_uid": "SHA-256 of the encoded images",
     "score_gap, rank_gap": "difference of the combined score, and of the rank by it, within the request",
     "p": "soft label: the probability that the winner wins",
-    "agreement": "share of the scores that agree with the verdict",
+    "agreement": "share of the scores (of imported verdicts: of the votes) that agree with the verdict",
     "score_0_NAME, score_1_NAME": "raw scores, on their scorers' own scale",
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))  # fmt: skip

@@ -75,7 +75,10 @@ def _decode(key: str, data: bytes) -> None:
 
 def suffix_of(data: bytes) -> str:
     """.png, .jpg, .webp and so on, by the first bytes; .bin where nothing is known."""
-    signs = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*", ".tif"))
+    signs = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*", ".tif"),
+             (b"MM\0*", ".tif"))  # fmt: skip
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return ".avif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     return next((suffix for sign, suffix in signs if data.startswith(sign)), ".bin")

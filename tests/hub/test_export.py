@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from prefkit.cli import run as cli
-from prefkit.errors import UsageError
+from prefkit.errors import StoreError, UsageError
 from prefkit.hub.exports import run_export
 from prefkit.hub.imports import run_import
 from prefkit.hub.pairs_in import Pairs
+from prefkit.hub.pairs_out import write_pairs
 from prefkit.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -153,6 +154,37 @@ def test_images_of_two_formats_get_one_name(tmp_path):
         with Image.open(tmp_path / "out" / "train" / side / "0000000.png") as image:
             with Image.open(io.BytesIO(layouts.image(len(kind), kind))) as wanted:
                 assert image.format == "PNG" and image.tobytes() == wanted.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "TIFF", "big"])
+def test_images_keep_the_ending_of_their_format(tmp_path, kind):
+    """Trainers look for endings: .bin is no image to them."""
+    suffix = {"AVIF": ".avif"}.get(kind, ".tif")
+    for i, side in enumerate("wl"):
+        (tmp_path / "s" / side).mkdir(parents=True)
+        data = layouts.image(i, kind) if kind != "big" else big_endian_tiff(i)
+        (tmp_path / "s" / side / f"0{suffix}").write_bytes(data)
+    run_import(Store(tmp_path / "run"), str(tmp_path / "s"), flags={"prompt": "a hat"}, pairs=True, test_share=0)
+    run_export(str(tmp_path / "run"), tmp_path / "out", layout="folders")
+    assert sorted(p.suffix for p in (tmp_path / "out" / "train").rglob("0000000.*")) == sorted(
+        [suffix, suffix, ".txt", ".txt"]
+    )
+
+
+def big_endian_tiff(value: int) -> bytes:
+    out = io.BytesIO()
+    Image.frombytes("I;16B", (4, 4), bytes([0, value]) * 16).save(out, "TIFF")
+    assert out.getvalue().startswith(b"MM")
+    return out.getvalue()
+
+
+def test_a_file_that_is_another_picture_now_is_not_handed_out(tmp_path):
+    """Images may stay where they are; what people said of one is not said of what took its place."""
+    source, store = layouts.folders(tmp_path / "s"), Store(tmp_path / "run")
+    run_import(store, str(source), test_share=0)
+    (source / "w" / "0.png").write_bytes(layouts.image(99))
+    with pytest.raises(StoreError, match="0.png. is another one now"):
+        write_pairs(store, "folders", 0)
 
 
 def test_verl_rows_hold_what_its_reader_asks(run, tmp_path):
