@@ -124,8 +124,14 @@ class Train:
     #: constant | cosine | linear
     schedule: str = "constant"
     weight_decay: float = 0.01
+    #: adamw | adamw8bit (bitsandbytes; a quarter of the states' memory) | adafactor | any torch optimizer as
+    #: package.module:Class (torchao.optim:AdamW8bit, prodigyopt:Prodigy) or file.py:Class; and what it is given beside lr
+    #: and weight_decay
+    optimizer: str = "adamw"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float = 1.0
-    #: no | bf16 | fp16: autocast of the denoiser; errors are always float32
+    #: no (float32, exact on CUDA too) | tf32 (CUDA: float32 whose products keep 10 bits) | bf16 | fp16: autocast of the
+    #: denoiser; errors are always float32
     precision: str = "no"
     #: null | uniform | logit_normal: how t is drawn; null = uniform for epsilon and v, logit_normal for flow
     time_sampling: str | None = None
@@ -168,8 +174,14 @@ class Train:
     controls: bool = free(False)
     #: keep the frozen reference's errors on disk; a sweep (of beta, rate, objective) looks them up, with the same result
     keep_reference: bool = free(False)
-    gradient_checkpointing: bool = free(False)
+    #: compute activations again in the backward pass instead of keeping them: less memory, about a third slower, the same
+    #: result. null = on CUDA, where one look at the largest micro-batch says that it does not fit otherwise; online, off
+    gradient_checkpointing: bool | None = free(None)
+    #: torch.compile the denoiser's repeated blocks (the whole where it names none)
     compile: bool = free(False)
+    #: a back end of diffusers' attention (flash, xformers, _native_cudnn, ...), for networks that go through its dispatcher;
+    #: null = torch's own choice
+    attention: str | None = free(None)
     #: optimizer steps between checkpoints, and between measurements on the fixed held-out pairs
     checkpoint_every: int = free(100)
     validate_every: int = free(50)

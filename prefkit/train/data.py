@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prefkit import pixels
 from prefkit.errors import UsageError
-from prefkit.models.trees import Tree, to_device
+from prefkit.models.trees import Tree, map_tensors, to_device
 from prefkit.reader import CandidateReader
 from prefkit.store import Store
 from prefkit.train.cache import Cache
@@ -46,11 +46,18 @@ class Batch:
     reference: dict[str, torch.Tensor] | None = None
 
     def to(self, device: Any) -> Batch:
-        draw = Draw(*to_device((self.draw.time, self.draw.noise), device))
-        groups = Groups(**to_device(vars(self.groups), device))
-        condition, weight, reference = to_device((self.condition, self.weight, self.reference), device)
-        moved = {"draw": draw, "condition": condition, "groups": groups, "weight": weight, "reference": reference}
-        return replace(self, latents=self.latents.to(device), **moved)
+        """On `device`; from pinned memory the copies run beside the computation."""
+        return self._changed(lambda tree: to_device(tree, device))
+
+    def pinned(self) -> Batch:
+        """In page-locked memory, which a CUDA device copies from by itself."""
+        return self._changed(lambda tree: map_tensors(lambda tensor: tensor.pin_memory(), tree))
+
+    def _changed(self, change: Callable[[Tree], Tree]) -> Batch:
+        names = ("latents", "condition", "weight", "reference")
+        changed = {name: change(getattr(self, name)) for name in names}
+        draw, groups = Draw(*change((self.draw.time, self.draw.noise))), Groups(**change(vars(self.groups)))
+        return replace(self, draw=draw, groups=groups, **changed)
 
 
 class PairData:

@@ -39,7 +39,7 @@ def out_of_memory(loop: Any) -> TrainingError:
         least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         smaller, more = config.batch_size // least, least * config.accumulation
         ways.append(f"batch_size {smaller} with accumulation {more} (1/{least} of the activations, the same result)")
-    if not config.gradient_checkpointing:
+    if not getattr(loop.policy.net, "is_gradient_checkpointing", False):
         ways.append("gradient_checkpointing: true (activations of one block at a time, about a third slower)")
     if config.precision == "no":
         ways.append("precision: bf16 (half the activations and, with LoRA, half the frozen weights)")

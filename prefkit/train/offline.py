@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prefkit import output
 from prefkit.config import Train
-from prefkit.train import checkpoint, failures
+from prefkit.train import checkpoint, failures, optimizers
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
@@ -36,7 +36,7 @@ from prefkit.types import Errors, digest
 if TYPE_CHECKING:
     from prefkit.train.looks import Looks
 
-AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"no": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "cosine", "linear")
 SKIPPED = 50  # steps in a row that fp16 may leave out: its scale halves at each, so this many are no overflow
 
@@ -55,13 +55,12 @@ class Loop:
     folder: Path
     kept: KeptErrors | None = None
     looks: Looks | None = None
+    #: how the steps are computed, for the start-up table
+    computed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
-        fused = self.processes.device.type in ("cpu", "cuda")  # one kernel for all parameters
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
-        )
+        self.optimizer = optimizers.make(config, self.policy.parameters(), self.processes.device.type)
         scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
         self.watch = WinnerWatch()
@@ -102,6 +101,8 @@ class Loop:
         if self.kept is not None:
             for batch in (batch for batches in found for batch in batches):
                 self.kept.look_up(batch, self.data)
+        if self.processes.device.type == "cuda":
+            found = [[batch.pinned() for batch in batches] for batches in found]
         return found
 
     def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:

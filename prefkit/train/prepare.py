@@ -25,7 +25,7 @@ from prefkit.train.pairs import PairRow, PairSource
 from prefkit.train.processes import Processes
 from prefkit.types import Request, digest
 
-WEIGHTS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WEIGHTS = {"no": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Plan:
@@ -228,6 +228,7 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
         found["rank_gaps"] = digest([pair.rank_gap for pair in pairs])
     plugins = {"objective": config.objective.use, "family": config.family}
     code = {kind: registry.code_hash(use, kind) for kind, use in plugins.items()}
+    code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
     if any(code.values()):
         found["code"] = {kind: value for kind, value in code.items() if value is not None}
     return found

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prefkit.config import Lora, Train
 from prefkit.errors import TrainingError, UsageError
 from prefkit.models import adapters
+from prefkit.train import recompute
 from prefkit.types import Errors
 
 
@@ -106,7 +107,7 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
             "lora: null for full weights."
         )
     if config.gradient_checkpointing:
-        net.enable_gradient_checkpointing()
+        recompute.turn_on(net)
     return policy
 
 

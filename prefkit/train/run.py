@@ -13,7 +13,7 @@ from prefkit.config import Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
-from prefkit.train import budget, launch, stopping, table, validation
+from prefkit.train import budget, computing, launch, optimizers, stopping, table, validation
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
@@ -94,6 +94,8 @@ def check_settings(name: str, config: Train) -> None:
         for key in keys:
             if getattr(config, key) < least:
                 raise UsageError(f"train.{name}.{key} is {getattr(config, key)}: it must be at least {least}.")
+    computing.check(name, config)
+    optimizers.check(name, config)
     for key in ("learning_rate", "max_grad_norm"):
         if getattr(config, key) <= 0:
             raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
@@ -143,7 +145,8 @@ def _budget(
     if found is None or _untrained(folder):
         plan = Plan(store, recipe, jobs[0].config, folder)
         data = prepare(plan, pairs, source, processes, jobs)
-        found = budget.decide(lambda: make_loop(plan, jobs[0], data, folder, processes), began)
+        with computing.computing(jobs[0].config, processes.device):
+            found = budget.decide(lambda: make_loop(plan, jobs[0], data, folder, processes), began)
     return found
 
 
@@ -178,7 +181,8 @@ def _run_jobs(
     summaries = []
     for job in jobs:
         if job in open_jobs and data is not None:
-            summaries.append(_train(plan, job, data, store.train(job.name), processes, limit))
+            with computing.computing(job.config, processes.device):
+                summaries.append(_train(plan, job, data, store.train(job.name), processes, limit))
         else:
             output.note(f"train {job.name}: already done.")
             summaries.append(read_json(store.train(job.name) / "result.json"))
@@ -214,6 +218,7 @@ def _train(
             len(held),
             elements,
             processes.count,
+            loop.computed,
         )
         if not job.flip:
             preflight(loop, plan, data)
@@ -262,8 +267,6 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
     if objective.reference == "ema":
         policy.start_average(objective.decay)
-    if config.compile:
-        policy.net.compile()
     groups = groups_of(objective, training, config.pairs, job.flip)
     own = data.of(groups)
     measured = None
@@ -276,7 +279,9 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
         kept = KeptErrors(plan.cache / f"reference-{config.precision}")
     looks = looks_of(plan, config, data, training, held, folder)
-    return Loop(config, family, objective, policy, own, measured, processes, folder, kept, looks)
+    loop = Loop(config, family, objective, policy, own, measured, processes, folder, kept, looks)
+    loop.computed = computing.arrange(loop)
+    return loop
 
 
 def make_objective(name: str, config: Train) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefkit import output
@@ -10,7 +11,15 @@ from prefkit.train.reference import Policy
 
 
 def show(
-    config: Train, name: str, policy: Policy, objective: Any, pairs: int, validation: int, elements: int, processes: int
+    config: Train,
+    name: str,
+    policy: Policy,
+    objective: Any,
+    pairs: int,
+    validation: int,
+    elements: int,
+    processes: int,
+    computed: Mapping[str, str],
 ) -> dict[str, Any]:
     """Print the start-up table to stderr and return its numbers. elements: latent elements of one image."""
     batch = config.batch_size * config.accumulation * processes
@@ -25,7 +34,9 @@ def show(
         "steps": f"{config.steps} = {config.steps * batch / pairs:.3g} epochs",
         "trainable parameters": f"{count:,} ({'LoRA' if policy.lora is not None else 'full weights'})",
         "learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.warmup} steps of warm-up",
+        "optimizer": config.optimizer,
         "precision": config.precision,
+        **computed,
         "reference": _reference(policy, objective),
     }
     if beta is not None:

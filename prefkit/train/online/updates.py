@@ -10,20 +10,19 @@ import torch
 
 from prefkit.config import Train
 from prefkit.errors import TrainingError
+from prefkit.train import optimizers
 from prefkit.train.offline import SKIPPED, rate_factor
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 
 
 class Updates:
-    """AdamW on the policy. total: optimizer steps of the whole training, for the schedule of the rate."""
+    """Optimizer steps on the policy. total: optimizer steps of the whole training, for the schedule of the rate."""
 
     def __init__(self, config: Train, policy: Policy, processes: Processes, total: int, name: str) -> None:
         self.config, self.policy, self.processes, self.name = replace(config, steps=total), policy, processes, name
         device = processes.device.type
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device == "cuda"
-        )
+        self.optimizer = optimizers.make(config, policy.parameters(), device)
         self.scaler = torch.amp.GradScaler(device, init_scale=256.0, enabled=config.precision == "fp16")
         self.count = self.skipped = 0
 
