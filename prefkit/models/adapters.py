@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import TrainingError
-from prefkit.models.load import ADAPTER_FILE
+from prefkit.models.lora_files import ADAPTER_FILE, NETWORK
 
 POLICY = "policy"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -81,6 +81,10 @@ def add_lora(
     """
     from peft import LoraConfig
 
+    if not hasattr(net, "add_adapter"):
+        raise TrainingError(
+            f"{type(net).__name__} takes no adapters in diffusers; train its weights whole (lora: null)."
+        )
     start = active_adapters(net)
     config = LoraConfig(
         r=rank,
@@ -172,7 +176,7 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[
     safetensors.torch.save_file(
         {f"{denoiser}.{key}": value.detach().contiguous().cpu() for key, value in state.items()},
         path,
-        metadata={"format": "pt", "lora_adapter_metadata": described},
+        metadata={"format": "pt", "lora_adapter_metadata": described, NETWORK: type(net).__name__},
     )
     return path
 

@@ -1,7 +1,8 @@
 """A trained adapter as other programs read it, and what a loaded adapter file held that nothing read.
 
 diffusers  the file that training writes: `unet.PATH.lora_A.weight` with its configuration as metadata
-kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for UNets
+kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; of transformers the original
+           code's paths, with fused layers (lora_names)
 comfyui    for UNets the same; for transformers `transformer.PATH.lora_A.weight`, without an alpha
 
 In the latter two the strength, alpha / rank, is inside the weights, so that alpha = rank.
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
+from prefkit.models.lora_names import COMFYUI, kohya_layers
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+NETWORK = "network"  # key of the file's metadata: class of the denoiser
 
 
 def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     else:
-        written = _written(layout, state, json.loads(metadata.get("lora_adapter_metadata", "{}")))
+        written = _written(layout, state, metadata)
         target.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(written, target, metadata={"format": "pt"})
     return {"as": layout, "out": str(target), "layers": sum(".lora_A." in key for key in state)}
@@ -62,30 +65,39 @@ def _file_of(source: Path) -> Path:
     )
 
 
-def _written(layout: str, state: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _written(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
     import torch
 
-    nets = {key.partition(".")[0] for key in state}
-    if layout == "kohya" and nets != {"unet"}:
-        raise UsageError(
-            f"export: kohya's names are known for UNets only, and this adapter belongs to a {', '.join(sorted(nets))}. Use "
-            "--as comfyui, or --as diffusers."
-        )
+    settings, network = json.loads(metadata.get("lora_adapter_metadata", "{}")), metadata.get(NETWORK)
     layers = {}
     for module in (key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")):
         net, _, path = module.partition(".")
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
         layers[module] = down, up, _alpha(settings, net, path, len(down)) / len(down)
+    flat = evened(layers)
+    if all(module.startswith("unet.") for module in flat):
+        named = {f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}": factors for m, factors in flat.items()}
+    elif layout == "kohya":
+        paths = {module.partition(".")[2]: factors for module, factors in flat.items()}
+        named = kohya_layers(paths, network or "network of which the file does not tell the class")
+    else:
+        _check_comfyui(network)
+        sides = ((m, side, t) for m, factors in flat.items() for side, t in zip("AB", factors, strict=True))
+        return {f"{module}.lora_{side}.weight": tensor for module, side, tensor in sides}
     found: dict[str, Any] = {}
-    for module, (down, up) in evened(layers).items():
-        net, _, path = module.partition(".")
-        if net == "unet":
-            name = f"lora_unet_{path.replace('.', '_')}"
-            found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = down, up
-            found[f"{name}.alpha"] = torch.tensor(float(len(down)))
-        else:
-            found[f"{module}.lora_A.weight"], found[f"{module}.lora_B.weight"] = down, up
+    for name, (down, up) in named.items():
+        found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = down.contiguous(), up.contiguous()
+        found[f"{name}.alpha"] = torch.tensor(float(len(down)))
     return found
+
+
+def _check_comfyui(network: str | None) -> None:
+    """network: None where the file does not tell it; then its names are taken to be known."""
+    if network is not None and network not in COMFYUI:
+        raise UsageError(
+            f"export: it is not known where ComfyUI's loader puts the layers of a {network}; it leaves out in silence what it "
+            f"does not know. Known are UNets and {', '.join(COMFYUI)}. Use --as diffusers."
+        )
 
 
 def evened(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
