@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.items import Item
+from prefkit.hub.items import Asked, Item
 from prefkit.hub.known import Known, request_row, stage_requests
 from prefkit.hub.pictures import Checked
 from prefkit.store import Store, Table, candidate_row, comparison_row, read_json, write_json
@@ -19,6 +19,7 @@ from prefkit.types import Candidate, Comparison, Request, ScorerSpec, digest, sp
 FLUSH_BYTES = 32 << 20
 FLUSH_ITEMS = 4096
 UNKNOWN_SEED = -1
+ANONYMOUS = "people"  # the judge where a source does not say who judged
 REMEDY = "Give the import another --name."
 COUNTS = ("items", "failed", "requests", "candidates", "comparisons", "scores", "known")
 
@@ -75,19 +76,23 @@ class Sink:
         self.tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.claimed: dict[tuple[str, str], Table] = {}
         self.size = 0
+        self.repeated = 0  # ratings of images that have one of this name
 
-    def put(self, item: Item, checked: Mapping[str, Checked], counts: dict[str, int]) -> None:
-        """The rows of an item whose images are sound."""
+    def put(self, number: int, item: Item, checked: Mapping[str, Checked], counts: dict[str, int]) -> None:
+        """The rows of the item of this number, whose images are sound."""
         ids: dict[str, str] = {}
         if item.asked is not None:
             request = self._request(item, counts)
             for picture in item.pictures:
                 ids[picture.key] = self._candidate(picture, checked[picture.key], request, counts)
-        for c in item.comparisons:
-            self._comparison(c, ids, counts)
+        for place, c in enumerate(item.comparisons):
+            self._comparison(c, ids, f"{number}.{place}", counts)
         for key, rating, score in item.scores:
             alias = f"{self.name}.{rating}"
-            if self._table("scores", alias) and self.known.row(f"scores/{alias}", ids[key]):
+            self._table("scores", alias)
+            if not self.known.row(f"scores/{alias}", ids[key]):
+                self.repeated += 1
+            else:
                 value, error = score.value, score.error
                 if value is not None and not math.isfinite(value):
                     value, error = None, f"the rating is {value}"
@@ -95,12 +100,19 @@ class Sink:
                 self.tables.setdefault(("scores", alias), []).append(row)
                 counts["scores"] += 1
 
+    def leak(self, item: Item) -> str | None:
+        """Why an item must stay out: it is held out, and its prompt is one that is trained on."""
+        said = item.asked.split if item.asked is not None else None
+        if item.asked is None or said in (None, "train") or self.known.split(_request_id(item.asked)) != "train":
+            return None
+        return f"it is in split {said}, but its prompt is in split train already; a prompt is in one split only"
+
     def _request(self, item: Item, counts: dict[str, int]) -> Request:
         asked = item.asked
         assert asked is not None
         split = asked.split or split_of(asked.prompt, self.test_share)
-        request = Request(digest(asked.prompt, dict(asked.extra)), asked.prompt, split, asked.extra)
-        if self.known.request(request.request_id):
+        request = Request(_request_id(asked), asked.prompt, split, asked.extra)
+        if self.known.request(request.request_id, split):
             self.requests.append(request_row(request))
             counts["requests"] += 1
         return request
@@ -131,11 +143,16 @@ class Sink:
         counts["candidates"] += 1
         return cid
 
-    def _comparison(self, c: Comparison, ids: Mapping[str, str], counts: dict[str, int]) -> None:
+    def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str, counts: dict[str, int]) -> None:
+        """Of votes without a name every row is somebody's: what a second one says of a pair counts as another person's."""
         a, b = ids.get(c.id_a, c.id_a), ids.get(c.id_b, c.id_b)
         row = comparison_row(Comparison(**{**asdict(c), "id_a": a, "id_b": b}))
         self._table("comparisons", self.name)
+        if c.judge == ANONYMOUS:
+            row["id"] = digest(row["id"], number)
         if self.known.row(f"comparisons/{self.name}", row["id"]):
+            if c.judge == ANONYMOUS and not self.known.row(f"pairs/{self.name}", pair_of(row)):
+                row["judge"] = f"{ANONYMOUS}-{number}"
             self.tables.setdefault(("comparisons", self.name), []).append(row)
             counts["comparisons"] += 1
 
@@ -148,6 +165,10 @@ class Sink:
             table.claim(spec, REMEDY, empty=False)
             if kind != "candidates":
                 self.known.fill_table(f"{kind}/{alias}", table)
+            if kind == "comparisons":
+                for part in table.batches(["id_a", "id_b", "aspect"]):
+                    for row in part.to_pylist():
+                        self.known.row(f"pairs/{alias}", pair_of(row))
             self.claimed[kind, alias] = table
         return self.claimed[kind, alias]
 
@@ -159,6 +180,15 @@ class Sink:
         for (kind, alias), rows in self.tables.items():
             self._table(kind, alias).append(rows)
         self.requests, self.tables, self.size = [], {}, 0
+
+
+def _request_id(asked: Asked) -> str:
+    return digest(asked.prompt, dict(asked.extra))
+
+
+def pair_of(row: Mapping[str, Any]) -> str:
+    """What a verdict is about, whichever image came first."""
+    return digest(sorted((row["id_a"], row["id_b"])), row["aspect"] or "")
 
 
 def rating_spec(alias: str) -> ScorerSpec:

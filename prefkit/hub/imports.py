@@ -110,6 +110,11 @@ def _import(
         work.clear()
     finally:
         known.close()
+    if sink.repeated:
+        warn(
+            f"{sink.repeated} ratings were left out: an image has one rating of a name, the first. Where several people rated "
+            "it, average them before the import."
+        )
     for text in list(progress.failed.values())[:SHOWN]:
         warn(text)
     if len(progress.failed) > SHOWN:
@@ -143,11 +148,12 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
                             f"{progress.path.stem}. Give the changed source another --name."
                         )
                     number = n + 1
+                    error = error or (sink.leak(item) if use else None)
                     if use and error:
                         failed[str(n)] = f"{item.where}: {error}"
                     elif use:
                         failed.pop(str(n), None)
-                        sink.put(item, images, counts)
+                        sink.put(n, item, images, counts)
                     said = trace(said, item, str(n) not in failed)
                     if sink.full() and number >= before:
                         save()

@@ -26,7 +26,7 @@ class Known:
         self.base.execute("PRAGMA journal_mode=OFF")
         self.base.execute("PRAGMA synchronous=OFF")
         self.base.execute("BEGIN")
-        self.base.execute("CREATE TABLE request (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        self.base.execute("CREATE TABLE request (id TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
         self.base.execute("CREATE TABLE count (id TEXT PRIMARY KEY, candidates INTEGER) WITHOUT ROWID")
         self.base.execute("CREATE TABLE candidate (id TEXT PRIMARY KEY, request TEXT) WITHOUT ROWID")
         self.base.execute("CREATE TABLE stored (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID")
@@ -36,14 +36,14 @@ class Known:
             for part in store.candidates(name).batches(["id", "request_id"]):
                 for cid, request in zip(part.column("id").to_pylist(), part.column("request_id").to_pylist()):
                     self.candidate(cid, request)
-        for row in stored_requests(store, ["request_id"]):
-            self.request(row["request_id"])
+        for row in stored_requests(store, ["request_id", "split"]):
+            self.request(row["request_id"], row["split"])
         for path in staged.parts():
             from prefkit.store import read_part
 
-            part = read_part(path, ["request_id"])
-            ids = part.column("request_id").to_pylist() if part is not None else []
-            if not sum(self.request(rid) for rid in ids):
+            part = read_part(path, ["request_id", "split"])
+            rows = part.to_pylist() if part is not None else []
+            if not sum(self.request(row["request_id"], row["split"]) for row in rows):
                 path.unlink(missing_ok=True)  # merged already, just before a kill
 
     def fill_table(self, kind: str, table: Table) -> None:
@@ -51,9 +51,14 @@ class Known:
             for cid in part.column("id").to_pylist():
                 self.row(kind, cid)
 
-    def request(self, rid: str) -> bool:
+    def request(self, rid: str, split: str) -> bool:
         """True where it is new."""
-        return self.base.execute("INSERT OR IGNORE INTO request VALUES (?)", (rid,)).rowcount == 1
+        return self.base.execute("INSERT OR IGNORE INTO request VALUES (?, ?)", (rid, split)).rowcount == 1
+
+    def split(self, rid: str) -> str | None:
+        """The one that the request is in."""
+        found = self.base.execute("SELECT split FROM request WHERE id = ?", (rid,)).fetchone()
+        return found[0] if found else None
 
     def candidate(self, cid: str, request: str) -> bool:
         new = self.base.execute("INSERT OR IGNORE INTO candidate VALUES (?, ?)", (cid, request)).rowcount == 1

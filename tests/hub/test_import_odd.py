@@ -119,6 +119,29 @@ def test_votes_that_are_words_or_no_numbers(tmp_path):
     assert store.comparisons("rapidata").frame().outcome.tolist() == ["a"]
 
 
+def test_votes_without_a_name_all_count(tmp_path):
+    """Three rows on one pair are three votes, also where two say the same; a name that says it twice has one vote."""
+    (tmp_path / "0.png").write_bytes(layouts.image(0))
+    (tmp_path / "1.png").write_bytes(layouts.image(1))
+    rows = [
+        "hat,0.png,1.png,a,",
+        "hat,0.png,1.png,a,",
+        "hat,1.png,0.png,a,",
+        "hat,0.png,1.png,a,jo",
+        "hat,0.png,1.png,a,jo",
+    ]
+    for count, share in ((3, 2 / 3), (5, 3 / 4)):  # the second time, the source has grown
+        (tmp_path / "t.csv").write_text("\n".join(["p,a,b,w,j", *rows[:count]]) + "\n")
+        store = Store(tmp_path / "run")
+        flags = {"map": MAP["map"] + ",judge=j"}
+        for _ in range(2):
+            run_import(store, str(tmp_path / "t.csv"), layout="table", flags=flags, pairs=True, test_share=0)
+            (found,) = pq.read_table(next(store.pairs("table").rglob("*.parquet"))).to_pylist()
+            assert found["p"] == pytest.approx(share, abs=1e-12)
+    judges = store.comparisons("table").frame().judge
+    assert judges.nunique() == len(judges) == 4 and "people" in set(judges)
+
+
 def test_a_rating_that_is_no_number_is_a_failure_with_a_reason(tmp_path):
     (tmp_path / "a.png").write_bytes(layouts.image(0))
     (tmp_path / "b.png").write_bytes(layouts.image(1))
@@ -142,3 +165,27 @@ def test_rows_without_a_prompt_id_are_not_compared(tmp_path):
     store = Store(tmp_path / "run")
     counts = run_import(store, str(tmp_path / "a.parquet"), layout="imagerewarddb", max_failed=1.0)
     assert counts["failed"] == 2 and counts["comparisons"] == 0
+
+
+def test_a_second_rating_of_an_image_is_told(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(layouts.image(0))
+    (tmp_path / "t.csv").write_text("p,i,q\nx,a.png,1\nx,a.png,5\n")
+    store = Store(tmp_path / "run")
+    for _ in range(2):  # the second time there is nothing new, and nothing is said
+        run_import(store, str(tmp_path / "t.csv"), layout="table", flags={"map": "prompt=p,image_a=i,score.q=q"})
+    assert store.scores("table.q").frame().value.tolist() == [1.0]
+    assert capsys.readouterr().err.count("1 ratings were left out") == 1
+
+
+def test_what_is_held_out_does_not_join_the_prompts_that_are_trained_on(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(layouts.image(i))
+    rows = ["hat,0.png,train", "hat,1.png,test", "coat,2.png,test", "coat,3.png,train"]
+    (tmp_path / "t.csv").write_text("\n".join(["p,i,s", *rows]) + "\n")
+    store = Store(tmp_path / "run")
+    flags = {"map": "prompt=p,image_a=i,split=s"}
+    assert run_import(store, str(tmp_path / "t.csv"), layout="table", flags=flags, max_failed=1.0)["failed"] == 1
+    assert {r.prompt: r.split for r in store.requests()} == {"hat": "train", "coat": "test"}
+    named = {r.request_id: r.prompt for r in store.requests()}
+    owners = store.candidates("table").frame().request_id.map(named)
+    assert sorted(owners) == ["coat", "coat", "hat"]  # what the source trains on may be held out, not the other way
