@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefkit.errors import UsageError
+from prefkit.pixels import rgb
 from prefkit.reader import CandidateReader, run_of
 from prefkit.types import caption_key, digest
 
@@ -46,14 +47,9 @@ class Preferences:
     content: str
 
     def open(self, image: Any) -> Image:
-        """RGB. Raises UsageError for what is no image."""
-        import io
-
-        from PIL import Image as pil
-
+        """RGB, upright. Raises UsageError for what is no image."""
         try:
-            with pil.open(io.BytesIO(self.encoded(image))) as found:
-                return found.convert("RGB")
+            return rgb(self.encoded(image))
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"an image of the pairs cannot be read: {' '.join(str(error).split())[:200]}.") from error
 
