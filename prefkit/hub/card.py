@@ -51,7 +51,12 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 def assemble(metadata: Mapping[str, Any], body: str) -> str:
     """A whole card: YAML, then the body between markers."""
-    return f"---\n{_yaml(metadata)}---\n\n{BEGIN}\n{body.strip()}\n{END}\n"
+    return f"---\n{_yaml(metadata)}---\n\n{_block(body)}\n"
+
+
+def _block(body: str) -> str:
+    """Between markers; a marker in it (a recipe may hold any text) would end it too early at the next push."""
+    return f"{BEGIN}\n{body.strip().replace('<!-- prefkit:', '<!- prefkit:')}\n{END}"
 
 
 def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
@@ -63,7 +68,7 @@ def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
     if existing is None or not existing.strip():
         return assemble(metadata, body)
     head, text = split(existing)
-    block = f"{BEGIN}\n{body.strip()}\n{END}"
+    block = _block(body)
     if BLOCK.search(text):
         text = BLOCK.sub(lambda _: block, text, count=1)
     else:

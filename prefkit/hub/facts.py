@@ -192,7 +192,7 @@ def rebuild(recipe: Mapping[str, Any], packages: Mapping[str, Any], stages: str)
     """The recipe itself, and the versions it ran with. Starred values were left out."""
     if not recipe:
         return "This run has no recipe: its tables were imported."
-    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    versions = ", ".join(card.text(f"{name} {version}") for name, version in packages.items()) or "versions not noted"
     text = yaml.safe_dump({**recipe, "run": "runs/rebuilt"}, sort_keys=False, allow_unicode=True, width=100)
     return (
         f"Save this as recipe.yaml and run `prefkit run -r recipe.yaml` ({stages}). It ran with {versions}. Paths that "

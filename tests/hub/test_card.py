@@ -74,6 +74,14 @@ def test_merging_twice_is_merging_once_and_keeps_what_was_there(existing):
     assert "default" in names and all(entry["config_name"] in names for entry in old.get("configs", []))
 
 
+@pytest.mark.parametrize("marker", [card.BEGIN, card.END])
+def test_a_marker_in_what_is_told_ends_nothing(marker):
+    body = f"head\n{marker}\ntail\n"
+    once = card.merge("# mine\n", METADATA, body)
+    again = card.merge(once, METADATA, body)
+    assert again == once and once.count(card.END) == once.count(card.BEGIN) == 1 and again.count("tail") == 1
+
+
 def test_metadata_that_is_no_yaml_is_refused():
     with pytest.raises(StoreError, match="nothing was changed"):
         card.merge("---\n[a: b\n---\ntext", METADATA, "body")

@@ -177,3 +177,11 @@ def test_a_split_that_datasets_refuses_is_named_before_anything_is_pushed(render
 
     with pytest.raises(UsageError, match="candidates: datasets does not take 'held-out'"):
         render(odd, pairs="main")
+
+
+def test_versions_are_text(render):
+    def odd(store):
+        write_json(store.folder / "run.json", {"schema": 1, "packages": {"<img src=x>": "# 1"}})
+
+    _, text = render(odd)
+    assert "<img" not in text and "&lt;img src=x> # 1" in text
