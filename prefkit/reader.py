@@ -49,9 +49,11 @@ class CandidateReader:
         row = self[cid]
         if row["image"] is not None:
             return row["image"]
+        if row["path"] is None:
+            raise StoreError(f"candidate {cid} holds no image{': ' + row['error'] if row['error'] else ''}.")
         try:
             data = Path(row["path"]).read_bytes()
-        except (OSError, TypeError) as error:
+        except OSError as error:
             raise StoreError(f"the image of candidate {cid} ({row['path']}) cannot be read: {error}.") from error
         if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise StoreError(

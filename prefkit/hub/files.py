@@ -201,9 +201,15 @@ def _candidates(store: Store, folder: Path, how: Any, staged: Staged) -> None:
         with Shards(folder / str(split), schema) as shards:
             for row in part.to_dict("records"):
                 row = {str(k): None if isinstance(v, float) and v != v else v for k, v in row.items()}
-                row |= {"image": reader.image(row["id"]), "caption": requests[row["request_id"]][1].prompt}
+                row |= {"image": _shown(reader, row["id"]), "caption": requests[row["request_id"]][1].prompt}
                 shards.put({name: row.get(name) for name in schema.names})
         staged.rows["candidates"][str(split)] = shards.rows
+
+
+def _shown(reader: CandidateReader, name: str) -> bytes | None:
+    """None for a candidate that is no picture (its payload stays at home)."""
+    row = reader[name]
+    return None if row["image"] is None and row["path"] is None else reader.image(name)
 
 
 def _comparisons(store: Store, folder: Path, out: Removed, staged: Staged) -> None:

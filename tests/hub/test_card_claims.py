@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_example import build
 
-from prefkit.errors import UsageError
+from prefkit.errors import StoreError, UsageError
 from prefkit.hub import card, facts
 from prefkit.hub.push import push
-from prefkit.store import candidate_row, read_json, write_json
+from prefkit.reader import CandidateReader
+from prefkit.store import Store, candidate_row, read_json, write_json
 from prefkit.types import Candidate, Request
 
 
@@ -185,3 +187,15 @@ def test_versions_are_text(render):
 
     _, text = render(odd)
     assert "<img" not in text and "&lt;img src=x> # 1" in text
+
+
+def test_candidates_that_are_no_pictures_are_rows_without_one(render, tmp_path):
+    def meshes(store):
+        store.candidates("mesh").append([candidate_row(Candidate("m", "r0", 0, 0, payload=b"numbers"))])
+
+    render(meshes, pairs="main")
+    folder = tmp_path / "run" / "push" / "pairs-main" / "candidates" / "train"
+    rows = {r["id"]: r for path in folder.glob("*.parquet") for r in pq.read_table(path).to_pylist()}
+    assert rows.pop("m")["image"] is None and len(rows) == 32 and all(r["image"] for r in rows.values())
+    with pytest.raises(StoreError, match="candidate m holds no image"):
+        CandidateReader(Store(tmp_path / "run")).image("m")
