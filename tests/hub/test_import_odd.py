@@ -189,3 +189,26 @@ def test_what_is_held_out_does_not_join_the_prompts_that_are_trained_on(tmp_path
     named = {r.request_id: r.prompt for r in store.requests()}
     owners = store.candidates("table").frame().request_id.map(named)
     assert sorted(owners) == ["coat", "coat", "hat"]  # what the source trains on may be held out, not the other way
+
+
+def test_a_probability_does_not_turn_a_verdict_round(tmp_path):
+    """A column that is the winner's confidence, taken for the probability that image_a is better, made all winners a."""
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(layouts.image(i))
+    (tmp_path / "t.csv").write_text("p,a,b,w,c\nhat,0.png,1.png,b,0.9\ncoat,2.png,3.png,a,0.9\n")
+    store, flags = Store(tmp_path / "run"), {"map": MAP["map"] + ",probability=c"}
+    counts = run_import(store, str(tmp_path / "t.csv"), layout="table", flags=flags, max_failed=1.0)
+    assert counts["failed"] == 1 and store.comparisons("table").frame().outcome.tolist() == ["a"]
+
+
+@pytest.mark.parametrize("shares", [[12, 7], [7, 12]])
+def test_hpdv3s_first_image_is_the_preferred_one(tmp_path, shares):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(layouts.image(i))
+    row = {"prompt": "hat", "path1": "0.png", "path2": "1.png", "choice_dist": shares}
+    (tmp_path / "train.json").write_text(json.dumps([row]))
+    store = Store(tmp_path / "run")
+    run_import(store, str(tmp_path / "train.json"), pairs=True)
+    (found,) = pq.read_table(next(store.pairs("hpdv3").rglob("*.parquet"))).to_pylist()
+    winner = found["jpg_0"] if found["label_0"] == 1 else found["jpg_1"]
+    assert winner == layouts.image(0) and found["p"] == pytest.approx(12 / 19)

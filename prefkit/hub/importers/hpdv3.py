@@ -64,7 +64,7 @@ def _item(where: str, row: dict[str, Any], split: str | None, images: Images) ->
     shares = row.get("choice_dist")
     p = None
     if isinstance(shares, list) and len(shares) == 2 and min(shares) >= 0 and sum(shares) > 0:
-        p = shares[0] / sum(shares)
+        p = max(shares) / sum(shares)  # path1 is the preferred one, whichever order the shares are in
     verdict = Comparison("1", "2", "a", "people", probability=p, order="both" if p is not None else "ab")
     return Item(where, Asked(str(row["prompt"] or ""), split), tuple(pictures), (verdict,))
 
