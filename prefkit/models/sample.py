@@ -33,7 +33,8 @@ class Sampled(NamedTuple):
 class Sampler:
     """Calls `pipe` with fixed settings.
 
-    guidance None leaves the pipeline's default. extra_call: further arguments of the pipeline's call.
+    guidance None leaves the pipeline's default. extra_call: further arguments of the pipeline's call, as they are: a None
+    there is given, for a pipeline whose default is something else.
     per_request: names of those that `sample` is given. The pipeline is left as it was after each call. Raises UsageError for an argument it does not take.
     """
 
@@ -54,10 +55,10 @@ class Sampler:
             "height": height,
             "width": width,
             "negative_prompt": negative_prompt,
-            **(extra_call or {}),
         }
+        said = {k: v for k, v in wishes.items() if v is not None}
         self.pipe = pipe
-        self.call = {"num_inference_steps": steps, **{k: v for k, v in wishes.items() if v is not None}}
+        self.call = {"num_inference_steps": steps, **said, **(extra_call or {})}
         known = inspect.signature(type(pipe).__call__).parameters
         unknown = sorted({*self.call, *per_request} - set(known))
         if unknown:
@@ -124,7 +125,7 @@ class Sampler:
         call = (
             self.call | dict(given or {}) | {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
         )
-        if "negative_prompt" in call:
+        if call.get("negative_prompt") is not None:
             call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from prefkit import recipe
 from prefkit.errors import UsageError
 from prefkit.models.sample import RememberedPrompts, Sampler
 from prefkit.testing import TINY_KINDS
@@ -110,6 +113,24 @@ def test_the_pipeline_is_left_as_it_was(load):
 def test_arguments_that_a_pipeline_does_not_take_are_refused(load):
     with pytest.raises(UsageError, match="StableDiffusionPipeline takes no argument frames"):
         Sampler(load("sd"), **SETTINGS, extra_call={"frames": 3})
+
+
+class Announced(StableDiffusionPipeline):
+    @functools.wraps(StableDiffusionPipeline.__call__)
+    def __call__(self, *args, clip_skip=1, **kwargs):
+        self.given = clip_skip
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_null_of_a_recipes_call_reaches_the_pipeline(load, tmp_path):
+    """Its default may be another, as that of SanaPipeline's complex_human_instruction is; no wish leaves the default."""
+    (tmp_path / "one.yaml").write_text("run: x\ngenerate: {own: {call: {clip_skip: null, negative_prompt: null}}}\n")
+    (tmp_path / "two.yaml").write_text(recipe.dump(recipe.read(tmp_path / "one.yaml")))
+    pipe = load("sd")
+    pipe.__class__ = Announced
+    for call, seen in ((recipe.read(tmp_path / "two.yaml").generate["own"].call, None), ({}, 1)):
+        Sampler(pipe, **SETTINGS, extra_call=call).sample(["a cat"], [1])
+        assert pipe.given == seen
 
 
 class Suspicious(StableDiffusionPipeline):
