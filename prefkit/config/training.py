@@ -65,7 +65,8 @@ class Online:
     updates: int = 1
     #: passes over a round's samples
     epochs: int = 1
-    #: share of each sample's steps that is learned from, drawn anew per pass
+    #: share of each sample's steps that is learned from, drawn anew per sample and pass, as in DDPO. Flow-GRPO's setting of
+    #: this name keeps the first steps of every chain instead: its 0.99 always leaves the last one out, this one any of them
     timestep_fraction: float = 1.0
     #: an entry of `pair` that says how pairs are chosen (objectives on pairs); null = best against worst
     pair: str | None = None
@@ -81,7 +82,7 @@ class Online:
     watch: list[str] = field(default_factory=list)
     #: requests of the split `train` that are kept aside for that, and for the pictures
     watch_requests: int = 8
-    #: rounds between looks at them; 0 = never
+    #: rounds between looks at them; 0 = never. The first process looks, the others wait until it has
     watch_every: int = free(10)
     #: stop when the watched scores have fallen by this many of their deviations at two looks in a row while the reward
     #: rose; 0 = never
