@@ -2,15 +2,17 @@
 
     OMP_NUM_THREADS=1 python benchmarks/online.py [--rounds 4] [--samples 32] [--steps 6]
 
-bound   the denoiser's forwards of the sampling, and forward and backward of every step that is learned from, on the same
-        batches and with the same LoRA; nothing else
-round   all of it, with decoding, rewards, storage and the optimizer
-plain   the same round with the habits of ddpo-pytorch, on the same batches: prompts encoded for every batch, rewards one
-        after the other when all sampling is done, log-probabilities and a micro-step for every time step; nothing is
-        stored
+bound    the denoiser's forwards of the sampling, and forward and backward of every step that is learned from, on the same
+         batches and with the same LoRA; nothing else
+images   the bound, and the VAE's decoding of the samples: no loop that is rewarded for images can do without it
+round    all of it, with decoding, rewards, storage and the optimizer
+plain    the same round with the habits of ddpo-pytorch, on the same batches: prompts encoded for every batch, rewards
+         one after the other when all sampling is done, log-probabilities and a micro-step for every time step; nothing
+         is stored
+small    plain, on the batches of ddpo-pytorch's compressibility: 8 samples in sampling, 4 in training
 
-The three take turns, a round of each. Times are CPU seconds over all threads, which other work on the machine moves
-less than the wall's; medians over the rounds.
+They take turns, a round of each. Times are CPU seconds over all threads, which other work on the machine moves less
+than the wall's; medians over the rounds, and of the ratios in each.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -112,6 +115,11 @@ class Bare:
             self.net(x, time_, text).sample.square().mean().backward()
         self.optimizer.zero_grad()
 
+    def images(self, learned: int) -> None:
+        self.bound(learned)
+        with torch.no_grad():
+            self.pipe.vae.decode(torch.randn(self.samples, 4, 16, 16))
+
     def _encode(self, prompts: list[str]) -> torch.Tensor:
         given = self.pipe.tokenizer(
             prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
@@ -125,31 +133,46 @@ class Bare:
         mean, std, _ = self.noise.step(x, output, Times(whole * now, whole * then), whole.bool())
         return mean, std.view(-1, 1, 1, 1)
 
-    def plain(self, prompts: list[str]) -> None:
+    def plain(self, prompts: list[str], sampled: int, trained: int) -> None:
+        """sampled, trained: samples in a batch of sampling and of training."""
         self.pipe.scheduler.set_timesteps(self.steps)
-        times = self.pipe.scheduler.timesteps
-        states, logged = [torch.randn(self.samples, 4, 16, 16)], []
-        with torch.no_grad():
-            text = self.encode(prompts)
-            for number in range(self.steps):
-                output = self.forward(states[-1], times[number].expand(self.samples), text)
-                mean, std = self._step(number, states[-1], output)
-                states.append(mean + std * torch.randn_like(mean))
-                logged.append(gaussian(states[-1], mean, std).mean((1, 2, 3)) if (std > 0).all() else None)
-            image = self.decode(states[-1] / self.pipe.vae.config.scaling_factor).sample
-        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        rewards = np.array([self.reward(one) for one in pixels])
+        parts = [self._chains(prompts[i : i + sampled]) for i in range(0, self.samples, sampled)]
+        states, logged, text, pixels = (torch.cat(one) for one in zip(*parts, strict=True))
+        rewards = np.array([self.reward(one) for one in pixels.numpy()])
         advantage = torch.tensor((rewards - rewards.mean()) / (rewards.std() + 1e-8), dtype=torch.float32)
-        steps = [number for number in range(self.steps) if logged[number] is not None]
-        for number in np.random.permutation(steps):
-            output = self.forward(states[number], times[number].expand(self.samples), text)
-            mean, std = self._step(number, states[number], output)
-            ratio = (gaussian(states[number + 1], mean, std).mean((1, 2, 3)) - logged[number]).exp()
-            loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - 1e-4, 1 + 1e-4)).mean()
-            self.backward(loss / len(steps))
+        for i in range(0, self.samples, trained):
+            part = slice(i, i + trained)
+            self._learn(states[part], logged[part], text[part], advantage[part], trained / self.samples)
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _chains(self, prompts: list[str]) -> tuple[torch.Tensor, ...]:
+        """States [B, S + 1, ...], log-probabilities [B, S] (NaN = none), text [B, L, D], pixels [B, H, W, 3]."""
+        count, times = len(prompts), self.pipe.scheduler.timesteps
+        states, logged = [torch.randn(count, 4, 16, 16)], []
+        with torch.no_grad():
+            text = self.encode(prompts)
+            for number in range(self.steps):
+                output = self.forward(states[-1], times[number].expand(count), text)
+                mean, std = self._step(number, states[-1], output)
+                states.append(mean + std * torch.randn_like(mean))
+                known = gaussian(states[-1], mean, std).mean((1, 2, 3))
+                logged.append(torch.where(std.flatten() > SMALLEST_STD, known, torch.nan))
+            image = self.decode(states[-1] / self.pipe.vae.config.scaling_factor).sample
+        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return torch.stack(states, 1), torch.stack(logged, 1), text, pixels
+
+    def _learn(
+        self, states: torch.Tensor, logged: torch.Tensor, text: torch.Tensor, advantage: torch.Tensor, share: float
+    ) -> None:
+        steps = [number for number in range(self.steps) if logged[:, number].isfinite().all()]
+        for number in np.random.permutation(steps):
+            time_ = self.pipe.scheduler.timesteps[number].expand(len(states))
+            mean, std = self._step(number, states[:, number], self.forward(states[:, number], time_, text))
+            ratio = (gaussian(states[:, number + 1], mean, std).mean((1, 2, 3)) - logged[:, number]).exp()
+            loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - 1e-4, 1 + 1e-4)).mean()
+            self.backward(loss * share / len(steps))
 
 
 def learned_of(loop: Loop) -> int:
@@ -172,7 +195,7 @@ def jpeg_size(pixels: np.ndarray) -> float:
 def measure(rounds: int, samples: int, steps: int, folder: Path) -> dict[str, list[Seconds]]:
     recipe = recipe_of(folder, rounds + 1, samples, steps)
     bare, clock, whole = Bare(recipe.train["up"], samples, steps), Clock(), Loop.round
-    found: dict[str, list[Seconds]] = {"bound": [], "round": [], "plain": []}
+    found: dict[str, list[Seconds]] = {"bound": [], "images": [], "round": [], "plain": [], "small": []}
     for place, name, part in (
         (Jury, "score", "rewards, beside"),
         (Kept, "begin", "storage"),
@@ -188,10 +211,13 @@ def measure(rounds: int, samples: int, steps: int, folder: Path) -> dict[str, li
         if number == 0:  # warms up
             pipe.vae.decode = clock.around("decoding", pipe.vae.decode)
             pipe.unet.forward = clock.around("denoiser", pipe.unet.forward)
+        prompts = [r.prompt for r in loop.requests[:samples]]
         turn = {
             "round": clock.whole(lambda: shown.update(whole(loop, number))),
             "bound": bare.clock.whole(lambda: bare.bound(learned_of(loop))),
-            "plain": bare.clock.whole(lambda: bare.plain([r.prompt for r in loop.requests[:samples]])),
+            "images": bare.clock.whole(lambda: bare.images(learned_of(loop))),
+            "plain": bare.clock.whole(lambda: bare.plain(prompts, samples, samples)),
+            "small": bare.clock.whole(lambda: bare.plain(prompts, 8, 4)),
         }
         for what, seconds in turn.items() if number else ():
             found[what].append(seconds)
@@ -210,17 +236,13 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(known.rounds, known.samples, known.steps, Path(folder))
-    middle = {
-        what: {part: median(turn.get(part, 0.0) for turn in turns) for part in turns[0]}
-        for what, turns in found.items()
-    }
-    bound = middle["bound"]["all"]
-    rows = [
-        {"": what, "part": part, "CPU seconds": round(seconds, 3), "to the bound": round(seconds / bound, 3)}
-        for what, parts in middle.items()
-        for part, seconds in parts.items()
-        if what != "bound" or part == "all"
-    ]
+    bounds = {what: [turn["all"] for turn in found[what]] for what in ("bound", "images")}
+    rows = []
+    for what, turns in found.items():
+        for part in turns[0] if what not in bounds else ["all"]:
+            took = [turn.get(part, 0.0) for turn in turns]
+            to = {f"to the {name}": round(median(map(truediv, took, all_)), 3) for name, all_ in bounds.items()}
+            rows.append({"": what, "part": part, "CPU seconds": round(median(took), 3), **to})
     print(table(rows))
 
 
