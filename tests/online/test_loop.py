@@ -16,6 +16,7 @@ from prefkit import recipe as reader
 from prefkit.config import Choice, Pair, Score
 from prefkit.errors import FingerprintError, TrainingError, UsageError
 from prefkit.store import Store, read_json
+from prefkit.train.online.updates import Updates
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
@@ -66,20 +67,44 @@ def test_every_objective_learns_from_rounds(make, tmp_path, kind, name, online):
     assert len(rows) == 2 and all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
     if name not in ("dpo", "sft"):
         assert rows[0]["drift"] <= 1e-6 and rows[1]["drift"] <= 1e-6
-        if (
-            "updates" not in online and name != "d3po"
-        ):  # d3po's ratio is to the reference, and there are two sides to it
+        if "updates" not in online:
             assert abs(rows[0]["ratio"] - 1) <= 1e-6
+    always = {"reward", "reward_deviation", "score/size", "failed", "flat_groups", "queries", "loss", "grad_norm", "lr"}
+    always |= {f"seconds/{part}" for part in ("sampling", "waiting for rewards", "learning")}
+    kl = {"kl"} if name == "flow_grpo" and options.get("kl", 1) else set()
+    policy = {"drift", "ratio", "approx_kl", "clip_high", "clip_low"} | kl
+    chains = {"drift", "ratio", "implicit_accuracy", "log_ratio", "clamped"}
+    logged = {"ddpo": policy, "flow_grpo": policy, "d3po": chains, "oft": chains}.get(name, set())
+    assert always | logged <= rows[0].keys()
     round_ = Store(store.train("up") / "rounds" / "0001")
     assert round_.exists() and len(list(round_.iter_candidates())) == 4
     assert round_.scores("size").frame().value.notna().all()
     assert read_json(store.train("up") / "trained_on.json")["scorers"] == ["size"]
 
 
-def test_full_weights_and_an_average_of_them(make):
-    store, recipe = make(train={"lora": None, "learning_rate": 1e-4}, ema=0.5, rounds=1, **QUICK)
+def test_full_weights_and_an_average_of_them(make, monkeypatch):
+    """What is exported is the average that keeps half of itself at each of two updates."""
+    weights, step = [], Updates.step
+
+    def copied(updates):
+        return {name: p.detach().clone() for name, p in updates.policy.net.named_parameters()}
+
+    def watched(updates):
+        weights.extend([] if weights else [copied(updates)])
+        found = step(updates)
+        weights.append(copied(updates))
+        return found
+
+    monkeypatch.setattr(Updates, "step", watched)
+    store, recipe = make(train={"lora": None, "learning_rate": 1e-4}, ema=0.5, rounds=1, updates=2, **QUICK)
     assert run_train(store, recipe, "up")["done"]
     assert (store.train("up") / "final" / "model_index.json").is_file()
+    final = safetensors.torch.load_file(store.train("up") / "final" / "unet" / "diffusion_pytorch_model.safetensors")
+    start, first, second = weights
+    assert any(not torch.equal(first[key], second[key]) for key in final)
+    for key, tensor in final.items():
+        expected = (start[key].double() + first[key].double()) / 4 + second[key].double() / 2
+        torch.testing.assert_close(tensor.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_resume_equals_an_uninterrupted_training(make):

@@ -96,6 +96,26 @@ def test_scorers_that_wait_for_another_machine_are_called_at_once():
     assert values_of(ours.score([candidates(3), candidates(3)]), "size").tolist() == [0, 1, 2, 0, 1, 2]
 
 
+def test_scorers_of_one_encoder_look_at_an_image_once(monkeypatch):
+    """As in `prefkit score`: one network, and one embedding an image, whoever asks for it."""
+    options = {"model": "tiny"}
+    ours = jury(
+        align=Score(use="clip", options=options, batch_size=2),
+        logit=Score(use="clip", options=options | {"scaling": "logit"}, batch_size=3),
+    )
+    ours.load()
+    networks = [scorer.encoder.network for scorer in ours.scorers.values()]
+    assert networks[0] is networks[1]
+    seen, embed = [], networks[0].inner.images
+    monkeypatch.setattr(networks[0].inner, "images", lambda images: seen.append(len(images)) or embed(images))
+    mine = candidates(5)
+    found = ours.score([mine[:2], mine[2:]])
+    assert seen == [2, 2, 1]
+    cosine, logit = (values_of(found, alias) for alias in ("align", "logit"))
+    assert len(set(cosine)) == 5
+    np.testing.assert_allclose(logit, cosine * networks[0].inner.scale, rtol=1e-6)
+
+
 def test_licences_of_rewards_are_asked_for(tmp_path):
     declared = '@prefkit.scorer(licence="CC-BY-NC-4.0")\ndef score(images, prompts):\n    return [0.0] * len(images)\n'
     (tmp_path / "nc.py").write_text(f"import prefkit\n\n{declared}")
