@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from prefkit.config import Choice, Score
+from prefkit.train.jury import Jury
 from prefkit.train.objectives.oft import OFT
-from prefkit.train.online.rewards import Jury
 from prefkit.train.online.rollout import Rollout
 from prefkit.train.online.steps import StepLearner
 from prefkit.train.run import run_train
