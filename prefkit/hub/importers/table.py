@@ -95,7 +95,7 @@ class Table:
             return None
         if outcome == "none":
             return None
-        if "winner" in self.map and p is not None and (p < 0.5 and outcome == "a" or p > 0.5 and outcome == "b"):
+        if "winner" in self.map and p not in (None, 0.5) and outcome == ("a" if p < 0.5 else "b"):
             raise ValueError(f"the winner is {outcome}, but the probability, which is that image_a is better, is {p:g}")
         name = "people" if judge is None else "user-" + digest("table", str(judge), length=12)
         return Comparison("a", "b", outcome, name, p, aspect=str(value("aspect") or ""))
