@@ -19,7 +19,7 @@ WHAT = {
     "default": "the pairs, as Diffusion-DPO scripts read them: jpg_0 and jpg_1 as bytes, label_0 and label_1, caption",
     "gallery": "the same files with jpg_0 and jpg_1 as images, for looking at",
     "candidates": "every image with every raw score, so that pairs can be chosen anew",
-    "comparisons": "pairwise verdicts of judges or people",
+    "comparisons": "pairwise verdicts of judges or people on these candidates",
     "ties": "pairs whose scores do not tell them apart; no trainer should read them as wins",
     "lists": "whole requests in the order of their combined score, for listwise objectives",
 }

@@ -56,7 +56,7 @@ def stage_dataset(store: Store, name: str, folder: Path, out: Removed) -> Staged
         for split, files in _by_split(source / config).items():
             _copy(config, files, folder / config / split, split, (reader, out), staged)
     _candidates(store, folder / "candidates", (reader, out), staged)
-    _comparisons(store, folder / "comparisons" / "train", out, staged)
+    _comparisons(store, folder / "comparisons" / "train", (reader, out), staged)
     return staged
 
 
@@ -212,17 +212,20 @@ def _shown(reader: CandidateReader, name: str) -> bytes | None:
     return None if row["image"] is None and row["path"] is None else reader.image(name)
 
 
-def _comparisons(store: Store, folder: Path, out: Removed, staged: Staged) -> None:
-    """Verdicts that were reached, in the order of their ids; when they were given stays at home."""
+def _comparisons(store: Store, folder: Path, how: Any, staged: Staged) -> None:
+    """Verdicts that were reached on candidates of the run, in the order of their ids; when they were given stays at home,
+    and so do those on an evaluation's images, which are not pushed."""
     import pyarrow as pa
 
+    reader, out = how
     texts = ("id", "id_a", "id_b", "outcome", "judge", "order", "aspect")
     schema = pa.schema([("table", pa.string()), *((t, pa.string()) for t in texts), ("probability", pa.float64())])
     rows = []
     for alias in store.names("comparisons"):
         frame = store.comparisons(alias).frame([*texts, "probability"]).sort_values("id")
         frame = frame.astype(object).where(frame.notna(), None)
-        rows += [row | {"table": alias} for row in frame[frame.outcome.notna()].to_dict("records")]
+        frame = frame[frame.outcome.notna() & frame.id_a.isin(reader.where) & frame.id_b.isin(reader.where)]
+        rows += [row | {"table": alias} for row in frame.to_dict("records")]
     kept = [row for row in rows if not out.hits({key: row[key] for key in ("id_a", "id_b")})]
     if len(kept) < len(rows):
         staged.dropped["comparisons"] = len(rows) - len(kept)

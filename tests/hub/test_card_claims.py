@@ -13,8 +13,8 @@ from prefkit.errors import StoreError, UsageError
 from prefkit.hub import card, facts
 from prefkit.hub.push import push
 from prefkit.reader import CandidateReader
-from prefkit.store import Store, candidate_row, read_json, write_json
-from prefkit.types import Candidate, Request
+from prefkit.store import Store, candidate_row, comparison_row, read_json, write_json
+from prefkit.types import Candidate, Comparison, Request
 
 
 @pytest.fixture
@@ -199,3 +199,14 @@ def test_candidates_that_are_no_pictures_are_rows_without_one(render, tmp_path):
     assert rows.pop("m")["image"] is None and len(rows) == 32 and all(r["image"] for r in rows.values())
     with pytest.raises(StoreError, match="candidate m holds no image"):
         CandidateReader(Store(tmp_path / "run")).image("m")
+
+
+def test_verdicts_on_images_that_are_not_pushed_stay_at_home(render, tmp_path):
+    def evaluated(store):
+        own = [c.id for c in store.iter_candidates(columns=["id", "request_id", "index", "seed"])][:2]
+        for a, b in ((own[1], own[0]), (own[0], "of-an-evaluation")):
+            store.comparisons("more").append([comparison_row(Comparison(a, b, "a", "person"))])
+
+    _, text = render(evaluated, pairs="main")
+    (path,) = (tmp_path / "run" / "push" / "pairs-main" / "comparisons" / "train").glob("*.parquet")
+    assert pq.read_table(path).column("table").to_pylist() == ["more", "votes"] and "| comparisons | train 2 |" in text
