@@ -139,8 +139,14 @@ class Train:
     #: arguments of the generation's call that the denoiser must see in training (embedded guidance)
     guidance: float | None = None
     #: imported images: bring those of a request to one size of about resolution x resolution pixels near their aspect
-    #: (scaled, cropped around the centre, never flipped); null = images as they are, both of a pair of one size
+    #: (scaled, then cropped); null = images as they are, both of a pair of one size
     resolution: int | None = None
+    #: centre | random: what such a frame shows of an image of another aspect, the middle or one of 4 places along what hangs
+    #: over, by the visit, both images of a pair alike; pairs kept aside are measured on the middle
+    crop: str = "centre"
+    #: half of the visits see both images of a pair mirrored; off, because words that say left or right, letters and logos
+    #: are then wrong
+    flip: bool = False
     #: key of extra (the candidate's or, where that is null, its request's) that says what counts in the errors: a box [left,
     #: top, right, bottom] in shares of the image, or the `inputs` id of a mask image (white counts); null = everything
     mask: str | None = None

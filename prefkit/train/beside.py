@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, ones_like
+from torch import Tensor, ones_like, zeros_like
 
 from prefkit.config import Train
 from prefkit.errors import UsageError
@@ -21,6 +21,7 @@ from prefkit.store import Store
 from prefkit.train import own_noise
 from prefkit.train.cache import Cache
 from prefkit.train.data import PART_ROWS, PairData
+from prefkit.train.frames import shown
 from prefkit.train.masks import COLUMNS, SIDES, Masks, mask_of, weight_of
 from prefkit.train.pairs import Side
 from prefkit.types import digest
@@ -82,11 +83,13 @@ def _weights(data: PairData, family: Any, masks: Masks, store: Store, sides: Any
                 raise UsageError(f"{where}: {masks.name} is {value[:80]!r}, and the run's inputs hold no such image.")
             try:
                 with Image.open(io.BytesIO(images[value])) as image:
-                    found = weight_of(upright(image), family.wiring, latents, (width, height))
+                    size = (width, height)
+                    found = weight_of(upright(image), family.wiring, latents, size, shown(side), side.flip)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise UsageError(f"{where}: the mask {value[:80]} is no image that can be read ({error}).") from error
         else:
-            found = mask_of(_box(value, where), family.wiring, latents, (width, height))
+            box = _seen(_box(value, where), side)
+            found = mask_of(box, family.wiring, latents, (width, height)) if box else zeros_like(latents)
         if not found.any():
             raise UsageError(f"{where}: nothing of the image counts, so there is nothing to learn from.")
         return found
@@ -100,6 +103,17 @@ def _box(value: Any, where: str) -> dict[str, float]:
         raise UsageError(f"{where}: {value!r} is no box [left, top, right, bottom] in shares of the image, 0 to 1, and no "
                          "inputs id.")  # fmt: skip
     return dict(zip(SIDES, map(float, value), strict=True))
+
+
+def _seen(box: dict[str, float], side: Side) -> dict[str, float]:
+    """The box in shares of what the side's view shows; empty where it shows nothing of it."""
+    left, top, right, bottom = shown(side)
+    x = [min(1.0, max(0.0, (box[edge] - left) / (right - left))) for edge in ("box_left", "box_right")]
+    y = [min(1.0, max(0.0, (box[edge] - top) / (bottom - top))) for edge in ("box_top", "box_bottom")]
+    if x[0] == x[1] or y[0] == y[1]:
+        return {}
+    x = [1 - x[1], 1 - x[0]] if side.flip else x
+    return dict(zip(SIDES, (x[0], y[0], x[1], y[1]), strict=True))
 
 
 def _noises(

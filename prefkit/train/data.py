@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from prefkit.train.cache import Cache
 from prefkit.train.frames import fit
 from prefkit.train.masks import Masks
 from prefkit.train.pairs import PairRow, PairSource, Side, request_of
+from prefkit.train.views import Views
 from prefkit.types import Candidate, Draw, Groups, Request, digest
 
 ENCODE_ROWS = 32
@@ -65,6 +66,7 @@ class PairData:
 
     conditions: a Cache, or a texts.Texts that holds few of them at a time.
     beside: what lies beside the latents, by `beside_key`: weight and noise of one image. masks: what the weights are of.
+    views: how a group's visits look at its images.
     """
 
     def __init__(
@@ -75,21 +77,29 @@ class PairData:
         requests: dict[str, Request],
         beside: Cache | None = None,
         masks: Masks | None = None,
+        views: Views | None = None,
     ) -> None:
         self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
-        self.beside, self.masks = beside, masks
+        self.beside, self.masks, self.views = beside, masks, views or Views()
 
     def of(self, groups: Sequence[Any]) -> PairData:
         """The same caches, for these groups."""
-        return PairData(groups, self.latents, self.conditions, self.requests, self.beside, self.masks)
+        return PairData(groups, self.latents, self.conditions, self.requests, self.beside, self.masks, self.views)
 
     def request(self, pair: Any) -> Request:
         return request_of(pair, self.requests)
 
     def size(self, pair: Any) -> tuple[int, int]:
         """(height, width) in pixels, of all its images."""
-        height, width = self.latents.notes[pair.sides[0].key]
+        key = self.cached(pair.sides[0])
+        if key is None:
+            raise KeyError(pair.sides[0].key)
+        height, width = self.latents.notes[key]
         return height, width
+
+    def cached(self, side: Side) -> str | None:
+        """Key of one of its views whose latents are there."""
+        return next((key for key in self.views.keys(side) if key in self.latents), None)
 
     def condition_key(self, pair: Any) -> str:
         request = self.request(pair)
@@ -102,7 +112,7 @@ class PairData:
 
     def example(self) -> str:
         """Key of an image whose latents are there."""
-        return next(side.key for pair in self.pairs for side in pair.sides if side.key in self.latents)
+        return next(key for pair in self.pairs for side in pair.sides if (key := self.cached(side)))
 
     def complete(self) -> bool:
         return self.encoded() and all(self.condition_key(pair) in self.conditions for pair in self.pairs)
@@ -118,12 +128,13 @@ class PairData:
     def batches(
         self, family: Any, chosen: Sequence[tuple[Any, int]], time: torch.Tensor | None = None
     ) -> Iterator[Batch]:
-        """(group, visit)s as batches of one condition signature, latent shape and group size.
+        """(group, visit)s, each in its view, as batches of one condition signature, latent shape and group size.
 
         time: [1], overrules the draws'.
         """
         buckets: dict[Any, list[Any]] = {}
-        for group, visit in chosen:
+        for plain, visit in chosen:
+            group = self.views.at(plain, visit)
             latents = [self.latents.get(side.key)["latents"] for side in group.sides]
             condition = self.conditions.get(self.condition_key(group))
             draw = family.draw(group.id, visit, latents[0])
@@ -202,7 +213,7 @@ def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tu
 
 def fill_latents(
     data: PairData,
-    wanted: Collection[str],
+    wanted: Collection[Side],
     family: Any,
     source: PairSource,
     store: Store,
@@ -215,15 +226,19 @@ def fill_latents(
     takes the images whose key falls to it. Raises UsageError naming the row.
     """
     rank, processes = share
+    views: dict[str, dict[str, Side]] = {}  # by the plain view's key
+    for side in wanted:
+        if side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
+            views.setdefault(side.plain or side.key, {})[side.key] = side
     rows: dict[str, tuple[int, Side]] = {}
     for pair in data.pairs:
         for side in pair.sides:
-            if side.key in wanted and side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
+            if side.key in views:
                 rows.setdefault(side.key, (pair.row, side))
-    writer = _Writer(data.latents, family, source)
+    writer = _Writer(data.latents, family, source, views)
     if generators:
         for key, candidate in _candidates_of(rows, store, generators):
-            writer.add(key, *rows.pop(key), candidate)
+            writer.add(key, rows.pop(key)[0], candidate)
     if rows:
         places = {(row, side.column): key for key, (row, side) in rows.items()}
         for number, *images in source.images():
@@ -231,10 +246,10 @@ def fill_latents(
                 if image is not None and (number, column) in places:
                     key = places[number, column]
                     _, side = rows.pop(key)
-                    writer.add(key, number, side, Candidate(side.candidate or key, "", 0, 0, image=image))
+                    writer.add(key, number, Candidate(side.candidate or key, "", 0, 0, image=image))
     if rows:
         for key, candidate in _candidates_of(rows, store, ()):
-            writer.add(key, *rows.pop(key), replace(candidate, payload=None))
+            writer.add(key, rows.pop(key)[0], replace(candidate, payload=None))
     writer.flush()
     if rows:
         row, side = next(iter(rows.values()))
@@ -275,27 +290,27 @@ def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None
 
 def check_sizes(data: PairData, name: str) -> None:
     """Raises UsageError where the two images of a pair differ in size; of pairs that are not cached nothing is known."""
-    sizes = data.latents.notes
-    known = [pair for pair in data.pairs if pair.win.key in sizes and pair.lose.key in sizes]
-    wrong = [pair for pair in known if sizes[pair.win.key] != sizes[pair.lose.key]]
+    there = [(pair, [data.cached(side) for side in pair.sides]) for pair in data.pairs]
+    known = [(pair, [data.latents.notes[key] for key in keys if key]) for pair, keys in there if all(keys)]
+    wrong = [(pair, sizes) for pair, sizes in known if sizes[0] != sizes[1]]
     if wrong:
-        (h0, w0), (h1, w1) = (sizes[side.key] for side in (wrong[0].win, wrong[0].lose))
+        pair, ((h0, w0), (h1, w1)) = wrong[0]
         raise UsageError(
             f"pairs {name}: in {len(wrong)} of {len(known)} pairs the two images differ in size, first in row "
-            f"{wrong[0].row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have "
+            f"{pair.row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have "
             "one size: resize and crop both alike, or remove the pairs."
         )
 
 
 class _Writer:
-    """Collects candidates and writes their latents, a part at a time."""
+    """Collects candidates and writes latents of their wanted views, a part at a time. views: by the plain key, by key."""
 
-    def __init__(self, cache: Cache, family: Any, source: PairSource) -> None:
-        self.cache, self.family, self.source = cache, family, source
+    def __init__(self, cache: Cache, family: Any, source: PairSource, views: Mapping[str, Mapping[str, Side]]) -> None:
+        self.cache, self.family, self.source, self.views = cache, family, source, views
         self.waiting: list[tuple[str, int, Side, Candidate]] = []
 
-    def add(self, key: str, row: int, side: Side, candidate: Candidate) -> None:
-        self.waiting.append((key, row, side, candidate))
+    def add(self, plain: str, row: int, candidate: Candidate) -> None:
+        self.waiting += [(key, row, side, candidate) for key, side in self.views[plain].items()]
         if len(self.waiting) >= PART_ROWS:
             self.flush()
 
@@ -316,14 +331,13 @@ class _Writer:
     def _ready(self, row: int, side: Side, candidate: Candidate) -> tuple[Candidate, list[int]]:
         """The candidate as it is encoded, and [height, width]. Latents that it holds are those of its own size alone."""
         size = self._stored_size(row, candidate) if candidate.payload is not None else None
-        if size is not None and side.frame in (None, size):
+        if size is not None and side.frame in (None, size) and not side.flip:
             return candidate, list(size)
         try:
             image = candidate.pil()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise _undecodable(self.source, row, error) from error
-        if side.frame is not None:
-            image = fit(image, side.frame)
+        image = fit(image, side)
         return replace(candidate, payload=None, decoded=image), [image.height, image.width]
 
     def _stored_size(self, row: int, candidate: Candidate) -> tuple[int, int]:

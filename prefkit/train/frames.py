@@ -1,8 +1,7 @@
 """Aspect buckets for imported images: one size for all images of a request, so that no pair has two.
 
 The images of a request are brought to the size of about resolution x resolution pixels whose aspect is nearest to theirs (the
-geometric mean): scaled without distortion until they cover it, then cropped around the centre, all alike. None is
-flipped: text, logos and garments have a left and a right, and a pair's images must not differ by it.
+geometric mean): scaled without distortion until they cover it, then cropped, around the centre or where a view says.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def framed(pairs: list[PairRow], source: PairSource, store: Store, resolution: i
     for pair in pairs:
         frame = frames[pair.request_id, pair.prompt]
         cut |= {side.key for side in pair.sides if _lost(sizes.get(side.key, frame), frame) > LOST}
-        win, lose = (_framed(side, frame) for side in pair.sides)
+        win, lose = (_framed(side, frame, sizes.get(side.key)) for side in pair.sides)
         found.append(replace(pair, win=win, lose=lose))
     if cut:
         warn(f"pairs {source.name}: {len(cut)} of {len(sizes)} images lose more than {LOST:.0%} to cropping, because the "
@@ -53,16 +52,28 @@ def bucket(aspect: float, resolution: int) -> tuple[int, int]:
     return tuple(max(step, round(edge / step) * step) for edge in (height, width))  # type: ignore[return-value]
 
 
-def fit(image: Image, frame: tuple[int, int]) -> Image:
-    """Scaled until it covers the frame (height, width), and cropped around the centre."""
+def fit(image: Image, side: Side) -> Image:
+    """Scaled until it covers the side's frame, and cropped there; mirrored where the view says so. As it is without."""
     from PIL import Image as pil
     from PIL import ImageOps
 
-    return ImageOps.fit(image, frame[::-1], pil.Resampling.LANCZOS)
+    if side.frame is not None:
+        image = ImageOps.fit(image, side.frame[::-1], pil.Resampling.LANCZOS, centering=(side.crop, side.crop))
+    return ImageOps.mirror(image) if side.flip else image
 
 
-def _framed(side: Side, frame: tuple[int, int]) -> Side:
-    return replace(side, key=digest(side.key, frame, length=40), frame=frame)
+def shown(side: Side) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what `fit` leaves, in shares of the whole image, before it is mirrored."""
+    if side.frame is None or side.whole is None:
+        return 0.0, 0.0, 1.0, 1.0
+    ratio = (side.whole[1] / side.whole[0]) / (side.frame[1] / side.frame[0])  # above 1: wider than the frame
+    width, height = min(1.0, 1 / ratio), min(1.0, ratio)
+    left, top = (1 - width) * side.crop, (1 - height) * side.crop
+    return left, top, left + width, top + height
+
+
+def _framed(side: Side, frame: tuple[int, int], whole: tuple[int, int] | None) -> Side:
+    return replace(side, key=digest(side.key, frame, length=40), frame=frame, whole=whole)
 
 
 def _lost(size: tuple[int, int], frame: tuple[int, int]) -> float:

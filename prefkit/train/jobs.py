@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from prefkit.train import validation
 from prefkit.train.curriculum import stream
 from prefkit.train.lists import groups_of
 from prefkit.train.pairs import PairRow
+from prefkit.train.views import Views
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
 
 
 def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> list[Any]:
-    """Groups that these trainings look at from their first step to their last, and the pairs kept aside.
+    """Groups, in their views, that these trainings look at from their first step to their last, and the pairs kept aside.
 
     The stream of groups is a function of the position, so this is known beforehand; with more `steps` there are more.
     """
@@ -48,11 +49,18 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
         global_batch = config.batch_size * config.accumulation * processes
         length = config.steps * global_batch
         place = stream(groups, config, global_batch)
-        if not config.curriculum:  # one permutation after the other: the first holds every group
+        views = Views.of(config)
+        if not config.curriculum and not views.many:  # one permutation after the other: the first holds every group
             length = min(length, len(groups))
-        found += [groups[index] for index in sorted({place(position)[0] for position in range(length)})]
+        seen = sorted({place(position) for position in range(length)})
+        found += unique(views.at(groups[index], visit) for index, visit in seen)
         found += held
     return found
+
+
+def unique(groups: Iterable[Any]) -> list[Any]:
+    """Without those that show the same images again."""
+    return list({(group.id, *(side.key for side in group.sides)): group for group in groups}.values())
 
 
 def load_objective(name: str, config: Train) -> Any:

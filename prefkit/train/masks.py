@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDES = ("box_left", "box_top", "box_right", "box_bottom")
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 COLUMNS = ("id", "request_id", "index", "seed", "extra")
 
 
@@ -66,18 +67,27 @@ def mask_of(aspects: Mapping[str, float], wiring: Wiring, like: Tensor, size: tu
     return _laid_out(cells, wiring, like)
 
 
-def weight_of(image: Image, wiring: Wiring, like: Tensor, size: tuple[int, int]) -> Tensor:
+def weight_of(
+    image: Image,
+    wiring: Wiring,
+    like: Tensor,
+    size: tuple[int, int],
+    part: tuple[float, float, float, float] = WHOLE,
+    flip: bool = False,
+) -> Tensor:
     """[...] float32, shaped like one sample's latents: the mask image's mean grey in every cell, white being 1.
 
     size: (width, height) in pixels of the image that is masked; a mask of another size is stretched over it.
+    part: (left, top, right, bottom) of what is seen, in shares of the mask; flip: and is mirrored then.
     """
     from PIL import Image as pil
 
     width, height = size[0] // wiring.downscale, size[1] // wiring.downscale
     deep = image.mode.startswith("I")  # 16 bits, which convert("L") cuts off at 255
     grey = np.asarray(image, np.float32) / 65535 if deep else np.asarray(image.convert("L"), np.float32) / 255
-    cells = pil.fromarray(grey).resize((width, height), pil.Resampling.BOX)
-    return _laid_out(torch.from_numpy(np.array(cells)), wiring, like)
+    box = (part[0] * image.width, part[1] * image.height, part[2] * image.width, part[3] * image.height)
+    cells = np.array(pil.fromarray(grey).resize((width, height), pil.Resampling.BOX, box))
+    return _laid_out(torch.from_numpy(cells[:, ::-1].copy() if flip else cells), wiring, like)
 
 
 def _laid_out(cells: Tensor, wiring: Wiring, like: Tensor) -> Tensor:

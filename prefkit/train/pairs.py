@@ -37,13 +37,18 @@ class Side:
     """One image of a pair.
 
     key: sha256 of its bytes; column: 0 or 1, as in jpg_0; candidate: its id in the run's candidates, if it has one.
-    frame: (height, width) that the image is brought to; the key then names the image in this frame.
+    frame: (height, width) that the image is brought to, whole: (height, width) before; the key then names the image in
+    this frame. flip, crop: a view of it (prefkit.train.views), under a key of its own; plain is then the key without.
     """
 
     key: str
     column: int
     candidate: str | None = None
     frame: tuple[int, int] | None = None
+    whole: tuple[int, int] | None = None
+    plain: str | None = None
+    flip: bool = False
+    crop: float = 0.5
 
 
 @dataclass(frozen=True)

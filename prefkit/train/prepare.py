@@ -15,7 +15,7 @@ from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
-from prefkit.train import beside, frames, preflight, texts
+from prefkit.train import beside, frames, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -140,7 +140,8 @@ def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairDat
     requests = {request.request_id: request for request in store.requests()}
     extra = beside.cache_of(plan.config, plan.cache)
     latents, conditions = Cache(plan.cache / "latents"), Cache(plan.cache / "conditions")
-    return PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs))
+    views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
+    return PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config))
 
 
 def prepare(
@@ -148,10 +149,11 @@ def prepare(
 ) -> PairData:
     """All pairs, with latents and conditions of what these trainings visit: from the cache or made now, by all processes.
 
-    Without jobs, those of every pair.
+    Without jobs, those of every pair, in all its views.
     """
     store, data = plan.store, open_caches(plan, pairs, source)
-    wanted = data.of(visited(jobs, data.pairs, processes.count)) if jobs else data
+    seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
+    wanted = data.of(seen)
     texted = texts.on_disk(plan.config, data, wanted)
     ready = wanted.encoded() and texted.complete() and plan.wiring() is not None and preflight.complete(plan, data)
     processes.wait()
@@ -186,14 +188,15 @@ def _fill(
     """
     store, share = plan.store, (processes.rank, processes.count)
     family.pipe.vae.float()  # latents are made once, so they are made well
-    images = {side.key for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides}
+    views.warn_of_coordinates(plan.config, family)
+    images = [side for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides]
     caches.fill_latents(data, images, family, source, store, plan.generators, share)
     _agree(processes, data.latents)
     caches.check_sizes(data, source.name)
     measured = preflight.chosen(plan, data)[1:]
-    for side in measured:
-        keys = {group.sides[0].key for group in side.pairs}
-        caches.fill_latents(side, keys, family, source, store, plan.generators, share)
+    for images_of in measured:
+        sides = [group.sides[0] for group in images_of.pairs]
+        caches.fill_latents(images_of, sides, family, source, store, plan.generators, share)
         _agree(processes, data.latents)
     for groups in (texted, *measured):
         caches.fill_conditions(groups, family, share)

@@ -13,7 +13,7 @@ from prefkit.config import Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
-from prefkit.train import budget, computing, launch, optimizers, stopping, table, validation
+from prefkit.train import budget, computing, launch, optimizers, stopping, table, validation, views
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
@@ -105,9 +105,10 @@ def check_settings(name: str, config: Train) -> None:
     if config.resolution is not None:
         if config.resolution < LEAST_RESOLUTION:
             raise UsageError(f"train.{name}.resolution is {config.resolution}: it must be at least {LEAST_RESOLUTION}.")
-        if config.online is not None or config.mask is not None or config.noise != "shared":
-            raise UsageError(f"train.{name}.resolution is for imported images; boxes, a candidate's own noise and online "
-                             "training go with images as they are. Set it to null.")  # fmt: skip
+        if config.online is not None or config.noise != "shared":
+            raise UsageError(f"train.{name}.resolution is for imported images; a candidate's own noise and online training "
+                             "go with images as they are. Set it to null.")  # fmt: skip
+    views.check(name, config)
     if config.patience and (config.online is not None or not config.validation):
         raise UsageError(f"train.{name}.patience looks at the pairs that `validation` keeps aside, offline. Set it to 0, or "
                          "validation above 0.")  # fmt: skip

@@ -93,6 +93,8 @@ CONTENT = {
         "time_sampling",
         "guidance",
         "resolution",
+        "crop",
+        "flip",
         "mask",
         "noise",
         "curriculum",

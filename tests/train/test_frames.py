@@ -10,6 +10,7 @@ from PIL import Image
 
 from prefkit.errors import UsageError
 from prefkit.train.frames import bucket, fit
+from prefkit.train.pairs import Side
 from prefkit.train.run import run_train
 from prefkit.types import Candidate
 
@@ -27,8 +28,8 @@ def test_buckets_keep_area_and_aspect(resolution, step):
 def test_an_image_is_scaled_without_distortion_and_cropped_around_the_centre():
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, 32:96] = 255  # a square in the middle of a wide image
-    assert np.asarray(fit(Image.fromarray(pixels), (32, 32))).min() > 200
-    wide = np.asarray(fit(Image.fromarray(pixels), (32, 64))).astype(int)
+    assert np.asarray(fit(Image.fromarray(pixels), Side("a", 0, frame=(32, 32)))).min() > 200
+    wide = np.asarray(fit(Image.fromarray(pixels), Side("a", 0, frame=(32, 64)))).astype(int)
     assert wide[:, :14].max() < 50 and wide[:, 18:46].min() > 200 and wide[:, 50:].max() < 50
 
 
@@ -74,7 +75,7 @@ def test_the_latents_are_those_of_the_image_in_its_frame(run, png, loop_of, fold
     (pair,) = loop.data.pairs
     for side in pair.sides:
         image = Image.open(io.BytesIO(rows[0][f"jpg_{side.column}"])).convert("RGB")
-        expected = family.latents([Candidate("x", "", 0, 0, decoded=fit(image, (64, 64)))])[0]
+        expected = family.latents([Candidate("x", "", 0, 0, decoded=fit(image, Side("a", 0, frame=(64, 64))))])[0]
         torch.testing.assert_close(loop.data.latents.get(side.key)["latents"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -90,6 +91,6 @@ def test_images_of_that_size_already_train_as_without(run):
 
 
 def test_what_does_not_go_with_a_frame(run):
-    for given in ({"resolution": 8}, {"resolution": 64, "mask": "box"}, {"resolution": 64, "noise": "own"}):
+    for given in ({"resolution": 8}, {"resolution": 64, "noise": "own"}):
         with pytest.raises(UsageError, match="resolution"):
             run_train(*run(**given), "dpo")

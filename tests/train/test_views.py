@@ -1,0 +1,166 @@
+"""Mirrored and cropped views: chosen by (group, visit), alike for a group's images, their masks with them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from prefkit.errors import UsageError
+from prefkit.train.frames import fit, shown
+from prefkit.train.lists import Group
+from prefkit.train.offline import Loop
+from prefkit.train.pairs import PairRow, PairSource, Side, read_pairs
+from prefkit.train.run import run_train
+from prefkit.train.views import CROPS, Views
+from prefkit.types import Candidate, Request
+
+WIDE = {"frame": (64, 64), "whole": (64, 128)}
+ALL = Views((False, True), tuple(k / (CROPS - 1) for k in range(CROPS)))
+
+
+def test_a_visit_has_one_view_for_all_its_images():
+    pair = PairRow("id", 0, "a", None, Side("a" * 40, 0, **WIDE), Side("b" * 40, 1, **WIDE))
+    three = Group("id", 0, "a", None, (*pair.sides, Side("c" * 40, 0, **WIDE)), (1.0, 0.0, 0.0))
+    seen = Counter()
+    for visit in range(800):
+        win, lose = ALL.at(pair, visit).sides
+        seen[win.flip, win.crop] += 1
+        assert (win.flip, win.crop) == (lose.flip, lose.crop) and win.key != lose.key
+        assert ALL.at(pair, visit) == ALL.at(pair, visit)
+        assert ALL.at(three, visit).sides[:2] == (win, lose)
+    assert len(seen) == 2 * CROPS and min(seen.values()) > 60
+    assert ALL.at(pair, -1) is pair  # measurements
+    assert {group.win.key for group in ALL.every(pair)} == set(ALL.keys(pair.win)) and len(set(ALL.keys(pair.win))) == 9
+    whole = PairRow("id", 0, "a", None, *(Side(side.key, 0, None, (64, 64), (128, 128)) for side in pair.sides))
+    assert {side.crop for v in range(99) for side in ALL.at(whole, v).sides} == {0.5}  # nothing hangs over
+
+
+def test_a_view_shows_the_part_it_says():
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, :64, 0], pixels[:, 64:, 1] = 255, 255  # red on the left, green on the right
+    picture = Image.fromarray(pixels)
+    for crop, red in ((0.0, 64), (1 / 3, 43), (0.5, 32), (1.0, 0)):
+        side = Side("a", 0, **WIDE, crop=crop)
+        found = np.asarray(fit(picture, side)).astype(int)
+        assert abs((found[..., 0].mean(0) > 127).sum() - red) <= 1
+        mirrored = np.asarray(fit(picture, Side("a", 0, **WIDE, crop=crop, flip=True))).astype(int)
+        assert (mirrored == found[:, ::-1]).all()
+        left, top, right, bottom = shown(side)
+        assert (left, right) == pytest.approx((crop / 2, crop / 2 + 0.5)) and (top, bottom) == (0, 1)
+    assert shown(Side("a", 0, frame=(64, 64), whole=(128, 64), crop=1.0)) == pytest.approx((0, 0.5, 1, 1))
+
+
+def test_training_sees_each_view_encoded(run, loop_of):
+    loop = loop_of(*run(flip=True, batch_size=4))
+    images = {(row, column): image for row, *both in source_images(loop) for column, image in enumerate(both)}
+    family = whole_family(loop)
+    flips = set()
+    for step in range(4):
+        for batch in loop.micro_batches(step)[0]:
+            count = len(batch.members)
+            for place, group in enumerate(batch.members):
+                for which, side in enumerate(group.sides):
+                    image = Image.open(io.BytesIO(images[group.row, side.column])).convert("RGB")
+                    image = ImageOps.mirror(image) if side.flip else image
+                    expected = family.latents([Candidate("x", "", 0, 0, decoded=image)])[0]
+                    torch.testing.assert_close(batch.latents[which * count + place], expected, rtol=1e-4, atol=1e-5)
+                    flips.add(side.flip)
+    assert flips == {True, False}
+
+
+def source_images(loop):
+    from prefkit.store import Store
+
+    return PairSource.find(Store(loop.folder.parents[1]), "main").images()
+
+
+def whole_family(loop):
+    from prefkit.train.families.diffusers import DiffusersFamily
+
+    family = DiffusersFamily()
+    family.load({"base": loop.family.pipe.config._name_or_path})
+    family.pipe.vae.float()
+    return family
+
+
+def lines(store):
+    rows = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_what_is_visited_is_cached_and_resume_and_kept_errors_are_exact(run, pair_rows, monkeypatch):
+    used = set()
+    micro_batches = Loop.micro_batches
+
+    def noted(self, step):
+        found = micro_batches(self, step)
+        used.update(side.key for batches in found for b in batches for g in b.members for side in g.sides)
+        return found
+
+    monkeypatch.setattr(Loop, "micro_batches", noted)
+    settings = {"rows": pair_rows(5, size=(96, 64)), "resolution": 64, "crop": "random", "flip": True, "validation": 1}
+    whole, recipe = run(where="whole", steps=5, **settings)
+    run_train(whole, recipe, "dpo")
+    held = {s.key for p in framed_held(whole, recipe) for s in p.sides}
+    (latents,) = (whole.folder / "train" / ".cache").glob("*/latents")
+    from prefkit.train.cache import Cache
+
+    assert set(Cache(latents).notes) == used | held and len(used) > 10
+    parts, recipe = run(where="parts", steps=5, keep_reference=True, **settings)
+    run_train(parts, recipe, "dpo", limit=3)
+    run_train(parts, recipe, "dpo")
+    again = run(where="parts", steps=5, keep_reference=True, **settings)[1]
+    (parts.train("dpo")).rename(parts.train("dpo").with_name("first"))
+    run_train(parts, again, "dpo")  # from the kept errors of the reference
+    assert lines(parts) == lines(whole)
+
+
+def framed_held(store, recipe):
+    from prefkit.train.frames import framed
+    from prefkit.train.validation import split
+
+    source = PairSource.find(store, "main")
+    return split(framed(read_pairs(source), source, store, 64), recipe.train["dpo"].validation)[1]
+
+
+@pytest.mark.parametrize("kind", ["box", "image"])
+def test_masks_are_mirrored_and_cropped_along(run, pair_rows, loop_of, kind):
+    rows = [row | {"request_id": row["caption"]} for row in pair_rows(4, size=(160, 64))]
+    store, recipe = run(rows=rows, mask="where", resolution=64, flip=True)
+    if kind == "image":
+        drawn = np.zeros((64, 160), np.uint8)
+        drawn[:32, 40:60] = 255
+        buffer = io.BytesIO()
+        Image.fromarray(drawn).save(buffer, "PNG")
+        store.inputs().append([{"id": "drawn", "bytes": buffer.getvalue()}])
+    where = [0.25, 0.0, 0.375, 0.5] if kind == "box" else "drawn"
+    store.write_requests([Request(row["caption"], row["caption"], extra={"where": where}) for row in rows])
+    loop = loop_of(store, recipe)
+    seen = {}
+    for step in range(6):
+        for batch in loop.micro_batches(step)[0]:
+            assert batch.weight.shape == batch.latents.shape
+            seen |= {batch.members[0].win.flip: batch.weight[0, 0]}
+    assert set(seen) == {True, False} and torch.equal(seen[True], seen[False].flip(-1))
+    expected = torch.zeros(6, 12)  # a frame of 48 x 96 shows four fifths of an image of 64 x 160
+    expected[:3, 2:5] = 1  # (0.25 - 0.1) / 0.8 * 12 = 2.25 to (0.375 - 0.1) / 0.8 * 12 = 4.125
+    assert torch.equal((seen[False] > 0).float(), expected)
+
+
+def test_views_that_would_be_wrong_are_refused(run, pair_rows, capsys):
+    refused = [{"crop": "random"}, {"crop": "left"}, {"flip": True, "noise": "own"}]
+    refused.append({"crop": "random", "resolution": 64, "mask": "where"})
+    for given in refused:
+        with pytest.raises(UsageError, match=r"crop|flip"):
+            run_train(*run(**given), "dpo")
+    rows = [row | {"caption": "a cat on the left"} for row in pair_rows(4)]
+    run_train(*run(where="sided", rows=rows, flip=True, steps=1), "dpo")
+    assert "1 prompts say left or right" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="model.inputs"):
+        run_train(*run(where="edits", flip=True, model={"inputs": {"image": "extra.person"}}), "dpo")
