@@ -94,11 +94,11 @@ def check_settings(name: str, config: Train) -> None:
         for key in keys:
             if getattr(config, key) < least:
                 raise UsageError(f"train.{name}.{key} is {getattr(config, key)}: it must be at least {least}.")
-    computing.check(name, config)
-    optimizers.check(name, config)
     for key in ("learning_rate", "max_grad_norm"):
         if getattr(config, key) <= 0:
             raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
+    computing.check(name, config)
+    optimizers.check(name, config)
     if config.max_hours is not None and (config.max_hours <= 0 or config.online is not None):
         raise UsageError(f"train.{name}.max_hours is above 0, and offline: rounds of online training differ too much to be "
                          "timed by the first. Leave it out.")  # fmt: skip
