@@ -18,6 +18,7 @@ import torch
 from prefkit.errors import CaptureError, TrainingError, UsageError
 from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
 from prefkit.models.paper import PARTS, left_out, part_of
+from prefkit.models.single_file import from_single_file
 from prefkit.tiny import located
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
@@ -68,7 +69,8 @@ def load_pipeline(
     _check_source(source)
     in_turn = in_turn and not source.endswith(SINGLE_FILES)
     if source.endswith(SINGLE_FILES):
-        pipe = _from_single_file(source, torch_dtype, config)
+        pipe = from_single_file(source, torch_dtype, config)
+        _still(pipe)  # diffusers (0.42.1) leaves a T5 in training mode, with its dropout on
     elif in_turn:
         whole = functools.partial(load_pipeline, base, revision=revision, trust_remote_code=trust_remote_code)
         pipe = _in_turn(source, revision, torch_dtype, device, trust_remote_code, _part_loader(whole, device, adapters))
@@ -165,28 +167,6 @@ def _in_turn(
     return pipe
 
 
-def _from_single_file(source: str, dtype: torch.dtype, config: str | None) -> Any:
-    import diffusers
-    from diffusers.loaders.single_file_utils import (
-        SingleFileComponentError,
-        fetch_diffusers_config,
-        load_single_file_checkpoint,
-    )
-
-    try:
-        settings = (
-            config or fetch_diffusers_config(load_single_file_checkpoint(source))["pretrained_model_name_or_path"]
-        )
-        index: Any = diffusers.DiffusionPipeline.load_config(settings)
-        kind = getattr(diffusers, index["_class_name"])
-        return kind.from_single_file(source, config=settings, dtype=dtype)
-    except (OSError, ValueError, AttributeError, KeyError, RuntimeError, SingleFileComponentError) as error:
-        raise UsageError(
-            f"no pipeline could be read from the single file {source}: {_short(error)} A single file holds weights "
-            "only; its configuration comes from the Hub, or from a folder given as config."
-        ) from error
-
-
 def _scheduler(name: str) -> Any:
     import diffusers
 
@@ -216,7 +196,12 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
             )
     owner = pipe if hasattr(pipe, "set_adapters") else net
     owner.set_adapters(names, list(adapters.values()))
-    for component in pipe.components.values():  # new layers come in training mode, with their dropout on
+    _still(pipe)  # new layers come in training mode, with their dropout on
+
+
+def _still(pipe: Any) -> None:
+    """Every part in evaluation mode."""
+    for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval()
 
