@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prefkit.store import Store
 
 SHEET = "images/contact-sheet.webp"
+MOST = 200  # figures of an audit
 WHAT = {
     "default": "the pairs, as Diffusion-DPO scripts read them: jpg_0 and jpg_1 as bytes, label_0 and label_1, caption",
     "gallery": "the same files with jpg_0 and jpg_1 as images, for looking at",
@@ -179,7 +180,8 @@ def _audit(audit: Mapping[str, Any]) -> str:
     notes = "\n".join(f"- {card.text(note)}" for note in (warnings if isinstance(warnings, list) else [warnings]))
     if not rows and not notes:
         return "No audit was stored with these pairs."
-    return f"{card.table(rows[:200])}\n\n{notes}".strip()
+    rest = f"{len(rows) - MOST:,} further figures are not shown.\n\n" if len(rows) > MOST else ""
+    return f"{card.table(rows[:MOST])}\n\n{rest}{notes}".strip()
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

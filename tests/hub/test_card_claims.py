@@ -210,3 +210,13 @@ def test_verdicts_on_images_that_are_not_pushed_stay_at_home(render, tmp_path):
     _, text = render(evaluated, pairs="main")
     (path,) = (tmp_path / "run" / "push" / "pairs-main" / "comparisons" / "train").glob("*.parquet")
     assert pq.read_table(path).column("table").to_pylist() == ["more", "votes"] and "| comparisons | train 2 |" in text
+
+
+def test_an_audit_that_is_cut_says_so(render):
+    def long(store):
+        write_json(
+            store.pairs("main") / "audit.json", {"figures": {f"f{i}": i for i in range(203)}, "warnings": ["look"]}
+        )
+
+    _, text = render(long, pairs="main")
+    assert "3 further figures are not shown.\n\n- look" in text and text.count("| figures.f") == 200
