@@ -20,6 +20,8 @@ class Model:
     adapters: dict[str, float] = field(default_factory=dict)
     #: for a single file: a pipeline folder or Hub id to take the configuration from
     config: str | None = None
+    #: nf4 | int8 | fp8: the denoiser's linear layers in so few bits, in generate, train (adapters on top) and eval
+    quantize: str | None = None
     #: argument of the pipeline's call -> field of the request (extra.NAME: an image, or a number) that it takes
     inputs: dict[str, str] = field(default_factory=dict)
     #: run code that comes with the model

@@ -127,6 +127,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
         scheduler=settings.scheduler,
         trust_remote_code=model.trust_remote_code,
         config=model.config,
+        quantize=model.quantize,
     )
     if settings.compile:
         name = denoiser_name(pipe)

@@ -1,9 +1,9 @@
 """Diffusion models, by looking instead of adapting.
 
-load        load_pipeline(base, revision=None, adapters={}, device, dtype, scheduler, parts, in_turn) -> DiffusionPipeline
+load        load_pipeline(base, revision=None, adapters={}, device, dtype, scheduler, parts, in_turn, quantize)
             denoiser_name(pipe) -> "unet" | "transformer"
 revision    weights_revision(base, revision=None) -> str
-            base_revision(model) -> {"base": ..., "config": ... for a single file that has one}
+            base_revision(model) -> {"base": ..., "config": ... for a single file that has one, "quantize": ... where it is}
 trained     trained_model(run, model, name) -> Model;  trained_on(train/NAME) -> dict | None;  caption_hash(caption)
 capture     capture(pipe, height=None, width=None, call={}) -> Wiring           once per model; JSON in and out
 conditions  capture_conditions(pipe, wiring, prompts, height, width, call) -> list[Tree]     one per prompt

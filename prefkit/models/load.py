@@ -18,6 +18,7 @@ import torch
 from prefkit.errors import CaptureError, TrainingError, UsageError
 from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
 from prefkit.models.paper import PARTS, left_out, part_of
+from prefkit.models.quantize import check_quantize, quantized
 from prefkit.models.single_file import from_single_file
 from prefkit.tiny import located
 
@@ -46,6 +47,7 @@ def load_pipeline(
     trust_remote_code: bool = False,
     config: str | None = None,
     in_turn: bool = False,
+    quantize: str | None = None,
 ) -> Any:
     """A DiffusionPipeline on `device`, weights from safetensors.
 
@@ -57,6 +59,7 @@ def load_pipeline(
     config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
     in_turn    no weights now: each part is loaded when it is called, in the place of the one before (`pipe.turns`, see
                models/in_turn.py), the denoiser with its adapters. A single file is loaded whole all the same
+    quantize   the denoiser's linear layers as nf4, int8 or fp8 (models/quantize.py)
     Raises UsageError for a path that is not there, a folder that is no pipeline, unknown names, missing safetensors;
     TrainingError for an adapter that changes a text encoder which is left out.
     """
@@ -67,15 +70,23 @@ def load_pipeline(
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
     source = located(base)
     _check_source(source)
+    check_quantize(quantize, device)
+    if quantize and source.endswith(SINGLE_FILES):
+        raise UsageError(f"model.quantize needs a pipeline folder or a Hub id; {source} is a single file.")
     in_turn = in_turn and not source.endswith(SINGLE_FILES)
     if source.endswith(SINGLE_FILES):
         pipe = from_single_file(source, torch_dtype, config)
         _still(pipe)  # diffusers (0.42.1) leaves a T5 in training mode, with its dropout on
     elif in_turn:
-        whole = functools.partial(load_pipeline, base, revision=revision, trust_remote_code=trust_remote_code)
+        same: Any = {"revision": revision, "trust_remote_code": trust_remote_code, "quantize": quantize}
+        whole = functools.partial(load_pipeline, base, **same)
         pipe = _in_turn(source, revision, torch_dtype, device, trust_remote_code, _part_loader(whole, device, adapters))
     else:
-        given = functools.partial(left_out, source, revision, wanted, torch_dtype, device)
+
+        def given() -> dict[str, Any]:
+            config = quantized(source, revision, quantize, torch_dtype) if quantize and "denoiser" in wanted else {}
+            return left_out(source, revision, wanted, torch_dtype, device) | config
+
         pipe = _from_pretrained(source, revision, torch_dtype, trust_remote_code, given)
     if scheduler is not None:
         kind = _scheduler(scheduler)
@@ -118,7 +129,7 @@ def _check_source(source: str) -> None:
 def _from_pretrained(
     source: str, revision: str | None, dtype: torch.dtype, remote_code: bool, given: Callable[[], dict[str, Any]]
 ) -> Any:
-    """given: components that are not to be loaded, and what takes their place."""
+    """given: components that are not to be loaded, and what takes their place; and further arguments."""
     from diffusers import DiffusionPipeline
 
     try:
@@ -144,7 +155,9 @@ def _part_loader(
     def load(part: str, dtype: torch.dtype) -> dict[str, Any]:
         own = adapters if part == "denoiser" else None
         pipe = whole(parts={part}, device=device, dtype=str(dtype).removeprefix("torch."), adapters=own)
-        return {name: module for name, module in pipe.components.items() if part_of(name) == part}
+        return {
+            name: module for name, module in pipe.components.items() if part_of(name) == part and module is not None
+        }
 
     return load
 

@@ -28,9 +28,10 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
 
 
 def base_revision(model: Model) -> dict[str, str]:
-    """Which base: "base" and, for a single file that takes its configuration from elsewhere, "config"."""
+    """Which base: "base" and, for a single file that takes its configuration from elsewhere, "config"; "quantize" if it is."""
     config = {} if model.config is None else {"config": weights_revision(model.config)}
-    return {"base": weights_revision(model.base, model.revision), **config}
+    bits = {} if model.quantize is None else {"quantize": model.quantize}
+    return {"base": weights_revision(model.base, model.revision), **config, **bits}
 
 
 def _file_hash(path: Path) -> str:

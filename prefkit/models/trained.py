@@ -42,7 +42,7 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
 def _check_base(folder: Path, model: Model) -> None:
     """An adapter says nothing about another base, and a tuned model is compared with the base that it came from."""
     start = read_json(folder / "spec.json")["model"]
-    then, now = {k: start[k] for k in ("base", "config") if k in start}, base_revision(model)
+    then, now = {k: start[k] for k in ("base", "config", "quantize") if k in start}, base_revision(model)
     if then != now:
         raise UsageError(
             f"{folder} was trained from another model than model.base {model.base} (its weights were {then}, now they are "

@@ -73,6 +73,7 @@ class Plan:
             "dtype": self.frozen_dtype,
             "trust_remote_code": model.trust_remote_code,
             "config": model.config,
+            "quantize": model.quantize,
             **({"in_turn": True} if in_turn else {}),
         }
         call = {**self.call, "height": size[0], "width": size[1]}
@@ -107,7 +108,7 @@ class Plan:
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
     """Whether this base's own VAE made the latents that this generator's candidates hold: else images are encoded."""
     spec = store.candidates(generator).spec() or {}
-    return {"base": spec.get("model"), **({"config": spec["config"]} if spec.get("config") else {})} == base
+    return {"base": spec.get("model"), **{key: spec[key] for key in ("config", "quantize") if spec.get(key)}} == base
 
 
 def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:

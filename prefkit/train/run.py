@@ -11,6 +11,7 @@ from typing import Any
 from prefkit import output
 from prefkit.config import Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
+from prefkit.models.quantize import check_quantize
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
 from prefkit.train import budget, computing, launch, optimizers, stopping, table, validation, views
@@ -62,6 +63,10 @@ def run_train(
     controls = controls or config.controls
     began = budget.clock()
     check_settings(name, config)
+    check_quantize(recipe.model.quantize, config.device)
+    if recipe.model.quantize is not None and config.lora is None:
+        raise UsageError(f"train.{name}.lora is null, and full weights cannot be trained in {recipe.model.quantize}: set "
+                         "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
     objective = load_objective(name, config)
     if config.keep_reference:
         check_kept(name, objective, online=config.online is not None)
