@@ -181,6 +181,9 @@ class Train:
     controls: bool = free(False)
     #: keep the frozen reference's errors on disk; a sweep (of beta, rate, objective) looks them up, with the same result
     keep_reference: bool = free(False)
+    #: none (every process holds the model) | fsdp2 (weights, gradients and optimizer states are shared out among the
+    #: processes, a block's weights being gathered when it computes) | zero2 (gathered once per step). The result is the same
+    shard: str = free("none")
     #: compute activations again in the backward pass instead of keeping them: less memory, about a third slower, the same
     #: result. null = on CUDA, where one look at the largest micro-batch says that it does not fit otherwise; online, off
     gradient_checkpointing: bool | None = free(None)

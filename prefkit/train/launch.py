@@ -12,7 +12,6 @@ from prefkit.output import warn
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine wants backward, clipping, step and checkpoints for itself: that "
     "would be a second loop beside the one whose steps and resumes are exact",
-    "ACCELERATE_USE_FSDP": "FSDP, and every process of prefkit holds the whole model",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which splits language models",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config, and processes here share out the batch alone",
 }
@@ -24,10 +23,27 @@ def check(name: str, config: Train) -> None:
         if _on(variable):
             raise UsageError(f"train {name}: the accelerate configuration asks for {what}. Launch with `accelerate launch "
                              "--multi_gpu`, or a configuration whose distributed_type is MULTI_GPU.")  # fmt: skip
+    if _on("ACCELERATE_USE_FSDP"):
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UsageError(f"train {name}: the accelerate configuration asks for FSDP 1; set fsdp_version: 2.")
+        if _on("FSDP_OFFLOAD_PARAMS"):
+            raise UsageError(
+                f"train {name}: the accelerate configuration asks for fsdp_offload_params, which is not offered."
+            )
+        if _on("FSDP_ACTIVATION_CHECKPOINTING") and not config.gradient_checkpointing:
+            raise UsageError(f"train {name}: the accelerate configuration asks for fsdp_activation_checkpointing; set "
+                             f"train.{name}.gradient_checkpointing: true instead.")  # fmt: skip
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if wanted not in ("no", config.precision):
         warn(f"train {name}: the accelerate configuration says mixed_precision {wanted}, but a training's precision is the "
              f"recipe's: {config.precision}. Set train.{name}.precision to change it.")  # fmt: skip
+
+
+def shard_of(config: Train) -> str:
+    """How weights are shared out: as the recipe says or, where it says nothing, as an accelerate configuration for FSDP does."""
+    if config.shard != "none" or not _on("ACCELERATE_USE_FSDP"):
+        return config.shard
+    return "zero2" if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false" else "fsdp2"
 
 
 def _on(variable: str) -> bool:

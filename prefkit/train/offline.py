@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prefkit import output
 from prefkit.config import Train
-from prefkit.train import checkpoint, failures, optimizers
+from prefkit.train import checkpoint, failures, optimizers, sharding
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
@@ -150,15 +150,16 @@ class Loop:
             if self.policy.lora is not None and self.policy.lora.dropout:
                 key = digest(self.config.seed, self.step, number, self.processes.rank)
                 torch.manual_seed(int(key[:12], 16))
-            for batch in batches:
+            for batch, counts in sharding.even(batches, self.policy, self.processes):
                 loss, metrics = self.losses(batch.to(self.processes.device))
                 self.seen.append((batch.members, loss.detach()))
-                self.scaler.scale(loss.sum() / self.global_batch).backward()
+                self.scaler.scale(counts * loss.sum() / self.global_batch).backward()
                 for name, value in {"loss": loss.detach(), **metrics}.items():
-                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.sum()
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + counts * value.sum()
         names = list(sums)
         means = self.processes.sum(torch.stack([sums[name] for name in names])) / self.global_batch
-        self.processes.sum_gradients(self.policy.parameters())
+        if not self.policy.sharded:
+            self.processes.sum_gradients(self.policy.parameters())
         return dict(zip(names, means.tolist(), strict=True))
 
     def update(self, shown: dict[str, float]) -> dict[str, float]:
@@ -172,7 +173,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        norm = sharding.whole(norm).item()
         left_out = not math.isfinite(norm)
         self.skipped += left_out
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if left_out else 0
@@ -195,6 +197,8 @@ class Loop:
         """Errors of the held-out pairs at their fixed draws."""
         assert self.validation is not None
         with self.measuring(reference) as errors:
+            if self.policy.sharded:  # all make the same forwards, and the main one's numbers count
+                return self.processes.sum(self.validation.errors(errors, (0, 1)) * self.processes.main)
             share = (self.processes.rank, self.processes.count)
             return self.processes.sum(self.validation.errors(errors, share))
 
@@ -210,14 +214,16 @@ class Loop:
 
         with torch.no_grad(), context as net, silenced(self.policy):
             yield errors
+        sharding.rest(self.policy)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:
         if self.kept is not None:
             self.kept.flush()
+        optimizer: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        optimizer["average"] = self.policy.average
+        weights, optimizer = sharding.whole((self.policy.state(), optimizer), self.processes.main)
         if self.processes.main:
-            optimizer: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-            optimizer["average"] = self.policy.average
             state = {"watch": self.watch.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
             if self.stopping is not None:
                 state["stopping"] = self.stopping.state()
@@ -225,7 +231,7 @@ class Loop:
                 state["looks"] = self.looks.state()
             if hasattr(self.objective, "state"):
                 state["objective"] = self.objective.state()
-            checkpoint.save(self.folder / "checkpoints", self.step, self.policy.state(), optimizer, state)
+            checkpoint.save(self.folder / "checkpoints", self.step, weights, optimizer, state)
         self.processes.wait()
 
     def resume(self) -> None:
@@ -234,8 +240,9 @@ class Loop:
         if found is None:
             return
         weights, optimizer, state = found
-        self.policy.load_state(weights)
-        self.optimizer.load_state_dict(optimizer["optimizer"])
+        self.policy.load_state(sharding.spread(weights, self.policy.state()))
+        states = sharding.spread_optimizer(optimizer["optimizer"], self.policy.parameters())
+        self.optimizer.load_state_dict(states)
         self.scaler.load_state_dict(optimizer["scaler"])
         self.watch.load(state["watch"])
         self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))
@@ -312,9 +319,10 @@ class Loop:
         if log is not None:
             log.write_validation(self.step, report)
         accuracy = report["implicit_accuracy"]
-        better = self.stopping is not None and self.stopping.look(self.step, sum(accuracy) / len(accuracy))
-        if self.stopping is not None and better and self.processes.main:
-            keep(self.stopping.path, self.policy.state())
+        if self.stopping is not None and self.stopping.look(self.step, sum(accuracy) / len(accuracy)):
+            best = sharding.whole(self.policy.state(), self.processes.main)
+            if self.processes.main:
+                keep(self.stopping.path, best)
 
     def _look(self, log: Log | None) -> None:
         if self.looks is not None and self.looks.due(self.step):

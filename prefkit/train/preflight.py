@@ -129,7 +129,10 @@ def _log_ratio(theirs: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
-    """Measure the untouched start once, into <folder>/preflight.json; warn where the images are far from its samples."""
+    """Measure the untouched start once, into <folder>/preflight.json; warn where the images are far from its samples.
+
+    By all processes alike, since a sharded network computes with all of them; the main one writes and tells.
+    """
     path = loop.folder / "preflight.json"
     state, theirs, own = chosen(plan, data)
     keys = [group.sides[0].key for side in (theirs, own) for group in side.pairs]
@@ -145,8 +148,9 @@ def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
         found |= {"images": len(both[0]), "own": len(both[1]), "bins": Times.of(loop.family.schedule).names}
         found |= {"own_of_same_requests": sum(group.request_id in requests for group in own.pairs)}
         found |= compare(*both)
-    write_json(path, found)
-    _tell(loop, found)
+    if loop.processes.main:
+        write_json(path, found)
+        _tell(loop, found)
     return found
 
 

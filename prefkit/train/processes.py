@@ -39,6 +39,14 @@ class Processes:
         torch.distributed.all_reduce(moved)
         return moved.to(tensor.device)
 
+    def most(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        if self.count == 1:
+            return number
+        found = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes; a missing one counts as zero."""
         if self.count == 1:

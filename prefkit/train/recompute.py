@@ -55,6 +55,8 @@ def decide(loop: Any, card: Card | None = None) -> str:
         return "on, as configured" if asked else "off, as configured"
     if not _offered(net):
         return f"off: {type(net).__name__} has none"
+    if loop.policy.sharded:
+        return "off: with shards it has to be asked for"
     if card is None and device.type != "cuda":
         return f"off: on {device.type} it has to be asked for"
     needed, why = _needed(loop, card or Card(device))

@@ -25,7 +25,7 @@ class Policy:
 
     frozen: the reference's own network where weights are trained in full and the objective asks for one.
     average: exponential moving averages of the trained parameters, in their order, where the objective asks for a moving
-    reference; decay: the share of them that stays at each step.
+    reference; decay: the share of them that stays at each step. sharded: the parameters are DTensors (sharding.py).
     """
 
     net: Any
@@ -34,6 +34,7 @@ class Policy:
     frozen: Any = None
     average: list[Tensor] = field(default_factory=list)
     decay: float = 0.0
+    sharded: bool = False
 
     def start_average(self, decay: float) -> None:
         self.decay = decay

@@ -14,7 +14,7 @@ from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.quantize import check_quantize
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
-from prefkit.train import budget, computing, launch, optimizers, stopping, table, validation, views
+from prefkit.train import budget, computing, launch, optimizers, sharding, stopping, table, validation, views
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
@@ -29,6 +29,7 @@ from prefkit.train.preflight import preflight
 from prefkit.train.prepare import Plan, fingerprint, prepare
 from prefkit.train.processes import Processes
 from prefkit.train.reference import make_policy
+from prefkit.train.sharding import SHARDS
 from prefkit.train.texts import CACHES
 
 REMEDY = (
@@ -40,7 +41,14 @@ SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
 LEAST_RESOLUTION = 64
 NOISES = ("shared", "own")
-KNOWN = {"precision": AUTOCAST, "schedule": SCHEDULES, "report_to": BOARDS, "noise": NOISES, "text_cache": CACHES}
+KNOWN = {
+    "precision": AUTOCAST,
+    "schedule": SCHEDULES,
+    "report_to": BOARDS,
+    "noise": NOISES,
+    "text_cache": CACHES,
+    "shard": SHARDS,
+}
 #: smallest value -> the settings that it holds for
 LEAST = {
     0: ("warmup", "weight_decay", "validation", "curriculum", "patience", "stop_drop"),
@@ -68,6 +76,7 @@ def run_train(
         raise UsageError(f"train.{name}.lora is null, and full weights cannot be trained in {recipe.model.quantize}: set "
                          "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
     objective = load_objective(name, config)
+    sharding.check(name, config, objective, launch.shard_of(config))
     if config.keep_reference:
         check_kept(name, objective, online=config.online is not None)
     if config.online is not None or objective.shape.startswith("step"):
@@ -226,8 +235,8 @@ def _train(
             processes.count,
             loop.computed,
         )
-        if not job.flip:
-            preflight(loop, plan, data)
+    if not job.flip:
+        preflight(loop, plan, data)
     shown = loop.run(limit)
     done = loop.done
     summary = {
@@ -244,8 +253,10 @@ def _train(
         summary |= {"best_step": loop.stopping.step, "out_of_patience": loop.stopping.over}
     if loop.looks is not None:
         summary |= {"best_look": loop.looks.best_step, "stopped": loop.looks.stopped}
-    if done and processes.main:
+    if done:
         _settle(loop, job.name)
+        sharding.gather(loop.policy, processes.main)
+    if done and processes.main:
         export(loop.policy, loop.family.wiring.denoiser, plan.recipe.model, folder / "final")
         write_json(folder / "result.json", summary)
     processes.wait()
@@ -255,13 +266,18 @@ def _train(
 def _settle(loop: Loop, name: str) -> None:
     """The weights that are the result: the last ones, or the best of those that decided when to stop."""
     if loop.looks is not None and loop.looks.stopped:
-        loop.policy.load_state(stopping.kept(loop.looks.path))
-        output.warn(f"train {name}: stopped after step {loop.step}: {loop.looks.stopped}. The result is the model of step "
-                    f"{loop.looks.best_step}, whose watched scores were the best (gain {loop.looks.best:+.2f}).")  # fmt: skip
+        path, say = loop.looks.path, output.warn
+        said = (f"stopped after step {loop.step}: {loop.looks.stopped}. The result is the model of step "
+                f"{loop.looks.best_step}, whose watched scores were the best (gain {loop.looks.best:+.2f}).")  # fmt: skip
     elif loop.stopping is not None:
-        loop.policy.load_state(stopping.kept(loop.stopping.path))
-        output.note(f"train {name}: the result is the model of step {loop.stopping.step}, whose implicit accuracy "
-                    f"on the held-out pairs was the best ({loop.stopping.best:.3f}).")  # fmt: skip
+        path, say = loop.stopping.path, output.note
+        said = (f"the result is the model of step {loop.stopping.step}, whose implicit accuracy on the held-out pairs was "
+                f"the best ({loop.stopping.best:.3f}).")  # fmt: skip
+    else:
+        return
+    loop.policy.load_state(sharding.spread(stopping.kept(path), loop.policy.state()))
+    if loop.processes.main:
+        say(f"train {name}: {said}")
 
 
 def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes) -> Loop:
@@ -269,8 +285,10 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     config = job.config
     objective = make_objective(job.name, config)
     training, held = validation.split(data.pairs, config.validation)
-    family = plan.load_denoiser(processes.device, data)
+    shard = launch.shard_of(config) if processes.count > 1 else "none"
+    family = plan.load_denoiser(processes.device if shard == "none" else "cpu", data)  # no GPU need hold it whole
     policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
+    sharding.shard_policy(policy, shard, processes, job.name)
     if objective.reference == "ema":
         policy.start_average(objective.decay)
     groups = groups_of(objective, training, config.pairs, job.flip)

@@ -130,6 +130,7 @@ FREE = {
         "max_hours",
         "text_cache",
         "watch_every",
+        "shard",
         "device",
         "report_to",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -17,9 +18,9 @@ from prefkit.train.run import run_train
 def launched(monkeypatch):
     """launched(*flags): the environment that `accelerate launch` itself makes of these flags."""
 
-    def install(*flags):
-        rest = ["--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no", "entry.py"]
-        args = launch_command_parser().parse_args([*flags, *rest])
+    def install(*flags, precision="no"):
+        rest = ["--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", precision]
+        args = launch_command_parser().parse_args([*flags, *rest, "entry.py"])
         args.deepspeed_fields_from_accelerate_config = ""  # set where a configuration file is read
         made = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
         for key in made.keys() - os.environ.keys():
@@ -32,18 +33,33 @@ def launched(monkeypatch):
     ("flags", "named"),
     [
         (["--use_deepspeed", "--zero_stage", "2"], "DeepSpeed"),
-        (["--use_fsdp", "--fsdp_version", "2"], "FSDP"),
+        (["--use_fsdp", "--fsdp_version", "1"], "FSDP 1"),
+        (["--use_fsdp", "--fsdp_version", "2", "--fsdp_offload_params", "true"], "fsdp_offload_params"),
+        (["--use_fsdp", "--fsdp_version", "2", "--fsdp_activation_checkpointing", "true"], "gradient_checkpointing"),
         (["--use_parallelism_config"], "parallelism_config"),
     ],
 )
 def test_what_training_would_not_do_is_refused_by_name(run, launched, flags, named):
-    launched(*flags, "--mixed_precision", "no")
+    launched(*flags)
     with pytest.raises(UsageError, match=named):
         run_train(*run(), "dpo")
 
 
+def test_fsdp_2_is_followed(run, launched):
+    config = run()[1].train["dpo"]
+    assert launch.shard_of(config) == "none"
+    launched("--use_fsdp", "--fsdp_version", "2")
+    launch.check("dpo", config)
+    assert launch.shard_of(config) == "fsdp2" and launch.shard_of(replace(config, shard="zero2")) == "zero2"
+
+
+def test_fsdp_2_that_keeps_weights_gathered_is_zero_2(run, launched):
+    launched("--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", "false")
+    assert launch.shard_of(run()[1].train["dpo"]) == "zero2"
+
+
 def test_another_precision_is_said(run, launched, capsys):
-    launched("--multi_gpu", "--mixed_precision", "bf16")
+    launched("--multi_gpu", precision="bf16")
     _, recipe = run()
     launch.check("dpo", recipe.train["dpo"])
     assert "train.dpo.precision" in capsys.readouterr().err
