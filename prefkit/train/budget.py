@@ -1,10 +1,11 @@
 """`max_hours`: how many steps the time pays for, found by timing a few of them before the first.
 
-    steps = (hours - fixed) / each        each = step + measurement / validate_every + checkpoint / checkpoint_every
+    steps = (hours - fixed) / each
+    each  = step + measurement / validate_every + look / watch_every + checkpoint / checkpoint_every
 
 step    the median of TIMED steps after WARM ones that compile, allocate and fill the loader
 fixed   whatever passed since the command began (caches, loading, this probe), loading and warming up once more, three
-        measurements (the reference, the start, the end), the last checkpoint, and as much again for the export
+        measurements (the reference, the start, the end), two looks, the last checkpoint, and as much again for the export
 The probe has a network of its own, so it changes nothing. `each` and `fixed` are written to budget.json in the training's
 folder and looked up from its first checkpoint on, so a resumed training keeps its steps whatever the clock says; other
 hours, at a constant rate, are other steps at the same pace. `steps` is the ceiling. What follows, the fingerprint too, is
@@ -29,6 +30,7 @@ from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.store import read_json, write_json
 from prefkit.train import failures
+from prefkit.train.metrics import Log
 from prefkit.train.texts import prepared
 
 WARM, TIMED = 2, 5
@@ -63,7 +65,8 @@ def decide(make_loop: Callable[[], Any], began: float) -> dict[str, Any]:
     seconds = _agreed(loop.processes, seconds | {"again": again, "passed": clock() - began})
     step, measurement, checkpoint = (seconds[key] for key in ("step", "measurement", "checkpoint"))
     each = step + measurement / config.validate_every + checkpoint / config.checkpoint_every
-    fixed = seconds["passed"] + seconds["again"] + 3 * measurement + 2 * checkpoint
+    each += seconds["look"] / config.watch_every
+    fixed = seconds["passed"] + seconds["again"] + 3 * measurement + 2 * seconds["look"] + 2 * checkpoint
     paid = _affordable(config.max_hours, {"each": each, "fixed": fixed})
     if paid < 1:
         raise UsageError(f"train {name}: max_hours {config.max_hours:g} pays for no step: {output.duration(fixed)} are gone or "
@@ -97,6 +100,7 @@ def _probe(loop: Any, made: float) -> tuple[dict[str, float], float]:
                 torch.cuda.synchronize(loop.processes.device)
             ends.append(clock())
         measured = _seconds(lambda: loop.measure(reference=False)) if loop.validation is not None else 0.0
+        looked = _seconds(lambda: _look(loop)) if loop.looks is not None else 0.0
         saved = _seconds(loop.save)
     except torch.OutOfMemoryError as error:
         raise failures.out_of_memory(loop) from error
@@ -105,7 +109,17 @@ def _probe(loop: Any, made: float) -> tuple[dict[str, float], float]:
         if loop.processes.main:
             shutil.rmtree(aside, ignore_errors=True)
     steps = [end - begun for begun, end in pairwise(ends)]
-    return {"step": median(steps[WARM:]), "measurement": measured, "checkpoint": saved}, ends[WARM] - made
+    return {"step": median(steps[WARM:]), "measurement": measured, "look": looked, "checkpoint": saved}, ends[
+        WARM
+    ] - made
+
+
+def _look(loop: Any) -> None:
+    """As at the start, whose images will take the place of these."""
+    log = Log(loop.folder / "metrics.jsonl", 0, "none") if loop.processes.main else None
+    loop.looks.look(loop, log)
+    if log is not None:
+        log.close()
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -53,7 +53,6 @@ class Looks:
     def __init__(self, plan: Any, config: Train, requests: Sequence[Request], folder: Path) -> None:
         self.plan, self.config, self.requests, self.folder = plan, config, list(requests), folder
         self.settings = _settings(plan.recipe.generate, folder.name)
-        self.path = folder / "best-look.safetensors"
         self.first: dict[str, list[float]] = {}
         self.diversity: float | None = None
         self.best, self.best_step, self.below, self.stopped = -math.inf, 0, 0, ""
@@ -63,6 +62,10 @@ class Looks:
 
     def jury(self) -> Jury:
         return Jury(self.plan.recipe, self.config.watch, f"train.{self.folder.name}.watch")
+
+    @property
+    def path(self) -> Path:
+        return stopping.place(self.folder, stopping.LOOK, self.best_step)
 
     def due(self, step: int) -> bool:
         return step == self.config.steps or step % self.config.watch_every == 0

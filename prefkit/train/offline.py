@@ -28,7 +28,7 @@ from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
 from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy, errors_of
-from prefkit.train.stopping import EarlyStop, keep
+from prefkit.train.stopping import EarlyStop, forget, keep
 from prefkit.train.texts import prepared
 from prefkit.train.validation import Validation
 from prefkit.types import Errors, digest
@@ -232,6 +232,7 @@ class Loop:
             if hasattr(self.objective, "state"):
                 state["objective"] = self.objective.state()
             checkpoint.save(self.folder / "checkpoints", self.step, weights, optimizer, state)
+            forget(self.folder)
         self.processes.wait()
 
     def resume(self) -> None:

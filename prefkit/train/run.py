@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.quantize import check_quantize
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
-from prefkit.train import budget, computing, launch, optimizers, sharding, stopping, table, validation, views
+from prefkit.train import budget, computing, launch, litter, optimizers, sharding, stopping, table, validation, views
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
@@ -36,7 +34,6 @@ REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
     "grow without a mismatch."
 )
-ABANDONED = 3600.0  # seconds after which nobody is still writing a temporary file of a cache
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
 LEAST_RESOLUTION = 64
@@ -76,7 +73,7 @@ def run_train(
         raise UsageError(f"train.{name}.lora is null, and full weights cannot be trained in {recipe.model.quantize}: set "
                          "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
     objective = load_objective(name, config)
-    sharding.check(name, config, objective, launch.shard_of(config))
+    sharding.check(name, recipe, objective, launch.shard_of(config))
     if config.keep_reference:
         check_kept(name, objective, online=config.online is not None)
     if config.online is not None or objective.shape.startswith("step"):
@@ -129,8 +126,8 @@ def check_settings(name: str, config: Train) -> None:
     if config.watch and config.online is not None:
         raise UsageError(f"train.{name}.watch is for pairs that are there; online.watch is the one online.")
     if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
-        raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps; it goes with objectives on "
-                         "pairs, offline. Set it to 0.")  # fmt: skip
+        raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps: a single has none, a list one "
+                         "for every two of its images. Take an objective on pairs, offline, or set it to 0.")  # fmt: skip
     if config.online is not None and (config.mask is not None or config.noise != "shared"):
         raise UsageError(f"train.{name}: mask and noise are for pairs that are there; online.mask is the one online.")
     if config.online is not None and config.text_cache != "full":
@@ -219,7 +216,9 @@ def _finished(folder: Path, config: Train) -> bool:
 def _train(
     plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes, limit: int | None
 ) -> dict[str, Any]:
-    _remove_litter(folder, processes)
+    if processes.main:
+        litter.remove(folder)
+    processes.wait()
     loop = make_loop(plan, job, data, folder, processes)
     held = loop.validation.pairs if loop.validation is not None else []
     if processes.main:
@@ -320,13 +319,3 @@ def _check_objective(objective: Any, name: str) -> None:
             f"objective {name}: it asks for groups of shape {objective.shape!r} and a reference {objective.reference!r}; "
             f"training offers the shapes {', '.join(SHAPES)}, and the references {', '.join(REFERENCES)}."
         )
-
-
-def _remove_litter(folder: Path, processes: Processes) -> None:
-    """What killed processes left half written: here, where only this one works, and in the caches what is old."""
-    if processes.main:
-        own = [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]
-        shared = (folder.parent / ".cache").rglob(".*.tmp")
-        for path in [*own, *(path for path in shared if time.time() - path.stat().st_mtime > ABANDONED)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    processes.wait()

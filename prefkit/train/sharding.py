@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prefkit import output
+from prefkit.config import Recipe
 from prefkit.errors import UsageError
 from prefkit.models import adapters
 from prefkit.models.trees import Tree
@@ -28,11 +29,13 @@ from prefkit.train.reference import Policy
 SHARDS = ("none", "fsdp2", "zero2")
 
 
-def check(name: str, config: Any, objective: Any, shard: str) -> None:
+def check(name: str, recipe: Recipe, objective: Any, shard: str) -> None:
     """Raises UsageError for what is not offered with shards."""
     if shard == "none":
         return
+    config = recipe.train[name]
     why = {
+        "model.quantize packs weights so that they cannot be cut": recipe.model.quantize is not None,
         "online training samples with the whole model": config.online is not None,
         "precision fp16 scales its loss by what all gradients were; take bf16": config.precision == "fp16",
         "compile has not been tried with it": config.compile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,23 @@ from torch import Tensor
 
 from prefkit.store import write_whole
 
+BEST, LOOK = "best", "best-look"
+
 
 class EarlyStop:
     """Stops after `patience` measurements in a row without a new best accuracy; the best measured weights are the result.
 
     The accuracy is the mean over the held-out pairs and their times, ties counting half: 0.5 at the start. folder: of
-    the training, where best.safetensors is kept beside the checkpoints.
+    the training, where best-STEP.safetensors is kept beside the checkpoints.
     """
 
     def __init__(self, patience: int, folder: Path) -> None:
-        self.patience, self.path = patience, folder / "best.safetensors"
+        self.patience, self.folder = patience, folder
         self.best, self.step, self.waited = -1.0, 0, 0
+
+    @property
+    def path(self) -> Path:
+        return place(self.folder, BEST, self.step)
 
     @property
     def over(self) -> bool:
@@ -40,6 +47,20 @@ class EarlyStop:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.best, self.step, self.waited = state["best"], state["step"], state["waited"]
+
+
+def place(folder: Path, name: str, step: int) -> Path:
+    """Where a step's weights are kept. By step, since a kill may come between a new best and its checkpoint."""
+    return folder / f"{name}-{step:08d}.safetensors"
+
+
+def forget(folder: Path) -> None:
+    """Remove weights that were the best once, and that no checkpoint in `folder` still takes for the best."""
+    states = [json.loads(path.read_text()) for path in folder.glob("checkpoints/step-*/state.json")]
+    best = [place(folder, BEST, state["stopping"]["step"]) for state in states if "stopping" in state]
+    best += [place(folder, LOOK, state["looks"]["best_step"]) for state in states if "looks" in state]
+    for path in {*folder.glob(f"{BEST}-*.safetensors"), *folder.glob(f"{LOOK}-*.safetensors")} - set(best):
+        path.unlink(missing_ok=True)
 
 
 def keep(path: Path, weights: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,8 @@ import safetensors.torch
 
 from prefkit.config import Choice, Lora, plain
 from prefkit.errors import UsageError
-from prefkit.train import checkpoint
+from prefkit.train import checkpoint, sharding
+from prefkit.train.jobs import load_objective
 from prefkit.train.run import run_train
 
 ENTRY = """
@@ -125,6 +126,13 @@ def test_shards_change_nothing(run, pair_rows, two):
         for kept in (ours, theirs)
     ]
     assert shapes[0] == shapes[1]  # whole tensors, so one process may go on
+
+
+def test_quantized_weights_are_not_cut(run):
+    _, recipe = run()
+    recipe = replace(recipe, model=replace(recipe.model, quantize="int8"))
+    with pytest.raises(UsageError, match="quantize"):
+        sharding.check("dpo", recipe, load_objective("dpo", recipe.train["dpo"]), "zero2")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,31 @@ def test_training_stops_and_its_result_is_the_best(run, scripted, capsys):
     assert found["steps"] == 4 and found["done"] and same(final(parts), final(store))
 
 
+def test_a_kill_between_a_new_best_and_its_checkpoint_leaves_the_best_before(run, scripted, monkeypatch):
+    """Step 2 is the best that was ever measured, but the training that goes on ends with step 1 and knows nothing of it."""
+    from prefkit.train.offline import Loop
+
+    def dies(loop):
+        if loop.step == 2:
+            raise SystemExit("killed here")
+        save(loop)
+
+    save = Loop.save
+    settings = {"validation": 2, "validate_every": 1, "checkpoint_every": 1, "learning_rate": 1e-2}
+    store, recipe = run(steps=3, patience=2, **settings)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Loop, "save", dies)
+        run_train(store, recipe, "dpo")
+    shorter = replace(recipe, train={"dpo": replace(recipe.train["dpo"], steps=1)})
+    assert run_train(store, shorter, "dpo")["best_step"] == 1
+    one, other = run(where="one", steps=1, **settings)
+    run_train(one, other, "dpo")
+    assert same(final(store), final(one))
+    run_train(store, recipe, "dpo")
+    kept = {path.name for path in store.train("dpo").glob("best-*")}
+    assert kept == {"best-00000002.safetensors"}
+
+
 def test_it_needs_pairs_to_look_at(run):
     with pytest.raises(UsageError, match="patience"):
         run_train(*run(patience=1, validation=0), "dpo")
