@@ -187,7 +187,7 @@ class Train:
     #: compute activations again in the backward pass instead of keeping them: less memory, about a third slower, the same
     #: result. null = on CUDA, where one look at the largest micro-batch says that it does not fit otherwise; online, off
     gradient_checkpointing: bool | None = free(None)
-    #: torch.compile the denoiser's repeated blocks (the whole where it names none)
+    #: torch.compile the denoiser's repeated blocks (the whole where it names none); not online
     compile: bool = free(False)
     #: a back end of diffusers' attention (flash, xformers, _native_cudnn, ...), for networks that go through its dispatcher;
     #: null = torch's own choice

@@ -26,6 +26,7 @@ TF32 = "tf32"
 #: sizes has more than the 8 that torch allows, and what is above runs uncompiled
 GRAPHS = 64
 FORWARD_ONLY = "sage"
+BACKEND: str | None = None  # of torch.compile; None = its own, which needs a C++ compiler
 
 
 def check(name: str, config: Train) -> None:
@@ -107,12 +108,12 @@ def check_dispatched(net: Any, attention: str | None) -> None:
         )
 
 
-def compile_blocks(net: Any, backend: str | None = None) -> str:
-    """Compile in place, at the first call; returns what is compiled. backend: of torch.compile, default its own."""
+def compile_blocks(net: Any) -> str:
+    """Compile in place, at the first call; returns what is compiled."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    how = {} if backend is None else {"backend": backend}
+    how = {} if BACKEND is None else {"backend": BACKEND}
     names = set(getattr(net, "_repeated_blocks", None) or ())
     blocks = [module for module in net.modules() if type(module).__name__ in names]
     for module in blocks or [net]:

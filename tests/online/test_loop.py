@@ -317,7 +317,11 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(make, capsys):
         with pytest.raises(UsageError, match=said):
             run_train(store, recipe, "up")
     guarded = {"objective": Choice("flow_grpo", {"trust": "guard"}), "noise": "cps"}
-    for changes, said in [({"train": {"accumulation": 2}}, "accumulation"), ({"kind": "sd3", **guarded}, "cps")]:
+    for changes, said in [
+        ({"train": {"accumulation": 2}}, "accumulation"),
+        ({"train": {"compile": True}}, "compile"),
+        ({"kind": "sd3", **guarded}, "cps"),
+    ]:
         store, recipe = make(**changes)
         with pytest.raises(UsageError, match=said):
             run_train(store, recipe, "up")

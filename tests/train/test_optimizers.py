@@ -6,13 +6,12 @@ import importlib.util
 import json
 
 import pytest
-import safetensors.torch
 import torch
 
 from prefkit.config import Lora, Train
 from prefkit.errors import UsageError
 from prefkit.train import optimizers
-from prefkit.train.run import check_settings, run_train
+from prefkit.train.run import check_settings
 
 BITS = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra 8bit")
 OWN = """
@@ -30,54 +29,58 @@ class Signs(torch.optim.Optimizer):
 """
 
 
-def trained(store):
-    found = safetensors.torch.load_file(store.train("dpo") / "final" / "pytorch_lora_weights.safetensors")
-    lines = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
-    return found, [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+@pytest.fixture
+def training(run, loop_of):
+    """training(name, parts, **train) -> (metrics, the loop) of a training made in so many parts, each resuming the last."""
+    store, recipe = run(steps=3)
+
+    def make(name, parts=(3,), **settings):
+        for steps in parts:
+            loop = loop_of(store, recipe, **settings)
+            loop.folder = store.train(name)
+            loop.run(steps)
+        lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines], loop
+
+    return make
 
 
-def test_every_optimizer_resumes_exactly_and_learns_its_own_way(run, tmp_path):
+def weights(loop):
+    return torch.cat([parameter.detach().flatten() for parameter in loop.policy.parameters()])
+
+
+def test_every_optimizer_resumes_exactly_and_learns_its_own_way(training, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     chosen = {
+        "adamw": {},
         "adafactor": {},
         "torch.optim:SGD": {"momentum": 0.9},
         f"{tmp_path}/own.py:Signs": {"decay": 0.5},
     }
     ends = []
     for number, (optimizer, options) in enumerate(chosen.items()):
-        settings = {"steps": 3, "optimizer": optimizer, "optimizer_options": options}
-        whole, recipe = run(where=f"whole{number}", **settings)
-        run_train(whole, recipe, "dpo")
-        halted, recipe = run(where=f"halted{number}", **settings)
-        run_train(halted, recipe, "dpo", limit=2)
-        run_train(halted, recipe, "dpo")
-        weights, shown = trained(whole)
-        other, again = trained(halted)
-        assert shown == again and all(torch.equal(weights[key], other[key]) for key in weights)
-        ends.append(torch.cat([weight.flatten() for weight in weights.values()]))
+        settings = {"optimizer": optimizer, "optimizer_options": options}
+        shown, whole = training(f"whole{number}", **settings)
+        again, halted = training(f"halted{number}", (2, 1), **settings)
+        assert halted.step == 3 and shown == again and torch.equal(weights(whole), weights(halted))
+        ends.append(weights(whole))
     for i, end in enumerate(ends):
         assert all((end - other).abs().max() > 1e-6 for other in ends[:i])
 
 
 @BITS
-def test_states_of_8_bits_are_small_resume_exactly_and_follow_adamw(run, loop_of):
-    settings = {"steps": 6, "lora": Lora(rank=16), "checkpoint_every": 3}
-    eight = settings | {"optimizer": "adamw8bit", "optimizer_options": {"min_8bit_size": 1}}
-    whole, recipe = run(where="whole", **eight)
-    run_train(whole, recipe, "dpo")
-    halted, recipe = run(where="halted", **eight)
-    run_train(halted, recipe, "dpo", limit=3)
-    run_train(halted, recipe, "dpo")
-    assert trained(whole)[1] == trained(halted)[1]
-    loop = loop_of(halted, recipe)
-    loop.resume()
-    states = [value for state in loop.optimizer.state.values() for value in state.values()]
+def test_states_of_8_bits_are_small_resume_exactly_and_follow_adamw(training):
+    lora = Lora(rank=16)
+    eight = {"lora": lora, "optimizer": "adamw8bit", "optimizer_options": {"min_8bit_size": 1}}
+    shown, whole = training("whole", **eight)
+    again, halted = training("halted", (2, 1), **eight)
+    assert shown == again and torch.equal(weights(whole), weights(halted))
+    states = [value for state in whole.optimizer.state.values() for value in state.values()]
     tensors = [value for value in states if isinstance(value, torch.Tensor) and value.numel() > 256]
     assert tensors and all(tensor.dtype == torch.uint8 for tensor in tensors)
-    plain, recipe = run(where="plain", **settings)
-    run_train(plain, recipe, "dpo")
-    mine, theirs = (trained(store)[1][-1]["margin"] for store in (whole, plain))
-    assert mine != theirs and mine == pytest.approx(theirs, rel=0.2)
+    plain, _ = training("plain", lora=lora)
+    assert shown[-1]["margin"] != plain[-1]["margin"]
+    assert shown[-1]["margin"] == pytest.approx(plain[-1]["margin"], rel=0.2)
 
 
 def test_what_is_configured_reaches_the_optimizer():

@@ -38,6 +38,9 @@ def check(name: str, config: Train, online: Online, objective: Any) -> None:
             raise UsageError(f"{where}.{key} is {getattr(online, key):g}: that is out of its range.")
     if config.lora is not None and config.lora.dropout:
         raise UsageError(f"train.{name}.lora.dropout: sampling and training must see the same network; set it to 0.")
+    if config.compile:
+        raise UsageError(f"train.{name}.compile is for pairs that are there: online, sampling and training must round alike "
+                         "(online.max_drift), and whether they do compiled was not tried. Leave it out.")  # fmt: skip
     if online.noise == "cps" and getattr(objective.options, "trust", None) == "guard":
         raise UsageError(f"{where}.noise: cps leaves the normaliser out of its log-probability, and trust: guard corrects "
                          "ratios of whole ones. Take another noise, or trust: clip or dppo.")  # fmt: skip

@@ -18,6 +18,7 @@ from prefkit.models.record import replaced
 from prefkit.models.sample import Sampled, Sampler
 from prefkit.models.trained import write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
+from prefkit.train import computing
 from prefkit.train.checkpoint import last_step
 from prefkit.train.export import export
 from prefkit.train.jury import Jury
@@ -67,7 +68,8 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
             output.note(f"train {name}: already done.")
             return read_json(folder / "result.json")
         loop = make_loop(plan, name, objective, settings, jury, requests, watched, processes)
-        return _train(loop, plan, name, folder, limit)
+        with computing.computing(config, processes.device):
+            return _train(loop, plan, name, folder, limit)
 
 
 def _refuse_inputs(recipe: Recipe, where: str) -> None:
@@ -177,6 +179,7 @@ def make_loop(
     size: Any = (settings.height, settings.width)
     family = plan.load(processes.device, size, None, None)
     policy = Refreshed.of(make_policy(family.net, config, frozen=False))
+    computing.check_dispatched(family.net, config.attention)
     users = Sampler(family.pipe, **_call(settings)), family.pipe.scheduler
     records = objective.shape in ON_STEPS
     if records:
