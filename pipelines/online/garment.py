@@ -1,0 +1,76 @@
+"""A reward with a box: how much of the garment is in the wanted colours, and where the garment is.
+
+The backdrop is the median colour of the picture's rim, the garment what differs from it; its box is bounded by the rows
+and columns in which at least EDGE of their pixels do. The value is the share of the garment's pixels whose nearest
+colour of the embedded wardrobe is a wanted one, in OKLab; aspects box_left, box_top, box_right, box_bottom are shares of
+the picture, for `online.mask`. A picture without a garment is a failed score. It looks at colours alone and knows no
+shapes: prefkit/score/scorers/attributes.py, which does, judges what was learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefkit.tiny.art import COLOURS, to_oklab
+from prefkit.types import Candidate, Score, ScorerSpec
+
+RIM = 3  # pixels
+AWAY = 0.08  # OKLab distance from the backdrop
+EDGE = 0.08  # share of a row or column
+LEAST = 0.02  # share of the picture
+
+
+@dataclass(frozen=True)
+class GarmentOptions:
+    #: colours of the embedded wardrobe
+    wanted: tuple[str, ...] = ("red", "pink", "purple")
+
+
+class Garment:
+    Options = GarmentOptions
+    requires = frozenset({"image"})
+    scope = "absolute"
+
+    def __init__(self, options: GarmentOptions) -> None:
+        self.options = options
+
+    def spec(self) -> ScorerSpec:
+        formula = f"share of the garment in {', '.join(self.options.wanted)}"
+        return ScorerSpec("garment", "1", formula=formula, range=(0.0, 1.0), licence="Apache-2.0")
+
+    def load(self, device: str, dtype: str) -> None:
+        """Nothing to load."""
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        return [self._one(to_oklab(np.asarray(c.pil().convert("RGB")))) for c in batch]
+
+    def _one(self, lab: np.ndarray) -> Score:
+        """lab: OKLab, [H, W, 3]."""
+        there = garment(lab)
+        box = box_of(there)
+        if box is None:
+            return Score(None, error="nothing stands out from the backdrop")
+        targets = to_oklab(np.array(list(COLOURS.values())))
+        nearest = np.linalg.norm(lab[there][:, None] - targets, axis=-1).argmin(1)
+        wanted = [list(COLOURS).index(name) for name in self.options.wanted]
+        names = ("box_left", "box_top", "box_right", "box_bottom")
+        return Score(float(np.isin(nearest, wanted).mean()), dict(zip(names, box, strict=True)))
+
+
+def garment(lab: np.ndarray) -> np.ndarray:
+    """[H, W] bool: what differs from the backdrop."""
+    rim = np.ones(lab.shape[:2], bool)
+    rim[RIM:-RIM, RIM:-RIM] = False
+    return np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=-1) > AWAY
+
+
+def box_of(there: np.ndarray) -> tuple[float, float, float, float] | None:
+    """(left, top, right, bottom) as shares of the picture, or None where too little is there."""
+    columns, rows = np.flatnonzero(there.mean(0) >= EDGE), np.flatnonzero(there.mean(1) >= EDGE)
+    if there.mean() < LEAST or not len(columns) or not len(rows):
+        return None
+    height, width = there.shape
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
