@@ -134,6 +134,8 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
             _check_names(tree, where, path)
         return {str(k): build(inner, v, _join(where, k), path) for k, v in tree.items()}
     if origin in (list, tuple):
+        if tree is None or (isinstance(tree, Located) and not tree.quoted and tree in ("null", "~")):
+            raise _error(path, where, tree, "wants a list; leave it out, or write [], for none of your own")
         items = tree if isinstance(tree, (list, tuple)) else [tree]
         inner = typing.get_args(kind)[0]
         built = [build(inner, v, f"{where}[{i}]", path) for i, v in enumerate(items)]

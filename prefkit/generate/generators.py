@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefkit import registry
@@ -141,6 +142,25 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     return call
 
 
+def _inputs_hint(pipe: Any, given: Mapping[str, Any]) -> str:
+    """What may be wrong with the images of a call that failed: some left out, or something else in their place."""
+    import inspect
+
+    takes = [
+        name
+        for name in inspect.signature(type(pipe).__call__).parameters
+        if re.search("^(mask_|control_)?image$", name)
+    ]
+    left_out = [name for name in takes if name not in given]
+    if left_out and len(left_out) == len(takes):
+        return (
+            f". {type(pipe).__name__} takes {', '.join(takes)}, and no request gives it: model: {{inputs: {{{takes[0]}: "
+            "extra.COLUMN}}, COLUMN being one of the source with paths of images."
+        )
+    odd = [f"{name} = {given[name]!r}" for name in takes if isinstance(given.get(name), (str, int, float))]
+    return f". model.inputs gave {', '.join(odd)}, which is no image nor a path to one." if odd else ""
+
+
 def sampling(
     pipe: Any, settings: Generate, inputs: Inputs
 ) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
@@ -162,7 +182,11 @@ def sampling(
         found: list[Any] = [None] * len(requests)
         for group in inputs.groups(requests):
             rows = [requests[i] for i in group]
-            made = sampler.sample([r.prompt for r in rows], [seeds[i] for i in group], inputs.of(rows[0]))
+            given = inputs.of(rows[0])
+            try:
+                made = sampler.sample([r.prompt for r in rows], [seeds[i] for i in group], given)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"{error}{_inputs_hint(pipe, settings.call | given)}") from error
             for position, one in zip(group, made, strict=True):
                 found[position] = one
         return found

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.pixels import rgb
+from prefkit.registry import nearest
 from prefkit.store import Store, read_part
 from prefkit.types import Request, digest
 
@@ -53,7 +54,15 @@ class Taken:
         self.waiting: dict[str, bytes] = {}
 
     def take(self, extra: dict[str, Any]) -> dict[str, Any]:
-        """The same extra with ids in the place of images. Raises UsageError for a file that is missing or no image."""
+        """The same extra with ids in the place of images.
+
+        Raises UsageError for a column or file that is missing, and for a file that is no image.
+        """
+        for key in sorted(self.keys - extra.keys()):
+            raise UsageError(
+                f"model.inputs: extra.{key} is missing in a request of the source, which has {', '.join(extra) or 'no column'}"
+                f" beside the prompt.{nearest(key, list(extra))}"
+            )
         return {key: self._value(value, key) if key in self.keys else value for key, value in extra.items()}
 
     def _value(self, value: Any, key: str) -> Any:

@@ -98,9 +98,12 @@ def add_lora(
         try:
             net.add_adapter(config, adapter_name=name)
         except ValueError as error:
+            there = sorted(
+                {path.rpartition(".")[2] for path, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
+            )
             raise TrainingError(
-                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; "
-                "name modules of this network as lora.targets."
+                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; name modules of this "
+                f"network as lora.targets. Its linear ones end in {', '.join(there)}."
             ) from error
     return _train_only(net, name, [*start, name])
 

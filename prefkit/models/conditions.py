@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefkit.errors import CaptureError, UsageError
+from prefkit.errors import CaptureError
 from prefkit.models.maps import BEHIND, BESIDE, held_behind, same, stacked
-from prefkit.models.record import bind, replaced, run, stand_in
+from prefkit.models.record import bind, known_arguments, replaced, run, stand_in
 from prefkit.models.trees import Tree, leaves
 from prefkit.models.wiring import Wiring
 from prefkit.types import digest
@@ -46,11 +46,7 @@ def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int |
     """A generation's call arguments without what training has no use for (negative prompts, seeds, steps)."""
     known = inspect.signature(type(pipe).__call__).parameters
     size = {"height": height, "width": width}  # InstructPix2Pix takes none: its image has one
-    unknown = sorted(set(call) - set(known) - set(size))
-    if unknown:
-        raise UsageError(
-            f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}."
-        )
+    known_arguments(pipe, set(call) - set(size))
     wanted = dict(call) | {k: v for k, v in size.items() if v is not None}
     return {k: v for k, v in wanted.items() if k in known and k not in OURS and not k.startswith("negative_")}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefkit.errors import CaptureError
+from prefkit.errors import CaptureError, UsageError
 from prefkit.models.maps import stacked
+from prefkit.registry import nearest
 
 
 @dataclass
@@ -82,6 +83,17 @@ def stand_in(original: Any, substitute: Any) -> Any:
     return call
 
 
+def known_arguments(pipe: Any, names: Iterable[str]) -> None:
+    """Raise UsageError for a name that the pipeline's call does not take."""
+    known = list(inspect.signature(type(pipe).__call__).parameters)[1:]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UsageError(
+            f"{type(pipe).__name__} takes no argument {', '.join(unknown)} (from model.inputs, or generate.NAME and its "
+            f"call).{nearest(unknown[0], known)} It takes {', '.join(known)}."
+        )
+
+
 def run(pipe: Any, call: Mapping[str, Any]) -> Any:
     """pipe(**call) without gradients. Raises CaptureError where the pipeline cannot work with such a call at all."""
     try:
@@ -90,7 +102,8 @@ def run(pipe: Any, call: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise CaptureError(
             f"{type(pipe).__name__} could not be run on prompts alone: {type(error).__name__}: {error}. What it needs "
-            "beside the prompt goes into the call arguments; a model that makes no images from text needs a family."
+            "beside the prompt goes into generate.NAME.call or, where each request has its own, into model.inputs; a model "
+            "that makes no images from text needs a family."
         ) from error
 
 

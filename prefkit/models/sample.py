@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefkit.errors import CaptureError, UsageError
+from prefkit.errors import CaptureError
 from prefkit.models.conditions import batch_rules, joined, quiet
-from prefkit.models.record import replaced, stand_in
+from prefkit.models.record import known_arguments, replaced, stand_in
 from prefkit.models.trees import Tree, leaves
 
 if TYPE_CHECKING:
@@ -59,12 +59,7 @@ class Sampler:
         said = {k: v for k, v in wishes.items() if v is not None}
         self.pipe = pipe
         self.call = {"num_inference_steps": steps, **said, **(extra_call or {})}
-        known = inspect.signature(type(pipe).__call__).parameters
-        unknown = sorted({*self.call, *per_request} - set(known))
-        if unknown:
-            raise UsageError(
-                f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}."
-            )
+        known_arguments(pipe, {*self.call, *per_request})
         self._encode = RememberedPrompts(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
         self._together: bool | None = None  # whether a batch gives what each would alone; None: not looked yet
 

@@ -22,6 +22,7 @@ def write(folder: Path, text: str) -> Path:
         ("run: x\ngenerate:\n  own:\n    n: many", "r.yaml:4: generate.own.n: wants a whole number, got many"),
         ("run: x\ngenerate:\n  own:\n    steps: 2.5", "r.yaml:4: generate.own.steps: wants a whole number, got 2.5"),
         ("run: x\ngenerate: own", "r.yaml:2: generate: wants a mapping"),
+        ("run: x\ngenerate:\n  own: {splits: null}", "r.yaml:3: generate.own.splits: wants a list; leave it out"),
         (
             "run: x\nscore:\n  a: {use: clop, model: x}",
             "r.yaml:3: score.a.use: no scorer is called 'clop'. Did you mean 'clip'",

@@ -12,13 +12,25 @@ import torch
 from safetensors.torch import load_file
 
 from prefkit.api import Run
+from prefkit.errors import PrefkitError
 from prefkit.models.load import load_pipeline
 from prefkit.models.maps import BEHIND
 from prefkit.testing import tiny_pipeline
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
 from prefkit.train.processes import Processes
-from tests.models.editing import CASES, SIZE, inpaint, kontext, mask, picture, qwen_edit_plus, size_for, small_areas
+from tests.models.editing import (
+    CASES,
+    SIZE,
+    fill,
+    inpaint,
+    kontext,
+    mask,
+    picture,
+    qwen_edit_plus,
+    size_for,
+    small_areas,
+)
 from tests.models.kinds import sd2
 
 RECIPE = """
@@ -112,3 +124,29 @@ def test_sd2_from_generation_to_evaluation(tmp_path):
     metrics = [json.loads(line) for line in (run.store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in metrics if "loss" in line]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (
+            {},
+            r"FluxFillPipeline takes image, mask_image, and no request gives it: model: {inputs: {image: extra.COLUMN}}",
+        ),
+        (
+            {"image": "extra.note", "mask_image": "extra.mask_image"},
+            "model.inputs gave image = 'a coat', which is no image",
+        ),
+        ({"imag": "extra.image"}, r"takes no argument imag \(from model.inputs, or .*Did you mean 'image'"),
+        ({"image": "extra.imag"}, r"extra.imag is missing .* Did you mean 'image'"),
+    ],
+)
+def test_wrong_names_are_answered_with_what_to_write(inputs, words, tiny, tmp_path):
+    torch.manual_seed(0)
+    fill(tiny).save_pretrained(tmp_path / "model")
+    path = write_recipe(tmp_path, tmp_path / "model", {}, {}, SIZE)
+    path.write_text(path.read_text().replace("inputs: {}", f"inputs: {json.dumps(inputs)}"))
+    rows = (tmp_path / "r.jsonl").read_text().replace('"part"', '"note": "a coat", "part"')
+    (tmp_path / "r.jsonl").write_text(rows)
+    with pytest.raises(PrefkitError, match=words):
+        Run(recipe=path).generate()

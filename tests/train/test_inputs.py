@@ -154,8 +154,13 @@ def test_what_is_wrong_with_an_input_is_said(tmp_path, row, mapping, words):
 
 
 def test_a_request_without_its_image_is_refused(tmp_path):
-    (tmp_path / "r.jsonl").write_text('{"prompt": "x"}')
-    (request,) = read_requests(Requests(str(tmp_path / "r.jsonl")), MAPPING)
+    (tmp_path / "r.jsonl").write_text('{"prompt": "x", "persons": "p.png"}')
+    source = Requests(str(tmp_path / "r.jsonl"))
+    with pytest.raises(UsageError, match="extra.hole is missing in a request of the source, which has persons"):
+        read_requests(source, MAPPING)
+    with pytest.raises(UsageError, match=r"which has persons beside the prompt. Did you mean 'persons'\?"):
+        read_requests(source, {"image": "extra.person"})
+    (request,) = read_requests(source)  # as a run may hold it from before
     with pytest.raises(UsageError, match="'x' has no person"):
         Inputs(MAPPING, Store(tmp_path)).of(request)
 
