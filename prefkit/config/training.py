@@ -147,6 +147,9 @@ class Train:
     #: half of the visits see both images of a pair mirrored; off, because words that say left or right, letters and logos
     #: are then wrong
     flip: bool = False
+    #: mean | sample: which of a VAE's latents of an image training sees, the mean of its posterior, or a sample of it, drawn
+    #: anew at every visit, as the original Diffusion-DPO and diffusers' examples do; candidates with kept latents have one
+    posterior: str = "mean"
     #: key of extra (the candidate's or, where that is null, its request's) that says what counts in the errors: a box [left,
     #: top, right, bottom] in shares of the image, or the `inputs` id of a mask image (white counts); null = everything
     mask: str | None = None

@@ -21,11 +21,13 @@ from prefkit.train.cache import Cache
 from prefkit.train.frames import fit
 from prefkit.train.masks import Masks
 from prefkit.train.pairs import PairRow, PairSource, Side, request_of
+from prefkit.train.posterior import seen
 from prefkit.train.views import Views
 from prefkit.types import Candidate, Draw, Groups, Request, digest
 
 ENCODE_ROWS = 32
 PART_ROWS = 256
+Encode = Callable[[Sequence[Candidate]], Sequence[Mapping[str, torch.Tensor]]]
 
 
 @dataclass
@@ -135,7 +137,7 @@ class PairData:
         buckets: dict[Any, list[Any]] = {}
         for plain, visit in chosen:
             group = self.views.at(plain, visit)
-            latents = [self.latents.get(side.key)["latents"] for side in group.sides]
+            latents = [seen(self.latents.get(side.key), group.id, visit, side.key) for side in group.sides]
             condition = self.conditions.get(self.condition_key(group))
             draw = family.draw(group.id, visit, latents[0])
             if time is not None:
@@ -214,13 +216,13 @@ def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tu
 def fill_latents(
     data: PairData,
     wanted: Collection[Side],
-    family: Any,
+    encode: Encode,
     source: PairSource,
     store: Store,
     generators: Sequence[str],
     share: tuple[int, int],
 ) -> None:
-    """Cache latents of the `wanted` images that are missing: from the candidates of `generators` where they hold them, else from the images.
+    """Cache what `encode` makes of the `wanted` images that are missing: from the candidates of `generators` where they hold them, else from the images.
 
     Images are those of the source or, where it has none, of any candidates. share: (rank, processes); every process
     takes the images whose key falls to it. Raises UsageError naming the row.
@@ -235,7 +237,7 @@ def fill_latents(
         for side in pair.sides:
             if side.key in views:
                 rows.setdefault(side.key, (pair.row, side))
-    writer = _Writer(data.latents, family, source, views)
+    writer = _Writer(data.latents, encode, source, views)
     if generators:
         for key, candidate in _candidates_of(rows, store, generators):
             writer.add(key, rows.pop(key)[0], candidate)
@@ -305,8 +307,10 @@ def check_sizes(data: PairData, name: str) -> None:
 class _Writer:
     """Collects candidates and writes latents of their wanted views, a part at a time. views: by the plain key, by key."""
 
-    def __init__(self, cache: Cache, family: Any, source: PairSource, views: Mapping[str, Mapping[str, Side]]) -> None:
-        self.cache, self.family, self.source, self.views = cache, family, source, views
+    def __init__(
+        self, cache: Cache, encode: Encode, source: PairSource, views: Mapping[str, Mapping[str, Side]]
+    ) -> None:
+        self.cache, self.encode, self.source, self.views = cache, encode, source, views
         self.waiting: list[tuple[str, int, Side, Candidate]] = []
 
     def add(self, plain: str, row: int, candidate: Candidate) -> None:
@@ -320,11 +324,11 @@ class _Writer:
         for start in range(0, len(self.waiting), ENCODE_ROWS):
             block = self.waiting[start : start + ENCODE_ROWS]
             ready = [self._ready(row, side, candidate) for _, row, side, candidate in block]
-            encoded = self.family.latents([candidate for candidate, _ in ready])
-            for (key, row, *_), (_, notes[key]), latents in zip(block, ready, encoded, strict=True):
-                if not latents.isfinite().all():
+            encoded = self.encode([candidate for candidate, _ in ready])
+            for (key, row, *_), (_, notes[key]), tree in zip(block, ready, encoded, strict=True):
+                if not all(leaf.isfinite().all() for leaf in tree.values()):
                     raise UsageError(f"pairs {self.source.name}, row {row}: the latents of image {key} are not finite.")
-                found[key] = {"latents": latents}
+                found[key] = tree
         self.cache.append(found, notes)
         self.waiting = []
 

@@ -15,7 +15,7 @@ from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store, write_atomic
-from prefkit.train import beside, frames, preflight, texts, views
+from prefkit.train import beside, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -140,7 +140,7 @@ def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairDat
         pairs = frames.framed(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
     extra = beside.cache_of(plan.config, plan.cache)
-    latents, conditions = Cache(plan.cache / "latents"), Cache(plan.cache / "conditions")
+    latents, conditions = Cache(plan.cache / posterior.folder_of(plan.config)), Cache(plan.cache / "conditions")
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
     return PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config))
 
@@ -190,14 +190,15 @@ def _fill(
     store, share = plan.store, (processes.rank, processes.count)
     family.pipe.vae.float()  # latents are made once, so they are made well
     views.warn_of_coordinates(plan.config, family)
+    encode = posterior.encoder(family, plan.config)
     images = [side for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides]
-    caches.fill_latents(data, images, family, source, store, plan.generators, share)
+    caches.fill_latents(data, images, encode, source, store, plan.generators, share)
     _agree(processes, data.latents)
     caches.check_sizes(data, source.name)
     measured = preflight.chosen(plan, data)[1:]
     for images_of in measured:
         sides = [group.sides[0] for group in images_of.pairs]
-        caches.fill_latents(images_of, sides, family, source, store, plan.generators, share)
+        caches.fill_latents(images_of, sides, encode, source, store, plan.generators, share)
         _agree(processes, data.latents)
     for groups in (texted, *measured):
         caches.fill_conditions(groups, family, share)

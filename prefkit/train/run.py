@@ -12,7 +12,19 @@ from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.quantize import check_quantize
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store, check_fingerprint, read_json, write_json
-from prefkit.train import budget, computing, launch, litter, optimizers, sharding, stopping, table, validation, views
+from prefkit.train import (
+    budget,
+    computing,
+    launch,
+    litter,
+    optimizers,
+    posterior,
+    sharding,
+    stopping,
+    table,
+    validation,
+    views,
+)
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
@@ -45,6 +57,7 @@ KNOWN = {
     "noise": NOISES,
     "text_cache": CACHES,
     "shard": SHARDS,
+    "posterior": posterior.KINDS,
 }
 #: smallest value -> the settings that it holds for
 LEAST = {
@@ -120,6 +133,7 @@ def check_settings(name: str, config: Train) -> None:
             raise UsageError(f"train.{name}.resolution is for imported images; a candidate's own noise and online training "
                              "go with images as they are. Set it to null.")  # fmt: skip
     views.check(name, config)
+    posterior.check(name, config)
     if config.patience and (config.online is not None or not config.validation):
         raise UsageError(f"train.{name}.patience looks at the pairs that `validation` keeps aside, offline. Set it to 0, or "
                          "validation above 0.")  # fmt: skip

@@ -49,7 +49,11 @@ def cache_space(store: Store, recipe: Recipe, name: str, processes: int = 1) -> 
     measured = None not in each
     if not measured:
         width = FLOAT32 if plan.frozen_dtype == "float32" else 2
-        each = [_latent_bytes(recipe.model, size), _text_bytes(recipe.model, width)]
+        latent = _latent_bytes(recipe.model, size)
+        numbers = (
+            2 if config.posterior == "sample" else 1
+        )  # mean and deviation; a candidate's kept latents have but one
+        each = [latent and numbers * latent, _text_bytes(recipe.model, width)]
     return {
         "images": len(images),
         "not cached": sum(key not in data.latents for key in images),

@@ -95,6 +95,7 @@ CONTENT = {
         "resolution",
         "crop",
         "flip",
+        "posterior",
         "mask",
         "noise",
         "curriculum",

@@ -69,17 +69,22 @@ class DiffusersFamily:
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
         """Per candidate the clean latents, float32, CPU: its payload's, or its image encoded."""
+        return [found["latents"] for found in self.posteriors(candidates)]
+
+    def posteriors(self, candidates: Sequence[Candidate]) -> list[dict[str, Tensor]]:
+        """The same as "latents" and, of an image that the VAE encodes to a distribution, its deviation as "std"."""
         import safetensors.torch
 
-        found: list[Tensor | None] = [
-            safetensors.torch.load(c.payload)["latents"].float() if c.payload is not None else None for c in candidates
+        found = [
+            {} if c.payload is None else {"latents": safetensors.torch.load(c.payload)["latents"].float()}
+            for c in candidates
         ]
-        missing = [i for i, latents in enumerate(found) if latents is None]
+        missing = [i for i, tree in enumerate(found) if not tree]
         for start in range(0, len(missing), self.encode_batch):
             block = missing[start : start + self.encode_batch]
-            for i, latents in zip(block, self._encode([candidates[i] for i in block]), strict=True):
-                found[i] = latents
-        return [latents for latents in found if latents is not None]
+            for i, tree in zip(block, self._encode([candidates[i] for i in block]), strict=True):
+                found[i] = tree
+        return found
 
     def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
         """Per request what the denoiser is given beside sample and time, at size (height, width)."""
@@ -145,8 +150,8 @@ class DiffusersFamily:
 
         return decode(self.pipe, self.wiring, latents, size)
 
-    def _encode(self, candidates: Sequence[Candidate]) -> list[Tensor]:
-        from prefkit.models.latents import encode
+    def _encode(self, candidates: Sequence[Candidate]) -> list[dict[str, Tensor]]:
+        from prefkit.models.latents import posterior
 
         cell = self.wiring.downscale * (2 if "packed" in self.wiring.layout else 1)
         images = [candidate.pil() for candidate in candidates]
@@ -156,9 +161,13 @@ class DiffusersFamily:
                     f"the image of candidate {candidate.id} is {image.width} x {image.height} px; "
                     f"{self.wiring.pipeline} needs multiples of {cell}. Resize or crop the images before training."
                 )
-        if len({image.size for image in images}) == 1:
-            return list(encode(self.pipe, self.wiring, images).cpu().unbind(0))
-        return [encode(self.pipe, self.wiring, [image])[0].cpu() for image in images]
+        one_size = len({image.size for image in images}) == 1
+        found: list[dict[str, Tensor]] = []
+        for block in [images] if one_size else [[image] for image in images]:
+            mean, deviation = posterior(self.pipe, self.wiring, block)
+            stds = [{}] * len(block) if deviation is None else [{"std": std} for std in deviation.cpu()]
+            found += [{"latents": latents} | std for latents, std in zip(mean.cpu(), stds, strict=True)]
+        return found
 
     def _refuse_text_adapters(self) -> None:
         from prefkit.models.load import changes_text
