@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,7 @@ def _budget(
         data = prepare(plan, pairs, source, processes, jobs)
         with computing.computing(jobs[0].config, processes.device):
             found = budget.decide(lambda: make_loop(plan, jobs[0], data, folder, processes), began)
+        gc.collect()  # the timed network goes before the trained one comes
     return found
 
 

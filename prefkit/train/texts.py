@@ -46,10 +46,6 @@ class Texts:
     def append(self, items: dict[str, Tree]) -> None:
         self.held |= {key: trees.dumps(tree) for key, tree in items.items()}
 
-    def bytes(self) -> int:
-        """In memory."""
-        return sum(len(blob) for blob in self.held.values())
-
     def show(self, data: PairData, groups: Sequence[Any]) -> None:
         """Hold the conditions of these groups, and no others."""
         wanted = {data.condition_key(group) for group in groups}
@@ -87,8 +83,9 @@ def shown(plan: Any, data: PairData, device: Any) -> PairData:
         return plan.load(device, tuple(data.latents.notes[data.example()]), parts, plan.wiring())
 
     stay = plan.config.text_cache == "off"
-    texts = Texts(data.conditions, load, device, 1 if stay else WINDOW, stay)
-    return PairData(data.pairs, data.latents, texts, data.requests, data.beside, data.masks)
+    found = data.of(data.pairs)
+    found.conditions = Texts(data.conditions, load, device, 1 if stay else WINDOW, stay)
+    return found
 
 
 def prepared(loop: Any, steps: Sequence[int], window: int | None = None) -> Iterator[Any]:

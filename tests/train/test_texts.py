@@ -46,11 +46,11 @@ def watched(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(("kind", "use"), [("sd", "dpo"), ("flux", "kto")])
-def test_full_rolling_and_off_are_one_training(run, pair_rows, monkeypatch, watched, kind, use):
+@pytest.mark.parametrize(("kind", "use", "flip"), [("sd", "dpo", True), ("flux", "kto", False)])
+def test_full_rolling_and_off_are_one_training(run, pair_rows, monkeypatch, watched, kind, use, flip):
     monkeypatch.setattr(texts, "WINDOW", 3)
     rows = [row | {"caption": f"thing {i}"} for i, row in enumerate(pair_rows(8) + pair_rows(3, 1, (128, 64)))]
-    settings = {"rows": rows, "steps": 5, "validation": 1, "accumulation": 2, "objective": Choice(use)}
+    settings = {"rows": rows, "steps": 5, "validation": 1, "accumulation": 2, "objective": Choice(use), "flip": flip}
     found = {}
     for cache in texts.CACHES:
         store, recipe = run(kind, where=cache, text_cache=cache, **settings)
