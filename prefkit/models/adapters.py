@@ -179,9 +179,15 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[
     safetensors.torch.save_file(
         {f"{denoiser}.{key}": value.detach().contiguous().cpu() for key, value in state.items()},
         path,
-        metadata={"format": "pt", "lora_adapter_metadata": described, NETWORK: type(net).__name__},
+        metadata={"format": "pt", "lora_adapter_metadata": described, NETWORK: _network(net)},
     )
     return path
+
+
+def _network(net: Any) -> str:
+    """The network's class as diffusers knows it: sharding puts one of its own on top."""
+    kinds = type(net).__mro__
+    return next((kind for kind in kinds if kind.__module__.startswith("diffusers.")), kinds[0]).__name__
 
 
 def _with_dropout(config: Any, dropout: float) -> Any:

@@ -146,6 +146,12 @@ def test_networks_without_known_names_are_refused(tmp_path):
         shaken(kinds.hunyuan_dit().transformer)
 
 
+def test_a_sharded_network_is_known_by_its_own_class(load, tmp_path):
+    net = shaken(load("sd3").transformer)
+    net.__class__ = type("FSDPSD3Transformer2DModel", (type(net),), {})  # as fully_shard does
+    assert any("joint_blocks_0_x_block_attn_qkv" in key for key in exported(net, tmp_path, "kohya"))
+
+
 # As facts, what ComfyUI's loader looks for: name in the file -> (its own layer, None | (first row, rows) in widths there)
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 
