@@ -1,4 +1,4 @@
-"""`model: inputs:` with every pipeline that edits an image: generated, trained and evaluated, each request with its own."""
+"""`model: inputs:` with pipelines that edit an image: generated, trained and evaluated, each request with its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.models.editing import (
     CASES,
     SIZE,
     fill,
-    inpaint,
+    flux2,
+    instruct,
     kontext,
     mask,
     picture,
@@ -54,7 +55,7 @@ eval:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
-    return {kind: tiny_pipeline(kind, root / kind) for kind in ("sd", "sdxl", "flux")}
+    return {kind: tiny_pipeline(kind, root / kind) for kind in ("sd", "flux")}
 
 
 def write_recipe(folder, base, images, fixed, size):
@@ -80,7 +81,10 @@ def write_recipe(folder, base, images, fixed, size):
     return folder / "recipe.yaml"
 
 
-@pytest.mark.parametrize("builder", [b for b in CASES if b is not inpaint], ids=lambda f: f.__name__)
+TRAINED = [kontext, fill, flux2, instruct, qwen_edit_plus]  # SD inpainting: tests/train/test_inputs.py
+
+
+@pytest.mark.parametrize("builder", TRAINED, ids=lambda f: f.__name__)
 def test_each_request_keeps_its_own_image(builder, tiny, tmp_path, monkeypatch):
     small_areas(monkeypatch)
     fixed, images, _ = CASES[builder]
