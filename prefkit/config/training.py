@@ -198,6 +198,9 @@ class Train:
     #: optimizer steps between checkpoints, and between measurements on the fixed held-out pairs
     checkpoint_every: int = free(100)
     validate_every: int = free(50)
+    #: measure less often, at a multiple of validate_every, so that it takes at most this share of the steps' time; decided
+    #: once from the first steps and kept on resume; null = at every multiple
+    validation_share: float | None = free(None)
     device: str | None = free(None)
     #: none | tensorboard
     report_to: str = free("none")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prefkit import output
 from prefkit.config import Train
-from prefkit.train import checkpoint, failures, optimizers, sharding
+from prefkit.train import checkpoint, failures, optimizers, pace, sharding
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
@@ -66,6 +66,7 @@ class Loop:
         self.watch = WinnerWatch()
         self.show(self.data)
         self.stopping = EarlyStop(config.patience, self.folder) if config.patience else None
+        self.pace = pace.Pace(config.validation_share, config.validate_every, self.folder)
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.seen: list[
             tuple[list[Any], Tensor]
@@ -260,8 +261,11 @@ class Loop:
     def run(self, limit: int | None = None) -> dict[str, float]:
         """Train up to config.steps, or `limit` steps further. Returns what was last logged; saves at the end."""
         if self.validation is not None:
+            begun = pace.clock()
             self.validation.reference = self.measure(reference=True)
+            self.pace.measurement = pace.clock() - begun
         self.resume()
+        self.pace.resume(self.step)
         end = self.config.steps if limit is None else min(self.config.steps, self.step + limit)
         end = self.step if self.done else end
         log = Log(self.folder / "metrics.jsonl", self.step, self.config.report_to) if self.processes.main else None
@@ -284,16 +288,17 @@ class Loop:
         label = f"train {self.folder.name}"
         with interruptible() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
             for micro_batches in prepared(self, range(first, end)):
-                begun = time.monotonic()
+                begun = pace.clock()
                 shown = self.update(self.accumulate(micro_batches))
                 self.step += 1
-                self._log(log, progress, shown, time.monotonic() - begun)
+                self.pace.steps.append(pace.clock() - begun)
+                self._log(log, progress, shown, self.pace.steps[-1])
                 if self.step == first + 3 and self.processes.main:
                     expected = (time.monotonic() - started) / 3 * (end - first)
                     output.note(f"{label}: about {output.duration(expected)} for {end - first} steps.")
                 stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
                 # measured before it is saved: whatever is lost in between is done again
-                if self.step == self.config.steps or self.step % self.config.validate_every == 0:
+                if self.step == self.config.steps or self.pace.due(self.step, self.processes):
                     self._validate(log)
                 self._look(log)
                 if stop or self.done or self.step == end or self.step % self.config.checkpoint_every == 0:
@@ -316,7 +321,9 @@ class Loop:
     def _validate(self, log: Log | None) -> None:
         if self.validation is None:
             return
+        begun = pace.clock()
         report = self.validation.report(self.measure(reference=False))
+        self.pace.measurement = pace.clock() - begun
         if log is not None:
             log.write_validation(self.step, report)
         accuracy = report["implicit_accuracy"]

@@ -133,6 +133,9 @@ def check_settings(name: str, config: Train) -> None:
         if config.online is not None or config.noise != "shared":
             raise UsageError(f"train.{name}.resolution is for imported images; a candidate's own noise and online training "
                              "go with images as they are. Set it to null.")  # fmt: skip
+    if config.validation_share is not None and config.validation_share <= 0:
+        raise UsageError(f"train.{name}.validation_share is {config.validation_share:g}: it must be above 0. `validation: 0` "
+                         "measures nothing.")  # fmt: skip
     views.check(name, config)
     posterior.check(name, config)
     if config.patience and (config.online is not None or not config.validation):

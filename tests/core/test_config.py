@@ -128,6 +128,7 @@ FREE = {
         "attention",
         "checkpoint_every",
         "validate_every",
+        "validation_share",
         "max_hours",
         "text_cache",
         "watch_every",
