@@ -137,7 +137,7 @@ def test_processes_have_one_draw_for_one_group_and_share_the_pairs_out(run, loop
         found = {}
         for rank in (0, 1):
             torch.manual_seed(rank)
-            two.processes = SimpleNamespace(rank=rank, count=2)
+            two.processes = SimpleNamespace(rank=rank, count=2, device=one.processes.device)
             own = {(p, r): (time, noise) for p, r, time, noise in members(two.micro_batches(step)[0])}
             assert len(own) == 4 and own.keys().isdisjoint(found)
             found |= own
