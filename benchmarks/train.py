@@ -1,12 +1,14 @@
 """A training step against the bare cost of its forwards and backward, as ratios in one run.
 
     python benchmarks/train.py [--kind sd] [--width 1] [--side 128] [--batch 4] [--steps 40]
+                               [--also checkpointed adamw8bit ...]
 
 bare    the network on ready tensors: one forward of [winners; losers] with gradients, one of the reference
         without, backward, clipping, AdamW
 step    the loop's own step, data and logging included
 plain   with the habits of the diffusers example: one process that decodes both images, VAE and text encoder every step,
         gradient checkpointing
+--also  the loop's own step computed in other ways, each with a loop of its own
 
 Two clocks: wall, and CPU time over all threads, which other work on the machine moves less. The three take turns, a
 step of each, and the medians are compared. --width multiplies the channels of a U-Net, to see whether an overhead is
@@ -53,6 +55,13 @@ from prefkit.train.prepare import Plan, prepare
 from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop
 
+WAYS = {
+    "compiled": {"compile": True},
+    "checkpointed": {"gradient_checkpointing": True},
+    "adamw8bit": {"optimizer": "adamw8bit"},
+    "adafactor": {"optimizer": "adafactor"},
+}
+
 
 def png(seed: int, side: int) -> bytes:
     buffer = io.BytesIO()
@@ -86,9 +95,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="no")
-    parser.add_argument(
-        "--only", choices=["bare", "step", "plain"], help="one of the three, and the peak of its memory"
-    )
+    parser.add_argument("--also", choices=WAYS, nargs="*", default=[])
+    parser.add_argument("--only", choices=["bare", "step", "plain", *WAYS], help="one of them, and its peak of memory")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -104,7 +112,7 @@ def main() -> None:
             return
         found = take_turns(calls, args)
     middle = {name: (median(w for w, _ in times), median(c for _, c in times)) for name, times in found.items()}
-    print(table([row(name, middle, args) for name in ("bare", "step", "plain")]))
+    print(table([row(name, middle, args) for name in ("bare", "step", "plain", *args.also)]))
     print(table(shares(middle)))
     print(
         f"{args.kind} of width {args.width}, {args.batch} pairs a step of {args.side} px, LoRA rank 16, {args.steps} steps"
@@ -114,13 +122,13 @@ def main() -> None:
 def calls_of(folder: Path, model: str, args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
     """What is timed: name -> a step of it, by number."""
     calls: dict[str, Callable[[int], object]] = {}
-    if args.only != "plain":
+    for name in [name for name in args.also if args.only in (None, name)]:
+        calls[name] = step_of(loop_on(folder, model, args, name), folder)
+    if args.only in (None, "bare", "step"):
         loop = loop_on(folder, model, args)
         batches = [loop.micro_batches(step)[0][0].to(loop.processes.device) for step in range(min(args.steps, 16))]
-        log = Log(folder / "metrics.jsonl", 0, "none")
-        made = Made(loop)
         calls["bare"] = lambda i: bare(loop, batches[i % len(batches)])
-        calls["step"] = lambda i: one_step(loop, made, log)
+        calls["step"] = step_of(loop, folder)
         if args.only is None:
             calls |= parts_of(loop, batches)
     if args.only in (None, "plain"):
@@ -157,7 +165,7 @@ def row(name: str, middle: dict[str, tuple[float, float]], args: argparse.Namesp
 def shares(middle: dict[str, tuple[float, float]]) -> list[dict[str, object]]:
     """CPU time of the parts of a step, and what is left of it: losses, metrics, log, moves."""
     whole = middle["step"][1]
-    parts = {name: cpu for name, (_, cpu) in middle.items() if name not in ("bare", "step", "plain")}
+    parts = {name: cpu for name, (_, cpu) in middle.items() if name not in ("bare", "step", "plain", *WAYS)}
     parts["the rest"] = whole - sum(parts.values())
     return [{"part": k, "CPU ms": round(1000 * v, 2), "share of a step": round(v / whole, 3)} for k, v in parts.items()]
 
@@ -190,7 +198,12 @@ def random_model(args: argparse.Namespace, folder: Path) -> str:
     return str(folder)
 
 
-def loop_on(folder: Path, model: str, args: argparse.Namespace):
+def step_of(loop, folder: Path) -> Callable[[int], object]:
+    made, log = Made(loop), Log(folder / "metrics.jsonl", 0, "none")
+    return lambda number: one_step(loop, made, log)
+
+
+def loop_on(folder: Path, model: str, args: argparse.Namespace, way: str | None = None):
     config = Train(
         pairs=str(folder / "pairs"),
         objective=Choice("dpo"),
@@ -202,6 +215,7 @@ def loop_on(folder: Path, model: str, args: argparse.Namespace):
         validate_every=10**6,
         device=args.device,
         precision=args.precision,
+        **({} if way is None else WAYS[way]),
     )
     recipe = Recipe(run=str(folder / "run"), model=Model(model), train={"dpo": config})
     store, processes = Store.create(recipe.run), Processes(args.device)
