@@ -182,6 +182,7 @@ def publish(
         writer.writeheader()
         writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     (out / "study.md").write_text(markdown(rows))
+    (out / "grid.md").write_text(grid(rows, list(settings["recipe"]["pair"])))
     return rows
 
 
@@ -230,6 +231,19 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             "" if r["cell"].startswith("control") else r["supported"],
         ]
         lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def grid(rows: list[dict[str, Any]], strategies: list[str]) -> str:
+    """The gains alone: objectives by strategies; a star where the interval of the difference from dpo lies above 0."""
+    found: dict[str, dict[str, str]] = {}
+    for r in rows:
+        objective, _, strategy = r["cell"].rpartition(", ")
+        if strategy in strategies:
+            star = "\\*" if r["over_dpo"] and r["over_dpo_low"] > 0 else ""
+            found.setdefault(objective, {})[strategy] = interval(r, "gain", "low", "high") + star
+    lines = [f"| | {' | '.join(strategies)} |", "|---" * (len(strategies) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cells.get(s, '') for s in strategies)} |" for name, cells in found.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -124,3 +124,17 @@ def test_the_strength_with_the_larger_gain_of_both_judges_is_chosen(study):
     tried = [[{"models": {"m": outcome(gain, fidelity=kept)}}] for gain, kept in ((0.2, 0.0), (0.3, -0.2), (0.1, 0.1))]
     assert table.chosen(tried) == 0
     assert table.chosen(tried[1:]) == 1
+
+
+def test_objectives_that_the_study_does_not_support_are_called_experimental():
+    """sft is the baseline, in nobody's doubt."""
+    frame = pd.read_csv(FOLDER / "now.csv")
+    own = frame[frame.cell.str.endswith(", topk")]
+    supported = {cell.split(" ")[0] for cell in own.cell[own.supported == "yes"]}
+    objectives = FOLDER.parents[1] / "prefkit" / "train" / "objectives"
+    called = {
+        name for name in own.cell.str.split(" ").str[0] if "(experimental)" in (objectives / f"{name}.py").read_text()
+    }
+    assert called == set(own.cell.str.split(" ").str[0]) - supported - {"sft"}
+    readme = (FOLDER.parents[1] / "README.md").read_text()
+    assert all(f"`{name}`" in readme.split("By the rule ")[1].split(" are supported")[0] for name in supported)

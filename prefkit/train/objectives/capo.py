@@ -1,4 +1,4 @@
-"""CaPO (experimental): Lee et al., Calibrated Multi-Preference Optimization for Aligning Diffusion Models, 2502.02588.
+"""CaPO: Lee et al., Calibrated Multi-Preference Optimization for Aligning Diffusion Models, 2502.02588.
 
     loss = (R - z)^2,    R = R_ca(winner) - R_ca(loser)
 

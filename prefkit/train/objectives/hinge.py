@@ -1,4 +1,4 @@
-"""Hinge on the margin (experimental): Zhao et al., SLiC-HF, arXiv 2305.10425, with implicit rewards as in 2309.06657.
+"""Hinge on the margin: Zhao et al., SLiC-HF, arXiv 2305.10425, with implicit rewards as in 2309.06657.
 
     loss = max(0, 1 - z)
 

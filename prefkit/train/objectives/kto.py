@@ -1,4 +1,4 @@
-"""Diffusion-KTO (experimental): good and bad images without partners; Li et al., arXiv 2404.04465, after KTO, 2402.01306.
+"""Diffusion-KTO: good and bad images without partners; Li et al., arXiv 2404.04465, after KTO, 2402.01306.
 
     loss = w_y (1 - sigmoid(s)),    s = (beta / 2)(a - Q) for desirable images, its negative for undesirable ones
 

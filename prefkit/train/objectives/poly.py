@@ -1,4 +1,4 @@
-"""Poly-DPO (experimental): ViPO, Visual Preference Optimization at Scale, ICLR 2026.
+"""Poly-DPO: ViPO, Visual Preference Optimization at Scale, ICLR 2026.
 
     loss = -log sigmoid(z) + alpha (1 - sigmoid(z))
 
