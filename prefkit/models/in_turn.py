@@ -12,6 +12,7 @@ import functools
 import gc
 import hashlib
 import inspect
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,8 +62,10 @@ class Turns:
             self._only = None
 
     def clear(self) -> None:
+        left = [weakref.ref(module) for module in self.modules.values() if isinstance(module, nn.Module)]
         self.part, self.modules = None, {}
-        gc.collect()
+        if any(module() is not None for module in left):  # held by a cycle; looking for it is slow in a large process
+            gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
