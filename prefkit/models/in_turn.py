@@ -62,7 +62,9 @@ class Turns:
             self._only = None
 
     def clear(self) -> None:
-        left = [weakref.ref(module) for module in self.modules.values() if isinstance(module, nn.Module)]
+        own = [module for module in self.modules.values() if isinstance(module, nn.Module)]
+        left = [weakref.ref(module) for whole in own for module in whole.modules()]
+        del own
         self.part, self.modules = None, {}
         if any(module() is not None for module in left):  # held by a cycle; looking for it is slow in a large process
             gc.collect()

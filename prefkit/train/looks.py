@@ -141,14 +141,17 @@ class Looks:
 
     def _judge(self, loop: Any, found: Mapping[str, Any], accuracy: float | None) -> bool:
         """Whether this look is an alarm. Keeps the best weights where they may be asked for, and decides to stop."""
-        if loop.step == 0:
-            self.diversity = found["diversity"]
-            return False
-        drop = self.config.stop_drop or DROP
         if found["gain"] > self.best:
             self.best, self.best_step = found["gain"], loop.step
             if self.config.stop_drop:
                 stopping.keep(self.path, loop.policy.state())
+        if loop.step == 0:
+            self.diversity = found["diversity"]
+            return False
+        drop = self.config.stop_drop or DROP
+        if math.isnan(found["gain"]):
+            output.warn(f"train {self.folder.name}, step {loop.step}: no watched score could be computed, so nothing is known "
+                        "of its rise or fall.")  # fmt: skip
         fallen = []
         if found["gain"] <= -drop:
             fallen.append(

@@ -4,7 +4,8 @@ every = the least multiple of validate_every with  measurement <= share * every 
 
 Decided by the main process once, when the first measurement after the start is due, from the time of the start's and the
 median of the steps since; written to pace.json and looked up from then on, so a resumed training measures at the steps
-that an uninterrupted one does. Measuring draws nothing, so the weights are the same whatever the pace.
+that an uninterrupted one does. Measuring draws nothing, so the steps are the same whatever the pace; with
+`patience` it decides which of them can be the best, and when to stop.
 """
 
 from __future__ import annotations

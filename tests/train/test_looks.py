@@ -172,6 +172,22 @@ def test_what_an_alarm_is(tmp_path, gain, diversity, accuracy, alarm):
     assert found._judge(Has(step=3), {"gain": gain, "diversity": diversity}, accuracy) == alarm
 
 
+def test_the_start_is_a_look_to_come_back_to(watched, tmp_path, capsys):
+    (tmp_path / "falling.py").write_text(FALLING)
+    (tmp_path / "falls.txt").write_text("10 9 8")
+    store, recipe = watched(use=f"{tmp_path}/falling.py:score", watch_every=1, steps=5, objective=Choice("sft"))
+    summary = run_train(store, recipe, "dpo")
+    assert summary["done"] and summary["steps"] == 2 and summary["best_look"] == 0  # every later look was worse
+
+
+def test_a_look_without_any_score_says_so(tmp_path, capsys):
+    found = Looks.__new__(Looks)
+    found.config, found.folder, found.diversity = Has(stop_drop=0.0, watch=["size"]), tmp_path, 1.0
+    found.best, found.best_step, found.below, found.stopped = 0.0, 0, 0, ""
+    assert not found._judge(Has(step=3), {"gain": float("nan"), "diversity": 1.0}, 0.6)
+    assert "no watched score could be computed" in capsys.readouterr().err and found.best_step == 0
+
+
 def test_only_what_is_neither_trained_on_nor_for_tests_is_watched():
     run = [
         Request(name, name, split) for name, split in (("a", "train"), ("b", "train"), ("c", "test"), ("d", "train"))
