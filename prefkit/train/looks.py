@@ -76,7 +76,7 @@ class Looks:
             self.right, self.steps = self.right + shown["implicit_accuracy"], self.steps + 1
 
     def look(self, loop: Any, log: Any) -> None:
-        """By the first process; all know afterwards whether to stop."""
+        """By the first process; all know afterwards whether to stop, and which look was the best."""
         accuracy = self.right / self.steps if self.steps else None
         self.right, self.steps = 0.0, 0
         if loop.processes.main:
@@ -87,8 +87,10 @@ class Looks:
             if loop.step == 0:
                 output.note(f"train {self.folder.name}: a look at {len(self.requests)} requests, {SEEDS} images each, took "
                             f"{output.duration(time.monotonic() - begun)}; one comes every {self.config.watch_every} steps.")  # fmt: skip
-        told = torch.tensor(float(bool(self.stopped)))
-        if loop.processes.sum(told) > 0 and not self.stopped:
+        told = torch.tensor([float(bool(self.stopped)), float(self.best_step)]) * float(loop.processes.main)
+        stopped, best = loop.processes.sum(told).tolist()
+        self.best_step = round(best)  # whose weights all of them may have to load
+        if stopped and not self.stopped:
             self.stopped = "the first process says so"
 
     # -- one look -------------------------------------------------------------------------------------------------

@@ -41,9 +41,9 @@ class Pace:
             self.decided = read_json(path)["every"]
 
     def due(self, step: int, processes: Any) -> bool:
-        if step % self.every:
-            return False
         if self.decided is None:
+            if step % self.every:
+                return False
             self._decide(processes)
         assert self.decided is not None
         return step % self.decided == 0

@@ -180,6 +180,19 @@ def test_the_start_is_a_look_to_come_back_to(watched, tmp_path, capsys):
     assert summary["done"] and summary["steps"] == 2 and summary["best_look"] == 0  # every later look was worse
 
 
+def test_all_processes_learn_which_look_was_the_best(tmp_path):
+    """They load its weights when the first one stops; only the first has seen it."""
+    other = Looks.__new__(Looks)
+    other.folder, other.best_step, other.stopped, other.right, other.steps = tmp_path, 0, "", 0.0, 0
+
+    def sum_with_the_first(own):
+        assert own.tolist() == [0.0, 0.0]
+        return torch.tensor([1.0, 40.0])
+
+    other.look(Has(step=60, processes=Has(main=False, sum=sum_with_the_first)), None)
+    assert other.stopped and other.path.name.endswith("00000040.safetensors")
+
+
 def test_a_look_without_any_score_says_so(tmp_path, capsys):
     found = Looks.__new__(Looks)
     found.config, found.folder, found.diversity = Has(stop_drop=0.0, watch=["size"]), tmp_path, 1.0

@@ -29,6 +29,9 @@ def test_the_interval_is_the_least_multiple_that_the_share_allows(tmp_path, shar
     again.measurement, again.steps = 9.0, [1.0]
     again.resume(30)
     assert [step for step in range(1, 201) if again.due(step, ONE)] == due
+    other = pace.Pace(share, 7, tmp_path)  # validate_every was changed meanwhile: what was decided holds
+    other.resume(30)
+    assert [step for step in range(1, 201) if other.due(step, ONE)] == due
 
 
 def measured(store):
