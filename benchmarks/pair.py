@@ -25,7 +25,8 @@ def build(folder: Path, requests: int, n: int, scorers: int, shuffled: bool) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from prefkit.store import Store, write_json
+    from prefkit.store import Store
+    from prefkit.store.files import write_json
 
     store, rng = Store.create(folder), np.random.default_rng(0)
     names = pa.array([f"{i:020x}" for i in range(requests)])

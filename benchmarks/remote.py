@@ -176,7 +176,8 @@ def run(args: argparse.Namespace, address: str, folder: Path) -> list[dict[str, 
 def stage(args: argparse.Namespace, address: str, candidates: list[Candidate], folder: Path) -> None:
     from prefkit.config import Recipe, Score
     from prefkit.score.run import run_score
-    from prefkit.store import Store, candidate_row
+    from prefkit.store import Store
+    from prefkit.store.rows import candidate_row
     from prefkit.types import Request
 
     store = Store.create(folder)

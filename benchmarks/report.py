@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from prefkit.report import contact_sheet, status, write_report
-from prefkit.store import Store, candidate_row, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 PER_REQUEST, PART = 8, 256

@@ -24,7 +24,8 @@ from prefkit.config import Recipe, Score
 from prefkit.output import table
 from prefkit.score.core import make_scorer
 from prefkit.score.run import run_score
-from prefkit.store import Store, candidate_row
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 

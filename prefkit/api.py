@@ -10,7 +10,8 @@ from prefkit import recipe as reader
 from prefkit import resolve
 from prefkit.config import Recipe
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.store import Store, write_atomic
+from prefkit.store import Store
+from prefkit.store.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -132,7 +132,7 @@ def _lines(path: Path) -> list[str]:
 
 def _size_and_time(folder: Path, todo: int, done: int) -> dict[str, Any]:
     """Bytes there and expected, and the expected time at the pace measured so far."""
-    from prefkit.store import read_json
+    from prefkit.store.files import read_json
 
     there = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
     found: dict[str, Any] = {"MB there": round(there / 1e6, 2)}

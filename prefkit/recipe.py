@@ -19,7 +19,7 @@ import yaml
 from prefkit.config import Recipe, plain
 from prefkit.errors import RecipeError, UsageError
 from prefkit.registry import nearest
-from prefkit.store import NAME
+from prefkit.store.files import NAME
 
 PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from prefkit.pixels import rgb
+from prefkit.images import rgb
 
 if TYPE_CHECKING:
     import numpy as np

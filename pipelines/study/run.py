@@ -21,7 +21,7 @@ from prefkit import Run
 from prefkit import recipe as reader
 from prefkit.config import Recipe
 from prefkit.registry import load_class
-from prefkit.store import read_json, write_json
+from prefkit.store.files import read_json, write_json
 from prefkit.tiny.source import rows
 from prefkit.train.kept import why_not_kept
 from prefkit.types import split_of

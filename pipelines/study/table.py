@@ -12,7 +12,8 @@ import numpy as np
 
 from prefkit.evaluate.run import values
 from prefkit.evaluate.statistics import bootstrap_interval
-from prefkit.store import Store, read_json
+from prefkit.store import Store
+from prefkit.store.files import read_json
 
 DIVERSE = 0.9  # least share of the base's background diversity
 

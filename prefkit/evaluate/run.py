@@ -16,7 +16,9 @@ from prefkit.evaluate.images import moved, thumbnails
 from prefkit.evaluate.statistics import verdict
 from prefkit.output import note, warn
 from prefkit.score.diversity import mean_diversity
-from prefkit.store import Store, check_fingerprint, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.table import check_fingerprint
 from prefkit.types import Request
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.config import content
 from prefkit.errors import FingerprintError, StoreError, UsageError
 from prefkit.output import note
-from prefkit.store import read_json, write_json
+from prefkit.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -55,8 +55,8 @@ def read_ratings(path: str) -> tuple[list[Rated], str]:
 
 def read_scores(run: str, alias: str) -> tuple[list[Rated], str]:
     """The scores that a run has under this name. Raises UsageError."""
-    from prefkit.reader import CandidateReader
     from prefkit.store import Store
+    from prefkit.store.reader import CandidateReader
 
     store = Store(Path(run).expanduser())
     if alias not in store.names("scores"):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefkit.errors import UsageError
-from prefkit.pixels import rgb
-from prefkit.reader import CandidateReader, run_of
+from prefkit.images import rgb
+from prefkit.store.reader import CandidateReader, run_of
 from prefkit.types import caption_key, digest
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def _file_digest(file: Path) -> str:
 
 
 def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Preferences:
-    from prefkit.reader import CandidateReader
     from prefkit.store import Store
+    from prefkit.store.reader import CandidateReader
 
     store = Store(Path(run).expanduser())
     if votes not in store.names("comparisons"):

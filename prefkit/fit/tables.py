@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.images import rgb
 from prefkit.output import Progress
-from prefkit.pixels import rgb
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.pixels import rgb
+from prefkit.images import rgb
 from prefkit.registry import nearest
-from prefkit.store import Store, read_part
+from prefkit.store import Store
+from prefkit.store.table import read_part
 from prefkit.types import Request, digest
 
 if TYPE_CHECKING:

@@ -14,7 +14,9 @@ from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Taken
 from prefkit.output import note, warn
-from prefkit.store import NAME, Store, dump_extra
+from prefkit.store import Store
+from prefkit.store.files import NAME
+from prefkit.store.rows import dump_extra
 from prefkit.types import Request, digest, split_of
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")

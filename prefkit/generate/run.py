@@ -24,7 +24,9 @@ from prefkit.generate.requests import keep_known, read_requests
 from prefkit.models.place import rank
 from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
-from prefkit.store import Store, Table, candidate_row, note_pace
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
+from prefkit.store.table import Table, note_pace
 from prefkit.types import Candidate, Request
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefkit.pixels import rgb
+from prefkit.images import rgb
 
 CELL = 192
 GAP = 6

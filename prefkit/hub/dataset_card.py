@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError
 from prefkit.hub import card, facts
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
     from prefkit.hub.files import Staged

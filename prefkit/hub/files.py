@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.takedown import Removed
-from prefkit.parquet import Shards, read_rows
-from prefkit.reader import CandidateReader
+from prefkit.store.parquet import Shards, read_rows
+from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -13,7 +13,10 @@ from prefkit.errors import UsageError
 from prefkit.hub.items import Asked, Item
 from prefkit.hub.known import Known, request_row, stage_requests
 from prefkit.hub.pictures import Checked
-from prefkit.store import Store, Table, candidate_row, comparison_row, read_json, write_json
+from prefkit.store import Store
+from prefkit.store.files import read_json, write_json
+from prefkit.store.rows import candidate_row, comparison_row
+from prefkit.store.table import Table
 from prefkit.types import Candidate, Comparison, Request, ScorerSpec, digest, split_of
 
 FLUSH_BYTES = 32 << 20

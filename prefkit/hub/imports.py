@@ -18,7 +18,8 @@ from prefkit.hub.items import Item
 from prefkit.hub.known import Known, merge_requests
 from prefkit.hub.pictures import Checked, check
 from prefkit.output import LINE_EVERY, note, warn
-from prefkit.store import NAME, Store, checked
+from prefkit.store import Store
+from prefkit.store.files import NAME, checked
 
 THREADS = 4
 BATCH = 16

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from prefkit.store import Store, Table
+from prefkit.store import Store
+from prefkit.store.table import Table
 from prefkit.types import Request, request_schema
 
 
@@ -39,7 +40,7 @@ class Known:
         for row in stored_requests(store, ["request_id", "split"]):
             self.request(row["request_id"], row["split"])
         for path in staged.parts():
-            from prefkit.store import read_part
+            from prefkit.store.table import read_part
 
             part = read_part(path, ["request_id", "split"])
             rows = part.to_pylist() if part is not None else []
@@ -105,7 +106,7 @@ def merge_requests(store: Store, staged: Table) -> None:
     """requests.parquet = what it held and what is staged, streamed; then the staged parts go."""
     import pyarrow.parquet as pq
 
-    from prefkit.store import write_whole
+    from prefkit.store.files import write_whole
 
     parts = staged.parts()
     if not parts:
@@ -127,7 +128,7 @@ def merge_requests(store: Store, staged: Table) -> None:
 
 
 def request_row(request: Request) -> dict[str, str]:
-    from prefkit.store import dump_extra
+    from prefkit.store.rows import dump_extra
 
     return {"request_id": request.request_id, "prompt": request.prompt, "split": request.split,
             "extra": dump_extra(request.extra)}  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.hub import card, facts
 from prefkit.hub.dataset_card import _packages
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
     from prefkit.store import Store

@@ -9,9 +9,9 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.hub.rows import of_further_config, split_of_name
-from prefkit.parquet import read_rows
-from prefkit.reader import CandidateReader, run_of
 from prefkit.store import Store
+from prefkit.store.parquet import read_rows
+from prefkit.store.reader import CandidateReader, run_of
 
 NEEDS = ("label_0", "caption")
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.hub.known import stored_requests
 from prefkit.hub.shards import BySplit, card
-from prefkit.parquet import Shards
-from prefkit.reader import CandidateReader
-from prefkit.store import Store, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.parquet import Shards
+from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from prefkit.hub.model_card import SHEET as EVAL_SHEET
 from prefkit.hub.model_card import SHOWN, TRAINED_ON, evaluations, model_card, result_folder, source_of
 from prefkit.hub.remote import TRIES, ChangedUnderUs, Remote, local_hashes, pause
 from prefkit.hub.takedown import check_known, removed, write_removals
-from prefkit.reader import CandidateReader
-from prefkit.store import Store, checked, write_json
+from prefkit.store import Store
+from prefkit.store.files import checked, write_json
+from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefkit.errors import UsageError
-from prefkit.parquet import READ_ROWS, read_rows
+from prefkit.store.parquet import READ_ROWS, read_rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 #: folders that pair and push write beside the splits

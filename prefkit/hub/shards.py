@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefkit.parquet import Shards
-from prefkit.store import write_atomic
+from prefkit.store.files import write_atomic
+from prefkit.store.parquet import Shards
 
 
 class BySplit(dict[str, Shards]):

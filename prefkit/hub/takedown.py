@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.decisions import COLUMNS
 from prefkit.errors import StoreError, UsageError
-from prefkit.store import write_atomic
+from prefkit.store.decisions import COLUMNS
+from prefkit.store.files import write_atomic
 
 if TYPE_CHECKING:
     from prefkit.store import Store

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.store import comparison_row, read_json, write_json
+from prefkit.store.files import read_json, write_json
+from prefkit.store.rows import comparison_row
 from prefkit.types import Comparison
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from prefkit.config import Model
 from prefkit.errors import UsageError
 from prefkit.models.load import ADAPTER_FILE
 from prefkit.models.revision import base_revision
-from prefkit.store import read_json, write_json
+from prefkit.store.files import read_json, write_json
 from prefkit.types import caption_key, digest
 
 TRAINED_ON = "trained_on.json"

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from prefkit.pair.pool import Pool
-from prefkit.parquet import ROW_GROUP_BYTES, Shards
+from prefkit.store.parquet import ROW_GROUP_BYTES, Shards
 
 ROWS = 1 << 17  # pairs whose scalars are in memory at a time
 REPEATED = ("caption", "request_id", "strategy", "model_0", "model_1")

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from prefkit.pixels import rgb
-from prefkit.store import Store, Table
+from prefkit.images import rgb
+from prefkit.store import Store
+from prefkit.store.table import Table
 
 VERSION = 2  # a new one reads all images again
 SIDE = 128  # pixels of the longer side on which brightness, saturation and extremes are measured

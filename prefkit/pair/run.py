@@ -25,8 +25,9 @@ from prefkit.pair.dataset import PairTable, write_lists, write_pairs, write_ties
 from prefkit.pair.leaks import leaks
 from prefkit.pair.normalise import TIES
 from prefkit.pair.pool import Pool, add_scores, read_pool
-from prefkit.reader import CandidateReader
-from prefkit.store import Store, read_json, write_atomic, write_json
+from prefkit.store import Store
+from prefkit.store.files import read_json, write_atomic, write_json
+from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
 MISSING = ("drop_candidate", "drop_scorer", "drop_request")

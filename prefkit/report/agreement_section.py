@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.report import html, plot
 from prefkit.report.agreement import FEW, assess
 from prefkit.report.evidence import results
-from prefkit.store import write_json
+from prefkit.store.files import write_json
 
 if TYPE_CHECKING:
     from prefkit.store import Store

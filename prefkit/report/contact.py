@@ -7,12 +7,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefkit.decisions import VERDICTS
 from prefkit.errors import UsageError
 from prefkit.report import html
 from prefkit.report.data import INDEX, candidate_index, score_table
 from prefkit.report.pictures import thumbnails
-from prefkit.store import write_atomic
+from prefkit.store.decisions import VERDICTS
+from prefkit.store.files import write_atomic
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefkit.decisions import COLUMNS, read_decisions
 from prefkit.errors import UsageError
 from prefkit.report.data import candidate_index
-from prefkit.store import write_atomic
+from prefkit.store.decisions import COLUMNS, read_decisions
+from prefkit.store.files import write_atomic
 
 if TYPE_CHECKING:
     from prefkit.store import Store

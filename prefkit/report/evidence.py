@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prefkit.report import aspects, grids, html, plot
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
     from prefkit.store import Store

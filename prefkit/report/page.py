@@ -9,7 +9,7 @@ from prefkit.report import agreement_section, evidence, html, learning, overview
 from prefkit.report.audit import audits
 from prefkit.report.data import candidate_index, score_table
 from prefkit.report.state import status
-from prefkit.store import write_atomic
+from prefkit.store.files import write_atomic
 
 if TYPE_CHECKING:
     from prefkit.config import Recipe

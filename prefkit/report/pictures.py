@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefkit.pixels import rgb
+from prefkit.images import rgb
 
 if TYPE_CHECKING:
     from prefkit.store import Store

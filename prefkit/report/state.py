@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
     from prefkit.store import Store

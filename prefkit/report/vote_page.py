@@ -14,7 +14,8 @@ from prefkit.errors import UsageError
 from prefkit.output import warn
 from prefkit.report import html
 from prefkit.report.vote_pairs import VotePair, find_set, of_eval, within_requests
-from prefkit.store import Store, read_json, write_atomic, write_json
+from prefkit.store import Store
+from prefkit.store.files import read_json, write_atomic, write_json
 from prefkit.types import digest
 
 if TYPE_CHECKING:

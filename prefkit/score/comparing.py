@@ -19,7 +19,10 @@ from prefkit.score.judge.compare import rates
 from prefkit.score.licence import check_licence
 from prefkit.score.overlap import in_order
 from prefkit.score.run import wanted_keys
-from prefkit.store import Store, Table, comparison_row, note_pace, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import comparison_row
+from prefkit.store.table import Table, note_pace
 from prefkit.types import Candidate, Comparison, Score, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 96, 20.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.score.encoder import Encoder
 from prefkit.score.weights import read_state
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,8 @@ from prefkit.output import Progress
 from prefkit.score.core import Room, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
 from prefkit.score.overlap import in_order
-from prefkit.store import Store, Table
+from prefkit.store import Store
+from prefkit.store.table import Table
 from prefkit.types import Candidate, candidate_schema
 from prefkit.types import Score as Value
 

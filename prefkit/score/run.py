@@ -14,7 +14,8 @@ from prefkit.output import note, warn
 from prefkit.score.core import make_scorer, missing_keys
 from prefkit.score.licence import check_licence
 from prefkit.score.passes import Job, run_passes
-from prefkit.store import Store, Table, note_pace
+from prefkit.store import Store
+from prefkit.store.table import Table, note_pace
 
 
 def run_score(

@@ -15,8 +15,8 @@ from torch import Tensor, ones_like, zeros_like
 
 from prefkit.config import Train
 from prefkit.errors import UsageError
+from prefkit.images import upright
 from prefkit.models.trees import Tree
-from prefkit.pixels import upright
 from prefkit.store import Store
 from prefkit.train import own_noise
 from prefkit.train.cache import Cache

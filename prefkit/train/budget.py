@@ -28,7 +28,7 @@ import torch
 from prefkit import output
 from prefkit.config import Train
 from prefkit.errors import UsageError
-from prefkit.store import read_json, write_json
+from prefkit.store.files import read_json, write_json
 from prefkit.train import failures
 from prefkit.train.metrics import Log
 from prefkit.train.texts import prepared

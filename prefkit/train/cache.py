@@ -17,7 +17,7 @@ import torch
 from prefkit.models import trees
 from prefkit.models.trees import Tree
 from prefkit.output import warn
-from prefkit.store import write_atomic
+from prefkit.store.files import write_atomic
 
 
 class Cache:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from prefkit import pixels
 from prefkit.errors import UsageError
+from prefkit.images import size as size_of
 from prefkit.models.trees import Tree, map_tensors, to_device
-from prefkit.reader import CandidateReader
 from prefkit.store import Store
+from prefkit.store.reader import CandidateReader
 from prefkit.train.cache import Cache
 from prefkit.train.frames import fit
 from prefkit.train.masks import Masks
@@ -353,7 +353,7 @@ class _Writer:
 def _size(image: bytes | str, source: PairSource, row: int) -> tuple[int, int]:
     """(height, width)."""
     try:
-        return pixels.size(image)[::-1]
+        return size_of(image)[::-1]
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise _undecodable(source, row, error) from error
 

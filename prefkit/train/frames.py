@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prefkit import pixels
+from prefkit.images import size as size_of
 from prefkit.output import warn
 from prefkit.store import Store
 from prefkit.train.pairs import PairRow, PairSource, Side
@@ -92,7 +92,7 @@ def _sizes(pairs: Sequence[PairRow], source: PairSource, store: Store) -> Iterat
             if image is None or side is None:
                 continue
             try:
-                yield side.key, pixels.size(image)[::-1]
+                yield side.key, size_of(image)[::-1]
             except (OSError, ValueError):
                 continue
             left.pop(side.candidate or "", None)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prefkit.errors import UsageError
 from prefkit.output import warn
-from prefkit.store import write_atomic
+from prefkit.store.files import write_atomic
 from prefkit.train.data import Batch, PairData
 
 PART_ROWS = 100_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.output import warn
-from prefkit.store import write_atomic
+from prefkit.store.files import write_atomic
 
 SMOOTHING = 0.95
 PATIENCE = 50

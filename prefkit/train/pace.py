@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from prefkit import output
-from prefkit.store import read_json, write_json
+from prefkit.store.files import read_json, write_json
 
 FILE = "pace.json"
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.output import warn
-from prefkit.parquet import READ_ROWS, read_rows
-from prefkit.reader import CandidateReader, run_of
+from prefkit.store.parquet import READ_ROWS, read_rows
+from prefkit.store.reader import CandidateReader, run_of
 from prefkit.types import Request, digest
 
 if TYPE_CHECKING:

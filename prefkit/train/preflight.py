@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from prefkit import output
-from prefkit.store import read_json, write_json
+from prefkit.store.files import read_json, write_json
 from prefkit.train.data import Batch, PairData
 from prefkit.train.lists import Group, singles
 from prefkit.train.pairs import Side

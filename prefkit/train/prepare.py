@@ -14,7 +14,8 @@ from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
-from prefkit.store import Store, write_atomic
+from prefkit.store import Store
+from prefkit.store.files import write_atomic
 from prefkit.train import beside, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache

@@ -12,7 +12,9 @@ from prefkit.config import Recipe, Train
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.quantize import check_quantize
 from prefkit.models.trained import trained_on, write_trained_on
-from prefkit.store import Store, check_fingerprint, read_json, write_json
+from prefkit.store import Store
+from prefkit.store.files import read_json, write_json
+from prefkit.store.table import check_fingerprint
 from prefkit.train import (
     budget,
     computing,

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from prefkit.store import write_whole
+from prefkit.store.files import write_whole
 
 BEST, LOOK = "best", "best-look"
 

@@ -12,7 +12,7 @@ import numpy as np
 from prefkit.generate.generators import candidate_seed
 from prefkit.models.sample import Sampled
 from prefkit.score.diversity import mean_diversity, thumbnail
-from prefkit.store import write_whole
+from prefkit.store.files import write_whole
 from prefkit.train.jury import Jury, values_of
 from prefkit.train.samples import Asked, candidate_of
 from prefkit.types import Request

@@ -19,7 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit.score.comparing import run_compare
-    from prefkit.store import Store, write_atomic
+    from prefkit.store import Store
+    from prefkit.store.files import write_atomic
 
     run = open_run("compare", known, flags)
     names = resolve.chosen_names(run.recipe, "compare", known.name)

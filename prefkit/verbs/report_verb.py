@@ -8,7 +8,7 @@ from typing import Any
 from prefkit import output
 from prefkit.cli import open_run, positive
 from prefkit.errors import UsageError
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

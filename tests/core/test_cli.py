@@ -201,7 +201,7 @@ def test_generate_killed_and_resumed_equals_uninterrupted(recipe, cli, how, monk
 
 
 def test_no_permission_and_a_full_disk_are_errors_not_traces(recipe, cli, monkeypatch):
-    import prefkit.store as store
+    import prefkit.store.files as store
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

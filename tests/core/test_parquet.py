@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefkit import parquet
+from prefkit.store import parquet
 
 SCHEMA = pa.schema([("jpg_0", pa.binary()), ("caption", pa.string())])
 ROWS = [{"jpg_0": bytes([i]) * 1000, "caption": "the same words"} for i in range(25)]
@@ -80,7 +80,7 @@ def test_reading_does_not_hold_the_row_group(tmp_path):
     del table
     code = """
 import sys, pyarrow as pa
-from prefkit.parquet import read_rows
+from prefkit.store.parquet import read_rows
 count = sum(len(row["jpg"]) == 1 << 20 for row in read_rows(sys.argv[1]))
 print(count, pa.default_memory_pool().max_memory())
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "prefkit"
 LEVELS = [
-    {"errors", "types", "pixels"},
-    {"registry", "recipe", "config", "store", "decisions", "output", "parquet", "reader", "helptext", "tiny"},
+    {"errors", "types", "images"},
+    {"registry", "recipe", "config", "store", "output", "helptext", "tiny"},
     {"models"},
     {"generate", "score", "pair", "hub"},
     {"train", "fit", "evaluate", "report"},

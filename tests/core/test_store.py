@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from prefkit.errors import FingerprintError, StoreError
-from prefkit.store import Store, check_fingerprint, write_whole
+from prefkit.store import Store
+from prefkit.store.files import write_whole
+from prefkit.store.table import check_fingerprint
 from prefkit.types import Request
 
 

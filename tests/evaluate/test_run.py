@@ -16,7 +16,8 @@ from prefkit.errors import FingerprintError, UsageError
 from prefkit.evaluate.run import assess_scorer, flat_rows, make, run_eval
 from prefkit.models.revision import base_revision
 from prefkit.models.trained import write_trained_on
-from prefkit.store import Store, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
 from prefkit.testing import tiny_pipeline
 from prefkit.types import Request
 

@@ -19,7 +19,8 @@ from prefkit.fit.clip_tune import losses
 from prefkit.fit.fitters.clip_preference import ClipPreferenceFit, ClipPreferenceFitter
 from prefkit.fit.preferences import clustered, read_preferences, split_by_text
 from prefkit.score.core import make_scorer
-from prefkit.store import Store, comparison_row
+from prefkit.store import Store
+from prefkit.store.rows import comparison_row
 from prefkit.types import Candidate, Comparison
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
@@ -176,7 +177,7 @@ def test_open_clip_folders_load_by_path(pairs, tmp_path):
 @pytest.fixture
 def voted(tmp_path):
     """A run of six candidates, and votes on them: a win, a probability, a tie, a failure and one on a refused image."""
-    from prefkit.store import candidate_row
+    from prefkit.store.rows import candidate_row
     from prefkit.types import Request
 
     store, rng = Store.create(tmp_path / "run"), np.random.default_rng(0)

@@ -16,7 +16,9 @@ from prefkit.hub.exports import run_export
 from prefkit.hub.imports import run_import
 from prefkit.hub.pairs_in import Pairs
 from prefkit.pair.run import run_pair
-from prefkit.store import Store, candidate_row, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import candidate_row
 from prefkit.train.data import first_size
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.types import Candidate, Request

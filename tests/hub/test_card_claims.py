@@ -12,8 +12,10 @@ from hub_example import build
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub import card, facts
 from prefkit.hub.push import push
-from prefkit.reader import CandidateReader
-from prefkit.store import Store, candidate_row, comparison_row, read_json, write_json
+from prefkit.store import Store
+from prefkit.store.files import read_json, write_json
+from prefkit.store.reader import CandidateReader
+from prefkit.store.rows import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
 
 

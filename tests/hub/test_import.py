@@ -257,7 +257,8 @@ KILL = """
 import os, sys
 sys.path.insert(0, {tests!r})
 from prefkit.hub import imports, importing
-from prefkit.store import Store, Table
+from prefkit.store import Store
+from prefkit.store.table import Table
 importing.FLUSH_ITEMS = 6
 when, seen, append = int(sys.argv[1]), [0], Table.append
 def dying(self, rows):

@@ -9,7 +9,7 @@ import time
 
 import yaml
 
-from prefkit.store import write_atomic
+from prefkit.store.files import write_atomic
 
 TOKEN = "hf_goodtoken"
 LOAD = """

@@ -10,7 +10,8 @@ import pytest
 
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.hub.votes import checksum, import_votes, vote_files, votes
-from prefkit.store import Store, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
 
 PAGE, WHO = "0123456789", "person-0123456789ab"
 

@@ -6,7 +6,7 @@ from prefkit.config import Model
 from prefkit.errors import UsageError
 from prefkit.models.revision import base_revision
 from prefkit.models.trained import trained_model
-from prefkit.store import write_json
+from prefkit.store.files import write_json
 
 
 @pytest.mark.parametrize("result", ["pytorch_lora_weights.safetensors", "model_index.json"])

@@ -15,7 +15,8 @@ import torch
 from prefkit import recipe as reader
 from prefkit.config import Choice, Pair, Score
 from prefkit.errors import FingerprintError, TrainingError, UsageError
-from prefkit.store import Store, read_json
+from prefkit.store import Store
+from prefkit.store.files import read_json
 from prefkit.train.online.updates import Updates
 from prefkit.train.run import run_train
 from prefkit.types import Request

@@ -7,7 +7,7 @@ import torch
 
 from prefkit.config import Score
 from prefkit.models.sample import Sampler
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 from prefkit.train.run import run_train
 
 QUICK = {"generate": {"steps": 3}, "watch_every": 1, "watch_requests": 1}

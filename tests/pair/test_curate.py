@@ -17,7 +17,9 @@ from prefkit.api import Run
 from prefkit.config import Pair, Recipe
 from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS
 from prefkit.pair.leaks import twins
-from prefkit.store import Store, candidate_row, comparison_row, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
 
 

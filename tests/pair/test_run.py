@@ -11,7 +11,9 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Pair, Recipe
-from prefkit.store import Store, candidate_row, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 STRATEGY = """

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prefkit.store import Store, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
 from prefkit.types import Candidate, Request
 
 NASTY = [
@@ -75,7 +76,7 @@ def score_rows(members: list[Candidate], seed: int, shift: float = 0.0, failed: 
 
 
 def store_rows(store: Store, name: str, members: list[Candidate], part: int = 40) -> None:
-    from prefkit.store import candidate_row
+    from prefkit.store.rows import candidate_row
 
     for start in range(0, len(members), part):
         store.candidates(name).append([candidate_row(c) for c in members[start : start + part]])

@@ -12,7 +12,9 @@ from report_synthetic import candidates, requests, store_rows
 from prefkit.report import agreement_statistics as stats
 from prefkit.report import write_report
 from prefkit.report.agreement import against_votes, assess, sentence
-from prefkit.store import Store, comparison_row, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import comparison_row
 from prefkit.types import Comparison
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C: four observers, twelve units, 0 = missing

@@ -15,7 +15,9 @@ from prefkit.config import Compare, Recipe, Score
 from prefkit.errors import UsageError
 from prefkit.score import comparing
 from prefkit.score.comparing import chosen_pairs, run_compare
-from prefkit.store import Store, candidate_row, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 REQUESTS, N = 3, 5

@@ -75,7 +75,8 @@ def test_what_cannot_be_meant_is_refused():
 def test_a_function_within_requests_gets_whole_requests(tmp_path):
     from prefkit.api import Run
     from prefkit.config import Recipe, Score
-    from prefkit.store import Store, candidate_row
+    from prefkit.store import Store
+    from prefkit.store.rows import candidate_row
     from prefkit.types import Request
 
     (tmp_path / "mine.py").write_text(

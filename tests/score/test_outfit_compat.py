@@ -17,7 +17,8 @@ from prefkit.score.core import make_scorer, missing_keys
 from prefkit.score.encoder import Encoder
 from prefkit.score.fitted import describe
 from prefkit.score.outfit_head import OutfitHead
-from prefkit.store import Store, candidate_row
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 180, 60), "grey": (90, 90, 90)}

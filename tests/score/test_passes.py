@@ -13,7 +13,8 @@ from prefkit.api import Run
 from prefkit.config import Recipe, Score
 from prefkit.errors import PluginError, UsageError
 from prefkit.score import passes
-from prefkit.store import Store, candidate_row
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 WIDTH = "def f(images, prompts):\n    return [float(i.width) for i in images]\n"

@@ -25,7 +25,8 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.overlap import in_order
 from prefkit.score.remote import client as client_module
-from prefkit.store import Store, candidate_row
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 

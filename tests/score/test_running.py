@@ -17,7 +17,8 @@ from prefkit.config import Recipe, Score
 from prefkit.errors import PluginError
 from prefkit.score.core import Room, out_of_memory, score_batch
 from prefkit.score.overlap import in_order
-from prefkit.store import Store, candidate_row
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 from prefkit.types import Score as Value
 

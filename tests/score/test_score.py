@@ -13,7 +13,8 @@ from prefkit.api import Run
 from prefkit.config import Recipe, Score
 from prefkit.errors import FingerprintError, PluginError, TooManyFailures, UsageError
 from prefkit.score.core import make_scorer, score_batch
-from prefkit.store import Store, candidate_row
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
 
 

@@ -12,7 +12,7 @@ import torch
 from prefkit.config import Lora
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.plan import plan
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 from prefkit.train import budget
 from prefkit.train.run import run_train
 

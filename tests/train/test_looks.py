@@ -17,7 +17,7 @@ from prefkit.errors import UsageError
 from prefkit.generate.generators import candidate_seed, open_generator
 from prefkit.models.trained import trained_model
 from prefkit.report.learning import training
-from prefkit.store import read_json
+from prefkit.store.files import read_json
 from prefkit.train import budget
 from prefkit.train.looks import Looks, not_trained_on
 from prefkit.train.run import run_train

@@ -12,7 +12,7 @@ from PIL import Image
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.models.maps import unpack
 from prefkit.models.wiring import Wiring
-from prefkit.store import candidate_row
+from prefkit.store.rows import candidate_row
 from prefkit.train.masks import mask_of, weight_of
 from prefkit.train.reference import errors_of
 from prefkit.train.run import run_train

@@ -12,7 +12,8 @@ import torch
 from prefkit.config import Generate, Model
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
-from prefkit.store import Store, candidate_row
+from prefkit.store import Store
+from prefkit.store.rows import candidate_row
 from prefkit.train.data import order
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare

@@ -9,8 +9,8 @@ from typing import Any
 
 from prefkit.hub.pairs_in import PairOut, Pairs
 from prefkit.hub.pictures import suffix_of
-from prefkit.pixels import rgb
-from prefkit.store import write_json
+from prefkit.images import rgb
+from prefkit.store.files import write_json
 
 
 @dataclass(frozen=True)

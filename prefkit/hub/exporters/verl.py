@@ -12,8 +12,8 @@ from prefkit.errors import UsageError
 from prefkit.hub.pairs_in import PairOut, Pairs
 from prefkit.hub.pictures import suffix_of
 from prefkit.hub.shards import BySplit
-from prefkit.parquet import Shards
-from prefkit.pixels import rgb
+from prefkit.images import rgb
+from prefkit.store.parquet import Shards
 from prefkit.types import digest
 
 if TYPE_CHECKING:

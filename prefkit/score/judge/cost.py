@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prefkit import pixels
+from prefkit.images import size as size_of
 from prefkit.score.judge.backend import JudgeOptions
 from prefkit.types import Candidate
 
@@ -39,4 +39,4 @@ def estimate(
 def _size(candidate: Candidate) -> tuple[int, int]:
     """Read from the head of the file, without decoding it."""
     source = candidate.image if candidate.image is not None else candidate.path
-    return pixels.size(source or "")
+    return size_of(source or "")

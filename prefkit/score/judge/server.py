@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.pixels import orientation, said_in_png
+from prefkit.images import orientation, said_in_png
 from prefkit.score.core import undecodable
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
 from prefkit.score.remote.answers import Answers, default_path

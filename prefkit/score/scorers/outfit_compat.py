@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.pixels import rgb
+from prefkit.images import rgb
 from prefkit.score.fitted import Fitted
 from prefkit.types import Candidate, Score, ScorerSpec
 

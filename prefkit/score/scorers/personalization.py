@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefkit import tiny
 from prefkit.errors import UsageError
-from prefkit.pixels import rgb
+from prefkit.images import rgb
 from prefkit.score.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 

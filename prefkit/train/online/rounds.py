@@ -13,7 +13,9 @@ import numpy as np
 
 from prefkit.config import Generate
 from prefkit.generate.generators import candidate_seed
-from prefkit.store import Store, candidate_row, write_json
+from prefkit.store import Store
+from prefkit.store.files import write_json
+from prefkit.store.rows import candidate_row
 from prefkit.train.jury import Scores
 from prefkit.train.online.rollout import Chains
 from prefkit.train.samples import Asked

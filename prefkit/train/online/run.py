@@ -17,7 +17,9 @@ from prefkit.generate.run import sync_requests
 from prefkit.models.record import replaced
 from prefkit.models.sample import Sampled, Sampler
 from prefkit.models.trained import write_trained_on
-from prefkit.store import Store, check_fingerprint, read_json, write_json
+from prefkit.store import Store
+from prefkit.store.files import read_json, write_json
+from prefkit.store.table import check_fingerprint
 from prefkit.train import computing
 from prefkit.train.checkpoint import last_step
 from prefkit.train.export import export

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import StoreError
-from prefkit.store import Store, read_part
+from prefkit.store.run import Store
+from prefkit.store.table import read_part
 
 PARTS_IN_MEMORY = 4
 

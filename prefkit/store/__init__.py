@@ -1,0 +1,3 @@
+"""The run folder."""
+
+from prefkit.store.run import Store as Store

@@ -1,0 +1,67 @@
+"""Files written whole or not at all, JSON, and names that are safe as folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import StoreError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data` at once or not at all. Raises StoreError (disk full, no permission)."""
+
+    def save(temporary: Path) -> None:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+    write_whole(path, save)
+
+
+def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
+    """Let `save` write a temporary file beside `path`, flush it to disk, and rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} could not be written: {error.strerror or error}. What was stored before is intact."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        return found
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path} could not be read: {error}. Restore it, or remove it to have it made anew."
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+
+
+def checked(name: str) -> str:
+    """A name that is safe as a folder. Raises StoreError."""
+    if not NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} cannot be a name: use letters, digits, dot, dash and underscore, and start with a letter or digit."
+        )
+    return name

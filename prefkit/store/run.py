@@ -1,0 +1,199 @@
+"""The run folder: tables of whole parts, fingerprints, locks. See the tree in the README.
+
+A part is written under a temporary name, flushed to disk and renamed, so a reader sees whole parts only and
+whatever kills a process costs at most the rows not yet written. A damaged part is named, set aside
+(`*.damaged`), and its rows count as missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefkit.errors import StoreError, UsageError
+from prefkit.store.files import NAME, checked, read_json, write_json, write_whole
+from prefkit.store.locks import lock
+from prefkit.store.rows import dump_extra
+from prefkit.store.table import Table
+from prefkit.types import (
+    Candidate,
+    Request,
+    candidate_schema,
+    comparison_schema,
+    input_schema,
+    request_schema,
+    score_schema,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+PACKAGES = (
+    "prefkit",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "open_clip_torch",
+    "pillow",
+)
+CONTENTS = (
+    "run.json",
+    "recipe.yaml",
+    "requests.parquet",
+    ".locks",
+    ".imports",
+    "inputs",
+    "candidates",
+    "scores",
+    "comparisons",
+    "looks",
+    "pairs",
+    "train",
+    "eval",
+)
+
+
+class Store:
+    """A run-shaped folder. Opening one creates nothing; `Store.create` does."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file, and a run is a folder. Give the folder, or -r for a recipe.")
+        path = self.folder / "run.json"
+        if path.exists():
+            version = read_json(path).get("schema", 0)
+            if not isinstance(version, int):
+                raise StoreError(
+                    f"{path}: schema {version!r} is no number. Restore it, or remove it to have it made anew."
+                )
+            if version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"{self.folder} was written by a newer prefkit (schema {version}, this one knows {SCHEMA_VERSION}). "
+                    "Update prefkit to read it."
+                )
+
+    @classmethod
+    def create(cls, folder: str | Path) -> Store:
+        store = cls(folder)
+        path = store.folder / "run.json"
+        if not path.exists():
+            found = {name: _version(name) for name in PACKAGES}
+            write_json(path, {"schema": SCHEMA_VERSION, "packages": {k: v for k, v in found.items() if v}})
+        return store
+
+    def undo(self, keep: Iterable[str]) -> None:
+        """Remove what a mistyped first command left in this folder, unless it made something. keep: what was there."""
+        if any(self.folder.rglob("part-*")):
+            return
+        for name in set(CONTENTS).difference(keep):
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):  # the user's own files lie in it
+            self.folder.rmdir()
+
+    def exists(self) -> bool:
+        return (self.folder / "run.json").exists()
+
+    # -- tables ---------------------------------------------------------------------------------------------------
+    def candidates(self, generator: str) -> Table:
+        return Table(self.folder / "candidates" / checked(generator), candidate_schema())
+
+    def scores(self, alias: str) -> Table:
+        return Table(self.folder / "scores" / checked(alias), score_schema())
+
+    def comparisons(self, alias: str) -> Table:
+        """Pairwise verdicts; a row's id is made of all that it says, so that a second import adds nothing."""
+        return Table(self.folder / "comparisons" / checked(alias), comparison_schema())
+
+    def inputs(self) -> Table:
+        """Images that requests refer to by `inputs` id (the SHA-256 of their bytes)."""
+        return Table(self.folder / "inputs", input_schema())
+
+    def pairs(self, name: str) -> Path:
+        return self.folder / "pairs" / checked(name)
+
+    def train(self, name: str) -> Path:
+        return self.folder / "train" / checked(name)
+
+    def eval(self, name: str) -> Path:
+        return self.folder / "eval" / checked(name)
+
+    def names(self, kind: str) -> list[str]:
+        """Names under candidates, scores, comparisons, pairs, train or eval."""
+        folders = [p for p in (self.folder / kind).glob("*") if p.is_dir()]
+        return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # a kill can leave hidden ones
+
+    # -- requests -------------------------------------------------------------------------------------------------
+    def write_requests(self, requests: Iterable[Request]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [
+            {"request_id": r.request_id, "prompt": r.prompt, "split": r.split, "extra": dump_extra(r.extra)}
+            for r in requests
+        ]
+        table = pa.Table.from_pylist(rows, schema=request_schema())
+        write_whole(self.folder / "requests.parquet", lambda path: pq.write_table(table, path))
+
+    def requests(self) -> list[Request]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.folder / "requests.parquet"
+        if not path.exists():
+            return []
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(
+                f"{path} is damaged: {' '.join(str(error).split())[:160]}. Remove it and run `prefkit generate` again."
+            ) from error
+        return [Request(r["request_id"], r["prompt"], r["split"], json.loads(r["extra"] or "{}")) for r in rows]
+
+    # -- candidates -----------------------------------------------------------------------------------------------
+    def iter_candidates(
+        self, generators: Sequence[str] = (), ids: set[str] | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[Candidate]:
+        """Candidates with their request's prompt and extra (own keys win), part by part; failed ones too."""
+        requests = {r.request_id: r for r in self.requests()}
+        names = list(columns) if columns is not None else candidate_schema().names
+        for generator in generators or self.names("candidates"):
+            for part in self.candidates(generator).batches(names):
+                if ids is not None:
+                    import pyarrow as pa
+                    import pyarrow.compute as pc
+
+                    part = part.filter(pc.is_in(part.column("id"), value_set=pa.array(list(ids), pa.string())))
+                for row in part.to_pylist():
+                    request = requests.get(row["request_id"])
+                    prompt, extra = (request.prompt, request.extra) if request else ("", {})
+                    row["extra"] = {**extra, **json.loads(row.get("extra") or "{}")}
+                    yield Candidate(prompt=prompt, **row)
+
+    def decisions(self) -> pd.DataFrame:
+        """The curator's word: id, verdict (keep | reject | remove), reason, by. The last line on an id holds."""
+        from prefkit.store.decisions import read_decisions
+
+        return read_decisions(self.folder / "decisions.csv")
+
+    def lock(self, what: str, seconds: float = 0) -> AbstractContextManager[None]:
+        """One writer per stage and table. Raises StoreError where another process keeps it; a kill frees it."""
+        return lock(self.folder, what, seconds)
+
+
+@cache
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
