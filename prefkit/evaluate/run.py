@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: used_for_pairs in words
-JUDGES = {True: "used for pairs", False: "held out", None: "unknown"}
+JUDGES = {True: "training signal", False: "held out", None: "unknown"}
 #: (model, scorer, evaluation only?) -> used_for_pairs
 Used = Callable[[str, str, bool], "bool | None"]
 
@@ -69,7 +69,9 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         result = {
             "sets": found,
             "settings": _settings(recipe, cfg, generator, settings, limit) | _overlap(store, requests, records),
-            "controls": sets.controls_report(cfg, jobs),
+            "controls": sets.controls_report(
+                cfg, jobs, {n for n, train in recipe.train.items() if train.online is not None}
+            ),
             "correlations": _correlations(tables, generator, usable, requests),
             "left_out": left_out,
         }

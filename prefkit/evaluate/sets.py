@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +111,17 @@ def is_control(name: str) -> bool:
     return any(name.endswith(f"-{kind}") for kind in CONTROLS)
 
 
-def controls_report(cfg: Eval, jobs: dict[str, Any]) -> dict[str, Any]:
-    """Which cheap explanations stand beside the models, and the list of those that are missing."""
-    present, missing = {}, []
+def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = ()) -> dict[str, Any]:
+    """Which cheap explanations stand beside the models, and the list of those that are missing.
+
+    online: models trained on rewards of their own samples, which have no pairs to flip and no winners to imitate.
+    """
+    present: dict[str, Any] = {}
+    missing = []
+    paired = [name for name in cfg.models if not is_control(name) and name not in online]
     for kind, meaning in CONTROLS.items():
-        wanted = [f"{name}-{kind}" for name in cfg.models if not is_control(name)]
-        present[kind] = bool(wanted) and all(name in jobs for name in wanted)
+        wanted = [f"{name}-{kind}" for name in paired]
+        present[kind] = all(name in jobs for name in wanted) if wanted else None
         missing += [f"{name}: {meaning}" for name in wanted if name not in jobs]
     present["base_guidance"], present["base_steps"] = bool(cfg.base_guidance), bool(cfg.base_steps)
     if not cfg.base_guidance:
@@ -160,12 +166,13 @@ def used_for_pairs(
 ) -> bool | None:
     """Whether the pairs that `model` was trained on were chosen by this scorer; None where nobody knows.
 
-    The model's own record decides. Without one (trained before it was kept), the pair set of this recipe that
+    Another name for the same scorer with the same options counts as this one. The model's own record decides. Without one (trained before it was kept), the pair set of this recipe that
     train.MODEL.pairs names (a control has its model's); pairs from elsewhere are unknown. For the base at other settings,
     all pair sets of the recipe. Empty weights mean every scorer that is not evaluation-only.
     """
+    names = same_scorer(recipe, alias)
     if (record := records.get(model)) is not None:
-        return None if record["scorers"] is None else alias in record["scorers"]
+        return None if record["scorers"] is None else bool(names & set(record["scorers"]))
     if model not in records and is_base(model):
         pairs = list(recipe.pair.values())
     else:
@@ -175,7 +182,16 @@ def used_for_pairs(
         if train is None or train.pairs not in recipe.pair:
             return None
         pairs = [recipe.pair[train.pairs]]
-    return any(bool(pair.weights.get(alias)) if pair.weights else not evaluation_only for pair in pairs)
+    return any(any(map(pair.weights.get, names)) if pair.weights else not evaluation_only for pair in pairs)
+
+
+def same_scorer(recipe: Recipe, alias: str) -> set[str]:
+    """Names under score that stand for the same scorer, and those of judges under compare that are the same plug-in."""
+    own = recipe.score.get(alias)
+    if own is None:
+        return {alias}
+    alike = {name for name, other in recipe.score.items() if (other.use, other.options) == (own.use, own.options)}
+    return {alias} | alike | {name for name, judge in recipe.compare.items() if judge.use == own.use}
 
 
 def is_base(model: str) -> bool:

@@ -9,7 +9,7 @@ MARKS = {True: "*", False: "", None: "?"}
 
 
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns model, judge (* was used for pairs, ? nobody knows), base, tuned, wins (95 % interval), verdict; `set` if several.
+    """Columns model, judge (* the training signal, ? not known), base, tuned, wins (95 % interval), verdict; `set` if several.
 
     Held-out judges come first, then those of which nobody knows.
     """

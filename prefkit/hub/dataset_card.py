@@ -33,7 +33,7 @@ COLUMNS = {
     "score_gap, rank_gap": "difference of the combined score, and of the rank by it, within the request",
     "p": "soft label: the probability that the winner wins",
     "agreement": "share of the scores (of imported verdicts: of the votes) that agree with the verdict",
-    "score_0_NAME, score_1_NAME": "raw scores, on their scorers' own scale",
+    "score_0_NAME, score_1_NAME": "raw scores, on their scorers' own scale, whether or not they chose the winner",
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))  # fmt: skip
 
@@ -144,7 +144,15 @@ def _pairing(spec: Mapping[str, Any]) -> str:
     rows += [{"setting": key, "value": facts.clean(value, key)} for key, value in settings.items()]
     if inner.get("weights") and "weights" not in settings:
         rows.append({"setting": "weights", "value": inner["weights"]})
+    if tables := _verdicts(spec):
+        rows.append({"setting": "winners chosen by the verdicts in", "value": ", ".join(tables)})
     return card.table(rows)
+
+
+def _verdicts(spec: Mapping[str, Any]) -> list[str]:
+    """Tables of comparisons that chose the winners; empty where scores did."""
+    tables = (spec.get("spec") or {}).get("comparisons") or []
+    return [tables] if isinstance(tables, str) else list(tables)
 
 
 def _decisions(store: Store, staged: Staged) -> str:
@@ -194,7 +202,13 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def _limits(spec: Mapping[str, Any], audit: Mapping[str, Any], store: Store) -> str:
     lines = []
-    scorers = ((spec.get("spec") or {}).get("scorers") or {}).values()
+    inner = spec.get("spec") or {}
+    chose = [name for name in inner.get("weights") or {} if name in (inner.get("scorers") or {})]
+    scorers = [inner["scorers"][name] for name in chose]
+    if tables := _verdicts(spec):
+        lines.append(
+            f"The preference is that of whoever gave the verdicts in {card.text(', '.join(tables))}: people or judges."
+        )
     if scorers:
         lines.append("The preference is that of the scorers above, not of people, and inherits their blind spots.")
     if any(not scorer.get("verified") for scorer in scorers):

@@ -192,6 +192,12 @@ def rebuild(recipe: Mapping[str, Any], packages: Mapping[str, Any], stages: str)
     """The recipe itself, and the versions it ran with. Starred values were left out."""
     if not recipe:
         return "This run has no recipe: its tables were imported."
+    if not (recipe.get("requests") or {}).get("source"):
+        return (
+            "A recipe alone cannot rebuild it: its requests and images were imported (see the licences for the kind of "
+            "source). The settings of this part were:\n\n"
+            + card.fence(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100), "yaml")
+        )
     versions = ", ".join(card.text(f"{name} {version}") for name, version in packages.items()) or "versions not noted"
     text = yaml.safe_dump({**recipe, "run": "runs/rebuilt"}, sort_keys=False, allow_unicode=True, width=100)
     return (

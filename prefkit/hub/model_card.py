@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import UsageError
+from prefkit.errors import PrefkitError, UsageError
 from prefkit.hub import card, facts
 from prefkit.hub.dataset_card import _packages
 from prefkit.store.files import read_json
@@ -22,7 +22,9 @@ TRAINED_ON = "trained_on.json"  # as prefkit.models.trained writes it; that modu
 SHOWN = 12
 CONTROLS = ("sft", "flipped")  # NAME-sft and NAME-flipped are controls of NAME
 SINGLE_FILES = (".safetensors", ".ckpt")
-JUDGE = {True: "chose the pairs", False: "held out", None: "not known"}
+JUDGE = {True: "training signal", False: "held out", None: "not known"}
+#: settings of a training that its card states even where they are the defaults
+STATED = ("objective", "lora", "learning_rate", "warmup", "schedule", "optimizer", "precision", "max_grad_norm", "seed")
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 
 
@@ -58,9 +60,9 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
         if sheet
         else "",
         "load": _load(to, recipe.get("model") or {}, adapter),
-        "training": card.table(_training(spec, result, recipe, base)),
+        "training": card.table(_training(spec, result, adapter, base)),
         "evaluation": _evaluation(results, name),
-        "controls": _controls(results, name, source),
+        "controls": _controls(results, name, source, bool(online)),
         "trained_on": _trained_on(folder, training, bool(online)),
         "licences": facts.licences(facts.licence_rows(store, recipe), licence),
         "limits": _limits(results, name),
@@ -125,29 +127,53 @@ def _load(to: str, model: Mapping[str, Any], adapter: bool) -> str:
     return card.fence("\n".join(lines), "python")
 
 
-def _training(
-    spec: Mapping[str, Any], result: Mapping[str, Any], recipe: Mapping[str, Any], base: str
-) -> list[dict[str, Any]]:
-    train = facts.clean(dict(spec.get("train") or {}))
-    objective = train.pop("objective", {}) or {}
+def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The training's settings: those in spec.json, which holds what differs from the defaults, and the STATED defaults."""
+    from prefkit.config import Train, plain
+
+    given = dict(spec.get("train") or {})
+    found = {key: value for key, value in plain(Train()).items() if key in STATED} | given
+    use = (found["objective"] or {}).get("use") or "dpo"
+    options = _default_beta(use) | dict((found["objective"] or {}).get("options") or {})
+    return found | {"objective": {"use": use, "options": options}}
+
+
+def _default_beta(objective: str) -> dict[str, Any]:
+    """The one option that a reader looks for, of an objective that has it and can be imported here."""
+    from prefkit import registry
+    from prefkit.config import plain
+
+    try:
+        options = getattr(registry.load_class("objective", objective), "Options", None)
+    except PrefkitError:
+        return {}
+    found = plain(options()) if options is not None else {}
+    return {key: value for key, value in found.items() if key == "beta"}
+
+
+def _training(spec: Mapping[str, Any], result: Mapping[str, Any], adapter: bool, base: str) -> list[dict[str, Any]]:
+    train = facts.clean(settings_of(spec))
+    objective = train.pop("objective")
     revision = spec.get("model") or {}
     found: dict[str, Any] = {"base model": base, "base revision": revision.get("base")}
     if revision.get("adapters"):
         found["start adapters"] = facts.clean(revision["adapters"])
-    found |= {"objective": objective.get("use", "dpo"), **(objective.get("options") or {})}
+    found |= {"objective": objective["use"], **objective["options"]}
     if spec.get("flipped"):
         found["labels"] = "flipped at random (a control)"
     found |= {
         "steps": result.get("steps"),
         "pairs": result.get("pairs"),
-        "pairs kept aside": result.get("validation_pairs"),
+        "held-out pairs": result.get("validation_pairs"),
     }
     found |= {"pairs per step": spec.get("global_batch"), "trained parameters": result.get("trainable")}
     if online := facts.clean(dict(spec.get("online") or {})):
         found |= {"rounds": result.get("rounds"), "requests": len(spec.get("requests") or ()) or None}
         found |= {f"online, {key.replace('_', ' ')}": value for key, value in online.items()}
-    lora = train.pop("lora", None)
-    found |= {f"LoRA {key}": value for key, value in (lora or {}).items()} if lora else {"LoRA": "none: full weights"}
+    lora = train.pop("lora")
+    found |= (
+        {f"LoRA {key}": value for key, value in lora.items()} if adapter and lora else {"LoRA": "none: full weights"}
+    )
     found |= {
         "source of the pairs" if key == "pairs" else key.replace("_", " "): value
         for key, value in train.items()
@@ -205,20 +231,22 @@ def _control_of(model: str, name: str) -> bool:
     return model in [f"{name}-{kind}" for kind in CONTROLS] or bool(re.fullmatch(r"base-[gs][\d.]+", model))
 
 
-def _controls(results: Mapping[str, Mapping[str, Any]], name: str, source: str) -> str:
+def _controls(results: Mapping[str, Mapping[str, Any]], name: str, source: str, online: bool) -> str:
     said = [result["controls"].get("missing") or [] for result in results.values() if result.get("controls")]
     if not said:
         return ""
     if source != name:
         return f"This model is itself a control, of {card.text(source)}."
-    own = [f"{name}-{kind}" for kind in CONTROLS]
+    own = [] if online else [f"{name}-{kind}" for kind in CONTROLS]
     missing = [  # a control that stands in one of the evaluations is there
         text
         for text in said[0]
         if (text.startswith("base ") or text.partition(":")[0] in own) and all(text in other for other in said)
     ]
     if not missing:
-        return "SFT on the winners, DPO on randomly flipped pairs, and the base at other settings stand in the table."
+        paired = "" if online else "SFT on the winners, DPO on randomly flipped pairs, and "
+        text = f"{paired}the base at other settings stand in the table."
+        return text[0].upper() + text[1:]
     return "Missing, so that the gain may have a cheaper explanation:\n\n" + "\n".join(f"- {card.text(text)}" for text in missing)  # fmt: skip
 
 
@@ -238,7 +266,9 @@ def _trained_on(folder: Path, training: Mapping[str, Any], online: bool) -> str:
             f"Its own samples for {prompts} (earlier adapters' included where they say), rewarded by "
             f"{', '.join(map(card.text, scorers or ())) or 'what is not known'}: these are no judges of it. {kept}"
         )
-    chosen = f"The pairs were chosen by the scores {', '.join(map(card.text, scorers))}: they are no judges of it." if scorers else "What the pairs were chosen by is not known."  # fmt: skip
+    chosen = "It is not known what chose the pairs."
+    if scorers:
+        chosen = f"The pairs were chosen by {', '.join(map(card.text, scorers))}: {'their verdicts are' if len(scorers) > 1 else 'its verdict is'} no independent evidence."
     return (
         f"Pairs {card.text(facts.shown_name(str(training.get('pairs') or 'not stated')))}, {prompts} "
         f"(earlier adapters' included where they say). {chosen} {kept}"
@@ -253,7 +283,7 @@ def _limits(results: Mapping[str, Mapping[str, Any]], name: str) -> str:
     if not rows:
         lines.append("Unmeasured: treat every claim about it as unproven.")
     elif not any(row.get("used_for_pairs") is False for row in rows):
-        lines.append("Every judge above also chose the pairs, or may have: its verdict is no independent evidence.")
+        lines.append("Every judge above was the training signal, or may have been: no verdict is independent evidence.")
     both = [(row["diversity_base"], row["diversity_tuned"]) for row in rows if row.get("diversity_base") and row.get("diversity_tuned") is not None]  # fmt: skip
     worse = any(tuned < 0.9 * base for base, tuned in both)
     if worse:

@@ -106,7 +106,10 @@ def _described(found: Chosen, members: np.ndarray, value: np.ndarray, scores: np
     )
 
 
-def top_pairs(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The `count` pairs on which most scorers agree, the wider gap first among equals; in the order they came in."""
-    order = np.lexsort((np.arange(len(pairs)), -pairs.score_gap.to_numpy(), -pairs.agreement.to_numpy()))
+def top_pairs(pairs: pd.DataFrame, count: int, tie_break: np.ndarray) -> pd.DataFrame:
+    """The `count` pairs on which most scorers agree, the wider gap first among equals; in the order they came in.
+
+    tie_break [N]: decides between equals, so that those of the first requests have no advantage.
+    """
+    order = np.lexsort((tie_break, -pairs.score_gap.to_numpy(), -pairs.agreement.to_numpy()))
     return pairs.iloc[np.sort(order[:count])].reset_index(drop=True)

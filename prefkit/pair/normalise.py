@@ -9,6 +9,9 @@ from prefkit.errors import UsageError
 NORMALISATIONS = ("centred", "none", "minmax", "zscore", "rank", "softmax", "winrate")
 #: gaps of these are in deviations, where 0.1 is noise; those of the others have no common size
 TIES = {"centred": 0.1, "zscore": 0.1}
+#: normalisations that do not change when all values are multiplied by one number
+SCALE_FREE = ("centred", "zscore", "minmax")
+LARGEST = 1e300
 
 
 def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "request") -> np.ndarray:
@@ -21,7 +24,7 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
     rank     mean rank among equals, from 0 (worst) to 1 (best)
     softmax  exp(v) / sum exp
     winrate  mean over the others of sigmoid(v - v_other), as CaPO calibrates rewards (arXiv 2502.02588)
-    none     as it is
+    none     as it is, but for numbers beyond 1e300, whose differences would be infinite: they count as 1e300
     scope: request | global (all candidates count as one request; winrate needs requests).
     Where all are equal, all get the same number (0; softmax 1/n, winrate 1/2): nothing is preferred.
     """
@@ -34,12 +37,21 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
     values = values.astype(np.float64)
     present = np.flatnonzero(~np.isnan(values))
     if how == "none" or not len(present):
-        return values
+        return values.clip(-LARGEST, LARGEST)
+    if how in SCALE_FREE:
+        values = in_range(values)
     found = np.full(len(values), np.nan)
     codes = groups[present].astype(np.int64) if scope == "request" else np.zeros(len(present), np.int64)
     work = {"centred": _deviations, "zscore": _deviations, "rank": _ranks, "winrate": _winrate}.get(how, _shares)
-    found[present] = work(values[present], codes, how)
+    with np.errstate(over="ignore", under="ignore"):  # exp and sigmoid of differences too large for a float are 0 or 1
+        found[present] = work(values[present], codes, how)
     return found
+
+
+def in_range(values: np.ndarray) -> np.ndarray:
+    """values [N] times a power of two, which is exact, where their squares would overflow or vanish."""
+    largest = float(np.nanmax(np.abs(values), initial=0.0))
+    return values if 1e-100 < largest < 1e100 or largest == 0 else np.ldexp(values, -int(np.frexp(largest)[1]))
 
 
 def _deviations(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray:

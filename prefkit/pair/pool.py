@@ -22,8 +22,12 @@ FLAGGED = "safety checker"
 
 @dataclass(frozen=True)
 class Pool:
-    """frame: row (into ids and sha256), request (into requests), generator, index, seed, and a column per alias; sorted
-    by request, generator, index. requests: request_id, prompt, split. flagged: candidates a safety checker blanked."""
+    """frame: row (into ids and sha256), request (into requests), generator, index, seed, and a column per score.
+
+    Sorted by request, then by a hash of the candidate's id: what strategies do with equal scores follows this order, and
+    a tie must not be decided by the index or the generator. requests: request_id, prompt, split. flagged: number of
+    candidates that a safety checker blanked.
+    """
 
     frame: pd.DataFrame
     ids: pa.ChunkedArray
@@ -73,6 +77,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
                         "generator": np.full(len(part), number, np.int16),
                         "index": part["index"].to_numpy(),
                         "seed": part["seed"].to_numpy(),
+                        "hash": hashed(large[0]),
                     }
                 )
             )
@@ -82,7 +87,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
         pa.chunked_array([c for t in tables for c in t[i].chunks], pa.large_string()) for i in range(3)
     )
     del tables
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["row", "generator", "index", "seed"], dtype=int)  # fmt: skip
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["row", "generator", "index", "seed", "hash"], dtype=int)  # fmt: skip
     # all parts at once: every call makes a hash table of all requests
     codes = pc.fill_null(pc.index_in(asked, value_set=names), -1).to_numpy()
     frame.insert(1, "request", codes.astype(np.int32))
@@ -104,13 +109,17 @@ def read_requests(store: Store) -> pa.Table:
         ) from error
 
 
+def hashed(ids: pa.ChunkedArray) -> np.ndarray:
+    """[N] int64 in [0, 2^32): equal for equal ids, without a pattern otherwise."""
+    found = pd.util.hash_array(ids.to_numpy().astype(object), categorize=False)
+    return (found >> np.uint64(32)).astype(np.int64)
+
+
 def _in_order(frame: pd.DataFrame, ids: pa.ChunkedArray) -> pd.DataFrame:
-    """Sorted by request, generator, index; of a candidate that was stored twice the later row."""
-    keys = [frame[name].to_numpy().astype(np.int64) for name in ("request", "generator", "index")]
-    key = (keys[0] << 32) + (keys[1] << 24) + keys[2]  # an index is far below 2^24
-    if (key[1:] < key[:-1]).any():
-        order = np.argsort(key, kind="stable")
-        frame, key = frame.iloc[order], key[order]
+    """Sorted by request and hash; of a candidate that was stored twice the later row."""
+    key = (frame["request"].to_numpy().astype(np.int64) << 32) + frame["hash"].to_numpy().astype(np.int64)
+    order = np.argsort(key, kind="stable")
+    frame, key = frame.drop(columns="hash").iloc[order], key[order]
     same = np.flatnonzero(key[1:] == key[:-1])
     if len(same):
         rows = frame.row.to_numpy()

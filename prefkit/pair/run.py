@@ -24,7 +24,7 @@ from prefkit.pair.curate import curate
 from prefkit.pair.dataset import PairTable, write_lists, write_pairs, write_ties
 from prefkit.pair.leaks import leaks
 from prefkit.pair.normalise import TIES
-from prefkit.pair.pool import Pool, add_scores, read_pool
+from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_atomic, write_json
 from prefkit.store.reader import CandidateReader
@@ -51,7 +51,8 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         votes = strategy.read(store) if hasattr(strategy, "compared") else None
         spec = {
             "settings": content(config),
-            "weights": weights,
+            # verdicts choose these pairs: scores stand beside them, and weigh nothing
+            **({"weights": weights} if votes is None else {"weights": {}, "comparisons": tables_of(votes)}),
             "scorers": specs,
             "scores": _hash_of(pool, list(weights), votes),
             "code": registry.code_hash(config.use, "strategy"),
@@ -126,6 +127,11 @@ def score_frame(
     return pool.frame, specs
 
 
+def tables_of(votes: pd.DataFrame) -> list[str]:
+    """The tables under comparisons/ that hold these verdicts."""
+    return sorted({str(judge).partition("/")[0] for judge in votes.judge})
+
+
 def drop_missing(
     pool: Pool, seen: pd.DataFrame | None, aliases: list[str], policy: str, counts: dict[str, Any]
 ) -> tuple[Pool, pd.DataFrame | None]:
@@ -178,7 +184,8 @@ def choose(
         found = choose_pairs(columns, signs, weights, pool.frame.request.to_numpy(), strategy, name=config.use, **how)
     if config.top_pairs is not None and len(found.pairs) > config.top_pairs:
         counts["beyond_top_pairs"] = len(found.pairs) - config.top_pairs
-        found = replace(found, pairs=top_pairs(found.pairs, config.top_pairs))
+        winners = pool.ids.take(pa.array(pool.frame.row.to_numpy()[found.pairs.win.to_numpy()]))
+        found = replace(found, pairs=top_pairs(found.pairs, config.top_pairs, hashed(winners)))
     counts |= {"pairs": len(found.pairs), "ties": len(found.ties), "tie_threshold": tie}
     counts["requests_with_pairs"] = len(np.unique(pool.frame.request.to_numpy()[found.pairs.win.to_numpy()]))
     return found
@@ -195,7 +202,7 @@ def _write(
     config: Pair,
     report: dict[str, Any],
 ) -> None:
-    table = PairTable(pool, [_model_name(store, g) for g in pool.generators], list(spec["weights"]), config.use)
+    table = PairTable(pool, [_model_name(store, g) for g in pool.generators], list(spec["scorers"]), config.use)
     image = CandidateReader(store, config.generators).image if config.embed else None
     counts["splits"] = write_pairs(table, found.pairs, folder, image)
     write_ties(table, found.ties, folder)

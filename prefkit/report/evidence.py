@@ -20,11 +20,11 @@ DISTANCES = {
     "seed_distance": "Seeds of base apart",
 }
 #: by used_for_pairs: what stands behind a judge's name, and its tag; None = nobody knows
-BEHIND = {True: "", False: " (held-out judge)", None: " (unknown whether it was used for pairs)"}
+BEHIND = {True: "", False: " (held-out judge)", None: " (unknown whether it was the training signal)"}
 TAGS = {
-    True: '<span class="tag">used for pairs</span>',
+    True: '<span class="tag">training signal</span>',
     False: '<span class="tag held">held out</span>',
-    None: '<span class="tag">used for pairs: unknown</span>',
+    None: '<span class="tag">training signal: unknown</span>',
 }
 #: images of at most this many sets are shown; the tables hold all
 GRIDS = 2
@@ -80,9 +80,9 @@ def evaluation(store: Store, found: dict[str, dict[str, Any]]) -> str:
         "Evaluation",
         "".join(parts),
         "Base and tuned draw the same requests at the same seeds. The win rate is per request the mean over seeds, ties "
-        "half; its interval is a bootstrap over requests. A judge that was used for pairs was the training signal, so only "
-        "a held-out judge counts as evidence; where the pairs came from elsewhere and do not say what chose them, nobody "
-        "knows which a judge is. Best of N: how many base samples one would have to draw and choose from.",
+        "half; its interval is a bootstrap over requests. A judge that chose the pairs or was the reward is the training signal, "
+        "so only a held-out judge counts as evidence; where pairs came from elsewhere and do not say what chose them, it is "
+        "unknown which a judge is. Best of N: how many base samples one would have to draw and choose from.",
     )
 
 

@@ -8,6 +8,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Sequence
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def prompt(value: str, limit: int = 220) -> str:
 
 
 def number(value: Any) -> str:
-    """Three or four significant digits; a dash for what is missing."""
-    if value is None or value != value:
+    """Three or four significant digits; a dash for what is missing or not finite."""
+    if value is None or value != value or (isinstance(value, float) and isinf(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return text(value)

@@ -111,10 +111,9 @@ def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
         direction = "higher is better" if higher_is_better(store, alias) else "lower is better"
         note = f", {failed:,} failed" if failed else ""
         only = ", for evaluation only" if spec.get("evaluation_only") else ""
-        caption = (
-            f"<b>{html.text(alias)}</b>: {len(values):,} scores{note}; mean {html.number(float(values.mean()))}, "
-            f"deviation {html.number(float(values.std()))}; {direction}{only}"
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers near the largest float; shown as a dash
+            mean, std = html.number(float(values.mean())), html.number(float(values.std()))
+        caption = f"<b>{html.text(alias)}</b>: {len(values):,} scores{note}; mean {mean}, std {std}; {direction}{only}"
         figures.append(html.figure(plot.histogram(values, alias), caption))
     body = f'<div class="plots">{"".join(figures)}</div>'
     if len(table.columns) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import floor, isfinite, log10
+from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from prefkit.report.html import number, text
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 40
 MAX_POINTS = 300
+#: differences of numbers beyond these overflow or vanish
+LARGEST, SMALLEST = 1e300, 1e-290
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -20,10 +22,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     if not isfinite(span) or span <= 0:
         return [low]
     raw = span / count
-    size = 10.0 ** floor(log10(raw))
-    step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw * 0.999)
-    first = np.ceil(low / step - 1e-9)
-    return [float(round((first + i) * step, 12)) for i in range(int((high - first * step) / step + 1e-9) + 1)]
+    power = floor(log10(raw))
+    step = next(10.0**power * m for m in (1, 2, 5, 10) if 10.0**power * m >= raw * 0.999)
+    first = ceil(low / step - 1e-9)
+    return [float(round((first + i) * step, 1 - power)) for i in range(int((high - first * step) / step + 1e-9) + 1)]
 
 
 class Frame:
@@ -63,10 +65,11 @@ class Frame:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """An interval of some length around what may be a single value."""
-    if high > low:
+    """An interval that can be divided, around what may be a single value or values that only rounding tells apart."""
+    largest = max(abs(low), abs(high))
+    if high - low > max(1e-9 * largest, SMALLEST):
         return low, high
-    pad = abs(low) * 0.5 or 0.5
+    pad = 0.5 if largest < SMALLEST else largest * 0.5
     return low - pad, high + pad
 
 
@@ -80,7 +83,7 @@ def svg(body: str, alt: str) -> str:
 def histogram(values: np.ndarray, xlabel: str, ylabel: str = "candidates", bins: int = 40) -> str:
     """Counts of the finite values; a line stands at the median. At least one value must be finite."""
     values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
+    values = values[np.isfinite(values)].clip(-LARGEST, LARGEST)
     low, high = widened(float(values.min()), float(values.max()))
     counts, edges = np.histogram(values, min(bins, max(5, int(np.sqrt(len(values))) * 2)), (low, high))
     frame = Frame((low, high), (0, float(counts.max()) * 1.05))
@@ -112,6 +115,7 @@ def lines(
     `ordered` curves (bins of a timestep) run from pale to dark instead of having a style each. Long curves are averaged over equal runs of points to 300. One point at least must be finite.
     """
     drawn = {name: thinned(*xy) for name, xy in series.items()}
+    drawn = {name: (x, y.clip(-LARGEST, LARGEST)) for name, (x, y) in drawn.items()}
     xs = np.concatenate([x for x, _ in drawn.values()])
     ys = np.concatenate([y[np.isfinite(y)] for _, y in drawn.values()])
     low, high = float(ys.min()), float(ys.max())

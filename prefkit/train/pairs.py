@@ -11,11 +11,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.output import warn
+from prefkit.store.files import read_json
 from prefkit.store.parquet import READ_ROWS, read_rows
 from prefkit.store.reader import CandidateReader, run_of
 from prefkit.types import Request, digest
@@ -29,6 +31,7 @@ REQUIRED = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 FURTHER = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_uid", "score_gap", "rank_gap", "p")
 IMAGES = ("jpg_0", "jpg_1")
 SCORE = "score_0_"
+COMPARED = "comparisons"  # the strategy whose winners were chosen by verdicts
 HELD_OUT = ("test", "val", "eval")
 
 
@@ -115,15 +118,31 @@ class PairSource:
             raise self._damaged(self.files[0], error) from error
 
     def scorers(self) -> list[str] | None:
-        """Aliases of the scores that the pairs were chosen by, from the columns score_0_<alias>; None without any."""
+        """Names of the scores, or of the tables of verdicts, that chose the winners; None where that is not known.
+
+        The pairs' own spec.json says it. For pairs from elsewhere the columns score_0_NAME do, unless verdicts chose the
+        winners (strategy `comparisons`): then the scores only stand beside them.
+        """
+        spec = self._spec()
+        if spec.get("weights"):
+            return list(spec["weights"])
+        if isinstance(spec.get("comparisons"), list):
+            return spec["comparisons"]
+        if any(row.get("strategy") == COMPARED for row in islice(self.rows(["strategy"]), 1)):
+            return None
         return [name.removeprefix(SCORE) for name in self.columns() if name.startswith(SCORE)] or None
 
+    def _spec(self) -> dict[str, Any]:
+        path = self.files[0].parent.parent / "spec.json" if self.files else None
+        return read_json(path).get("spec") or {} if path is not None and path.is_file() else {}
+
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Rows in order, as dicts of the given columns."""
+        """Rows in order, as dicts of the given columns that exist."""
         import pyarrow as pa
 
         if self.table is not None:
-            for batch in self.table.select(list(columns)).to_batches(max_chunksize=READ_ROWS):
+            there = [name for name in columns if name in self.table.column_names]
+            for batch in self.table.select(there).to_batches(max_chunksize=READ_ROWS):
                 yield from batch.to_pylist()
             return
         for path in self.files:

@@ -47,7 +47,9 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     rows = summary_rows(list(found.get("eval", {}).values()))
     output.emit(found | {"report": str(path)}, known.json, rows or [{"run": str(run.folder)}])
     if rows:
-        output.note("* was used for pairs (?: not known), so it is no evidence. Wins: tuned over base, ties half.")
+        output.note(
+            "* chose the pairs or was the reward (?: not known), so it is no evidence. Wins: tuned over base, ties count half."
+        )
     if not known.json:
         print(f"report: {path}")
     output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")

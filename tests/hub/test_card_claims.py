@@ -222,3 +222,44 @@ def test_an_audit_that_is_cut_says_so(render):
 
     _, text = render(long, pairs="main")
     assert "3 further figures are not shown.\n\n- look" in text and text.count("| figures.f") == 200
+
+
+def test_a_lora_of_default_shape_is_called_one(render):
+    """spec.json keeps only what differs from the defaults, and the card once took that for full weights."""
+
+    def defaults(store):
+        spec = read_json(store.train("dpo") / "spec.json")
+        write_json(store.train("dpo") / "spec.json", spec | {"train": {"pairs": "main"}})
+
+    _, text = render(defaults)
+    assert "| LoRA rank | 16 |" in text and "full weights" not in text
+    assert "| objective | dpo |" in text and "| beta | 2000 |" in text and "| learning rate | 1e-05 |" in text
+
+
+def test_full_weights_are_called_so(render):
+    def full(store):
+        spec = read_json(store.train("dpo") / "spec.json")
+        write_json(store.train("dpo") / "spec.json", spec | {"train": {"pairs": "main", "lora": None}})
+        (store.train("dpo") / "final" / "pytorch_lora_weights.safetensors").unlink()
+        (store.train("dpo") / "final" / "model_index.json").write_text("{}")
+
+    _, text = render(full)
+    assert "| LoRA | none: full weights |" in text and "A pipeline fine-tuned from" in text
+
+
+def test_an_online_training_is_not_asked_for_controls_on_pairs(render):
+    def online(store):
+        spec = read_json(store.train("dpo") / "spec.json") | {
+            "online": {"rewards": {"warmth": 1.0}},
+            "requests": ["r0"],
+        }
+        del spec["train"]["pairs"]
+        write_json(store.train("dpo") / "spec.json", spec)
+
+    _, text = render(online)
+    assert "flipped" not in text.lower() and "| LoRA rank | 16 |" in text
+
+
+def test_a_run_of_imported_images_does_not_promise_to_be_rebuilt(render):
+    _, text = render(lambda store: recipe(store, requests={"source": ""}), pairs="main")
+    assert "A recipe alone cannot rebuild it" in text and "Save this as recipe.yaml" not in text

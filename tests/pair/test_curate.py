@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -87,7 +88,8 @@ def test_each_kind_is_counted_and_gone(bench):
     kinds = ("black", "blank", "saturated", "near_duplicates", "exact_duplicates", "unreadable")
     assert {k: counts[k] for k in kinds} == dict.fromkeys(kinds, 1)
     used = {*pairs.candidate_0, *pairs.candidate_1}
-    assert not used & {"c0002", "c0003", "c0007", "c0010", "c0014", "c0016"}
+    assert not used & {"c0002", "c0003", "c0007", "c0016"}
+    assert not used >= {"c0009", "c0010"} and not used >= {"c0012", "c0014"}  # one of two that look alike
     counts, _ = bench.pair(duplicates="keep", degenerate="keep", embed=False)
     assert not set(kinds) & {k for k, n in counts.items() if n}
 
@@ -288,3 +290,43 @@ def test_a_held_out_image_that_is_nearly_a_training_image_is_warned_of(bench):
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
     assert report["splits"]["images"] == 2 and any("twin in another split" in text for text in report["warnings"])
+
+
+def test_pairs_chosen_by_verdicts_do_not_claim_a_score(bench, tmp_path):
+    """The scores stand beside the images; card, training record and evaluation must not say that they chose."""
+    from prefkit.evaluate.sets import used_for_pairs
+    from prefkit.hub.push import push
+    from prefkit.train.pairs import PairSource
+
+    bench.grow(4)
+    rows = [Comparison(f"c{3 * i:04d}", f"c{3 * i + 1:04d}", "a", "someone") for i in range(4)]
+    bench.store.comparisons("people").append([comparison_row(row) for row in rows])
+    recipe = Recipe(run=str(bench.store.folder), pair={"main": Pair(use="comparisons")})
+    assert Run(recipe=recipe).pair()["main"]["pairs"] == 4
+    source = PairSource.find(bench.store, "main")
+    assert source.scorers() == ["people"] and "score_0_a" in source.columns()
+    records = {"dpo": {"scorers": source.scorers(), "captions": []}}
+    assert used_for_pairs(recipe, records, "dpo", "a", False) is False
+    card = (bench.store.pairs("main") / "README.md").read_text(encoding="utf-8")
+    assert "verdicts in people; no score chose them" in card and "| a | 1 |" not in card
+    pushed = push(bench.store, "you/x", dry_run=True, pairs="main")
+    text = (Path(pushed["folder"]) / "README.md").read_text(encoding="utf-8")
+    assert "| winners chosen by the verdicts in | people |" in text and "not of people" not in text
+    assert "| weights | {" not in text and "| weights | a" not in text
+
+
+def test_another_name_for_the_scorer_that_chose_is_no_independent_judge():
+    from prefkit.config import Compare, Score
+    from prefkit.evaluate.sets import used_for_pairs
+
+    recipe = Recipe(
+        score={
+            "a": Score(use="jpeg"),
+            "again": Score(use="jpeg"),
+            "clip": Score(use="clip", options={"model": "tiny"}),
+        },
+        compare={"judge": Compare(use="clip")},
+    )
+    chosen = {"dpo": {"scorers": ["a"], "captions": []}, "online": {"scorers": ["judge"], "captions": []}}
+    asked = [used_for_pairs(recipe, chosen, m, s, False) for m in ("dpo", "online") for s in ("again", "clip")]
+    assert asked == [True, False, False, True]

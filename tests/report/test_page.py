@@ -99,7 +99,7 @@ def test_verdicts_intervals_and_missing_controls(page):
     assert "win rate 0.68, 95 % interval 0.59 to 0.77" in text
     assert "Controls that are missing" in text and "dpo-sft: SFT on the winners" in text
     assert "Prompts of held_out that are training prompts: 2." in text
-    assert "used for pairs" in text and "held out" in text
+    assert "training signal" in text and "held out" in text
     assert text.count("fell by") >= 1
 
 
@@ -110,8 +110,8 @@ def test_a_judge_of_which_nobody_knows_is_neither_held_out_nor_used(tmp_path):
     row |= {"n_requests": 9, "best_of_requests": 7, "verdict": "better", "used_for_pairs": None}
     found = {"e": {"sets": {"s": {"dpo": {"align": row}}}, "settings": {"training_unknown": ["dpo"]}}}
     top, section = evidence.outcome(found), evidence.evaluation(Store(tmp_path), found)
-    assert "unknown whether it was used for pairs" in top and "held-out judge" not in top
-    assert "used for pairs: unknown</span>" in section and ">held out<" not in section
+    assert "unknown whether it was the training signal" in top and "held-out judge" not in top
+    assert "training signal: unknown</span>" in section and ">held out<" not in section
     assert "of 7 requests" in section and "No record of what dpo was trained on" in section
 
 

@@ -50,7 +50,8 @@ class ThresholdAll:
         import numpy as np
 
         if self.options.threshold is None:
-            self.threshold = float(np.nanquantile(table.value, self.options.quantile))
+            known = table.value[~np.isnan(table.value)]
+            self.threshold = float(np.quantile(known, self.options.quantile)) if len(known) else np.inf
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
         """value [N], NaN = missing -> (win at or above the threshold, lose below it, gap > 0)."""
