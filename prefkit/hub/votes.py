@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.paths import open_regular, read_regular
 from prefkit.store.files import read_json, write_json
 from prefkit.store.rows import comparison_row
 from prefkit.types import Comparison
@@ -172,15 +173,16 @@ def _copy(folder: Path, body: dict[str, Any]) -> Path:
 
 
 def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(200)
+    try:
+        with open_regular(path) as file:
+            return file.read(200)
+    except OSError:  # a pipe, a broken link, a file of somebody else: no votes
+        return b""
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES >> 20} MB")
-        body = json.loads(path.read_bytes())
+        body = json.loads(read_regular(path, MOST_BYTES))
         if not isinstance(body, dict):
             raise ValueError("it holds no object")
         return body
