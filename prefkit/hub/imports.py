@@ -61,10 +61,12 @@ def run_import(
     store = Store.create(store.folder)
     try:
         with store.lock("imports"):
+            if pairs:
+                from prefkit.hub.pairs_out import check_place, write_pairs
+
+                check_place(store, name)
             counts, progress = _import(store, plugin(options), source, name, what, test_share, keep)
             if pairs:
-                from prefkit.hub.pairs_out import write_pairs
-
                 counts["pairs"] = write_pairs(store, name, test_share)
             failed = counts["failed"]
             progress.whole = failed <= max_failed * counts["items"]

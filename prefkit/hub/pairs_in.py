@@ -64,6 +64,11 @@ class Pairs:
                 f"export: {self.folder} holds no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."
             )
 
+    def state(self) -> list[list[Any]]:
+        """What tells that the files are the same ones: path, bytes and time of change of each."""
+        found = [(path, path.stat()) for _, path in self.files]
+        return [[p.relative_to(self.folder).as_posix(), s.st_size, s.st_mtime_ns] for p, s in found]
+
     def rows(self) -> Iterator[PairOut]:
         """Raises UsageError naming file and row: no such column, an image that is missing, labels that prefer nothing."""
         import pyarrow as pa

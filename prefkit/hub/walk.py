@@ -11,7 +11,16 @@ from prefkit.hub.items import Workplace
 from prefkit.paths import is_image_name, shown
 
 #: files that no data set means, and what prefkit writes beside its own
-OWN = (".DS_Store", "Thumbs.db", "desktop.ini", ".prefkit-export.json", "spec.json", "prefkit.json", "recipe.yaml")
+OWN = (
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    ".prefkit-export.json",
+    "simpletuner.json",
+    "spec.json",
+    "prefkit.json",
+    "recipe.yaml",
+)
 TEXTS = ("readme", "license", "licence")
 KINDS = 8
 LeaveOut = Callable[[str, int], None]
