@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prefkit.errors import UsageError
 from prefkit.hub.items import Workplace
 from prefkit.hub.rows import Row, files, picture_parts, rows
 from prefkit.hub.walk import leave_rest
@@ -49,7 +50,9 @@ def image_cell(
             raise ValueError(
                 f"the path {shown(value)!r} starts with a Windows drive; write it as it is on this machine"
             )
-    if folder is None or not own or "://" in value:
+    try:
+        if folder is not None and own and "://" not in value:
+            named(folder, value, root)
         return picture_parts(value, folder, own)
-    named(folder, value, root)
-    return picture_parts(value, folder, own)
+    except UsageError as error:  # of a path that no file can have: this row alone
+        raise ValueError(str(error)) from error

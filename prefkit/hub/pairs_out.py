@@ -13,7 +13,7 @@ from prefkit.hub.known import stored_requests
 from prefkit.hub.shards import BySplit, card
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
-from prefkit.store.own import check_pairs, swap
+from prefkit.store.own import check_pairs, files_in, swap
 from prefkit.store.parquet import Shards
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
@@ -39,7 +39,8 @@ def write_pairs(store: Store, name: str, test_share: float) -> dict[str, int]:
     if not counts:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(
-            f"import --pairs: no verdict of {name} prefers one image, so there is no pair. Leave --pairs out."
+            f"import --pairs: no verdict of {name} prefers one image, so there is no pair. Name the column with the winner "
+            "(--as table: --map ...,winner=COLUMN), or leave --pairs out."
         )
     spec = {"settings": {"use": "imported verdicts"}, "weights": {}, "scorers": {}, "comparisons": name}
     write_json(
@@ -59,9 +60,10 @@ def check_place(store: Store, name: str) -> None:
     """Raises UsageError where pairs/NAME holds pairs that were made otherwise, or files of somebody else."""
     folder = store.pairs(name)
     check_pairs(folder)
-    if (folder / "spec.json").exists() and read_json(folder / "spec.json").get("spec", {}).get("comparisons") != name:
+    spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
+    if files_in(folder) and spec.get("spec", {}).get("comparisons") != name:
         raise UsageError(
-            f"import --pairs: the pairs {name} of {store.folder} were made by `prefkit pair`. Give the import another --name."
+            f"import --pairs: the pairs {name} of {store.folder} were not made by this import. Give the import another --name."
         )
 
 

@@ -20,6 +20,7 @@ OWN = (
     "spec.json",
     "prefkit.json",
     "recipe.yaml",
+    "audit.json",
 )
 TEXTS = ("readme", "license", "licence")
 KINDS = 8

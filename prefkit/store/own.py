@@ -43,11 +43,8 @@ def refuse_strangers(folder: Path, own: Callable[[str], object], remedy: str) ->
 
 
 def check_pairs(folder: Path) -> None:
-    """Raises UsageError where pairs/NAME holds anything but a set of pairs that prefkit wrote."""
-    remedy = "Move it elsewhere, or give the pairs another name."
-    if folder.is_dir() and not (folder / "spec.json").exists():
-        refuse_strangers(folder, lambda name: False, remedy)
-    refuse_strangers(folder, PAIR_FILE.fullmatch, remedy)
+    """Raises UsageError where pairs/NAME holds a file of another name than prefkit gives."""
+    refuse_strangers(folder, PAIR_FILE.fullmatch, "Move it elsewhere, or give the pairs another name.")
 
 
 def swap(partial: Path, folder: Path) -> None:

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write; it appears when it is whole")
     parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="what to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it holds an earlier export")
     describe(parser, "exporter", "prefkit export runs/x/main out/ --as folders")
 
 

@@ -117,7 +117,7 @@ def test_pairs_of_another_making_are_not_replaced(tmp_path, there):
     path.write_bytes(b"made with care")
     if there == "pair":
         (run.pairs("pap") / "spec.json").write_text(json.dumps({"spec": {"settings": {"use": "topk_bottomk"}}}))
-    with pytest.raises(UsageError, match="--name" if there == "pair" else "part-00000.parquet"):
+    with pytest.raises(UsageError, match="--name"):
         run_import(run, str(source), name="pap", pairs=True)
     assert path.read_bytes() == b"made with care"
     assert sum(run_import(run, str(source), name="other", pairs=True)["pairs"].values()) == 3
@@ -134,3 +134,17 @@ def test_a_missing_source_is_named_before_anything_else(tmp_path, cli, monkeypat
     rc, _, err = cli("import", "data", "run")
     assert rc == 2 and "could not detect the layout of data; choose one with --as: " in err and "pickapic" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_pairs_keep_a_folder_with_a_file_of_the_users(tmp_path):
+    from prefkit.store.own import check_pairs
+
+    source, run = layouts.pickapic(tmp_path / "s", 4), Store(tmp_path / "run")
+    run_import(run, str(source), name="pap", pairs=True)
+    check_pairs(run.pairs("pap"))
+    (run.pairs("pap") / "train" / "mine.parquet").write_bytes(b"x")
+    with pytest.raises(UsageError, match="train/mine.parquet"):
+        run_import(run, str(source), name="pap", pairs=True)
+    with pytest.raises(UsageError, match="train/mine.parquet"):  # as pair asks before it replaces the folder
+        check_pairs(run.pairs("pap"))
+    assert (run.pairs("pap") / "train" / "mine.parquet").read_bytes() == b"x"
