@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from prefkit.paths import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +31,7 @@ def rgb(source: Source, draft: int | None = None) -> Image:
     from PIL import Image
 
     try:
-        with Image.open(_opened(source)) as image:
+        with _opened(source) as file, Image.open(file) as image:
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             stood = upright(image)
@@ -55,7 +57,7 @@ def size(source: Source) -> tuple[int, int]:
     """(width, height) of the upright image, without decoding it."""
     from PIL import Image
 
-    with Image.open(_opened(source)) as image:
+    with _opened(source) as file, Image.open(file) as image:
         # Pillow gives a TIFF's size turned already
         width, height = (image.tag_v2[WIDTH], image.tag_v2[HEIGHT]) if image.format == "TIFF" else image.size  # type: ignore[attr-defined]
         silent = image.format == "PNG" and not said_in_png(source)
@@ -73,8 +75,7 @@ def orientation(image: Image) -> int:
 
 def said_in_png(source: Source) -> bool:
     """Whether a PNG may say how it stands. Where it does not, `orientation` would decode it to learn that."""
-    opened = _opened(source)
-    with opened if isinstance(opened, io.BytesIO) else open(opened, "rb") as file:
+    with _opened(source) as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             if head[4:] in SAYING:
@@ -83,5 +84,6 @@ def said_in_png(source: Source) -> bool:
     return False
 
 
-def _opened(source: Source) -> io.BytesIO | str | Path:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+def _opened(source: Source) -> BinaryIO:
+    """Raises OSError for a path that leads to no regular file."""
+    return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)

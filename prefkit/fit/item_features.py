@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.fit.tables import embed, files_digest, image_files, read_table
 from prefkit.models.place import device_of
+from prefkit.paths import named
 from prefkit.score.bpr import Scaling
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class Source:
         if options.items:
             table = read_table("vbpr.items", options.items, ("item", "image"))
             base = Path(options.items).expanduser().parent
-            files = {str(item): base / str(image) for item, image in zip(table["item"], table["image"])}
+            try:
+                files = {str(item): named(base, str(image)) for item, image in zip(table["item"], table["image"])}
+            except ValueError as error:
+                raise UsageError(f"vbpr.items: {options.items}: {error}.") from error
             _all_there("vbpr.items", options.items, wanted, files)
             return cls(list(files), files=list(files.values()))
         items, array = _read_features(Path(options.features).expanduser())

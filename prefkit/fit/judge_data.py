@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.fit.tables import read_table
+from prefkit.paths import named, read_regular
 from prefkit.score.judge.backend import Question
 from prefkit.score.judge.ratings import Scale
 from prefkit.types import Candidate, digest
@@ -43,10 +44,11 @@ def read_ratings(path: str) -> tuple[list[Rated], str]:
     means = table.groupby(["image", "prompt"], sort=True)["rating"].mean()
     found, content = [], []
     for n, (image, prompt, rating) in enumerate(means.reset_index().itertuples(index=False)):
-        file = base / str(image)
-        if not file.is_file():
-            raise UsageError(f"mllm.ratings: {path} names {image}, which is not in {base}.")
-        sha = hashlib.sha256(file.read_bytes()).hexdigest()
+        try:
+            file = named(base, str(image))
+            sha = hashlib.sha256(read_regular(file)).hexdigest()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"mllm.ratings: {path} names an image that cannot be read: {error}.") from error
         candidate = Candidate(str(n), str(prompt), 0, 0, str(prompt), path=str(file), sha256=sha)
         found.append(Rated(candidate, float(rating)))
         content.append([sha, str(prompt), float(rating)])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.output import Progress
+from prefkit.paths import image_suffixes, nfc
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from prefkit.score.encoder import Encoder
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 64
 
 
@@ -52,14 +52,15 @@ def read_table(name: str, path: str, needed: Sequence[str]) -> pd.DataFrame:
 
 
 def image_files(folder: Path, items: Sequence[str], name: str) -> dict[str, Path]:
-    """Item -> FOLDER/ITEM.png (or .jpg, .jpeg, .webp). Raises UsageError for items without."""
-    found = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
-    lacking = [item for item in items if item not in found]
+    """Item -> FOLDER/ITEM.png (or any other suffix that Pillow reads). Raises UsageError for items without."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = {nfc(path.stem): path for path in files if path.suffix.lower() in image_suffixes()}
+    lacking = [item for item in items if nfc(item) not in found]
     if lacking:
         raise UsageError(
-            f"{name}: {folder} has no image of {len(lacking)} of {len(items)} items, such as {lacking[0]}{SUFFIXES[0]}."
+            f"{name}: {folder} has no image of {len(lacking)} of {len(items)} items, such as {lacking[0]}.png."
         )
-    return {item: found[item] for item in items}
+    return {item: found[nfc(item)] for item in items}
 
 
 def embed(encoder: Encoder, files: Sequence[Path], device: str, normalize: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Images (and numbers) that a request brings for the pipeline's call: `model: {inputs: {image: extra.person}}`.
 
-In a source of requests such a field is a path (absolute, or from the source's folder), the bytes of an image, or a
-list of them. Their bytes go to the run's inputs/ table and the field becomes their SHA-256, so that the same image is the
+In a source of requests such a field is a path (absolute, or below the source's folder), an image as bytes, as a data
+URI or as base64, or a list of them. Their bytes go to the run's inputs/ table and the field becomes their SHA-256, so that the same image is the
 same request wherever it lay. What is neither is handed over as it is.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.images import rgb
+from prefkit.paths import embedded, is_image_name, named, read_regular, shown
 from prefkit.registry import nearest
 from prefkit.store import Store
 from prefkit.store.table import read_part
@@ -25,7 +26,6 @@ from prefkit.types import Request, digest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 INPUT_ID = re.compile("[0-9a-f]{64}")
 PART_ROWS = 64
 DECODED = 32  # images kept in memory
@@ -72,7 +72,7 @@ class Taken:
         found = self._bytes(value, key)
         if found is None:
             return value
-        _decoded(found, f"extra.{key}: {value if isinstance(value, str) else 'the image'}")
+        _decoded(found, f"extra.{key}: {shown(value) if isinstance(value, str) else 'the image'}")
         name = hashlib.sha256(found).hexdigest()
         if self.store is not None and name not in self.there:
             self.there.add(name)
@@ -90,12 +90,19 @@ class Taken:
             buffer = io.BytesIO()
             value.save(buffer, "PNG")
             return buffer.getvalue()
-        if not isinstance(value, str) or not value.lower().endswith(SUFFIXES):
+        if not isinstance(value, str):
             return None
-        path = self.folder / Path(value).expanduser()
-        if not path.is_file():
-            raise UsageError(f"extra.{key}: the image {path} is not there.")
-        return path.read_bytes()
+        try:
+            found = embedded(value)
+            if found is not None or not is_image_name(value):
+                return found
+            return read_regular(named(self.folder, value))
+        except FileNotFoundError as error:
+            raise UsageError(f"extra.{key}: the image {named(self.folder, value)} is not there.") from error
+        except OSError as error:
+            raise UsageError(f"extra.{key}: the image {shown(value)} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise UsageError(f"extra.{key}: {error}.") from error
 
     def write(self) -> None:
         """Give what is waiting to the table."""

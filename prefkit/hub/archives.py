@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -149,10 +150,15 @@ class Joined(io.RawIOBase):
 
 
 class Unpacker:
-    """The Workplace of an import: archives unpacked under `folder`, each set once; `clear` removes them."""
+    """The Workplace of an import: archives unpacked under `folder`, each set once; `clear` removes them. `left` counts
+    what the importer leaves out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.left: Counter[str] = Counter()
+
+    def leave_out(self, kind: str, count: int) -> None:
+        self.left[kind] += count
 
     def unpacked(self, archives: Sequence[Path]) -> Path:
         from prefkit.types import digest

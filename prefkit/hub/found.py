@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefkit.hub.items import Workplace
+from prefkit.paths import shown
 
 ARCHIVE = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.xz|tar\.bz2)$", re.I)
 PART = re.compile(r"(.+\.(?:tar|tar\.gz|tgz|zip))[._-]?(?:part)?[._-]?([a-z]{1,3}|\d{1,4})$", re.I)
@@ -30,7 +31,7 @@ class Images:
             raise ValueError("the name of an image is missing")
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts:
-            raise ValueError(f"the image {name!r} leads out of {self.folder}. Refused")
+            raise ValueError(f"the image {shown(name)!r} leads out of {self.folder}. Refused")
         found = self._under(self.folder, pure)
         if found is None and archive is not None and (self.folder / archive).is_file():
             inside = self.work.unpacked([self.folder / archive])
@@ -39,7 +40,7 @@ class Images:
         elif found is None:
             found = next((p for inside in self.unpacked if (p := self._under(inside, pure))), None)
         if found is None:
-            raise ValueError(f"the image {name} is neither under {self.folder} nor in its archives")
+            raise ValueError(f"the image {shown(name)} is neither under {self.folder} nor in its archives")
         return found
 
     @staticmethod

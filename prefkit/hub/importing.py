@@ -12,7 +12,9 @@ from typing import Any
 from prefkit.errors import UsageError
 from prefkit.hub.items import Asked, Item
 from prefkit.hub.known import Known, request_row, stage_requests
+from prefkit.hub.past import discard
 from prefkit.hub.pictures import Checked
+from prefkit.output import note
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.rows import candidate_row, comparison_row
@@ -24,6 +26,7 @@ FLUSH_ITEMS = 4096
 UNKNOWN_SEED = -1
 ANONYMOUS = "people"  # the judge where a source does not say who judged
 REMEDY = "Give the import another --name."
+STORED = ("candidates", "comparisons", "scores")
 COUNTS = ("items", "failed", "requests", "candidates", "comparisons", "scores", "known")
 
 
@@ -36,19 +39,32 @@ class Progress:
     trace: str = ""
     failed: dict[str, str] = field(default_factory=dict)  # item number -> where and why
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    whole: bool = False
+    pictures: int = 0  # of the items that could be used, known ones too
+    whole: bool = False  # it succeeded: no more failures than were allowed, and --pairs wrote pairs
 
     @classmethod
-    def open(cls, path: Path, what: Mapping[str, Any]) -> Progress:
-        """Raises UsageError where NAME was used for another source."""
+    def open(cls, path: Path, what: Mapping[str, Any], store: Store) -> Progress:
+        """An import that stored nothing, or that failed with other options, gives way to the corrected one.
+
+        Raises UsageError where NAME was used for something else.
+        """
         if not path.exists():
             return cls(path)
         found = read_json(path)
-        if found.pop("what") != what:
+        then = found.pop("what")
+        before = cls(path, **found)
+        if then == what:
+            before.pictures = before.pictures or before.counts["candidates"] + before.counts["known"]
+            return before
+        if any(before.counts[kind] for kind in STORED) and (before.whole or then["source"] != what["source"]):
             raise UsageError(
                 f"import: {path.stem} is the name of an import of something else, or with other options. {REMEDY}"
             )
-        return cls(path, **found)
+        if any(before.counts[kind] for kind in STORED):
+            note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
+        discard(store, path.stem)
+        path.unlink()
+        return cls(path)
 
     def save(self, what: Mapping[str, Any]) -> None:
         state = {k: v for k, v in asdict(self).items() if k != "path"}
@@ -165,7 +181,7 @@ class Sink:
             spec = self.spec | {"name": alias}
             if kind == "scores":
                 spec = asdict(rating_spec(alias)) | {"imported": self.spec}
-            table.claim(spec, REMEDY, empty=False)
+            table.claim(spec, REMEDY, empty=not table.parts())
             if kind != "candidates":
                 self.known.fill_table(f"{kind}/{alias}", table)
             if kind == "comparisons":

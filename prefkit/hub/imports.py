@@ -16,14 +16,19 @@ from prefkit.hub.archives import Unpacker
 from prefkit.hub.importing import Progress, Sink, trace
 from prefkit.hub.items import Item
 from prefkit.hub.known import Known, merge_requests
+from prefkit.hub.past import totals
 from prefkit.hub.pictures import Checked, check
+from prefkit.hub.rows import HUB, SUFFIXES
+from prefkit.hub.walk import told
 from prefkit.output import LINE_EVERY, note, warn
+from prefkit.paths import clipped, shown
 from prefkit.store import Store
 from prefkit.store.files import NAME, checked
 
 THREADS = 4
 BATCH = 16
 SHOWN = 5
+MOST = 580  # characters of a message
 
 
 def run_import(
@@ -44,6 +49,7 @@ def run_import(
     pairs/NAME from the verdicts, ready for training. Raises UsageError, and TooManyFailures once all is done.
     """
     layout = layout or sniff(source)
+    _present(source)
     plugin = registry.load_class("importer", layout)
     options = registry.options(plugin, dict(flags or {}), f"import --as {layout}")
     name = checked(name or layout)
@@ -55,23 +61,36 @@ def run_import(
     store = Store.create(store.folder)
     try:
         with store.lock("imports"):
-            counts = _import(store, plugin(options), source, name, what, test_share, keep)
             if pairs:
-                from prefkit.hub.pairs_out import write_pairs
+                from prefkit.hub.pairs_out import check_place, write_pairs
 
+                check_place(store, name)
+            counts, progress = _import(store, plugin(options), source, name, what, test_share, keep)
+            if pairs:
                 counts["pairs"] = write_pairs(store, name, test_share)
-    except UsageError:
+            failed = counts["failed"]
+            progress.whole = failed <= max_failed * counts["items"]
+            progress.save(what)
+    except UsageError as error:
         store.undo(before if there else ())
+        if len(str(error)) > MOST:
+            raise UsageError(clipped(str(error), MOST)) from error
         raise
-    failed = counts["failed"]
-    if failed > max_failed * counts["items"]:
+    if not progress.whole:
         raise TooManyFailures(
             f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed {max_failed:g}; "
-            f"{store.folder / '.imports' / (name + '.json')} says which. Mend the source and run it again: only those are "
-            "read anew.",
+            f"{progress.path} says which. Fix the source and run it again: only those are read again.",
             counts,
         )
     return counts
+
+
+def _present(source: str) -> None:
+    """Raises UsageError for a file that was not found. A datasets id is looked for when it is read."""
+    path = Path(source).expanduser()
+    hub = HUB.fullmatch(source) and path.suffix.lower() not in SUFFIXES and not path.parent.is_dir()
+    if not path.exists() and not hub:
+        raise UsageError(f"import: {source} was not found. Give a file, a folder, or a datasets id such as owner/name.")
 
 
 def sniff(source: str) -> str:
@@ -80,7 +99,9 @@ def sniff(source: str) -> str:
     names = ", ".join(sorted(known))
     path = Path(source).expanduser()
     if not path.exists():
-        raise UsageError(f"import: {source} is not here. If it is a datasets id, say its layout with --as: {names}.")
+        raise UsageError(
+            f"import: {source} was not found. If it is a datasets id, choose its layout with --as: {names}."
+        )
     found = {n: why for n in known if (why := registry.load("importer", n).sniff(path))}
     if len(found) == 1:
         layout, why = next(iter(found.items()))
@@ -88,26 +109,27 @@ def sniff(source: str) -> str:
         return layout
     fits = "; ".join(f"{n} ({why})" for n, why in found.items())
     raise UsageError(
-        f"import: {source} {'could be ' + fits if found else 'is no layout that can be told by looking'}. "
-        f"Say which with --as: {names}."
+        f"import: {source} could be {fits}; choose one with --as: {names}."
+        if found
+        else f"import: could not detect the layout of {source}; choose one with --as: {names}."
     )
 
 
 def _import(
     store: Store, importer: Any, source: str, name: str, what: dict[str, Any], test_share: float, keep: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Progress]:
     folder = store.folder / ".imports"
-    progress = Progress.open(folder / f"{name}.json", what)
+    progress = Progress.open(folder / f"{name}.json", what, store)
+    progress.whole = False
     known = Known(folder / "known.sqlite")
     work = Unpacker(folder / f"{name}.unpacked")
     spec = {"imported": what["layout"], "source": what["source"], "model": f"imported:{what['layout']}"}
     sink = Sink(store, name, known, keep, test_share, spec)
     try:
-        known.fill(store, sink.staged)
+        known.fill(store, name)
         _stream(importer.read(source, work), sink, progress, what)
-        merge_requests(store, sink.staged)
-        progress.whole = True
-        progress.save(what)
+        merge_requests(store, name)
+        progress.counts |= totals(store, name, progress.pictures)
         work.clear()
     finally:
         known.close()
@@ -116,16 +138,18 @@ def _import(
             f"{sink.repeated} ratings were left out: an image has one rating of a name, the first. Where several people rated "
             "it, average them before the import."
         )
+    if work.left:
+        warn(f"{source}: {told(work.left)}")
     for text in list(progress.failed.values())[:SHOWN]:
         warn(text)
     if len(progress.failed) > SHOWN:
         warn(f"{len(progress.failed) - SHOWN} more rows could not be used; see {progress.path}.")
-    return {**progress.counts, "failed": len(progress.failed)}
+    return {**progress.counts, "failed": len(progress.failed), "left_out": dict(sorted(work.left.items()))}, progress
 
 
 def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) -> None:
-    number, said, then, again, shown = 0, "", "", dict(progress.failed), time.monotonic()
-    before, old = progress.done, progress.trace
+    number, said, then, again, last = 0, "", "", dict(progress.failed), time.monotonic()
+    before, old, pictures = progress.done, progress.trace, progress.pictures
     counts = dict(progress.counts)
     failed = dict(progress.failed)
 
@@ -133,6 +157,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
         sink.flush()
         progress.done, progress.trace = max(number, before), said if number >= before else old
         progress.counts, progress.failed = {**counts, "items": progress.done}, dict(failed)
+        progress.pictures = pictures
         progress.save(what)
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -151,15 +176,16 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
                     number = n + 1
                     error = error or (sink.leak(item) if use else None)
                     if use and error:
-                        failed[str(n)] = f"{item.where}: {error}"
+                        failed[str(n)] = f"{clipped(item.where, 240)}: {shown(error, 300)}"
                     elif use:
                         failed.pop(str(n), None)
                         sink.put(n, item, images, counts)
+                        pictures += len(item.pictures)
                     said = trace(said, item, str(n) not in failed)
                     if sink.full() and number >= before:
                         save()
-                if time.monotonic() - shown > LINE_EVERY:
-                    shown = time.monotonic()
+                if time.monotonic() - last > LINE_EVERY:
+                    last = time.monotonic()
                     note(f"import {progress.path.stem}: {number} rows")
         finally:
             close = getattr(items, "close", None)
@@ -198,7 +224,7 @@ def _pictures(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
     if item.asked is not None and not item.asked.prompt.strip():
         return {}, "the prompt is empty"
     if item.asked is not None and item.asked.split is not None and not NAME.fullmatch(item.asked.split):
-        return {}, f"{item.asked.split!r} cannot name a split"
+        return {}, f"{shown(item.asked.split)!r} cannot name a split"
     try:
         if item.asked is not None:
             item.asked.prompt.encode()

@@ -53,6 +53,10 @@ class Item:
 class Workplace(Protocol):
     """What the core lends to an importer."""
 
+    def leave_out(self, kind: str, count: int) -> None:
+        """Count files of the source that are not taken; kind: their suffix, or why. The user is told when all is read."""
+        ...
+
     def unpacked(self, archives: Sequence[Path]) -> Path:
         """A folder with what the archives (zip, tar, tar.gz; the parts of a split one in order) hold, unpacked once and
         safely. Removed when the import is done. Raises UsageError, naming archive and member."""

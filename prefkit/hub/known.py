@@ -5,8 +5,9 @@ It is a cache of the tables, made anew at every start, and never the truth.
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Known:
         self.base.execute("CREATE TABLE candidate (id TEXT PRIMARY KEY, request TEXT) WITHOUT ROWID")
         self.base.execute("CREATE TABLE stored (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID")
 
-    def fill(self, store: Store, staged: Table) -> None:
+    def fill(self, store: Store, name: str) -> None:
+        staged = stage_requests(store, name)
         for name in store.names("candidates"):
             for part in store.candidates(name).batches(["id", "request_id"]):
                 for cid, request in zip(part.column("id").to_pylist(), part.column("request_id").to_pylist()):
@@ -45,7 +47,7 @@ class Known:
             part = read_part(path, ["request_id", "split"])
             rows = part.to_pylist() if part is not None else []
             if not sum(self.request(row["request_id"], row["split"]) for row in rows):
-                path.unlink(missing_ok=True)  # merged already, just before a kill
+                keep_merged(store, name, path)  # just before a kill
 
     def fill_table(self, kind: str, table: Table) -> None:
         for part in table.batches(["id"]):
@@ -102,15 +104,36 @@ def stage_requests(store: Store, name: str) -> Table:
     return Table(store.folder / ".imports" / f"{name}.requests", request_schema())
 
 
-def merge_requests(store: Store, staged: Table) -> None:
-    """requests.parquet = what it held and what is staged, streamed; then the staged parts go."""
+def merged_requests(store: Store, name: str) -> Table:
+    """The requests that the import brought and that are in requests.parquet."""
+    return Table(store.folder / ".imports" / f"{name}.merged", request_schema())
+
+
+def keep_merged(store: Store, name: str, part: Path) -> None:
+    folder = merged_requests(store, name).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    os.replace(part, folder / part.name)
+
+
+def merge_requests(store: Store, name: str) -> None:
+    """requests.parquet = what it held and what is staged; then the staged parts become merged ones."""
+    staged = stage_requests(store, name)
+    parts = staged.parts()
+    if parts:
+        rewrite_requests(store, staged)
+    for part in parts:
+        if part.exists():  # a damaged one was set aside
+            keep_merged(store, name, part)
+
+
+def rewrite_requests(store: Store, more: Table | None = None, without: Collection[str] = ()) -> None:
+    """requests.parquet without some ids, and with the rows of `more`; streamed, and replaced at once."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from prefkit.store.files import write_whole
 
-    parts = staged.parts()
-    if not parts:
-        return
     path = store.folder / "requests.parquet"
 
     def save(temporary: Path) -> None:
@@ -118,13 +141,12 @@ def merge_requests(store: Store, staged: Table) -> None:
             if path.exists():
                 with pq.ParquetFile(path) as file:
                     for batch in file.iter_batches(4096):
-                        writer.write_batch(batch)
-            for part in staged.batches():
+                        gone = pc.is_in(batch.column("request_id"), pa.array(list(without), pa.string()))
+                        writer.write_batch(batch.filter(pc.invert(gone)) if without else batch)
+            for part in more.batches() if more is not None else ():
                 writer.write_table(part)
 
     write_whole(path, save)
-    for part in parts:
-        part.unlink(missing_ok=True)
 
 
 def request_row(request: Request) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.hub.rows import of_further_config, split_of_name
+from prefkit.hub.walk import files_under, kind_of, told
+from prefkit.output import warn
 from prefkit.store import Store
 from prefkit.store.parquet import read_rows
 from prefkit.store.reader import CandidateReader, run_of
@@ -54,15 +57,25 @@ class Pairs:
         self.run = run_of(self.folder)
         self.reader: CandidateReader | None = None
         self.files: list[tuple[str, Path]] = []
-        for path in sorted(self.folder.rglob("*.parquet")):
+        left: Counter[str] = Counter()
+        for path in files_under(self.folder, lambda kind, count: left.update({kind: count})):
             name = path.relative_to(self.folder)
-            if not of_further_config(path, self.folder) and not any(part.startswith(".") for part in name.parts):
+            if path.suffix.lower() != ".parquet":
+                left[kind_of(path)] += 1
+            elif not of_further_config(path, self.folder):
                 split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
                 self.files.append((split or split_of_name(name.as_posix()) or "train", path))
+        if left and self.run is None:
+            warn(f"{self.folder}: {told(left)}")
         if not self.files:
             raise UsageError(
                 f"export: {self.folder} holds no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."
             )
+
+    def state(self) -> list[list[Any]]:
+        """What tells that the files are the same ones: path, bytes and time of change of each."""
+        found = [(path, path.stat()) for _, path in self.files]
+        return [[p.relative_to(self.folder).as_posix(), s.st_size, s.st_mtime_ns] for p, s in found]
 
     def rows(self) -> Iterator[PairOut]:
         """Raises UsageError naming file and row: no such column, an image that is missing, labels that prefer nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from prefkit.errors import UsageError
 from prefkit.hub.known import stored_requests
 from prefkit.hub.shards import BySplit, card
 from prefkit.store import Store
-from prefkit.store.files import write_json
+from prefkit.store.files import read_json, write_json
+from prefkit.store.own import check_pairs, files_in, swap
 from prefkit.store.parquet import Shards
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
@@ -39,7 +39,8 @@ def write_pairs(store: Store, name: str, test_share: float) -> dict[str, int]:
     if not counts:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(
-            f"import --pairs: no verdict of {name} prefers one image, so there is no pair. Leave --pairs out."
+            f"import --pairs: no verdict of {name} prefers one image, so there is no pair. Name the column with the winner "
+            "(--as table: --map ...,winner=COLUMN), or leave --pairs out."
         )
     spec = {"settings": {"use": "imported verdicts"}, "weights": {}, "scorers": {}, "comparisons": name}
     write_json(
@@ -50,9 +51,20 @@ def write_pairs(store: Store, name: str, test_share: float) -> dict[str, int]:
         "are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, `caption` is the prompt."
     )
     card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts])
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    check_place(store, name)  # again: writing takes long
+    swap(partial, folder)
     return counts
+
+
+def check_place(store: Store, name: str) -> None:
+    """Raises UsageError where pairs/NAME holds pairs that were made otherwise, or files of somebody else."""
+    folder = store.pairs(name)
+    check_pairs(folder)
+    spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
+    if files_in(folder) and spec.get("spec", {}).get("comparisons") != name:
+        raise UsageError(
+            f"import --pairs: the pairs {name} of {store.folder} were not made by this import. Give the import another --name."
+        )
 
 
 def _tally(store: Store, name: str, base: sqlite3.Connection) -> int:

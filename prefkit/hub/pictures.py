@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefkit.hub.items import Picture
+from prefkit.paths import MAX_FILE, formats, read_regular, shown
 
-MAX_BYTES = 128 << 20
 MAX_PIXELS = 64_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ def check(picture: Picture) -> Checked:
     data = picture.data if picture.data is not None else _read(picture.path)
     if not data:
         raise ValueError(f"image {picture.key} is empty")
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"image {picture.key} has {len(data) >> 20} MB; at most {MAX_BYTES >> 20} are taken")
+    if len(data) > MAX_FILE:
+        raise ValueError(f"image {picture.key} has {len(data) >> 20} MB; at most {MAX_FILE >> 20} are taken")
     _decode(picture.key, data)
     return Checked(data, hashlib.sha256(data).hexdigest())
 
@@ -41,11 +40,12 @@ def _read(path: Path | None) -> bytes:
     if path is None:
         raise ValueError("there is no image")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has {path.stat().st_size >> 20} MB; at most {MAX_BYTES >> 20} are taken")
-        return path.read_bytes()
+        str(path).encode()
+        return read_regular(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the file name {shown(path.name)} is not UTF-8; rename the file") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ValueError(f"{shown(path, 200)} cannot be read: {error.strerror or error}") from error
 
 
 def _decode(key: str, data: bytes) -> None:
@@ -54,7 +54,7 @@ def _decode(key: str, data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own bound is stricter than the library's
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats()) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ValueError(
@@ -76,7 +76,7 @@ def _decode(key: str, data: bytes) -> None:
 def suffix_of(data: bytes) -> str:
     """.png, .jpg, .webp and so on, by the first bytes; .bin where nothing is known."""
     signs = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*", ".tif"),
-             (b"MM\0*", ".tif"))  # fmt: skip
+             (b"MM\0*", ".tif"), (b"\0\0\0\x0cjP", ".jp2"), (b"\xffO\xffQ", ".j2k"))  # fmt: skip
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return ".avif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ from prefkit.hub.model_card import SHOWN, TRAINED_ON, evaluations, model_card, r
 from prefkit.hub.remote import TRIES, ChangedUnderUs, Remote, local_hashes, pause
 from prefkit.hub.takedown import check_known, removed, write_removals
 from prefkit.store import Store
-from prefkit.store.files import checked, write_json
+from prefkit.store.files import checked, read_json, write_json
+from prefkit.store.own import refuse_strangers, swap
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
@@ -78,11 +79,14 @@ def push(
             if not dry_run:
                 write_removals(store, remove)
         folder = store.folder / "push" / f"{'pairs' if pairs else 'train'}-{checked(pairs or train or '')}"
+        _check_folder(folder)
+        partial = folder.with_name(f".{folder.name}.partial")
         staged = (
-            _stage_model(store, train, to, folder, licence)
+            _stage_model(store, train, to, partial, licence)
             if train
-            else _stage_pairs(store, str(pairs), to, folder, remove, licence)
+            else _stage_pairs(store, str(pairs), to, partial, remove, licence)
         )
+        staged = _placed(staged, folder)
         bound = facts.restricted(facts.licence_rows(store, facts.recipe_of(store)))
         if public and bound and not licence:
             raise UsageError(
@@ -102,8 +106,15 @@ def push(
 
 
 def _what(store: Store, to: str, pairs: str | None, train: str | None) -> tuple[str | None, str | None]:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", to):
         raise UsageError(f"--to {to!r}: give the repository as owner/name, for example --to you/wardrobe.")
+    try:
+        validate_repo_id(to)
+    except HFValidationError as error:
+        raise UsageError(f"--to {to[:80]!r}: the Hub takes no such name: {str(error)[:200]}") from error
     if not store.exists():
         raise UsageError(
             f"{store.folder} is no run: it has no run.json. Start one with `prefkit generate {store.folder}`."
@@ -168,6 +179,21 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
             readers = [CandidateReader(side, [generator]) for side in sides]
             return [(readers[0].image(a), readers[1].image(b)) for a, b in zip(chosen.id_base, chosen.id_tuned)]
     return []
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UsageError where the folder of an earlier push holds a file that push did not write."""
+    files = read_json(folder / MANIFEST).get("files", []) if (folder / MANIFEST).exists() else []
+    refuse_strangers(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
+
+
+def _placed(staged: Staged, folder: Path) -> Staged:
+    """What was staged beside `folder`, now in its place."""
+    try:
+        swap(staged.folder, folder)
+    except OSError as error:
+        raise StoreError(f"{folder} could not be written: {error}. Free it, then push again.") from error
+    return replace(staged, folder=folder)
 
 
 def _clear(folder: Path) -> None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.hub.walk import kind_of, told
+from prefkit.output import warn
+from prefkit.paths import open_regular, read_regular
 from prefkit.store.files import read_json, write_json
 from prefkit.store.rows import comparison_row
 from prefkit.types import Comparison
@@ -65,6 +69,10 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
             copy = _copy(store.folder, body)
             if not copy.exists() or len(read_json(copy)["votes"]) < len(body["votes"]):
                 write_json(copy, body)
+    path = Path(source).expanduser()
+    left = Counter(kind_of(file) for file in path.iterdir() if file not in found) if path.is_dir() else Counter()
+    if left:
+        warn(f"{source}: {told(left)}")
     counts["files"], counts["annotators"] = len(files), len({body["annotator"] for body in found.values()})
     return counts
 
@@ -172,15 +180,16 @@ def _copy(folder: Path, body: dict[str, Any]) -> Path:
 
 
 def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(200)
+    try:
+        with open_regular(path) as file:
+            return file.read(200)
+    except OSError:  # a pipe, a broken link, a file of somebody else: no votes
+        return b""
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES >> 20} MB")
-        body = json.loads(path.read_bytes())
+        body = json.loads(read_regular(path, MOST_BYTES))
         if not isinstance(body, dict):
             raise ValueError("it holds no object")
         return body

@@ -36,6 +36,8 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
     trained = next((p.name for p in path.parents if p.parent.name == "train"), "adapter")
     name = ADAPTER_FILE if layout == "diffusers" else f"{trained}.safetensors"
     target = Path(out).expanduser() / name
+    if Path(out).expanduser().is_file() or (target.exists() and not target.is_file()):
+        raise UsageError(f"export: {out} and {name} in it must be a folder and a file. Give another folder.")
     if target.exists() and not overwrite:
         raise UsageError(f"export: {target} is there already. Give another folder, or --overwrite to replace it.")
     if target.exists() and target.samefile(path):

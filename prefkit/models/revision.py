@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prefkit.config import Model
 from prefkit.errors import UsageError
+from prefkit.paths import open_regular
 from prefkit.tiny import located
 from prefkit.types import digest
 
@@ -42,7 +43,7 @@ def _file_hash(path: Path) -> str:
 @functools.lru_cache(maxsize=4096)
 def _hash_of_content(path: str, size: int, mtime: int) -> str:
     """size and mtime are part of the key only: a changed file is read again, an unchanged one is not."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

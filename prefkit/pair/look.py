@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from prefkit.images import rgb
+from prefkit.paths import read_regular
 from prefkit.store import Store
 from prefkit.store.table import Table
 
@@ -70,7 +70,7 @@ def look_of(key: tuple[str, bytes | None, str | None]) -> dict[str, Any]:
 
     name, data, path = key
     try:
-        data = data if data is not None else Path(path or "").read_bytes()
+        data = data if data is not None else read_regular(path or "")
         picture = rgb(data)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return {"id": name, "error": str(error)[:300] or type(error).__name__}

@@ -27,6 +27,7 @@ from prefkit.pair.normalise import TIES
 from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_atomic, write_json
+from prefkit.store.own import check_pairs
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
@@ -271,6 +272,7 @@ def _whole(folder: Path) -> bool:
 
 def _replace(folder: Path, write: Any) -> None:
     """Write a folder beside the old one, then swap: a reader sees the old or the new dataset, never half of one."""
+    check_pairs(folder)
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     try:
         for rest in (new, old):

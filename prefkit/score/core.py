@@ -16,6 +16,7 @@ from typing import Any
 from prefkit import registry
 from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.output import warn
+from prefkit.paths import read_regular
 from prefkit.score.declare import declared
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
 
@@ -129,7 +130,7 @@ def undecodable(error: Exception) -> str:
 
 def _read(c: Candidate) -> Candidate:
     """Decoded, with the hash of the very bytes: what has been embedded before is known by it."""
-    data = Path(c.path).read_bytes() if c.image is None and c.path is not None else c.image
+    data = read_regular(c.path) if c.image is None and c.path is not None else c.image
     image = dataclasses.replace(c, image=data).pil()
     return dataclasses.replace(c, decoded=image, sha256=hashlib.sha256(data or b"").hexdigest())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import StoreError
+from prefkit.paths import read_regular
 from prefkit.store.run import Store
 from prefkit.store.table import read_part
 
@@ -53,7 +54,7 @@ class CandidateReader:
         if row["path"] is None:
             raise StoreError(f"candidate {cid} holds no image{': ' + row['error'] if row['error'] else ''}.")
         try:
-            data = Path(row["path"]).read_bytes()
+            data = read_regular(row["path"])
         except OSError as error:
             raise StoreError(f"the image of candidate {cid} ({row['path']}) cannot be read: {error}.") from error
         if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:

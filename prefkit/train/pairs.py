@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.output import warn
+from prefkit.paths import read_regular
 from prefkit.store.files import read_json
 from prefkit.store.parquet import READ_ROWS, read_rows
 from prefkit.store.reader import CandidateReader, run_of
@@ -254,7 +255,7 @@ def _encoded(value: Any) -> bytes | None:
     if value.get("bytes") is not None or value.get("path") is None:
         return value.get("bytes")
     path = Path(value["path"])
-    return path.read_bytes() if path.is_file() else None
+    return read_regular(path) if path.is_file() else None
 
 
 def _parquet_files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write; it appears when it is whole")
     parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="what to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it holds an earlier export")
     describe(parser, "exporter", "prefkit export runs/x/main out/ --as folders")
 
 
@@ -27,6 +27,10 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit import registry
     from prefkit.hub.exports import run_export
 
+    layouts = [*sorted({*registry.builtin("exporter"), *registry.offered("exporter")}), *ADAPTERS]
+    if known.layout and ":" not in known.layout and known.layout not in layouts:
+        close = registry.nearest(known.layout, layouts)
+        raise UsageError(f"export: there is no layout {known.layout!r}.{close} Choose one of {', '.join(layouts)}.")
     if known.run_folder and known.out and known.layout in ADAPTERS:
         from prefkit.models.lora_files import export_as
 
@@ -36,9 +40,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         output.emit(found, known.json, [found])
         return 0
     if not known.run_folder or not known.out or not known.layout or known.recipe:
-        names = ", ".join([*registry.builtin("exporter"), *ADAPTERS])
         raise UsageError(
-            f"export wants pairs, a folder and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {names}."
+            f"export needs pairs, a folder and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {', '.join(layouts)}."
         )
     found = run_export(known.run_folder, known.out, layout=known.layout, flags=dict(flags), overwrite=known.overwrite)
     output.emit(found, known.json, [found])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from prefkit import output
 from prefkit.errors import TooManyFailures, UsageError
@@ -69,9 +70,13 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             max_failed=known.max_failed,
         )
     except TooManyFailures as error:
-        output.emit(error.found, known.json, [error.found])
+        _emit(error.found, known.json)
         raise
-    output.emit(found, known.json, [{k: v for k, v in found.items() if not isinstance(v, dict)}])
+    _emit(found, known.json)
     train = f"prefkit train {known.into}" if known.pairs else f"prefkit pair {known.into} --use comparisons"
     output.hint(f"next: {train}")
     return 0
+
+
+def _emit(found: dict[str, Any], as_json: bool) -> None:
+    output.emit(found, as_json, [{k: v for k, v in found.items() if not isinstance(v, dict)}])

@@ -258,8 +258,83 @@ def test_mistakes_leave_nothing_behind(run, tmp_path, capsys):
     with pytest.raises(UsageError, match="there already"):
         run_export(str(run), out, layout="folders")
     assert (out / "mine.txt").read_text() == "precious"
-    assert cli(["export", f"{run}/pap", str(out), "--as", "folders", "--overwrite"]) == 0
-    assert not (out / "mine.txt").exists() and (out / "train" / "w").is_dir()
+    assert cli(["export", f"{run}/pap", str(out), "--as", "folders", "--overwrite"]) == 2
+    assert (out / "mine.txt").read_text() == "precious" and len(list(out.iterdir())) == 1
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_overwrite_replaces_an_export_and_this_very_export_is_left_alone(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    first = run_export(str(run), out, layout="chosen_rejected")
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert run_export(str(run), out, layout="chosen_rejected") == first
+    assert "this very export already" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == times
+    with pytest.raises(UsageError, match="there already"):
+        run_export(str(run), out, layout="folders")
+    run_export(str(run), out, layout="folders", overwrite=True)
+    run_export(str(run), tmp_path / "wanted", layout="folders")
+    found, wanted = ({k: v for k, v in tree(p).items() if k[0] != "."} for p in (out, tmp_path / "wanted"))
+    assert found == wanted and (tmp_path / "out" / "train" / "w").is_dir()
+
+
+def added(out: Path) -> Path:
+    (out / "train" / "notes.md").write_text("mine")
+    return out / "train" / "notes.md"
+
+
+def corrected(out: Path) -> Path:
+    path = next((out / "train" / "w").glob("*.txt"))
+    path.write_text("corrected")
+    return path
+
+
+def linked(out: Path) -> Path:
+    (out.parent / "photos").mkdir()
+    (out.parent / "photos" / "p.png").write_bytes(b"p")
+    (out / "photos").symlink_to(out.parent / "photos")
+    return out / "photos"
+
+
+@pytest.mark.parametrize("change", [added, corrected, linked])
+def test_overwrite_keeps_a_folder_with_a_file_of_the_users(run, tmp_path, change):
+    out = tmp_path / "out"
+    run_export(str(run), out, layout="folders")
+    path = change(out)
+    before = tree(out)
+    for layout in ("folders", "unpaired"):
+        with pytest.raises(UsageError, match=f"{path.name} was added or changed since the export"):
+            run_export(str(run), out, layout=layout, overwrite=True)
+    assert tree(out) == before and not list(tmp_path.glob(".out*"))
+    with pytest.raises(UsageError, match="there already"):  # no longer this very export
+        run_export(str(run), out, layout="folders")
+
+
+@pytest.mark.parametrize("prompt", ["a red dress\n  on white\n\nin light\n", "a red dress\r\non white\u2028in light"])
+def test_captions_of_several_lines_are_one_line_in_files(tmp_path, prompt):
+    """SimpleTuner takes the lines of a caption file as alternatives, kohya the first one alone."""
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(layouts.image(i))
+    row = {"p": prompt, "a": "0.png", "b": "1.png", "w": "a"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    flags = {"map": "prompt=p,image_a=a,image_b=b,winner=w"}
+    run_import(
+        Store(tmp_path / "run"), str(tmp_path / "t.jsonl"), layout="table", flags=flags, pairs=True, test_share=0
+    )
+    found = run_export(str(tmp_path / "run"), tmp_path / "out", layout="folders")
+    assert found["captions_joined"] == 1
+    texts = [path.read_text() for path in (tmp_path / "out").rglob("*.txt")]
+    assert texts == ["a red dress on white in light"] * 2
+
+
+def test_a_mistyped_layout_names_the_nearest_also_of_adapters(run, tmp_path, capsys):
+    for layout, near in (("kohia", "kohya"), ("fodlers", "folders"), ("comfui", "comfyui")):
+        assert cli(["export", str(run), str(tmp_path / "out"), "--as", layout]) == 2
+        said = capsys.readouterr().err
+        assert f"Did you mean '{near}'?" in said and "rapidata" in said and "diffusers" in said
 
 
 def test_a_pair_table_of_ids_takes_its_images_from_the_run(run, tmp_path):

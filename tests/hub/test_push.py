@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import pytest
 import yaml
 
 from prefkit.store.files import write_atomic
@@ -197,6 +198,36 @@ def test_a_dry_run_contacts_nobody_and_decides_nothing(hub, pushed, store):
     found = answer(pushed("--dry-run", "--remove", name))
     assert found["dry_run"] and sum(found["files"].values()) == found["bytes"] and not hub.log
     assert not (store.folder / "decisions.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "to", ["you/..", "you/a..b", "you/" + "n" * 97, "you/a--b", "you/x-", "you/x.git", "you/.x", "you", "a/b/c"]
+)
+def test_a_dry_run_refuses_the_names_that_the_hub_refuses(store, to):
+    from prefkit.errors import UsageError
+    from prefkit.hub.push import push
+
+    with pytest.raises(UsageError, match="--to"):
+        push(store, to, pairs="main", dry_run=True)
+    assert not (store.folder / "push").exists()
+    assert push(store, "you/" + "n" * 92, pairs="main", dry_run=True)["dry_run"]
+
+
+def test_a_file_of_the_users_in_the_folder_of_a_push_is_kept(store):
+    from prefkit.errors import UsageError
+    from prefkit.hub.push import push
+
+    first = push(store, "you/x", pairs="main", dry_run=True)
+    folder = store.folder / "push" / "pairs-main"
+    assert push(store, "you/x", pairs="main", dry_run=True) == first and first["folder"] == str(folder)
+    (folder / "train" / "notes.md").write_text("mine")
+    with pytest.raises(UsageError, match="train/notes.md"):
+        push(store, "you/x", pairs="main", dry_run=True)
+    assert (folder / "train" / "notes.md").read_text() == "mine"
+    (folder / "train" / "notes.md").unlink()
+    (folder.parent / ".pairs-main.partial" / "train").mkdir(parents=True)  # of a push that was killed
+    assert push(store, "you/x", pairs="main", dry_run=True) == first
+    assert [path.name for path in folder.parent.iterdir()] == ["pairs-main"]
 
 
 def test_the_token_and_the_recipes_secrets_are_nowhere(hub, pushed, store):

@@ -31,17 +31,19 @@ class Folders:
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         """OUT/SPLIT/w/0000001.png beside OUT/SPLIT/l/0000001.png; OUT/SPLIT/simpletuner.json names both folders."""
-        found: dict[str, Any] = {"pairs": 0, "as_png": 0}
+        found: dict[str, Any] = {"pairs": 0, "as_png": 0, "captions_joined": 0}
         for pair in pairs.rows():
             found["pairs"] += 1
             found[pair.split] = found.get(pair.split, 0) + 1
             suffix, win, lose = _alike(pair)
             found["as_png"] += win is not pair.win
+            caption = one_line(pair.caption)
+            found["captions_joined"] += caption != pair.caption
             for side, data in ((self.options.win, win), (self.options.lose, lose)):
                 folder = out / pair.split / side
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{pair.number:07d}{suffix}").write_bytes(data)
-                (folder / f"{pair.number:07d}{self.options.caption}").write_text(pair.caption, encoding="utf-8")
+                (folder / f"{pair.number:07d}{self.options.caption}").write_text(caption, encoding="utf-8")
         for folder in sorted(p for p in out.iterdir() if p.is_dir()):
             write_json(folder / "simpletuner.json", self._simpletuner(folder.name))
         return found
@@ -62,6 +64,12 @@ class Folders:
                 "source_dataset_id": "preferred",
             },
         ]
+
+
+def one_line(caption: str) -> str:
+    """SimpleTuner reads the lines of a caption file as alternatives, kohya the first line alone."""
+    lines = caption.splitlines()
+    return caption if lines in ([], [caption]) else " ".join(filter(None, (line.strip() for line in lines)))
 
 
 def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:

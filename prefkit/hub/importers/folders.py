@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prefkit.errors import UsageError
 from prefkit.hub.items import Asked, Item, Picture, Workplace
+from prefkit.hub.walk import LeaveOut, files_under, kind_of
+from prefkit.output import note
+from prefkit.paths import image_suffixes, nfc, read_regular, shown
 from prefkit.types import Comparison
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+CAPTIONS = (".txt", ".caption")
+MAX_CAPTION = 1 << 20  # bytes
 USUAL = (("w", "l"), ("win", "lose"), ("chosen", "rejected"))
+REPEATS = re.compile(r"\d+_(?=.)")  # kohya's 10_sks dress
+NO_CAPTION = "no caption: write it into a .txt of the same name, or give --prompt"
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,34 @@ class FoldersOptions:
     lose: str | None = None
     #: one prompt for all images that have no caption file (NAME.txt or NAME.caption) and no prompt.txt in their folder
     prompt: str | None = None
+
+
+class Folder:
+    """The images under a folder, in order, and its caption files by `key`; other files are left out."""
+
+    def __init__(self, folder: Path, files: list[Path], leave_out: LeaveOut) -> None:
+        self.folder = folder
+        self.images = [path for path in files if path.suffix.lower() in image_suffixes()]
+        self.captions: dict[str, Path] = {}
+        for suffix in CAPTIONS:  # the first one counts
+            for path in (path for path in files if path.suffix.lower() == suffix):
+                if self.captions.setdefault(self.key(path), path) != path:
+                    leave_out("second caption of an image", 1)
+        for path in files:
+            if path.suffix.lower() not in image_suffixes() | {*CAPTIONS}:
+                leave_out(kind_of(path), 1)
+
+    def key(self, path: Path) -> str:
+        """What an image, its caption and its partner have in common."""
+        return nfc(path.relative_to(self.folder).with_suffix("").as_posix())
+
+    def caption(self, key: str) -> str | None:
+        """None where there is none, or an empty one. Raises ValueError for one that cannot be read."""
+        return (_text(self.captions[key]) or None) if key in self.captions else None
+
+    def common(self) -> Path | None:
+        """The folder's prompt.txt."""
+        return next((self.captions[key] for key in self.captions if key.casefold() == "prompt"), None)
 
 
 class Folders:
@@ -45,77 +83,134 @@ class Folders:
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()
         if not path.is_dir():
-            raise UsageError(f"import: {source} is no folder, which --as folders wants.")
+            raise UsageError(f"import: {source} is not a folder, which --as folders reads.")
         if bool(self.options.win) != bool(self.options.lose):
             raise UsageError("import: --win and --lose belong together: give both folders.")
         pair = (self.options.win, self.options.lose) if self.options.win and self.options.lose else _usual(path)
-        yield from self._paired(path / pair[0], path / pair[1]) if pair else self._by_prompt(path)
-
-    def _paired(self, win: Path, lose: Path) -> Iterator[Item]:
-        for folder in (win, lose):
+        if pair is None:
+            yield from self._by_prompt(path, work.leave_out)
+            return
+        sides = [path / pair[0], path / pair[1]]
+        for folder in sides:
             if not folder.is_dir():
-                raise UsageError(f"import: the folder {folder} is not there.")
-        others: dict[str, Path] = {}
-        for path in _images(lose):
-            key = path.relative_to(lose).with_suffix("").as_posix()
-            if key in others:
-                yield Item(str(path), error=f"{others[key]} has the same name, so it is not clear which one is meant")
-            others.setdefault(key, path)
-        for path in _images(win):
-            key = path.relative_to(win).with_suffix("").as_posix()
-            other = others.pop(key, None)
-            prompt = self._caption(path) or (self._caption(other) if other else None) or self.options.prompt
-            if other is None:
-                yield Item(str(path), error=f"there is no image of that name under {lose}")
-            elif not prompt:
-                yield Item(str(path), error="no caption: write it into a .txt of the same name, or give --prompt")
-            else:
-                pictures = (Picture("w", path=path), Picture("l", path=other))
-                yield Item(str(path), Asked(prompt), pictures, (Comparison("w", "l", "a", "people"),))
-        for other in others.values():
-            yield Item(str(other), error=f"there is no image of that name under {win}")
+                raise UsageError(f"import: the folder {folder} was not found.")
+        win, lose = (Folder(f, files_under(f, work.leave_out, [path]), work.leave_out) for f in sides)
+        yield from self._paired(win, lose, work.leave_out)
+        _leave_others(path, sides, work.leave_out)
 
-    def _by_prompt(self, path: Path) -> Iterator[Item]:
-        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        bare = sorted(p for p in path.iterdir() if _is_image(p))
-        if not folders and not bare:
+    def _paired(self, win: Folder, lose: Folder, leave_out: LeaveOut) -> Iterator[Item]:
+        others: dict[str, Path] = {}
+        for path in lose.images:
+            if others.setdefault(lose.key(path), path) != path:
+                yield _twice(path, others[lose.key(path)])
+        seen: dict[str, Path] = {}
+        for path in win.images:
+            key = win.key(path)
+            if seen.setdefault(key, path) != path:
+                yield _twice(path, seen[key])
+            elif key not in others:
+                yield Item(str(path), error=f"there is no image of that name under {lose.folder}")
+            else:
+                yield _item(path, partial(self._prompt, key, win, lose, leave_out), [path, others[key]])
+        for key, other in others.items():
+            if key not in seen:
+                yield Item(str(other), error=f"there is no image of that name under {win.folder}")
+        for folder in (win, lose):
+            _leave_captions(folder, {*seen, *others}, leave_out)
+
+    def _prompt(self, key: str, win: Folder, lose: Folder, leave_out: LeaveOut) -> str | None:
+        first, second = win.caption(key), lose.caption(key)
+        if first and second and first != second:
+            leave_out("caption of a worse image, where the better one has another", 1)
+        return first or second or self.options.prompt
+
+    def _by_prompt(self, path: Path, leave_out: LeaveOut) -> Iterator[Item]:
+        inner = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        bare = Folder(path, sorted(p for p in path.iterdir() if not p.is_dir() and p.name[0] != "."), leave_out)
+        if not inner and not bare.images:
             raise UsageError(
                 f"import: {path} has neither w/ and l/ nor a folder for each prompt. Name them with --win and --lose."
             )
-        for image in bare:
-            prompt = self._caption(image) or self.options.prompt
-            error = None if prompt else "no caption: write it into a .txt of the same name, or give --prompt"
-            yield Item(str(image), Asked(prompt or ""), (Picture("image", path=image),), error=error)
-        for folder in folders:
-            written = folder / "prompt.txt"
-            common = _text(written) if written.is_file() else self.options.prompt or folder.name.replace("_", " ")
-            for image in _images(folder):
-                yield Item(str(image), Asked(self._caption(image) or common), (Picture("image", path=image),))
+        for image in bare.images:
+            yield _item(image, partial(self._prompt_of, image, bare, None, None), [image])
+        _leave_captions(bare, {bare.key(image) for image in bare.images}, leave_out)
+        became: dict[str, str] = {}
+        for place in inner:
+            folder = Folder(place, files_under(place, leave_out, [path]), leave_out)
+            written = folder.common()
+            for image in folder.images:
+                yield _item(image, partial(self._prompt_of, image, folder, written, became), [image])
+            used = {folder.key(image) for image in folder.images} | ({folder.key(written)} if written else set())
+            _leave_captions(folder, used, leave_out)
+        _say(became)
 
-    def _caption(self, image: Path) -> str | None:
-        for suffix in (".txt", ".caption"):
-            if image.with_suffix(suffix).is_file():
-                return _text(image.with_suffix(suffix))
-        return None
+    def _prompt_of(
+        self, image: Path, folder: Folder, written: Path | None, became: dict[str, str] | None
+    ) -> str | None:
+        """The image's caption, its folder's prompt.txt, --prompt, or (kept in `became`) the name of the folder."""
+        own = folder.caption(folder.key(image))
+        if own or written or self.options.prompt or became is None:
+            return own or (_text(written) if written else self.options.prompt)
+        name = folder.folder.name
+        start = REPEATS.match(name)
+        became[name] = name[start.end() if start else 0 :].replace("_", " ")
+        return became[name]
+
+
+def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> Item:
+    """One image, or the better one and the worse. A caption that cannot be read fails this row alone."""
+    try:
+        found = prompt()
+    except ValueError as error:
+        return Item(str(where), error=str(error))
+    if not found:
+        return Item(str(where), error=NO_CAPTION)
+    if len(images) == 1:
+        return Item(str(where), Asked(found), (Picture("image", path=images[0]),))
+    pictures = (Picture("w", path=images[0]), Picture("l", path=images[1]))
+    return Item(str(where), Asked(found), pictures, (Comparison("w", "l", "a", "people"),))
+
+
+def _twice(path: Path, other: Path) -> Item:
+    return Item(str(path), error=f"{other} has the same name, so it is not clear which one is meant")
+
+
+def _say(became: dict[str, str]) -> None:
+    """Which prompts were read from the names of folders."""
+    lines = [f"{shown(name)!r} -> {shown(prompt)!r}" for name, prompt in list(became.items())[:SHOWN]]
+    if lines:
+        more = f" and {len(became) - SHOWN} more" if len(became) > SHOWN else ""
+        dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, became)) else ""
+        note(f"names of folders became prompts: {', '.join(lines)}{more}{dropped}")
+
+
+def _leave_captions(folder: Folder, used: set[str], leave_out: LeaveOut) -> None:
+    if unused := len(folder.captions.keys() - used):
+        leave_out("caption without an image", unused)
+
+
+def _leave_others(source: Path, sides: list[Path], leave_out: LeaveOut) -> None:
+    """What lies in the source, but in neither of the two folders."""
+    for path in source.iterdir():
+        if any(side.is_relative_to(path) or os.path.samefile(side, path) for side in sides if path.exists()):
+            continue
+        files = files_under(path, leave_out, [source]) if path.is_dir() and path.name[0] != "." else [path]
+        leave_out(f"outside of {sides[0].name}/ and {sides[1].name}/", len(files))
 
 
 def _usual(source: Path) -> tuple[str, str] | None:
-    return next(((a, b) for a, b in USUAL if (source / a).is_dir() and (source / b).is_dir()), None)
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if _is_image(p))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES and not path.name.startswith(".") and path.is_file()
+    there = {path.name.casefold(): path.name for path in sorted(source.iterdir()) if path.is_dir()}
+    return next(((there[a], there[b]) for a, b in USUAL if a in there and b in there), None)
 
 
 def _text(path: Path) -> str:
+    """Raises ValueError."""
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
+        return read_regular(path, MAX_CAPTION).decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the caption {path.name} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error  # fmt: skip
+    except OSError as error:
+        raise ValueError(f"the caption {path.name} cannot be read: {error.strerror or error}") from error
 
 
 plugin = Folders

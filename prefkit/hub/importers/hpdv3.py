@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
+from prefkit.hub.cells import FAULTS, reason
 from prefkit.hub.found import Images
 from prefkit.hub.items import Asked, Item, Picture, Workplace
 from prefkit.hub.rows import first, json_items, split_of_name
+from prefkit.hub.walk import leave_rest
 from prefkit.types import Comparison
 
 NEEDS = {"prompt", "path1", "path2"}
@@ -47,9 +49,9 @@ class HPDv3:
                 where = f"{file} row {number}"
                 try:
                     yield _item(where, row, split, images)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    text = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-                    yield Item(where, error=text)
+                except FAULTS as error:
+                    yield Item(where, error=reason(error))
+        leave_rest(path, found, work)
 
 
 def _files(source: Path) -> list[Path]:

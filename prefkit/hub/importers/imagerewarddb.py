@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
+from prefkit.hub.cells import FAULTS, image_cell, reason
 from prefkit.hub.found import Images
 from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import Row, first, picture_parts, rows
+from prefkit.hub.rows import Row, first, rows
+from prefkit.hub.walk import leave_rest
 from prefkit.types import Comparison, Score
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating", "rank")
@@ -64,9 +66,9 @@ class ImageRewardDB:
                     continue
                 try:
                     yield _item(members, images)
-                except (ValueError, KeyError, TypeError) as error:
-                    text = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-                    yield Item(members[0].where, error=text)
+                except FAULTS as error:
+                    yield Item(members[0].where, error=reason(error))
+        leave_rest(path, tables, work)
 
 
 def _tables(source: Path) -> list[Path]:
@@ -83,7 +85,7 @@ def _item(members: list[Row], images: Images) -> Item:
     for number, row in enumerate(members):
         key = str(number)
         if row.values.get("image") is not None:
-            data, path = picture_parts(row.values["image"], row.folder)
+            data, path = image_cell(row.values["image"], row.folder)
             pictures.append(Picture(key, data, path))
         else:
             pictures.append(Picture(key, path=images.path(row.values["image_path"], _zip_of(row.values["image_path"]))))

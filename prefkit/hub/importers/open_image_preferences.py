@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
 from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import files, first, picture_parts, rows
+from prefkit.hub.rows import files, first
 from prefkit.types import Comparison
 
 EXTRA = ("evolution", "category", "sub_category")
@@ -39,15 +40,15 @@ class OpenImagePreferences:
         )
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
-        for row in rows(source, [*READ, self.options.prompt]):
+        for row in table_rows(source, work, [*READ, self.options.prompt]):
             pictures = []
             try:
                 for side in ("chosen", "rejected"):
                     model = row.values.get(f"{side}_model")
-                    data, path = picture_parts(row.values.get(side), row.folder)
+                    data, path = image_cell(row.values.get(side), row.folder)
                     pictures.append(Picture(side, data, path, extra={"model": model} if model else {}))
-            except ValueError as error:
-                yield Item(row.where, error=f"{side}: {error}")
+            except FAULTS as error:
+                yield Item(row.where, error=f"{side}: {reason(error)}")
                 continue
             extra = {key: row.values[key] for key in EXTRA if row.values.get(key)}
             asked = Asked(str(row.values.get(self.options.prompt) or ""), row.split, extra)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
 from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import Row, files, first, picture_parts, rows
+from prefkit.hub.rows import Row, files, first
 from prefkit.types import Comparison, digest
 
 SIDES = ("0", "1")
@@ -35,18 +36,17 @@ class PickAPic:
         return "it has jpg_0, jpg_1, label_0 and caption" if tables and set(first(tables[0])) >= NEEDS else None
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
-        for row in rows(source, [*READ, self.options.caption]):
+        for row in table_rows(source, work, [*READ, self.options.caption]):
             try:
                 yield self._item(row)
-            except (ValueError, KeyError, TypeError) as error:
-                text = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
-                yield Item(row.where, error=text)
+            except FAULTS as error:
+                yield Item(row.where, error=reason(error))
 
     def _item(self, row: Row) -> Item:
         values = row.values
         pictures = []
         for side in SIDES:
-            data, path = picture_parts(values[f"jpg_{side}"], row.folder)
+            data, path = image_cell(values[f"jpg_{side}"], row.folder)
             model = values.get(f"model_{side}")
             pictures.append(Picture(side, data, path, values.get(f"seed_{side}"), {"model": model} if model else {}))
         outcome = outcome_of(values)

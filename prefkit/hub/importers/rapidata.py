@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
 from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import files, first, picture_parts, rows
+from prefkit.hub.rows import files, first
 from prefkit.types import Comparison
 
 WEIGHTED = "weighted_results_image{}_"
@@ -35,16 +36,16 @@ class Rapidata:
         return "it has image1, image2 and their votes" if {"prompt", "image1", "image2"} <= columns and votes else None
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
-        for row in rows(source):
+        for row in table_rows(source, work):
             try:
                 pictures = []
                 for side in ("1", "2"):
                     model = row.values.get(f"model{side}")
-                    data, path = picture_parts(row.values.get(f"image{side}"), row.folder)
+                    data, path = image_cell(row.values.get(f"image{side}"), row.folder)
                     pictures.append(Picture(side, data, path, extra={"model": model} if model else {}))
                 verdicts = tuple(self._verdicts(row.values))
-            except (ValueError, TypeError) as error:
-                yield Item(row.where, error=str(error))
+            except FAULTS as error:
+                yield Item(row.where, error=reason(error))
                 continue
             split = None if row.split == "train" else row.split  # all that Rapidata publishes is called train
             yield Item(row.where, Asked(str(row.values.get("prompt") or ""), split), tuple(pictures), verdicts)

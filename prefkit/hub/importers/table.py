@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
+from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
 from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import Row, picture_parts, rows
+from prefkit.hub.rows import Row
+from prefkit.paths import shown
 from prefkit.types import Comparison, Score, digest
 
 PLACES = ("prompt", "image_a", "image_b", "winner", "votes_a", "votes_b", "probability", "model_a", "model_b", "seed_a",
@@ -46,7 +48,9 @@ class Table:
         return None  # which column is what has to be said
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
-        for number, row in enumerate(rows(source, sorted(set(self.map.values())))):
+        path = Path(source).expanduser()
+        root = path if path.is_dir() else path.parent
+        for number, row in enumerate(table_rows(source, work, sorted(set(self.map.values())))):
             if number == 0:
                 absent = sorted(set(self.map.values()) - set(row.values))
                 if absent:
@@ -54,11 +58,11 @@ class Table:
                         f"{row.where}: no column {', '.join(absent)}; it has {', '.join(map(str, row.values))}."
                     )
             try:
-                yield self._item(row)
-            except (ValueError, TypeError) as error:
-                yield Item(row.where, error=str(error))
+                yield self._item(row, root)
+            except FAULTS as error:
+                yield Item(row.where, error=reason(error))
 
-    def _item(self, row: Row) -> Item:
+    def _item(self, row: Row, root: Path) -> Item:
         def value(place: str) -> Any:
             found = row.values.get(self.map[place]) if place in self.map else None
             return None if found == "" or (isinstance(found, float) and math.isnan(found)) else found
@@ -66,7 +70,7 @@ class Table:
         pictures = []
         for side in ("a", "b"):
             if f"image_{side}" in self.map:
-                data, path = picture_parts(value(f"image_{side}"), row.folder, anywhere=True)
+                data, path = image_cell(value(f"image_{side}"), row.folder, True, root)
                 seed, model = value(f"seed_{side}"), value(f"model_{side}")
                 extra = {} if model is None else {"model": str(model)}
                 pictures.append(Picture(side, data, path, None if seed is None else int(seed), extra))
@@ -104,7 +108,9 @@ class Table:
         word = "" if found is None else _word(found)
         if word not in self.outcomes:
             known = ", ".join(repr(w) for w in self.outcomes)
-            raise ValueError(f"the winner is {word!r}, but only {known} are known; say what it means with --values")
+            raise ValueError(
+                f"the winner is {shown(word)!r}, but only {known} are known; say what it means with --values"
+            )
         return self.outcomes[word]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.images import orientation, said_in_png
+from prefkit.paths import read_regular
 from prefkit.score.core import undecodable
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
 from prefkit.score.remote.answers import Answers, default_path
@@ -145,7 +146,7 @@ def data_url(candidate: Candidate) -> str:
 
 def stored(candidate: Candidate) -> bytes | None:
     if candidate.image is None and candidate.path is not None:
-        return Path(candidate.path).read_bytes()
+        return read_regular(candidate.path)
     return candidate.image
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError
+from prefkit.paths import read_regular
 from prefkit.types import Candidate, Score, ScorerSpec
 
 VERSION = 1
@@ -109,7 +110,7 @@ def file_bytes(candidate: Candidate) -> bytes:
     if candidate.image is not None:
         return candidate.image
     if candidate.path is not None:
-        return Path(candidate.path).read_bytes()
+        return read_regular(candidate.path)
     buffer = io.BytesIO()
     candidate.pil().save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.images import rgb
+from prefkit.paths import named
 from prefkit.score.fitted import Fitted
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -115,7 +116,7 @@ class OutfitCompat:
         return self.seen[name]
 
     def _open(self, name: str) -> Image:
-        return rgb(self._inputs()[name] if name in self._inputs() else self.images / name)
+        return rgb(self._inputs()[name] if name in self._inputs() else named(self.images, name))
 
     def _inputs(self) -> dict[str, bytes]:
         """id -> bytes of the run's inputs, read once."""

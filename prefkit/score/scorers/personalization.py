@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.images import rgb
+from prefkit.paths import named
 from prefkit.score.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -88,7 +89,11 @@ class Personalization:
         if missing:
             raise UsageError(f"personalization.history: {self.path} has no column {', '.join(sorted(missing))}.")
         for name in table["image"]:
-            if not (self.path.parent / str(name)).is_file():
+            try:
+                found = named(self.path.parent, str(name)).is_file()
+            except ValueError as error:
+                raise UsageError(f"personalization.history: {self.path}: {error}.") from error
+            if not found:
                 raise UsageError(f"personalization.history: {self.path} names {name}, which is not there.")
         return table
 
@@ -126,7 +131,7 @@ class Personalization:
         if not images:
             return None
         try:
-            opened = [rgb(self.path.parent / name) for name in images]
+            opened = [rgb(named(self.path.parent, name)) for name in images]
         except OSError as error:
             raise UsageError(
                 f"personalization.history: {self.path} names an image that cannot be read: {error}."

@@ -1,0 +1,131 @@
+"""Files whose paths stand in data: only regular files are opened, no more than a bound is read, none above its folder."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import os
+import re
+import stat
+import unicodedata
+from functools import cache
+from io import BufferedReader
+from pathlib import Path
+
+MAX_FILE = 128 << 20  # bytes of an image
+SHOWN = 80  # characters of a value in a message
+#: formats of Pillow that are read; its other readers start programs, guess without a signature, or are rarely met
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000")
+#: suffixes of images that Pillow reads only with a plug-in, or not at all
+FOREIGN = frozenset({".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"})
+DATA_URI = re.compile(r"\s*data:image/[\w.+-]+;base64,")
+BASE64 = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}={0,2}\s*")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xffO\xffQ")
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """`path` open for reading. Raises OSError, also for pipes, devices, sockets and folders, and for links to them."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(number).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a file but a pipe or a device", str(path))
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
+    """The bytes of a regular file. Raises OSError, also where there are more than `limit` of them."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        most = f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit} bytes"
+        raise OSError(errno.EFBIG, f"larger than {most}", str(path))
+    return data
+
+
+def named(folder: Path, name: str, root: Path | None = None) -> Path:
+    """Where the path `name` of a table in `folder` leads: absolute (or from ~) as it is, else below `root` (the folder).
+
+    Raises ValueError for a relative path that climbs out of `root`. Links are not followed here: they are the owner's.
+    """
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~somebody who is not a user
+        raise ValueError(f"the path {shown(name)!r} names no home directory") from error
+    if path.is_absolute():
+        return path
+    if not Path(os.path.normpath(folder / path)).is_relative_to(os.path.normpath(root or folder)):
+        raise ValueError(f"the path {shown(name)!r} leads out of {root or folder}; write it as an absolute path")
+    return folder / path
+
+
+def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
+    """The image that a text holds as a data URI or as plain base64; None where it is neither.
+
+    Raises ValueError where it is damaged, larger than `limit` bytes, or long base64 of something else.
+    """
+    if len(text) > limit * 3 // 2:
+        raise ValueError(f"the text is larger than an image of {limit >> 20} MB: {shown(text)!r}")
+    uri = DATA_URI.match(text)
+    if uri is None and not BASE64.fullmatch(text):
+        return None
+    body = re.sub(r"\s+", "", text[uri.end() :] if uri else text).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        data = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        if uri is None:
+            return None
+        raise ValueError(f"the data URI is not valid base64: {shown(text)!r}") from error
+    if uri or data.startswith(SIGNATURES) or data[8:12] == b"WEBP" or data[4:8] == b"ftyp":
+        return data
+    if len(text) > 512:  # longer than any path that a disk takes
+        raise ValueError(f"this looks like base64 but holds no image: {shown(text)!r}")
+    return None
+
+
+def shown(value: object, most: int = SHOWN) -> str:
+    """A value for a message: on one line, control characters escaped, cut to `most` characters."""
+    text = str(value)
+    cut = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(c if c.isprintable() else " " if c in "\n\r\t" else c.encode("unicode_escape", "replace").decode()
+                   for c in cut)  # fmt: skip
+
+
+def clipped(text: str, most: int) -> str:
+    """On one line, control characters escaped, its middle cut out where it is longer than `most` characters."""
+    text = shown(text, len(text))
+    return text if len(text) <= most else f"{text[: most // 3]} ... {text[5 + most // 3 - most :]}"
+
+
+def nfc(name: str) -> str:
+    """The form in which names are compared: a Mac may write one as NFD."""
+    return unicodedata.normalize("NFC", name)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of these formats, in lower case."""
+    from PIL import Image
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the suffix says that it is an image, one that can be read or not."""
+    suffix = Path(name).suffix.lower()
+    return suffix in image_suffixes() or suffix in FOREIGN
