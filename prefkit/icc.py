@@ -54,9 +54,7 @@ def _transform(profile: bytes) -> tuple[str, Any, bool]:
 
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))
     mode = MODES[opened.profile.xcolor_space.strip()]
-    transform = ImageCms.buildTransform(
-        opened, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL
-    )
+    transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL)
     return mode, transform, mode in ("L", "RGB") and _moves(mode, transform) <= SAME
 
 

@@ -33,6 +33,7 @@ SAYING = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 TRAITS = ("transparent", "profile", "broken_profile", "deep", "turned", "animated")
 #: samples of fewer bits are stretched to 8, the transparent grey of a PNG is not
 STRETCHED = {"L;2": 85, "L;4": 17}
+RESIZED_OTHERWISE = ("1", "P", "CMYK")
 Source = bytes | str | Path
 
 
@@ -51,7 +52,16 @@ class Background:
     @classmethod
     def rules(cls) -> str:
         """Names the rules and the colour: part of a key of whatever is kept of pixels."""
-        return f"{RULES} on {'#%02x%02x%02x' % cls.colour}"
+        return f"{RULES} on {cls.name()}"
+
+    @classmethod
+    def name(cls) -> str:
+        return "#{:02x}{:02x}{:02x}".format(*cls.colour)
+
+    @classmethod
+    def said(cls) -> str:
+        """What a spec adds where the colour is not white."""
+        return "" if cls.colour == (255, 255, 255) else f"; transparency on {cls.name()}"
 
 
 def rgb(source: Source, draft: int | None = None) -> Image:
@@ -60,18 +70,6 @@ def rgb(source: Source, draft: int | None = None) -> Image:
     draft: a JPEG may be decoded smaller, its sides no less than so many pixels, which is faster. Raises OSError or
     ValueError where the image is damaged, whatever its decoder raises.
     """
-    return _read(source, draft, native=False)
-
-
-def native(source: Source) -> Image:
-    """As `rgb`, but an opaque image of 8 bits without a profile keeps its own mode (L, P, 1, CMYK).
-
-    For scorers whose published code resizes before it converts to RGB: a palette is then not interpolated.
-    """
-    return _read(source, None, native=True)
-
-
-def _read(source: Source, draft: int | None, native: bool) -> Image:
     from PIL import Image
 
     try:
@@ -79,18 +77,33 @@ def _read(source: Source, draft: int | None, native: bool) -> Image:
             sample = _sample(image)
             if draft is not None:
                 image.draft("RGB", (draft, draft))
-            stood = upright(image)
-            profile = image.info.get("icc_profile")
-            if native and stood.mode in ("1", "L", "P", "CMYK") and not profile and not stood.has_transparency_data:
-                return stood if stood is not image else image.copy()
-            colours, alpha = _split(stood, image, sample)
-            seen = icc.to_srgb(colours, profile).convert("RGB")
+            colours, alpha = _split(upright(image), image, sample)
+            seen = icc.to_srgb(colours, image.info.get("icc_profile")).convert("RGB")
             if alpha is None or alpha.getextrema()[0] == 255:
                 return seen
             return Image.composite(seen, Image.new("RGB", seen.size, Background.colour), alpha)
     except (OSError, ValueError):
         raise
     except Exception as error:  # SyntaxError, struct.error, RuntimeError, DecompressionBombError
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def native(source: Source) -> Image | None:
+    """An upright, opaque image without a profile in its own mode, where that resizes otherwise than its RGB: P, 1, CMYK.
+
+    None for all others. For scorers whose published code resizes before it converts to RGB (a palette is then not
+    interpolated). Raises as `rgb`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(_opened(source)) as image:
+            if image.mode not in RESIZED_OTHERWISE or image.has_transparency_data or image.info.get("icc_profile"):
+                return None
+            return upright(image).copy()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
@@ -162,7 +175,7 @@ def traits(source: Source) -> frozenset[str]:
 
     try:
         with Image.open(_opened(source)) as image:
-            found = _traits(image, source)
+            found = head_traits(image, source)
             if "transparent" in found:
                 _, alpha = _split(upright(image), image, "")
                 if alpha is not None and alpha.getextrema()[0] == 255:
@@ -174,8 +187,8 @@ def traits(source: Source) -> frozenset[str]:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _traits(image: Image, source: Source) -> set[str]:
-    """By the file's head alone: transparent is then what may be so."""
+def head_traits(image: Image, source: Source) -> set[str]:
+    """By the head of an opened file alone: transparent is then what may be so."""
     sample = _sample(image)
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F"))
     mode = "L" if grey else image.mode if image.mode in icc.MODES.values() else "RGB"
@@ -201,7 +214,7 @@ def shown(data: bytes) -> bytes:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if not _traits(image, data) - {icc.BROKEN} and image.mode not in ("CMYK", "LAB"):
+            if not head_traits(image, data) - {icc.BROKEN} and image.mode not in ("CMYK", "LAB"):
                 return data
         buffer = io.BytesIO()
         rgb(data).save(buffer, "PNG", compress_level=1)

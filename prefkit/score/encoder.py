@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from prefkit import tiny
 from prefkit.errors import UsageError
+from prefkit.images import Background
 from prefkit.types import Candidate
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Encoder:
                 state dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one.
                 transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used
     processor   transformers: folder or Hub id of tokenizer and image processor, where they are not the model's own
+    openai      transformers: images as OpenAI's own code prepares them, resized before they become RGB
     resize      open_clip: shortest | longest (letterbox) | squash, where it is not the model's own
     """
 
@@ -42,12 +44,13 @@ class Encoder:
         library: Literal["open_clip", "transformers"] = "open_clip",
         processor: str | None = None,
         resize: str | None = None,
+        openai: bool = False,
     ) -> None:
         self.library, self.shown = library, model
         self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME and library == "open_clip" else model
         self.pretrained = None if ":" in self.name or library == "transformers" else pretrained
         self.processor = processor or model
-        self.resize = resize
+        self.resize, self.openai = resize, openai
         self.network: Any = None
         if library == "open_clip" and ":" not in self.name and not pretrained:
             raise UsageError(
@@ -73,14 +76,16 @@ class Encoder:
 
     def preprocessing(self) -> str:
         """What a spec says of it."""
+        if self.openai:
+            return "OpenAI's transform: shortest side, bicubic (Pillow), rounded centre crop, then RGB"
         if self.library == "transformers":
             return "RGB; the model's own image processor, Pillow"
         return "the model's own evaluation transform in open_clip" + f", resize {self.resize}" * bool(self.resize)
 
     def key(self, device: str, dtype: str) -> tuple[Any, ...]:
         """Two encoders of equal key give equal embeddings."""
-        what = (self.library, self.name, self.pretrained, self.processor, self.resize, self.revision())
-        return (*what, device, dtype)
+        what = (self.library, self.name, self.pretrained, self.processor, self.resize, self.openai, self.revision())
+        return (*what, device, dtype, Background.rules())
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for a model that the library does not have or cannot load."""
@@ -93,7 +98,7 @@ class Encoder:
         from prefkit.score import networks
 
         if self.library == "transformers":
-            return networks.Transformers(self.name, self.processor, device, dtype)
+            return networks.Transformers(self.name, self.processor, device, dtype, self.openai)
         return networks.OpenClip(self.name, self.pretrained, self.resize, device, dtype)
 
     @property
@@ -113,8 +118,9 @@ class Encoder:
 
     def candidates(self, batch: Sequence[Candidate], normalize: bool = True) -> Tensor:
         """[B, D] float32, unit vectors unless told otherwise; an image seen before is not encoded again."""
+        look = Candidate.native if self.openai else Candidate.pil
         found = self.network.images.rows(
-            [image_key(c) for c in batch], lambda new: self.network.inner.images([batch[i].pil() for i in new])
+            [image_key(c, self.openai) for c in batch], lambda new: self.network.inner.images([look(batch[i]) for i in new])
         )
         return _unit(found) if normalize else found
 
@@ -170,12 +176,12 @@ class Kept:
         return torch.stack([found[key] for key in keys])
 
 
-def image_key(candidate: Candidate) -> str:
-    """Hash of what the image was decoded from; of its pixels where nobody has decoded ahead."""
+def image_key(candidate: Candidate, native: bool = False) -> str:
+    """Hash of what the image was decoded from; of its pixels (native: and its own mode) where nobody has decoded ahead."""
     if candidate.decoded is not None and candidate.sha256:
         return candidate.sha256
-    image = candidate.pil()
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    image, mode = candidate.pil(), candidate.native().mode if native else ""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest() + mode
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -102,10 +102,11 @@ class ProcessScorer:
     def _path(self, candidate: Candidate, folder: str) -> Path | None:
         if self.options.images == "base64" or "image" not in self.requires:
             return None
-        if candidate.path is not None:
+        data = file_bytes(candidate)
+        if candidate.path is not None and data == Path(candidate.path).read_bytes():
             return Path(candidate.path).resolve()
         path = Path(folder) / digest(candidate.id)
-        path.write_bytes(file_bytes(candidate))
+        path.write_bytes(data)
         return path
 
     def _start(self) -> Hello:

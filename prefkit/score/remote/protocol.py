@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError
+from prefkit.images import shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
 VERSION = 1
@@ -105,11 +106,11 @@ def candidate_of(item: Mapping[str, Any], paths: bool) -> Candidate:
 
 
 def file_bytes(candidate: Candidate) -> bytes:
-    """The image as an encoded file: the stored bytes; where there are none, PNG of the pixels."""
+    """The image as an encoded file: the stored bytes where every decoder shows them alike, else PNG of the pixels."""
     if candidate.image is not None:
-        return candidate.image
+        return shown(candidate.image)
     if candidate.path is not None:
-        return Path(candidate.path).read_bytes()
+        return shown(Path(candidate.path).read_bytes())
     buffer = io.BytesIO()
     candidate.pil().save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
