@@ -43,8 +43,18 @@ def _apply(image: Image, found: tuple[str, Any, bool]) -> Image:
     wanted, transform, _ = found
     if image.mode != wanted:  # grey pixels with a profile for RGB are red, green and blue alike
         image = image.convert(wanted)
+    if wanted == "L":
+        return _by_table(image, transform)
     result: Image = transform.apply(image)
     return result
+
+
+def _by_table(image: Image, transform: Any) -> Image:
+    from PIL import Image as pil
+
+    greys = pil.frombytes("L", (256, 1), bytes(range(256)))
+    tables = [channel.tobytes() for channel in transform.apply(greys).split()]
+    return pil.merge("RGB", [image.point(list(table)) for table in tables])
 
 
 @functools.lru_cache(32)
@@ -54,7 +64,10 @@ def _transform(profile: bytes) -> tuple[str, Any, bool]:
 
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))
     mode = MODES[opened.profile.xcolor_space.strip()]
-    transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+    # exact, for 256 colours are transformed; the library's own shortcut for grey is 10 levels off in dark tones
+    flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+    srgb = ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(opened, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags)
     return mode, transform, mode in ("L", "RGB") and _moves(mode, transform) <= SAME
 
 

@@ -175,9 +175,9 @@ def traits(source: Source) -> frozenset[str]:
 
     try:
         with Image.open(_opened(source)) as image:
-            found = head_traits(image, source)
+            found, sample = head_traits(image, source), _sample(image)
             if "transparent" in found:
-                _, alpha = _split(upright(image), image, "")
+                _, alpha = _split(upright(image), image, sample)
                 if alpha is not None and alpha.getextrema()[0] == 255:
                     found.discard("transparent")
             return frozenset(found)

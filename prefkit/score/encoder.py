@@ -84,7 +84,7 @@ class Encoder:
 
     def key(self, device: str, dtype: str) -> tuple[Any, ...]:
         """Two encoders of equal key give equal embeddings."""
-        what = (self.library, self.name, self.pretrained, self.processor, self.resize, self.openai, self.revision())
+        what = (self.library, self.name, self.pretrained, self.processor, self.resize, self.revision())
         return (*what, device, dtype, Background.rules())
 
     def load(self, device: str, dtype: str) -> None:
@@ -98,7 +98,7 @@ class Encoder:
         from prefkit.score import networks
 
         if self.library == "transformers":
-            return networks.Transformers(self.name, self.processor, device, dtype, self.openai)
+            return networks.Transformers(self.name, self.processor, device, dtype)
         return networks.OpenClip(self.name, self.pretrained, self.resize, device, dtype)
 
     @property
@@ -118,10 +118,14 @@ class Encoder:
 
     def candidates(self, batch: Sequence[Candidate], normalize: bool = True) -> Tensor:
         """[B, D] float32, unit vectors unless told otherwise; an image seen before is not encoded again."""
-        look = Candidate.native if self.openai else Candidate.pil
-        found = self.network.images.rows(
-            [image_key(c, self.openai) for c in batch], lambda new: self.network.inner.images([look(batch[i]) for i in new])
-        )
+        inner = self.network.inner
+
+        def embed(new: list[int]) -> Tensor:
+            if self.openai:
+                return inner.images([batch[i].native() for i in new], openai=True)
+            return inner.images([batch[i].pil() for i in new])
+
+        found = self.network.images.rows([image_key(c, self.openai) for c in batch], embed)
         return _unit(found) if normalize else found
 
     def images(self, images: Sequence[Image], normalize: bool = True) -> Tensor:
@@ -176,11 +180,11 @@ class Kept:
         return torch.stack([found[key] for key in keys])
 
 
-def image_key(candidate: Candidate, native: bool = False) -> str:
-    """Hash of what the image was decoded from; of its pixels (native: and its own mode) where nobody has decoded ahead."""
+def image_key(candidate: Candidate, openai: bool = False) -> str:
+    """Hash of what the image was decoded from; of its pixels where nobody has decoded ahead. openai: prepared so."""
     if candidate.decoded is not None and candidate.sha256:
-        return candidate.sha256
-    image, mode = candidate.pil(), candidate.native().mode if native else ""
+        return candidate.sha256 + " openai" * openai
+    image, mode = candidate.pil(), f" openai {candidate.native().mode}" if openai else ""
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest() + mode
 
 

@@ -51,12 +51,9 @@ class OpenClip:
 
 class Transformers:
     """A CLIP or SigLIP model of transformers. Images through the Pillow processor, whatever else is installed; texts
-    padded to the full context, as SigLIP was trained and as CLIP (causal up to its end token) does not see.
+    padded to the full context, as SigLIP was trained and as CLIP (causal up to its end token) does not see."""
 
-    openai: images through `openai_transform` instead. The processor's centre crop floors half pixels, OpenAI's rounds them.
-    """
-
-    def __init__(self, model: str, processor: str, device: str, dtype: str, openai: bool = False) -> None:
+    def __init__(self, model: str, processor: str, device: str, dtype: str) -> None:
         """Raises UsageError for a folder or Hub id that holds no such model or processor."""
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -73,15 +70,16 @@ class Transformers:
             raise UsageError(f"{model} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}.")
         if getattr(self.processor, "backend", "") != "pil":
             raise UsageError(f"{processor}: {type(self.processor).__name__} is no Pillow image processor.")
-        self.transform: Any = openai_transform(net.config.vision_config.image_size) if openai else None
+        self.transform: Any = openai_transform(net.config.vision_config.image_size)
         self.scale, self.bias = _scaling(net)
         self.length = net.config.text_config.max_position_embeddings
         self.device, self.dtype = device, dtype_of(dtype)
         self.model = net.to(self.device, self.dtype).eval()
         self.width = self.texts([""]).shape[-1]
 
-    def images(self, images: Sequence[Image]) -> Tensor:
-        if self.transform is not None:
+    def images(self, images: Sequence[Image], openai: bool = False) -> Tensor:
+        """openai: through `openai_transform`. The processor's centre crop floors half pixels, OpenAI's rounds them."""
+        if openai:
             pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
             with torch.inference_mode():
                 return _features(self.model.get_image_features(pixel_values=pixels))
