@@ -279,7 +279,7 @@ def test_scorers_of_one_encoder_share_network_and_embeddings(clip, batch, counte
     assert scorers[0].encoder.network is scorers[1].encoder.network is scorers[2].encoder.network
     np.testing.assert_allclose(found[0], 100 * found[1], rtol=1e-6)
     values(make_scorer("clip", {"model": str(clip), "library": "transformers"}), ahead[:2])
-    assert counted["images"] == [4]
+    assert counted["images"] == [4, 4]
 
 
 def test_another_dtype_or_other_weights_are_another_encoder(clip, batch, counted, tmp_path):
