@@ -111,7 +111,7 @@ def _split(image: Image, opened: Image, sample: str) -> tuple[Image, Image | Non
     """(colours of 8 bits as L, RGB, CMYK or LAB; alpha as L, or None where there is none). sample: see `_sample`."""
     from PIL import Image as pil
 
-    key = image.info.get("transparency")
+    key: Any = image.info.get("transparency")
     if image.mode.startswith(("I", "F")):
         import numpy as np
 
@@ -161,7 +161,8 @@ def _eight_bits(values: Any, opened: Image) -> Image:
 
 def _sample(image: Image) -> str:
     """How the file holds a pixel, as Pillow's raw modes have it (L;2, RGB;16B); known until it is loaded."""
-    args = image.tile[0].args if getattr(image, "tile", None) else ""
+    tile: Any = getattr(image, "tile", None)
+    args = tile[0].args if tile else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
