@@ -40,6 +40,7 @@ class Run:
             else:
                 self.recipe = resolve.resolve(str(folder) if folder else None, str(recipe) if recipe else None, "run")
         self.store = Store(self.recipe.run)
+        reader.set_background(self.recipe.background)
 
     @property
     def folder(self) -> Path:
@@ -64,6 +65,7 @@ class Run:
     def report(self) -> Path:
         from prefkit.report.page import write_report
 
+        reader.set_background(self.recipe.background)
         return write_report(self.store, self.recipe)
 
     def push(self, to: str, *, pairs: str | None = None, train: str | None = None, **options: Any) -> dict[str, Any]:
@@ -74,6 +76,7 @@ class Run:
 
     def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
         """One verb on its named entries (all by default). Raises PrefkitError; TooManyFailures after all are done."""
+        reader.set_background(self.recipe.background)
         fresh, folder = not self.store.exists(), self.store.folder
         there = [path.name for path in folder.iterdir()] if fresh and folder.exists() else []
         self.store = Store.create(self.recipe.run)

@@ -18,6 +18,7 @@ import yaml
 
 from prefkit.config import Recipe, plain
 from prefkit.errors import RecipeError, UsageError
+from prefkit.images import Background
 from prefkit.registry import nearest
 from prefkit.store.files import NAME
 
@@ -35,6 +36,20 @@ class Located(str):
 def read(path: str | Path) -> Recipe:
     """The recipe in a file. Raises RecipeError with file:line, UsageError where there is no such file."""
     return build(Recipe, read_tree(path), "", str(path))
+
+
+def use_background(run: Path) -> None:
+    """Composite transparent images on the colour that the run's own recipe names: for verbs that read no recipe."""
+    path = run / "recipe.yaml"
+    set_background(str(read_tree(path).get("background") or "white") if path.exists() else "white")
+
+
+def set_background(colour: str) -> None:
+    """Raises UsageError."""
+    try:
+        Background.set(colour)
+    except ValueError as error:
+        raise UsageError(f"background: {colour[:40]!r} is not a colour; write a CSS colour, such as white or '#f5f5dc'.") from error  # fmt: skip
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:

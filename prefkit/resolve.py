@@ -69,7 +69,7 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
     first = key.split(".", 1)[0]
     entries = tree.get(verb)
     entries = entries if isinstance(entries, Mapping) else {}
-    if first in SECTIONS and ("." in key or first == "run"):
+    if first in SECTIONS and ("." in key or first in ("run", "background")):
         return key
     if verb not in NAMED:
         raise UsageError(

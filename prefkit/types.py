@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from prefkit.images import rgb
+from prefkit.images import native, rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,12 @@ class Candidate:
         if source is None:
             raise ValueError(f"candidate {self.id} holds no image")
         return rgb(source)
+
+    def native(self) -> Image:
+        """As `pil`, but in the image's own mode where that resizes otherwise (see images.native)."""
+        source = self.image if self.image is not None else self.path
+        found = native(source) if source is not None else None
+        return self.pil() if found is None else found
 
 
 @dataclass(frozen=True)

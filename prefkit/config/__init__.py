@@ -47,6 +47,8 @@ class Recipe:
     pair: dict[str, Pair] = field(default_factory=dict)
     train: dict[str, Train] = field(default_factory=dict)
     eval: dict[str, Eval] = field(default_factory=dict)
+    #: colour that transparent images are composited on, as CSS writes it (white, #f5f5dc)
+    background: str = "white"
     #: said when `prefkit run` starts
     about: str = free("")
     #: dotted key -> value, laid over the recipe by `--fast`

@@ -137,9 +137,17 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
         made = sample(requests, seeds)
-        return [{"error": f"{FLAGGED}: {WHY}"} if s.nsfw else {"image": s.image, "latents": s.latents} for s in made]
+        return [_result(sampled) for sampled in made]
 
     return call
+
+
+def _result(sampled: Sampled) -> dict[str, Any]:
+    from prefkit.models.latents import NOT_FINITE
+
+    if not sampled.finite:
+        return {"error": NOT_FINITE}
+    return {"error": f"{FLAGGED}: {WHY}"} if sampled.nsfw else {"image": sampled.image, "latents": sampled.latents}
 
 
 def _inputs_hint(pipe: Any, given: Mapping[str, Any]) -> str:

@@ -25,11 +25,11 @@ WHAT = {
     "lists": "whole requests in the order of their combined score, for listwise objectives",
 }
 COLUMNS = {
-    "jpg_0, jpg_1": "the encoded images, as they were made",
+    "jpg_0, jpg_1": "the encoded images as scorers saw them: as they were made or, where a file hides colours or needs a profile, PNG",
     "label_0, label_1": "1 for the winner, 0 for the loser; no ties. Which side wins is decided by a hash",
     "caption": "the prompt",
     "candidate_0, candidate_1": "ids of the images in the config candidates",
-    "image_0_uid, image_1_uid": "SHA-256 of the encoded images",
+    "image_0_uid, image_1_uid": "SHA-256 of the candidates' encoded images",
     "score_gap, rank_gap": "difference of the combined score, and of the rank by it, within the request",
     "p": "soft label: the probability that the winner wins",
     "agreement": "share of the scores (of imported verdicts: of the votes) that agree with the verdict",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.takedown import Removed
+from prefkit.images import shown
 from prefkit.store.parquet import Shards, read_rows
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
@@ -165,7 +166,9 @@ def _image(row: dict[str, Any], side: int, reader: CandidateReader) -> bytes | N
     if isinstance(stored, dict):  # the struct that datasets stores images as
         stored = stored.get("bytes")
     candidate = row.get(f"candidate_{side}")
-    return reader.image(candidate) if stored is None and candidate is not None and candidate in reader else stored
+    if stored is None and candidate is not None and candidate in reader:
+        stored = reader.image(candidate)
+    return shown(stored) if isinstance(stored, bytes) else stored
 
 
 def _candidates(store: Store, folder: Path, how: Any, staged: Staged) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from prefkit.errors import UsageError
 from prefkit.hub.rows import of_further_config, split_of_name
 from prefkit.hub.walk import files_under, kind_of, told
+from prefkit.images import shown
 from prefkit.output import warn
+from prefkit.recipe import use_background
 from prefkit.store import Store
 from prefkit.store.parquet import read_rows
 from prefkit.store.reader import CandidateReader, run_of
@@ -21,7 +23,7 @@ NEEDS = ("label_0", "caption")
 
 @dataclass(frozen=True)
 class PairOut:
-    """A pair with its images. side: which of image 0 and 1 won. columns: all that the row says, without the images."""
+    """A pair with its images, encoded so that every decoder shows what scorers saw. side: which of image 0 and 1 won. columns: all that the row says, without the images."""
 
     number: int
     split: str
@@ -55,6 +57,8 @@ class Pairs:
     def __init__(self, where: str) -> None:
         self.folder = find(where)
         self.run = run_of(self.folder)
+        if self.run is not None:
+            use_background(self.run.folder)
         self.reader: CandidateReader | None = None
         self.files: list[tuple[str, Path]] = []
         left: Counter[str] = Counter()
@@ -115,11 +119,11 @@ class Pairs:
         if isinstance(found, dict):
             found = found.get("bytes")
         if isinstance(found, bytes) and found:
-            return found
+            return shown(found)
         candidate = values.get(f"candidate_{i}")
         if self.run is not None and candidate:
             self.reader = self.reader or CandidateReader(self.run)
-            return self.reader.image(candidate)
+            return shown(self.reader.image(candidate))
         raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row or fill it in.")
 
 

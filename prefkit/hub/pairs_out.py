@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.hub.known import stored_requests
 from prefkit.hub.shards import BySplit, card
+from prefkit.images import shown
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.own import check_pairs, files_in, swap
@@ -105,7 +106,7 @@ def _write(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> 
         sides = (b, a) if flipped else (a, b)
         found: dict[str, Any] = {"caption": caption, "request_id": rows[a]["request_id"], "p": p, "agreement": p}
         for i, cid in enumerate(sides):
-            found |= {f"jpg_{i}": reader.image(cid), f"label_{i}": float(cid == a), f"candidate_{i}": cid}
+            found |= {f"jpg_{i}": shown(reader.image(cid)), f"label_{i}": float(cid == a), f"candidate_{i}": cid}
             found |= {
                 f"image_{i}_uid": rows[cid]["sha256"],
                 f"seed_{i}": rows[cid]["seed"],

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from prefkit.errors import TrainingError
 from prefkit.models.maps import AFFINE, LAYOUT
 from prefkit.models.wiring import Wiring
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+NOT_FINITE = (
+    "the image is not finite: the denoiser's latents or the VAE's pixels overflowed to NaN or infinity, and would show as "
+    "black. Use another dtype, --dtype bfloat16 or --dtype float32 (train: precision), or a VAE that is made for float16."
+)
 
 
 def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
@@ -41,7 +47,8 @@ def posterior(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> tuple[Tenso
 def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
     """Final latents [B, ...] in the scheduler's layout -> images, as the pipeline itself would decode them.
 
-    size: (height, width) in pixels; packed tokens do not tell it, the default is a square.
+    size: (height, width) in pixels; packed tokens do not tell it, the default is a square. Raises TrainingError where
+    pixels are not finite.
     """
     to_grid = LAYOUT[wiring.layout][0]
     height, width = _cells(wiring, latents, size)
@@ -49,7 +56,14 @@ def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | N
         grid = to_grid(latents.to(vae.device, vae.dtype), height, width)
         divisor, offset = AFFINE[wiring.affine](vae, grid)
         out = vae.decode(grid / divisor + offset, return_dict=False)[0]
+    if not finite(out).all():
+        raise TrainingError(NOT_FINITE)
     return pipe.image_processor.postprocess(out[:, :, 0] if out.ndim == 5 else out, output_type="pil")
+
+
+def finite(batch: Tensor) -> Tensor:
+    """[B] bool: whether all numbers of each sample are."""
+    return torch.isfinite(batch).flatten(1).all(1)
 
 
 def _cells(wiring: Wiring, latents: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prefkit.errors import CaptureError
 from prefkit.models.conditions import batch_rules, joined, quiet
+from prefkit.models.latents import finite
 from prefkit.models.record import known_arguments, replaced, stand_in
 from prefkit.models.trees import Tree, leaves
 
@@ -23,11 +24,13 @@ REMEMBERED_PROMPTS = 64
 
 
 class Sampled(NamedTuple):
-    """Of one candidate: image, final latents [...] (scheduler's layout and dtype, CPU), the safety checker's flag."""
+    """Of one candidate: image, final latents [...] (scheduler's layout and dtype, CPU), the safety checker's flag, and
+    whether latents and decoded pixels were finite: where they were not, the image is black or worse."""
 
     image: Image
     latents: Tensor
     nsfw: bool = False
+    finite: bool = True
 
 
 class Sampler:
@@ -89,10 +92,12 @@ class Sampler:
             last[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
             return result
 
-        result = self._call(prompts, seeds, given, step)
+        with _decoding(self.pipe) as decoded:
+            result = self._call(prompts, seeds, given, step)
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
         latents = last[0].cpu().unbind(0)
-        return [Sampled(*row) for row in zip(result.images, latents, map(bool, flags), strict=True)]
+        whole = _whole(torch.stack(latents), decoded)
+        return [Sampled(*row) for row in zip(result.images, latents, map(bool, flags), whole, strict=True)]
 
     def _noise_is_its_own(self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any]) -> bool:
         """Whether the second of two begins as it would alone."""
@@ -134,6 +139,33 @@ class Sampler:
         """Drop the encoded prompts, to give their memory back or because the text encoder changed."""
         if self._encode is not None:
             self._encode.rows.clear()
+
+
+@contextmanager
+def _decoding(pipe: Any) -> Iterator[list[Tensor]]:
+    """A list that gets, of every call of the VAE's decode, [B] bool: which of its images are finite while still tensors."""
+    seen: list[Tensor] = []
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        yield seen
+        return
+    vae_decode = vae.decode
+
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        result = vae_decode(*args, **kwargs)
+        seen.append(finite(result[0] if isinstance(result, tuple) else result.sample))
+        return result
+
+    with replaced(vae, "decode", stand_in(vae_decode, decode)):
+        yield seen
+
+
+def _whole(latents: Tensor, decoded: Sequence[Tensor]) -> list[bool]:
+    """[B] whether latents and pixels of each sample are finite. Pixels of a VAE called otherwise than once an image count for all."""
+    pixels = torch.cat([each.cpu() for each in decoded]) if decoded else torch.ones(len(latents), dtype=torch.bool)
+    if len(pixels) != len(latents):
+        pixels = pixels.all().expand(len(latents))
+    return (finite(latents) & pixels).tolist()
 
 
 class _Started(Exception):

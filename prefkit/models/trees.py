@@ -35,6 +35,10 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return tree
 
 
+def has_nan(tree: Tree) -> bool:
+    return any(bool(leaf.isnan().any()) for _, leaf in leaves(tree) if isinstance(leaf, Tensor))
+
+
 def to_device(tree: Tree, device: Any) -> Tree:
     """Every tensor on `device`; float64 becomes float32 where the device has none."""
     exact = exact_dtype(device)

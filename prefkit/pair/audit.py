@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prefkit.images import TRAITS, Background
 from prefkit.pair.block import blocks
 from prefkit.pair.choose import Outcome
 from prefkit.pair.look import FEATURES
@@ -16,6 +17,15 @@ from prefkit.pair.shortcut import bootstrap_ratio, shortcuts
 
 REQUESTS = 5000  # that agreement and shortcuts are measured on, drawn by a fixed seed where there are more
 ROUNDS = 500
+#: how images of each of images.TRAITS were seen
+SHOWN = {
+    "transparent": "{n} have transparency (composited on {background})",
+    "profile": "{n} have a colour profile other than sRGB (converted)",
+    "broken_profile": "{n} have a broken colour profile (ignored)",
+    "deep": "{n} have more than 8 bits (scaled)",
+    "turned": "{n} have an EXIF orientation (applied)",
+    "animated": "{n} have several frames (the first is used)",
+}
 
 
 def audit(pool: Pool, found: Outcome, aliases: list[str], seen: pd.DataFrame | None) -> dict[str, Any]:
@@ -39,7 +49,10 @@ def audit(pool: Pool, found: Outcome, aliases: list[str], seen: pd.DataFrame | N
         mine = np.isin(groups, drawn)
         report |= {"scorers": aliases, **agreement(found.scores[mine], groups[mine], found.ties_of)}
     report["shortcuts"] = _shortcuts(pool, pairs[np.isin(groups[pairs.win.to_numpy()], drawn)], seen)
-    report["not_measured"] = [] if seen is not None else list(FEATURES)
+    report["not_measured"] = [] if seen is not None else [*FEATURES, "images"]
+    if seen is not None:
+        counted = {name: int(seen[name].fillna(False).astype(bool).sum()) for name in TRAITS}
+        report["images"] = {"looked_at": len(seen), **counted, "background": Background.name()}
     return report
 
 
@@ -115,6 +128,11 @@ def warnings_of(report: dict[str, Any]) -> list[str]:
             f"the winner can be told from cheap features, right in so many pairs: {', '.join(cheap)}. A model can learn "
             "these instead of the preference, unless they are the preference."
         )
+    odd = {name: report.get("images", {}).get(name, 0) for name in TRAITS}
+    if any(odd.values()):
+        looked, background = report["images"]["looked_at"], report["images"]["background"]
+        shown = "; ".join(SHOWN[name].format(background=background, n=n) for name, n in odd.items() if n)
+        found.append(f"of {looked} images, {shown}.")
     leaks = report.get("splits", {})
     if leaks.get("prompts"):
         found.append(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from prefkit.images import shown
 from prefkit.pair.pool import Pool
 from prefkit.store.parquet import ROW_GROUP_BYTES, Shards
 
@@ -118,7 +119,7 @@ def write_pairs(table: PairTable, pairs: pd.DataFrame, folder: Path, image: Call
 
 
 def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes] | None) -> None:
-    """Write rows with their images, which are fetched as they are written."""
+    """Write rows with their images, which are fetched as they are written, and hold what scorers saw of them."""
     if image is None:
         nulls = pa.nulls(len(scalars), pa.binary())
         shards.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls))
@@ -128,7 +129,7 @@ def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes] | No
     size = start = 0
     for row, sides in enumerate(zip(*names)):
         for kept, name in zip(held, sides):
-            kept.append(image(name))
+            kept.append(shown(image(name)))
             size += len(kept[-1])
         if size >= ROW_GROUP_BYTES or row == len(scalars) - 1:
             part = scalars.slice(start, row + 1 - start)

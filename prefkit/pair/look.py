@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from prefkit.images import rgb
+from prefkit.images import TRAITS, Background, rgb, traits
 from prefkit.paths import read_regular
 from prefkit.store import Store
 from prefkit.store.table import Table
 
-VERSION = 2  # a new one reads all images again
+VERSION = 3  # a new one reads all images again
 SIDE = 128  # pixels of the longer side on which brightness, saturation and extremes are measured
 THREADS, ROWS = 4, 4096
 FEATURES = ("file_size", "sharpness", "brightness", "saturation")
 SCHEMA = pa.schema(
     [("id", pa.string()), ("error", pa.string()), ("hash", pa.uint64()), ("thumb", pa.binary(48))]
     + [(name, pa.float64()) for name in (*FEATURES, "deviation", "lightest", "extreme")]
+    + [(name, pa.bool_()) for name in TRAITS]
 )
 
 
@@ -31,10 +32,10 @@ def looks(store: Store, generators: Sequence[str], wanted: set[str]) -> pd.DataF
     hash: difference hash, 64 bits; thumb: 4 x 4 RGB means; file_size in bytes; sharpness: variance of the Laplacian of
     the luma at full size; brightness, saturation: means in 0..1; deviation: the largest standard deviation of a channel
     in levels of 255; lightest: 99th percentile of the luma in levels; extreme: share of pixels whose channels are all
-    within 2 levels of 0 or 255. error: why an image could not be read.
+    within 2 levels of 0 or 255; of images.TRAITS, which hold. error: why an image could not be read.
     """
     table = Table(store.folder / "looks", SCHEMA)
-    table.claim({"looks": VERSION}, "Remove it.", empty=True)
+    table.claim({"looks": VERSION, "pixels": Background.rules()}, "Remove it.", empty=True)
     done = table.ids()
     for generator in generators:
         _fill(store, table, generator, wanted - done)
@@ -71,7 +72,7 @@ def look_of(key: tuple[str, bytes | None, str | None]) -> dict[str, Any]:
     name, data, path = key
     try:
         data = data if data is not None else read_regular(path or "")
-        picture = rgb(data)
+        picture, held = rgb(data), traits(data)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return {"id": name, "error": str(error)[:300] or type(error).__name__}
     luma = picture.convert("L")
@@ -92,6 +93,7 @@ def look_of(key: tuple[str, bytes | None, str | None]) -> dict[str, Any]:
         "deviation": float(pixels.std(axis=(0, 1)).max()),
         "lightest": float(np.percentile(grey, 99)),
         "extreme": float(((pixels <= 2) | (pixels >= 253)).all(axis=2).mean()),
+        **{name: name in held for name in TRAITS},
     }
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from prefkit import registry
 from prefkit.config import Pair, Recipe, content
 from prefkit.errors import StoreError, UsageError
+from prefkit.images import Background
 from prefkit.output import note
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.card import card
@@ -57,6 +58,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             "scorers": specs,
             "scores": _hash_of(pool, list(weights), votes),
             "code": registry.code_hash(config.use, "strategy"),
+            "pixels": Background.rules(),
         }
         folder = store.pairs(name)
         if _whole(folder) and read_json(folder / "spec.json").get("spec") == spec:

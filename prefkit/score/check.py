@@ -177,7 +177,10 @@ def _failure(scorer: Any, batch: Sequence[Candidate]) -> Answer:
 
 
 def _modes(scorer: Any, batch: Sequence[Candidate]) -> Answer:
-    """RGBA, L, palette and a photo on its side score as the RGB pixels that `Candidate.pil()` gives of them."""
+    """RGBA, L, palette and a photo on its side score as the RGB pixels that `Candidate.pil()` gives of them.
+
+    But for a palette where the scorer sets `own_modes`: it resizes before it converts to RGB, as its published code does.
+    """
     from PIL import Image
 
     if "image" not in scorer.requires:
@@ -193,6 +196,8 @@ def _modes(scorer: Any, batch: Sequence[Candidate]) -> Answer:
         "P": _encoded(base.quantize(16), "PNG"),
         "EXIF rotation": _encoded(base, "JPEG", exif=turned),
     }
+    if getattr(scorer, "own_modes", False):
+        del files["P"]
     for mode, data in files.items():
         other = dataclasses.replace(batch[0], image=data, path=None, decoded=None, sha256=None)
         plain = dataclasses.replace(other, image=_encoded(other.pil(), "PNG"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefkit.config import Compare, Recipe
 from prefkit.errors import PluginError, PrefkitError, UsageError
+from prefkit.images import Background
 from prefkit.models.place import device_of
 from prefkit.output import Progress, note
 from prefkit.registry import nearest
@@ -44,6 +45,8 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
         pairs = chosen_pairs(store, settings, alias)
         done = decided(table)
         spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
+        if Background.said():
+            spec["background"] = Background.name()
         measured = (table.spec() or {}).get("measured")
         claimed = spec | ({"measured": measured} if measured is not None else {})
         table.claim(claimed, f"Use another name under compare, or remove {table.folder}.", empty=not done)

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from prefkit import tiny
 from prefkit.errors import UsageError
+from prefkit.images import Background
 from prefkit.types import Candidate
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Encoder:
                 state dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one.
                 transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used
     processor   transformers: folder or Hub id of tokenizer and image processor, where they are not the model's own
+    openai      transformers: images as OpenAI's own code prepares them, resized before they become RGB
     resize      open_clip: shortest | longest (letterbox) | squash, where it is not the model's own
     """
 
@@ -42,12 +44,13 @@ class Encoder:
         library: Literal["open_clip", "transformers"] = "open_clip",
         processor: str | None = None,
         resize: str | None = None,
+        openai: bool = False,
     ) -> None:
         self.library, self.shown = library, model
         self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME and library == "open_clip" else model
         self.pretrained = None if ":" in self.name or library == "transformers" else pretrained
         self.processor = processor or model
-        self.resize = resize
+        self.resize, self.openai = resize, openai
         self.network: Any = None
         if library == "open_clip" and ":" not in self.name and not pretrained:
             raise UsageError(
@@ -73,6 +76,8 @@ class Encoder:
 
     def preprocessing(self) -> str:
         """What a spec says of it."""
+        if self.openai:
+            return "OpenAI's transform: shortest side, bicubic (Pillow), rounded centre crop, then RGB"
         if self.library == "transformers":
             return "RGB; the model's own image processor, Pillow"
         return "the model's own evaluation transform in open_clip" + f", resize {self.resize}" * bool(self.resize)
@@ -80,7 +85,7 @@ class Encoder:
     def key(self, device: str, dtype: str) -> tuple[Any, ...]:
         """Two encoders of equal key give equal embeddings."""
         what = (self.library, self.name, self.pretrained, self.processor, self.resize, self.revision())
-        return (*what, device, dtype)
+        return (*what, device, dtype, Background.rules())
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for a model that the library does not have or cannot load."""
@@ -113,9 +118,14 @@ class Encoder:
 
     def candidates(self, batch: Sequence[Candidate], normalize: bool = True) -> Tensor:
         """[B, D] float32, unit vectors unless told otherwise; an image seen before is not encoded again."""
-        found = self.network.images.rows(
-            [image_key(c) for c in batch], lambda new: self.network.inner.images([batch[i].pil() for i in new])
-        )
+        inner = self.network.inner
+
+        def embed(new: list[int]) -> Tensor:
+            if self.openai:
+                return inner.images([batch[i].native() for i in new], openai=True)
+            return inner.images([batch[i].pil() for i in new])
+
+        found = self.network.images.rows([image_key(c, self.openai) for c in batch], embed)
         return _unit(found) if normalize else found
 
     def images(self, images: Sequence[Image], normalize: bool = True) -> Tensor:
@@ -170,12 +180,12 @@ class Kept:
         return torch.stack([found[key] for key in keys])
 
 
-def image_key(candidate: Candidate) -> str:
-    """Hash of what the image was decoded from; of its pixels where nobody has decoded ahead."""
+def image_key(candidate: Candidate, openai: bool = False) -> str:
+    """Hash of what the image was decoded from; of its pixels where nobody has decoded ahead. openai: prepared so."""
     if candidate.decoded is not None and candidate.sha256:
-        return candidate.sha256
-    image = candidate.pil()
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+        return candidate.sha256 + " openai" * openai
+    image, mode = candidate.pil(), f" openai {candidate.native().mode}" if openai else ""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest() + mode
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -70,13 +70,19 @@ class Transformers:
             raise UsageError(f"{model} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}.")
         if getattr(self.processor, "backend", "") != "pil":
             raise UsageError(f"{processor}: {type(self.processor).__name__} is no Pillow image processor.")
+        self.transform: Any = openai_transform(net.config.vision_config.image_size)
         self.scale, self.bias = _scaling(net)
         self.length = net.config.text_config.max_position_embeddings
         self.device, self.dtype = device, dtype_of(dtype)
         self.model = net.to(self.device, self.dtype).eval()
         self.width = self.texts([""]).shape[-1]
 
-    def images(self, images: Sequence[Image]) -> Tensor:
+    def images(self, images: Sequence[Image], openai: bool = False) -> Tensor:
+        """openai: through `openai_transform`. The processor's centre crop floors half pixels, OpenAI's rounds them."""
+        if openai:
+            pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
+            with torch.inference_mode():
+                return _features(self.model.get_image_features(pixel_values=pixels))
         inputs = self.processor(images=list(images), return_tensors="pt")
         with torch.inference_mode():
             # BatchFeature.to casts floating point only, so that masks and shapes stay what they are
@@ -88,6 +94,14 @@ class Transformers:
         ).input_ids
         with torch.inference_mode():
             return _features(self.model.get_text_features(input_ids=ids.to(self.device)))
+
+
+def openai_transform(size: int) -> Any:
+    """OpenAI's own transform of an image of any mode, [3, size, size] float32: the shortest side to `size` (bicubic,
+    Pillow), a centre crop at int(round((w - size) / 2)), then RGB and CLIP's normalisation."""
+    import open_clip
+
+    return open_clip.image_transform(size, is_train=False)
 
 
 def unloadable(what: str, error: Exception) -> UsageError:

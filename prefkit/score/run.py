@@ -9,6 +9,7 @@ from typing import Any
 
 from prefkit.config import Recipe
 from prefkit.errors import UsageError
+from prefkit.images import Background
 from prefkit.models.place import rank
 from prefkit.output import note, warn
 from prefkit.score.core import make_scorer, missing_keys
@@ -77,6 +78,7 @@ def _job(
     table = store.scores(alias)
     locks.enter_context(store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")))
     spec = dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
+    spec["preprocessing"] += Background.said()
     done = scored_ids(table)
     table.claim(spec, f"Use another alias under score, or remove {table.folder} to score anew.", empty=not done)
     present = sum(key[0] in done for key in keys)

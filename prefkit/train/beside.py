@@ -5,17 +5,15 @@ Each is worked out once per image and kept in a cache of its own, so that other 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor, ones_like, zeros_like
 
 from prefkit.config import Train
 from prefkit.errors import UsageError
-from prefkit.images import upright
+from prefkit.images import rgb
 from prefkit.models.trees import Tree
 from prefkit.store import Store
 from prefkit.train import own_noise
@@ -82,11 +80,10 @@ def _weights(data: PairData, family: Any, masks: Masks, store: Store, sides: Any
             if value not in images:
                 raise UsageError(f"{where}: {masks.name} is {value[:80]!r}, and the run's inputs hold no such image.")
             try:
-                with Image.open(io.BytesIO(images[value])) as image:
-                    size = (width, height)
-                    found = weight_of(upright(image), family.wiring, latents, size, shown(side), side.flip)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                image = rgb(images[value])
+            except (OSError, ValueError) as error:
                 raise UsageError(f"{where}: the mask {value[:80]} is no image that can be read ({error}).") from error
+            found = weight_of(image, family.wiring, latents, (width, height), shown(side), side.flip)
         else:
             box = _seen(_box(value, where), side)
             found = mask_of(box, family.wiring, latents, (width, height)) if box else zeros_like(latents)

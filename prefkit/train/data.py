@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prefkit.errors import UsageError
 from prefkit.images import size as size_of
-from prefkit.models.trees import Tree, map_tensors, to_device
+from prefkit.models.trees import Tree, has_nan, map_tensors, to_device
 from prefkit.store import Store
 from prefkit.store.reader import CandidateReader
 from prefkit.train.cache import Cache
@@ -287,6 +287,12 @@ def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None
         for start in range(0, len(keys), ENCODE_ROWS):
             block = keys[start : start + ENCODE_ROWS]
             found = family.conditions([data.request(wanted[key]) for key in block], size)
+            for key, condition in zip(block, found, strict=True):
+                if has_nan(condition):
+                    raise UsageError(
+                        f"the encoded prompt (or input image) of {data.request(wanted[key]).prompt[:80]!r} is not finite. "
+                        "Set train.precision to bf16 or no, or use another model.base."
+                    )
             data.conditions.append(dict(zip(block, found, strict=True)))
 
 
@@ -327,7 +333,10 @@ class _Writer:
             encoded = self.encode([candidate for candidate, _ in ready])
             for (key, row, *_), (_, notes[key]), tree in zip(block, ready, encoded, strict=True):
                 if not all(leaf.isfinite().all() for leaf in tree.values()):
-                    raise UsageError(f"pairs {self.source.name}, row {row}: the latents of image {key} are not finite.")
+                    raise UsageError(
+                        f"pairs {self.source.name}, row {row}: the latents of image {key} are not finite. Remove the row; "
+                        "where every image is refused, the VAE of model.base is broken or overflows: use another one."
+                    )
                 found[key] = tree
         self.cache.append(found, notes)
         self.waiting = []

@@ -69,12 +69,13 @@ class Jury:
             scorer.load(device_of(self.settings[alias].device), self.settings[alias].dtype)
 
     def score(self, groups: Sequence[Sequence[Candidate]]) -> Scores:
-        """Groups of candidates of one request each -> scores per alias, in order of the candidates."""
+        """Groups of candidates of one request each -> scores per alias, in order of the candidates. A candidate that failed
+        fails with its own reason."""
         found: Scores = {}
         for alias, scorer in self.scorers.items():
             self.current = alias
             width = getattr(scorer, "concurrency", 1)
-            call = partial(score_batch, scorer, room=self.rooms[alias])
+            call = partial(_scored, scorer, self.rooms[alias])
             blocks = self._blocks(alias, groups)
             if width > 1:  # it waits for another machine
                 answers = [scores for _, scores in in_order(call, blocks, width)]
@@ -97,6 +98,10 @@ class Jury:
         for scorer in self.scorers.values():
             if hasattr(scorer, "close"):
                 scorer.close()
+
+
+def _scored(scorer: Any, room: Room, block: Sequence[Candidate]) -> list[Score]:
+    return score_batch(scorer, [c if c.error is None else Score(None, error=c.error) for c in block], room)
 
 
 def values_of(scores: Scores, alias: str) -> np.ndarray:

@@ -83,8 +83,7 @@ def weight_of(
     from PIL import Image as pil
 
     width, height = size[0] // wiring.downscale, size[1] // wiring.downscale
-    deep = image.mode.startswith("I")  # 16 bits, which convert("L") cuts off at 255
-    grey = np.asarray(image, np.float32) / 65535 if deep else np.asarray(image.convert("L"), np.float32) / 255
+    grey = np.asarray(image.convert("L"), np.float32) / 255
     box = (part[0] * image.width, part[1] * image.height, part[2] * image.width, part[3] * image.height)
     cells = np.array(pil.fromarray(grey).resize((width, height), pil.Resampling.BOX, box))
     return _laid_out(torch.from_numpy(cells[:, ::-1].copy() if flip else cells), wiring, like)

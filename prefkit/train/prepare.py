@@ -12,6 +12,7 @@ from prefkit import registry
 from prefkit.config import Recipe, Train, content
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs, fields_of
+from prefkit.images import Background
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
@@ -50,7 +51,9 @@ class Plan:
         # hidden beside the trainings, so that all of this run share it
         code = registry.code_hash(config.family, "family")
         family = [config.family] if code is None else [config.family, code]
-        self.cache = folder.parent / ".cache" / digest(self.revision, *family, self.call, self.frozen_dtype)
+        self.cache = (
+            folder.parent / ".cache" / digest(self.revision, *family, self.call, self.frozen_dtype, Background.rules())
+        )
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
         """What is masked; read once, for the pairs of the first call."""
@@ -230,6 +233,8 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     masks = plan.masks(pairs)
     if masks is not None:
         found["masks"] = digest([masks.said(pair, side) for pair in pairs for side in pair.sides])
+    if Background.said():
+        found["background"] = Background.name()
     if config.curriculum:
         found["rank_gaps"] = digest([pair.rank_gap for pair in pairs])
     plugins = {"objective": config.objective.use, "family": config.family}

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from prefkit.errors import TrainingError
 from prefkit.generate.generators import candidate_seed
+from prefkit.models.latents import NOT_FINITE
 from prefkit.models.sample import Sampled
+from prefkit.output import warn
 from prefkit.score.diversity import mean_diversity, thumbnail
 from prefkit.store.files import write_whole
 from prefkit.train.jury import Jury, values_of
@@ -55,6 +58,7 @@ class Watch:
         for start in range(0, len(self.asked), self.batch):
             part = self.asked[start : start + self.batch]
             images += self.sample([a.request for a in part], [a.seed for a in part])
+        self._check_finite(name, images)
         candidates = [candidate_of({}, a, s, latents=False) for a, s in zip(self.asked, images, strict=True)]
         scores = self.jury.score([candidates[i : i + SEEDS] for i in range(0, len(candidates), SEEDS)])
         found: dict[str, Any] = {}
@@ -65,10 +69,21 @@ class Watch:
             found[alias] = {"mean": mean, "deviation": deviation, "failed": int(np.isnan(values).sum())}
         found["gain"] = self.gain(found, self.watched)
         found["reward_gain"] = self.gain(found, self.rewards)
-        small = {(a.request.request_id, a.index): thumbnail(s.image) for a, s in zip(self.asked, images, strict=True)}
+        both = zip(self.asked, images, strict=True)
+        small = {(a.request.request_id, a.index): thumbnail(s.image) for a, s in both if s.finite}
         found["diversity"] = mean_diversity(small)
         self._picture(name, images)
         return found
+
+    def _check_finite(self, name: str, images: Sequence[Sampled]) -> None:
+        """Raises TrainingError where no image of the first look is finite; warns of fewer, and of later ones."""
+        broken = sum(not sampled.finite for sampled in images)
+        if broken == len(images) and not self.first:
+            raise TrainingError(f"{self.folder.parent.name}, {name}: {NOT_FINITE}")
+        if broken:
+            warn(
+                f"{self.folder.parent.name}, {name}: {broken} of {len(images)} images are not finite and count as failed."
+            )
 
     def gain(self, found: dict[str, Any], aliases: Sequence[str]) -> float:
         """Mean over the aliases of (now - first) / first deviation, better being above 0; 0 where there is none."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from prefkit import output
 from prefkit.errors import TooManyFailures, UsageError
+from prefkit.recipe import use_background
 
 POSITIONAL = ("SOURCE", "file or folder, or a datasets id (then with --as)")
 
@@ -52,6 +54,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise UsageError(
             "import wants a source and a run: prefkit import SOURCE RUN [--as LAYOUT]. See prefkit import --help."
         )
+    use_background(Path(known.into))
     if known.layout == "votes" or (known.layout is None and vote_files(known.run_folder)):
         counts = import_votes(Store(known.into), known.run_folder, known.name or "votes")
         output.emit(counts, known.json, [counts])

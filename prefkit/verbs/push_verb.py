@@ -8,6 +8,7 @@ from typing import Any
 from prefkit import output
 from prefkit.cli import open_run
 from prefkit.errors import UsageError
+from prefkit.recipe import use_background
 from prefkit.store import Store
 
 
@@ -41,6 +42,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     store = Store(known.run_folder) if known.run_folder and not (known.recipe or flags) else None
     if store is None or not store.exists():
         store = open_run("push", known, flags).store
+    use_background(store.folder)
     found: dict[str, Any] = push(
         store,
         known.to,

@@ -108,7 +108,7 @@ CONTENT = {
     },
     "Set": {"source", "split", "prompt_column"},
     "Eval": {"models", "scorers", "sets", "generator", "base_guidance", "base_steps", "tie", "bootstrap"},
-    "Recipe": {"run", "model", "requests", "generate", "score", "compare", "pair", "train", "eval"},
+    "Recipe": {"run", "model", "requests", "generate", "score", "compare", "pair", "train", "eval", "background"},
 }
 FREE = {
     "Model": {"trust_remote_code"},

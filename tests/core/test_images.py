@@ -105,12 +105,11 @@ def test_damage_is_told(monkeypatch):
         images.rgb(encoded(half_red()))
 
 
-#: check that bytes are whole; send bytes as they are; turn a mask as they do; read an own file
+#: check that bytes are whole; send bytes as they are; read an own file
 LOOK_ELSEWHERE = {
     "hub/pictures.py",
     "score/judge/server.py",
     "score/check.py",
-    "train/beside.py",
     "tiny/art.py",
     "images.py",
 }

@@ -17,6 +17,7 @@ from prefkit.hub.exports import run_export
 from prefkit.hub.imports import run_import
 from prefkit.hub.pairs_in import Pairs
 from prefkit.hub.pairs_out import write_pairs
+from prefkit.hub.pictures import suffix_of
 from prefkit.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -158,16 +159,18 @@ def test_images_of_two_formats_get_one_name(tmp_path):
 
 @pytest.mark.parametrize("kind", ["AVIF", "TIFF", "big"])
 def test_images_keep_the_ending_of_their_format(tmp_path, kind):
-    """Trainers look for endings: .bin is no image to them."""
+    """Trainers look for endings: .bin is no image to them. 16 bits, which they would cut off, become 8 (PNG)."""
     suffix = {"AVIF": ".avif"}.get(kind, ".tif")
     for i, side in enumerate("wl"):
         (tmp_path / "s" / side).mkdir(parents=True)
         data = layouts.image(i, kind) if kind != "big" else big_endian_tiff(i)
+        assert suffix_of(data) == suffix
         (tmp_path / "s" / side / f"0{suffix}").write_bytes(data)
     run_import(Store(tmp_path / "run"), str(tmp_path / "s"), flags={"prompt": "a hat"}, pairs=True, test_share=0)
     run_export(str(tmp_path / "run"), tmp_path / "out", layout="folders")
+    written = ".png" if kind == "big" else suffix
     assert sorted(p.suffix for p in (tmp_path / "out" / "train").rglob("0000000.*")) == sorted(
-        [suffix, suffix, ".txt", ".txt"]
+        [written, written, ".txt", ".txt"]
     )
 
 

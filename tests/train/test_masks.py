@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from prefkit.errors import FingerprintError, UsageError
+from prefkit.images import rgb
 from prefkit.models.maps import unpack
 from prefkit.models.wiring import Wiring
 from prefkit.store.rows import candidate_row
@@ -200,9 +201,11 @@ def test_another_mask_is_seen_and_no_training_goes_on_with_it(run, pair_rows, lo
 
 
 def test_mask_images_of_16_bits_and_those_that_are_broken(run, pair_rows, loop_of):
-    grey = Image.fromarray(np.full((64, 64), 16384, np.uint16))
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 16384, np.uint16)).save(buffer, "PNG")
+    grey = rgb(buffer.getvalue())
     found = weight_of(grey, WIRING, torch.zeros(4, 8, 8), (64, 64))
-    torch.testing.assert_close(found, torch.full((4, 8, 8), 16384 / 65535), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, torch.full((4, 8, 8), 63 / 255), rtol=1e-6, atol=0)
     store, recipe = masked(run, pair_rows, {"where": "mask"})
     store.inputs().append([{"id": "mask", "bytes": b"no image"}])
     with pytest.raises(UsageError, match="no image that can be read"):

@@ -116,12 +116,12 @@ class Encoder:
 
     def __call__(self, pair: PairOut) -> dict[str, bytes]:
         return {
-            "img_win_latents": self._latents(pair.win),
-            "img_lose_latents": self._latents(pair.lose),
+            "img_win_latents": self._latents(pair.win, f"export: the winner of pair {pair.number}"),
+            "img_lose_latents": self._latents(pair.lose, f"export: the loser of pair {pair.number}"),
             **self.prompt(pair.caption),
         }
 
-    def _latents(self, data: bytes) -> bytes:
+    def _latents(self, data: bytes, where: str) -> bytes:
         """The mode of the VAE's posterior, shifted and scaled as the transformer sees it: [C, h, w]."""
         import torch
 
@@ -129,6 +129,8 @@ class Encoder:
         vae = self.pipe.vae
         with torch.no_grad():
             latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()[0]
+        if not latents.isfinite().all():
+            raise UsageError(f"{where}: its latents are not finite. Use another --dtype, such as bfloat16 or float32.")
         return _saved((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor)
 
     def _prompt(self, text: str) -> dict[str, bytes]:

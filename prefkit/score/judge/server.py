@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.images import orientation, said_in_png
+from prefkit.images import head_traits
 from prefkit.paths import read_regular
 from prefkit.score.core import undecodable
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
@@ -124,7 +124,7 @@ class ServerBackend:
 
 
 def data_url(candidate: Candidate) -> str:
-    """The stored file where it is RGB, upright and whole, so that nothing is lost; else the pixels as PNG.
+    """The stored file where it is whole and shows its RGB numbers, so that nothing is lost; else the pixels as PNG.
 
     Raises what Pillow raises for a damaged image.
     """
@@ -134,8 +134,7 @@ def data_url(candidate: Candidate) -> str:
     if raw is not None:
         with Image.open(io.BytesIO(raw)) as image:
             kind = MEDIA.get(image.format or "")
-            turned = (kind != MEDIA["PNG"] or said_in_png(raw)) and orientation(image) != 1
-            if image.mode != "RGB" or turned or not whole(raw, image.format):
+            if image.mode != "RGB" or head_traits(image, raw) or not whole(raw, image.format):
                 kind = None
     if raw is None or kind is None:
         buffer = io.BytesIO()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from prefkit.errors import PluginError, UsageError
+from prefkit.paths import read_regular
 from prefkit.score.remote.protocol import Hello, file_bytes, item_of, read_hello, read_scores
 from prefkit.types import Candidate, Score, ScorerSpec, digest
 
@@ -102,10 +103,11 @@ class ProcessScorer:
     def _path(self, candidate: Candidate, folder: str) -> Path | None:
         if self.options.images == "base64" or "image" not in self.requires:
             return None
-        if candidate.path is not None:
+        data = file_bytes(candidate)
+        if candidate.path is not None and data == read_regular(candidate.path):
             return Path(candidate.path).resolve()
         path = Path(folder) / digest(candidate.id)
-        path.write_bytes(file_bytes(candidate))
+        path.write_bytes(data)
         return path
 
     def _start(self) -> Hello:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError
+from prefkit.images import shown
 from prefkit.paths import read_regular
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -106,11 +107,11 @@ def candidate_of(item: Mapping[str, Any], paths: bool) -> Candidate:
 
 
 def file_bytes(candidate: Candidate) -> bytes:
-    """The image as an encoded file: the stored bytes; where there are none, PNG of the pixels."""
+    """The image as an encoded file: the stored bytes where every decoder shows them alike, else PNG of the pixels."""
     if candidate.image is not None:
-        return candidate.image
+        return shown(candidate.image)
     if candidate.path is not None:
-        return read_regular(candidate.path)
+        return shown(read_regular(candidate.path))
     buffer = io.BytesIO()
     candidate.pil().save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

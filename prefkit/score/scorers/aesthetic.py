@@ -5,6 +5,11 @@
 with E the image side of CLIP-L/14 and a head of five linear layers (768-1024-128-64-16-1, no activation, so one linear
 map) trained on SAC, Logos and AVA ratings. The published file is `sac+logos+ava1-l14-linearMSE.pth`; the default is a
 safetensors copy of it on the Hub.
+
+Images are prepared as in the published code, OpenAI's `clip.load`: resized in their own mode (so that a palette is not
+interpolated), a centre crop that rounds half pixels, then RGB. Where prefkit departs from it: transparency is composited on
+white (`background`) and a colour profile is converted to sRGB first, because the published code scores the colours
+that lie hidden under the transparency.
 """
 
 from __future__ import annotations
@@ -31,17 +36,18 @@ class Aesthetic:
     Options = AestheticOptions
     requires = frozenset({"image"})
     scope = "absolute"
+    own_modes = True  # resizes before it converts to RGB
 
     def __init__(self, options: AestheticOptions) -> None:
         self.options = options
-        self.encoder = Encoder(options.model, library="transformers")
+        self.encoder = Encoder(options.model, library="transformers", openai=True)
 
     def spec(self) -> ScorerSpec:
         from prefkit.score.weights import file_revision
 
         return ScorerSpec(
             "aesthetic",
-            "1",
+            "2",
             weights=f"{self.options.head} on {self.encoder.weights()}",
             revision=f"{file_revision(self.options.head, FILE)} on {self.encoder.revision()}",
             preprocessing=self.encoder.preprocessing(),

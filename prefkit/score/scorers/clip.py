@@ -1,4 +1,8 @@
-"""Agreement of image and prompt by any CLIP model: the cosine, or one of the published scalings of it."""
+"""Agreement of image and prompt by any CLIP model: the cosine, or one of the published scalings of it.
+
+The published path of open_clip and of CLIPScore is open_clip's own transform, whose centre crop rounds half pixels as
+OpenAI's does; with `library: transformers` it is that library's processor, which floors them. Both get RGB images here.
+"""
 
 from __future__ import annotations
 

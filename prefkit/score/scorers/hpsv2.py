@@ -5,6 +5,7 @@
 without the logit scale; mostly between 0.14 and 0.34, and the published tables show it times 100. The longest side goes
 to 224 and the rest is padded with black, so nothing is cropped away. The resize is Pillow's: the original resizes a
 tensor, which torchvision does without antialiasing before 0.17 and with it since, so its own numbers moved with it.
+The original fails on images that are not RGB; here they are RGB first.
 """
 
 from __future__ import annotations

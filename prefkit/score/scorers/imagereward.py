@@ -4,6 +4,10 @@
 
 so that the mean is 0 and the deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published. This is a
 port on the BLIP classes of transformers (prefkit/score/blip.py) that reads the published checkpoint.
+
+Images are prepared as in the published code: resized in their own mode (so that a palette is not interpolated), cropped,
+then RGB. Where prefkit departs from it: transparency is composited on white (`background`) and a colour profile is converted
+to sRGB first, because the published code scores the colours that lie hidden under the transparency.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ class Imagereward:
     Options = ImagerewardOptions
     requires = frozenset({"image", "prompt"})
     scope = "absolute"
+    own_modes = True  # resizes before it converts to RGB
 
     def __init__(self, options: ImagerewardOptions) -> None:
         self.options = options
@@ -42,22 +47,21 @@ class Imagereward:
         files = dict.fromkeys(file_revision(self.options.model, name) for name in (FILE, CONFIG))
         return ScorerSpec(
             "imagereward",
-            "1",
+            "2",
             weights=f"{self.options.model}, tokenizer {self.options.tokenizer}",
             revision=" ".join([*files, weights_revision(self.options.tokenizer)]),
-            preprocessing="RGB; shortest side to the model's size, bicubic (Pillow), centre crop; prompt cut at 35 tokens",
+            preprocessing="shortest side to the model's size, bicubic (Pillow), centre crop, then RGB; prompt cut at 35 tokens",
             formula=f"(linear head(CLS) - {MEAN}) / {STD}",
             licence="Apache-2.0",
         )
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for weights that are not there or are no ImageReward."""
-        import open_clip
         from transformers import AutoTokenizer
 
         from prefkit.models.load import dtype_of
         from prefkit.score.blip import Blip
-        from prefkit.score.networks import unloadable
+        from prefkit.score.networks import openai_transform, unloadable
         from prefkit.score.weights import linear_head, read_state, weights_file
 
         path = weights_file(self.options.model, FILE)
@@ -70,7 +74,7 @@ class Imagereward:
         blip = Blip(state, "blip.", weights_file(self.options.model, CONFIG), path)
         self.blip = blip.to(device, self.dtype).eval()
         self.head = linear_head(state, "mlp.", path).to(device)
-        self.transform: Any = open_clip.image_transform(blip.size, is_train=False)
+        self.transform: Any = openai_transform(blip.size)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         import torch
@@ -79,7 +83,7 @@ class Imagereward:
             [c.prompt for c in batch], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).to(self.device)
         with torch.inference_mode():
-            pixels = torch.stack([self.transform(c.pil()) for c in batch]).to(self.device, self.dtype)
+            pixels = torch.stack([self.transform(c.native()) for c in batch]).to(self.device, self.dtype)
             seen = self.blip(pixels, text.input_ids, text.attention_mask)
             values = (self.head(seen.float())[:, 0].double() - MEAN) / STD
         return [Score(value) for value in values.tolist()]

@@ -3,7 +3,8 @@
     value = exp(logit_scale) * cos(image, prompt)
 
 by CLIP-H tuned on their choices; mostly between 16 and 26. The published probability of a choice is the softmax of these
-values over the candidates of one prompt, which `pair` works out.
+values over the candidates of one prompt, which `pair` works out. Images go through transformers' processor (RGB first, a
+centre crop that floors half pixels), as published.
 """
 
 from __future__ import annotations

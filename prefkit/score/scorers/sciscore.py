@@ -4,7 +4,8 @@
 
 by CLIP-H tuned on images that obey or break a law. The text is always the implicit prompt, which does not name the
 outcome ("an iron nail after a month in the rain"), also for images that an explicit prompt asked for: where the
-prompt of a request is not the implicit one, `text` names the column that is.
+prompt of a request is not the implicit one, `text` names the column that is. Images go through transformers' processor (RGB
+first, a centre crop that floors half pixels), as published.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Agreement of image and prompt by SigLIP or SigLIP 2: the cosine, its logit, or the published sigmoid of it.
 
 A SigLIP model is trained to tell each pair by itself (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability that needs
-no other prompts to compare with. Prompts are lower-cased and padded to the full context, as in training.
+no other prompts to compare with. Prompts are lower-cased and padded to the full context, as in training. Images (RGB first) are stretched to the model's square,
+as published, so that nothing is cropped.
 """
 
 from __future__ import annotations

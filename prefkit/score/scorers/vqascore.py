@@ -5,6 +5,8 @@
 over all tokens that read as yes whatever their case and spaces, of a model loaded here or of an OpenAI-compatible server.
 The aspect `leftover` is the probability of neither Yes nor No; where they hold less than `min_mass` there is no score. A
 server shows its 20 likeliest tokens only: an answer outside of them counts as having no probability.
+Images go through the model's own processor (RGB first), as published; a server gets the file, or a PNG where the file would
+show otherwise than it is seen here (prefkit/images.py).
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def check_failures(values: np.ndarray, limit: float, errors: Sequence[str], numb
     if failed > limit * len(values) or failed == len(values):
         raise TrainingError(
             f"round {number}: {failed} of {len(values)} rewards are missing, more than online.max_failed {limit:g} allows. "
-            f"The first: {errors[0] if errors else 'no reason given'}. Mend the scorer and run this again: it goes on at "
-            "the round's start."
+            f"The first: {errors[0] if errors else 'no reason given'}. Fix this and run it again: it goes on at the "
+            "round's start."
         )
     return failed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Loop:
             chains += [taped] if taped is not None else []
             made = [candidate_of(self.spec, a, s, not self.learner.records) for a, s in zip(part, images, strict=True)]
             if not round_.candidates:
-                self.jury.check(made[0])
+                self.jury.check(replace(made[0], image=made[0].image or b""))
             round_.candidates += made
             open_ += made
             whole = len(open_) // group * group
@@ -152,6 +152,8 @@ class Loop:
         if self.online.mask is not None and round_.chains is not None:
             like = round_.chains.states[0, 0]
             for place, (i, score) in enumerate(zip(round_.own, found[self.online.mask], strict=True)):
+                if round_.candidates[place].error is not None:
+                    continue
                 size = round_.candidates[place].pil().size
                 round_.masks[i] = mask_of(score.aspects or {}, self.rollout.wiring, like, size)
         return found
