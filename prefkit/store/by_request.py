@@ -53,20 +53,25 @@ class Cursors:
     """At most OPEN parts at once, the one unused for longest closed first."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        self.columns, self.open = columns, OrderedDict[Path, Cursor]()
+        self.columns, self.open, self.lost = columns, OrderedDict[Path, Cursor](), set[Path]()
 
     def row(self, path: Path, number: int) -> dict[str, Any] | None:
         """None where the part is damaged, which has been said then."""
         import pyarrow as pa
 
+        if path in self.lost:
+            return None
         try:
             if path not in self.open:
                 self.open[path] = Cursor(path, self.columns)
             self.open.move_to_end(path)
             found = self.open[path].row(number)
         except (pa.ArrowException, OSError):
-            part = read_part(path, self.columns)  # it sets a damaged part aside
-            found = None if part is None else part.slice(number, 1).to_pylist()[0]
+            self.lost.add(path)
+            if path in self.open:
+                self.open.pop(path).close()
+            read_part(path, self.columns)  # it sets a damaged part aside, and says so
+            return None
         while len(self.open) > OPEN:
             self.open.popitem(last=False)[1].close()
         return found

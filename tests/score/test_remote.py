@@ -388,6 +388,18 @@ def test_a_scorer_in_another_process(command, images):
     scorer.stop()
 
 
+def test_a_process_that_overwrites_its_images_leaves_those_of_the_user_alone(tmp_path):
+    text = SCORER.replace("import base64", "from pathlib import Path\nimport base64")
+    text = text.replace("        width =", "        Path(item['path']).write_bytes(b'')\n        width =")
+    (tmp_path / "scorer.py").write_text(text)
+    (tmp_path / "mine.png").write_bytes(png(3))
+    scorer = make_scorer(f"exec:{sys.executable} {tmp_path}/scorer.py", {"images": "path"})
+    item = Candidate("a", "r", 0, 0, "a", path=str(tmp_path / "mine.png"), extra={"user": 100})
+    (score,) = score_batch(scorer, [item])
+    assert score.error is None and (tmp_path / "mine.png").read_bytes() == png(3)
+    scorer.stop()
+
+
 def test_a_process_that_stops_reading_ends_at_the_time_out(tmp_path):
     (tmp_path / "deaf.py").write_text(
         'import json, time\nprint(json.dumps({"protocol": 1, "spec": {"name": "deaf", "version": 1}}), flush=True)\n'

@@ -104,9 +104,8 @@ class ProcessScorer:
     def _path(self, candidate: Candidate, folder: str) -> Path | None:
         if self.options.images == "base64" or "image" not in self.requires:
             return None
-        if candidate.path is not None:
-            return Path(candidate.path).resolve()
-        path = Path(folder) / digest(candidate.id)
+        # a copy, also of a file that stays where it is: what the process does to it is its own business
+        path = Path(folder) / (digest(candidate.id) + Path(candidate.path or "").suffix)
         path.write_bytes(file_bytes(candidate))
         return path
 
