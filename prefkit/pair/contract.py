@@ -13,6 +13,7 @@ from prefkit.guest import guarded
 from prefkit.pair.block import Chosen
 
 Pairs = list[tuple[int, int, float]]
+COLUMNS = ("win", "lose", "score_gap", "rank_gap", "p", "agreement", "conflict", "by")
 
 
 def pairs_of(strategy: Any, value: np.ndarray, scores: np.ndarray, name: str) -> Pairs:
@@ -42,7 +43,7 @@ def _pair(pair: Any, count: int, name: str) -> tuple[int, int, float]:
 def _refuse(name: str, win: int, lose: int, gap: float, count: int) -> None:
     said = f"strategy {name} returned the pair ({win}, {lose}) with gap {gap}"
     if not (0 <= win < count and 0 <= lose < count):
-        raise PluginError(f"{said}, but the request has {count} candidates: places go from 0 to {count - 1}.")
+        raise PluginError(f"{said}, but there are {count} candidates: places go from 0 to {count - 1}.")
     if win == lose or not gap >= 0 or gap == float("inf"):
         raise PluginError(f"{said}; a winner must differ and not be worse, by a finite gap.")
 
@@ -74,3 +75,17 @@ def checked_block(found: Any, shape: tuple[int, ...], scorers: int, name: str) -
         raise PluginError(
             f"strategy {name}: block() names request {row[i]} of {shape[0]}, or a scorer that is not there."
         )
+
+
+def checked_table(found: Any, requests: np.ndarray, name: str) -> None:
+    """found: what a strategy made of votes, a row a pair; requests [N]: of the candidates. Raises PluginError."""
+    lacking = [column for column in COLUMNS if column not in getattr(found, "columns", ())]
+    if lacking:
+        raise PluginError(f"strategy {name}: compared() must return a DataFrame with {', '.join(COLUMNS)}.")
+    win, lose, gap = (found[column].to_numpy() for column in ("win", "lose", "score_gap"))
+    if win.dtype.kind not in "iu" or lose.dtype.kind not in "iu" or gap.dtype.kind not in "iuf":
+        raise PluginError(f"strategy {name}: compared() must give places as integers, and gaps as numbers.")
+    for pair in zip(win.tolist(), lose.tolist(), gap.tolist()):
+        _refuse(name, *pair, len(requests))
+    if (requests[win] != requests[lose]).any():
+        raise PluginError(f"strategy {name}: compared() pairs candidates of two requests, which do not compare.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from prefkit.errors import PluginError
 from prefkit.pair.block import Chosen
 from prefkit.pair.choose import choose_pairs
-from prefkit.pair.contract import pairs_of
+from prefkit.pair.contract import COLUMNS, checked_table, pairs_of
 
 GROUPS = np.repeat([0, 1], 3)
 VALUES = np.array([3.0, 2.0, 1.0, 4.0, 6.0, 5.0])
@@ -125,3 +126,24 @@ def test_a_strategy_that_ends_the_program_is_named(name, error):
     methods = {"pairs": lambda self, value, scores: [], name: ends}
     with pytest.raises(PluginError, match=f"strategy mine tried to end the program: {type(error).__name__}"):
         choose(type("Ends", (), methods)())
+
+
+@pytest.mark.parametrize(
+    "win, lose, gap, said",
+    [
+        ([0], [9], [1.0], "places go from 0 to 5"),
+        ([-1], [0], [1.0], "places go from 0 to 5"),
+        ([1], [1], [1.0], "must differ"),
+        ([0], [1], [float("nan")], "finite gap"),
+        ([0.0], [1], [1.0], "places as integers"),
+        ([0], [4], [1.0], "candidates of two requests"),
+    ],
+)
+def test_pairs_made_of_votes_are_checked(win, lose, gap, said):
+    table = pd.DataFrame({column: [0] for column in COLUMNS} | {"win": win, "lose": lose, "score_gap": gap})
+    with pytest.raises(PluginError, match=said):
+        checked_table(table, GROUPS, "mine")
+    checked_table(table.assign(win=0, lose=2, score_gap=0.0), GROUPS, "mine")
+    for found in (None, [], table.drop(columns="p")):
+        with pytest.raises(PluginError, match="must return a DataFrame"):
+            checked_table(found, GROUPS, "mine")
