@@ -58,7 +58,7 @@ def of_requests(requests: Sequence[Pairs]) -> Chosen:
 
 def checked_block(found: Any, shape: tuple[int, ...], scorers: int, name: str) -> None:
     """found of a block [R, N] of requests. Raises PluginError for anything but a Chosen whose places are there."""
-    columns = [getattr(found, column, None) for column in ("row", "win", "lose", "gap")]
+    columns: list[Any] = [getattr(found, column, None) for column in ("row", "win", "lose", "gap")]
     shapes = {getattr(column, "shape", None) for column in columns}
     whole = all(getattr(getattr(column, "dtype", None), "kind", "") in "iu" for column in columns[:3])
     if len(shapes) != 1 or len(shapes.pop() or (0, 0)) != 1 or not whole:
