@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from prefkit import output
+from prefkit import interrupts, output
 from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 
 VERBS = {
@@ -37,7 +37,7 @@ EPILOG = """examples:
   prefkit train runs/x --controls --steps 500
 
 Every key of the recipe is a flag: --section.name.key VALUE, or --key VALUE where only one entry can be meant.
-exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed items, 130 interrupted (state kept)"""
+exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed items, 130 interrupted by Ctrl-C or SIGTERM (state kept)"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(argv: list[str]) -> int:
+    with interrupts.handled(at_once=True):
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(overview())
@@ -58,7 +63,7 @@ def run(argv: list[str]) -> int:
         return verb(argv[0], argv[1:])
     except KeyboardInterrupt:
         print("Interrupted. What was done is kept; the same command continues.", file=sys.stderr)
-        return 130
+        return interrupts.CODE
     except PrefkitError as error:
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
@@ -72,6 +77,13 @@ def run(argv: list[str]) -> int:
             raise
         text = " ".join(str(error).split()) or "no message"
         print(f"Error: {type(error).__name__}: {text[:500]} (PREFKIT_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+    except BaseException as error:  # sys.exit in code that is not prefkit's, wherever it was called
+        from prefkit.guest import named
+
+        if os.environ.get("PREFKIT_DEBUG") == "1":
+            raise
+        print(f"Error: the program was ended before its work was done, by {named(error)}.", file=sys.stderr)
         return 1
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefkit import interrupts
+
 LINE_EVERY = 30.0  # seconds between progress lines where stderr is no terminal
 
 quiet = False  # set once by the command line (-q): no notes, hints or progress; warnings and errors stay
@@ -80,7 +82,9 @@ class Progress:
             print(file=sys.stderr)
 
     def update(self, n: int = 1, **shown: Any) -> None:
+        """Raises KeyboardInterrupt where the work was asked to end, and a plug-in has swallowed that."""
         self.done += n
+        interrupts.check()
         now = time.monotonic()
         if quiet or now - self.shown < (0.1 if self.live else LINE_EVERY):
             return

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError, UsageError
+from prefkit.guest import guarded
 
 ROOMS = {
     "scorer": "prefkit.score.scorers",
@@ -107,7 +108,10 @@ def load(kind: str, name: str) -> Any:
     if point is None:
         return _imported(kind, name, f"{ROOMS[kind]}.{name}").plugin
     try:
-        return point.load()
+        with guarded(f"{kind} {name} ({point.value})"):
+            return point.load()
+    except PluginError:
+        raise
     except Exception as error:
         raise PluginError(
             f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Nothing else is "
@@ -137,8 +141,9 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
         path = Path(where).expanduser()
     else:
         try:
-            spec = importlib.util.find_spec(where)
-        except (ImportError, ValueError):  # loading it says what is wrong
+            with guarded(f"plug-in {use}"):  # the packages around it are imported
+                spec = importlib.util.find_spec(where)
+        except Exception:  # loading it says what is wrong
             return None
         path = Path(spec.origin if spec is not None and spec.origin else "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
@@ -199,20 +204,33 @@ def _from_file(kind: str, path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module  # dataclasses and pickling look modules up by name
+    whole = False
     try:
-        spec.loader.exec_module(module)
+        with guarded(f"{kind} file {path}"):
+            spec.loader.exec_module(module)
+        whole = True
+    except PluginError:
+        raise
     except Exception as error:
         raise PluginError(f"{kind} file {path} could not be imported: {type(error).__name__}: {error}") from error
+    finally:
+        if not whole:  # half a module would be found by its name
+            sys.modules.pop(key, None)
     return module
 
 
 def _imported(kind: str, name: str, module: str) -> Any:
     try:
-        return importlib.import_module(module)
+        with guarded(f"{kind} {name}"):
+            return importlib.import_module(module)
+    except PluginError:
+        raise
     except ImportError as error:
         raise PluginError(
             f"{kind} {name} could not be imported: {error}. Install what it needs, then try again."
         ) from error
+    except Exception as error:
+        raise PluginError(f"{kind} {name} could not be imported: {type(error).__name__}: {error}") from error
 
 
 def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
@@ -229,4 +247,6 @@ def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
 def make(kind: str, name: str, given: Mapping[str, Any], where: str = "") -> Any:
     """An instance of the plug-in class with its options checked."""
     found = load_class(kind, name)
-    return found(options(found, given, where or f"{kind} {name}"))
+    checked = options(found, given, where or f"{kind} {name}")
+    with guarded(f"{kind} {name}"):
+        return found(checked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from prefkit import registry
 from prefkit.config import Generate, Model, content
 from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
+from prefkit.guest import guarded, lent, picture
 from prefkit.models.place import device_of
 from prefkit.types import Candidate, Request, digest
 
@@ -74,14 +76,17 @@ def open_generator(
         )
     plugin = registry.load("generator", settings.use)
     if isinstance(plugin, type):
-        return _from_class(plugin(), settings.use)
+        with guarded(f"generator {settings.use}"):
+            return _from_class(plugin(), settings.use)
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
-        images = plugin([r.prompt for r in requests], list(seeds))
+        with guarded(f"generator {settings.use}"):
+            images = plugin([r.prompt for r in requests], list(seeds))
         found = _same_length(images, requests, settings.use)
         for image in found:
             _check_image(image, settings.use)
-        return [{"image": image} for image in found]
+        # encoded in another thread, while the generator may paint its next image on the same canvas
+        return [{"image": picture(image)} for image in found]
 
     return call
 
@@ -90,12 +95,36 @@ def _from_class(instance: Any, name: str) -> Callable[..., list[dict[str, Any]]]
     def result(c: Candidate) -> dict[str, Any]:
         if c.error is not None:
             return {"error": c.error}
-        return {"image": c.pil(), "encoded": c.image, "payload": c.payload, "extra": dict(c.extra)}
+        return {
+            "image": picture(c.pil()),
+            "encoded": c.image,
+            "payload": c.payload,
+            "extra": copy.deepcopy(dict(c.extra)),
+        }
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
-        return [result(c) for c in _same_length(instance.generate(list(requests), list(seeds)), requests, name)]
+        with guarded(f"generator {name}"):
+            found = instance.generate(lent(requests), list(seeds))
+        made = _same_length(found, requests, name)
+        _check_candidates(made, requests, name)
+        return [result(c) for c in made]
 
     return call
+
+
+def _check_candidates(made: Sequence[Any], requests: Sequence[Request], name: str) -> None:
+    """Raises PluginError for what is no candidate, or answers another request of the batch than its place says."""
+    asked = {r.request_id for r in requests}
+    for c, request in zip(made, requests):
+        if not isinstance(c, Candidate):
+            raise PluginError(f"generator {name} returned a {type(c).__name__} where a Candidate is needed.")
+        if c.request_id != request.request_id and c.request_id in asked:
+            raise PluginError(
+                f"generator {name} returned a candidate of request {c.request_id} in the place of {request.request_id}; "
+                "candidates must come in the order of the requests."
+            )
+        if not isinstance(c.extra, Mapping) or not isinstance(c.payload, (bytes, type(None))):
+            raise PluginError(f"generator {name}: a candidate's extra must be a dict, and its payload bytes or None.")
 
 
 def _check_image(image: Any, name: str) -> None:

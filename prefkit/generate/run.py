@@ -215,7 +215,10 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
     base: dict[str, Any] = {"id": cid, "request_id": request.request_id, "index": index, "seed": seed}
     if "error" in result:
         return Candidate(**base, error=result["error"])
-    image = result.get("encoded") or encoded(result["image"], settings.format)
+    try:
+        image = result.get("encoded") or encoded(result["image"], settings.format)
+    except Exception as error:  # Pillow raises what it likes for a mode or a size that the format has not
+        return Candidate(**base, error=f"the image could not be encoded: {type(error).__name__}: {error}")
     payload = result.get("payload")
     if settings.latents and result.get("latents") is not None:
         payload = latents_payload(result["latents"])

@@ -14,6 +14,7 @@ from prefkit.hub.shards import BySplit, card
 from prefkit.images import shown
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
+from prefkit.store.latest import latest
 from prefkit.store.own import check_pairs, files_in, swap
 from prefkit.store.parquet import Shards
 from prefkit.store.reader import CandidateReader
@@ -75,7 +76,7 @@ def _tally(store: Store, name: str, base: sqlite3.Connection) -> int:
     base.execute("DROP TABLE IF EXISTS pair")
     base.execute("CREATE TABLE pair (n INTEGER PRIMARY KEY, a TEXT, b TEXT, share REAL, votes INTEGER, UNIQUE (a, b))")
     base.execute("BEGIN")
-    for part in store.comparisons(name).batches(["id_a", "id_b", "outcome", "probability"]):
+    for part in latest([store.comparisons(name)], ["id_a", "id_b", "outcome", "probability"]):
         for row in part.to_pylist():
             if row["outcome"] is None or row["id_a"] == row["id_b"]:
                 continue

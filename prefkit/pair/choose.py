@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prefkit.errors import PluginError
+from prefkit.guest import guarded, is_own
 from prefkit.pair.block import Chosen, ScoreTable, blocks
 from prefkit.pair.combine import combine
+from prefkit.pair.contract import checked_block, of_requests, pairs_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ def choose_pairs(
     value, scores = combine(columns, signs, weights, groups, normalise, scope)
     ties_of = np.array([(ties or {}).get(alias, 0.0) for alias in weights])
     if hasattr(strategy, "fit"):
-        strategy.fit(ScoreTable(value, scores, ties_of, tuple(weights)))
+        own = is_own(strategy)  # a guest may sort its table in place
+        table = (value, scores, ties_of) if own else (value.copy(), scores.copy(), ties_of.copy())
+        with guarded(f"strategy {name}"):
+            strategy.fit(ScoreTable(*table, tuple(weights)))
     parts = [_described(found, members, value, scores, ties_of) for members, found in _chosen(strategy, value, scores, groups, name)]  # fmt: skip
     found = pd.concat(parts, ignore_index=True) if parts else _described(_nothing(), np.zeros((0, 0), int), value, scores, ties_of)  # fmt: skip
     order = np.argsort(groups[found.win.to_numpy()], kind="stable")
@@ -67,19 +71,11 @@ def _chosen(strategy: Any, value: np.ndarray, scores: np.ndarray, groups: np.nda
         if members.shape[1] < 2:
             continue
         if hasattr(strategy, "block"):
-            found = strategy.block(value[members], scores[members])
+            with guarded(f"strategy {name}"):
+                found = strategy.block(value[members], scores[members])
+            checked_block(found, members.shape, scores.shape[1], name)
         else:
-            rows = [(r, *pair) for r, m in enumerate(members) for pair in strategy.pairs(value[m], scores[m])]
-            table = np.array(rows, np.float64).reshape(-1, 4)
-            row, win, lose = table[:, :3].astype(np.int64).T
-            found = Chosen(row, win, lose, table[:, 3])
-        wrong = (found.win == found.lose) | ~(found.gap >= 0)
-        if wrong.any():
-            i = int(np.flatnonzero(wrong)[0])
-            raise PluginError(
-                f"strategy {name} returned the pair ({found.win[i]}, {found.lose[i]}) with gap {found.gap[i]}; a winner "
-                "must differ and not be worse."
-            )
+            found = of_requests([pairs_of(strategy, value[m], scores[m], name) for m in members])
         yield members, found
 
 

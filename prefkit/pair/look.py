@@ -13,6 +13,7 @@ import pyarrow as pa
 from prefkit.images import TRAITS, Background, rgb, traits
 from prefkit.paths import read_regular
 from prefkit.store import Store
+from prefkit.store.latest import latest
 from prefkit.store.table import Table
 
 VERSION = 3  # a new one reads all images again
@@ -48,7 +49,7 @@ def _fill(store: Store, table: Table, generator: str, missing: set[str]) -> None
         return
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for part in store.candidates(generator).batches(["id", "image", "path"]):
+        for part in latest([store.candidates(generator)], ["id", "image", "path"], missing):
             for found in pool.map(look_of, _images(part, missing)):
                 rows.append(found)
                 if len(rows) >= ROWS:

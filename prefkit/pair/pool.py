@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from prefkit.config import Pair
 from prefkit.errors import StoreError, UsageError
 from prefkit.store import Store
+from prefkit.store.latest import latest
 
 COLUMNS = ["id", "request_id", "index", "seed", "sha256", "error"]
 #: how the error of an image begins that the pipeline's safety checker blanked
@@ -65,7 +66,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
     names = requests["request_id"].cast(pa.large_string()).combine_chunks()
     tables, frames, flagged, start = [], [], 0, 0
     for number, generator in enumerate(generators):
-        for part in store.candidates(generator).batches(COLUMNS):
+        for part in latest([store.candidates(generator)], COLUMNS):
             if part["error"].null_count < len(part):
                 flagged += pc.sum(pc.fill_null(pc.starts_with(part["error"], FLAGGED), False)).as_py() or 0
                 part = part.filter(pc.is_null(part["error"]))

@@ -21,6 +21,7 @@ from prefkit.output import note
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.card import card
 from prefkit.pair.choose import Outcome, choose_pairs, top_pairs
+from prefkit.pair.contract import checked_table
 from prefkit.pair.curate import curate
 from prefkit.pair.dataset import PairTable, write_lists, write_pairs, write_ties
 from prefkit.pair.leaks import leaks
@@ -175,6 +176,7 @@ def choose(
     tie = config.tie if config.tie is not None else TIES.get(config.normalise, 0.0) if votes is None else 0.0
     if votes is not None:
         every = strategy.compared(pool, votes)
+        checked_table(every, pool.frame.request.to_numpy(), config.use)
         small = (every.score_gap <= tie).to_numpy()
         empty = np.full((len(pool), 0), np.nan)
         found = Outcome(every[~small].reset_index(drop=True), every[small].reset_index(drop=True), np.full(len(pool), np.nan), empty, np.zeros(0))  # fmt: skip

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prefkit.config import Compare, Recipe
-from prefkit.errors import PluginError, PrefkitError, UsageError
+from prefkit.errors import PrefkitError, UsageError
+from prefkit.guest import guarded, lent
 from prefkit.images import Background
 from prefkit.models.place import device_of
 from prefkit.output import Progress, note
 from prefkit.registry import nearest
-from prefkit.score.core import decode, make_scorer
-from prefkit.score.judge.compare import rates
+from prefkit.score.core import decode, make_scorer, trusted
+from prefkit.score.judge.compare import check_verdicts, rates
 from prefkit.score.licence import check_licence
 from prefkit.score.overlap import in_order
 from prefkit.score.run import wanted_keys
@@ -175,7 +176,9 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
     if not live:
         return failed
     try:
-        found = judge.compare(live, settings.template, settings.aspect)
+        with guarded(f"judge {settings.use}"):
+            shown = live if trusted(judge) else [(a, b) for a, b in zip(*(lent(side) for side in zip(*live)))]
+            found = judge.compare(shown, settings.template, settings.aspect)
     except PrefkitError:
         raise
     except Exception as error:
@@ -184,8 +187,7 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         (a, b) = live[0]
         text = f"{type(error).__name__}: {error}"
         return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, text)]
-    if len(found.rows) != len(live):
-        raise PluginError(f"judge {settings.use} gave {len(found.rows)} verdicts for {len(live)} pairs.")
+    check_verdicts(found, [(a.id, b.id) for a, b in live], settings.use)
     return [*failed, *found.shown, *found.rows]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,12 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.errors import PluginError, PrefkitError, UsageError
+from prefkit.guest import guarded, is_own, lent
 from prefkit.output import warn
 from prefkit.paths import read_regular
+from prefkit.score.contract import check_attributes, checked, scores_of
 from prefkit.score.declare import declared
+from prefkit.score.numbers import row_of
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
 
 AHEAD = 3  # batches decoded ahead of the one being scored
@@ -65,15 +67,8 @@ class FunctionScorer:
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         given = {name: [c.extra.get(name) for c in batch] for name in self.context}
         values = self.function([c.pil() for c in batch], [c.prompt for c in batch], **given)
-        if not hasattr(values, "__len__") or isinstance(values, str):
-            raise PluginError(
-                f"scorer {self.name} returned a {type(values).__name__}; a list with one number per image is needed."
-            )
-        if len(values) != len(batch):
-            raise PluginError(
-                f"scorer {self.name} returned {len(values)} values for {len(batch)} images; one each is needed."
-            )
-        return [Score(None, error="the function returned None") if v is None else Score(v) for v in values]
+        row = row_of(values, len(batch), f"scorer {self.name}")
+        return [Score(None, error="the function returned None") if v is None else Score(v) for v in row]
 
 
 def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
@@ -88,7 +83,12 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
             f"{where or 'scorer'}: {use} is no scorer: a function (images, prompts) -> list of numbers, or a class with "
             "spec, load and score, is needed."
         )
-    return found(registry.options(found, options, where or f"scorer {use}"))
+    checked_options = registry.options(found, options, where or f"scorer {use}")
+    with guarded(f"scorer {use}"):
+        made = found(checked_options)
+    if not is_own(found):
+        check_attributes(made, f"scorer {use}")
+    return made
 
 
 def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
@@ -96,7 +96,7 @@ def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
     has = {"prompt"} | set(candidate.extra)
     has |= {"image"} if candidate.image is not None or candidate.path is not None else set()
     has |= {"payload"} if candidate.payload is not None else set()
-    return sorted(scorer.requires - has)
+    return sorted(set(scorer.requires) - has)
 
 
 def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate | Score]]:
@@ -206,40 +206,29 @@ def free_memory() -> None:
 
 
 def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
+    """Each call of a guest has copies of its own: also the one that is repeated image by image after an error."""
     try:
-        found = scorer.score(batch)
+        with guarded(lambda: f"scorer {name_of(scorer)}"):
+            found: Any = scorer.score(list(batch) if trusted(scorer) else lent(batch))
     except PrefkitError:
         raise
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         if out_of_memory(error):
             raise
         if len(batch) == 1 or scorer.scope == "within_request":
             return [Score(None, error=f"{type(error).__name__}: {error}")] * len(batch)
         return [score for c in batch for score in _scored(scorer, [c])]
-    if not isinstance(found, Sequence) or len(found) != len(batch) or not all(isinstance(s, Score) for s in found):
-        name, had = scorer.spec().name, type(found).__name__
-        if isinstance(found, Sequence):
-            had = f"{len(found)} scores" if all(isinstance(s, Score) for s in found) else f"a {had} of other things"
-        raise PluginError(f"scorer {name} returned {had} for {len(batch)} candidates; one Score each is needed.")
-    return [_checked(score) for score in found]
+    return [checked(score) for score in scores_of(found, len(batch), lambda: f"scorer {name_of(scorer)}")]
 
 
-def _checked(score: Score) -> Score:
-    """What is no finite number is a failure, never a guess: the text "7" too."""
-    value = score.value
-    if value is None:
-        return score if score.error else dataclasses.replace(score, error="the scorer gave no value and no reason")
-    if not is_number(value):
-        error = f"the scorer returned {str(value)[:50]!r}, a {type(value).__name__}, which is no number"
-        return dataclasses.replace(score, value=None, error=score.error or error)
-    if not math.isfinite(value):
-        return dataclasses.replace(score, value=None, error=score.error or f"the scorer returned {value}")
-    return dataclasses.replace(score, value=float(value))
+def trusted(scorer: Any) -> bool:
+    """Whether it leaves images and dicts as they are: prefkit's own do, and share them; any other gets copies."""
+    return is_own(scorer) and not isinstance(scorer, FunctionScorer)
 
 
-def is_number(value: Any) -> bool:
-    """Python's, numpy's, or a tensor of one element; no text, whatever it says."""
-    try:
-        return not isinstance(value, (str, bytes, complex)) and isinstance(float(value), float)
-    except (TypeError, ValueError, RuntimeError):
-        return False
+def name_of(scorer: Any) -> str:
+    """How errors call it: the name in its spec."""
+    if isinstance(scorer, FunctionScorer):
+        return scorer.name
+    spec = scorer.spec()
+    return str(getattr(spec, "name", type(scorer).__name__))

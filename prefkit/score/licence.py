@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
+from prefkit.score.contract import spec_of
 
 COMMERCIAL, COPYLEFT = "forbids commercial use", "forces copyleft"
 #: licence, in lower case -> what it forbids or forces
@@ -60,7 +61,7 @@ def restriction(licence: str) -> str | None:
 
 def licences(scorer: Any) -> dict[str, str]:
     """What -> licence: of the scorer's spec, and of weights that its options name."""
-    found = {"the scorer": scorer.spec().licence}
+    found = {"the scorer": spec_of(scorer).licence}
     options = getattr(scorer, "options", None)
     for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
         value = getattr(options, field.name)

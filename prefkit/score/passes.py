@@ -10,16 +10,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from prefkit.config import Score
 from prefkit.errors import PluginError, PrefkitError
+from prefkit.guest import guarded
 from prefkit.models.place import device_of
 from prefkit.output import Progress
 from prefkit.score.core import Room, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
+from prefkit.store.by_request import by_request
 from prefkit.store.table import Table
 from prefkit.types import Candidate, candidate_schema
 from prefkit.types import Score as Value
@@ -49,17 +52,27 @@ class Job:
     def __post_init__(self) -> None:
         self.room = Room(who=f"score {self.alias}")
 
-    def load(self) -> None:
+    def load(self) -> bool:
+        """Whether it failed; `failure` says why."""
         start = time.monotonic()
-        self.scorer.load(device_of(self.settings.device), self.settings.dtype)
+        try:
+            with guarded(f"score {self.alias}: {self.settings.use}"):
+                self.scorer.load(device_of(self.settings.device), self.settings.dtype)
+        except PrefkitError as error:
+            self.failure = error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self.failure = PluginError(f"score {self.alias}: {self.settings.use} could not be loaded: {what}")
+            self.failure.__cause__ = error
         self.seconds += time.monotonic() - start
+        return self.failure is not None
 
     def drop(self) -> None:
         """End what is under way elsewhere; its weights go before the next pass loads."""
-        close = getattr(self.scorer, "close", None)
+        close, self.scorer = getattr(self.scorer, "close", None), None
         if close is not None:
-            close()
-        self.scorer = None
+            with guarded(f"score {self.alias}: {self.settings.use}"):
+                close()
 
     @property
     def concurrency(self) -> int:
@@ -144,13 +157,17 @@ def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     waiting = list(jobs)
     while waiting:
         taken = [waiting.pop(0)]
-        taken[0].load()
+        if taken[0].load():
+            taken[0].drop()
+            continue
         for job in list(waiting) if _sociable(taken[0]) else []:
             shares = job.encoder() is not None and job.encoder() in [other.encoder() for other in taken]
             if _sociable(job) and (shares or memory_free(device_of(job.settings.device)) >= ROOM):
-                job.load()
-                taken.append(job)
                 waiting.remove(job)
+                if job.load():
+                    job.drop()
+                else:
+                    taken.append(job)
         yield taken
 
 
@@ -241,19 +258,10 @@ def _chunks(store: Store, jobs: list[Job], todo: set[str]) -> Iterator[list[Cand
     generators = [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
     payload = any("payload" in job.scorer.requires for job in jobs)
     columns = [name for name in candidate_schema().names if name != "payload" or payload]
-    candidates = store.iter_candidates(generators, todo, columns)
     if jobs[0].scorer.scope == "within_request":
-        by_request: dict[str, list[Candidate]] = {}
-        for c in candidates:
-            by_request.setdefault(c.request_id, []).append(c)
-        yield from by_request.values()
+        yield from by_request(store, generators, todo, columns)
         return
     size = max(job.settings.batch_size for job in jobs)
-    chunk: list[Candidate] = []
-    for c in candidates:
-        chunk.append(c)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    candidates = store.iter_candidates(generators, todo, columns)
+    while chunk := list(islice(candidates, size)):
         yield chunk

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from prefkit.config import Recipe
-from prefkit.errors import UsageError
+from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.images import Background
 from prefkit.models.place import rank
 from prefkit.output import note, warn
+from prefkit.score.contract import spec_of
 from prefkit.score.core import make_scorer, missing_keys
 from prefkit.score.licence import check_licence
 from prefkit.score.passes import Job, run_passes
@@ -37,8 +38,14 @@ def run_scores(
     """
     from prefkit.models.load import dtype_of
 
+    failures: list[PrefkitError] = []
     with ExitStack() as locks:
-        jobs = [_job(store, recipe, alias, generators, limit, locks) for alias in aliases]
+        jobs = []
+        for alias in aliases:
+            try:
+                jobs.append(_job(store, recipe, alias, generators, limit, locks))
+            except PluginError as error:  # the others score what is theirs before it is raised
+                failures.append(error)
         for job in jobs:
             locks.callback(job.drop)
         busy = [job for job in jobs if job.todo]
@@ -53,7 +60,7 @@ def run_scores(
             note_pace(job.table.folder, job.counts["scored"], job.counts["seconds"])
             if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
                 raise _nothing(store)  # the parts that held them turned out to be damaged
-    failures = [job.failure for job in jobs if job.failure is not None]
+    failures += [job.failure for job in jobs if job.failure is not None]
     if failures:
         for failure in failures[1:]:
             warn(str(failure))
@@ -77,14 +84,15 @@ def _job(
     own, of = rank()
     table = store.scores(alias)
     locks.enter_context(store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")))
-    spec = dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
+    spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
     spec["preprocessing"] += Background.said()
     done = scored_ids(table)
     table.claim(spec, f"Use another alias under score, or remove {table.folder} to score anew.", empty=not done)
-    present = sum(key[0] in done for key in keys)
-    keys = [key for key in keys if key[0] not in done][:limit]
-    counts: dict[str, Any] = {"wanted": len(keys) + present, "present": present, "scored": 0, "failed": 0}
-    todo = {key[0] for key in split_by_request(keys, own, of)}
+    whole = scorer.scope == "within_request"
+    missing = missing_of(keys, done, whole)
+    present = len(keys) - len(missing)
+    counts: dict[str, Any] = {"wanted": present + len(missing[:limit]), "present": present, "scored": 0, "failed": 0}
+    todo = {key[0] for key in share_of(keys, missing, (own, of), whole, limit)}
     return Job(alias, settings, scorer, table, chosen, todo, counts)
 
 
@@ -110,6 +118,38 @@ def wanted_keys(store: Store, generators: Sequence[str]) -> list[tuple[str, str]
 def scored_ids(table: Table) -> set[str]:
     frame = table.frame(["id", "value"])
     return set(frame.id[frame.value.notna()])
+
+
+def missing_of(keys: Sequence[tuple[str, str]], done: set[str], whole: bool) -> list[tuple[str, str]]:
+    """What has no score yet. whole: all of its request too, since values of a request compare only within one call."""
+    open_requests = {request for cid, request in keys if cid not in done}
+    return [key for key in keys if (key[1] in open_requests if whole else key[0] not in done)]
+
+
+def share_of(
+    keys: Sequence[tuple[str, str]],
+    missing: Sequence[tuple[str, str]],
+    share: tuple[int, int],
+    whole: bool,
+    limit: int | None,
+) -> list[tuple[str, str]]:
+    """What this process, (number, of how many), scores now.
+
+    Whose a request is follows from all keys, never from what is missing: that changes under the eyes of the processes,
+    one of which may have flushed before another looks. limit: candidates of all processes together; whole requests, and
+    one at least, where they cannot be cut.
+    """
+    own, of = share
+    there = set(missing)
+    missing = [key for key in split_by_request(keys, own, of) if key in there]
+    if limit is None:
+        return missing
+    most = (limit + of - 1 - own) // of
+    if not whole or most >= len(missing):
+        return missing[:most]
+    cut = {request for _, request in missing[most:]}
+    kept = [key for key in missing if key[1] not in cut]
+    return kept or [key for key in missing if most and key[1] == missing[0][1]]
 
 
 def split_by_request(keys: Sequence[tuple[str, str]], own: int, of: int) -> list[tuple[str, str]]:

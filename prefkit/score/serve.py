@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hmac
 import json
 import sys
 import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from prefkit import interrupts
 from prefkit.errors import PrefkitError, UsageError
+from prefkit.guest import guarded
 from prefkit.models.place import device_of
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of
 from prefkit.score.remote.protocol import candidate_of, hello_of, score_row
-
-LARGEST = 256 * 2**20  # bytes of a request
+from prefkit.score.remote.server import Server, http_server
 
 
 class Service:
@@ -39,6 +38,11 @@ class Service:
 
     def __init__(self, scorer: Any, paths: bool = False) -> None:
         self.scorer, self.paths, self.lock = scorer, paths, threading.Lock()
+
+    def close(self) -> None:
+        """End what the scorer has under way elsewhere."""
+        if hasattr(self.scorer, "close"):
+            self.scorer.close()
 
     def hello(self) -> dict[str, Any]:
         return hello_of(self.scorer)
@@ -54,59 +58,9 @@ class Service:
                 scores = score_batch(self.scorer, batch)
         except PrefkitError as error:
             return {"error": str(error)}
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
         return {"scores": [score_row(score) for score in scores]}
-
-
-def http_server(
-    service: Service, host: str = "127.0.0.1", port: int = 0, key: str | None = None
-) -> ThreadingHTTPServer:
-    """Bound, not yet serving: call serve_forever. port 0 takes a free one (`server_port`)."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # headers and body in one packet, or each answer waits for the other side's delayed ACK
-
-        def do_GET(self) -> None:
-            if self._allowed():
-                self._reply(200, service.hello()) if self.path == "/hello" else self._reply(
-                    404, {"error": "GET /hello"}
-                )
-
-        def do_POST(self) -> None:
-            length = self.headers.get("Content-Length", "")
-            if not length.isdigit() or int(length) > LARGEST:
-                self.close_connection = True
-                return self._reply(413, {"error": f"a request has a Content-Length of at most {LARGEST} bytes"})
-            raw = self.rfile.read(int(length))
-            if not self._allowed():
-                return None
-            if self.path != "/score":
-                return self._reply(404, {"error": "POST /score"})
-            try:
-                request = json.loads(raw)
-            except ValueError:
-                return self._reply(400, {"error": "the request is not JSON"})
-            return self._reply(200, service.answer(request))
-
-        def _allowed(self) -> bool:
-            given = self.headers.get("Authorization", "")
-            if key is None or hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
-                return True
-            self._reply(401, {"error": "a key is needed"})
-            return False
-
-        def _reply(self, status: int, found: dict[str, Any]) -> None:
-            body = json.dumps(found).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """A line per request would bury what matters."""
-
-    return ThreadingHTTPServer((host, port), Handler)
 
 
 def serve_lines(service: Service) -> None:
@@ -114,11 +68,26 @@ def serve_lines(service: Service) -> None:
     out, sys.stdout = sys.stdout, sys.stderr
     print(json.dumps(service.hello()), file=out, flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps({"request": request["request"], **service.answer(request)}), file=out, flush=True)
+        try:
+            request = json.loads(line)
+            number = request["request"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            answer, number = {"error": f"no request of the protocol: {type(error).__name__}"}, None
+        else:
+            answer = service.answer(request)
+        print(json.dumps({"request": number, **answer}), file=out, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Exits as the command line does: 130 after Ctrl-C or SIGTERM."""
+    try:
+        with interrupts.handled(at_once=True):
+            return _main(arguments)
+    except KeyboardInterrupt:
+        return interrupts.CODE
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m prefkit.score.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -138,19 +107,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             service = Service(_loaded(args), paths=args.stdio)
         if args.stdio:
-            serve_lines(service)
+            with contextlib.closing(service):
+                serve_lines(service)
             return 0
         key = key_of(args.key_env)
         if args.key_env and key is None:
             raise UsageError(f"--key-env: ${args.key_env} is not set.")
-        server = http_server(service, args.host, args.port, key)
+        server = _bound(service, args.host, args.port, key)
     except PrefkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(f"{args.scorer} at http://{args.host}:{server.server_port}", file=sys.stderr, flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"{args.scorer} at http://{host}:{server.server_port}", file=sys.stderr, flush=True)
+    with contextlib.closing(service):
         server.serve_forever()
     return 0
+
+
+def _bound(service: Service, host: str, port: int, key: str | None) -> Server:
+    try:
+        return http_server(service, host, port, key)
+    except (OSError, OverflowError, ValueError) as error:
+        raise UsageError(f"cannot listen on {host}, port {port}: {error}. Choose another --host or --port.") from error
 
 
 def _loaded(args: argparse.Namespace) -> Any:
@@ -160,7 +138,8 @@ def _loaded(args: argparse.Namespace) -> Any:
         raise UsageError(f"--options: not JSON: {error}.") from error
     scorer = make_scorer(args.scorer, options)
     check_licence(scorer, args.accept_license, args.scorer)
-    scorer.load(device_of(args.device), args.dtype)
+    with guarded(f"scorer {args.scorer}"):
+        scorer.load(device_of(args.device), args.dtype)
     return scorer
 
 

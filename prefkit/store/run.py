@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError, UsageError
 from prefkit.store.files import NAME, checked, read_json, write_json, write_whole
+from prefkit.store.latest import latest
 from prefkit.store.locks import lock
 from prefkit.store.rows import dump_extra
 from prefkit.store.table import Table
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+ROWS = 32  # turned into Python objects at once
 PACKAGES = (
     "prefkit",
     "torch",
@@ -165,21 +167,17 @@ class Store:
     def iter_candidates(
         self, generators: Sequence[str] = (), ids: set[str] | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[Candidate]:
-        """Candidates with their request's prompt and extra (own keys win), part by part; failed ones too."""
+        """Candidates with their request's prompt and extra (own keys win), part by part; failed ones too.
+
+        Each id comes once, as it was stored last. ids: only these; a part without any of them is not read.
+        """
         requests = {r.request_id: r for r in self.requests()}
         names = list(columns) if columns is not None else candidate_schema().names
-        for generator in generators or self.names("candidates"):
-            for part in self.candidates(generator).batches(names):
-                if ids is not None:
-                    import pyarrow as pa
-                    import pyarrow.compute as pc
-
-                    part = part.filter(pc.is_in(part.column("id"), value_set=pa.array(list(ids), pa.string())))
-                for row in part.to_pylist():
-                    request = requests.get(row["request_id"])
-                    prompt, extra = (request.prompt, request.extra) if request else ("", {})
-                    row["extra"] = {**extra, **json.loads(row.get("extra") or "{}")}
-                    yield Candidate(prompt=prompt, **row)
+        tables = [self.candidates(generator) for generator in generators or self.names("candidates")]
+        for part in latest(tables, names, ids):
+            for batch in part.to_batches(max_chunksize=ROWS):  # images are copied into Python's own bytes
+                for row in batch.to_pylist():
+                    yield candidate_of(row, requests)
 
     def decisions(self) -> pd.DataFrame:
         """The curator's word: id, verdict (keep | reject | remove), reason, by. The last line on an id holds."""
@@ -190,6 +188,13 @@ class Store:
     def lock(self, what: str, seconds: float = 0) -> AbstractContextManager[None]:
         """One writer per stage and table. Raises StoreError where another process keeps it; a kill frees it."""
         return lock(self.folder, what, seconds)
+
+
+def candidate_of(row: dict[str, Any], requests: Mapping[str, Request]) -> Candidate:
+    """A stored row with the prompt and extra of its request."""
+    request = requests.get(row["request_id"])
+    prompt, extra = (request.prompt, request.extra) if request else ("", {})
+    return Candidate(prompt=prompt, **row | {"extra": {**extra, **json.loads(row.get("extra") or "{}")}})
 
 
 @cache

@@ -45,7 +45,10 @@ class Table:
         write_whole(path, lambda p: pq.write_table(table, p, compression=compression, **how))
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The parts, oldest first. A part that cannot be read is set aside with a warning on stderr."""
+        """The parts, oldest first, with rows that later ones replaced (store/latest.py leaves them out).
+
+        A part that cannot be read is set aside with a warning on stderr.
+        """
         for path in self.parts():
             part = read_part(path, columns)
             if part is not None:

@@ -11,7 +11,9 @@ import numpy as np
 
 from prefkit.config import Recipe
 from prefkit.errors import UsageError
+from prefkit.guest import guarded
 from prefkit.models.place import device_of
+from prefkit.score.contract import spec_of
 from prefkit.score.core import Room, make_scorer, missing_keys, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.overlap import in_order
@@ -41,16 +43,16 @@ class Jury:
     def specs(self) -> dict[str, dict[str, Any]]:
         """What each alias means, as beside its table."""
         return {
-            alias: dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=self.settings[alias].dtype))
+            alias: dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=self.settings[alias].dtype))
             for alias, scorer in self.scorers.items()
         }
 
     def signs(self) -> dict[str, float]:
-        return {a: 1.0 if scorer.spec().higher_is_better else -1.0 for a, scorer in self.scorers.items()}
+        return {a: 1.0 if spec_of(scorer).higher_is_better else -1.0 for a, scorer in self.scorers.items()}
 
     def refuse_judges(self, aliases: Sequence[str], where: str) -> None:
         """A judge that is for evaluation only is no reward. Raises UsageError."""
-        forbidden = [alias for alias in aliases if self.scorers[alias].spec().evaluation_only]
+        forbidden = [alias for alias in aliases if spec_of(self.scorers[alias]).evaluation_only]
         if forbidden:
             raise UsageError(f"{where}: {', '.join(forbidden)} may be used for evaluation only. Take another scorer.")
 
@@ -66,7 +68,8 @@ class Jury:
 
     def load(self) -> None:
         for alias, scorer in self.scorers.items():
-            scorer.load(device_of(self.settings[alias].device), self.settings[alias].dtype)
+            with guarded(f"score {alias}: {self.settings[alias].use}"):
+                scorer.load(device_of(self.settings[alias].device), self.settings[alias].dtype)
 
     def score(self, groups: Sequence[Sequence[Candidate]]) -> Scores:
         """Groups of candidates of one request each -> scores per alias, in order of the candidates. A candidate that failed

@@ -7,8 +7,6 @@ weighs 1 / global batch, and gradients are summed. All randomness is a function 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prefkit import output
+from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.train import checkpoint, failures, optimizers, pace, sharding
+from prefkit.train.contract import loss_of
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
@@ -121,7 +120,7 @@ class Loop:
         metrics: dict[str, Tensor] = {}
         for head, residual in policy.items():
             own = errors_of(residual.float(), keep, batch.weight)
-            loss, shown = self.objective.loss(own, reference.get(head), batch.groups)
+            loss, shown = loss_of(self.objective, len(batch.members), own, reference.get(head), batch.groups)
             total = loss if total is None else total + loss
             prefix = f"{head}/" if len(policy) > 1 else ""
             metrics |= {prefix + name: value for name, value in shown.items()}
@@ -286,7 +285,7 @@ class Loop:
         shown: dict[str, float] = {}
         first, started = self.step, time.monotonic()
         label = f"train {self.folder.name}"
-        with interruptible() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
+        with interrupts.after_the_step() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
             for micro_batches in prepared(self, range(first, end)):
                 begun = pace.clock()
                 shown = self.update(self.accumulate(micro_batches))
@@ -366,23 +365,3 @@ def silenced(policy: Policy) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.train()
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that the step in hand can end; the second interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from prefkit import output, registry
-from prefkit.errors import UsageError
+from prefkit.errors import PluginError, UsageError
+from prefkit.guest import guarded
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | file.py:Class")
@@ -46,8 +47,12 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             f"fit takes the name of what to fit ({', '.join(registry.builtin(KIND))}) and its options as flags."
         )
     kind = registry.load_class(KIND, name)
-    fitter = kind(registry.options(kind, _tree(flags), f"fit {name}"))
-    found: dict[str, Any] = fitter.run()
+    options = registry.options(kind, _tree(flags), f"fit {name}")
+    with guarded(f"fitter {name}"):
+        fitter = kind(options)
+        found: dict[str, Any] = fitter.run()
+    if not isinstance(found, dict):
+        raise PluginError(f"fitter {name} returned a {type(found).__name__}; a dict of what it measured is needed.")
     from prefkit.models.place import rank
 
     if rank()[0] == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "prefkit"
 LEVELS = [
-    {"errors", "types", "images", "icc", "paths"},
+    {"errors", "types", "images", "icc", "paths", "guest", "interrupts"},
     {"registry", "recipe", "config", "store", "output", "helptext", "tiny"},
     {"models"},
     {"generate", "score", "pair", "hub"},

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from prefkit.config import Compare, Recipe, Score
-from prefkit.errors import UsageError
+from prefkit.errors import PluginError, UsageError
 from prefkit.score import comparing
 from prefkit.score.comparing import chosen_pairs, run_compare
 from prefkit.store import Store
@@ -211,3 +211,61 @@ def test_the_estimate_of_a_scoring_server(store, tmp_path, cli):
     from prefkit.plan import plan
 
     assert "calls (est.)" not in plan(store, local, ["score"], [], None)[0]
+
+
+JUDGE = """
+from prefkit.score.judge.compare import Verdicts
+from prefkit.types import Comparison, Score, ScorerSpec
+class J:
+    requires, scope = frozenset({"image"}), "absolute"
+    def __init__(self, options): pass
+    def spec(self): return ScorerSpec("mine", "1")
+    def judge_spec(self): return {"name": "mine"}
+    def load(self, device, dtype): pass
+    def score(self, batch): return [Score(1.0) for _ in batch]
+    def compare(self, pairs, template, aspect):
+        rows = [Comparison(a.id, b.id, "a", "mine", 0.5, "both") for a, b in pairs]
+        BODY
+        return Verdicts(rows, [], None, None)
+"""
+
+
+def judged(store, tmp_path, body):
+    (tmp_path / "j.py").write_text(JUDGE.replace("BODY", body))
+    return run_compare(store, Recipe(compare={"j": Compare(use=f"{tmp_path}/j.py:J", batch_size=4)}), "j")
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("return None", "returned a NoneType"),
+        ("return rows", "returned a list"),
+        ("return Verdicts(iter(rows), [], None, None)", "with rows and shown"),
+        ("rows = ['a'] * len(pairs)", "must be a Comparison"),
+        ("rows = rows[1:]", "gave 3 verdicts for 4 pairs"),
+        ("rows = rows[::-1]", "must name the pairs in the order asked"),
+        ("rows[0] = Comparison(rows[0].id_b, rows[0].id_a, 'a', 'm', None, 'both')", "in the order asked"),
+        ("rows[0] = Comparison(rows[0].id_a, rows[0].id_b, 'left', 'm', None, 'both')", "gave outcome 'left'"),
+        ("rows[0] = Comparison(rows[0].id_a, rows[0].id_b, 'a', 'm', 1.5, 'both')", "probability 1.5"),
+        ("rows[0] = Comparison(rows[0].id_a, rows[0].id_b, 'a', 'm', float('nan'), 'both')", "probability nan"),
+        ("return Verdicts(rows, [Comparison('x', 'y', 'a', 'm', None, 'ab')], None, None)", r"\(x, y\)"),
+        ("raise SystemExit(0)", "tried to end the program: SystemExit: 0"),
+    ],
+)
+def test_verdicts_of_a_judge_are_checked(store, tmp_path, body, said):
+    with pytest.raises(PluginError, match=said):
+        judged(store, tmp_path, body)
+    assert not store.comparisons("j").parts()
+
+
+def test_a_judge_may_paint_on_the_pictures_that_it_compares(store, tmp_path):
+    """Each picture is decoded once for all of its pairs."""
+    body = (
+        "seen = [(p[0].pil().getpixel((0, 0))[0], p[1].pil().getpixel((0, 0))[0]) for p in pairs]\n"
+        "        [c.pil().paste((255, 255, 255), (0, 0, 8, 8)) for p in pairs for c in p]\n"
+        "        rows = [Comparison(a.id, b.id, 'b' if y > x else 'a', 'mine', None, 'both') for (a, b), (x, y) in zip(pairs, seen)]"
+    )
+    assert judged(store, tmp_path, body)["compared"] == REQUESTS * 4
+    for row in store.comparisons("j").frame(["id", "id_a", "id_b", "outcome"]).itertuples():
+        better = row.id_b if int(row.id_b[1:]) > int(row.id_a[1:]) else row.id_a
+        assert (row.id_a if row.outcome == "a" else row.id_b) == better

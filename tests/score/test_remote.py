@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
 import random
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -386,6 +388,18 @@ def test_a_scorer_in_another_process(command, images):
     scorer.stop()
 
 
+def test_a_process_that_overwrites_its_images_leaves_those_of_the_user_alone(tmp_path):
+    text = SCORER.replace("import base64", "from pathlib import Path\nimport base64")
+    text = text.replace("        width =", "        Path(item['path']).write_bytes(b'')\n        width =")
+    (tmp_path / "scorer.py").write_text(text)
+    (tmp_path / "mine.png").write_bytes(png(3))
+    scorer = make_scorer(f"exec:{sys.executable} {tmp_path}/scorer.py", {"images": "path"})
+    item = Candidate("a", "r", 0, 0, "a", path=str(tmp_path / "mine.png"), extra={"user": 100})
+    (score,) = score_batch(scorer, [item])
+    assert score.error is None and (tmp_path / "mine.png").read_bytes() == png(3)
+    scorer.stop()
+
+
 def test_a_process_that_stops_reading_ends_at_the_time_out(tmp_path):
     (tmp_path / "deaf.py").write_text(
         'import json, time\nprint(json.dumps({"protocol": 1, "spec": {"name": "deaf", "version": 1}}), flush=True)\n'
@@ -473,6 +487,75 @@ def test_wrong_answers_of_a_scorer_server_are_failures(faulty):
         scores = scorer.score(pair)
         assert [s.value for s in scores] == [None, None]
         assert all(re.search(said, s.error) for s in scores), (said, scores)
+
+
+@pytest.mark.parametrize(
+    "hello, said",
+    [
+        ({"spec": {"name": 7, "version": "1"}}, "name of its spec is '7'; it must be a str"),
+        ({"spec": {"name": "a", "version": "1", "range": 3}}, "its range is"),
+        ({"spec": {"name": "a", "version": "1", "range": [0, "1"]}}, "its range is"),
+        ({"spec": {"name": "a", "version": "1", "higher_is_better": "no"}}, "higher_is_better of its spec"),
+        ({"spec": {"name": "a", "version": "1"}, "requires": "image"}, "its requires is 'image'"),
+        ({"spec": {"name": "a", "version": "1"}, "requires": [1]}, "its requires is"),
+        ({"spec": {"name": "a", "version": "1"}, "scope": ["absolute"]}, "its scope is"),
+    ],
+)
+def test_what_a_scorer_elsewhere_says_of_itself_is_checked(hello, said):
+    from prefkit.score.remote.protocol import read_hello
+
+    with pytest.raises(PluginError, match=said):
+        read_hello({"protocol": 1, **hello}, "scorer x")
+
+
+@pytest.mark.parametrize("body", [b"[" * 100000, b'{"scores": [' + b"1" * 9999 + b"]}", b"\xff\xfe", b"nul"])
+def test_an_answer_that_is_no_json_is_a_failure(faulty, body):
+    server = faulty(lambda payload, count: (200, {}, body))
+    scorer = make_scorer(server.url.removesuffix("/v1"), {"tries": 1})
+    scorer.hello = read_hello_of_jpeg()
+    (score,) = scorer.score(candidates(1))
+    assert score.value is None and "is not JSON" in score.error
+
+
+def test_headers_that_drip_are_given_up(tmp_path):
+    """A byte now and then never trips the limit of a socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip():
+            line, _ = listener.accept()
+            with line, contextlib.suppress(OSError):
+                line.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while True:
+                    line.sendall(b"a")
+                    time.sleep(0.02)
+
+        threading.Thread(target=drip, daemon=True).start()
+        scorer = make_scorer(f"http://127.0.0.1:{listener.getsockname()[1]}", {"tries": 1, "timeout": 0.4})
+        with pytest.raises(PluginError, match="no whole answer within 0.4 s"):
+            scorer.spec()
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://", "http://a:99999", "http://b\u00fccher", "https://x:y"])
+def test_an_address_that_is_none_is_said(address):
+    with pytest.raises(UsageError, match="is no address such as"):
+        make_scorer(address, {})
+
+
+@pytest.mark.parametrize(
+    "act, said",
+    [
+        ("import os, time; os.close(1); time.sleep(600)", "closed its standard output before it said"),
+        ("import os, time; os.write(1, b'\\xff\\xfe' * 9 + b'\\n'); time.sleep(600)", "its first line is no JSON"),
+        ("import os, time; os.write(1, b'[' * 100000 + b'\\n'); time.sleep(600)", "its first line is no JSON"),
+    ],
+)
+def test_a_process_that_says_nonsense_does_not_hang_us(tmp_path, monkeypatch, act, said):
+    monkeypatch.setattr("prefkit.score.remote.process.ENDING", 0.2)
+    (tmp_path / "p.py").write_text(act)
+    scorer = make_scorer(f"exec:{sys.executable} {tmp_path}/p.py", {})
+    with pytest.raises(PluginError, match=said):
+        scorer.spec()
+    assert scorer.process is None
 
 
 def read_hello_of_jpeg():

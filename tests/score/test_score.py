@@ -108,7 +108,7 @@ def test_a_wrong_length_is_the_plugins_fault(run):
         ("[1j, [1.0, 2.0]]", [None, None], "a complex, which is no number"),
         ("np.array([1.5, 2.5], np.float32)", [1.5, 2.5], None),
         ("torch.tensor([1.0, float('nan')])", [1.0, None], "the scorer returned nan"),
-        ("[True, np.int64(7)]", [1.0, 7.0], None),
+        ("[True, np.int64(7)]", [None, 7.0], "'True', a bool, which is no number"),
     ],
 )
 def test_only_numbers_are_scores(tmp_path, values, kept, said):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from prefkit.errors import UsageError
+from prefkit.errors import PluginError, UsageError
 from prefkit.score.judge.backend import Backend, Question, Reply
 from prefkit.score.judge.templates import fill
+from prefkit.score.numbers import read_number
 from prefkit.types import Candidate, Comparison
 
 FIRST, SECOND, EQUAL = "A", "B", "tie"
@@ -104,6 +105,28 @@ def _merged(ab: Comparison, ba: Comparison) -> Comparison:
     p = None if ab.probability is None or ba.probability is None else (ab.probability + ba.probability) / 2
     outcome = ab.outcome if ab.outcome == ba.outcome else "tie"
     return Comparison(ab.id_a, ab.id_b, outcome, ab.judge, p, "both", ab.aspect)
+
+
+def check_verdicts(found: Any, pairs: Sequence[tuple[str, str]], judge: str) -> None:
+    """Raises PluginError where a judge's Verdicts are not one row a pair, in order, with outcomes that are known."""
+    rows, shown = getattr(found, "rows", None), getattr(found, "shown", None)
+    if not isinstance(rows, (list, tuple)) or not isinstance(shown, (list, tuple)):
+        raise PluginError(f"judge {judge} returned a {type(found).__name__}; Verdicts with rows and shown are needed.")
+    if not all(isinstance(row, Comparison) for row in (*rows, *shown)):
+        raise PluginError(f"judge {judge}: every verdict must be a Comparison.")
+    if len(rows) != len(pairs):
+        raise PluginError(f"judge {judge} gave {len(rows)} verdicts for {len(pairs)} pairs.")
+    if [(row.id_a, row.id_b, row.order) for row in rows] != [(a, b, "both") for a, b in pairs]:
+        raise PluginError(f"judge {judge}: rows must name the pairs in the order asked, with order 'both'.")
+    asked = set(pairs)
+    for row in (*rows, *shown):
+        known = row.outcome in (*AGAINST, None) and row.order in ("ab", "ba", "both") and (row.id_a, row.id_b) in asked
+        p = row.probability
+        if not known or not (p is None or (read_number(p)[0] is not None and 0 <= p <= 1)):
+            raise PluginError(
+                f"judge {judge} gave outcome {row.outcome!r} with probability {p!r} for ({row.id_a}, {row.id_b}), order "
+                f"{row.order!r}: an outcome is 'a', 'b', 'tie' or None, and a probability lies in 0..1."
+            )
 
 
 def rates(shown: Sequence[Comparison]) -> tuple[float | None, float | None]:

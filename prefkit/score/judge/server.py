@@ -190,7 +190,7 @@ def _masses(answer: Answer, labels: Sequence[str]) -> Reply:
     except (TypeError, KeyError, IndexError):
         return Reply(error="the server gave no log-probabilities; set `answer: text` or `answer: json`")
     values = list(top.values())
-    if not all(isinstance(v, (int, float)) and not math.isnan(v) and v <= 1e-3 for v in values):
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and v <= 1e-3 for v in values):  # NaN is not
         return Reply(error="the server's log-probabilities are no log-probabilities")
     if sum(math.exp(v) for v in values) > 1.01:
         return Reply(error="the server's probabilities sum to more than 1")

@@ -163,7 +163,7 @@ class Client:
             status, asked, raw = self._connection().request(
                 "POST" if body is not None else "GET", self.url.path.rstrip("/") + path, body, headers
             )
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a host that is no name
             return 0, None, "", Answer(error=f"no answer from {self.url.netloc}: {type(error).__name__}: {error}")
         text = self._without_key(raw.decode("utf-8", "replace"))
         if not 200 <= status < 300:
@@ -171,7 +171,7 @@ class Client:
             return status, _seconds(asked), "", Answer(error=f"HTTP {status} from {self.url.netloc}: {words}")
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return 0, None, "", Answer(error=f"the answer of {self.url.netloc} is not JSON")
         failed = found.get("error") if isinstance(found, dict) else None
         if isinstance(failed, dict):  # some routers pass on the failure of the server behind them as a success

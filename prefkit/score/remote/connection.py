@@ -6,6 +6,7 @@ import http.client
 import os
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ LARGEST = 64 * 2**20  # bytes of an answer
 
 def checked_url(url: str, where: str) -> SplitResult:
     """The parts of an http(s) URL. Raises UsageError for another kind, and for one that holds a password."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         whole = False
-    if not whole:
+    if not whole or not parts.netloc.isascii():
         raise UsageError(f"{where}: {url!r} is no address such as http://127.0.0.1:8000/v1.")
     if parts.username or parts.password or parts.query:
         raise UsageError(
@@ -62,6 +63,10 @@ class Connection:
         """(status, Retry-After, body). Raises OSError or HTTPException; TimeoutError past the limit for the whole."""
         deadline = time.monotonic() + self.timeout
         self.requests += 1
+        # a server that sends a byte of its headers now and then never trips the socket's limit
+        watch = threading.Timer(self.timeout, self.cut)
+        watch.daemon = True
+        watch.start()
         try:
             self.http.request(method, self.prefix + path, body, dict(headers))
             response = self.http.getresponse()
@@ -76,12 +81,18 @@ class Connection:
                     time.monotonic() > deadline
                 ):  # a server that sends a byte now and then never trips the socket's limit
                     raise TimeoutError(f"no whole answer within {self.timeout:g} s")
+            if time.monotonic() >= deadline:  # `watch` cut the headers short, which looks like their end
+                raise TimeoutError(f"no whole answer within {self.timeout:g} s")
             if response.length:  # read1 takes a connection that breaks off for the end
                 raise http.client.IncompleteRead(b"", response.length)
             response.close()  # read1 does not say that it is done, and the connection must be free for the next request
-        except BaseException:
+        except BaseException as error:
             self.http.close()
+            if time.monotonic() > deadline and isinstance(error, (OSError, http.client.HTTPException)):
+                raise TimeoutError(f"no whole answer within {self.timeout:g} s") from error
             raise
+        finally:
+            watch.cancel()
         return response.status, response.getheader("Retry-After"), b"".join(parts)
 
     def cut(self) -> None:

@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from prefkit import interrupts
 from prefkit.errors import PluginError, UsageError
-from prefkit.paths import read_regular
 from prefkit.score.remote.protocol import Hello, file_bytes, item_of, read_hello, read_scores
 from prefkit.types import Candidate, Score, ScorerSpec, digest
 
+LARGEST = 64 * 2**20  # characters of an answer
+ENDING = 10.0  # seconds that a process has to end, once its output is closed
 MOST_STARTS = 20  # a process that dies of one item in a hundred is worth starting again; one that dies of all is not
 
 
@@ -93,8 +95,7 @@ class ProcessScorer:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+            interrupts.end_tree(self.process)
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe is not None:
                     pipe.close()
@@ -103,11 +104,9 @@ class ProcessScorer:
     def _path(self, candidate: Candidate, folder: str) -> Path | None:
         if self.options.images == "base64" or "image" not in self.requires:
             return None
-        data = file_bytes(candidate)
-        if candidate.path is not None and data == read_regular(candidate.path):
-            return Path(candidate.path).resolve()
-        path = Path(folder) / digest(candidate.id)
-        path.write_bytes(data)
+        # a copy, also of a file that stays where it is: what the process does to it is its own business
+        path = Path(folder) / (digest(candidate.id) + Path(candidate.path or "").suffix)
+        path.write_bytes(file_bytes(candidate))
         return path
 
     def _start(self) -> Hello:
@@ -116,8 +115,14 @@ class ProcessScorer:
         self.starts += 1
         try:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                bufsize=1,
             )
+            interrupts.started(self.process)
         except OSError as error:
             raise UsageError(f"scorer {self.address}: {self.command[0]} could not be started: {error}.") from error
         self.lines = queue.Queue()
@@ -128,7 +133,10 @@ class ProcessScorer:
             raise PluginError(f"scorer {self.address}: {error} before it said what it is.") from error
         try:
             return read_hello(json.loads(line), f"scorer {self.address}")
-        except ValueError as error:
+        except PluginError:
+            self.stop()
+            raise
+        except (ValueError, RecursionError) as error:
             self.stop()
             raise PluginError(
                 f"scorer {self.address}: its first line is no JSON: {line[:200]!r}. Standard output belongs to the "
@@ -150,7 +158,7 @@ class ProcessScorer:
         line = self._line(self.options.timeout)
         try:
             found = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.stop()  # what else is in the pipe cannot be told from the next answer
             raise RuntimeError(f"the process answered no JSON: {line[:200]!r}") from error
         if not isinstance(found, dict) or found.get("request") != request["request"]:
@@ -166,17 +174,20 @@ class ProcessScorer:
             raise TimeoutError(f"the process did not answer within {timeout:g} s") from error
         if line is None:
             assert self.process is not None
-            code = self.process.wait()
+            try:
+                said = f"the process ended with code {self.process.wait(ENDING)}"
+            except subprocess.TimeoutExpired:
+                said = "the process closed its standard output"
             self.stop()
-            raise RuntimeError(f"the process ended with code {code}")
+            raise RuntimeError(said)
         return line
 
 
 def _read(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
     """A thread of its own, so that waiting for a line can end."""
     try:
-        for line in pipe:
-            lines.put(line)
+        while line := pipe.readline(LARGEST):
+            lines.put(line)  # a longer one comes in pieces, of which the first is no JSON
     except ValueError:  # closed by stop()
         return
     finally:

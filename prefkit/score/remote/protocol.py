@@ -25,18 +25,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError
-from prefkit.images import shown
+from prefkit.images import shown as shown_pixels
 from prefkit.paths import read_regular
+from prefkit.score.contract import SCOPES
+from prefkit.score.numbers import read_number, shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
 VERSION = 1
-SCOPES = ("absolute", "within_request")
+FLAGS = ("higher_is_better", "verified", "evaluation_only")  # of a spec; the rest is text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +67,30 @@ def read_hello(found: Any, who: str) -> Hello:
         )
     spec["version"] = str(spec["version"])
     if "range" in spec:
-        spec["range"] = tuple(spec["range"])
-    scope = found.get("scope", "absolute")
+        spec["range"] = _range(spec["range"], who)
+    for name, value in spec.items():
+        kind = bool if name in FLAGS else str
+        if name != "range" and value is not None and not isinstance(value, kind):
+            raise PluginError(f"{who}: {name} of its spec is {shown(value)}; it must be a {kind.__name__}.")
+    scope, requires = found.get("scope", "absolute"), found.get("requires", ["image", "prompt"])
     if scope not in SCOPES:
-        raise PluginError(f"{who}: its scope is {scope!r}; it must be one of {', '.join(SCOPES)}.")
-    return Hello(ScorerSpec(**spec), frozenset(found.get("requires", ["image", "prompt"])), scope)
+        raise PluginError(f"{who}: its scope is {shown(scope)}; it must be one of {', '.join(SCOPES)}.")
+    if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
+        raise PluginError(f"{who}: its requires is {shown(requires)}; it must be a list of names.")
+    return Hello(ScorerSpec(**spec), frozenset(requires), scope)
+
+
+def _range(given: Any, who: str) -> tuple[float | None, float | None]:
+    bounds = (
+        [None if bound is None else read_number(bound)[0] for bound in given]
+        if isinstance(given, (list, tuple))
+        else []
+    )
+    if len(bounds) != 2 or [bound is None for bound in bounds] != [bound is None for bound in given]:
+        raise PluginError(
+            f"{who}: its range is {shown(given)}; [lowest, highest] is needed, null where there is no bound."
+        )
+    return bounds[0], bounds[1]
 
 
 def item_of(candidate: Candidate, requires: frozenset[str], path: Path | None = None) -> dict[str, Any]:
@@ -92,7 +112,9 @@ def item_of(candidate: Candidate, requires: frozenset[str], path: Path | None = 
 
 def candidate_of(item: Mapping[str, Any], paths: bool) -> Candidate:
     """The other way; a path counts only where `paths` says so. Raises ValueError or KeyError for what is no item."""
-    image, payload = item.get("image"), item.get("payload")
+    image, payload, extra = item.get("image"), item.get("payload"), item.get("extra") or {}
+    if not isinstance(extra, Mapping):
+        raise ValueError("extra is no object")
     return Candidate(
         str(item["id"]),
         str(item.get("request_id", "")),
@@ -102,16 +124,16 @@ def candidate_of(item: Mapping[str, Any], paths: bool) -> Candidate:
         image=base64.b64decode(image, validate=True) if image is not None else None,
         path=item.get("path") if paths else None,
         payload=base64.b64decode(payload, validate=True) if payload is not None else None,
-        extra=item.get("extra") or {},
+        extra=extra,
     )
 
 
 def file_bytes(candidate: Candidate) -> bytes:
     """The image as an encoded file: the stored bytes where every decoder shows them alike, else PNG of the pixels."""
     if candidate.image is not None:
-        return shown(candidate.image)
+        return shown_pixels(candidate.image)
     if candidate.path is not None:
-        return shown(read_regular(candidate.path))
+        return shown_pixels(read_regular(candidate.path))
     buffer = io.BytesIO()
     candidate.pil().save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -135,16 +157,16 @@ def read_scores(found: Any, count: int, who: str) -> list[Score]:
 def _score(row: Any, who: str) -> Score:
     fields = row if isinstance(row, Mapping) else {"value": row}
     value, error = fields.get("value"), fields.get("error")
-    if value is not None and not _is_number(value):
-        value, error = None, f"{who} answered {str(value)[:50]!r}, which is no finite number"
+    if value is not None:
+        number, _ = read_number(value)
+        value, error = (
+            number,
+            error if number is not None else f"{who} answered {shown(value)}, which is no finite number",
+        )
     aspects = fields.get("aspects") or {}
-    if not isinstance(aspects, Mapping) or not all(_is_number(v) for v in aspects.values()):
+    if not isinstance(aspects, Mapping) or any(read_number(v)[0] is None for v in aspects.values()):
         return Score(None, error=f"{who} answered aspects that are no numbers")
     if value is None or error:
         return Score(None, aspects or None, error=str(error or f"{who} gave no value and no reason"))
     text = fields.get("text")
-    return Score(float(value), aspects or None, None if text is None else str(text))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return Score(value, aspects or None, None if text is None else str(text))

@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefkit import output
+from prefkit import interrupts, output
 from prefkit.config import Online, Train
 from prefkit.models.sample import Sampled
 from prefkit.train import checkpoint
 from prefkit.train.jury import Jury, Scores, values_of
 from prefkit.train.masks import mask_of
 from prefkit.train.metrics import Log
-from prefkit.train.offline import interruptible
 from prefkit.train.online import guards
 from prefkit.train.online.rewards import Beside, rewards, unanswered
 from prefkit.train.online.rollout import Chains, Rollout
@@ -257,7 +256,10 @@ class Loop:
             if self.number == 0:
                 self.look(log)
                 self.save()
-            with interruptible() as interrupted, output.Progress(label, max(end - self.number, 1)) as progress:
+            with (
+                interrupts.after_the_step() as interrupted,
+                output.Progress(label, max(end - self.number, 1)) as progress,
+            ):
                 while self.number < end and not self.stopped:
                     shown = self.round(self.number)
                     self.number += 1

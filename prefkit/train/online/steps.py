@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prefkit.config import Online, Train
+from prefkit.train.contract import loss_of
 from prefkit.train.online.guards import check_drift
 from prefkit.train.online.pairing import chosen_pairs
 from prefkit.train.online.rollout import Rollout
@@ -150,7 +151,9 @@ class StepLearner:
         new, old = self.rollout.transition(self.policy.net, round_.chains, rows, steps, self.keep_mean)
         clip = self.online.advantage_clip
         advantage = torch.tensor(round_.advantages[numbers], dtype=torch.float32).clamp(-clip, clip)
-        loss, metrics = self.objective.loss(replace(new, mask=mask), old, reference, advantage.to(new.log_prob.device))
+        loss, metrics = loss_of(
+            self.objective, len(units), replace(new, mask=mask), old, reference, advantage.to(new.log_prob.device)
+        )
         return loss, metrics, (new.log_prob.detach() - old.log_prob).abs().max()
 
     def _mask(self, round_: Round, numbers: Sequence[int]) -> Tensor | None:

@@ -1,0 +1,80 @@
+"""Plug-ins that are not prefkit's own: whose code it is, what they raise, and what is lent to them.
+
+A built-in plug-in is trusted: it sees the very images and dicts that the others see. A guest gets copies.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from prefkit.errors import PluginError
+from prefkit.types import Candidate, Request
+
+Row = TypeVar("Row", Candidate, Request)
+HERE = Path(__file__).parent
+
+
+def is_own(plugin: Any) -> bool:
+    """Whether the class of this instance (or this class, or this function) comes with prefkit."""
+    kind = plugin if hasattr(plugin, "__qualname__") else type(plugin)
+    return str(getattr(kind, "__module__", "")).partition(".")[0] == "prefkit"
+
+
+class guarded:
+    """`with guarded("scorer s.py:f"): ...` around a plug-in's code: PluginError where it tries to end the program.
+
+    sys.exit, GeneratorExit and every other BaseException count; KeyboardInterrupt and plain exceptions pass. Nothing may
+    be yielded inside, since closing the generator would look like the plug-in's own GeneratorExit.
+    """
+
+    def __init__(self, who: str | Callable[[], str]) -> None:
+        self.who = who
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
+            return
+        who = self.who if isinstance(self.who, str) else self.who()
+        raise PluginError(
+            f"{who} tried to end the program: {named(error)}. A plug-in must return, or raise an Exception."
+        ) from error
+
+
+def named(error: BaseException) -> str:
+    """`SystemExit: 3 (taste.py, line 7)`: what was raised, and the last line outside of prefkit and of Python's library."""
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if HERE not in Path(f.filename).parents and not f.filename.startswith("<")]
+    return f"{text} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else text
+
+
+def lent(rows: Sequence[Row]) -> list[Row]:
+    """Copies that a guest may paint on, resize, sort and fill as it likes; encoded bytes are immutable and shared."""
+    return [_copied(row) for row in rows]
+
+
+def _copied(row: Row) -> Row:
+    extra = copy.deepcopy(dict(row.extra))
+    if isinstance(row, Request) or row.decoded is None:
+        return dataclasses.replace(row, extra=extra)
+    return dataclasses.replace(row, extra=extra, decoded=picture(row.decoded))
+
+
+def picture(image: Any) -> Any:
+    """A copy of a PIL image with its `info`; one that cannot be decoded is shared by nobody, and stays as it is."""
+    try:
+        found = image.copy()
+    except (OSError, ValueError, SyntaxError):
+        return image
+    found.info = copy.deepcopy(found.info)
+    return found

@@ -1,0 +1,41 @@
+"""What an objective has to give back, checked at every step: one loss a group, and metrics of the same shape."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.errors import PluginError
+from prefkit.guest import guarded, is_own
+from prefkit.types import Groups
+
+
+def loss_of(objective: Any, count: int, *given: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """`objective.loss(*given)` -> loss [count], metrics [count] each. Raises PluginError for anything else.
+
+    A guest gets its own copy of Groups, which the other heads of the network see too.
+    """
+    name = type(objective).__name__
+    if not is_own(objective):
+        given = tuple(_copied(item) if isinstance(item, Groups) else item for item in given)
+    with guarded(f"objective {name}"):
+        found = objective.loss(*given)
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        raise PluginError(f"objective {name} returned a {type(found).__name__}; (loss [G], metrics by name) is needed.")
+    for what, value in {"loss": found[0], **found[1]}.items():
+        if not isinstance(value, Tensor) or value.shape != (count,) or value.is_complex():
+            had = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise PluginError(
+                f"objective {name}: its {what} is {had}; one number a group is needed, a tensor of shape ({count},)."
+            )
+    if not found[0].is_floating_point():
+        raise PluginError(f"objective {name}: its loss is {found[0].dtype}; a floating-point tensor is needed.")
+    return found
+
+
+def _copied(groups: Groups) -> Groups:
+    values = {field.name: getattr(groups, field.name) for field in fields(groups)}
+    return replace(groups, **{name: v.clone() for name, v in values.items() if isinstance(v, torch.Tensor)})
