@@ -20,6 +20,7 @@ from prefkit.images import rgb
 from prefkit.registry import nearest
 from prefkit.store import Store
 from prefkit.store.table import read_part
+from prefkit.tables import find_file, nfc, user_path
 from prefkit.types import Request, digest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Taken:
     """
 
     def __init__(self, mapping: Mapping[str, str], folder: Path, store: Store | None) -> None:
-        self.keys, self.folder, self.store = set(fields_of(mapping).values()), folder, store
+        self.keys, self.folder, self.store = set(map(nfc, fields_of(mapping).values())), folder, store
         self.there = store.inputs().ids() if store is not None and self.keys else set()
         self.waiting: dict[str, bytes] = {}
 
@@ -92,7 +93,7 @@ class Taken:
             return buffer.getvalue()
         if not isinstance(value, str) or not value.lower().endswith(SUFFIXES):
             return None
-        path = self.folder / Path(value).expanduser()
+        path = find_file(self.folder / user_path(value, f"extra.{key}"))
         if not path.is_file():
             raise UsageError(f"extra.{key}: the image {path} is not there.")
         return path.read_bytes()
@@ -108,7 +109,7 @@ class Inputs:
     """A request's arguments for the pipeline's call, images decoded. Without a mapping, nothing."""
 
     def __init__(self, mapping: Mapping[str, str], store: Store | None) -> None:
-        self.fields = fields_of(mapping)
+        self.fields = {argument: nfc(key) for argument, key in fields_of(mapping).items()}
         self.where: dict[str, tuple[Path, int]] = {}
         for path in store.inputs().parts() if store is not None and self.fields else ():
             part = read_part(path, ["id"])

@@ -102,7 +102,7 @@ def test_decisions_are_checked(tmp_path):
     (tmp_path / "decisions.csv").write_text("id,verdict,reason,by\na,reject,blurred,me\na,keep,,me\n")
     assert store.decisions().verdict.tolist() == ["keep"]
     (tmp_path / "decisions.csv").write_text("id,verdict\na,maybe\n")
-    with pytest.raises(StoreError, match="decisions.csv:2: verdict 'maybe'"):
+    with pytest.raises(StoreError, match=r"decisions.csv row 1 \(line 2\): verdict 'maybe'"):
         store.decisions()
     (tmp_path / "decisions.csv").write_text("name\na\n")
     with pytest.raises(StoreError, match="columns id and verdict are missing"):

@@ -11,6 +11,7 @@ from typing import Any
 from prefkit.errors import UsageError
 from prefkit.hub.items import Asked, Item, Picture, Workplace
 from prefkit.hub.rows import Row, picture_parts, rows
+from prefkit.tables import nfc
 from prefkit.types import Comparison, Score, digest
 
 PLACES = ("prompt", "image_a", "image_b", "winner", "votes_a", "votes_b", "probability", "model_a", "model_b", "seed_a",
@@ -124,7 +125,7 @@ def _assignments(text: str, flag: str, places: tuple[str, ...]) -> dict[str, str
             )
         if place in found:
             raise UsageError(f"import: --{flag} gives {place} twice.")
-        found[place] = column
+        found[place] = nfc(column)
     return found
 
 
