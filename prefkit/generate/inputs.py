@@ -60,6 +60,8 @@ class Taken:
 
         Raises UsageError for a column or file that is missing, and for a file that is no image.
         """
+        if not self.keys:
+            return extra
         for key in sorted(self.keys - extra.keys()):
             raise UsageError(
                 f"model.inputs: extra.{key} is missing in a request of the source, which has {', '.join(extra) or 'no column'}"

@@ -41,16 +41,18 @@ def read_requests(
     counts: Counter[str] = Counter()
     left: Counter[str] = Counter()
     taken = Taken(inputs or {}, folder_of(config), store)
-    for where, values in rows_of(config, taken.keys):
-        row = dict(values)
-        prompt = row.pop(nfc(config.prompt_column))
+    prompts, splits = nfc(config.prompt_column), split_column(config)
+    for where, row in rows_of(config, taken.keys):
+        prompt = row.pop(prompts)
         if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
             counts["blank"] += 1
             continue
-        counts["split"] += split_column(config) is None and row.get("split") is not None
-        split = _split(row, prompt, config, where)
+        _check_prompt(prompt, where)
+        if splits is None and row.get("split") is not None:
+            counts["split"] += 1
+        own = row.pop(splits) if splits else None
+        split = split_of(prompt, config.test_share) if own is None else _own_split(own, where)
         extra = _extra(row, taken, where, left)
-        _check_text(prompt, extra, where)
         named = extra.pop("request_id", None)
         request_id = id_text(named) if named is not None else digest(prompt, extra)
         if request_id in found:
@@ -105,12 +107,7 @@ def _brief(request: Request) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _split(row: dict[str, Any], prompt: str, config: Requests, where: str) -> str:
-    """The request's own split, where the column says one; else by the hash of the prompt."""
-    column = split_column(config)
-    own = row.pop(column) if column else None
-    if own is None or own == "":
-        return split_of(prompt, config.test_share)
+def _own_split(own: Any, where: str) -> str:
     if not NAME.fullmatch(str(own)):
         raise UsageError(f"{where}: {str(own)!r} cannot name a split: use letters, digits, dot, dash and underscore.")
     return str(own)
@@ -120,36 +117,40 @@ def _extra(row: Mapping[str, Any], taken: Taken, where: str, left: Counter[str])
     """The further columns that have a value, images in the form of ids. left: columns that cannot be stored, counted."""
     try:
         found = taken.take({name: value for name, value in row.items() if value is not None and value != ""})
+        binary = [name for name, value in found.items() if not _storable(value)]
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    binary = [name for name, value in found.items() if not _storable(value)]
     left.update(binary)
-    return {name: value for name, value in found.items() if name not in binary}
+    return {name: value for name, value in found.items() if name not in binary} if binary else found
 
 
 def _storable(value: Any) -> bool:
-    """Whether JSON can hold it: not bytes, not an image."""
+    """Whether JSON can hold it: not bytes, not an image. Raises UsageError for text that cannot be stored."""
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_text(value, f"the text {value[:60]!r}")
+        return True
     if isinstance(value, dict):
         return all(map(_storable, value.values()))
     if isinstance(value, list):
         return all(map(_storable, value))
-    return value is None or isinstance(value, (str, int, float))
+    return value is None or isinstance(value, (int, float))
 
 
-def _check_text(prompt: Any, extra: Mapping[str, Any], where: str) -> None:
+def _check_prompt(prompt: Any, where: str) -> None:
     if not isinstance(prompt, str):
         raise UsageError(f"{where}: the prompt {prompt!r} is a {type(prompt).__name__}. Write it as text, in quotes.")
-    try:
-        prompt.encode()
-        if extra:
-            dump_extra(extra).encode()
-    except UnicodeEncodeError as error:
-        what = f"the prompt {prompt[:60]!r}" if error.object == prompt else "a column"
-        raise UsageError(
-            f"{where}: {what} holds half of a character (a lone surrogate) and cannot be stored. Fix or remove it."
-        ) from error
     if "\0" in prompt:
         raise UsageError(f"{where}: the prompt {prompt[:60]!r} contains a NUL character. Remove it.")
+    if not prompt.isascii():
+        _check_text(prompt, f"{where}: the prompt {prompt[:60]!r}")
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} holds half of a character (a lone surrogate) and cannot be stored. Fix or remove it.") from error  # fmt: skip
 
 
 def _say(config: Requests, counts: Counter[str], left: Counter[str], every_row: bool) -> None:
@@ -163,13 +164,17 @@ def _say(config: Requests, counts: Counter[str], left: Counter[str], every_row: 
         note(f"{source}: {twice} duplicate request{'s' * (twice > 1)} left out.")
     for name, rows in left.items():
         warn(
-            f"{source}: the column {name!r} of {rows} row{'s' * (rows > 1)} holds bytes or images and is left out. To hand it "
+            f"{source}: the column {name!r} holds bytes or images in {_rows(rows)} and is left out of them. To hand it "
             f"to the pipeline, name it in model.inputs (as extra.{name})."
         )
     if named and every_row:
-        warn(f"{source}: {named} row{'s' * (named > 1)} have a value in the column 'split', which is not used: every row is taken.")  # fmt: skip
+        warn(f"{source}: the column 'split', which has a value in {_rows(named)}, is not used: every row is taken.")  # fmt: skip
     elif named:
         warn(
-            f"{source}: {named} row{'s' * (named > 1)} have a value in the column 'split', which does not decide what is held "
-            "out: a hash of the prompt does (requests.test_share). To use the column, set requests.split_column: split."
+            f"{source}: the column 'split', which has a value in {_rows(named)}, does not decide what is held out: a hash of "
+            "the prompt does (requests.test_share). To use the column, set requests.split_column: split."
         )
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"

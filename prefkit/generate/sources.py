@@ -23,16 +23,19 @@ def rows_of(config: Requests, numbers: Collection[str] = ()) -> Iterator[Row]:
     numbers: columns that the pipeline takes; text that stands for numbers in all rows of a .csv becomes numbers in them.
     Raises UsageError: no such source, no such column, a row that cannot be read.
     """
-    wanted = {"prompt_column": nfc(config.prompt_column), "split_column": split_column(config)}
-    if wanted["prompt_column"] == wanted["split_column"]:
+    prompt, split = nfc(config.prompt_column), split_column(config)
+    if prompt == split:
         raise UsageError(f"requests.prompt_column and requests.split_column both name {config.prompt_column!r}.")
     for row in _rows(config, numbers):
-        for key, column in wanted.items():
-            if column is not None and column not in row.values:
-                raise UsageError(
-                    f"{row.where}: no column {column!r}; it has {', '.join(row.values)}. Set requests.{key}."
-                )
+        if prompt not in row.values:
+            raise _no_column(row, prompt, "prompt_column")
+        if split is not None and split not in row.values:
+            raise _no_column(row, split, "split_column")
         yield row
+
+
+def _no_column(row: Row, column: str, key: str) -> UsageError:
+    return UsageError(f"{row.where}: no column {column!r}; it has {', '.join(row.values)}. Set requests.{key}.")
 
 
 def split_column(config: Requests) -> str | None:

@@ -83,7 +83,7 @@ def read_delimited(
             raise UsageError(f"{shown} row {row + 1} (line {line}): {_why(error)}") from error
         if fields is None:
             return
-        if not fields and (head.width > 1 or not started):
+        if not fields and (shape.several or not started):
             continue
         if not started:
             started = True
@@ -97,20 +97,25 @@ class _Shape:
 
     def __init__(self, head: Header, shown: str, may_end_early: bool) -> None:
         self.head, self.may_end_early = head, may_end_early
+        self.names = head.names[: head.width]
+        self.named = all(self.names)
         self.wanted: int | None = None
-        self.numbers = head.width > 1 and not head.names[0]  # a first column without a name: the rows' numbers
+        self.several = len(self.names) > 1
+        self.numbers = self.several and not head.names[0]  # a first column without a name: the rows' numbers
         if self.numbers:
             note(f"{shown}: the first column has no name and is left out.")
 
     def values(self, fields: list[str], where: str) -> dict[str, str | None]:
-        names = self.head.names[: self.head.width]
+        names = self.names
         if self.wanted is None:
             self.wanted = max(len(fields), len(names))
         short = len(fields) < self.wanted
         if short and self.may_end_early:
             fields = [*fields, *[""] * (self.wanted - len(fields))]
-        if len(fields) != self.wanted or any(fields[len(names) :]):
+        if len(fields) != self.wanted or any(fields[len(names) :]) or self._slipped(fields):
             self._refuse(fields, where)
+        if self.named:
+            return {name: field or None for name, field in zip(names, fields)}
         found = {}
         for number, (name, field) in enumerate(zip(names, fields)):
             if name:
@@ -119,13 +124,21 @@ class _Shape:
                 raise UsageError(f"{where}: column {number + 1} has a value ({field[:40]!r}) but no name. Name it in the first line.")  # fmt: skip
         return found
 
+    def _slipped(self, fields: list[str]) -> bool:
+        """Whether an empty last field that the first line has not may come from a comma in a text: 'a dress, red,'."""
+        return len(fields) > len(self.head.names) and any(field.startswith(" ") for field in fields[1:])
+
     def _refuse(self, fields: list[str], where: str) -> None:
-        names = [name or "(no name)" for name in self.head.names[: self.head.width]]
+        names = [name or "(no name)" for name in self.names]
         surplus = len(fields) > len(names)
         against = f"the first line names {len(names)} ({', '.join(names)[:100]})"
         if len(fields) == len(names):
             against = f"the first row has {self.wanted}"
         text = f"{where} has {len(fields)} field{'s' * (len(fields) != 1)}, but {against}."
+        if len(fields) < len(names):
+            text += (
+                f" Separate the fields with {_word(self.head.separator)}, and leave one empty where there is no value."
+            )
         if surplus:
             whole = self.head.separator.join(fields).strip()
             text += f' Put quotes around a text with {_word(self.head.separator)}, as in "{whole[:60]}".'

@@ -50,11 +50,11 @@ def read(
         for number, line in enumerate(text_lines(path, shown), 1):
             yield Row(f"{shown} line {number}", {text: line.strip()})
     elif suffix in (".csv", ".tsv", ".txt"):
-        for number, line, values in read_delimited(path, shown, may_end_early):
-            yield Row(f"{shown} row {number} (line {line})", dict(values))
+        for row, number, values in read_delimited(path, shown, may_end_early):
+            yield Row(f"{shown} row {row} (line {number})", dict(values))
     elif suffix == ".jsonl":
-        for number, (line, value) in enumerate(json_lines(path, shown), 1):
-            yield _row(f"{shown} row {number} (line {line})", value)
+        for row, (number, value) in enumerate(json_lines(path, shown), 1):
+            yield _row(f"{shown} row {row} (line {number})", value)
     elif suffix == ".json":
         for number, value in enumerate(json_items(path, shown, lines=True), 1):
             yield _row(f"{shown} row {number}", value)
@@ -70,7 +70,7 @@ def _row(where: str, value: Any) -> Row:
             f'{where}: {str(value)[:60]!r} is not an object with named values, such as {{"prompt": "..."}}.'
         )
     try:
-        found = plain_row({nfc(name): item for name, item in value.items()})
+        found = plain_row(value if "".join(value).isascii() else {nfc(name): item for name, item in value.items()})
     except ValueError as error:
         raise UsageError(f"{where}: {error}.") from error
     if len(found) != len(value):

@@ -17,7 +17,7 @@ LARGEST = 1 << 64
 
 def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """The columns of a row, those without a value as None. Raises ValueError as `plain`."""
-    return {name: plain(value) for name, value in row.items()}
+    return {name: value if type(value) is str else plain(value) for name, value in row.items()}
 
 
 def plain(value: Any, depth: int = 1) -> Any:
