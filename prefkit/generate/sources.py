@@ -13,7 +13,7 @@ from prefkit.errors import UsageError
 from prefkit.tables import SUFFIXES, Row, find_file, nfc, read, user_path
 from prefkit.tables.values import plain_row
 
-HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.\[\]%+-]+)?")
+HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.:\[\]%+-]+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
