@@ -63,8 +63,8 @@ def _rows(config: Requests, numbers: Collection[str]) -> Iterator[Row]:
     if _embedded(config):
         from prefkit.tiny.source import rows as wardrobe
 
-        found = wardrobe(config.source.partition(":")[2])
-        yield from (Row(f"{config.source} row {number}", row) for number, row in enumerate(found, 1))
+        for number, values in enumerate(wardrobe(config.source.partition(":")[2]), 1):
+            yield Row(f"{config.source} row {number}", values)
         return
     path = find_file(user_path(config.source, "requests.source"))
     if not path.exists():
