@@ -20,11 +20,15 @@ def json_lines(path: Path, shown: str) -> Iterator[tuple[int, Any]]:
     """(line number, value) of every line that is not blank. Raises UsageError naming row and line."""
     row = 0
     for number, line in enumerate(text_lines(path, shown), 1):
-        if line.isspace():
+        text = line.strip(" \t\r\n")
+        if not text:
             continue
         row += 1
         try:
-            yield number, DECODER.decode(line)
+            value, end = DECODER.raw_decode(text)
+            if end != len(text):
+                raise ValueError("more follows the object on its line")
+            yield number, value
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{shown} row {row} (line {number}): not valid JSON ({_why(error)}).") from error
 
