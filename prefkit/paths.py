@@ -105,7 +105,7 @@ def clipped(text: str, most: int) -> str:
 
 def nfc(name: str) -> str:
     """The form in which names are compared: a Mac may write one as NFD."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 @cache

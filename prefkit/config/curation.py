@@ -30,7 +30,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Requests:
-    #: .txt (a prompt a line), .csv, .jsonl, .parquet, or a datasets id (owner/name[:split])
+    #: .txt (a prompt a line), .csv, .tsv (values are text), .jsonl, .json, .parquet, or a datasets id (owner/name[:split])
     source: str = ""
     #: the column that holds the prompt; further columns become `extra`
     prompt_column: str = "prompt"

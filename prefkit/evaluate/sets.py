@@ -43,7 +43,7 @@ def request_sets(store: Store, recipe: Recipe, cfg: Eval, limit: int | None) -> 
     for name, chosen in (cfg.sets or {"held_out": Set()}).items():
         if chosen.source is not None:
             source = Requests(source=chosen.source, prompt_column=chosen.prompt_column)
-            read = read_requests(source, recipe.model.inputs, store)
+            read = read_requests(source, recipe.model.inputs, store, every_row=True)
             requests = [replace(r, split="test") for r in read]
         else:
             own = store.requests() or (

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from prefkit.errors import UsageError
+from prefkit.fit.tables import times
 
 LEAST = 3  # interactions of a user of whom items are held out
 
@@ -47,7 +48,7 @@ def split(table: pd.DataFrame, items: list[str], seed: int) -> Interactions:
     the one before for validation; without `time`, two by chance. Raises UsageError where nothing can be learned."""
     frame = pd.DataFrame({"user": table["user"].astype(str), "item": table["item"].astype(str)})
     rng = np.random.default_rng(seed)
-    frame["at"] = table["time"].to_numpy() if "time" in table else rng.random(len(frame))
+    frame["at"] = times(table, "time", "vbpr.interactions:") if "time" in table else rng.random(len(frame))
     frame = frame.drop_duplicates(["user", "item"]).sort_values(["user", "at"], kind="stable", ignore_index=True)
     users = sorted(set(frame["user"]))
     row_of = {name: row for row, name in enumerate(items)}

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.fit.tables import embed, files_digest, image_files, read_table
 from prefkit.models.place import device_of
-from prefkit.paths import named
+from prefkit.paths import named, nfc
 from prefkit.score.bpr import Scaling
+from prefkit.tables import find_file, id_text, read, user_path
+from prefkit.tables.files import text_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,18 +32,18 @@ class Source:
         """Raises UsageError for items of the interactions that have no image or no features."""
         wanted = sorted(set(interactions["item"].astype(str)))
         if options.images:
-            found = image_files(Path(options.images).expanduser(), wanted, "vbpr.images")
+            found = image_files(user_path(options.images, "vbpr.images"), wanted, "vbpr.images")
             return cls(wanted, files=list(found.values()))
         if options.items:
-            table = read_table("vbpr.items", options.items, ("item", "image"))
+            table = read_table("vbpr.items", options.items, ("item", "image"), ids=("item",))
             base = Path(options.items).expanduser().parent
             try:
-                files = {str(item): named(base, str(image)) for item, image in zip(table["item"], table["image"])}
+                files = {item: find_file(named(base, str(image))) for item, image in zip(table["item"], table["image"])}
             except ValueError as error:
                 raise UsageError(f"vbpr.items: {options.items}: {error}.") from error
             _all_there("vbpr.items", options.items, wanted, files)
             return cls(list(files), files=list(files.values()))
-        items, array = _read_features(Path(options.features).expanduser())
+        items, array = _read_features(find_file(user_path(options.features, "vbpr.features")))
         _all_there("vbpr.features", options.features, wanted, items)
         return cls(items, array=array)
 
@@ -76,13 +78,12 @@ def _read_features(path: Path) -> tuple[list[str], Tensor]:
     import torch
 
     try:
-        if path.suffix == ".parquet":
-            table = read_table("vbpr.features", str(path), ("item", "features"))
-            array = np.stack([np.asarray(row, np.float32) for row in table["features"]])
-            items = [str(item) for item in table["item"]]
+        if path.suffix.lower() == ".parquet":
+            items, array = _rows(path)
         else:
             array = _array(path)
-            items = path.with_suffix(".txt").read_text().splitlines()
+            ids = find_file(path.with_suffix(".txt"))
+            items = [nfc(line.rstrip("\r\n")) for line in text_lines(ids, f"vbpr.features: {ids}")]
     except (OSError, ValueError) as error:
         raise UsageError(f"vbpr.features: {path} could not be read: {' '.join(str(error).split())[:200]}.") from error
     if array.ndim != 2 or len(array) != len(items) or len(set(items)) != len(items):
@@ -95,12 +96,30 @@ def _read_features(path: Path) -> tuple[list[str], Tensor]:
     return items, torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
+def _rows(path: Path) -> tuple[list[str], Any]:
+    """Ids and [N, D] float32 of a table, which is never in memory as Python's numbers. Raises UsageError naming the row."""
+    import numpy as np
+
+    items, arrays = [], []
+    for where, values in read(path, ("item", "features"), shown=f"vbpr.features: {path}"):
+        if values.get("item") is None or not isinstance(values.get("features"), list):
+            raise UsageError(f"{where} needs an item and its features, a list of numbers.")
+        try:
+            arrays.append(np.asarray(values["features"], np.float32))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}: the features are not a list of numbers.") from error
+        if arrays[-1].shape != arrays[0].shape:
+            raise UsageError(f"{where} has {arrays[-1].size} features, the first row {arrays[0].size}.")
+        items.append(id_text(values["item"]))
+    return items, np.stack(arrays) if arrays else np.zeros((0, 0), np.float32)
+
+
 def _array(path: Path) -> Any:
     import numpy as np
 
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return np.load(path, allow_pickle=False)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise ValueError("it is no .npy, .safetensors or .parquet")
     from safetensors.numpy import load_file
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.fit.tables import read_table
+from prefkit.fit.tables import numbers, read_table
 from prefkit.paths import named, read_regular
 from prefkit.score.judge.backend import Question
 from prefkit.score.judge.ratings import Scale
+from prefkit.tables import find_file
 from prefkit.types import Candidate, digest
 
 if TYPE_CHECKING:
@@ -35,17 +36,15 @@ def read_ratings(path: str) -> tuple[list[Rated], str]:
     image with one prompt become their mean. Raises UsageError."""
     import hashlib
 
-    table = read_table("mllm.ratings", path, ("image", "prompt", "rating"))
+    table = read_table("mllm.ratings", path, ("image", "prompt", "rating"), ids=("image",))
     base = Path(path).expanduser().parent
-    try:
-        table["rating"] = table["rating"].astype(float)
-    except ValueError as error:
-        raise UsageError(f"mllm.ratings: {path}: {error}; a rating is a number.") from error
+    table["prompt"] = table["prompt"].map(str)
+    table["rating"] = numbers(table, "rating", f"mllm.ratings: {path}")
     means = table.groupby(["image", "prompt"], sort=True)["rating"].mean()
     found, content = [], []
     for n, (image, prompt, rating) in enumerate(means.reset_index().itertuples(index=False)):
         try:
-            file = named(base, str(image))
+            file = find_file(named(base, str(image)))
             sha = hashlib.sha256(read_regular(file)).hexdigest()
         except (OSError, ValueError) as error:
             raise UsageError(f"mllm.ratings: {path} names an image that cannot be read: {error}.") from error

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from prefkit.errors import TrainingError, UsageError
 from prefkit.output import Progress
+from prefkit.tables import id_text
 from prefkit.types import digest
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Outfits:
 def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Catalogue, dict[str, Outfits], int]:
     """Catalogue, outfits by split, and how many outfits were left out (fewer than two items). The split is the table's
     column `split` (train, validation, test) or by a hash of the outfit's name. Raises UsageError."""
-    names = (table["item"] if "item" in table else table["image"]).astype(str)
+    names = (table["item"] if "item" in table else table["image"]).map(id_text)
     first = table.assign(item=names).drop_duplicates("item")
     clash = table.assign(item=names).groupby("item")["category"].nunique()
     if (clash > 1).any():
@@ -65,7 +66,7 @@ def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Cata
         if len(members) < 2:
             short += 1
             continue
-        split = str(rows["split"].iloc[0]) if "split" in rows else _split_of(str(outfit), shares)
+        split = _own_split(rows, str(outfit)) or _split_of(str(outfit), shares)
         if split not in found:
             raise UsageError(
                 f"outfit_compat.outfits: outfit {outfit} is of split {split!r}: train, validation or test."
@@ -75,6 +76,14 @@ def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Cata
     if empty:
         raise UsageError(f"outfit_compat.outfits: no outfit of two items or more is for {', '.join(empty)}; give more.")
     return catalogue, {split: Outfits(_padded(rows)) for split, rows in found.items()}, short
+
+
+def _own_split(rows: pd.DataFrame, outfit: str) -> str | None:
+    """What the column says of one outfit; None where it says nothing. Raises UsageError where its rows disagree."""
+    said = {str(value) for value in rows["split"] if value is not None} if "split" in rows else set()
+    if len(said) > 1:
+        raise UsageError(f"outfit_compat.outfits: outfit {outfit} is of several splits ({', '.join(sorted(said))}).")
+    return next(iter(said), None)
 
 
 def _split_of(outfit: str, shares: tuple[float, float]) -> str:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.images import rgb
-from prefkit.paths import embedded, is_image_name, named, read_regular, shown
+from prefkit.paths import embedded, is_image_name, named, nfc, read_regular, shown
 from prefkit.registry import nearest
 from prefkit.store import Store
 from prefkit.store.table import read_part
+from prefkit.tables import find_file
 from prefkit.types import Request, digest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Taken:
     """
 
     def __init__(self, mapping: Mapping[str, str], folder: Path, store: Store | None) -> None:
-        self.keys, self.folder, self.store = set(fields_of(mapping).values()), folder, store
+        self.keys, self.folder, self.store = set(map(nfc, fields_of(mapping).values())), folder, store
         self.there = store.inputs().ids() if store is not None and self.keys else set()
         self.waiting: dict[str, bytes] = {}
 
@@ -59,6 +60,8 @@ class Taken:
 
         Raises UsageError for a column or file that is missing, and for a file that is no image.
         """
+        if not self.keys:
+            return extra
         for key in sorted(self.keys - extra.keys()):
             raise UsageError(
                 f"model.inputs: extra.{key} is missing in a request of the source, which has {', '.join(extra) or 'no column'}"
@@ -96,7 +99,7 @@ class Taken:
             found = embedded(value)
             if found is not None or not is_image_name(value):
                 return found
-            return read_regular(named(self.folder, value))
+            return read_regular(find_file(named(self.folder, value)))
         except FileNotFoundError as error:
             raise UsageError(f"extra.{key}: the image {named(self.folder, value)} is not there.") from error
         except OSError as error:
@@ -115,7 +118,7 @@ class Inputs:
     """A request's arguments for the pipeline's call, images decoded. Without a mapping, nothing."""
 
     def __init__(self, mapping: Mapping[str, str], store: Store | None) -> None:
-        self.fields = fields_of(mapping)
+        self.fields = {argument: nfc(key) for argument, key in fields_of(mapping).items()}
         self.where: dict[str, tuple[Path, int]] = {}
         for path in store.inputs().parts() if store is not None and self.fields else ():
             part = read_part(path, ["id"])

@@ -1,64 +1,69 @@
-"""Requests from .txt, .csv, .jsonl, .parquet or a datasets id."""
+"""Requests from the rows of a source: the prompt, the split, and whatever else a row says."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefkit import tiny
 from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Taken
+from prefkit.generate.sources import folder_of, is_lines, rows_of, split_column
 from prefkit.output import note, warn
+from prefkit.paths import nfc
 from prefkit.store import Store
 from prefkit.store.files import NAME
 from prefkit.store.rows import dump_extra
+from prefkit.tables import SUFFIXES, id_text
 from prefkit.types import Request, digest, split_of
-
-SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 
 
 def read_requests(
-    config: Requests, inputs: Mapping[str, str] | None = None, store: Store | None = None
+    config: Requests,
+    inputs: Mapping[str, str] | None = None,
+    store: Store | None = None,
+    every_row: bool = False,
 ) -> list[Request]:
     """The requests of a source, each once. Raises UsageError: no such file, no such column, nothing in it.
 
     A request without an id of its own (column `request_id`) is named by the hash of its prompt and extra, so
     that the same request has the same id in every run. inputs: `model.inputs`; images that these fields name are put
-    into the store's inputs/ table, and the fields hold their ids.
+    into the store's inputs/ table, and the fields hold their ids. every_row: the caller does not ask for the split.
     """
     if not config.source:
-        raise UsageError("requests.source is not set: give a .txt, .csv, .jsonl or .parquet file, or a datasets id.")
+        raise UsageError(f"requests.source is not set: give a file ({', '.join(SUFFIXES)}), or a datasets id.")
     if not 0 <= config.test_share <= 1:
         raise UsageError(f"requests.test_share is {config.test_share}: a share lies between 0 and 1.")
     found: dict[str, Request] = {}
-    taken = Taken(inputs or {}, Path(config.source).expanduser().parent, store)
-    blank = duplicates = 0
-    for row in _rows(config):
-        prompt = row.pop(config.prompt_column)
-        if _missing(prompt) or (isinstance(prompt, str) and not prompt.strip()):
-            blank += 1
+    counts: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    taken = Taken(inputs or {}, folder_of(config), store)
+    prompts, splits = nfc(config.prompt_column), split_column(config)
+    for where, row in rows_of(config, taken.keys):
+        prompt = row.pop(prompts)
+        if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+            counts["blank"] += 1
             continue
-        _check_prompt(prompt, config.source)
-        split = _split(row, prompt, config)
-        extra = taken.take({k: v for k, v in row.items() if not _missing(v)})
+        _check_prompt(prompt, where)
+        if splits is None and row.get("split") is not None:
+            counts["split"] += 1
+        own = row.pop(splits) if splits else None
+        split = split_of(prompt, config.test_share) if own is None else _own_split(own, where)
+        extra = _extra(row, taken, where, left)
         named = extra.pop("request_id", None)
-        request_id = str(named) if named is not None else digest(prompt, extra)
+        request_id = id_text(named) if named is not None else digest(prompt, extra)
         if request_id in found:
-            duplicates += 1
+            counts["duplicate"] += 1
             if (found[request_id].prompt, found[request_id].extra) != (prompt, extra):
-                raise UsageError(f"{config.source}: request_id {request_id!r} stands for two different requests.")
+                raise UsageError(f"{where}: request_id {request_id!r} stands for two different requests.")
             continue
-        found[request_id] = Request(request_id, prompt, str(split), extra)
+        found[request_id] = Request(request_id, prompt, split, extra)
     taken.write()
-    if blank:
-        warn(f"{config.source}: {blank} empty prompt{'s' * (blank > 1)} left out.")
-    if duplicates:
-        note(f"{config.source}: {duplicates} duplicate request{'s' * (duplicates > 1)} left out.")
+    _say(config, counts, left, every_row)
     if not found:
         raise UsageError(f"{config.source} holds no prompt. Write at least one, a line each in a .txt file.")
     return list(found.values())
@@ -103,117 +108,74 @@ def _brief(request: Request) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _check_prompt(prompt: Any, source: str) -> None:
-    if not isinstance(prompt, str):
-        raise UsageError(f"{source}: the prompt {prompt!r} is a {type(prompt).__name__}. Write it as text, in quotes.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{source}: the prompt {prompt[:60]!r} holds half of a character (a lone surrogate) and cannot be stored. "
-            "Mend or remove it."
-        ) from error
-
-
-def _split(row: dict[str, Any], prompt: str, config: Requests) -> str:
-    """The request's own split, where the column says one; else by the hash of the prompt."""
-    column = "split" if config.source.partition(":")[0] == tiny.NAME else config.split_column
-    own = row.pop(column) if column else None
-    if _missing(own):
-        return split_of(prompt, config.test_share)
+def _own_split(own: Any, where: str) -> str:
     if not NAME.fullmatch(str(own)):
-        raise UsageError(
-            f"{config.source}: {str(own)!r} cannot name a split: use letters, digits, dot, dash and underscore."
-        )
+        raise UsageError(f"{where}: {str(own)!r} cannot name a split: use letters, digits, dot, dash and underscore.")
     return str(own)
 
 
-def _rows(config: Requests) -> Iterator[dict[str, Any]]:
-    embedded, _, kind = config.source.partition(":")
-    if embedded == tiny.NAME:
-        from prefkit.tiny.source import rows as wardrobe
-
-        yield from wardrobe(kind)
-        return
-    path = Path(config.source).expanduser()
-    if path.suffix not in SUFFIXES and not path.exists():
-        yield from _hub_rows(config)
-        return
-    if not path.is_file():
-        raise UsageError(f"requests.source: {config.source} is not there.")
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"requests.source: {config.source} is none of {', '.join(SUFFIXES)}.")
-    if path.suffix == ".txt":
-        lines = _text(path).splitlines()
-        yield from ({config.prompt_column: line.strip()} for line in lines if line.strip())
-        return
-    rows = _json_lines(path) if path.suffix == ".jsonl" else _frame_rows(path, config)
-    for number, row in enumerate(rows, 1):
-        _check_columns(row, config, f"{path} (row {number})")
-        yield dict(row)
-
-
-def _text(path: Path) -> str:
+def _extra(row: Mapping[str, Any], taken: Taken, where: str, left: Counter[str]) -> dict[str, Any]:
+    """The further columns that have a value, images in the form of ids. left: columns that cannot be stored, counted."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
-        ) from error
+        found = taken.take({name: value for name, value in row.items() if value is not None and value != ""})
+        binary = [name for name, value in found.items() if not _storable(value)]
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    left.update(binary)
+    return {name: value for name, value in found.items() if name not in binary} if binary else found
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{path}:{number}: not valid JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise UsageError(f'{path}:{number}: wants an object such as {{"prompt": "..."}}.')
-        yield row
+def _storable(value: Any) -> bool:
+    """Whether JSON can hold it: not bytes, not an image. Raises UsageError for text that cannot be stored."""
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_text(value, f"the text {value[:60]!r}")
+        return True
+    if isinstance(value, dict):
+        return all(map(_storable, value.values()))
+    if isinstance(value, list):
+        return all(map(_storable, value))
+    return value is None or isinstance(value, (int, float))
 
 
-def _csv(path: Path, config: Requests) -> Any:
-    """Prompts, ids and splits stay text: 007 is not 7."""
-    import pandas as pd
+def _check_prompt(prompt: Any, where: str) -> None:
+    if not isinstance(prompt, str):
+        raise UsageError(f"{where}: the prompt {prompt!r} is a {type(prompt).__name__}. Write it as text, in quotes.")
+    if "\0" in prompt:
+        raise UsageError(f"{where}: the prompt {prompt[:60]!r} contains a NUL character. Remove it.")
+    if not prompt.isascii():
+        _check_text(prompt, f"{where}: the prompt {prompt[:60]!r}")
 
-    names = [name for name in (config.prompt_column, config.split_column, "request_id") if name]
-    return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(names, str))
 
-
-def _frame_rows(path: Path, config: Requests) -> Iterator[dict[str, Any]]:
-    import pandas as pd
-
+def _check_text(text: str, what: str) -> None:
     try:
-        frame = _csv(path, config) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} could not be read: {' '.join(str(error).split())[:200].rstrip('.')}.") from error
-    yield from frame.to_dict("records")  # type: ignore[misc]
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} holds half of a character (a lone surrogate) and cannot be stored. Fix or remove it.") from error  # fmt: skip
 
 
-def _hub_rows(config: Requests) -> Iterator[dict[str, Any]]:
-    import datasets
+def _say(config: Requests, counts: Counter[str], left: Counter[str], every_row: bool) -> None:
+    """What was left out, and what a reader of the source may take to be used though it is not."""
+    source, blank, twice, named = config.source, counts["blank"], counts["duplicate"], counts["split"]
+    if blank and is_lines(config):
+        note(f"{source}: {blank} blank line{'s' * (blank > 1)} left out.")
+    elif blank:
+        warn(f"{source}: {blank} empty prompt{'s' * (blank > 1)} left out.")
+    if twice:
+        note(f"{source}: {twice} duplicate request{'s' * (twice > 1)} left out.")
+    for name, rows in left.items():
+        warn(
+            f"{source}: the column {name!r} holds bytes or images in {_rows(rows)} and is left out of them. To hand it "
+            f"to the pipeline, name it in model.inputs (as extra.{name})."
+        )
+    if named and every_row:
+        warn(f"{source}: the column 'split', which has a value in {_rows(named)}, is not used: every row is taken.")  # fmt: skip
+    elif named:
+        warn(
+            f"{source}: the column 'split', which has a value in {_rows(named)}, does not decide what is held out: a hash of "
+            "the prompt does (requests.test_share). To use the column, set requests.split_column: split."
+        )
 
-    name, _, split = config.source.partition(":")
-    try:
-        table = datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # the library raises its own, the Hub's and the network's errors
-        raise UsageError(
-            f"requests.source: {config.source} is neither a file here nor a dataset that could be loaded: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
-    for row in table:
-        _check_columns(row, config, config.source)
-        yield dict(row)
 
-
-def _check_columns(row: Any, config: Requests, where: str) -> None:
-    for key, column in (("prompt_column", config.prompt_column), ("split_column", config.split_column)):
-        if column is not None and column not in row:
-            raise UsageError(f"{where}: no column {column!r}; it has {', '.join(map(str, row))}. Set requests.{key}.")
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"

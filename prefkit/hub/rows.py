@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefkit.errors import UsageError
-from prefkit.store.parquet import READ_ROWS, read_rows
+from prefkit.paths import nfc
+from prefkit.tables import SUFFIXES as ALL_SUFFIXES
+from prefkit.tables import find_file, read, user_path
+from prefkit.tables.files import regular
+from prefkit.tables.jsons import json_items as json_items
+from prefkit.tables.values import plain_row
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SUFFIXES = tuple(suffix for suffix in ALL_SUFFIXES if suffix != ".txt")
 #: folders that pair and push write beside the splits
 FURTHER = ("ties", "lists", "candidates", "comparisons")
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-CHUNK = 1 << 20
 SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(_unique)?(?=[_./-]|$)")
 
 
 class Row(NamedTuple):
-    """where: file and row number from 1. split: what the file's or folder's name says. folder: relative paths start here."""
+    """where: file, row number from 1 and line. split: what the file's or folder's name says. folder: relative paths start here."""
 
     where: str
     split: str | None
@@ -34,7 +36,7 @@ def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
 
     Raises UsageError naming file and row where one cannot be read.
     """
-    path = Path(source).expanduser()
+    path = user_path(source, "import")
     if not path.exists():
         if not HUB.fullmatch(source):
             raise UsageError(f"import: {source} is neither a file, a folder, nor a datasets id such as owner/name.")
@@ -45,11 +47,9 @@ def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
         return
     for file in files(path):
         split = split_of_name(file.relative_to(path).as_posix() if path.is_dir() else file.name)
-        number = 0
-        for number, values in enumerate(_file(file, columns), 1):
-            if not isinstance(values, dict):
-                raise UsageError(f"{file} row {number}: wants an object with named values, not {str(values)[:60]!r}.")
-            yield Row(f"{file} row {number}", split, file.parent, values)
+        _check_suffix(file)
+        for where, values in read(file, columns):
+            yield Row(where, split, file.parent, values)
 
 
 def files(path: Path) -> list[Path]:
@@ -80,101 +80,19 @@ def split_of_name(name: str) -> str | None:
 def first(path: Path) -> dict[str, Any]:
     """The first row, for sniffing; {} where there is none or it cannot be read."""
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
-            return dict.fromkeys(pq.read_schema(path).names)
-        return next((v for v in _file(path, None) if isinstance(v, dict)), {})
+            return dict.fromkeys(map(nfc, pq.read_schema(regular(path, str(path))).names))
+        _check_suffix(path)
+        return next((row.values for row in read(path)), {})
     except Exception:  # sniffing only asks; reading it says what is wrong
         return {}
 
 
-def _file(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
-    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": json_items}
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        yield from _parquet(path, columns)
-    elif kind in readers:
-        yield from readers[kind](path)
-    else:
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"import: {path} is none of {', '.join(SUFFIXES)}.")
-
-
-def _parquet(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-
-    done = 0
-    try:
-        for row in read_rows(path, columns):
-            done += 1
-            yield row
-    except (pa.ArrowException, OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:160]
-        raise UsageError(
-            f"{path} row {done + 1} (or one of the {READ_ROWS - 1} after it): cannot be read as Parquet ({text}). Fetch the file again."
-        ) from error
-
-
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(1 << 24)
-    line = 0
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            for line, row in enumerate(reader, 1):
-                if None in row or None in row.values():
-                    raise UsageError(f"{path} row {line}: it has another number of fields than the first line.")
-                yield row
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path} row {line + 1}: cannot be read ({error}). It is UTF-8 text with commas.") from error
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for line in file:
-                number += 1
-                if line.strip():
-                    yield json.loads(line)
-    except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(f"{path} row {number}: not valid JSON ({error}).") from error
-
-
-def json_items(path: Path) -> Iterator[Any]:
-    """The members of a JSON list, one by one: files of this kind reach gigabytes.
-
-    Raises UsageError with the row for what is no list or no valid JSON.
-    """
-    decoder, buffer, at, number, ended = json.JSONDecoder(), "", 0, 0, False
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            buffer = file.read(CHUNK).lstrip()
-            if not buffer.startswith("["):
-                raise ValueError("it holds no list")
-            at = 1
-            while True:
-                while at < len(buffer) and buffer[at] in " \t\r\n,":
-                    at += 1
-                if buffer[at : at + 1] == "]":
-                    return
-                try:
-                    value, end = decoder.raw_decode(buffer, at)
-                    whole = end < len(buffer) or ended  # a number may go on in the next chunk
-                except ValueError:
-                    if ended:
-                        raise
-                    whole = False
-                if not whole:
-                    more = file.read(max(CHUNK, len(buffer)))
-                    ended, buffer, at = not more, buffer[at:] + more, 0
-                    if len(buffer) > 64 * CHUNK:
-                        raise ValueError("one member is larger than 64 MB")
-                    continue
-                number, at = number + 1, end
-                yield value
-    except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(f"{path} row {number + 1}: not valid JSON ({error}).") from error
 
 
 def _saved(path: Path) -> Iterator[Row]:
@@ -184,7 +102,8 @@ def _saved(path: Path) -> Iterator[Row]:
     parts = found.items() if isinstance(found, datasets.DatasetDict) else [(split_of_name(path.name), found)]
     for split, table in parts:
         for number, values in enumerate(_raw(table), 1):
-            yield Row(f"{path} {split or ''} row {number}".replace("  ", " "), split, path, values)
+            where = f"{path} {split or ''} row {number}".replace("  ", " ")
+            yield Row(where, split, path, _plain(values, where))
 
 
 def _hub(source: str) -> Iterator[Row]:
@@ -196,12 +115,20 @@ def _hub(source: str) -> Iterator[Row]:
         for split in splits:
             table = datasets.load_dataset(name, split=split, streaming=True)
             for number, values in enumerate(_raw(table), 1):
-                yield Row(f"{name}:{split} row {number}", split, None, values)
+                where = f"{name}:{split} row {number}"
+                yield Row(where, split, None, _plain(values, where))
     except UsageError:
         raise
     except Exception as error:  # the library raises its own, the Hub's and the network's errors
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"import: {source} is neither here nor a dataset that could be loaded: {text}") from error
+
+
+def _plain(values: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return plain_row({nfc(name): value for name, value in values.items()})
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}.") from error
 
 
 def _raw(table: Any) -> Any:
@@ -228,11 +155,14 @@ def picture_parts(value: Any, folder: Path | None, anywhere: bool = False) -> tu
         raise ValueError("the image is missing")
     if re.match(r"[a-z]+://", value):
         raise ValueError(f"the image is a web address ({value[:80]}); fetch it first, nothing is downloaded here")
-    path = Path(value).expanduser() if anywhere else Path(value)
+    try:
+        path = Path(value).expanduser() if anywhere else Path(value)
+    except RuntimeError as error:
+        raise ValueError(f"the home folder in the image's path {value[:80]!r} is unknown") from error
     if folder is None:
         raise ValueError(
             f"the image is a path ({value[:80]}) without its bytes; download the dataset and import the folder"
         )
     if not anywhere and (path.is_absolute() or ".." in path.parts):
         raise ValueError(f"the image {value[:80]!r} leads out of {folder}. Refused")
-    return None, folder / path
+    return None, find_file(folder / path)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import StoreError, UsageError
-from prefkit.store.decisions import COLUMNS
-from prefkit.store.files import write_atomic
+from prefkit.errors import UsageError
+from prefkit.store.decisions import append_decisions
 
 if TYPE_CHECKING:
     from prefkit.store import Store
@@ -74,16 +71,8 @@ def write_removals(store: Store, ids: Sequence[str]) -> None:
     lines = [name for name in ids if name not in already]
     if not lines:
         return
-    try:
-        before = path.read_text(encoding="utf-8-sig") if path.exists() else ",".join(COLUMNS) + "\n"
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} could not be read: {error}. It is UTF-8 text.") from error
-    columns = next(csv.reader([before]), list(COLUMNS))
-    text = io.StringIO()
     row = {"verdict": "remove", "reason": REASON, "by": "push"}
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writerows(row | {"id": name} for name in lines)
-    write_atomic(path, before + ("" if before.endswith("\n") else "\n") + text.getvalue())
+    append_decisions(path, [row | {"id": name} for name in lines])
 
 
 def _files(store: Store) -> dict[str, str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
 from prefkit.report.data import candidate_index
-from prefkit.store.decisions import COLUMNS, read_decisions
-from prefkit.store.files import write_atomic
+from prefkit.store.decisions import COLUMNS, append_decisions, read_decisions
+from prefkit.tables.delimited import header
 
 if TYPE_CHECKING:
     from prefkit.store import Store
@@ -37,14 +35,13 @@ def add_decisions(store: Store, source: str | Path) -> dict[str, int]:
         said = set(read_decisions(target)[list(COLUMNS)].itertuples(index=False, name=None))
         lines = [row for row in new[list(COLUMNS)].itertuples(index=False, name=None) if row not in said]
         if lines:
-            before = target.read_text(encoding="utf-8-sig") if target.exists() else ",".join(COLUMNS) + "\n"
-            _check_header(before, target)
-            buffer = io.StringIO()
-            csv.writer(buffer, lineterminator="\n").writerows(lines)
-            write_atomic(target, before + ("" if before.endswith("\n") else "\n") + buffer.getvalue())
+            if target.exists():
+                _check_header(target)
+            append_decisions(target, [dict(zip(COLUMNS, line)) for line in lines])
     return {"new": len(lines), "known": len(new) - len(lines)}
 
 
-def _check_header(text: str, path: Path) -> None:
-    if tuple(text.splitlines()[0].split(",")) != COLUMNS:
-        raise UsageError(f"{path}: its first line must be {','.join(COLUMNS)} for lines to be added to it.")
+def _check_header(path: Path) -> None:
+    lacking = [name for name in COLUMNS if name not in header(path, str(path)).names]
+    if lacking:
+        raise UsageError(f"{path}: its first line lacks {', '.join(lacking)}, which the lines to be added have.")

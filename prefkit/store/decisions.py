@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prefkit.errors import StoreError
+from prefkit.errors import StoreError, UsageError
+from prefkit.store.files import write_atomic
+from prefkit.tables import read
+from prefkit.tables.delimited import header
+from prefkit.tables.files import encoding_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,25 +29,37 @@ def read_decisions(path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=list(COLUMNS))
     rows = []
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="more", restval="")
-            if not {"id", "verdict"} <= set(reader.fieldnames or ()):
+        if not {"id", "verdict"} <= set(header(path, str(path)).names):
+            raise StoreError(f"{path}: columns id and verdict are missing. Its first line must be {','.join(COLUMNS)}.")
+        for where, values in read(path, may_end_early=True):
+            if values["verdict"] not in VERDICTS:
                 raise StoreError(
-                    f"{path}: columns id and verdict are missing. Its first line must be {','.join(COLUMNS)}."
+                    f"{where}: verdict {values['verdict'] or ''!r} is not known; write {', '.join(VERDICTS)}."
                 )
-            for row in reader:
-                _check(row, f"{path}:{reader.line_num}")
-                rows.append(row)
-    except (ValueError, OSError, csv.Error) as error:
-        raise StoreError(
-            f"{path} could not be read: {error}. It is UTF-8 text, its first line {','.join(COLUMNS)}."
-        ) from error
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.fillna("").drop_duplicates("id", keep="last", ignore_index=True)
+            rows.append({name: values.get(name) or "" for name in COLUMNS})
+    except UsageError as error:
+        raise StoreError(f"{error} Its first line is {','.join(COLUMNS)}.") from error
+    return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates("id", keep="last", ignore_index=True)
 
 
-def _check(row: Mapping[str, Any], where: str) -> None:
-    if "more" in row:
-        raise StoreError(f"{where}: more fields than the first line has. Put quotes round a text with commas.")
-    if row["verdict"] not in VERDICTS:
-        raise StoreError(f"{where}: verdict {row['verdict']!r} is not known; write {', '.join(VERDICTS)}.")
+def append_decisions(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Add lines to decisions.csv in its own encoding, separator and order of columns; what stands there stays byte for byte.
+
+    rows: values by the names in COLUMNS. Raises StoreError where the file cannot be read or written.
+    """
+    columns, separator, encoding, before = list(COLUMNS), ",", "utf-8", b""
+    try:
+        if path.exists():
+            head, encoding, before = header(path, str(path)), encoding_of(path), path.read_bytes()
+            columns, separator = head.names, head.separator
+    except (UsageError, OSError) as error:
+        raise StoreError(f"{path} cannot be added to: {error}") from error
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+    if not before:
+        writer.writerow(columns)
+    writer.writerows([row.get(name, "") for name in columns] for row in rows)
+    after = text.getvalue()
+    if before and not before.decode(encoding).endswith(("\n", "\r")):
+        after = "\n" + after
+    write_atomic(path, before + after.encode(encoding))

@@ -23,16 +23,16 @@ READ_ROWS = 16
 READ_BYTES = 1 << 20
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file as dicts, a few in memory at a time; of `columns` those that are there. Checksums are checked.
+def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = READ_ROWS) -> Iterator[dict[str, Any]]:
+    """The rows of a file as dicts, `at_once` in memory at a time; of `columns` those that are there. Checksums are checked.
 
-    Raises pyarrow's ArrowException, or OSError, at the first row (of READ_ROWS) that cannot be read.
+    Raises pyarrow's ArrowException, or OSError, at the first row (of `at_once`) that cannot be read.
     """
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES) as file:
         wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(READ_ROWS, columns=wanted):
+        for batch in file.iter_batches(at_once, columns=wanted):
             yield from batch.to_pylist()
 
 

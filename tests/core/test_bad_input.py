@@ -308,7 +308,7 @@ def test_decisions_with_a_comma_too_many(drawn, cli):
     path = drawn.parent / "run/decisions.csv"
     path.write_text("id,verdict,reason,by\na,keep,,\nb,reject,too dark, blurred,me\n")
     code, _, err = cli("pair", "-r", drawn)
-    assert code == 1 and "decisions.csv:3: more fields than the first line has" in one_paragraph(err)
+    assert code == 1 and "decisions.csv row 2 (line 3) has 5 fields, but the first line names 4" in one_paragraph(err)
     path.write_text("\ufeffid,verdict\nb,keep\n", encoding="utf-8")
     stages(cli, drawn, "pair")
 

@@ -8,6 +8,7 @@ import pytest
 
 from prefkit.errors import FingerprintError, StoreError
 from prefkit.store import Store
+from prefkit.store.decisions import append_decisions
 from prefkit.store.files import write_whole
 from prefkit.store.table import check_fingerprint
 from prefkit.types import Request
@@ -96,13 +97,46 @@ def test_a_second_process_is_told_and_a_killed_one_frees_the_lock(tmp_path):
         assert True
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("utf-8", "id,verdict,reason,by\na,keep,,me\n"),
+        ("utf-8-sig", "id;verdict;reason;by\r\na;keep;;me"),  # as a spreadsheet saves it, no end of line
+        ("utf-16", "verdict\tid\tby\treason\nkeep\ta\tme\t\n"),
+        ("utf-8", "id,verdict\na,keep\n"),
+    ],
+)
+def test_decisions_are_added_in_the_form_that_the_file_has(tmp_path, encoding, text):
+    store, path = Store.create(tmp_path), tmp_path / "decisions.csv"
+    path.write_bytes(text.encode(encoding))
+    before = path.read_bytes()
+    append_decisions(path, [{"id": "00001", "verdict": "remove", "reason": 'a; b, "c"\té', "by": "you"}])
+    found = store.decisions().to_dict("records")
+    assert [(row["id"], row["verdict"]) for row in found] == [("a", "keep"), ("00001", "remove")]
+    assert path.read_bytes().startswith(before)
+    assert found[1]["reason"] == ('a; b, "c"\té' if "reason" in text else "")
+
+
+def test_ids_of_decisions_stay_text_and_rows_may_end_early(tmp_path):
+    text = "id,verdict,reason,by\n007,keep\n1e5,reject,NA,null\nNA,keep,,\n\n007,remove,,"
+    (tmp_path / "decisions.csv").write_text(text)
+    found = Store.create(tmp_path).decisions().set_index("id")
+    assert found.verdict.to_dict() == {"1e5": "reject", "NA": "keep", "007": "remove"}
+    assert found.loc["1e5"].tolist() == ["reject", "NA", "null"]
+
+
+def test_a_new_file_of_decisions(tmp_path):
+    append_decisions(tmp_path / "decisions.csv", [{"id": "a", "verdict": "keep"}])
+    assert (tmp_path / "decisions.csv").read_text() == "id,verdict,reason,by\na,keep,,\n"
+
+
 def test_decisions_are_checked(tmp_path):
     store = Store.create(tmp_path)
     assert store.decisions().empty
     (tmp_path / "decisions.csv").write_text("id,verdict,reason,by\na,reject,blurred,me\na,keep,,me\n")
     assert store.decisions().verdict.tolist() == ["keep"]
     (tmp_path / "decisions.csv").write_text("id,verdict\na,maybe\n")
-    with pytest.raises(StoreError, match="decisions.csv:2: verdict 'maybe'"):
+    with pytest.raises(StoreError, match=r"decisions.csv row 1 \(line 2\): verdict 'maybe'"):
         store.decisions()
     (tmp_path / "decisions.csv").write_text("name\na\n")
     with pytest.raises(StoreError, match="columns id and verdict are missing"):

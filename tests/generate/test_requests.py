@@ -54,12 +54,12 @@ def test_a_split_column_decides(tmp_path):
     [
         ("p.txt", "", "holds no prompt"),
         ("p.txt", "   \n\t\n", "holds no prompt"),
-        ("p.jsonl", "{not json", "p.jsonl:1: not valid JSON"),
-        ("p.jsonl", "[1]", "p.jsonl:1: wants an object"),
+        ("p.jsonl", "{not json", r"p.jsonl row 1 \(line 1\): not valid JSON"),
+        ("p.jsonl", "[1]", r"p.jsonl row 1 \(line 1\): .* is not an object"),
         ("p.jsonl", '{"text": "a"}', "no column 'prompt'; it has text. Set requests.prompt_column"),
         ("p.csv", "text\na\n", "no column 'prompt'"),
-        ("p.parquet", "not parquet", "could not be read"),
-        ("p.docx", "x", "is none of .txt"),
+        ("p.parquet", "not parquet", "cannot be read as Parquet"),
+        ("p.docx", "x", r"is none of \.csv"),
         ("p.jsonl", '{"prompt": "a", "request_id": "1"}\n{"prompt": "b", "request_id": "1"}', "two different requests"),
     ],
 )
@@ -72,8 +72,8 @@ def test_what_cannot_be_read_is_said(tmp_path, name, text, message):
 def test_a_missing_file_and_wrong_bytes(tmp_path):
     with pytest.raises(UsageError, match="is not there"):
         read_requests(Requests(str(tmp_path / "none.txt")))
-    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(UsageError, match="not UTF-8"):
+    (tmp_path / "p.txt").write_bytes("a\ncaf\xe9\n".encode("cp1252"))
+    with pytest.raises(UsageError, match=r"p.txt line 2 is not UTF-8 text \(byte 0xe9 at offset 5 "):
         read_requests(Requests(str(tmp_path / "p.txt")))
 
 

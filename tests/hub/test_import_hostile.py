@@ -256,7 +256,7 @@ def test_what_was_read_before_the_damage_is_kept_and_resumed(tmp_path):
 
 
 def test_a_long_json_list_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "CHUNK", 7)
+    monkeypatch.setattr("prefkit.tables.jsons.CHUNK", 7)
     wanted = [{"a": "x" * n, "n": 10.5 * n, "é": '"],['} for n in range(9)]
     (tmp_path / "t.json").write_text(json.dumps(wanted, indent=1))
     assert list(rows.json_items(tmp_path / "t.json")) == wanted

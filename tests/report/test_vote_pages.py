@@ -194,7 +194,7 @@ def test_decisions_are_added_whole_or_not_at_all(run, tmp_path, cli):
     target.write_bytes(b"id,verdict,reason,by\nfirst,keep,kept as it is,you")  # no end of line
     try:
         code, _, err = cli("report", run.folder, "--decisions", bad)
-        assert code == 1 and "bad.csv:3" in err
+        assert code == 1 and "bad.csv row 2 (line 3)" in err
         assert "elsewhere" in cli("report", run.folder, "--decisions", other)[2]
         assert target.read_bytes().endswith(b"you")
         code, out, _ = cli("report", run.folder, "--decisions", good, "--json")

@@ -79,12 +79,19 @@ class OutfitCompatFitter:
         from prefkit.fit.tables import files_digest, frame_digest, read_table
         from prefkit.score.encoder import Encoder
         from prefkit.score.fitted import describe
+        from prefkit.tables import find_file
 
         o = self.options
-        table = read_table("outfit_compat.outfits", o.outfits, ("outfit", "image", "category"))
+        table = read_table(
+            "outfit_compat.outfits",
+            o.outfits,
+            ("outfit", "image", "category"),
+            ids=("outfit", "category", "item"),
+            optional=("split",),
+        )
         catalogue, splits, short = read_outfits(table, (o.validation_share, o.test_share))
         base = Path(o.outfits).expanduser().parent
-        files = [base / name for name in catalogue.files]
+        files = [find_file(base / name) for name in catalogue.files]
         lacking = [path for path in files if not path.is_file()]
         if lacking:
             raise UsageError(f"outfit_compat.outfits: {o.outfits} names {lacking[0]}, which is not there.")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VbprFit:
-    #: .csv, .jsonl or .parquet with the columns user, item and perhaps time
+    #: table (.csv, .jsonl, .parquet) with the columns user, item and perhaps time (numbers or ISO dates)
     interactions: str = ""
     #: folder of images called ITEM.png (.jpg, .webp)
     images: str = ""
@@ -105,7 +105,8 @@ class VbprFitter:
         from prefkit.score.fitted import describe
 
         o = self.options
-        table = read_table("vbpr.interactions", o.interactions, ("user", "item"))
+        needed = ("user", "item")
+        table = read_table("vbpr.interactions", o.interactions, needed, ids=needed, optional=("time",))
         source = Source.find(o, table)
         encoder = Encoder(o.encoder, o.pretrained, library=o.library) if o.encoder else None
         made = {"interactions": frame_digest(table), "features": source.digest()}

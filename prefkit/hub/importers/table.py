@@ -12,7 +12,7 @@ from prefkit.errors import UsageError
 from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
 from prefkit.hub.items import Asked, Item, Picture, Workplace
 from prefkit.hub.rows import Row
-from prefkit.paths import shown
+from prefkit.paths import nfc, shown
 from prefkit.types import Comparison, Score, digest
 
 PLACES = ("prompt", "image_a", "image_b", "winner", "votes_a", "votes_b", "probability", "model_a", "model_b", "seed_a",
@@ -130,7 +130,7 @@ def _assignments(text: str, flag: str, places: tuple[str, ...]) -> dict[str, str
             )
         if place in found:
             raise UsageError(f"import: --{flag} gives {place} twice.")
-        found[place] = column
+        found[place] = nfc(column)
     return found
 
 

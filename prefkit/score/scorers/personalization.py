@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.paths import named
 from prefkit.score.encoder import Encoder
+from prefkit.tables import find_file, id_text, read, user_path
 from prefkit.types import Candidate, Score, ScorerSpec
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PersonalizationOptions:
-    #: .csv or .parquet with the columns user, image and optionally category, item; or tiny (embedded)
+    #: table (.csv, .jsonl, .parquet) with the columns user, image and optionally category, item; or tiny (embedded)
     history: str = ""
     #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny (embedded)
     model: str = "ViT-H-14"
@@ -44,6 +45,16 @@ class PersonalizationOptions:
     scale: float = 1.0
 
 
+class Liked(NamedTuple):
+    """A row of the history. path: where its image lies; item and category: None where the table does not say."""
+
+    user: str
+    image: str
+    path: Path
+    item: str | None
+    category: str | None
+
+
 class Personalization:
     Options = PersonalizationOptions
     requires = frozenset({"image", "user"})
@@ -52,10 +63,11 @@ class Personalization:
     def __init__(self, options: PersonalizationOptions) -> None:
         if not options.history:
             raise UsageError(
-                "personalization: `history` is not set: give a table of user and image (.csv or .parquet)."
+                "personalization: `history` is not set: give a table of user and image (.csv, .jsonl or .parquet)."
             )
         self.options = options
-        self.path = Path(tiny.HISTORY if options.history == tiny.NAME else options.history).expanduser()
+        history = str(tiny.HISTORY) if options.history == tiny.NAME else options.history
+        self.path = find_file(user_path(history, "personalization.history"))
         self.encoder = Encoder(options.model, options.pretrained)
         self.tastes: dict[tuple[Any, ...], Tensor | None] = {}
 
@@ -64,8 +76,8 @@ class Personalization:
         from prefkit.types import digest
 
         o = self.options
-        names = sorted({str(name) for name in self.history()["image"]})
-        images = digest([(name, weights_revision(self.path.parent / name)) for name in names])
+        files = {liked.image: liked.path for liked in self.history()}
+        images = digest([(name, weights_revision(files[name])) for name in sorted(files)])
         return ScorerSpec(
             "personalization",
             "1",
@@ -77,29 +89,31 @@ class Personalization:
             licence="that of the weights",
         )
 
-    def history(self) -> Any:
-        """The table as a DataFrame. Raises UsageError: no such file, no such column, an image that is not there."""
-        import pandas as pd
-
-        try:
-            table = (pd.read_parquet if self.path.suffix == ".parquet" else pd.read_csv)(self.path)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"personalization.history: {self.path} could not be read: {error}.") from error
-        missing = {"user", "image"} - set(table.columns)
-        if missing:
-            raise UsageError(f"personalization.history: {self.path} has no column {', '.join(sorted(missing))}.")
-        for name in table["image"]:
+    def history(self) -> list[Liked]:
+        """The rows of the table. Raises UsageError: no such file, no such column, an image that is not there."""
+        found = []
+        for where, values in read(self.path, shown=f"personalization.history: {self.path}"):
+            missing = [name for name in ("user", "image") if name not in values]
+            if missing:
+                raise UsageError(f"{where} has no column {', '.join(missing)} (it has {', '.join(values)}).")
+            user, image = values["user"], values["image"]
+            if user is None or not isinstance(image, str):
+                raise UsageError(f"{where} needs a user and the path of an image. Remove the row or fill it in.")
             try:
-                found = named(self.path.parent, str(name)).is_file()
+                path = find_file(named(self.path.parent, image))
             except ValueError as error:
-                raise UsageError(f"personalization.history: {self.path}: {error}.") from error
-            if not found:
-                raise UsageError(f"personalization.history: {self.path} names {name}, which is not there.")
-        return table
+                raise UsageError(f"{where}: {error}.") from error
+            if not path.is_file():
+                raise UsageError(f"{where} names {image}, which is not there.")
+            item, category = (None if values.get(n) is None else id_text(values[n]) for n in ("item", "category"))
+            found.append(Liked(id_text(user), image, path, item, category))
+        return found
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for a history that cannot be read, and for weights that open_clip does not have."""
-        self.users = {str(user): rows for user, rows in self.history().groupby("user", sort=False)}
+        self.users: dict[str, list[Liked]] = {}
+        for liked in self.history():
+            self.users.setdefault(liked.user, []).append(liked)
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
@@ -107,31 +121,31 @@ class Personalization:
         return [self._score(image, c.extra) for image, c in zip(seen, batch)]
 
     def _score(self, image: Tensor, extra: Mapping[str, Any]) -> Score:
-        taste = self._taste(str(extra["user"]), extra.get("category"), extra.get("truth"))
+        given = (extra.get(name) for name in ("category", "truth"))
+        taste = self._taste(id_text(extra["user"]), *(None if value is None else id_text(value) for value in given))
         if taste is None:
             return Score(None, error=f"user {extra['user']!r} has no history")
         return Score(self.options.scale * float(image @ taste))
 
-    def _taste(self, user: str, category: Any, truth: Any) -> Tensor | None:
+    def _taste(self, user: str, category: str | None, truth: str | None) -> Tensor | None:
         """[D] unit vector, or None. Kept, since all candidates of a request share it."""
         key = (user, category, truth)
         if key not in self.tastes:
-            rows = self.users.get(user)
-            if rows is not None and truth is not None and "item" in rows:
-                rows = rows[rows["item"].astype(str) != str(truth)]
-            if rows is not None and category is not None and "category" in rows:
-                same = rows[rows["category"].astype(str) == str(category)]
-                rows = same if len(same) else rows
-            self.tastes[key] = self._mean(list(rows["image"])[-self.options.most :]) if rows is not None else None
+            rows = self.users.get(user, [])
+            if truth is not None:
+                rows = [liked for liked in rows if liked.item != truth]
+            if category is not None:
+                rows = [liked for liked in rows if liked.category == category] or rows
+            self.tastes[key] = self._mean(rows[-self.options.most :])
         return self.tastes[key]
 
-    def _mean(self, images: Sequence[str]) -> Tensor | None:
+    def _mean(self, rows: Sequence[Liked]) -> Tensor | None:
         from torch.nn.functional import normalize
 
-        if not images:
+        if not rows:
             return None
         try:
-            opened = [rgb(named(self.path.parent, name)) for name in images]
+            opened = [rgb(liked.path) for liked in rows]
         except OSError as error:
             raise UsageError(
                 f"personalization.history: {self.path} names an image that cannot be read: {error}."

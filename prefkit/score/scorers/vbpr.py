@@ -20,7 +20,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prefkit.paths import nfc
 from prefkit.score.fitted import Fitted
+from prefkit.tables import id_text
 from prefkit.types import Candidate, Score, ScorerSpec
 
 
@@ -65,8 +67,8 @@ class VbprScorer:
             float(self.fitted.spec["features"]["factor"]),
         )
         self.net = Vbpr.of(state, str(self.fitted.folder))
-        self.users = {name: row for row, name in enumerate(self.fitted.ids("users"))}
-        self.known = {name: row for row, name in enumerate(self.fitted.ids("items"))}
+        self.users = {nfc(name): row for row, name in enumerate(self.fitted.ids("users"))}
+        self.known = {nfc(name): row for row, name in enumerate(self.fitted.ids("items"))}
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
@@ -76,17 +78,19 @@ class VbprScorer:
         live = [c for c, error in zip(batch, errors) if error is None]
         values: Iterator[float] = iter(())
         if live:
-            users = torch.tensor([self.users[str(c.extra["user"])] for c in live])
+            users = torch.tensor([self.users[id_text(c.extra["user"])] for c in live])
             found = self.net.visual(users, self.scaling(self.encoder.candidates(live, normalize=False).cpu()))
             if self.options.items == "known":
-                found = found + self.net.known(users, torch.tensor([self.known[str(c.extra["item"])] for c in live]))
+                found = found + self.net.known(
+                    users, torch.tensor([self.known[id_text(c.extra["item"])] for c in live])
+                )
             values = iter(found.tolist())
         return [Score(next(values)) if error is None else Score(None, error=error) for error in errors]
 
     def _unknown(self, extra: Any) -> str | None:
-        if str(extra["user"]) not in self.users:
+        if id_text(extra["user"]) not in self.users:
             return f"user {extra['user']!r} is not among those that {self.fitted.folder.name} was fitted on"
-        if self.options.items == "known" and str(extra["item"]) not in self.known:
+        if self.options.items == "known" and id_text(extra["item"]) not in self.known:
             return f"item {extra['item']!r} is not among those that {self.fitted.folder.name} was fitted on"
         return None
 

@@ -1,0 +1,119 @@
+"""Files that a user names: only regular files are opened, and text is decoded by its byte order mark, else as UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from prefkit.errors import UsageError
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is the start of this one
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+#: characters of one line
+LONGEST_LINE = 64 << 20
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def user_path(text: str, name: str) -> Path:
+    """`text` as a path, with ~ and ~user expanded. name: the key or flag, for the message. Raises UsageError."""
+    if "\0" in text:
+        raise UsageError(f"{name}: {text!r} contains a NUL character, which no file name has.")
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except RuntimeError as error:
+        raise UsageError(f"{name}: the home folder in {text} is unknown. Write the whole path.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{name}: {text[:80]}... is too long for a file name.") from error
+    return path
+
+
+def regular(path: Path, shown: str) -> Path:
+    """`path`, if it is a regular file or a link to one. Raises UsageError: opening a pipe or a device could block."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise UsageError(f"{shown} is not there.") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if kind != stat.S_IFREG:
+        raise UsageError(f"{shown} is {KINDS.get(kind, 'a special file')}, not a file. Name a regular file.")
+    return path
+
+
+def encoding_of(path: Path) -> str:
+    """The codec that the file's byte order mark names, without one UTF-8. Raises OSError."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    return next((found for mark, found in MARKS.items() if start.startswith(mark)), "utf-8")
+
+
+@contextmanager
+def text_file(path: Path, shown: str) -> Iterator[TextIO]:
+    """The file as text with its line ends as they are. Raises UsageError for what cannot be opened or decoded."""
+    regular(path, shown)
+    encoding = "utf-8"
+    try:
+        encoding = encoding_of(path)
+        with open(path, encoding=encoding, newline="") as file:
+            if file.read(1) != "\ufeff":
+                file.seek(0)
+            yield file
+    except UnicodeDecodeError as error:
+        raise UsageError(_undecodable(path, shown, encoding)) from error
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be read: {error.strerror or error}.") from error
+
+
+def text_lines(path: Path, shown: str) -> Iterator[str]:
+    """Lines with their ends, which are \\n, \\r\\n or \\r and nothing else. Raises UsageError naming the line."""
+    with text_file(path, shown) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if "\0" in line:
+                raise UsageError(
+                    f"{shown} line {number} contains a NUL character. Save the file as UTF-8 text, or remove the character."
+                )
+            if len(line) > LONGEST_LINE:
+                raise UsageError(f"{shown} line {number} is longer than {LONGEST_LINE:,} characters.")
+            yield line
+
+
+def _undecodable(path: Path, shown: str, encoding: str) -> str:
+    """Which line and byte cannot be decoded."""
+    if encoding != "utf-8":
+        return f"{shown} starts as {encoding.upper()} text, but cannot be decoded to its end. Save it as UTF-8."
+    line, offset = 1, 0
+    with open(path, "rb") as file:
+        for raw in file:  # no byte of a longer UTF-8 character is \n, so each of these decodes on its own
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                line += _line_ends(raw[: error.start])
+                where = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} of the file"
+                return f"{shown} line {line} is not UTF-8 text ({where}). Save the file as UTF-8."
+            line += _line_ends(raw)
+            offset += len(raw)
+    return f"{shown} is not UTF-8 text. Save it as UTF-8."
+
+
+def _line_ends(raw: bytes) -> int:
+    return raw.count(b"\n") + raw.count(b"\r") - raw.count(b"\r\n")

@@ -1,0 +1,115 @@
+"""Objects from JSON: one a line (.jsonl), or the members of a list, one by one (.json)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError
+from prefkit.tables.files import text_file, text_lines
+
+CHUNK = 1 << 20
+#: characters of one member of a list
+LONGEST = 64 << 20
+
+
+def json_lines(path: Path, shown: str) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of every line that is not blank. Raises UsageError naming row and line."""
+    row = 0
+    for number, line in enumerate(text_lines(path, shown), 1):
+        text = line.strip(" \t\r\n")
+        if not text:
+            continue
+        row += 1
+        try:
+            value, end = DECODER.raw_decode(text)
+            if end != len(text):
+                raise ValueError("more follows the object on its line")
+            yield number, value
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{shown} row {row} (line {number}): not valid JSON ({_why(error)}).") from error
+
+
+def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any]:
+    """The members of a JSON list, one by one: files of this kind reach gigabytes.
+
+    lines: objects that follow each other without a list are read as well. Raises UsageError with the row for what is not
+    valid JSON.
+    """
+    shown = shown or str(path)
+    number = 0
+    try:
+        with text_file(path, shown) as file:
+            for value in _members(file.read, lines):
+                number += 1
+                yield value
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{shown} row {number + 1}: not valid JSON ({_why(error)}).") from error
+
+
+def _members(read: Any, lines: bool) -> Iterator[Any]:
+    """Raises ValueError for what is not valid, RecursionError for what is nested too deeply."""
+    buffer, at, ended = read(CHUNK).lstrip(), 0, False
+    listed = buffer.startswith("[")
+    if not listed and not (lines and buffer.startswith("{")):
+        if lines and not buffer:
+            return
+        raise ValueError("the file is neither a list nor objects" if lines else "it holds no list")
+    at = 1 if listed else 0
+    while True:
+        while at < len(buffer) and buffer[at] in " \t\r\n,":
+            at += 1
+        if listed and buffer[at : at + 1] == "]":
+            return
+        if not listed and ended and at == len(buffer):
+            return
+        try:
+            value, end = DECODER.raw_decode(buffer, at)
+            whole = end < len(buffer) or ended  # a number may go on in the next chunk
+        except ValueError:
+            if ended:
+                raise
+            whole = False
+        if not whole:
+            more = read(max(CHUNK, len(buffer)))
+            ended, buffer, at = not more, buffer[at:] + more, 0
+            if len(buffer) > LONGEST:
+                raise ValueError("one member is larger than 64 MB")
+            continue
+        at = end
+        yield value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+    return found
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _constant(text: str) -> float:
+    if text != "NaN":
+        raise ValueError(f"{text} is not a number")
+    return math.nan
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if "set_int_max_str_digits" in str(error):  # Python's own limit, and its advice is not for users
+        return "a whole number is too large"
+    return " ".join(str(error).split())[:200]
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_number, parse_constant=_constant)
