@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from prefkit.config import Recipe
+from prefkit.distributed import group
 from prefkit.errors import UsageError
-from prefkit.models.place import rank
 from prefkit.output import note, warn
 from prefkit.score.core import make_scorer, missing_keys
 from prefkit.score.licence import check_licence
@@ -30,34 +30,52 @@ def run_scores(
 ) -> dict[str, dict[str, Any]]:
     """Score what has no score under these aliases yet (failures are tried again). Returns counts per alias.
 
+    Under a launcher every process scores its share of the requests, and the counts are of all of them.
     limit: at most this many candidates. Raises UsageError where a scorer requires what requests do not have,
     FingerprintError where a table was made by another scorer, and, after the others have done their work, what stopped
     a scorer (PluginError where it scored nothing).
     """
-    from prefkit.models.load import dtype_of
-
+    processes = group()
     with ExitStack() as locks:
         jobs = [_job(store, recipe, alias, generators, limit, locks) for alias in aliases]
         for job in jobs:
             locks.callback(job.drop)
-        busy = [job for job in jobs if job.todo]
-        for job in busy:
-            _check_requires(store, job)
-            dtype_of(job.settings.dtype)
-        for job in busy:
-            note(f"score {job.alias}: {len(job.todo)} candidates with {job.settings.use}")
-        run_passes(store, busy)
-        for job in busy:
-            job.counts["seconds"] = round(job.seconds, 2)
-            note_pace(job.table.folder, job.counts["scored"], job.counts["seconds"])
-            if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
-                raise _nothing(store)  # the parts that held them turned out to be damaged
+        shares = processes.each(lambda: _score(store, jobs))
+        found = {job.alias: _total([own[job.alias] for own in shares]) for job in jobs}
+        if processes.main:
+            for job in jobs:
+                note_pace(job.table.folder, found[job.alias]["scored"], found[job.alias].get("seconds", 0.0))
+    return found
+
+
+def _score(store: Store, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """This process's share. Raises, after the others have done their work, what stopped a scorer."""
+    from prefkit.models.load import dtype_of
+
+    busy = [job for job in jobs if job.todo]
+    for job in busy:
+        _check_requires(store, job)
+        dtype_of(job.settings.dtype)
+    for job in busy:
+        note(f"score {job.alias}: {len(job.todo)} candidates with {job.settings.use}")
+    run_passes(store, busy)
+    for job in busy:
+        job.counts["seconds"] = round(job.seconds, 2)
+        if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
+            raise _nothing(store)  # the parts that held them turned out to be damaged
     failures = [job.failure for job in jobs if job.failure is not None]
     if failures:
         for failure in failures[1:]:
             warn(str(failure))
         raise failures[0]
     return {job.alias: job.counts for job in jobs}
+
+
+def _total(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of all processes; `wanted` and `present` are of the table, `seconds` is the longest."""
+    found = shares[0] | {key: sum(own[key] for own in shares) for key in ("scored", "failed")}
+    seconds = [own["seconds"] for own in shares if "seconds" in own]
+    return found | ({"seconds": max(seconds)} if seconds else {})
 
 
 def _job(
@@ -73,16 +91,18 @@ def _job(
     keys = wanted_keys(store, chosen)
     if not keys:
         raise _nothing(store)
-    own, of = rank()
+    processes = group()
     table = store.scores(alias)
-    locks.enter_context(store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")))
+    locks.enter_context(processes.held(store.lock(f"scores/{alias}")))
     spec = dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
     done = scored_ids(table)
-    table.claim(spec, f"Use another alias under score, or remove {table.folder} to score anew.", empty=not done)
+    processes.wait()  # all have seen what is done before one of them adds to it
+    remedy = f"Use another alias under score, or remove {table.folder} to score anew."
+    processes.lead(lambda: table.claim(spec, remedy, empty=not done))
     present = sum(key[0] in done for key in keys)
     keys = [key for key in keys if key[0] not in done][:limit]
     counts: dict[str, Any] = {"wanted": len(keys) + present, "present": present, "scored": 0, "failed": 0}
-    todo = {key[0] for key in split_by_request(keys, own, of)}
+    todo = {key[0] for key in split_by_request(keys, processes.rank, processes.count)}
     return Job(alias, settings, scorer, table, chosen, todo, counts)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from prefkit.config import Recipe
+from prefkit.distributed import device_of
 from prefkit.errors import UsageError
-from prefkit.models.place import device_of
 from prefkit.score.core import Room, make_scorer, missing_keys, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.overlap import in_order

@@ -87,6 +87,7 @@ class Looks:
             if loop.step == 0:
                 output.note(f"train {self.folder.name}: a look at {len(self.requests)} requests, {SEEDS} images each, took "
                             f"{output.duration(time.monotonic() - begun)}; one comes every {self.config.watch_every} steps.")  # fmt: skip
+        loop.processes.wait()  # a look takes longer than a collective may
         told = torch.tensor([float(bool(self.stopped)), float(self.best_step)]) * float(loop.processes.main)
         stopped, best = loop.processes.sum(told).tolist()
         self.best_step = round(best)  # whose weights all of them may have to load

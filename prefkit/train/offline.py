@@ -21,12 +21,12 @@ from torch import Tensor
 
 from prefkit import output
 from prefkit.config import Train
+from prefkit.distributed import Processes
 from prefkit.train import checkpoint, failures, optimizers, pace, sharding
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy, errors_of
 from prefkit.train.stopping import EarlyStop, forget, keep
 from prefkit.train.texts import prepared

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output, registry
+from prefkit.distributed import group
 from prefkit.errors import UsageError
 
 KIND = "fitter"
@@ -47,14 +48,12 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         )
     kind = registry.load_class(KIND, name)
     fitter = kind(registry.options(kind, _tree(flags), f"fit {name}"))
-    found: dict[str, Any] = fitter.run()
-    from prefkit.models.place import rank
-
-    if rank()[0] == 0:
-        output.emit(found, known.json, rows_of(found))
-        if name in USE:
-            where = fitter.options.out or f"fitted/{name}"
-            output.hint(f"in a recipe: score: {{mine: {{{_use(name, fitter.options, where)}}}}}")
+    shared = getattr(kind, "shared", False)
+    found: dict[str, Any] = fitter.run() if shared else group().lead(fitter.run)
+    output.emit(found, known.json, rows_of(found))
+    if name in USE:
+        where = fitter.options.out or f"fitted/{name}"
+        output.hint(f"in a recipe: score: {{mine: {{{_use(name, fitter.options, where)}}}}}")
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "prefkit"
 LEVELS = [
     {"errors", "types", "images"},
-    {"registry", "recipe", "config", "store", "output", "helptext", "tiny"},
+    {"registry", "recipe", "config", "store", "output", "distributed", "heartbeat", "helptext", "tiny"},
     {"models"},
     {"generate", "score", "pair", "hub"},
     {"train", "fit", "evaluate", "report"},

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 
 from prefkit.config import Online, Pair, Recipe, Train
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.output import warn
 from prefkit.pair.run import run_pair
@@ -18,7 +19,6 @@ from prefkit.train.offline import Loop, over_heads
 from prefkit.train.online.rounds import Round, folder_of
 from prefkit.train.online.updates import Updates
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 from prefkit.types import Request, digest
 
