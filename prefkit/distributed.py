@@ -291,7 +291,7 @@ class Processes:
         if self.count != self.group.count:
             raise ProcessError(f"the launch has {self.group.count} processes, and accelerate, which was set up before, knows "
                                f"{self.count}. Start the training with a command of its own.")  # fmt: skip
-        own = torch.device(device) if device and self.count == 1 else state.device
+        own = torch.device(device_of(device)) if device and self.count == 1 else state.device
         assert own is not None
         self.device: torch.device = own
 
@@ -305,7 +305,7 @@ class Processes:
         if self.count == 1:
             return tensor
         moved = tensor.to(self.device)
-        torch.distributed.all_reduce(moved)
+        self._reduce(moved, torch.distributed.ReduceOp.SUM)
         return moved.to(tensor.device)
 
     def most(self, number: int) -> int:
@@ -315,7 +315,7 @@ class Processes:
         if self.count == 1:
             return number
         found = torch.tensor(number, device=self.device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        self._reduce(found, torch.distributed.ReduceOp.MAX)
         return int(found)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -330,19 +330,30 @@ class Processes:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if bucket and (elements > BUCKET or bucket[0].dtype != parameter.grad.dtype):
-                _sum_bucket(bucket)
+                self._sum_bucket(bucket)
                 bucket, elements = [], 0
             bucket.append(parameter.grad)
             elements += parameter.grad.numel()
-        _sum_bucket(bucket)
+        self._sum_bucket(bucket)
 
+    def _sum_bucket(self, gradients: list[Tensor]) -> None:
+        import torch
 
-def _sum_bucket(gradients: list[Tensor]) -> None:
-    import torch
+        if not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        self._reduce(flat, torch.distributed.ReduceOp.SUM)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
-    if not gradients:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    def _reduce(self, tensor: Tensor, how: Any) -> None:
+        """In place. Raises ProcessError where another process is gone."""
+        import torch
+
+        try:
+            torch.distributed.all_reduce(tensor, how)
+        except RuntimeError as error:
+            raise self.group.failure() or ProcessError(
+                f"another process has ended in the middle of a step ({' '.join(str(error).split())[:160]}). What was done "
+                "is kept; the same command continues."
+            ) from error

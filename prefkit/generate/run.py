@@ -22,6 +22,7 @@ from prefkit.generate.generators import (
 )
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import keep_known, read_requests
+from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
 from prefkit.store import Store
@@ -206,25 +207,24 @@ def outcome(result: dict[str, Any]) -> str:
 
 def answer(call: Any, block: Sequence[Job], size: int) -> tuple[list[dict[str, Any]], int]:
     """One result a job. Out of memory halves the batch (for good); any other failure is pinned on its item."""
-    import torch
-
     results: list[dict[str, Any]] = []
     while len(results) < len(block):
         part = block[len(results) : len(results) + size]
+        found: list[dict[str, Any]] = []
         try:
             found = call([job[0] for job in part], [job[2] for job in part])
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if size == 1:
-                found = [{"error": f"out of memory with a batch of 1: {error}"}]
-            else:
-                size = max(1, size // 2)
-                torch.cuda.empty_cache()
-                warn(f"out of memory; going on with batches of {size}.")
-                continue
         except PrefkitError:
             raise
         except Exception as error:
-            found = one_by_one(call, part) if len(part) > 1 else [{"error": f"{type(error).__name__}: {error}"}]
+            if not out_of_memory(error):
+                found = one_by_one(call, part) if len(part) > 1 else [{"error": f"{type(error).__name__}: {error}"}]
+            elif len(part) == 1:
+                found = [{"error": f"out of memory with a batch of 1: {error}"}]
+        if not found:  # outside of `except`, whose traceback would keep the tensors
+            size = len(part) // 2
+            free_memory()
+            warn(f"out of memory; going on with batches of {size}.")
+            continue
         if len(part) < len(block):
             for result in found:
                 result["extra"] = {**(result.get("extra") or {}), "batch": len(part)}

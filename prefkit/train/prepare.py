@@ -17,7 +17,7 @@ from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
-from prefkit.train import beside, frames, posterior, preflight, texts, views
+from prefkit.train import beside, failures, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -33,7 +33,7 @@ class Plan:
     """How the recipe's model is loaded for a training, and where its caches lie."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
-        self.store, self.recipe, self.config = store, recipe, config
+        self.store, self.recipe, self.config, self.folder = store, recipe, config, folder
         model = recipe.model
         weights = {path: weights_revision(path) for path in model.adapters}
         base = base_revision(model)
@@ -187,7 +187,9 @@ def prepare(
         plan.agree(processes.group)
         if family is None:
             family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
-        _fill(plan, data, wanted, texted, family, source, processes)
+        doing = "encoding the pairs' images and prompts"
+        with failures.explained(plan.folder.name, processes.device, doing, "Free the device, or set model.quantize."):
+            _fill(plan, data, wanted, texted, family, source, processes)
         del family
         gc.collect()
     caches.check_sizes(data, source.name)

@@ -6,6 +6,8 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prefkit import output
 from prefkit.config import Recipe, Train
 from prefkit.distributed import Processes
@@ -18,6 +20,7 @@ from prefkit.store.table import check_fingerprint
 from prefkit.train import (
     budget,
     computing,
+    failures,
     launch,
     litter,
     optimizers,
@@ -241,7 +244,9 @@ def _train(
     if processes.main:
         litter.remove(folder)
     processes.wait()
-    loop = make_loop(plan, job, data, folder, processes)
+    fit = "Free the device, or set precision: bf16, model.quantize or a smaller lora.rank."
+    with failures.explained(job.name, processes.device, "loading the denoiser", fit):
+        loop = make_loop(plan, job, data, folder, processes)
     held = loop.validation.pairs if loop.validation is not None else []
     if processes.main:
         elements = data.latents.get(data.example())["latents"].numel()
@@ -257,7 +262,10 @@ def _train(
             loop.computed,
         )
     if not job.flip:
-        preflight(loop, plan, data)
+        try:
+            preflight(loop, plan, data)
+        except torch.OutOfMemoryError as error:
+            raise failures.out_of_memory(loop, "the preflight") from error
     shown = loop.run(limit)
     done = loop.done
     summary = {

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
@@ -58,60 +59,70 @@ def test_two_processes_make_the_run_of_one(recipe, cli, torchrun, tmp_path):
 
 
 DEAD = """
-import os, signal, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 import torch, diffusers, peft, accelerate
 from prefkit import cli, distributed, heartbeat
+from prefkit.errors import UsageError
 from prefkit.train import prepare
 from prefkit.train.offline import Loop
 heartbeat.EVERY, heartbeat.SILENCE, heartbeat.GRACE = 0.5, 6.0, 3.0
-recipe, who, where, port = sys.argv[1:]
+folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+text = (folder / "recipe.yaml").read_text()
 
-def die(*args, **kwargs):
-    if os.environ["RANK"] == who:
-        os.kill(os.getpid(), signal.SIGKILL)
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def before(owner, name):
+def fail():
+    raise UsageError("row 7 cannot be read")
+
+def before(owner, name, act):
     inner = getattr(owner, name)
-    setattr(owner, name, lambda *a, **k: (die(), inner(*a, **k))[1])
+    setattr(owner, name, lambda *a, **k: (act(), inner(*a, **k))[1])
 
-before(*{"cache": (prepare, "_fill"), "training": (Loop, "update"), "error": (prepare, "_fill")}[where])
-if where == "error":
-    def die():
-        if os.environ["RANK"] == who:
-            raise cli.UsageError("row 7 cannot be read")
-children = []
-for rank in ("0", "1"):
-    child = os.fork()
-    if not child:
-        os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        cli.main(["train", "-r", recipe])
-    children.append(child)
-print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+for number, (where, who, port) in enumerate(cases):
+    shutil.copytree(folder / "run", folder / f"run{number}")
+    (folder / f"{number}.yaml").write_text(text.replace(f"run: {folder}/run", f"run: {folder}/run{number}"))
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if not child:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+            os.environ["MASTER_PORT"] = str(port)
+            os.dup2(os.open(folder / f"{number}-{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
+            if rank == who and where == "training":
+                before(Loop, "update", die)
+            elif rank == who:
+                before(prepare, "_fill", die if where == "cache" else fail)
+            cli.main(["train", "-r", str(folder / f"{number}.yaml")])
+        children.append(child)
+    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("where", "who", "codes", "said"),
-    [
-        ("cache", "1", [1, -9], "process 1 of 2 was killed"),
-        ("cache", "0", [-9, 1], "the launch is over"),
-        ("training", "1", [1, -9], ""),
-        ("error", "1", [2, 2], "row 7 cannot be read"),
-    ],
-)
-def test_a_dead_process_ends_the_other(recipe, cli, tmp_path, where, who, codes, said):
+def test_a_dead_process_ends_the_other(recipe, cli, tmp_path):
     """Without a launcher that looks after them: what is left ends by itself, with a reason."""
     for verb in ("generate", "score", "pair"):
         assert cli(verb, "-r", recipe)[0] == 0
     (tmp_path / "dead.py").write_text(DEAD)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(tmp_path / "dead.py"), str(recipe), who, where, port]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    assert done.stdout.strip().endswith(str(codes)), done.stderr[-3000:]
-    assert said in done.stderr and done.stderr.count("Error:") == 1
+    cases = [("cache", 1), ("cache", 0), ("training", 1), ("error", 1)]
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.socket()) for _ in cases]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        given = [(*case, each.getsockname()[1]) for case, each in zip(cases, free, strict=True)]
+    command = [sys.executable, str(tmp_path / "dead.py"), str(tmp_path), json.dumps(given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.stdout.splitlines() == ["1 -9", "-9 1", "1 -9", "2 2"], done.stderr[-3000:]
+    errors = [
+        [line for line in (tmp_path / f"{case}-{rank}.txt").read_text().splitlines() if line.startswith("Error:")]
+        for case in range(4)
+        for rank in (0, 1)
+    ]
+    assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1]
+    reasons = [own[0] for own in errors if own]
+    assert "process 1 of 2 was killed" in reasons[0] and "the launch is over" in reasons[1]
+    assert "another process has ended" in reasons[2] and "row 7 cannot be read" in reasons[3]
 
 
 def test_locks_of_one_and_of_many_processes_exclude_each_other(recipe, cli, monkeypatch):
@@ -169,7 +180,7 @@ class Counted(torch.Tensor):
 
 
 def test_gradients_are_summed_in_linear_time(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat, how: flat.mul_(2))
     monkeypatch.setattr(distributed, "BUCKET", 10)
     processes = distributed.Processes("cpu")
     processes.count = 2
