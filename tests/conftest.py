@@ -17,6 +17,26 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+#: cuda: all tests run on the stand-in for a GPU (tests/standin.py); standin: it is there for those that ask for `cuda`
+DEVICE = os.environ.get("PREFKIT_TEST_DEVICE", "")
+if DEVICE:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import standin
+
+    standin.install()
+    if DEVICE == "cuda":
+        from prefkit import distributed
+
+        distributed.device_of = lambda wanted: "cuda:0"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The stand-in patches torch for good, so its tests run in a process of their own."""
+    for item in items:
+        if item.get_closest_marker("standin") and not DEVICE and item.path.name == "test_card.py":
+            item.add_marker(pytest.mark.skip(reason="run by tests/core/test_standin.py, in a process of its own"))
+
+
 PROMPTS = [f"a {colour} {item}" for colour in ("red", "blue", "green") for item in ("dress", "hat", "boot", "coat")]
 TASTE = '''
 import numpy as np

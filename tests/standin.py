@@ -1,7 +1,7 @@
 """A stand-in for CUDA: tensors that say `cuda:0`, are computed on the CPU, and refuse what a GPU refuses.
 
     standin.install()       before anything is loaded, and for good: it patches torch. Use a process of its own.
-    standin.run_out(at)     the next calls for which at(function name, shape) is true raise torch.OutOfMemoryError
+    standin.run_out(at)     inside, operations for which at(name, shape) is true raise torch.OutOfMemoryError
 
 Refused: tensors of two devices in one operation (but for numbers and indices that live on the CPU), a CPU generator for a
 tensor on the card, pinning a tensor that is on the card, and `.numpy()` of one. Not seen: kernels, real bfloat16, memory,
@@ -50,7 +50,7 @@ def tested() -> bool:
 
 @contextlib.contextmanager
 def run_out(at: Callable[[str, tuple[int, ...]], bool]) -> Any:
-    """Inside, operations on the card for which at(name, shape of the largest tensor) raise torch.OutOfMemoryError."""
+    """Inside, operations on the card for which at(name, shape of the first tensor) raise torch.OutOfMemoryError."""
     global _full
     _full = at
     try:
@@ -135,7 +135,7 @@ def _refuse_mixture(func: Any, args: Any, tensors: list[Any]) -> None:
 
 def _refuse_when_full(func: Any, tensors: list[Any]) -> None:
     if _full is not None:
-        shape = max((tuple(x.shape) for x in tensors), key=lambda s: torch.Size(s).numel(), default=())
+        shape = tuple(tensors[0].shape) if tensors else ()
         if _full(func.overloadpacket._qualified_op_name.split("::")[-1], shape):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than the stand-in has")
 

@@ -93,7 +93,7 @@ def decoding(vae: Any, room: Room) -> Iterator[None]:
     """Let `vae.decode` split its batch where there is no room for it: what led to the latents is not done again."""
     import torch
 
-    decode = vae.decode
+    decode, own = vae.decode, vars(vae).get("decode")
 
     def split(z: Any, *args: Any, **kwargs: Any) -> Any:
         if len(z) == 1 or kwargs.get("return_dict", True):
@@ -105,4 +105,7 @@ def decoding(vae: Any, room: Room) -> Iterator[None]:
     try:
         yield
     finally:
-        del vae.decode
+        if own is None:
+            del vae.decode
+        else:
+            vae.decode = own
