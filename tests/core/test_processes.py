@@ -66,7 +66,7 @@ from prefkit import cli, distributed, heartbeat
 from prefkit.errors import UsageError
 from prefkit.train import prepare
 from prefkit.train.offline import Loop
-heartbeat.EVERY, heartbeat.SILENCE, heartbeat.GRACE = 0.5, 6.0, 3.0
+heartbeat.EVERY, heartbeat.SILENCE, heartbeat.GRACE = 0.5, 12.0, 6.0
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 text = (folder / "recipe.yaml").read_text()
 
@@ -112,7 +112,7 @@ def test_a_dead_process_ends_the_other(recipe, cli, tmp_path):
             each.bind(("127.0.0.1", 0))
         given = [(*case, each.getsockname()[1]) for case, each in zip(cases, free, strict=True)]
     command = [sys.executable, str(tmp_path / "dead.py"), str(tmp_path), json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.stdout.splitlines() == ["1 -9", "-9 1", "1 -9", "2 2"], done.stderr[-3000:]
     errors = [
         [line for line in (tmp_path / f"{case}-{rank}.txt").read_text().splitlines() if line.startswith("Error:")]
