@@ -260,6 +260,12 @@ class Loop:
     # -- the loop -------------------------------------------------------------------------------------------------
     def run(self, limit: int | None = None) -> dict[str, float]:
         """Train up to config.steps, or `limit` steps further. Returns what was last logged; saves at the end."""
+        try:
+            return self._run(limit)
+        except torch.OutOfMemoryError as error:
+            raise failures.out_of_memory(self) from error
+
+    def _run(self, limit: int | None) -> dict[str, float]:
         if self.validation is not None:
             begun = pace.clock()
             self.validation.reference = self.measure(reference=True)
@@ -275,8 +281,6 @@ class Loop:
                 self._validate(log)
                 self._look(log)
             shown = self._steps(end, log)
-        except torch.OutOfMemoryError as error:
-            raise failures.out_of_memory(self) from error
         finally:
             if log is not None:
                 log.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import standin
 import torch
@@ -86,7 +87,7 @@ def test_encoding_and_decoding_go_on_with_smaller_batches(folders, png, capsys):
     """The latents are those of a whole batch, bit for bit, and the smaller size is remembered."""
     family = DiffusersFamily()
     family.load({"base": str(folders["sd"]), "device": "cuda"})
-    images = [Candidate(str(i), "r", i, i, image=png(i)) for i in range(8)]
+    images = [Candidate(str(i), "r", i, i, image=png(np.random.default_rng(i))) for i in range(8)]
     whole = family.posteriors(images)
     with standin.run_out(convolutions(above=2)):
         parts = family.posteriors(images)
