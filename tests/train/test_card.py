@@ -11,13 +11,17 @@ import standin
 import torch
 
 from prefkit.config import Generate, Score
+from prefkit.distributed import Processes
 from prefkit.errors import TrainingError
 from prefkit.models.load import load_pipeline
 from prefkit.train import budget, data, recompute, watch
 from prefkit.train import run as training
 from prefkit.train.families.diffusers import DiffusersFamily
+from prefkit.train.jobs import Job
 from prefkit.train.offline import Loop
-from prefkit.train.run import run_train
+from prefkit.train.pairs import PairSource, read_pairs
+from prefkit.train.prepare import Plan, prepare
+from prefkit.train.run import make_loop, run_train
 from prefkit.train.validation import Validation
 from prefkit.types import Candidate
 
@@ -164,15 +168,23 @@ def test_what_cannot_be_halved_is_explained(run, monkeypatch, owner, name, said)
         run_train(store, recipe, "dpo")
 
 
-def test_checkpointing_is_turned_on_where_a_step_does_not_fit(run, loop_of, monkeypatch):
+def checkpointing(store, recipe):
+    """What the loop on the card decides about it."""
+    source, config = PairSource.find(store, "main"), recipe.train["dpo"]
+    plan, processes = Plan(store, recipe, config, store.train("dpo")), Processes("cuda")
+    found = prepare(plan, read_pairs(source), source, processes)
+    return make_loop(plan, Job("dpo", config), found, store.train("dpo"), processes).computed["gradient checkpointing"]
+
+
+def test_checkpointing_is_turned_on_where_a_step_does_not_fit(run, monkeypatch):
     store, recipe = run(**BIG)
     monkeypatch.setattr(recompute, "_forward_and_backward", failing(recompute, "_forward_and_backward", always))
-    assert "runs out of the" in loop_of(store, recipe).computed["gradient checkpointing"]
+    assert "runs out of the" in checkpointing(store, recipe)
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *a: standin.MEMORY)
-    assert loop_of(store, recipe).computed["gradient checkpointing"].startswith("on: without it a step takes")
+    assert checkpointing(store, recipe).startswith("on: without it a step takes")
     monkeypatch.undo()
-    assert loop_of(store, recipe).computed["gradient checkpointing"].startswith("off: a step takes")
+    assert checkpointing(store, recipe).startswith("off: a step takes")
 
 
 def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch, capsys):
