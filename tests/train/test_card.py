@@ -31,11 +31,11 @@ BIG = {"batch_size": 2, "device": "cuda", "steps": 2}
 
 def convolutions(above):
     """Of more than so many images at once."""
-    return lambda name, shape: name == "convolution" and shape[0] > above
+    return lambda name, shape: name in ("convolution", "conv2d") and shape[0] > above
 
 
 def always(name, shape):
-    return name == "convolution"
+    return name in ("convolution", "conv2d")
 
 
 # -- tensors that were left on the CPU --------------------------------------------------------------------------------
