@@ -37,6 +37,7 @@ import torch
 from PIL import Image
 
 from prefkit.config import Choice, Lora, Model, Recipe, Train
+from prefkit.distributed import Processes
 from prefkit.models.adapters import adapters_active, add_lora
 from prefkit.models.capture import capture
 from prefkit.models.conditions import capture_conditions, collate
@@ -52,7 +53,6 @@ from prefkit.train.metrics import Log
 from prefkit.train.offline import AUTOCAST
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop
 
 WAYS = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit import recipe as reader
 from prefkit import resolve
 from prefkit.config import Recipe
+from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
@@ -76,22 +77,20 @@ class Run:
 
     def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
         """One verb on its named entries (all by default). Raises PrefkitError; TooManyFailures after all are done."""
+        processes = group()
         reader.set_background(self.recipe.background)
-        fresh, folder = not self.store.exists(), self.store.folder
-        there = [path.name for path in folder.iterdir()] if fresh and folder.exists() else []
-        self.store = Store.create(self.recipe.run)
-        saved = self.store.folder / "recipe.yaml"
-        if not saved.exists():
-            write_atomic(saved, reader.dump(self.recipe))
+        fresh, there = processes.lead(self._begin)
+        self.store = Store(self.recipe.run)
         chosen = resolve.chosen_names(self.recipe, verb, names)
         try:
             if verb == "score":  # the aliases share their passes over the images
                 found = _stage("score", "run_scores")(self.store, self.recipe, chosen, **options)
+            elif verb == "pair":
+                found = processes.lead(lambda: self._each(verb, chosen, options))
             else:
-                stage = _stage(verb)
-                found = {name: stage(self.store, self.recipe, name, **options) for name in chosen}
+                found = self._each(verb, chosen, options)
         except UsageError:
-            if fresh:
+            if fresh and processes.main:
                 self.store.undo(keep=there)
             raise
         entries = getattr(self.recipe, verb)
@@ -100,7 +99,7 @@ class Run:
             for name, counts in found.items()
             if _too_many(counts, getattr(entries[name], "max_failed", None))
         ]
-        write_atomic(saved, reader.dump(self.recipe))
+        processes.lead(lambda: write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe)))
         if broken:
             raise TooManyFailures(
                 f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). "
@@ -108,6 +107,20 @@ class Run:
                 found,
             )
         return found
+
+    def _begin(self) -> tuple[bool, list[str]]:
+        """Make the folder. Returns whether the run is new, and what was in its folder before."""
+        fresh, folder = not self.store.exists(), self.store.folder
+        there = [path.name for path in folder.iterdir()] if fresh and folder.exists() else []
+        self.store = Store.create(self.recipe.run)
+        saved = self.store.folder / "recipe.yaml"
+        if not saved.exists():
+            write_atomic(saved, reader.dump(self.recipe))
+        return fresh, there
+
+    def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+        stage = _stage(verb)
+        return {name: stage(self.store, self.recipe, name, **options) for name in names}
 
     # -- tables ---------------------------------------------------------------------------------------------------
     def requests(self) -> pd.DataFrame:

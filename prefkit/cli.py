@@ -8,9 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from prefkit import interrupts, output
+from prefkit import distributed, interrupts, output
 from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 
 VERBS = {
@@ -28,6 +29,15 @@ VERBS = {
     "export": "pairs -> the layout that another trainer reads",
     "plugins": "scorers, strategies, objectives and families by name",
 }
+SHARED = (
+    "generate",
+    "score",
+    "pair",
+    "train",
+    "eval",
+    "fit",
+    "run",
+)  # other verbs are the first process's under a launcher
 NEXT = {"generate": "score", "score": "pair", "pair": "train", "train": "eval", "eval": "report"}
 EPILOG = """examples:
   prefkit run -r recipe.yaml                          everything, continuing where it stopped
@@ -42,7 +52,9 @@ exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed ite
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Exits with the code that the epilog lists."""
-    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+    code = run(sys.argv[1:] if argv is None else list(argv))
+    distributed.end(code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
@@ -67,7 +79,8 @@ def _run(argv: list[str]) -> int:
     except PrefkitError as error:
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not error.elsewhere:
+            output.error(" ".join(str(error).split()))
         return error.exit_code
     except BrokenPipeError:
         sys.stdout = None  # the reader is gone; nothing more can be said there
@@ -75,15 +88,18 @@ def _run(argv: list[str]) -> int:
     except Exception as error:
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
+        cause = distributed.group().failure()  # collectives fail where another process does
+        if cause is not None and cause.elsewhere:
+            return cause.exit_code
         text = " ".join(str(error).split()) or "no message"
-        print(f"Error: {type(error).__name__}: {text[:500]} (PREFKIT_DEBUG=1 shows where)", file=sys.stderr)
+        output.error(f"{type(error).__name__}: {text[:500]} (PREFKIT_DEBUG=1 shows where)")
         return 1
     except BaseException as error:  # sys.exit in code that is not prefkit's, wherever it was called
         from prefkit.guest import named
 
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
-        print(f"Error: the program was ended before its work was done, by {named(error)}.", file=sys.stderr)
+        output.error(f"the program was ended before its work was done, by {named(error)}.")
         return 1
 
 
@@ -99,12 +115,17 @@ def verb(name: str, argv: list[str]) -> int:
         raise UsageError(f"no verb is called {name!r}.{nearest(name, list(VERBS))} There are: {', '.join(VERBS)}.")
     known, flags = parse(name, argv)
     output.quiet = known.quiet
+    processes = distributed.group()
     if known.help:
-        print(help_of(name, known, flags))
-        return 0
+        return processes.lead(lambda: print(help_of(name, known, flags)) or 0)
     if getattr(known, "check", None):
-        return importlib.import_module("prefkit.verbs.score_check").act(known, flags)
-    return stage(name, known, flags) if name in NEXT else room(name).act(known, flags)
+        act = importlib.import_module("prefkit.verbs.score_check").act
+    else:
+        act = partial(stage, name) if name in NEXT else room(name).act
+    if name in SHARED and not getattr(known, "dry_run", False) and not getattr(known, "check", None):
+        code: int = act(known, flags)
+        return code
+    return processes.lead(lambda: act(known, flags))
 
 
 def room(name: str) -> Any:
@@ -231,17 +252,15 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         rows = plan(run.store, run.recipe, [name], known.name, known.limit)
         output.emit(rows, known.json, rows)
         return 0
+    distributed.group().wait()  # all have read the recipe before a stage writes it
     options = {"controls": known.controls} if name == "train" else {}
     try:
         found = run.stage(name, known.name, limit=known.limit, **options)
     except TooManyFailures as error:
         output.emit(error.found, known.json, rows_of(name, error.found))
         raise
-    from prefkit.models.place import rank
-
-    if rank()[0] == 0:
-        output.emit(found, known.json, rows_of(name, found))
-        output.hint(f"next: prefkit {NEXT[name]} {run.folder}")
+    output.emit(found, known.json, rows_of(name, found))
+    output.hint(f"next: prefkit {NEXT[name]} {run.folder}")
     return 0
 
 

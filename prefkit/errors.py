@@ -6,6 +6,7 @@ PrefkitError                 exit code 1
 ├── StoreError               a run folder that cannot be read or written
 │   └── FingerprintError     the table on disk means something else than what was asked for
 ├── CaptureError             a pipeline whose wiring could not be proven
+├── ProcessError             another process of the launch has failed or was killed
 ├── PluginError              a scorer, strategy, objective, family or generator that broke its contract
 └── TrainingError            a loss that is not finite, nothing to train, and the like
 
@@ -20,6 +21,8 @@ from typing import Any
 
 class PrefkitError(Exception):
     exit_code = 1
+    #: another process of the launch raised it first, and tells the user
+    elsewhere = False
 
 
 class UsageError(PrefkitError):
@@ -39,6 +42,10 @@ class FingerprintError(StoreError):
 
 
 class CaptureError(PrefkitError):
+    pass
+
+
+class ProcessError(PrefkitError):
     pass
 
 

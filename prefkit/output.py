@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefkit import interrupts
@@ -13,10 +13,20 @@ from prefkit import interrupts
 LINE_EVERY = 30.0  # seconds between progress lines where stderr is no terminal
 
 quiet = False  # set once by the command line (-q): no notes, hints or progress; warnings and errors stay
+# set by prefkit.distributed: results, notes and progress are those of the first process of a launch, and a warning that
+# several processes have is printed once
+main = True
+
+
+def _always(text: str) -> bool:
+    return True
+
+
+first_to_say: Callable[[str], bool] = _always
 
 
 def note(text: str) -> None:
-    if not quiet:
+    if main and not quiet:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -25,11 +35,19 @@ def hint(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    print(f"Warning: {text}", file=sys.stderr, flush=True)
+    if first_to_say(text):
+        print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+
+def error(text: str) -> None:
+    if first_to_say(text):
+        print(f"Error: {text}", file=sys.stderr, flush=True)
 
 
 def emit(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
     """The result on stdout: JSON, or a table of `rows` (default: the value itself as two columns)."""
+    if not main:
+        return
     if as_json:
         print(json.dumps(value, ensure_ascii=False, indent=1, default=str))
     else:
@@ -72,7 +90,7 @@ class Progress:
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
         self.start = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty() and not quiet
+        self.live = sys.stderr.isatty() and main and not quiet
 
     def __enter__(self) -> Progress:
         return self
@@ -86,7 +104,7 @@ class Progress:
         self.done += n
         interrupts.check()
         now = time.monotonic()
-        if quiet or now - self.shown < (0.1 if self.live else LINE_EVERY):
+        if quiet or not main or now - self.shown < (0.1 if self.live else LINE_EVERY):
             return
         self.shown = now
         left = (now - self.start) / self.done * (self.total - self.done)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,26 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: cuda: all tests run on the stand-in for a GPU (tests/standin.py); standin: it is there for those that ask for `cuda`
+DEVICE = os.environ.get("PREFKIT_TEST_DEVICE", "")
+if DEVICE:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import standin
+
+    standin.install()
+    if DEVICE == "cuda":
+        from prefkit import distributed
+
+        distributed.device_of = lambda wanted: "cuda:0"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The stand-in patches torch for good, so its tests run in a process of their own."""
+    for item in items:
+        if item.get_closest_marker("standin") and not DEVICE and item.path.name == "test_card.py":
+            item.add_marker(pytest.mark.skip(reason="run by tests/core/test_standin.py, in a process of its own"))
+
 
 PROMPTS = [f"a {colour} {item}" for colour in ("red", "blue", "green") for item in ("dress", "hat", "boot", "coat")]
 TASTE = '''
@@ -74,6 +97,29 @@ def cli() -> Callable[..., Any]:
             code = run([str(a) for a in arguments])
         output.quiet = False  # -q holds for one command
         return code, out.getvalue(), err.getvalue()
+
+    return call
+
+
+@pytest.fixture
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """torchrun("run", "-r", path): the command line in two processes, by torch's launcher, on the CPU."""
+
+    def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+        command = [sys.executable, *launch, "--master_port", port, "-m", "prefkit", *map(str, arguments)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            out, err = process.communicate(timeout=300)  # processes that wait for each other for ever fail here
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # all of them: one that is left would hold the pipe
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return call
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, content, plain
+from prefkit.distributed import group
 from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
@@ -45,38 +47,56 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     requests = sets.request_sets(store, recipe, cfg, limit)
     records = sets.records_of(store, jobs)
     used = partial(sets.used_for_pairs, recipe, records)
-    with store.lock(f"eval/{name}"):
-        check_fingerprint(
-            store.eval(name) / "fingerprint.json",
-            {"generator": content(settings), "model": content(recipe.model)},
-            "Give this evaluation another name in the recipe, or remove that folder.",
-            fresh=not any(store.eval(name).rglob("part-*.parquet")),
+    processes = group()
+    with processes.held(store.lock(f"eval/{name}")):
+        processes.lead(
+            lambda: check_fingerprint(
+                store.eval(name) / "fingerprint.json",
+                {"generator": content(settings), "model": content(recipe.model)},
+                "Give this evaluation another name in the recipe, or remove that folder.",
+                fresh=not any(store.eval(name).rglob("part-*.parquet")),
+            )
         )
-        found: dict[str, Any] = {}
-        tables: dict[str, Store] = {}
-        left_out: dict[str, str] = {}
-        usable = aliases
         for set_name, members in requests.items():
             for model, (weights, how) in jobs.items():
-                folder = Store.create(store.eval(name) / set_name / model)
+                folder = Store(store.eval(name) / set_name / model)
                 note(f"eval {name}: {model} on {len(members)} requests of {set_name}")
                 seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
                 make(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases, store)
-            opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
-            usable, left_out = comparable(opened["base"], aliases)
-            found[set_name] = assess(used, cfg, generator, opened, members, usable)
-            tables[set_name] = opened["base"]
-        result = {
-            "sets": found,
-            "settings": _settings(recipe, cfg, generator, settings, limit) | _overlap(store, requests, records),
-            "controls": sets.controls_report(
-                cfg, jobs, {n for n, train in recipe.train.items() if train.online is not None}
-            ),
-            "correlations": _correlations(tables, generator, usable, requests),
-            "left_out": left_out,
-        }
-        write_json(store.eval(name) / "result.json", result)
-    return result
+
+        def result() -> dict[str, Any]:
+            found = _assessed(store.eval(name), used, cfg, generator, list(jobs), requests, aliases)
+            found["settings"] = _settings(recipe, cfg, generator, settings, limit)
+            found["settings"] |= _overlap(store, requests, records)
+            online = {n for n, train in recipe.train.items() if train.online is not None}
+            found["controls"] = sets.controls_report(cfg, jobs, online)
+            write_json(store.eval(name) / "result.json", found)
+            return found
+
+        return processes.lead(result)
+
+
+def _assessed(
+    folder: Path,
+    used: Used,
+    cfg: Eval,
+    generator: str,
+    models: list[str],
+    requests: dict[str, list[Request]],
+    aliases: list[str],
+) -> dict[str, Any]:
+    """What the images and scores under `folder`, by set and model, say."""
+    found: dict[str, Any] = {}
+    tables: dict[str, Store] = {}
+    left_out: dict[str, str] = {}
+    usable = aliases
+    for set_name, members in requests.items():
+        opened = {model: Store(folder / set_name / model) for model in models}
+        usable, left_out = comparable(opened["base"], aliases)
+        found[set_name] = assess(used, cfg, generator, opened, members, usable)
+        tables[set_name] = opened["base"]
+    correlated = _correlations(tables, generator, usable, requests)
+    return {"sets": found, "correlations": correlated, "left_out": left_out}
 
 
 def make(
@@ -94,10 +114,16 @@ def make(
     from prefkit.score.run import run_scores
 
     generator, how = settings
-    with folder.lock("requests", seconds=60):
-        requests = keep_known(folder.requests(), requests, folder.folder)
-        # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
-        folder.write_requests({r.request_id: r for r in [*folder.requests(), *requests]}.values())
+
+    def begin() -> None:
+        Store.create(folder.folder)
+        with folder.lock("requests", seconds=60):
+            # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
+            kept = keep_known(folder.requests(), requests, folder.folder)
+            folder.write_requests({r.request_id: r for r in [*folder.requests(), *kept]}.values())
+
+    group().lead(begin)
+    requests = keep_known(folder.requests(), requests, folder.folder)
     own = replace(
         recipe,
         run=str(folder.folder),
@@ -109,7 +135,7 @@ def make(
     try:
         run_scores(folder, own, aliases)
     except PluginError as error:
-        if not all(folder.scores(alias).parts() for alias in aliases):
+        if not group().lead(lambda: all(folder.scores(alias).parts() for alias in aliases)):
             raise
         warn(f"{error} The requests concerned are left out and counted.")  # every reason is in the table
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefkit.distributed import device_of
 from prefkit.errors import UsageError
 from prefkit.fit.tables import embed, files_digest, image_files, read_table
-from prefkit.models.place import device_of
 from prefkit.paths import named, nfc
 from prefkit.score.bpr import Scaling
 from prefkit.tables import find_file, id_text, read, user_path

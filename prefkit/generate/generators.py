@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit import registry
 from prefkit.config import Generate, Model, content
+from prefkit.distributed import device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.guest import guarded, lent, picture
-from prefkit.models.place import device_of
 from prefkit.types import Candidate, Request, digest
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from prefkit.config import Generate, Recipe
-from prefkit.errors import PrefkitError, UsageError
+from prefkit.distributed import Group, group
+from prefkit.errors import PrefkitError, StoreError, UsageError
 from prefkit.generate.generators import (
     FLAGGED,
     candidate_id,
@@ -21,17 +22,17 @@ from prefkit.generate.generators import (
 )
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import keep_known, read_requests
-from prefkit.models.place import rank
+from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
 from prefkit.store.table import Table, note_pace
-from prefkit.types import Candidate, Request
+from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
 FORMATS = ("png", "webp")
-KINDS = ("present", "made", "failed", "flagged")
+OWN = ("made", "failed", "flagged")  # counts of one process; the others are of the table
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
 
 
@@ -105,10 +106,13 @@ def run_generate(
 ) -> dict[str, Any]:
     """Generate what is missing of `recipe.generate[name]`. Returns counts. Raises PrefkitError.
 
+    Under a launcher every process makes its share of the batches, and the counts are of all of them.
     inputs: the run whose inputs/ holds the images of these requests, default `store`.
     """
+    processes = group()
     settings = recipe.generate[name]
     if requests is None:
+        processes.lead(lambda: sync_requests(store, recipe) and None)
         requests = sync_requests(store, recipe)
     jobs, done, spec = plan(store, recipe, name, requests, limit)
     if not jobs:
@@ -118,46 +122,69 @@ def run_generate(
             f"requests in {there}. Add prompts, lower requests.test_share, or name other splits as generate.{name}.splits."
         )
     table = store.candidates(name)
-    own, of = rank()
-    with store.lock(f"candidates/{name}" + (f".{own}" if of > 1 else "")):
+    with processes.held(store.lock(f"candidates/{name}")):
         remedy = f"Use another name under generate, or remove {table.folder} to make it anew."
-        table.claim(spec, remedy, empty=not done)
-        blocks = [jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)][own::of]
+        processes.lead(lambda: table.claim(spec, remedy, empty=not done))
+        _check_agreed(processes, name, jobs)
+        blocks = processes.share([jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)])
         blocks = [block for block in blocks if any(job[3] not in done for job in block)]
-        counts: dict[str, Any] = {
-            "wanted": len(jobs),
-            "present": sum(job[3] in done for job in jobs),
-            "made": 0,
-            "failed": 0,
-            "flagged": 0,
-        }
-        if blocks:
+        counts = processes.told({"wanted": len(jobs), "present": sum(job[3] in done for job in jobs)})
+        missing = counts["wanted"] - counts["present"]
+        if missing:
+            note(f"generate {name}: {missing} candidates to make, in batches of {settings.batch_size}")
+
+        def make() -> dict[str, Any]:
+            own: dict[str, Any] = dict.fromkeys(OWN, 0)
+            if not blocks:
+                return own
             model = (
                 recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
             )
-            note(
-                f"generate {name}: {counts['wanted'] - counts['present']} candidates to make, in {len(blocks)} batches"
-            )
-            given = Inputs(model.inputs, inputs or store)
+            call = open_generator(model, settings, Inputs(model.inputs, inputs or store))
             start = time.monotonic()
-            _generate_blocks(table, blocks, done, open_generator(model, settings, given), settings, counts)
-            counts["seconds"] = round(time.monotonic() - start, 2)
-            note_pace(table.folder, counts["made"], counts["seconds"])
-            if counts["flagged"]:
-                warn(f"generate {name}: the safety checker blanked {counts['flagged']} images; they are left out.")
+            _generate_blocks(table, blocks, done, call, settings, own, counts["present"])
+            return own | {"seconds": round(time.monotonic() - start, 2)}
+
+        counts |= total(processes.each(make))
+        if missing:
+            processes.lead(lambda: note_pace(table.folder, counts["made"], counts.get("seconds", 0.0)))
+        if counts["flagged"]:
+            warn(f"generate {name}: the safety checker blanked {counts['flagged']} images; they are left out.")
     return counts
 
 
+def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
+    """Raises StoreError where processes see other requests than the first one, as on a slow network file system."""
+    own = digest([job[3] for job in jobs])
+    if len(set(processes.gather(own))) > 1:
+        raise StoreError(f"generate.{name}: the processes do not see the same requests. Are the run folder and the source of "
+                         "the requests shared by all machines? Run the same command again.")  # fmt: skip
+
+
+def total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of all processes, summed; `seconds` is the longest."""
+    found = {key: sum(own[key] for own in counts) for key in OWN}
+    seconds = [own["seconds"] for own in counts if "seconds" in own]
+    return found | ({"seconds": max(seconds)} if seconds else {})
+
+
 def _generate_blocks(
-    table: Table, blocks: list[list[Job]], done: set[str], call: Any, settings: Generate, counts: dict[str, Any]
+    table: Table,
+    blocks: list[list[Job]],
+    done: set[str],
+    call: Any,
+    settings: Generate,
+    counts: dict[str, Any],
+    present: int,
 ) -> None:
+    """present: candidates that were there before. Without any, a first batch that fails whole ends the stage."""
     writer = Writer(table)
     with ThreadPoolExecutor(2) as pool, Progress(f"generate {table.folder.name}", sum(map(len, blocks))) as progress:
         try:
             size = settings.batch_size
             for block in blocks:
                 results, size = answer(call, block, size)
-                if not any(counts[k] for k in KINDS) and all(outcome(r) == "failed" for r in results):
+                if not present and not any(counts.values()) and all(outcome(r) == "failed" for r in results):
                     raise PrefkitError(
                         f"generate {table.folder.name}: every candidate of the first batch failed: "
                         f"{results[0]['error']}"
@@ -180,25 +207,24 @@ def outcome(result: dict[str, Any]) -> str:
 
 def answer(call: Any, block: Sequence[Job], size: int) -> tuple[list[dict[str, Any]], int]:
     """One result a job. Out of memory halves the batch (for good); any other failure is pinned on its item."""
-    import torch
-
     results: list[dict[str, Any]] = []
     while len(results) < len(block):
         part = block[len(results) : len(results) + size]
+        found: list[dict[str, Any]] = []
         try:
             found = call([job[0] for job in part], [job[2] for job in part])
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if size == 1:
-                found = [{"error": f"out of memory with a batch of 1: {error}"}]
-            else:
-                size = max(1, size // 2)
-                torch.cuda.empty_cache()
-                warn(f"out of memory; going on with batches of {size}.")
-                continue
         except PrefkitError:
             raise
         except Exception as error:
-            found = one_by_one(call, part) if len(part) > 1 else [{"error": f"{type(error).__name__}: {error}"}]
+            if not out_of_memory(error):
+                found = one_by_one(call, part) if len(part) > 1 else [{"error": f"{type(error).__name__}: {error}"}]
+            elif len(part) == 1:
+                found = [{"error": f"out of memory with a batch of 1: {error}"}]
+        if not found:  # outside of `except`, whose traceback would keep the tensors
+            size = len(part) // 2
+            free_memory()
+            warn(f"out of memory; going on with batches of {size}.")
+            continue
         if len(part) < len(block):
             for result in found:
                 result["extra"] = {**(result.get("extra") or {}), "batch": len(part)}
@@ -222,8 +248,8 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
     payload = result.get("payload")
     if settings.latents and result.get("latents") is not None:
         payload = latents_payload(result["latents"])
-    digest = hashlib.sha256(image).hexdigest()
-    return Candidate(**base, image=image, sha256=digest, payload=payload, extra=result.get("extra") or {})
+    sha256 = hashlib.sha256(image).hexdigest()
+    return Candidate(**base, image=image, sha256=sha256, payload=payload, extra=result.get("extra") or {})
 
 
 class Writer:

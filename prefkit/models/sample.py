@@ -14,6 +14,7 @@ from torch import Tensor
 from prefkit.errors import CaptureError
 from prefkit.models.conditions import batch_rules, joined, quiet
 from prefkit.models.latents import finite
+from prefkit.models.memory import Room, decoding
 from prefkit.models.record import known_arguments, replaced, stand_in
 from prefkit.models.trees import Tree, leaves
 
@@ -64,6 +65,7 @@ class Sampler:
         self.call = {"num_inference_steps": steps, **said, **(extra_call or {})}
         known_arguments(pipe, {*self.call, *per_request})
         self._encode = RememberedPrompts(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
+        self.room = Room(None, "decoding by the VAE", hint="; the samples are the same")
         self._together: bool | None = None  # whether a batch gives what each would alone; None: not looked yet
 
     def sample(
@@ -131,6 +133,8 @@ class Sampler:
             stack.enter_context(torch.no_grad())
             stack.enter_context(quiet(self.pipe))
             stack.enter_context(replaced(self.pipe.scheduler, "step", stand_in(self.pipe.scheduler.step, step)))
+            if hasattr(self.pipe, "vae"):
+                stack.enter_context(decoding(self.pipe.vae, self.room))
             if self._encode is not None:
                 stack.enter_context(replaced(self.pipe, "encode_prompt", self._encode))
             return self.pipe(prompt=list(prompts), output_type="pil", **call)

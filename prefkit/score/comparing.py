@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prefkit.config import Compare, Recipe
+from prefkit.distributed import device_of
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.guest import guarded, lent
 from prefkit.images import Background
-from prefkit.models.place import device_of
 from prefkit.output import Progress, note
 from prefkit.registry import nearest
 from prefkit.score.core import decode, make_scorer, trusted

@@ -15,7 +15,7 @@ from typing import Any
 from prefkit import registry
 from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.guest import guarded, is_own, lent
-from prefkit.output import warn
+from prefkit.models.memory import Room, free_memory, out_of_memory
 from prefkit.paths import read_regular
 from prefkit.score.contract import check_attributes, checked, scores_of
 from prefkit.score.declare import declared
@@ -23,8 +23,6 @@ from prefkit.score.numbers import row_of
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
 
 AHEAD = 3  # batches decoded ahead of the one being scored
-#: what the RuntimeErrors of torch say of a CPU and of MPS
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class FunctionScorer:
@@ -135,22 +133,6 @@ def _read(c: Candidate) -> Candidate:
     return dataclasses.replace(c, decoded=image, sha256=hashlib.sha256(data or b"").hexdigest())
 
 
-class Room:
-    """How many candidates a scorer is given at once: halved, and said once, where the device has no room for them."""
-
-    def __init__(self, most: int | None = None, who: str = "the scorer") -> None:
-        self.most, self.who, self.said = most, who, False
-
-    def halve(self, size: int) -> None:
-        self.most = size // 2
-        if not self.said:
-            self.said = True
-            warn(
-                f"{self.who}: out of memory with {size} images at once. Going on with {self.most}, and fewer if need be; "
-                "a smaller batch_size saves the tries."
-            )
-
-
 def score_batch(scorer: Scorer, items: Sequence[Candidate | Score], room: Room | None = None) -> list[Score]:
     """One Score an item, in order. An exception is pinned on its item by scoring one by one; NaN is a failure.
 
@@ -182,27 +164,6 @@ def _fitted(scorer: Scorer, batch: Sequence[Candidate], room: Room) -> list[Scor
             waiting.popleft()
         found += scores
     return found
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """torch.OutOfMemoryError (CUDA), its RuntimeError on CPU and MPS, and Python's MemoryError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
-
-
-def free_memory() -> None:
-    """Give back what broken tensors and torch's own store hold."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
 
 
 def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:

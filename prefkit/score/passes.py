@@ -14,9 +14,9 @@ from itertools import islice
 from typing import Any
 
 from prefkit.config import Score
+from prefkit.distributed import device_of
 from prefkit.errors import PluginError, PrefkitError
 from prefkit.guest import guarded
-from prefkit.models.place import device_of
 from prefkit.output import Progress
 from prefkit.score.core import Room, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from prefkit.config import Recipe
+from prefkit.distributed import group
 from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.images import Background
-from prefkit.models.place import rank
 from prefkit.output import note, warn
 from prefkit.score.contract import spec_of
 from prefkit.score.core import make_scorer, missing_keys
@@ -32,12 +32,12 @@ def run_scores(
 ) -> dict[str, dict[str, Any]]:
     """Score what has no score under these aliases yet (failures are tried again). Returns counts per alias.
 
+    Under a launcher every process scores its share of the requests, and the counts are of all of them.
     limit: at most this many candidates. Raises UsageError where a scorer requires what requests do not have,
     FingerprintError where a table was made by another scorer, and, after the others have done their work, what stopped
     a scorer (PluginError where it scored nothing).
     """
-    from prefkit.models.load import dtype_of
-
+    processes = group()
     failures: list[PrefkitError] = []
     with ExitStack() as locks:
         jobs = []
@@ -48,24 +48,45 @@ def run_scores(
                 failures.append(error)
         for job in jobs:
             locks.callback(job.drop)
-        busy = [job for job in jobs if job.todo]
-        for job in busy:
-            _check_requires(store, job)
-            dtype_of(job.settings.dtype)
-        for job in busy:
-            note(f"score {job.alias}: {len(job.todo)} candidates with {job.settings.use}")
-        run_passes(store, busy)
-        for job in busy:
-            job.counts["seconds"] = round(job.seconds, 2)
-            note_pace(job.table.folder, job.counts["scored"], job.counts["seconds"])
-            if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
-                raise _nothing(store)  # the parts that held them turned out to be damaged
-    failures += [job.failure for job in jobs if job.failure is not None]
+        shares = processes.each(lambda: _score(store, jobs, failures))
+        found = {job.alias: _total([own[job.alias] for own in shares]) for job in jobs}
+        if processes.main:
+            for job in jobs:
+                note_pace(job.table.folder, found[job.alias]["scored"], found[job.alias].get("seconds", 0.0))
+    return found
+
+
+def _score(store: Store, jobs: Sequence[Job], failed: Sequence[PrefkitError]) -> dict[str, dict[str, Any]]:
+    """This process's share. Raises, after the others have done their work, what stopped a scorer.
+
+    failed: what stopped scorers before they had a job.
+    """
+    from prefkit.models.load import dtype_of
+
+    busy = [job for job in jobs if job.todo]
+    for job in busy:
+        _check_requires(store, job)
+        dtype_of(job.settings.dtype)
+    for job in busy:
+        note(f"score {job.alias}: {len(job.todo)} candidates with {job.settings.use}")
+    run_passes(store, busy)
+    for job in busy:
+        job.counts["seconds"] = round(job.seconds, 2)
+        if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
+            raise _nothing(store)  # the parts that held them turned out to be damaged
+    failures = [*failed, *(job.failure for job in jobs if job.failure is not None)]
     if failures:
         for failure in failures[1:]:
             warn(str(failure))
         raise failures[0]
     return {job.alias: job.counts for job in jobs}
+
+
+def _total(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of all processes; `wanted` and `present` are of the table, `seconds` is the longest."""
+    found = shares[0] | {key: sum(own[key] for own in shares) for key in ("scored", "failed")}
+    seconds = [own["seconds"] for own in shares if "seconds" in own]
+    return found | ({"seconds": max(seconds)} if seconds else {})
 
 
 def _job(
@@ -81,18 +102,20 @@ def _job(
     keys = wanted_keys(store, chosen)
     if not keys:
         raise _nothing(store)
-    own, of = rank()
+    processes = group()
     table = store.scores(alias)
-    locks.enter_context(store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")))
+    locks.enter_context(processes.held(store.lock(f"scores/{alias}")))
     spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
     spec["preprocessing"] += Background.said()
     done = scored_ids(table)
-    table.claim(spec, f"Use another alias under score, or remove {table.folder} to score anew.", empty=not done)
+    processes.wait()  # all have seen what is done before one of them adds to it
+    remedy = f"Use another alias under score, or remove {table.folder} to score anew."
+    processes.lead(lambda: table.claim(spec, remedy, empty=not done))
     whole = scorer.scope == "within_request"
     missing = missing_of(keys, done, whole)
     present = len(keys) - len(missing)
     counts: dict[str, Any] = {"wanted": present + len(missing[:limit]), "present": present, "scored": 0, "failed": 0}
-    todo = {key[0] for key in share_of(keys, missing, (own, of), whole, limit)}
+    todo = {key[0] for key in share_of(keys, missing, (processes.rank, processes.count), whole, limit)}
     return Job(alias, settings, scorer, table, chosen, todo, counts)
 
 

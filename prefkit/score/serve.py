@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit import interrupts
+from prefkit.distributed import device_of
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.guest import guarded
-from prefkit.models.place import device_of
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of

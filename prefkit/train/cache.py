@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from prefkit.models import trees
 from prefkit.models.trees import Tree
 from prefkit.output import warn
 from prefkit.store.files import write_atomic
+
+VISIBLE = (
+    120.0  # seconds until a part that another machine has written must be seen here; network file systems take up to 60
+)
 
 
 class Cache:
@@ -32,7 +36,32 @@ class Cache:
 
     def refresh(self) -> None:
         """Take in parts that other processes have written. A damaged part is removed: its content is made again."""
-        for path in sorted(set(self.folder.glob("part-*.safetensors")) - self._open.keys()):
+        self._take(self.folder.glob("part-*.safetensors"))
+
+    def parts(self) -> list[str]:
+        """Names of the files that are in use."""
+        return sorted(path.name for path in self._open)
+
+    def expect(self, names: Collection[str]) -> None:
+        """Take in these parts, which others have written: until a network file system shows them, wait."""
+        deadline = time.monotonic() + VISIBLE
+        missing = {self.folder / name for name in names} - self._open.keys()
+        while missing and time.monotonic() < deadline:
+            there = {path for path in missing if path.exists()}
+            self._take(there)
+            missing -= there
+            if missing:
+                os.listdir(self.folder)  # makes some clients forget what they remember of it
+                time.sleep(0.5)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget the parts that have other names."""
+        for path in [path for path in self._open if path.name not in names]:
+            del self._open[path]
+            self._part = {key: part for key, part in self._part.items() if part != path}
+
+    def _take(self, paths: Iterable[Path]) -> None:
+        for path in sorted(set(paths) - self._open.keys()):
             try:
                 handle = safetensors.safe_open(path, "pt")
             except (safetensors.SafetensorError, OSError) as error:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from prefkit.config import Train
+from prefkit.distributed import device_of
 from prefkit.errors import UsageError
-from prefkit.models.place import device_of
 from prefkit.train import recompute
 
 TF32 = "tf32"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from prefkit.errors import TrainingError
 from prefkit.train import checkpoint
@@ -32,7 +36,16 @@ def _blamed(loop: Any) -> str:
     return f"{what} row {', '.join(named[:10])}{more} of the pairs. "
 
 
-def out_of_memory(loop: Any) -> TrainingError:
+@contextmanager
+def explained(name: str, device: Any, doing: str, remedy: str) -> Iterator[None]:
+    """Say what ran out of memory, where nothing can be halved. Raises TrainingError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"train {name}: {device} ran out of memory {doing}. {remedy}") from error
+
+
+def out_of_memory(loop: Any, where: str = "") -> TrainingError:
     """What to change, the cheapest first. With the batch split further the result stays the same."""
     config, ways = loop.config, []
     if config.batch_size > 1:
@@ -47,7 +60,7 @@ def out_of_memory(loop: Any) -> TrainingError:
         ways.append("lora: {rank: 16} (no gradients, optimizer states and second network of full weights)")
     kept = checkpoint.last_step(loop.folder / "checkpoints")
     return TrainingError(
-        f"train {loop.folder.name}: {loop.processes.device} ran out of memory in step {loop.step + 1}. "
+        f"train {loop.folder.name}: {loop.processes.device} ran out of memory in {where or f'step {loop.step + 1}'}. "
         f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
         f"{f'The checkpoint of step {kept} is kept.' if kept else 'There is no checkpoint yet.'}"
     )

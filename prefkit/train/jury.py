@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from prefkit.config import Recipe
+from prefkit.distributed import device_of
 from prefkit.errors import UsageError
 from prefkit.guest import guarded
-from prefkit.models.place import device_of
 from prefkit.score.contract import spec_of
 from prefkit.score.core import Room, make_scorer, missing_keys, score_batch
 from prefkit.score.licence import check_licence

@@ -32,7 +32,7 @@ from prefkit.models.load import load_pipeline
 from prefkit.models.predict import forward_as
 from prefkit.models.sample import Sampled
 from prefkit.models.trained import trained_on
-from prefkit.train import stopping
+from prefkit.train import failures, stopping
 from prefkit.train.data import PairData
 from prefkit.train.jury import Jury
 from prefkit.train.offline import AUTOCAST, silenced
@@ -40,6 +40,7 @@ from prefkit.train.pairs import PairRow
 from prefkit.train.watch import LOOKS, SEEDS, Watch
 from prefkit.types import Candidate, Request, caption_key, digest
 
+FIT = "A look loads the VAE, the text encoders and the scorers beside the training: free the device, or leave `watch` out."
 DROP = 0.5  # of a deviation, where stop_drop is 0
 DIVERSITY = 0.75  # share of the start's diversity below which it has fallen
 
@@ -81,12 +82,15 @@ class Looks:
         self.right, self.steps = 0.0, 0
         if loop.processes.main:
             begun = time.monotonic()
-            found = self._found(loop) | {"implicit_accuracy": accuracy}
+            with failures.explained(self.folder.name, loop.processes.device, "in a look at samples", FIT):
+                found = self._found(loop)
+            found |= {"implicit_accuracy": accuracy}
             found["alarm"] = self._judge(loop, found, accuracy)
             log.write(loop.step, {"watch": found})
             if loop.step == 0:
                 output.note(f"train {self.folder.name}: a look at {len(self.requests)} requests, {SEEDS} images each, took "
                             f"{output.duration(time.monotonic() - begun)}; one comes every {self.config.watch_every} steps.")  # fmt: skip
+        loop.processes.wait()  # a look takes longer than a collective may
         told = torch.tensor([float(bool(self.stopped)), float(self.best_step)]) * float(loop.processes.main)
         stopped, best = loop.processes.sum(told).tolist()
         self.best_step = round(best)  # whose weights all of them may have to load

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from prefkit import interrupts, output
 from prefkit.config import Train
+from prefkit.distributed import Processes
 from prefkit.train import checkpoint, failures, optimizers, pace, sharding
 from prefkit.train.contract import loss_of
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
 from prefkit.train.metrics import Log, WinnerWatch
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy, errors_of
 from prefkit.train.stopping import EarlyStop, forget, keep
 from prefkit.train.texts import prepared
@@ -259,6 +259,12 @@ class Loop:
     # -- the loop -------------------------------------------------------------------------------------------------
     def run(self, limit: int | None = None) -> dict[str, float]:
         """Train up to config.steps, or `limit` steps further. Returns what was last logged; saves at the end."""
+        try:
+            return self._run(limit)
+        except torch.OutOfMemoryError as error:
+            raise failures.out_of_memory(self) from error
+
+    def _run(self, limit: int | None) -> dict[str, float]:
         if self.validation is not None:
             begun = pace.clock()
             self.validation.reference = self.measure(reference=True)
@@ -274,8 +280,6 @@ class Loop:
                 self._validate(log)
                 self._look(log)
             shown = self._steps(end, log)
-        except torch.OutOfMemoryError as error:
-            raise failures.out_of_memory(self) from error
         finally:
             if log is not None:
                 log.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.config import Recipe, Train, content
+from prefkit.distributed import Group, Processes
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.images import Background
@@ -17,14 +18,13 @@ from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
-from prefkit.train import beside, frames, posterior, preflight, texts, views
+from prefkit.train import beside, failures, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
 from prefkit.train.jobs import Job, visited
 from prefkit.train.masks import Masks
 from prefkit.train.pairs import PairRow, PairSource
-from prefkit.train.processes import Processes
 from prefkit.types import Request, digest
 
 WEIGHTS = {"no": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -34,7 +34,7 @@ class Plan:
     """How the recipe's model is loaded for a training, and where its caches lie."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
-        self.store, self.recipe, self.config = store, recipe, config
+        self.store, self.recipe, self.config, self.folder = store, recipe, config, folder
         model = recipe.model
         weights = {path: weights_revision(path) for path in model.adapters}
         base = base_revision(model)
@@ -47,6 +47,7 @@ class Plan:
         self.generators = [name for name in store.names("candidates") if _made_by(store, name, base)]
         self.call = call_of(recipe, config)
         self._masks: Masks | None = None
+        self._wiring: Wiring | None = None
         self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
         # hidden beside the trainings, so that all of this run share it
         code = registry.code_hash(config.family, "family")
@@ -106,7 +107,19 @@ class Plan:
 
     def wiring(self) -> Wiring | None:
         path = self.cache / "wiring.json"
-        return Wiring.from_json(path.read_text()) if path.exists() else None
+        if self._wiring is None and path.exists():
+            self._wiring = Wiring.from_json(path.read_text())
+        return self._wiring
+
+    def agree(self, processes: Group) -> None:
+        """Take the first process's wiring: another machine may not see its file yet."""
+        wiring = self.wiring() if processes.main else None
+        text = processes.told(None if wiring is None else wiring.to_json())
+        self._wiring = None if text is None else Wiring.from_json(text)
+
+    def keep_wiring(self, wiring: Wiring) -> None:
+        write_atomic(self.cache / "wiring.json", wiring.to_json())
+        self._wiring = wiring
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
@@ -160,18 +173,26 @@ def prepare(
     seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
     wanted = data.of(seen)
     texted = texts.on_disk(plan.config, data, wanted)
-    ready = wanted.encoded() and texted.complete() and plan.wiring() is not None and preflight.complete(plan, data)
-    processes.wait()
+    for cache in (data.latents, data.conditions, data.beside):
+        if cache is not None:
+            _agree(processes, cache)
+    plan.agree(processes.group)
+    # decided by one: processes that disagreed would wait for each other for ever
+    ready = processes.group.told(
+        wanted.encoded() and texted.complete() and plan.wiring() is not None and preflight.complete(plan, data)
+    )
     if not ready:
         size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
         family: Any = None
         if processes.main:
             family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
-            write_atomic(plan.cache / "wiring.json", family.wiring.to_json())
-        processes.wait()
+            plan.keep_wiring(family.wiring)
+        plan.agree(processes.group)
         if family is None:
             family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
-        _fill(plan, data, wanted, texted, family, source, processes)
+        doing = "encoding the pairs' images and prompts"
+        with failures.explained(plan.folder.name, processes.device, doing, "Free the device, or set model.quantize."):
+            _fill(plan, data, wanted, texted, family, source, processes)
         del family
         gc.collect()
     caches.check_sizes(data, source.name)
@@ -213,8 +234,11 @@ def _fill(
 
 
 def _agree(processes: Processes, cache: Cache) -> None:
-    processes.wait()
-    cache.refresh()
+    """The same parts in all processes: those that any of them has written, or knows from before."""
+    known = processes.group.gather(cache.parts())
+    cache.expect({name for own in known for name in own})
+    both = set.intersection(*map(set, processes.group.gather(cache.parts())))
+    cache.keep(both)
 
 
 def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:

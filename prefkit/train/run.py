@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prefkit import output
 from prefkit.config import Recipe, Train
+from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.models.quantize import check_quantize
 from prefkit.models.trained import trained_on, write_trained_on
@@ -18,6 +20,7 @@ from prefkit.store.table import check_fingerprint
 from prefkit.train import (
     budget,
     computing,
+    failures,
     launch,
     litter,
     optimizers,
@@ -40,7 +43,6 @@ from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.preflight import preflight
 from prefkit.train.prepare import Plan, fingerprint, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.reference import make_policy
 from prefkit.train.sharding import SHARDS
 from prefkit.train.texts import CACHES
@@ -103,11 +105,12 @@ def run_train(
     processes = Processes(config.device)
     source = PairSource.find(store, config.pairs)
     pairs = read_pairs(source)
-    with store.lock(f"train/{name}") if processes.main else nullcontext():
+    jobs = jobs_of(name, config, controls)
+    with processes.group.held(*(store.lock(f"train/{job.name}") for job in jobs)):
         if config.max_hours is not None:
-            found = _budget(store, recipe, jobs_of(name, config, controls), source, pairs, processes, began)
-            config = budget.applied(config, found)
-        summaries = _run_jobs(store, recipe, jobs_of(name, config, controls), source, pairs, processes, limit)
+            found = _budget(store, recipe, jobs, source, pairs, processes, began)
+            jobs = jobs_of(name, budget.applied(config, found), controls)
+        summaries = _run_jobs(store, recipe, jobs, source, pairs, processes, limit)
     return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
 
 
@@ -173,8 +176,8 @@ def _budget(
 ) -> dict[str, Any]:
     """The first job's, as it is written or, before its first checkpoint, decided now."""
     folder = store.train(jobs[0].name)
-    found = budget.written(folder)
-    if found is None or _untrained(folder):
+    found = processes.group.lead(lambda: None if _untrained(folder) else budget.written(folder))
+    if found is None:
         plan = Plan(store, recipe, jobs[0].config, folder)
         data = prepare(plan, pairs, source, processes, jobs)
         with computing.computing(jobs[0].config, processes.device):
@@ -197,19 +200,20 @@ def _run_jobs(
     limit: int | None,
 ) -> list[dict[str, Any]]:
     plan = Plan(store, recipe, jobs[0].config, store.train(jobs[0].name))
-    open_jobs = []
-    for job in jobs:
-        own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
-        if processes.main:
+
+    def begin() -> list[str]:
+        for job in jobs:
+            own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
             folder = store.train(job.name)
             untrained = _untrained(folder)
             check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
             if untrained or trained_on(folder) is None:
                 captions = {pair.prompt for pair in validation.split(pairs, job.config.validation)[0]}
                 write_trained_on(folder, captions, source.scorers(), recipe.model, plan.revision["base"])
-        if not _finished(store.train(job.name), job.config):
-            open_jobs.append(job)
-    processes.wait()
+        return [job.name for job in jobs if not _finished(store.train(job.name), job.config)]
+
+    names = processes.group.lead(begin)
+    open_jobs = [job for job in jobs if job.name in names]
     data = prepare(plan, pairs, source, processes, open_jobs) if open_jobs else None
     summaries = []
     for job in jobs:
@@ -240,7 +244,9 @@ def _train(
     if processes.main:
         litter.remove(folder)
     processes.wait()
-    loop = make_loop(plan, job, data, folder, processes)
+    fit = "Free the device, or set precision: bf16, model.quantize or a smaller lora.rank."
+    with failures.explained(job.name, processes.device, "loading the denoiser", fit):
+        loop = make_loop(plan, job, data, folder, processes)
     held = loop.validation.pairs if loop.validation is not None else []
     if processes.main:
         elements = data.latents.get(data.example())["latents"].numel()
@@ -256,7 +262,10 @@ def _train(
             loop.computed,
         )
     if not job.flip:
-        preflight(loop, plan, data)
+        try:
+            preflight(loop, plan, data)
+        except torch.OutOfMemoryError as error:
+            raise failures.out_of_memory(loop, "the preflight") from error
     shown = loop.run(limit)
     done = loop.done
     summary = {

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prefkit import output
 from prefkit.config import Recipe
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.models import adapters
 from prefkit.models.trees import Tree
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 
 SHARDS = ("none", "fsdp2", "zero2")

@@ -12,6 +12,7 @@ import numpy as np
 from prefkit.errors import TrainingError
 from prefkit.generate.generators import candidate_seed
 from prefkit.models.latents import NOT_FINITE
+from prefkit.models.memory import Room
 from prefkit.models.sample import Sampled
 from prefkit.output import warn
 from prefkit.score.diversity import mean_diversity, thumbnail
@@ -23,6 +24,7 @@ from prefkit.types import Request
 SEEDS = 2
 GRID = 8  # columns of the picture
 LOOKS = 2  # in a row
+NO_ROOM = "Free the device, or sample smaller images (generate.NAME.height and width)."
 
 
 class Watch:
@@ -40,7 +42,8 @@ class Watch:
         folder: Path,
     ) -> None:
         self.sample, self.jury, self.watched, self.rewards = sample, jury, list(watched), list(rewards)
-        self.batch, self.folder = batch, folder
+        self.folder = folder
+        self.room = Room(batch, "looking at samples", hint="; the samples are the same", remedy=NO_ROOM)
         self.asked = [
             Asked(request, index, candidate_seed(seed, f"watch {request.request_id}", index))
             for request in requests
@@ -54,10 +57,7 @@ class Watch:
 
         name: of the picture, which is written.
         """
-        images: list[Sampled] = []
-        for start in range(0, len(self.asked), self.batch):
-            part = self.asked[start : start + self.batch]
-            images += self.sample([a.request for a in part], [a.seed for a in part])
+        images = self.room.each(self.asked, lambda part: self.sample([a.request for a in part], [a.seed for a in part]))
         self._check_finite(name, images)
         candidates = [candidate_of({}, a, s, latents=False) for a, s in zip(self.asked, images, strict=True)]
         scores = self.jury.score([candidates[i : i + SEEDS] for i in range(0, len(candidates), SEEDS)])

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output, registry
+from prefkit.distributed import group
 from prefkit.errors import PluginError, UsageError
 from prefkit.guest import guarded
 
@@ -50,16 +51,14 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     options = registry.options(kind, _tree(flags), f"fit {name}")
     with guarded(f"fitter {name}"):
         fitter = kind(options)
-        found: dict[str, Any] = fitter.run()
+        shared = getattr(kind, "shared", False)
+        found: dict[str, Any] = fitter.run() if shared else group().lead(fitter.run)
     if not isinstance(found, dict):
         raise PluginError(f"fitter {name} returned a {type(found).__name__}; a dict of what it measured is needed.")
-    from prefkit.models.place import rank
-
-    if rank()[0] == 0:
-        output.emit(found, known.json, rows_of(found))
-        if name in USE:
-            where = fitter.options.out or f"fitted/{name}"
-            output.hint(f"in a recipe: score: {{mine: {{{_use(name, fitter.options, where)}}}}}")
+    output.emit(found, known.json, rows_of(found))
+    if name in USE:
+        where = fitter.options.out or f"fitted/{name}"
+        output.hint(f"in a recipe: score: {{mine: {{{_use(name, fitter.options, where)}}}}}")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefkit import output
 from prefkit.cli import NEXT, open_run, rows_of
+from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 
 
@@ -29,6 +30,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         return 0
     if run.recipe.about:
         output.note(run.recipe.about)
+    processes = group()
+    processes.wait()  # all have read the recipe before a stage writes it
     found: dict[str, Any] = {}
     for name in verbs:
         options = {"controls": known.controls} if name == "train" else {}
@@ -41,16 +44,16 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             raise
         if name != "eval":
             output.note(output.table(rows_of(name, found[name])))
-    path = run.report()
+    path = processes.lead(lambda: str(run.report()))
     from prefkit.evaluate.summary import summary_rows
 
     rows = summary_rows(list(found.get("eval", {}).values()))
-    output.emit(found | {"report": str(path)}, known.json, rows or [{"run": str(run.folder)}])
+    output.emit(found | {"report": path}, known.json, rows or [{"run": str(run.folder)}])
     if rows:
         output.note(
             "* chose the pairs or was the reward (?: not known), so it is no evidence. Wins: tuned over base, ties count half."
         )
-    if not known.json:
+    if output.main and not known.json:
         print(f"report: {path}")
     output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")
     return 0

@@ -17,7 +17,7 @@ WORDS = {True: "ok", False: "FAILED", None: "not looked at"}
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     """Exit code 1 where a check fails."""
-    from prefkit.models.place import device_of
+    from prefkit.distributed import device_of
     from prefkit.score.check import check_scorer
     from prefkit.score.core import make_scorer
     from prefkit.score.licence import check_licence

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "prefkit"
 LEVELS = [
     {"errors", "types", "images", "icc", "paths", "guest", "interrupts"},
-    {"registry", "recipe", "config", "store", "output", "helptext", "tables", "tiny"},
+    {"registry", "recipe", "config", "store", "output", "distributed", "heartbeat", "helptext", "tables", "tiny"},
     {"models"},
     {"generate", "score", "pair", "hub"},
     {"train", "fit", "evaluate", "report"},

@@ -7,8 +7,8 @@ import math
 import torch
 
 from prefkit.config import Train
+from prefkit.distributed import Processes
 from prefkit.train.online.updates import Updates
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from prefkit.config import Choice, Lora, Model, Recipe, Train
+from prefkit.distributed import Processes
 from prefkit.store import Store
 from prefkit.testing import TINY_KINDS, tiny_pipeline
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop
 
 torch.set_num_threads(1)

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from prefkit.api import Run
+from prefkit.distributed import Processes
 from prefkit.errors import PrefkitError
 from prefkit.models.load import load_pipeline
 from prefkit.models.maps import BEHIND
 from prefkit.testing import tiny_pipeline
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from tests.models.editing import (
     CASES,
     SIZE,

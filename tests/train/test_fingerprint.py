@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from prefkit.config import Choice, Lora
+from prefkit.distributed import Processes
 from prefkit.models.trained import caption_hash, trained_model, trained_on
 from prefkit.store.files import read_json
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, fingerprint
-from prefkit.train.processes import Processes
 from prefkit.train.run import run_train
 
 OBJECTIVE = """

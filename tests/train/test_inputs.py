@@ -13,6 +13,7 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Requests
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import read_requests
@@ -22,7 +23,6 @@ from prefkit.models.maps import BEHIND
 from prefkit.store import Store
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 
 MAPPING = {"image": "extra.person", "mask_image": "extra.hole"}
 

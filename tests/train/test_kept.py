@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Choice
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.train.kept import KeptErrors, keys_of
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 from prefkit.train.run import Job, make_loop, run_train
 

@@ -11,11 +11,11 @@ import torch
 
 from prefkit import registry
 from prefkit.config import Choice, Lora
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.train.lists import groups_of, ranked, singles
 from prefkit.train.pairs import PairRow, PairSource, Side, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop, run_train
 from prefkit.types import digest
 

@@ -189,7 +189,7 @@ def test_all_processes_learn_which_look_was_the_best(tmp_path):
         assert own.tolist() == [0.0, 0.0]
         return torch.tensor([1.0, 40.0])
 
-    other.look(Has(step=60, processes=Has(main=False, sum=sum_with_the_first)), None)
+    other.look(Has(step=60, processes=Has(main=False, wait=lambda: None, sum=sum_with_the_first)), None)
     assert other.stopped and other.path.name.endswith("00000040.safetensors")
 
 

@@ -10,13 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkit.config import Choice, Lora
+from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
 from prefkit.models import place
 from prefkit.testing import TINY_KINDS
 from prefkit.train.offline import rate_factor
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop, run_train
 from prefkit.train.validation import Validation
 

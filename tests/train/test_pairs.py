@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Generate, Model
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.store import Store
@@ -17,7 +18,6 @@ from prefkit.store.rows import candidate_row
 from prefkit.train.data import order
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.validation import split
 from prefkit.types import Candidate, Request
 

@@ -16,13 +16,13 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Lora, Model
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.models.load import load_pipeline
 from prefkit.models.trained import trained_model
 from prefkit.train import checkpoint
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop, run_train
 
 ENTRY = """

@@ -9,13 +9,13 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Choice
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.plan import plan
 from prefkit.train import texts
 from prefkit.train.cache import Cache
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.processes import Processes
 from prefkit.train.run import Job, make_loop, run_train
 from prefkit.train.texts import Texts
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prefkit.distributed import group
 from prefkit.errors import UsageError
 
 
@@ -85,6 +86,7 @@ class MllmFit:
 
 class MllmFitter:
     Options = MllmFit
+    shared = True  # all processes of a launch tune together
 
     def __init__(self, options: MllmFit) -> None:
         given = [bool(options.ratings), bool(options.pairs), bool(options.scores), bool(options.votes)]
@@ -108,7 +110,7 @@ class MllmFitter:
         kind = RatingTask if o.ratings or o.scores else PairTask
         task = kind(o, backend)
         folder = FitFolder("mllm", o.out, o, {kind.name: task.content, "model": backend.about()["revision"]})
-        present = folder.present()
+        present = group().lead(folder.present)
         if present is not None:
             return present
         tuning = Tuning(o, task, backend)

@@ -106,11 +106,11 @@ class OutfitCompatFitter:
     def _fit(self, folder: Any, catalogue: Any, splits: Any, short: int, files: Any, encoder: Any) -> dict[str, Any]:
         import torch
 
+        from prefkit.distributed import device_of
         from prefkit.fit.estimate import estimate
         from prefkit.fit.folder import save_tensors
         from prefkit.fit.outfits import measure, train
         from prefkit.fit.tables import embed
-        from prefkit.models.place import device_of
         from prefkit.score.outfit_head import OutfitHead
 
         o = self.options

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import CaptureError, UsageError
+from prefkit.models.memory import Room
 from prefkit.types import Candidate, Draw, Request
 
 if TYPE_CHECKING:
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
     from prefkit.models.wiring import Wiring
 
 
+NO_ROOM = "Free the device, or train on smaller images (train.NAME.resolution)."
+
+
 class DiffusersFamily:
     """Latents are tensors in the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
 
     time_sampling  None (uniform for epsilon and v, logit-normal for flow) | "uniform" | "logit_normal"
     call           the generation's call arguments; an embedded guidance keeps its value, height and width are
                    used for the capture
-    encode_batch   images encoded at once
+    encode_batch   images encoded at once, fewer where the device has no room for them
     inputs         what the call takes from each request (model.inputs); `example` is then a request to look at the
                    pipeline with
     """
@@ -39,8 +43,10 @@ class DiffusersFamily:
         encode_batch: int = 8,
         inputs: Inputs | None = None,
     ) -> None:
-        self.time_sampling, self.call, self.encode_batch = time_sampling, dict(call or {}), encode_batch
+        self.time_sampling, self.call = time_sampling, dict(call or {})
         self.inputs = inputs
+        self.encoding = Room(encode_batch, "encoding by the VAE", hint="; the latents are the same", remedy=NO_ROOM)
+        self.decoding = Room(None, "decoding by the VAE", hint="; the images are the same", remedy=NO_ROOM)
         self.example: Request | None = None
 
     def load(
@@ -80,10 +86,9 @@ class DiffusersFamily:
             for c in candidates
         ]
         missing = [i for i, tree in enumerate(found) if not tree]
-        for start in range(0, len(missing), self.encode_batch):
-            block = missing[start : start + self.encode_batch]
-            for i, tree in zip(block, self._encode([candidates[i] for i in block]), strict=True):
-                found[i] = tree
+        encoded = self.encoding.each([candidates[i] for i in missing], self._encode)
+        for i, tree in zip(missing, encoded, strict=True):
+            found[i] = tree
         return found
 
     def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
@@ -146,9 +151,13 @@ class DiffusersFamily:
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
         """Latents [B, ...] -> images; packed tokens of images that are not square need size (height, width)."""
+        import torch
+
         from prefkit.models.latents import decode
 
-        return decode(self.pipe, self.wiring, latents, size)
+        return self.decoding.each(
+            list(latents), lambda part: decode(self.pipe, self.wiring, torch.stack(list(part)), size)
+        )
 
     def _encode(self, candidates: Sequence[Candidate]) -> list[dict[str, Tensor]]:
         from prefkit.models.latents import posterior

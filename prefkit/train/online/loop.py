@@ -8,7 +8,7 @@ are means over all processes' samples.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,8 +20,9 @@ import torch
 
 from prefkit import interrupts, output
 from prefkit.config import Online, Train
+from prefkit.models.memory import Room
 from prefkit.models.sample import Sampled
-from prefkit.train import checkpoint
+from prefkit.train import checkpoint, failures
 from prefkit.train.jury import Jury, Scores, values_of
 from prefkit.train.masks import mask_of
 from prefkit.train.metrics import Log
@@ -34,7 +35,7 @@ from prefkit.train.online.updates import Updates
 from prefkit.train.online.weights import Average, Refreshed, inside, packed, unpacked
 from prefkit.train.online.window import stochastic
 from prefkit.train.samples import Asked, candidate_of
-from prefkit.train.watch import StopRule, Watch
+from prefkit.train.watch import NO_ROOM, StopRule, Watch
 from prefkit.types import Candidate, Request
 
 
@@ -66,6 +67,7 @@ class Loop:
         self.average = Average(self.policy, online.ema) if online.ema else None
         self.rule = StopRule(online.stop_drop)
         self.beside = Beside()
+        self.room = Room(None, f"train {self.folder.name}, sampling", remedy=NO_ROOM)
         self.processes = self.updates.processes
 
     def tuned(self) -> Any:
@@ -110,8 +112,7 @@ class Loop:
         open_: list[Candidate] = []
         for start in range(0, len(round_.own), size):
             part = [round_.asked[i] for i in round_.own[start : start + size]]
-            images, taped = self._batch(part, round_.number)
-            chains += [taped] if taped is not None else []
+            images = self.room.each(part, partial(self._batch, round_.number, chains))
             made = [candidate_of(self.spec, a, s, not self.learner.records) for a, s in zip(part, images, strict=True)]
             if not round_.candidates:
                 self.jury.check(replace(made[0], image=made[0].image or b""))
@@ -125,10 +126,11 @@ class Loop:
         round_.chains = Chains.joined(chains) if chains else None
         return waiting
 
-    def _batch(self, part: list[Asked], number: int) -> tuple[list[Sampled], Chains | None]:
+    def _batch(self, number: int, chains: list[Chains], part: Sequence[Asked]) -> list[Sampled]:
+        """Samples; their chains are added to `chains`."""
         prompts, seeds = [a.request.prompt for a in part], [a.seed for a in part]
         if not self.learner.records:
-            return self.rollout.sampler.sample(prompts, seeds), None
+            return self.rollout.sampler.sample(prompts, seeds)
         steps = self.rollout.sampler.call["num_inference_steps"]
         online = self.online
         active = np.stack(
@@ -137,7 +139,9 @@ class Loop:
                 for a in part
             ]
         )
-        return self.rollout.sample(prompts, seeds, torch.from_numpy(active))
+        images, taped = self.rollout.sample(prompts, seeds, torch.from_numpy(active))
+        chains.append(taped)
+        return images
 
     def _collect(self, round_: Round, waiting: list[tuple[list[list[Candidate]], Any]]) -> Scores:
         found: Scores = {alias: [] for alias in self.jury.scorers}
@@ -199,6 +203,7 @@ class Loop:
                 self.stopped = (
                     f"the watched scores have fallen by {-found['gain']:.2f} of their deviation while the reward rose"
                 )
+        self.processes.wait()  # a look takes longer than a collective may
         stop = self.processes.sum(torch.tensor(float(bool(self.stopped)), device=self.processes.device))
         if stop.item() > 0 and not self.stopped:
             self.stopped = "the first process says so"
@@ -272,6 +277,8 @@ class Loop:
                         self.save()
                     if stop:
                         raise KeyboardInterrupt
+        except torch.OutOfMemoryError as error:
+            raise failures.out_of_memory(self, f"round {self.number + 1}") from error
         finally:
             self.beside.close()
             self.jury.close()

@@ -8,7 +8,9 @@ from typing import Any
 import safetensors.torch
 
 from prefkit.config import Online, Pair, Recipe, Train
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
+from prefkit.models.trees import to_device
 from prefkit.output import warn
 from prefkit.pair.run import run_pair
 from prefkit.store import Store
@@ -18,7 +20,6 @@ from prefkit.train.offline import Loop, over_heads
 from prefkit.train.online.rounds import Round, folder_of
 from prefkit.train.online.updates import Updates
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 from prefkit.types import Request, digest
 
@@ -112,7 +113,7 @@ class PairLearner:
             if data.condition_key(pair) not in data.conditions:
                 missing[data.condition_key(pair)] = data.request(pair), data.size(pair)
         for key, (request, size) in missing.items():
-            self.conditions.keep(key, self.family.conditions([request], size)[0])
+            self.conditions.keep(key, to_device(self.family.conditions([request], size)[0], "cpu"))
         return data
 
 

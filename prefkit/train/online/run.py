@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import Generate, Online, Recipe, Train, content
+from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.generate.run import sync_requests
@@ -36,7 +36,6 @@ from prefkit.train.online.steps import StepLearner
 from prefkit.train.online.updates import Updates
 from prefkit.train.online.weights import Refreshed
 from prefkit.train.prepare import Plan
-from prefkit.train.processes import Processes
 from prefkit.train.reference import make_policy
 from prefkit.train.watch import SEEDS, Watch
 from prefkit.types import Request
@@ -57,16 +56,18 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
     _refuse_inputs(recipe, f"train.{name}")
     processes = Processes(config.device)
     folder = store.train(name)
-    with store.lock(f"train/{name}") if processes.main else nullcontext():
+    with processes.group.held(store.lock(f"train/{name}")):
         requests, watched = _requests(store, recipe, online, processes)
         settings = _generator(recipe, online, f"train.{name}.online")
         jury = _jury(recipe, online, f"train.{name}.online")
         plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
         own = _fingerprint(config, online, settings, plan, requests, jury)
-        if processes.main:
+
+        def begin() -> bool:
             _claim(folder, own, requests, online, recipe, plan)
-        processes.wait()
-        if _finished(folder, online):
+            return _finished(folder, online)
+
+        if processes.group.lead(begin):
             output.note(f"train {name}: already done.")
             return read_json(folder / "result.json")
         loop = make_loop(plan, name, objective, settings, jury, requests, watched, processes)
@@ -84,11 +85,8 @@ def _requests(
     store: Store, recipe: Recipe, online: Online, processes: Processes
 ) -> tuple[list[Request], list[Request]]:
     """(trained on, watched): of the split `train`, whatever is held out staying held out."""
-    found = None
-    if processes.main:
-        found = sync_requests(store, recipe)
-    processes.wait()
-    found = sync_requests(store, recipe) if found is None else found
+    processes.group.lead(lambda: sync_requests(store, recipe) and None)
+    found = sync_requests(store, recipe)
     chosen = [r for r in found if r.split == "train"]
     requests, watched = set_aside(chosen, online.watch_requests if online.watch_every else 0)
     if len(requests) < online.requests:

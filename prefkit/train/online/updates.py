@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from prefkit.config import Train
+from prefkit.distributed import Processes
 from prefkit.errors import TrainingError
 from prefkit.train import optimizers
 from prefkit.train.offline import SKIPPED, rate_factor
-from prefkit.train.processes import Processes
 from prefkit.train.reference import Policy
 
 

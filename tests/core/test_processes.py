@@ -1,0 +1,192 @@
+"""A whole run under a launcher: the tables of one process, made by two; every answer printed once."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from prefkit import distributed
+from prefkit.api import Run
+from prefkit.errors import UsageError
+from prefkit.store import Store
+
+
+def test_two_processes_make_the_run_of_one(recipe, cli, torchrun, tmp_path):
+    text = recipe.read_text().replace(f"run: {tmp_path}/run", f"run: {tmp_path}/two")
+    (tmp_path / "two.yaml").write_text(
+        text.replace("batch_size: 2}", "batch_size: 1}")
+    )  # the global batch is what counts
+    code, _, err = cli("run", "-r", recipe)
+    assert code == 0, err
+    done = torchrun("run", "-r", tmp_path / "two.yaml", "--json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)  # printed by one process
+    assert done.stderr.count("Hint:") == 1 and done.stderr.count("candidates to make") == 3  # and two of the evaluation
+    one, two = Run(tmp_path / "run"), Run(tmp_path / "two")
+    counts = found["generate"]["own"]
+    assert [counts[key] for key in ("wanted", "present", "made", "failed", "flagged")] == [40, 0, 40, 0, 0]
+    for alias in ("size", "taste"):
+        counts = found["score"][alias]
+        assert [counts[key] for key in ("wanted", "present", "scored", "failed")] == [40, 0, 40, 0]
+    for frame in ("candidates", "scores"):
+        a, b = (getattr(run, frame)().sort_values("id", ignore_index=True) for run in (one, two))
+        pd.testing.assert_frame_equal(a, b)
+    pd.testing.assert_frame_equal(one.pairs("main"), two.pairs("main"))
+    assert len(two.store.candidates("own").parts()) > 1  # both have written
+    results = [json.loads((run.folder / "eval" / "held_out" / "result.json").read_text()) for run in (one, two)]
+    rows = [result["sets"]["held_out"]["dpo"]["taste"] for result in results]
+    assert rows[0]["n_requests"] == rows[1]["n_requests"] and rows[0]["base"] == rows[1]["base"]
+    assert rows[1]["tuned"] == pytest.approx(rows[0]["tuned"], abs=0.02)
+    base = [
+        Store(run.folder / "eval" / "held_out" / "held_out" / "base").candidates("own").frame() for run in (one, two)
+    ]
+    assert sorted(base[0].sha256) == sorted(base[1].sha256)
+    steps = [
+        [json.loads(line) for line in (run.folder / "train" / "dpo" / "metrics.jsonl").open()] for run in (one, two)
+    ]
+    assert np.allclose(
+        [s["loss"] for s in steps[0] if "loss" in s], [s["loss"] for s in steps[1] if "loss" in s], rtol=1e-3
+    )
+    assert (two.folder / "report.html").stat().st_size > 0
+
+
+DEAD = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+import torch, diffusers, peft, accelerate
+from prefkit import cli, distributed, heartbeat
+from prefkit.errors import UsageError
+from prefkit.train import prepare
+from prefkit.train.offline import Loop
+heartbeat.EVERY, heartbeat.SILENCE, heartbeat.GRACE = 0.5, 12.0, 6.0
+folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+text = (folder / "recipe.yaml").read_text()
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def fail():
+    raise UsageError("row 7 cannot be read")
+
+def before(owner, name, act):
+    inner = getattr(owner, name)
+    setattr(owner, name, lambda *a, **k: (act(), inner(*a, **k))[1])
+
+for number, (where, who, port) in enumerate(cases):
+    shutil.copytree(folder / "run", folder / f"run{number}")
+    (folder / f"{number}.yaml").write_text(text.replace(f"run: {folder}/run", f"run: {folder}/run{number}"))
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if not child:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+            os.environ["MASTER_PORT"] = str(port)
+            os.dup2(os.open(folder / f"{number}-{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
+            if rank == who and where == "training":
+                before(Loop, "update", die)
+            elif rank == who:
+                before(prepare, "_fill", die if where == "cache" else fail)
+            cli.main(["train", "-r", str(folder / f"{number}.yaml")])
+        children.append(child)
+    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+"""
+
+
+def test_a_dead_process_ends_the_other(recipe, cli, tmp_path):
+    """Without a launcher that looks after them: what is left ends by itself, with a reason."""
+    for verb in ("generate", "score", "pair"):
+        assert cli(verb, "-r", recipe)[0] == 0
+    (tmp_path / "dead.py").write_text(DEAD)
+    cases = [("cache", 1), ("cache", 0), ("training", 1), ("error", 1)]
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.socket()) for _ in cases]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        given = [(*case, each.getsockname()[1]) for case, each in zip(cases, free, strict=True)]
+    command = [sys.executable, str(tmp_path / "dead.py"), str(tmp_path), json.dumps(given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.stdout.splitlines() == ["1 -9", "-9 1", "1 -9", "2 2"], done.stderr[-3000:]
+    errors = [
+        [line for line in (tmp_path / f"{case}-{rank}.txt").read_text().splitlines() if line.startswith("Error:")]
+        for case in range(4)
+        for rank in (0, 1)
+    ]
+    assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1]
+    reasons = [own[0] for own in errors if own]
+    assert "process 1 of 2 was killed" in reasons[0] and "the launch is over" in reasons[1]
+    assert "another process has ended" in reasons[2] and "row 7 cannot be read" in reasons[3]
+
+
+def test_locks_of_one_and_of_many_processes_exclude_each_other(recipe, cli, monkeypatch):
+    for verb in ("generate", "score"):
+        assert cli(verb, "-r", recipe)[0] == 0
+    store = Run(recipe=recipe).store
+    for variables in ({}, {"RANK": "1", "WORLD_SIZE": "2"}):
+        for key, value in variables.items():
+            monkeypatch.setenv(key, value)
+        for verb, what in (("generate", "candidates/own"), ("score", "scores/size"), ("train", "train/dpo-sft")):
+            with store.lock(what):
+                code, _, err = cli(verb, "-r", recipe, *(["--controls"] if verb == "train" else []))
+            assert code == 1 and f"another process is working on {what}" in err, err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "local", "seen", "device"),
+    [
+        ("cuda", None, 2, "cuda:0"),
+        ("cuda", "1", 2, "cuda:1"),  # an explicit `cuda` is the process's own card
+        (None, "1", 2, "cuda:1"),
+        ("cuda", "3", 1, "cuda:0"),  # the launcher shows each process one card
+        (None, "3", 1, "cuda:0"),
+        ("cuda:1", "0", 2, "cuda:1"),
+        ("cpu", "1", 2, "cpu"),
+    ],
+)
+def test_every_process_takes_its_own_card(monkeypatch, wanted, local, seen, device):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    assert distributed.device_of(wanted) == device
+    assert chosen == ([int(device[-1])] if local is not None and wanted in ("cuda", None) else [])
+
+
+def test_a_card_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="sees 1 GPU"):
+        distributed.device_of("cuda:1")
+
+
+class Counted(torch.Tensor):
+    """Counts how often its number of elements is asked for."""
+
+    asked = 0
+
+    def numel(self):
+        Counted.asked += 1
+        return super().numel()
+
+
+def test_gradients_are_summed_in_linear_time(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat, how: flat.mul_(2))
+    monkeypatch.setattr(distributed, "BUCKET", 10)
+    processes = distributed.Processes("cpu")
+    processes.count = 2
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(200)]
+    for number, parameter in enumerate(parameters[1:], 1):
+        parameter.grad = torch.full((3,), float(number)).as_subclass(Counted)
+    processes.sum_gradients(parameters)
+    assert [parameter.grad[0].item() for parameter in parameters] == [2.0 * number for number in range(200)]
+    assert Counted.asked <= 2 * len(parameters)
