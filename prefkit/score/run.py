@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prefkit.config import Recipe
-from prefkit.errors import UsageError
-from prefkit.models.place import rank
+from prefkit.config import Recipe, Score
+from prefkit.errors import NotYet, UsageError
+from prefkit.models.place import device_of, rank
 from prefkit.output import note, warn
 from prefkit.score.core import make_scorer, missing_keys
 from prefkit.score.licence import check_licence
@@ -34,16 +34,13 @@ def run_scores(
     FingerprintError where a table was made by another scorer, and, after the others have done their work, what stopped
     a scorer (PluginError where it scored nothing).
     """
-    from prefkit.models.load import dtype_of
-
     with ExitStack() as locks:
         jobs = [_job(store, recipe, alias, generators, limit, locks) for alias in aliases]
         for job in jobs:
             locks.callback(job.drop)
         busy = [job for job in jobs if job.todo]
         for job in busy:
-            _check_requires(store, job)
-            dtype_of(job.settings.dtype)
+            _check_busy(store, job)
         for job in busy:
             note(f"score {job.alias}: {len(job.todo)} candidates with {job.settings.use}")
         run_passes(store, busy)
@@ -60,25 +57,50 @@ def run_scores(
     return {job.alias: job.counts for job in jobs}
 
 
-def _job(
-    store: Store, recipe: Recipe, alias: str, generators: Sequence[str], limit: int | None, locks: ExitStack
-) -> Job:
-    """What is to be done for one alias, its table locked and claimed."""
+def checked(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Job:
+    """What is to be done for one alias, after every check that needs no weights. A dry run makes them all, and writes
+    nothing. Raises UsageError, PluginError, FingerprintError."""
+    job = _job(store, recipe, alias, (), limit, None)
+    if job.todo:
+        _check_busy(store, job)
+    return job
+
+
+def scorer_of(recipe: Recipe, alias: str) -> Any:
+    """The scorer, not loaded. Raises UsageError for settings that do not fit it."""
     settings = recipe.score[alias]
     if settings.batch_size < 1:
         raise UsageError(f"score.{alias}.batch_size is {settings.batch_size}: it must be at least 1.")
     scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
     check_licence(scorer, settings.accept_license, f"score.{alias}")
+    return scorer
+
+
+def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
+    """What the values in its table mean."""
+    return dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
+
+
+def remedy(table: Table) -> str:
+    return f"Use another alias under score, or remove {table.folder} to score anew."
+
+
+def _job(
+    store: Store, recipe: Recipe, alias: str, generators: Sequence[str], limit: int | None, locks: ExitStack | None
+) -> Job:
+    """What is to be done for one alias, its table locked and claimed; without `locks` neither."""
+    settings = recipe.score[alias]
+    scorer = scorer_of(recipe, alias)
     chosen = list(generators or settings.generators)
     keys = wanted_keys(store, chosen)
     if not keys:
         raise _nothing(store)
     own, of = rank()
     table = store.scores(alias)
-    locks.enter_context(store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")))
-    spec = dataclasses.asdict(dataclasses.replace(scorer.spec(), dtype=settings.dtype))
+    if locks is not None:
+        locks.enter_context(store.lock(f"scores/{alias}" + (f".{own}" if of > 1 else "")))
     done = scored_ids(table)
-    table.claim(spec, f"Use another alias under score, or remove {table.folder} to score anew.", empty=not done)
+    table.claim(scorer_spec(scorer, settings), remedy(table), empty=not done, write=locks is not None)
     present = sum(key[0] in done for key in keys)
     keys = [key for key in keys if key[0] not in done][:limit]
     counts: dict[str, Any] = {"wanted": len(keys) + present, "present": present, "scored": 0, "failed": 0}
@@ -87,15 +109,25 @@ def _job(
 
 
 def _nothing(store: Store) -> UsageError:
-    return UsageError(f"there is nothing to score in {store.folder}: run `prefkit generate {store.folder}` first.")
+    text = f"there is nothing to score in {store.folder}: run `prefkit generate {store.folder}` first."
+    return NotYet(text, "generate")
+
+
+def _check_busy(store: Store, job: Job) -> None:
+    from prefkit.models.load import dtype_of
+
+    _check_requires(store, job)
+    dtype_of(job.settings.dtype)
+    device_of(job.settings.device)
 
 
 def wanted_keys(store: Store, generators: Sequence[str]) -> list[tuple[str, str]]:
     """(candidate id, request id) of all candidates with an image, in stored order, without reading images."""
     unknown = sorted(set(generators) - set(store.names("candidates")))
     if unknown:
-        raise UsageError(
-            f"no candidates of {', '.join(unknown)} in {store.folder}; there are: {', '.join(store.names('candidates')) or 'none'}."
+        there = ", ".join(store.names("candidates")) or "none"
+        raise NotYet(
+            f"no candidates of {', '.join(unknown)} in {store.folder}; there are: {there}.", "generate", unknown
         )
     found: dict[str, str] = {}
     for generator in generators or store.names("candidates"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import UsageError
+from prefkit.errors import NotYet, UsageError
 from prefkit.output import warn
 from prefkit.store.parquet import READ_ROWS, read_rows
 from prefkit.store.reader import CandidateReader, run_of
@@ -98,9 +98,11 @@ class PairSource:
         if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
             return cls(name, table=_from_hub(name))
         known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
-        raise UsageError(
+        raise NotYet(
             f"train.pairs: {name!r} is neither a name under {store.folder / 'pairs'} ({known}), nor a folder, nor a "
-            "datasets id such as owner/name."
+            "datasets id such as owner/name.",
+            "pair",
+            [name],
         )
 
     def columns(self) -> list[str]:
