@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
 import sys
@@ -45,6 +46,9 @@ ENTRY_POINTS = {
     "exporter": "exporters",
     "fitter": "fitters",
 }
+
+
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # what can be imported by its name
 
 
 def _room(kind: str) -> Path:
@@ -134,11 +138,11 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
         return None if point is None else code_hash(point.value)
     where = use.rsplit(":", 1)[0]
     if where.endswith(".py"):
-        path = Path(where).expanduser()
+        path = Path(os.path.expanduser(where))
     else:
         try:
             spec = importlib.util.find_spec(where)
-        except (ImportError, ValueError):  # loading it says what is wrong
+        except Exception:  # a parent package is imported for it; loading it says what is wrong
             return None
         path = Path(spec.origin if spec is not None and spec.origin else "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
@@ -181,12 +185,17 @@ def _attribute(kind: str, where: str, name: str) -> Any:
     if not where or not name:
         raise UsageError(f"{kind} {where}:{name} is half a name: give file.py:name or package.module:Name.")
     if where.endswith(".py"):
-        path = Path(where).expanduser()
+        path = Path(os.path.expanduser(where))
         if not path.is_file():
-            raise UsageError(f"{kind} {where}:{name}: the file {where} is not there.")
+            raise UsageError(f"{kind} {where}:{name}: the file {where} was not found.")
         module = _from_file(kind, path)
-    else:
+    elif MODULE.fullmatch(where):
         module = _imported(kind, f"{where}:{name}", where)
+    else:
+        raise UsageError(
+            f"{kind} {where}:{name}: {where} is neither a .py file nor the name of a module. Give file.py:name or "
+            "package.module:Name."
+        )
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UsageError(f"{kind} {where}:{name}: {where} has no {name}.{nearest(name, public)}")
@@ -201,7 +210,7 @@ def _from_file(kind: str, path: Path) -> Any:
     sys.modules[key] = module  # dataclasses and pickling look modules up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{kind} file {path} could not be imported: {type(error).__name__}: {error}") from error
     return module
 
@@ -212,6 +221,10 @@ def _imported(kind: str, name: str, module: str) -> Any:
     except ImportError as error:
         raise PluginError(
             f"{kind} {name} could not be imported: {error}. Install what it needs, then try again."
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{kind} {name} could not be imported: {type(error).__name__}: {error}. Fix the module {module}, then try again."
         ) from error
 
 

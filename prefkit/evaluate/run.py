@@ -99,8 +99,8 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[
     otherwise.
     """
     cfg, generator, settings = check(recipe, name)
-    jobs, aliases = sets.model_jobs(store, recipe, cfg, settings), sets.aliases_of(recipe, cfg)
-    requests = sets.request_sets(store, recipe, cfg, limit, write=False)
+    requests, aliases = sets.request_sets(store, recipe, cfg, limit, write=False), sets.aliases_of(recipe, cfg)
+    jobs = sets.model_jobs(store, recipe, cfg, settings)
     _claim(store, recipe, name, settings, write=False)
     for set_name, members in requests.items():
         for model, (weights, how) in jobs.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefkit import registry
@@ -140,6 +141,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     import torch
 
     from prefkit.models.load import denoiser_name, load_pipeline
+    from prefkit.models.long_prompts import too_long
 
     pipe = load_pipeline(
         model.base,
@@ -161,6 +163,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
         made = sample(requests, seeds)
         return [{"error": f"{FLAGGED}: {WHY}"} if s.nsfw else {"image": s.image, "latents": s.latents} for s in made]
 
+    vars(call)["too_long"] = partial(too_long, pipe, call=settings.call)
     return call
 
 

@@ -170,12 +170,25 @@ def run_generate(
             )
             given = Inputs(model.inputs, inputs or store)
             start = time.monotonic()
-            _generate_blocks(table, blocks, done, open_generator(model, settings, given), settings, counts)
+            call = open_generator(model, settings, given)
+            _warn_of_cuts(name, call, blocks, counts)
+            _generate_blocks(table, blocks, done, call, settings, counts)
             counts["seconds"] = round(time.monotonic() - start, 2)
             note_pace(table.folder, counts["made"], counts["seconds"])
             if counts["flagged"]:
                 warn(f"generate {name}: the safety checker blanked {counts['flagged']} images; they are left out.")
     return counts
+
+
+def _warn_of_cuts(name: str, call: Any, blocks: list[list[Job]], counts: dict[str, Any]) -> None:
+    """Say once how many prompts the text encoders do not read to the end. call: open_generator's."""
+    prompts = list({job[0].prompt for block in blocks for job in block})
+    count, limit = getattr(call, "too_long", lambda _: (0, 0))(prompts)
+    if count:
+        from prefkit.models.long_prompts import said
+
+        counts["long_prompts"] = count
+        warn(said(f"generate {name}", count, len(prompts), limit))
 
 
 def _generate_blocks(

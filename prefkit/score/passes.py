@@ -14,8 +14,9 @@ from typing import Any
 
 from prefkit.config import Score
 from prefkit.errors import PluginError, PrefkitError
+from prefkit.models.long_prompts import said
 from prefkit.models.place import device_of
-from prefkit.output import Progress
+from prefkit.output import Progress, warn
 from prefkit.score.core import Room, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
 from prefkit.score.overlap import in_order
@@ -56,6 +57,11 @@ class Job:
 
     def drop(self) -> None:
         """End what is under way elsewhere; its weights go before the next pass loads."""
+        encoder = getattr(self.scorer, "encoder", None)
+        if isinstance(encoder, Encoder) and encoder.cut:
+            self.counts["long_prompts"] = len(encoder.cut)
+            length = encoder.network.inner.length
+            warn(said(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
         close = getattr(self.scorer, "close", None)
         if close is not None:
             close()

@@ -129,7 +129,8 @@ def check_start(recipe: Recipe, config: Train) -> None:
     """Whether there is a model to start from, without reading its weights. Raises UsageError."""
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    check_model(recipe.model, device_of(config.device))
+    if config.family == "diffusers":  # what another family starts from is its own affair
+        check_model(recipe.model, device_of(config.device))
 
 
 def _is_online(config: Train, objective: Any) -> bool:

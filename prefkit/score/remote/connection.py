@@ -18,13 +18,13 @@ LARGEST = 64 * 2**20  # bytes of an answer
 
 def checked_url(url: str, where: str) -> SplitResult:
     """The parts of an http(s) URL. Raises UsageError for another kind, and for one that holds a password."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
+    except ValueError:  # half a bracket, a port that is no number
         whole = False
     if not whole:
-        raise UsageError(f"{where}: {url!r} is no address such as http://127.0.0.1:8000/v1.")
+        raise UsageError(f"{where}: {url!r} is not an address such as http://127.0.0.1:8000/v1.")
     if parts.username or parts.password or parts.query:
         raise UsageError(
             f"{where}: the address must hold neither user, password nor query, since it is written into recipes and "
