@@ -107,8 +107,12 @@ def _settings_train(recipe: Recipe, name: str) -> None:
 
 def _settings_eval(recipe: Recipe, name: str) -> None:
     from prefkit.evaluate.run import check
+    from prefkit.evaluate.sets import request_sets
 
-    check(recipe, name)
+    store = Store(recipe.run)
+    cfg = check(recipe, name)[0]
+    if not store.requests():  # those of the source: no stage before makes others
+        request_sets(store, recipe, cfg, None, write=False)
 
 
 # -- and what there is to do ------------------------------------------------------------------------------------------
