@@ -93,6 +93,8 @@ def explained(error: BaseException) -> tuple[str, int]:
         return f"{error.filename or 'a file'} could not be read or written: {error.strerror}.", 2 if named else 1
     if isinstance(error, MemoryError):
         return "out of memory. Lower batch_size, n or the size of the images, or free some memory.", 1
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "a path begins with ~ and a name, and there is no such user here. Write the path out.", 2
     if isinstance(error, RecursionError):
         return "a value is nested too deeply to be read. Flatten it.", 1
     if isinstance(error, SystemExit):

@@ -6,7 +6,6 @@ first result (10 to the power of 22 candidates). It does not say what is wise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -84,7 +83,7 @@ def of(kind: type, name: str) -> Bound:
 def broken(kind: type, name: str, value: Any) -> str | None:
     """What is wrong with the number (or a number in the list or mapping) in the field `name` of `kind`: "is 0: ..."."""
     if isinstance(value, Mapping):
-        found = ((f" of {key}", broken(kind, name, item)) for key, item in value.items())
+        found = ((f"of {key}", broken(kind, name, item)) for key, item in value.items())
     elif isinstance(value, (list, tuple)):
         found = ((f"[{i}]", broken(kind, name, item)) for i, item in enumerate(value))
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -100,7 +99,7 @@ def _outside(bound: Bound, value: float) -> str | None:
         return None
     if bound == SHARE:
         must = "it must be between 0 and 1"
-    elif value > bound.high or math.isnan(value):
+    elif not value < bound.high:  # NaN too
         must = f"it must be at most {high}"
     else:
         must = f"it must be above {low}" if bound.above else f"it must be at least {low}"
