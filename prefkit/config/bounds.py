@@ -19,7 +19,7 @@ class Bound(NamedTuple):
 
 
 SHARE = Bound(0, 1)
-POSITIVE = Bound(0, 1e12, above=True)
+POSITIVE = Bound(0, 1e38, above=True)  # up to float32
 NOT_NEGATIVE = Bound(0, 1e12)
 SEED = Bound(0, 2**32 - 1)  # what numpy's generators take
 STEPS = Bound(1, 10_000_000)
