@@ -124,7 +124,7 @@ def not_a_pipeline(folder: Path) -> str:
         return f"{folder} is one part of a pipeline. Give the folder above it: {folder.parent}."
     inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
     if inside:
-        return f"{folder} holds the pipeline{'s' if len(inside) > 1 else ''} {', '.join(inside)}. Give {folder / inside[0]}."
+        return f"{folder} is no diffusers pipeline itself, but holds {', '.join(inside)}. Give {folder / inside[0]}."
     return f"{folder} is a folder without {INDEX}, so it is no diffusers pipeline. {give}"
 
 

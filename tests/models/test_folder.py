@@ -95,7 +95,7 @@ def test_a_folder_that_is_something_else_says_what_it_is(copy, tmp_path):
         "none": "is an empty folder",
         "lora": "is a LoRA adapter",
         "copy/unet": "is one part of a pipeline",
-        ".": "holds the pipeline copy",
+        ".": "but holds copy. Give",
     }
     for name, message in cases.items():
         with pytest.raises(UsageError, match=message):
