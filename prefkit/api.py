@@ -32,14 +32,8 @@ class Run:
         if isinstance(recipe, Recipe):
             self.recipe = recipe
         else:
-            if sections:
-                base = reader.read_tree(recipe) if recipe else {}
-                tree = {**base, **sections, **({"run": str(folder)} if folder else {})}
-                self.recipe = reader.build(Recipe, tree, "")
-                if not self.recipe.run:
-                    raise UsageError("which run? Run(folder, ...) or a recipe with `run:`.")
-            else:
-                self.recipe = resolve.resolve(str(folder) if folder else None, str(recipe) if recipe else None, "run")
+            where = str(folder) if folder else None
+            self.recipe = resolve.resolve(where, str(recipe) if recipe else None, "run", sections=sections)
         self.store = Store(self.recipe.run)
         reader.set_background(self.recipe.background)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -52,25 +54,36 @@ exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed ite
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Exits with the code that the epilog lists."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a locale without Unicode is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:] if argv is None else list(argv))
     distributed.end(code)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+        code = code or 1
     sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
+    """One command, in this process. Returns its exit code; every error has been said on stderr."""
     with interrupts.handled(at_once=True):
         return _run(argv)
 
 
 def _run(argv: list[str]) -> int:
     try:
+        _check_texts(argv)
         if not argv or argv[0] in ("-h", "--help"):
-            print(overview())
+            output.say(overview())
             return 0
         if argv[0] == "--version":
             import prefkit
 
-            print(prefkit.__version__)
+            output.say(prefkit.__version__)
             return 0
         return verb(argv[0], argv[1:])
     except KeyboardInterrupt:
@@ -80,10 +93,10 @@ def _run(argv: list[str]) -> int:
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
         if not error.elsewhere:
-            output.error(" ".join(str(error).split()))
+            output.error(str(error))
         return error.exit_code
     except BrokenPipeError:
-        sys.stdout = None  # the reader is gone; nothing more can be said there
+        _drop_stdout()  # the reader is gone; nothing more can be said there
         return 1
     except Exception as error:
         if os.environ.get("PREFKIT_DEBUG") == "1":
@@ -91,9 +104,9 @@ def _run(argv: list[str]) -> int:
         cause = distributed.group().failure()  # collectives fail where another process does
         if cause is not None and cause.elsewhere:
             return cause.exit_code
-        text = " ".join(str(error).split()) or "no message"
-        output.error(f"{type(error).__name__}: {text[:500]} (PREFKIT_DEBUG=1 shows where)")
-        return 1
+        text, code = explained(error)
+        output.error(text)
+        return code
     except BaseException as error:  # sys.exit in code that is not prefkit's, wherever it was called
         from prefkit.guest import named
 
@@ -101,6 +114,38 @@ def _run(argv: list[str]) -> int:
             raise
         output.error(f"the program was ended before its work was done, by {named(error)}.")
         return 1
+
+
+def explained(error: BaseException) -> tuple[str, int]:
+    """The sentence and the exit code of an error. What names PREFKIT_DEBUG is an error that nobody planned for."""
+    if isinstance(error, PrefkitError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        named = error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}.", 2 if named else 1
+    if isinstance(error, MemoryError):
+        return "out of memory. Lower batch_size, n or the size of the images, or free some memory.", 1
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "a path begins with ~ and a name, and there is no such user here. Write the path out.", 2
+    if isinstance(error, RecursionError):
+        return "a value is nested too deeply to be read. Flatten it.", 1
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:500]} (PREFKIT_DEBUG=1 shows where)", 1
+
+
+def _check_texts(argv: Sequence[str]) -> None:
+    from prefkit.config.tree import unusable
+
+    for text in argv:
+        if bad := unusable(text):
+            raise UsageError(f"the argument {text[:60]!r} contains {bad}. Names and paths are UTF-8 text.")
+
+
+def _drop_stdout() -> None:
+    """Nothing can be written there any more, neither now nor when Python ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout = None
 
 
 def overview() -> str:
@@ -117,7 +162,8 @@ def verb(name: str, argv: list[str]) -> int:
     output.quiet = known.quiet
     processes = distributed.group()
     if known.help:
-        return processes.lead(lambda: print(help_of(name, known, flags)) or 0)
+        processes.lead(lambda: output.say(help_of(name, known, flags)))
+        return 0
     if getattr(known, "check", None):
         act = importlib.import_module("prefkit.verbs.score_check").act
     else:
@@ -175,9 +221,14 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if not whole(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number above 0")
     return int(text)
+
+
+def whole(text: str) -> bool:
+    """Whether the text is a whole number, not negative, of at most nine digits."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -219,8 +270,11 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
     entries: dict[str, Any] = {"": kind()}
     recipe = None
     if known.recipe or known.run_folder:
-        recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, known.name)
-        entries = getattr(recipe, name)
+        try:
+            recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, known.name)
+            entries = getattr(recipe, name)
+        except UsageError as error:  # help is what one wants then
+            output.warn(f"{error} Defaults are shown.")
     for entry, values in entries.items():
         prefix = f"{entry}." if len(entries) > 1 else ""
         texts += [f"{name} {entry}".strip() + ":", options_table(kind, values, prefix), ""]
@@ -240,8 +294,11 @@ def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]])
     from prefkit import resolve
     from prefkit.api import Run
 
-    names, fast = getattr(known, "name", []), getattr(known, "fast", False)
-    return Run(recipe=resolve.resolve(known.run_folder, known.recipe, name, flags, names, fast))
+    names, fast = getattr(known, "name", None) or [], getattr(known, "fast", False)
+    recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, names, fast)
+    if name in resolve.NAMED:
+        known.name = resolve.about(recipe, name, flags, names)
+    return Run(recipe=recipe)
 
 
 def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -249,9 +306,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     if known.dry_run:
         from prefkit.plan import plan
 
-        rows = plan(run.store, run.recipe, [name], known.name, known.limit)
-        output.emit(rows, known.json, rows)
-        return 0
+        return told(plan(run.store, run.recipe, [name], known.name, known.limit), known.json)
     distributed.group().wait()  # all have read the recipe before a stage writes it
     options = {"controls": known.controls} if name == "train" else {}
     try:
@@ -261,6 +316,15 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         raise
     output.emit(found, known.json, rows_of(name, found))
     output.hint(f"next: prefkit {NEXT[name]} {run.folder}")
+    return 0
+
+
+def told(planned: Any, as_json: bool) -> int:
+    """Print what a plan found, then end as the command would: with the first error."""
+    rows, error = planned
+    output.emit(rows, as_json, rows)
+    if error is not None:
+        raise error
     return 0
 
 

@@ -100,7 +100,8 @@ class Group:
         if self.alone:
             return work()
         if not self.main:
-            found: T = _result(self.told(None))
+            said: Any = self.told(None)
+            found: T = _result(said)
             return found
         self._leading = True
         try:

@@ -2,7 +2,8 @@
 
 PrefkitError                 exit code 1
 ├── UsageError               exit code 2: a flag, a recipe key, a file that the user named
-│   └── RecipeError          the same, with file:line
+│   ├── RecipeError          the same, with file:line
+│   └── NotYet               what an earlier stage makes is not there yet
 ├── StoreError               a run folder that cannot be read or written
 │   └── FingerprintError     the table on disk means something else than what was asked for
 ├── CaptureError             a pipeline whose wiring could not be proven
@@ -16,6 +17,7 @@ PrefkitError                 exit code 1
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -31,6 +33,14 @@ class UsageError(PrefkitError):
 
 class RecipeError(UsageError):
     pass
+
+
+class NotYet(UsageError):
+    """What a stage needs is not there yet. verb: the stage that makes it, if it is in the recipe under `name`."""
+
+    def __init__(self, text: str, verb: str, names: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.verb, self.names = verb, tuple(names)
 
 
 class StoreError(PrefkitError):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prefkit import interrupts
+from prefkit.errors import StoreError
 
 LINE_EVERY = 30.0  # seconds between progress lines where stderr is no terminal
 
@@ -25,9 +29,38 @@ def _always(text: str) -> bool:
 first_to_say: Callable[[str], bool] = _always
 
 
+#: what turns the direction of the text around it
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, line and paragraph separators
+LONGEST = 1000  # characters of a message
+
+
+def safe(text: str, keep: str = "\n\t") -> str:
+    """The text with everything escaped that a terminal would act on instead of showing it: ANSI and OSC sequences, carriage
+    returns, bells, changes of direction. Whatever prefkit prints for people comes through here."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or not _acts(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _acts(character: str) -> bool:
+    return unicodedata.category(character) in UNSAFE or character in BIDI
+
+
+def message(text: str) -> str:
+    """One safe paragraph of at most LONGEST characters: the start says what happened, the end what to do, so a long value
+    between them is cut."""
+    line = " ".join(safe(text).split())
+    if len(line) <= LONGEST:
+        return line
+    half = (LONGEST - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
 def note(text: str) -> None:
+    """A line, or several (a table), on stderr."""
     if main and not quiet:
-        print(text, file=sys.stderr, flush=True)
+        _tell("\n".join(line if len(line) <= LONGEST else message(line) for line in safe(text).split("\n")))
 
 
 def hint(text: str) -> None:
@@ -36,12 +69,29 @@ def hint(text: str) -> None:
 
 def warn(text: str) -> None:
     if first_to_say(text):
-        print(f"Warning: {text}", file=sys.stderr, flush=True)
+        _tell(message(f"Warning: {text}"))
 
 
 def error(text: str) -> None:
     if first_to_say(text):
-        print(f"Error: {text}", file=sys.stderr, flush=True)
+        _tell(message(f"Error: {text}"))
+
+
+def _tell(text: str, end: str = "\n") -> None:
+    if sys.stderr is None:  # closed by whoever started the command; print() would take stdout instead
+        return
+    with suppress(OSError, ValueError):  # nobody reads stderr any more: that is no reason to stop the work
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """On stdout. Raises BrokenPipeError where the reader is gone, StoreError where stdout cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as failure:
+        raise StoreError(f"the result could not be written to standard output: {failure.strerror}.") from failure
 
 
 def emit(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
@@ -49,9 +99,18 @@ def emit(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = N
     if not main:
         return
     if as_json:
-        print(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+        say(json.dumps(_exact(value), ensure_ascii=False, indent=1, default=str))
     else:
-        print(table(rows if rows is not None else [{"": k, " ": v} for k, v in value.items()]))
+        say(table(rows if rows is not None else [{"": k, " ": v} for k, v in value.items()]))
+
+
+def _exact(value: Any) -> Any:
+    """What JSON can hold: NaN and the infinities are null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _exact(inner) for key, inner in value.items()}
+    return [_exact(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -60,13 +119,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "(nothing)"
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(c)) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    heads = [safe(c, keep="") for c in columns]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(heads)]
     numeric = [all(isinstance(row.get(c), (int, float)) or row.get(c) is None for row in rows) for c in columns]
 
     def line(values: Sequence[str]) -> str:
         return "  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(values, widths, numeric)).rstrip()
 
-    return "\n".join([line(columns), *map(line, cells)] if any(c.strip() for c in columns) else list(map(line, cells)))
+    return "\n".join([line(heads), *map(line, cells)] if any(c.strip() for c in columns) else list(map(line, cells)))
 
 
 def _cell(value: Any) -> str:
@@ -74,7 +134,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return " ".join(str(value).split())
+    text = " ".join(safe(str(value)).split())
+    return message(text) if len(text) > LONGEST else text
 
 
 def duration(seconds: float) -> str:
@@ -97,7 +158,7 @@ class Progress:
 
     def __exit__(self, *_: Any) -> None:
         if self.live and self.done:
-            print(file=sys.stderr)
+            _tell("")
 
     def update(self, n: int = 1, **shown: Any) -> None:
         """Raises KeyboardInterrupt where the work was asked to end, and a plug-in has swallowed that."""
@@ -109,5 +170,5 @@ class Progress:
         self.shown = now
         left = (now - self.start) / self.done * (self.total - self.done)
         extra = "".join(f"  {k} {_cell(v)}" for k, v in shown.items())
-        text = f"{self.label}  {self.done}/{self.total}  {duration(left)} left{extra}"
-        print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
+        text = safe(f"{self.label}  {self.done}/{self.total}  {duration(left)} left{extra}", keep="")
+        _tell(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n")

@@ -1,45 +1,129 @@
-"""What a command would do, from what, without loading weights: `--dry-run`."""
+"""What a command would do, from what, without loading weights: `--dry-run`.
+
+The stages' own checks are called, so that a dry run ends as the run would: with the same error and exit code.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from prefkit.config import Recipe
-from prefkit.errors import PrefkitError, UsageError
+from prefkit.errors import NotYet, PrefkitError, StoreError
 from prefkit.output import duration
 from prefkit.resolve import chosen_names
 from prefkit.store import Store
 
+Row = dict[str, Any]
+
 
 def plan(
     store: Store, recipe: Recipe, verbs: Sequence[str], names: Sequence[str], limit: int | None
-) -> list[dict[str, Any]]:
-    """A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is missing."""
-    rows = []
-    for verb in verbs:
+) -> tuple[list[Row], PrefkitError | None]:
+    """(rows, first error). A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is
+    missing. The error is the one that the run would end with; what an earlier stage of `verbs` has yet to make is none."""
+    _check_folder(store)
+    rows: list[Row] = []
+    first: PrefkitError | None = None
+    for number, verb in enumerate(verbs):
+        before = verbs[:number]
         for name in chosen_names(recipe, verb, names):
-            row: dict[str, Any] = {"stage": verb, "name": name}
-            try:
-                row |= {"generate": _generate, "score": _score, "pair": _pair, "train": _train, "eval": _eval}[verb](
-                    store, recipe, name, limit
-                )
-            except PrefkitError as error:
-                row["missing"] = str(error)
+            row, error = _planned(store, recipe, (verb, name), limit, before, any(map(_open, rows)))
             rows.append(row)
-    return rows
+            first = first or error
+    return rows, first
 
 
-def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:
+def _planned(
+    store: Store, recipe: Recipe, entry: tuple[str, str], limit: int | None, before: Sequence[str], stale: bool
+) -> tuple[Row, PrefkitError | None]:
+    """stale: an earlier stage has something to do, so that what is on disk now is not what this stage will find."""
+    verb, name = entry
+    row: Row = {"stage": verb, "name": name}
+    try:
+        SETTINGS[verb](recipe, name)
+        row |= STAGES[verb](store, recipe, name, limit)
+    except NotYet as error:
+        row["missing"] = str(error)
+        made = error.verb in before and all(made in getattr(recipe, error.verb) for made in error.names)
+        return row, None if made else error
+    except PrefkitError as error:
+        row["missing"] = str(error)
+        return row, None if stale and _fits(recipe, verb, name) else error
+    return row, None
+
+
+def _fits(recipe: Recipe, verb: str, name: str) -> bool:
+    """Whether the settings alone are right, whatever is on disk."""
+    try:
+        SETTINGS[verb](recipe, name)
+    except PrefkitError:
+        return False
+    return True
+
+
+def _open(row: Row) -> bool:
+    return "missing" in row or bool(row.get("to do"))
+
+
+def _check_folder(store: Store) -> None:
+    """Raises StoreError where the run's folder could not be written."""
+    folder = store.folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{store.folder} cannot be written: {there} is {'not writable' if there.is_dir() else 'a file'}."
+        )
+
+
+# -- the settings of an entry alone -----------------------------------------------------------------------------------
+def _settings_generate(recipe: Recipe, name: str) -> None:
+    from prefkit.generate.run import check
+
+    check(name, recipe.generate[name])
+
+
+def _settings_score(recipe: Recipe, alias: str) -> None:
+    from prefkit.score.run import scorer_of
+
+    scorer_of(recipe, alias)
+
+
+def _settings_pair(recipe: Recipe, name: str) -> None:
+    from prefkit.pair.run import settings_of
+
+    settings_of(recipe, name)
+
+
+def _settings_train(recipe: Recipe, name: str) -> None:
+    from prefkit.train.run import check, check_start
+
+    check(recipe, name)
+    check_start(recipe, recipe.train[name])
+
+
+def _settings_eval(recipe: Recipe, name: str) -> None:
+    from prefkit.evaluate.run import check
+    from prefkit.evaluate.sets import request_sets
+
+    store = Store(recipe.run)
+    cfg = check(recipe, name)[0]
+    if not store.requests():  # those of the source: no stage before makes others
+        request_sets(store, recipe, cfg, None, write=False)
+
+
+# -- and what there is to do ------------------------------------------------------------------------------------------
+def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     from prefkit.generate.requests import keep_known, read_requests
-    from prefkit.generate.run import plan as jobs_of
+    from prefkit.generate.run import checked
 
     requests = store.requests()
-    if recipe.requests.source:
+    if recipe.requests.source or not requests:
         requests = keep_known(requests, read_requests(recipe.requests, recipe.model.inputs), store.folder)
-    jobs, done, _ = jobs_of(store, recipe, name, requests, limit)
+    jobs, done, _ = checked(store, recipe, name, requests, limit)
     todo = sum(job[3] not in done for job in jobs)
     table = store.candidates(name)
     return {
@@ -50,23 +134,18 @@ def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> dic
     }
 
 
-def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> dict[str, Any]:
-    from prefkit.score.core import make_scorer
-    from prefkit.score.run import scored_ids, wanted_keys
+def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
+    from prefkit.score.run import checked
 
     settings = recipe.score[alias]
-    scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
-    keys = wanted_keys(store, settings.generators)
-    if not keys:
-        raise UsageError(f"no candidates yet: run `prefkit generate {store.folder}` first.")
-    done = scored_ids(store.scores(alias))
-    todo = len([key for key in keys if key[0] not in done][:limit])
-    estimate = getattr(scorer, "estimate", None)
+    job = checked(store, recipe, alias, limit)
+    todo, present = len(job.todo), job.counts["present"]
+    estimate = getattr(job.scorer, "estimate", None)
     return {
         "from": settings.use,
-        "wanted": len(keys),
+        "wanted": job.counts["wanted"],
         "to do": todo,
-        **_size_and_time(store.scores(alias).folder, todo, len(done)),
+        **_size_and_time(job.table.folder, todo, present),
         **(estimate(sample_of(store, settings.generators), todo) if estimate is not None and todo else {}),
     }
 
@@ -76,17 +155,18 @@ def sample_of(store: Store, generators: Sequence[str], most: int = 8) -> list[An
     return list(islice((c for c in store.iter_candidates(generators) if c.error is None), most))
 
 
-def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:
-    from prefkit.pair.run import score_frame, weights_of
+def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
+    from prefkit.pair.run import checked
 
-    config = recipe.pair[name]
-    weights = weights_of(store, config)
-    frame, _ = score_frame(store, config, weights, limit)
-    return {"from": ", ".join(weights), "wanted": len(frame), **_size_and_time(store.pairs(name), 0, 0)}
+    weights, wanted = checked(store, recipe, name, limit)
+    return {"from": ", ".join(weights), "wanted": wanted, **_size_and_time(store.pairs(name), 0, 0)}
 
 
-def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:
+def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
+    from prefkit.train.run import checked
+
     config = recipe.train[name]
+    checked(store, recipe, name)
     if config.online is not None:
         from prefkit.train.checkpoint import last_step
 
@@ -95,6 +175,7 @@ def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[s
         rewards = ", ".join(config.online.rewards)
         return {"from": f"rewards {rewards}", "wanted": wanted, "to do": max(0, wanted - done)}
     from prefkit.train import budget
+    from prefkit.train.space import cache_space
 
     config = budget.applied(config, budget.written(store.train(name)))
     done = sum('"loss"' in line for line in _lines(store.train(name) / "metrics.jsonl"))
@@ -105,37 +186,26 @@ def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[s
         "to do": max(0, steps - done),
         **({} if config.max_hours is None else {"time": f"at most {config.max_hours:g} h"}),
         **_size_and_time(store.train(name), 0, 0),
-        **_caches(store, recipe, name),
+        **cache_space(store, recipe, name),
     }
 
 
-def _caches(store: Store, recipe: Recipe, name: str) -> dict[str, Any]:
-    """Nothing where the pairs are not made, or not on this machine, yet."""
-    pairs = recipe.train[name].pairs
-    if not pairs or not any(folder.is_dir() for folder in (store.pairs(pairs), Path(pairs))):
-        return {}
-    from prefkit.train.space import cache_space
+def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
+    from prefkit.evaluate.run import checked
 
-    return cache_space(store, recipe, name)
-
-
-def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[str, Any]:
-    config = recipe.eval[name]
-    missing = [m for m in config.models if not (store.train(m) / "final").exists()]
-    row = {"from": ", ".join(["base", *config.models]), **_size_and_time(store.eval(name), 0, 0)}
-    return row | ({"missing": f"not trained yet: {', '.join(missing)}"} if missing else {})
+    return {"from": ", ".join(checked(store, recipe, name, limit)), **_size_and_time(store.eval(name), 0, 0)}
 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _size_and_time(folder: Path, todo: int, done: int) -> dict[str, Any]:
+def _size_and_time(folder: Path, todo: int, done: int) -> Row:
     """Bytes there and expected, and the expected time at the pace measured so far."""
     from prefkit.store.files import read_json
 
     there = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
-    found: dict[str, Any] = {"MB there": round(there / 1e6, 2)}
+    found: Row = {"MB there": round(there / 1e6, 2)}
     if todo:
         pace = folder / "pace.json"
         found["MB to come"] = round(there / done * todo / 1e6, 2) if done else None
@@ -143,3 +213,13 @@ def _size_and_time(folder: Path, todo: int, done: int) -> dict[str, Any]:
             duration(read_json(pace)["seconds_per_item"] * todo) if pace.exists() else "known after the first run"
         )
     return found
+
+
+STAGES: Any = {"generate": _generate, "score": _score, "pair": _pair, "train": _train, "eval": _eval}
+SETTINGS: Any = {
+    "generate": _settings_generate,
+    "score": _settings_score,
+    "pair": _settings_pair,
+    "train": _settings_train,
+    "eval": _settings_eval,
+}

@@ -8,29 +8,44 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from prefkit.config import Recipe, plain
+from prefkit.config import Recipe, bounds, plain
+from prefkit.config.tree import Located, overlay, place, unusable
+from prefkit.config.tree import read_tree as tree_of
 from prefkit.errors import RecipeError, UsageError
 from prefkit.images import Background
 from prefkit.registry import nearest
-from prefkit.store.files import NAME
+from prefkit.store.files import unusable_name
 
+__all__ = ["Located", "build", "dump", "overlay", "place", "read", "read_tree"]
+
+MOST_UNTYPED = 2**63  # what JSON readers and tensors take
 PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}
-
-
-class Located(str):
-    """A key or scalar as written, with the line it stands on."""
-
-    line: int = 0
-    quoted: bool = False
-    flag: str = ""
+#: what other tools call a key -> what it is called here, suggested where it is known
+ALSO_CALLED = {
+    "lr": "learning_rate",
+    "strategy": "use",
+    "scorer": "use",
+    "judge": "use",
+    "beta": "objective.beta",
+    "loss": "objective.use",
+    "rank": "lora.rank",
+    "gradient_accumulation_steps": "accumulation",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "max_train_steps": "steps",
+    "train_batch_size": "batch_size",
+    "mixed_precision": "precision",
+    "lr_scheduler": "schedule",
+}
 
 
 def read(path: str | Path) -> Recipe:
@@ -53,82 +68,10 @@ def set_background(colour: str) -> None:
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """The file as nested dicts and lists of located strings."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"the recipe {path} could not be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        problem = ", ".join(filter(None, [error.context, error.problem]))
-        raise RecipeError(f"{path}:{line}: not valid YAML: {problem}.") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
-    tree = {} if node is None else _convert(node, str(path))
-    if not isinstance(tree, dict):
+    """The file as nested dicts and lists of located strings. Raises UsageError, RecipeError with file:line."""
+    tree = tree_of(path)
+    if tree is None:
         raise RecipeError(f"{path}:1: a recipe is a mapping of sections ({', '.join(_fields(Recipe))}).")
-    return tree
-
-
-def _convert(node: Any, path: str) -> Any:
-    line = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(f"{path}:{line}: a key must be a name, not a list or a mapping.")
-            name = _located(key)
-            if name in found:
-                raise RecipeError(f"{path}:{name.line}: {name}: given twice.")
-            found[name] = _convert(value, path)
-        return found
-    if isinstance(node, yaml.SequenceNode):
-        return [_convert(item, path) for item in node.value]
-    if node.tag == "tag:yaml.org,2002:null":
-        return None
-    text = _located(node)
-    text.line = line
-    return text
-
-
-def _located(node: Any) -> Located:
-    text = Located(node.value)
-    text.line = node.start_mark.line + 1
-    text.quoted = getattr(node, "style", None) in ("'", '"')
-    return text
-
-
-def overlay(tree: dict[str, Any], path: str, text: str) -> None:
-    """Set `a.b.c` in a tree from a flag's text, which is read as YAML. Raises UsageError."""
-    flag = f"--{path}"
-    try:
-        value = _flagged(_convert(yaml.compose(text or "''", Loader=yaml.SafeLoader), flag), flag)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{flag}: {text!r} is not valid YAML. Put quotes around a text with special signs.") from error
-    place(tree, [_flagged(Located(name), flag) for name in path.split(".")], value)
-
-
-def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set tree[a][b][c], making the mappings on the way."""
-    *parents, last = path
-    for name in parents:
-        inner = tree.get(name)
-        if not isinstance(inner, dict):
-            inner = tree[name] = {}
-        tree = inner
-    tree[last] = value
-
-
-def _flagged(tree: Any, flag: str) -> Any:
-    """The same tree, its keys and scalars known to come from a flag."""
-    if isinstance(tree, Located):
-        tree.flag = flag
-    for inner in [*tree, *tree.values()] if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
-        _flagged(inner, flag)
     return tree
 
 
@@ -146,7 +89,7 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
             raise _error(path, where, tree, "wants a mapping (name: value)")
         inner = typing.get_args(kind)[1]
         if dataclasses.is_dataclass(inner):
-            _check_names(tree, where, path)
+            _check_entries(inner, tree, where, path)
         return {str(k): build(inner, v, _join(where, k), path) for k, v in tree.items()}
     if origin in (list, tuple):
         if tree is None or (isinstance(tree, Located) and not tree.quoted and tree in ("null", "~")):
@@ -165,12 +108,15 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
     return _scalar(kind, tree, where, path)
 
 
-def _check_names(tree: Mapping[str, Any], where: str, path: str) -> None:
-    """Names of entries become names of folders."""
-    for name in tree:
-        if not NAME.fullmatch(str(name)):
-            text = f"{str(name)!r} cannot be a name: use letters, digits, dot, dash and underscore, first a letter or digit"
+def _check_entries(kind: Any, tree: Mapping[str, Any], where: str, path: str) -> None:
+    """A section is a mapping of entries, whose names become names of folders."""
+    for name, value in tree.items():
+        if name in _fields(kind) and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+            last, brief = where.rpartition(".")[2], f"{name}: {str(value)[:40]}"
+            text = f"is a key of an entry, and entries have names: write {last}: {{own: {{{brief}}}}}"
             raise _error(path, _join(where, name), name, text)
+        if bad := unusable_name(str(name)):
+            raise _error(path, _join(where, name), name, bad)
 
 
 def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
@@ -180,10 +126,12 @@ def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
     return build(choices[0], tree, where, path)
 
 
-def _dataclass(kind: Any, tree: Any, where: str, path: str) -> Any:
+def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) -> Any:
+    """base: what holds where the tree says nothing, if it is not what an empty `kind` says."""
     if dataclasses.is_dataclass(tree):
         return tree
     known = typing.get_type_hints(kind)
+    base = kind() if base is None else base
     takes_options = kind.__name__ in PLUGIN_OF
     if takes_options and isinstance(tree, str):
         tree = {"use": tree}
@@ -193,19 +141,35 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str) -> Any:
     extra: dict[str, Any] = {}
     for key, value in tree.items():
         if key in known and not (takes_options and key == "options"):
-            values[str(key)] = build(known[key], value, _join(where, key), path)
+            values[str(key)] = _field(kind, known[key], getattr(base, key), value, _join(where, key), path)
         elif takes_options and key == "options" and isinstance(value, Mapping):
             extra |= value
         elif takes_options:
             extra[key] = value
         else:
-            names = ", ".join(known)
-            raise _error(
-                path, _join(where, key), key, f"unknown key.{nearest(str(key), list(known))} Known here: {names}"
-            )
+            text = f"unknown key.{_meant(str(key), list(known))} Known here: {', '.join(known)}"
+            raise _error(path, _join(where, key), key, text)
     if takes_options:
-        values["options"] = _plugin_options(kind, tree.get("use", kind().use), extra, where, path)
-    return kind(**values)
+        values["options"] = _plugin_options(kind, tree.get("use", base.use), extra, where, path)
+    return dataclasses.replace(base, **values)
+
+
+def _field(kind: Any, wanted: Any, default: Any, value: Any, where: str, path: str) -> Any:
+    """The value of one key; a mapping for a nested section is laid over that section's default."""
+    if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
+        return _dataclass(type(default), value, where, path, default)
+    found = build(wanted, value, where, path)
+    if broken := bounds.broken(kind, where.rpartition(".")[2], found):
+        raise _error(path, where, value, broken, between="")
+    return found
+
+
+def _meant(key: str, known: list[str]) -> str:
+    """ " Did you mean ...?" """
+    other = ALSO_CALLED.get(key, "")
+    if other.partition(".")[0] in known:
+        return f" Did you mean {other!r}?"
+    return nearest(key, known)
 
 
 def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, path: str) -> dict[str, Any]:
@@ -228,7 +192,7 @@ def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, p
     wrong = [key for key in given if key not in _fields(plugin.Options)]
     if wrong:
         names = [n for n in [*_fields(plugin.Options), *_fields(kind)] if n != "options"]
-        text = f"unknown key.{nearest(wrong[0], names)} Known here: {', '.join(names)}"
+        text = f"unknown key.{_meant(wrong[0], names)} Known here: {', '.join(names)}"
         raise _error(path, _join(where, wrong[0]), wrong[0], text)
     built = build(plugin.Options, given, where, path)
     return {str(key): plain(getattr(built, key)) for key in given}
@@ -239,6 +203,10 @@ def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
     if isinstance(tree, (Mapping, list)) or tree is None:
         raise _error(path, where, tree, f"wants {wanted}")
     if kind is str:
+        if not isinstance(tree, (str, bool, int, float, os.PathLike)):
+            raise _error(path, where, tree, f"must be text, not a {type(tree).__name__}")
+        if bad := unusable(str(tree)):
+            raise _error(path, where, tree, f"contains {bad}; remove it")
         return str(tree)
     if kind is bool:
         if isinstance(tree, bool) or str(tree).lower() in ("true", "false"):
@@ -268,11 +236,12 @@ def _plain_scalars(tree: Any) -> Any:
     words = {"true": True, "false": False, "null": None}
     if tree.lower() in words:
         return words[tree.lower()]
-    for number in (int, float):
+    for kind in (int, float):
         try:
-            return number(tree)
+            number = kind(tree)
         except ValueError:
             continue
+        return number if abs(number) <= MOST_UNTYPED else str(tree)  # nan and inf are words here
     return str(tree)
 
 
@@ -288,9 +257,9 @@ def _join(where: str, key: str) -> str:
     return joined
 
 
-def _error(path: str, where: str, at: Any, text: str) -> UsageError:
+def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> UsageError:
     """at: the value (or key) that is wrong; where it has no place of its own (null), that of its key counts."""
-    text = f"{where or 'recipe'}: {text.rstrip('.')}."
+    text = f"{where or 'recipe'}{between} {text.rstrip('.')}."
     place = at if isinstance(at, Located) else where
     if isinstance(place, Located) and place.flag:
         return UsageError(f"--{text}")

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
 import sys
@@ -46,6 +47,9 @@ ENTRY_POINTS = {
     "exporter": "exporters",
     "fitter": "fitters",
 }
+
+
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # what can be imported by its name
 
 
 def _room(kind: str) -> Path:
@@ -138,7 +142,7 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
         return None if point is None else code_hash(point.value)
     where = use.rsplit(":", 1)[0]
     if where.endswith(".py"):
-        path = Path(where).expanduser()
+        path = Path(os.path.expanduser(where))
     else:
         try:
             with guarded(f"plug-in {use}"):  # the packages around it are imported
@@ -186,12 +190,17 @@ def _attribute(kind: str, where: str, name: str) -> Any:
     if not where or not name:
         raise UsageError(f"{kind} {where}:{name} is half a name: give file.py:name or package.module:Name.")
     if where.endswith(".py"):
-        path = Path(where).expanduser()
+        path = Path(os.path.expanduser(where))
         if not path.is_file():
-            raise UsageError(f"{kind} {where}:{name}: the file {where} is not there.")
+            raise UsageError(f"{kind} {where}:{name}: the file {where} was not found.")
         module = _from_file(kind, path)
-    else:
+    elif MODULE.fullmatch(where):
         module = _imported(kind, f"{where}:{name}", where)
+    else:
+        raise UsageError(
+            f"{kind} {where}:{name}: {where} is neither a .py file nor the name of a module. Give file.py:name or "
+            "package.module:Name."
+        )
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UsageError(f"{kind} {where}:{name}: {where} has no {name}.{nearest(name, public)}")
@@ -230,7 +239,9 @@ def _imported(kind: str, name: str, module: str) -> Any:
             f"{kind} {name} could not be imported: {error}. Install what it needs, then try again."
         ) from error
     except Exception as error:
-        raise PluginError(f"{kind} {name} could not be imported: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"{kind} {name} could not be imported: {type(error).__name__}: {error}. Fix the module {module}, then try again."
+        ) from error
 
 
 def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:

@@ -17,7 +17,7 @@ class Set:
 
 @dataclass(frozen=True)
 class Eval:
-    #: trained models of this run, by name under `train`
+    #: trained models of this run, by name under `train`; left out = all of them
     models: list[str] = field(default_factory=list)
     #: score aliases; empty = all
     scorers: list[str] = field(default_factory=list)

@@ -101,7 +101,7 @@ class Online:
 
 @dataclass(frozen=True)
 class Train:
-    #: a name under `pair`, a folder, or a datasets id
+    #: a name under `pair`, a folder, or a datasets id; left out = the run's only pair set, in the recipe or on disk
     pairs: str = ""
     #: which objective, with its options (beta, ...)
     objective: Choice = field(default_factory=lambda: Choice("dpo"))

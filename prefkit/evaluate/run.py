@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, content, plain
-from prefkit.distributed import group
+from prefkit.distributed import device_of, group
 from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.images import moved, thumbnails
 from prefkit.evaluate.statistics import verdict
+from prefkit.generate.generators import check_generator
+from prefkit.generate.requests import keep_known
+from prefkit.generate.run import checked as checked_generate
+from prefkit.generate.run import run_generate
+from prefkit.models.load import dtype_of
 from prefkit.output import note, warn
 from prefkit.score.diversity import mean_diversity
+from prefkit.score.run import remedy, run_scores, scored_ids, scorer_of, scorer_spec
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.table import check_fingerprint
@@ -38,25 +44,14 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     limit: requests per set. What is on disk is not made again. Raises UsageError (no such eval, model,
     scorer or request) and FingerprintError (eval/NAME was made with another base model or generator).
     """
-    if name not in recipe.eval:
-        raise UsageError(f"eval: there is no {name!r} in the recipe; known are {', '.join(recipe.eval) or 'none'}.")
-    cfg = recipe.eval[name]
-    sets.check_settings(name, cfg)
-    generator, settings = sets.settings_of(recipe, cfg)
+    cfg, generator, settings = check(recipe, name)
     jobs, aliases = sets.model_jobs(store, recipe, cfg, settings), sets.aliases_of(recipe, cfg)
     requests = sets.request_sets(store, recipe, cfg, limit)
     records = sets.records_of(store, jobs)
     used = partial(sets.used_for_pairs, recipe, records)
     processes = group()
     with processes.held(store.lock(f"eval/{name}")):
-        processes.lead(
-            lambda: check_fingerprint(
-                store.eval(name) / "fingerprint.json",
-                {"generator": content(settings), "model": content(recipe.model)},
-                "Give this evaluation another name in the recipe, or remove that folder.",
-                fresh=not any(store.eval(name).rglob("part-*.parquet")),
-            )
-        )
+        processes.lead(lambda: _claim(store, recipe, name, settings))
         for set_name, members in requests.items():
             for model, (weights, how) in jobs.items():
                 folder = Store(store.eval(name) / set_name / model)
@@ -99,6 +94,75 @@ def _assessed(
     return {"sets": found, "correlations": correlated, "left_out": left_out}
 
 
+def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate]:
+    """(settings, generator, its settings), after every check of the recipe alone. Raises UsageError."""
+    if name not in recipe.eval:
+        raise UsageError(f"eval: there is no {name!r} in the recipe; known are {', '.join(recipe.eval) or 'none'}.")
+    cfg = recipe.eval[name]
+    sets.check_settings(name, cfg)
+    generator, settings = sets.settings_of(recipe, cfg)
+    if not recipe.model.base:
+        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
+    check_generator(recipe.model, settings)
+    for alias in sets.aliases_of(recipe, cfg):
+        scorer_of(recipe, alias)
+        dtype_of(recipe.score[alias].dtype)
+        device_of(recipe.score[alias].device)
+    return cfg, generator, settings
+
+
+def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
+    """The models to evaluate, after every further check that needs no weights. A dry run: nothing is written.
+
+    Raises UsageError (NotYet for a model that is not trained), FingerprintError for images or scores there that were made
+    otherwise.
+    """
+    cfg, generator, settings = check(recipe, name)
+    requests, aliases = sets.request_sets(store, recipe, cfg, limit, write=False), sets.aliases_of(recipe, cfg)
+    jobs = sets.model_jobs(store, recipe, cfg, settings)
+    _claim(store, recipe, name, settings, write=False)
+    for set_name, members in requests.items():
+        for model, (weights, how) in jobs.items():
+            folder = Store(store.eval(name) / set_name / model)
+            seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
+            own = _recipe_of(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases)
+            checked_generate(folder, own, generator, keep_known(folder.requests(), members, folder.folder), None)
+            for alias in aliases:
+                table = folder.scores(alias)
+                spec = scorer_spec(scorer_of(own, alias), own.score[alias])
+                table.claim(spec, remedy(table), empty=not scored_ids(table), write=False)
+    return list(jobs)
+
+
+def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: bool = True) -> None:
+    check_fingerprint(
+        store.eval(name) / "fingerprint.json",
+        {"generator": content(settings), "model": content(recipe.model)},
+        "Give this evaluation another name in the recipe, or remove that folder.",
+        fresh=not any(store.eval(name).rglob("part-*.parquet")),
+        write=write,
+    )
+
+
+def _recipe_of(
+    folder: Store,
+    recipe: Recipe,
+    model: Model,
+    settings: tuple[str, Generate],
+    requests: list[Request],
+    aliases: list[str],
+) -> Recipe:
+    """The recipe of one model's folder."""
+    generator, how = settings
+    return replace(
+        recipe,
+        run=str(folder.folder),
+        model=model,
+        generate={generator: replace(how, splits=sorted({r.split for r in requests}))},
+        score={alias: replace(recipe.score[alias], generators=[]) for alias in aliases},
+    )
+
+
 def make(
     folder: Store,
     recipe: Recipe,
@@ -109,11 +173,6 @@ def make(
     inputs: Store,
 ) -> None:
     """Images of `requests` and their scores, in a run-shaped folder of one model. inputs: the run with their inputs/."""
-    from prefkit.generate.requests import keep_known
-    from prefkit.generate.run import run_generate
-    from prefkit.score.run import run_scores
-
-    generator, how = settings
 
     def begin() -> None:
         Store.create(folder.folder)
@@ -124,14 +183,8 @@ def make(
 
     group().lead(begin)
     requests = keep_known(folder.requests(), requests, folder.folder)
-    own = replace(
-        recipe,
-        run=str(folder.folder),
-        model=model,
-        generate={generator: replace(how, splits=sorted({r.split for r in requests}))},
-        score={alias: replace(recipe.score[alias], generators=[]) for alias in aliases},
-    )
-    run_generate(folder, own, generator, requests=requests, inputs=inputs)
+    own = _recipe_of(folder, recipe, model, settings, requests, aliases)
+    run_generate(folder, own, settings[0], requests=requests, inputs=inputs)
     try:
         run_scores(folder, own, aliases)
     except PluginError as error:

@@ -31,8 +31,12 @@ def check_settings(name: str, cfg: Eval) -> None:
         raise UsageError(f"eval.{name}.base_steps: every step count must be at least 1.")
 
 
-def request_sets(store: Store, recipe: Recipe, cfg: Eval, limit: int | None) -> dict[str, list[Request]]:
+def request_sets(
+    store: Store, recipe: Recipe, cfg: Eval, limit: int | None, write: bool = True
+) -> dict[str, list[Request]]:
     """Requests by set. Where fewer are wanted than there are, a hash of the request id chooses.
+
+    write: False puts no image of theirs into the run's inputs, for a dry run.
 
     Raises UsageError where a set is empty.
     """
@@ -43,11 +47,13 @@ def request_sets(store: Store, recipe: Recipe, cfg: Eval, limit: int | None) -> 
     for name, chosen in (cfg.sets or {"held_out": Set()}).items():
         if chosen.source is not None:
             source = Requests(source=chosen.source, prompt_column=chosen.prompt_column)
-            read = read_requests(source, recipe.model.inputs, store, every_row=True)
+            read = read_requests(source, recipe.model.inputs, store if write else None, every_row=True)
             requests = [replace(r, split="test") for r in read]
         else:
             own = store.requests() or (
-                read_requests(recipe.requests, recipe.model.inputs, store) if recipe.requests.source else []
+                read_requests(recipe.requests, recipe.model.inputs, store if write else None)
+                if recipe.requests.source
+                else []
             )
             requests = [r for r in own if r.split == chosen.split]
         if not requests:

@@ -6,6 +6,7 @@ import copy
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefkit import registry
@@ -61,6 +62,32 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
     }
 
 
+def check_generator(model: Model, settings: Generate) -> None:
+    """Whatever opening it would refuse without weights. Raises UsageError, PluginError."""
+    if settings.use != "diffusers":
+        _plugin(settings.use)
+        return
+    from prefkit.models.folder import check_call
+    from prefkit.models.load import check_model
+
+    check_model(model, device_of(settings.device), settings.dtype, settings.scheduler)
+    names = ("guidance_scale", settings.guidance), ("height", settings.height), ("width", settings.width)
+    given = {name for name, value in (*names, ("negative_prompt", settings.negative_prompt)) if value is not None}
+    check_call(model, {"num_inference_steps", *given, *settings.call, *model.inputs})
+
+
+def _plugin(use: str) -> Any:
+    if ":" not in use:
+        raise UsageError(f"no generator is called {use!r}: use diffusers, file.py:name or package.module:Name.")
+    found = registry.load("generator", use)
+    if not callable(found) or (isinstance(found, type) and not callable(getattr(found, "generate", None))):
+        raise PluginError(
+            f"generator {use} is a {type(found).__name__}. A generator is a function (prompts, seeds) -> images, or a class "
+            "with generate(requests, seeds)."
+        )
+    return found
+
+
 def open_generator(
     model: Model, settings: Generate, inputs: Inputs | None = None
 ) -> Callable[[Sequence[Request], Sequence[int]], list[dict[str, Any]]]:
@@ -70,11 +97,7 @@ def open_generator(
     """
     if settings.use == "diffusers":
         return _diffusers(model, settings, inputs or Inputs(model.inputs, None))
-    if ":" not in settings.use:
-        raise UsageError(
-            f"no generator is called {settings.use!r}: use diffusers, file.py:name or package.module:Name."
-        )
-    plugin = registry.load("generator", settings.use)
+    plugin = _plugin(settings.use)
     if isinstance(plugin, type):
         with guarded(f"generator {settings.use}"):
             return _from_class(plugin(), settings.use)
@@ -147,6 +170,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     import torch
 
     from prefkit.models.load import denoiser_name, load_pipeline
+    from prefkit.models.long_prompts import too_long
 
     pipe = load_pipeline(
         model.base,
@@ -168,6 +192,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
         made = sample(requests, seeds)
         return [_result(sampled) for sampled in made]
 
+    vars(call)["too_long"] = partial(too_long, pipe, call=settings.call)
     return call
 
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from prefkit.config import Generate, Recipe
+from prefkit.config import Generate, Model, Recipe
 from prefkit.distributed import Group, group
 from prefkit.errors import PrefkitError, StoreError, UsageError
 from prefkit.generate.generators import (
     FLAGGED,
     candidate_id,
     candidate_seed,
+    check_generator,
     encoded,
     generator_spec,
     latents_payload,
@@ -31,6 +32,7 @@ from prefkit.store.table import Table, note_pace
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
+MOST_CANDIDATES = 20_000_000  # of one generator: more ids than a plan can hold in memory
 FORMATS = ("png", "webp")
 OWN = ("made", "failed", "flagged")  # counts of one process; the others are of the table
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
@@ -59,8 +61,8 @@ def plan(
 ) -> tuple[list[Job], set[str], dict[str, Any]]:
     """Every wanted job in order, the ids already there, and the spec."""
     settings = recipe.generate[name]
-    _check(name, settings)
-    model = recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
+    check(name, settings)
+    model = model_of(store, recipe, settings)
     if settings.use == "diffusers" and not model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     spec = generator_spec(model, settings)
@@ -73,7 +75,44 @@ def plan(
     return jobs, done_ids(store.candidates(name)), spec
 
 
-def _check(name: str, settings: Generate) -> None:
+def checked(
+    store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
+) -> tuple[list[Job], set[str], dict[str, Any]]:
+    """`plan`, after every check that needs no weights; a dry run makes them all, and writes nothing.
+
+    Raises UsageError, PluginError, and FingerprintError where the candidates there were made with other settings.
+    """
+    settings = recipe.generate[name]
+    wanted = len([r for r in requests if r.split in settings.splits][:limit]) * settings.n
+    if wanted > MOST_CANDIDATES:
+        raise UsageError(
+            f"generate.{name}.n is {settings.n}: with {len(requests):,} requests that is {wanted:,} candidates, and a run "
+            f"holds at most {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
+        )
+    jobs, done, spec = plan(store, recipe, name, requests, limit)
+    if not jobs:
+        there = ", ".join(sorted({r.split for r in requests}))
+        raise UsageError(
+            f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; there are only "
+            f"requests in {there}. Add prompts, lower requests.test_share, or name other splits as generate.{name}.splits."
+        )
+    if any(job[3] not in done for job in jobs):
+        check_generator(model_of(store, recipe, settings), settings)
+    store.candidates(name).claim(spec, _remedy(store, name), empty=not done, write=False)
+    return jobs, done, spec
+
+
+def model_of(store: Store, recipe: Recipe, settings: Generate) -> Model:
+    """The model that the generator starts from: the recipe's, or a result of training. Raises UsageError."""
+    return recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
+
+
+def _remedy(store: Store, name: str) -> str:
+    return f"Use another name under generate, or remove {store.candidates(name).folder} to make it anew."
+
+
+def check(name: str, settings: Generate) -> None:
+    """Raises UsageError for settings that make no sense, before anything is read."""
     if settings.n < 1:
         raise UsageError(f"generate.{name}.n is {settings.n}: at least 1 candidate per request (pairs need 2 or more).")
     for key in ("steps", "batch_size", "height", "width"):
@@ -114,17 +153,10 @@ def run_generate(
     if requests is None:
         processes.lead(lambda: sync_requests(store, recipe) and None)
         requests = sync_requests(store, recipe)
-    jobs, done, spec = plan(store, recipe, name, requests, limit)
-    if not jobs:
-        there = ", ".join(sorted({r.split for r in requests}))
-        raise UsageError(
-            f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; there are only "
-            f"requests in {there}. Add prompts, lower requests.test_share, or name other splits as generate.{name}.splits."
-        )
+    jobs, done, spec = checked(store, recipe, name, requests, limit)
     table = store.candidates(name)
     with processes.held(store.lock(f"candidates/{name}")):
-        remedy = f"Use another name under generate, or remove {table.folder} to make it anew."
-        processes.lead(lambda: table.claim(spec, remedy, empty=not done))
+        processes.lead(lambda: table.claim(spec, _remedy(store, name), empty=not done))
         _check_agreed(processes, name, jobs)
         blocks = processes.share([jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)])
         blocks = [block for block in blocks if any(job[3] not in done for job in block)]
@@ -137,10 +169,9 @@ def run_generate(
             own: dict[str, Any] = dict.fromkeys(OWN, 0)
             if not blocks:
                 return own
-            model = (
-                recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
-            )
+            model = model_of(store, recipe, settings)
             call = open_generator(model, settings, Inputs(model.inputs, inputs or store))
+            _warn_of_cuts(name, call, jobs, own)
             start = time.monotonic()
             _generate_blocks(table, blocks, done, call, settings, own, counts["present"])
             return own | {"seconds": round(time.monotonic() - start, 2)}
@@ -164,8 +195,21 @@ def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
 def total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts of all processes, summed; `seconds` is the longest."""
     found = {key: sum(own[key] for own in counts) for key in OWN}
+    cut = [own["long_prompts"] for own in counts if "long_prompts" in own]
+    found |= {"long_prompts": max(cut)} if cut else {}
     seconds = [own["seconds"] for own in counts if "seconds" in own]
     return found | ({"seconds": max(seconds)} if seconds else {})
+
+
+def _warn_of_cuts(name: str, call: Any, jobs: Sequence[Job], counts: dict[str, Any]) -> None:
+    """Say once how many prompts the text encoders do not read to the end. call: open_generator's."""
+    prompts = list({job[0].prompt for job in jobs})
+    count, limit = getattr(call, "too_long", lambda _: (0, 0))(prompts)
+    if count:
+        from prefkit.models.long_prompts import said
+
+        counts["long_prompts"] = count
+        warn(said(f"generate {name}", count, len(prompts), limit))
 
 
 def _generate_blocks(

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from prefkit import output
+from prefkit.config import Model
 from prefkit.errors import CaptureError, TrainingError, UsageError
+from prefkit.models.folder import INDEX, not_a_pipeline, variant_of
 from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
 from prefkit.models.paper import PARTS, left_out, part_of
 from prefkit.models.quantize import check_quantize, quantized
@@ -64,15 +68,14 @@ def load_pipeline(
     TrainingError for an adapter that changes a text encoder which is left out.
     """
     silence_bars("diffusers", "transformers")
+    silence_cuts()
     torch_dtype = dtype_of(dtype)
     wanted = set(PARTS if parts is None else parts)
     if not wanted <= set(PARTS):
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
     source = located(base)
-    _check_source(source)
-    check_quantize(quantize, device)
-    if quantize and source.endswith(SINGLE_FILES):
-        raise UsageError(f"model.quantize needs a pipeline folder or a Hub id; {source} is a single file.")
+    variant = _check_source(source, wanted)
+    _check_quantized(source, quantize, device)
     in_turn = in_turn and not source.endswith(SINGLE_FILES)
     if source.endswith(SINGLE_FILES):
         pipe = from_single_file(source, torch_dtype, config)
@@ -80,14 +83,15 @@ def load_pipeline(
     elif in_turn:
         same: Any = {"revision": revision, "trust_remote_code": trust_remote_code, "quantize": quantize}
         whole = functools.partial(load_pipeline, base, **same)
-        pipe = _in_turn(source, revision, torch_dtype, device, trust_remote_code, _part_loader(whole, device, adapters))
+        load = _part_loader(whole, device, adapters)
+        pipe = _in_turn(source, revision, torch_dtype, device, trust_remote_code, load, variant)
     else:
 
         def given() -> dict[str, Any]:
             config = quantized(source, revision, quantize, torch_dtype) if quantize and "denoiser" in wanted else {}
             return left_out(source, revision, wanted, torch_dtype, device) | config
 
-        pipe = _from_pretrained(source, revision, torch_dtype, trust_remote_code, given)
+        pipe = _from_pretrained(source, revision, torch_dtype, trust_remote_code, given, variant)
     if scheduler is not None:
         kind = _scheduler(scheduler)
         unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
@@ -110,40 +114,80 @@ def denoiser_name(pipe: Any) -> str:
     return found[0]
 
 
-def _check_source(source: str) -> None:
-    path = Path(source)
-    if path.is_dir() and not (path / "model_index.json").is_file():
+def check_model(model: Model, device: str, dtype: str = "float32", scheduler: str | None = None) -> None:
+    """Whatever load_pipeline would refuse before it reads weights. Raises UsageError."""
+    dtype_of(dtype)
+    source = located(model.base)
+    _check_source(source, PARTS)
+    _check_quantized(source, model.quantize, device)
+    if scheduler is not None:
+        _scheduler(scheduler)
+    for adapter in model.adapters:
+        _check_adapter(adapter)
+    if model.config is not None:
+        _check_source(located(model.config), ())
+
+
+def _check_quantized(source: str, quantize: str | None, device: str) -> None:
+    check_quantize(quantize, device)
+    if quantize and source.endswith(SINGLE_FILES):
+        raise UsageError(f"model.quantize needs a pipeline folder or a Hub id; {source} is a single file.")
+
+
+def _check_adapter(source: str) -> None:
+    path = Path(located(source))
+    if path.is_dir() and not any(path.glob("*.safetensors")):
         raise UsageError(
-            f"{source} is a folder without model_index.json, so it is no diffusers pipeline. Give the folder that "
-            "save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes under adapters."
+            f"the adapter {source} is a folder without .safetensors weights. Give the adapter's own folder."
         )
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(SINGLE_FILES)
-    if not path.exists() and looks_local:
+    if not path.exists() and (_looks_local(source) or source.count("/") != 1):
+        raise UsageError(f"the adapter {source} was not found. Give an existing file or folder, or a Hub id.")
+
+
+def _looks_local(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(SINGLE_FILES)
+
+
+def _check_source(source: str, wanted: Collection[str]) -> str | None:
+    """The variant that a local folder is to be loaded in. Raises UsageError for what no pipeline is read from."""
+    path = Path(source)
+    if path.is_dir() and not (path / INDEX).is_file():
+        raise UsageError(not_a_pipeline(path))
+    if not path.exists() and _looks_local(source):
         raise UsageError(f"{source} is not there. Give an existing folder or file, or a Hub id such as owner/name.")
     if path.is_file() and not source.endswith(SINGLE_FILES):
         raise UsageError(
             f"{source} is neither a folder nor a .safetensors or .ckpt file, so no pipeline is read from it."
         )
+    return variant_of(source, wanted)
 
 
 def _from_pretrained(
-    source: str, revision: str | None, dtype: torch.dtype, remote_code: bool, given: Callable[[], dict[str, Any]]
+    source: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    remote_code: bool,
+    given: Callable[[], dict[str, Any]],
+    variant: str | None,
 ) -> Any:
     """given: components that are not to be loaded, and what takes their place; and further arguments."""
     from diffusers import DiffusionPipeline
 
+    if variant is not None:
+        output.note(f"model: {source} holds weights of the variant {variant} only; they are read as {dtype}.")
     try:
         # a small VAE in the place of the usual one is nothing to warn of: the capture proves what fits together
         with _unsaid("diffusers.pipelines.pipeline_utils", "Expected types for"):
             return DiffusionPipeline.from_pretrained(
                 source,
                 revision=revision,
+                variant=variant,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=remote_code,
                 **given(),
             )
-    except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}") from error
 
 
@@ -169,12 +213,13 @@ def _in_turn(
     device: str,
     remote_code: bool,
     load: Callable[[str, torch.dtype], dict[str, Any]],
+    variant: str | None,
 ) -> Any:
     from prefkit.models.in_turn import Turns, remember_texts, stand_ins
 
     turns = Turns(load)
     given = functools.partial(stand_ins, source, revision, dtype, device, turns)
-    pipe = _from_pretrained(source, revision, dtype, remote_code, given)
+    pipe = _from_pretrained(source, revision, dtype, remote_code, given, variant)
     remember_texts(pipe)
     pipe.turns = turns
     return pipe
@@ -197,7 +242,7 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
         names.append(ADAPTER_NAME.format(len(names)))
         try:
             keys = _load_adapter(pipe, denoiser, source, names[-1])
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"the adapter {source} could not be loaded: {_short(error)}") from error
         if names[-1] not in getattr(net, "peft_config", {}):
             raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
@@ -221,7 +266,7 @@ def _still(pipe: Any) -> None:
 
 def _load_adapter(pipe: Any, denoiser: str, source: str, name: str) -> list[str]:
     """Load one adapter of any layout that diffusers reads. Returns its keys, in diffusers' names."""
-    path = Path(source).expanduser()
+    path = Path(located(source))
     if path.is_file():
         source, file = str(path.parent), {"weight_name": path.name}
     else:
@@ -272,6 +317,22 @@ def silence_bars(*libraries: str) -> None:
     if not sys.stderr.isatty():
         for name in libraries or ("transformers",):
             importlib.import_module(f"{name}.utils.logging").disable_progress_bar()
+
+
+#: how libraries begin to say that a prompt was cut; prefkit counts those, once (models/long_prompts.py)
+CUTS = ("The following part of your input was truncated", "Token indices sequence length is longer")
+
+
+def silence_cuts() -> None:
+    """A library's own line for each prompt that is longer than its text encoder reads."""
+    for name in ("diffusers", "transformers"):
+        for handler in logging.getLogger(name).handlers:
+            if _no_cut not in handler.filters:
+                handler.addFilter(_no_cut)
+
+
+def _no_cut(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(CUTS)
 
 
 def _short(error: Exception) -> str:

@@ -85,11 +85,12 @@ def stand_in(original: Any, substitute: Any) -> Any:
 
 def known_arguments(pipe: Any, names: Iterable[str]) -> None:
     """Raise UsageError for a name that the pipeline's call does not take."""
-    known = list(inspect.signature(type(pipe).__call__).parameters)[1:]
+    kind = pipe if isinstance(pipe, type) else type(pipe)
+    known = list(inspect.signature(kind.__call__).parameters)[1:]
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise UsageError(
-            f"{type(pipe).__name__} takes no argument {', '.join(unknown)} (from model.inputs, or generate.NAME and its "
+            f"{kind.__name__} takes no argument {', '.join(unknown)} (from model.inputs, or generate.NAME and its "
             f"call).{nearest(unknown[0], known)} It takes {', '.join(known)}."
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.config import Model
-from prefkit.errors import UsageError
+from prefkit.errors import NotYet, UsageError
 from prefkit.models.load import ADAPTER_FILE
 from prefkit.models.revision import base_revision
 from prefkit.store.files import read_json, write_json
@@ -33,9 +33,11 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
             _check_base(folder, model)
         return replace(model, base=str(final), revision=None, adapters={}, config=None)
     known = sorted(path.parent.name for path in folder.parent.glob("*/final"))
-    raise UsageError(
-        f"train/{name} of {store_folder} has no result (results: {', '.join(known) or 'none'}). "
-        f"Run `prefkit train` for it, or let it finish."
+    raise NotYet(
+        f"train/{name} of {store_folder} has no result (results: {', '.join(known) or 'none'}). Run `prefkit train` for it, "
+        "or let it finish.",
+        "train",
+        [name],
     )
 
 

@@ -23,10 +23,13 @@ BLACK_LEVEL = 10.0
 SATURATED = 0.95  # mean saturation, and share of pixels with all channels at their extremes
 
 
-def curate(store: Store, pool: Pool, config: Pair, counts: dict[str, Any]) -> tuple[Pool, pd.DataFrame | None]:
+def curate(
+    store: Store, pool: Pool, config: Pair, counts: dict[str, Any], write: bool = True
+) -> tuple[Pool, pd.DataFrame | None]:
     """The pool without what is taken out, each kind counted, and the looks [N] of what is left (None: not looked at).
 
     A candidate that decisions.csv keeps is kept whatever it looks like. Of equal candidates the first one stays.
+    write: False reads no image, for a dry run: where one was not looked at yet, none is taken out by its look.
     """
     for key, known in (("duplicates", ("near", "exact", "keep")), ("degenerate", ("drop", "keep"))):
         if getattr(config, key) not in known:
@@ -45,15 +48,18 @@ def curate(store: Store, pool: Pool, config: Pair, counts: dict[str, Any]) -> tu
     if config.degenerate == "keep" and config.duplicates != "near":
         return pool, None
     names = pool.ids.take(pa.array(pool.frame.row.to_numpy())).to_pylist()
-    seen = looks(store, pool.generators, set(names)).reindex(names)
+    found = looks(store, pool.generators, set(names), write)
+    if found is None:
+        return pool, None
+    seen = found.reindex(names)
     reasons = {"unreadable": seen.error.notna().to_numpy()}
     if config.degenerate == "drop":
         reasons |= degenerate(seen)
     gone = np.zeros(len(pool), bool)
-    for reason, found in reasons.items():
-        found = found & ~gone & (~pool.where(kept) | (reason == "unreadable"))
-        counts[reason] = int(found.sum())
-        gone |= found
+    for reason, holds in reasons.items():
+        out = holds & ~gone & (~pool.where(kept) | (reason == "unreadable"))
+        counts[reason] = int(out.sum())
+        gone |= out
     pool, seen = pool.without(gone), seen[~gone]
     if config.duplicates == "near":
         out = near_duplicates(pool.frame.request.to_numpy(), seen) & ~pool.where(kept)

@@ -27,16 +27,21 @@ SCHEMA = pa.schema(
 )
 
 
-def looks(store: Store, generators: Sequence[str], wanted: set[str]) -> pd.DataFrame:
+def looks(store: Store, generators: Sequence[str], wanted: set[str], write: bool = True) -> pd.DataFrame | None:
     """One row per wanted candidate, indexed by id; images that were not looked at yet are read, part by part.
 
     hash: difference hash, 64 bits; thumb: 4 x 4 RGB means; file_size in bytes; sharpness: variance of the Laplacian of
     the luma at full size; brightness, saturation: means in 0..1; deviation: the largest standard deviation of a channel
     in levels of 255; lightest: 99th percentile of the luma in levels; extreme: share of pixels whose channels are all
     within 2 levels of 0 or 255; of images.TRAITS, which hold. error: why an image could not be read.
+    write: False gives None where an image was not looked at yet.
     """
     table = Table(store.folder / "looks", SCHEMA)
-    table.claim({"looks": VERSION, "pixels": Background.rules()}, "Remove it.", empty=True)
+    spec = {"looks": VERSION, "pixels": Background.rules()}
+    if not write:
+        known = table.spec() == spec and wanted <= table.ids()
+        return table.frame().set_index("id").loc[list(wanted)] if known else None
+    table.claim(spec, "Remove it.", empty=True)
     done = table.ids()
     for generator in generators:
         _fill(store, table, generator, wanted - done)

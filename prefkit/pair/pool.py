@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefkit.config import Pair
-from prefkit.errors import StoreError, UsageError
+from prefkit.errors import NotYet, StoreError
 from prefkit.store import Store
 from prefkit.store.latest import latest
 
@@ -58,10 +58,11 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
     unknown = [name for name in config.generators if name not in there]
     if unknown:
         names = ", ".join(there) or "none"
-        raise UsageError(f"pair: no candidates of {', '.join(unknown)}; there are those of {names}.")
+        raise NotYet(f"pair: no candidates of {', '.join(unknown)}; there are those of {names}.", "generate", unknown)
     generators = list(config.generators or there)
     if not generators:
-        raise UsageError(f"there are no candidates in {store.folder}: run `prefkit generate {store.folder}` first.")
+        text = f"there are no candidates in {store.folder}: run `prefkit generate {store.folder}` first."
+        raise NotYet(text, "generate")
     requests = read_requests(store)
     names = requests["request_id"].cast(pa.large_string()).combine_chunks()
     tables, frames, flagged, start = [], [], 0, 0
@@ -101,7 +102,8 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
 def read_requests(store: Store) -> pa.Table:
     path = store.folder / "requests.parquet"
     if not path.exists():
-        raise UsageError(f"there are no requests in {store.folder}: run `prefkit generate {store.folder}` first.")
+        text = f"there are no requests in {store.folder}: run `prefkit generate {store.folder}` first."
+        raise NotYet(text, "generate")
     try:
         return pq.read_table(path, columns=["request_id", "prompt", "split"])
     except (pa.ArrowException, OSError) as error:

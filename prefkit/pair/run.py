@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from prefkit import registry
 from prefkit.config import Pair, Recipe, content
-from prefkit.errors import StoreError, UsageError
+from prefkit.errors import NotYet, StoreError, UsageError
 from prefkit.images import Background
 from prefkit.output import note
 from prefkit.pair.audit import audit, warnings_of
@@ -41,17 +41,9 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
     limit: at most this many requests. Raises UsageError for missing scores, too large a K, nothing to prefer.
     """
-    strategy = registry.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
-    config = settled(recipe.pair[name], strategy, name)
+    config, strategy = settings_of(recipe, name)
     with store.lock(f"pairs/{name}"):
-        weights = weights_of(store, config, needed=not hasattr(strategy, "compared"))
-        pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
-        counts: dict[str, Any] = {"requests": int(pool.frame.request.nunique()), "candidates": len(pool)}
-        pool, seen = curate(store, pool, config, counts)
-        if not hasattr(strategy, "compared"):
-            pool, seen = drop_missing(pool, seen, list(weights), config.missing, counts)
-            _check_sizes(strategy, pool, name, config)
-        votes = strategy.read(store) if hasattr(strategy, "compared") else None
+        weights, pool, specs, seen, counts, votes = _gathered(store, recipe, name, limit)
         spec = {
             "settings": content(config),
             # verdicts choose these pairs: scores stand beside them, and weigh nothing
@@ -64,9 +56,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         folder = store.pairs(name)
         if _whole(folder) and read_json(folder / "spec.json").get("spec") == spec:
             return read_json(folder / "spec.json")["counts"] | {"unchanged": True}
-        found = choose(pool, weights, specs, strategy, config, counts, votes)
-        if found.pairs.empty:
-            raise UsageError(f"pair.{name}: no pair is left. {_why_empty(pool, counts, list(weights))}")
+        found = _chosen(pool, weights, specs, strategy, config, counts, votes, name)
         report = audit(pool, found, list(weights), seen)
         report["splits"] = leaks(pool, np.r_[found.pairs.win.to_numpy(), found.pairs.lose.to_numpy()], seen)
         report["warnings"] = warnings_of(report)
@@ -75,6 +65,51 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     for text in report["warnings"]:
         note(f"pair {name}: {text}")
     return counts
+
+
+def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
+    """The entry's settings and its strategy. Raises UsageError for settings that do not fit it."""
+    strategy = registry.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
+    return settled(recipe.pair[name], strategy, name), strategy
+
+
+def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple[dict[str, float], int]:
+    """(weights, candidates that can be paired), after every check of `run_pair`. A dry run: nothing is written, and images
+    that nobody has looked at yet count as good ones. Raises UsageError."""
+    config, strategy = settings_of(recipe, name)
+    weights, pool, specs, _, counts, votes = _gathered(store, recipe, name, limit, write=False)
+    _chosen(pool, weights, specs, strategy, config, counts, votes, name)
+    return weights, len(pool)
+
+
+def _gathered(store: Store, recipe: Recipe, name: str, limit: int | None, write: bool = True) -> tuple[Any, ...]:
+    """(weights, pool, the scores' specs, looks, counts, votes): all that pairs are chosen from."""
+    config, strategy = settings_of(recipe, name)
+    reads = hasattr(strategy, "compared")  # votes, where others read scores
+    weights = weights_of(store, config, needed=not reads)
+    pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
+    counts: dict[str, Any] = {"requests": int(pool.frame.request.nunique()), "candidates": len(pool)}
+    pool, seen = curate(store, pool, config, counts, write=write)
+    if not reads:
+        pool, seen = drop_missing(pool, seen, list(weights), config.missing, counts)
+        _check_sizes(strategy, pool, name, config)
+    return weights, pool, specs, seen, counts, strategy.read(store) if reads else None
+
+
+def _chosen(
+    pool: Pool,
+    weights: dict[str, float],
+    specs: dict[str, Any],
+    strategy: Any,
+    config: Pair,
+    counts: dict[str, Any],
+    votes: pd.DataFrame | None,
+    name: str,
+) -> Outcome:
+    found = choose(pool, weights, specs, strategy, config, counts, votes)
+    if found.pairs.empty:
+        raise UsageError(f"pair.{name}: no pair is left. {_why_empty(pool, counts, list(weights))}")
+    return found
 
 
 def settled(config: Pair, strategy: Any, name: str) -> Pair:
@@ -100,14 +135,15 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     """Alias -> weight of the scores to pair on. Raises UsageError where a table is not there (and is needed)."""
     there = store.names("scores")
     if not there and needed:
-        raise UsageError(f"there are no scores in {store.folder}: run `prefkit score {store.folder}` first.")
+        raise NotYet(f"there are no scores in {store.folder}: run `prefkit score {store.folder}` first.", "score")
     only = {a for a in there if (store.scores(a).spec() or {}).get("evaluation_only")}
     weights = dict(config.weights) or {a: 1.0 for a in there if a not in only}
     missing = [a for a in weights if a not in there]
     if missing:
-        raise UsageError(
+        text = (
             f"pair: no scores called {', '.join(missing)}; there are {', '.join(there)}. Run `prefkit score` for them."
         )
+        raise NotYet(text, "score", missing)
     forbidden = [a for a in weights if a in only]
     if forbidden or (not weights and needed):
         raise UsageError(
@@ -121,14 +157,6 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
             f"pair: ties names {', '.join(unknown)}, which is not paired on; there are {', '.join(weights)}."
         )
     return {a: w for a, w in weights.items() if w}
-
-
-def score_frame(
-    store: Store, config: Pair, weights: dict[str, float], limit: int | None
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One row per candidate with a column per alias, and the aliases' specs: what there is to pair."""
-    pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
-    return pool.frame, specs
 
 
 def tables_of(votes: pd.DataFrame) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
+from prefkit.registry import nearest
 from prefkit.report import html
 from prefkit.report.data import INDEX, candidate_index, score_table
 from prefkit.report.pictures import thumbnails
@@ -82,9 +83,15 @@ def _filtered(table: pd.DataFrame, query: str) -> pd.DataFrame:
     try:
         # empty scopes: a query sees columns, not this program's variables
         mask = table.eval(query, engine="python", local_dict={}, global_dict={})
+    except pd.errors.UndefinedVariableError as error:
+        unknown = str(error).split("'")[1::2]
+        raise UsageError(
+            f"--filter: there is no column {', '.join(unknown)}.{nearest(''.join(unknown[:1]), columns)} Columns are "
+            f"{', '.join(columns)}."
+        ) from error
     except Exception as error:  # pandas raises whatever Python's parser and the operators raise
         raise UsageError(
-            f"filter {query!r} is no query over the scores ({type(error).__name__}: {error}). Columns are "
+            f"--filter: {query[:200]!r} is not a query over the scores ({str(error)[:200] or 'it cannot be read'}). Columns are "
             f'{", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
         ) from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefkit.config import Compare, Recipe
 from prefkit.distributed import device_of
-from prefkit.errors import PrefkitError, UsageError
+from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.guest import guarded, lent
 from prefkit.images import Background
 from prefkit.output import Progress, note
@@ -40,17 +40,10 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
     table is another judge's or another question's.
     """
     settings = recipe.compare[alias]
-    judge = judge_of(settings, alias)
+    judge, pairs, done, spec = checked(store, recipe, alias)
     with store.lock(f"comparisons/{alias}"):
         table = store.comparisons(alias)
-        pairs = chosen_pairs(store, settings, alias)
-        done = decided(table)
-        spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
-        if Background.said():
-            spec["background"] = Background.name()
-        measured = (table.spec() or {}).get("measured")
-        claimed = spec | ({"measured": measured} if measured is not None else {})
-        table.claim(claimed, f"Use another name under compare, or remove {table.folder}.", empty=not done)
+        _claim(table, spec, done)
         todo = [pair for pair in pairs if pair not in done][:limit]
         present = sum(pair in done for pair in pairs)
         counts: dict[str, Any] = {"wanted": present + len(todo), "present": present, "compared": 0, "failed": 0}
@@ -67,6 +60,31 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
         write_json(table.folder / "spec.json", spec | {"measured": {"flip_rate": flip, "first_rate": first}})
         note_pace(table.folder, counts["compared"], counts["seconds"])
     return counts
+
+
+def checked(store: Store, recipe: Recipe, alias: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
+    """(judge, not loaded; pairs to ask about; those decided; what the table means), after every check that needs no
+    weights. Writes nothing. Raises UsageError, FingerprintError."""
+    from prefkit.models.load import dtype_of
+
+    settings = recipe.compare[alias]
+    judge = judge_of(settings, alias)
+    pairs, table = chosen_pairs(store, settings, alias), store.comparisons(alias)
+    done = decided(table)
+    spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
+    if Background.said():
+        spec["background"] = Background.name()
+    _claim(table, spec, done, write=False)
+    if any(pair not in done for pair in pairs):
+        dtype_of(settings.dtype)
+        device_of(settings.device)
+    return judge, pairs, done, spec
+
+
+def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = True) -> None:
+    measured = (table.spec() or {}).get("measured")
+    claimed = spec | ({"measured": measured} if measured is not None else {})
+    table.claim(claimed, f"Use another name under compare, or remove {table.folder}.", empty=not done, write=write)
 
 
 def judge_of(settings: Compare, alias: str) -> Any:
@@ -92,7 +110,8 @@ def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
-        raise UsageError(f"there is nothing to compare in {store.folder}: run `prefkit generate {store.folder}` first.")
+        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {store.folder}` first."
+        raise NotYet(text, "generate")
     requests: dict[str, list[str]] = {}
     for cid, request in keys:
         requests.setdefault(request, []).append(cid)

@@ -52,6 +52,8 @@ class Encoder:
         self.processor = processor or model
         self.resize, self.openai = resize, openai
         self.network: Any = None
+        self.read: set[int] = set()  # hashes of the texts asked for, and of those that were cut
+        self.cut: set[int] = set()
         if library == "open_clip" and ":" not in self.name and not pretrained:
             raise UsageError(
                 f"`pretrained` is empty, and {model!r} alone is an architecture: its weights would be random, and so "
@@ -135,8 +137,16 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """[B, D] float32 unit vectors. Text beyond the context length is cut off, as in every published use."""
+        self._count(texts)
         found = self.network.texts.rows(texts, lambda new: self.network.inner.texts([texts[i] for i in new]))
         return _unit(found)
+
+    def _count(self, texts: Sequence[str]) -> None:
+        new = list({text for text in texts if hash(text) not in self.read})
+        self.read |= {hash(text) for text in new}
+        network = self.network.inner
+        tokens = network.tokens(new) if new else []
+        self.cut |= {hash(text) for text, length in zip(new, tokens, strict=True) if length > network.length}
 
     def cosines(self, batch: Sequence[Candidate], texts: Sequence[str]) -> Tensor:
         """[B] float32: candidate i with text i."""

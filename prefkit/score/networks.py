@@ -9,6 +9,7 @@ import torch
 
 from prefkit.errors import UsageError
 from prefkit.models.load import dtype_of, silence_bars
+from prefkit.models.long_prompts import lengths
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +35,7 @@ class OpenClip:
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             raise unloadable(f"{name} {pretrained or ''}".strip(), error) from error
         self.transform: Any = transform
+        self.length = int(getattr(self.tokenizer, "context_length", None) or 77)
         self.scale, self.bias = _scaling(model)
         self.device, self.dtype = device, dtype_of(dtype)
         self.model: Any = model.to(self.dtype).eval()
@@ -47,6 +49,13 @@ class OpenClip:
     def texts(self, texts: Sequence[str]) -> Tensor:
         with torch.inference_mode():
             return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before it is cut."""
+        inner = getattr(self.tokenizer, "tokenizer", None)  # open_clip's wrapper of one of transformers
+        if inner is not None:
+            return lengths(inner, texts)
+        return [len(self.tokenizer.encode(text)) + 2 for text in texts]
 
 
 class Transformers:
@@ -94,6 +103,10 @@ class Transformers:
         ).input_ids
         with torch.inference_mode():
             return _features(self.model.get_text_features(input_ids=ids.to(self.device)))
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before it is cut."""
+        return lengths(self.tokenizer, texts)
 
 
 def openai_transform(size: int) -> Any:

@@ -17,7 +17,8 @@ from prefkit.config import Score
 from prefkit.distributed import device_of
 from prefkit.errors import PluginError, PrefkitError
 from prefkit.guest import guarded
-from prefkit.output import Progress
+from prefkit.models.long_prompts import said
+from prefkit.output import Progress, warn
 from prefkit.score.core import Room, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
 from prefkit.score.overlap import in_order
@@ -69,6 +70,11 @@ class Job:
 
     def drop(self) -> None:
         """End what is under way elsewhere; its weights go before the next pass loads."""
+        encoder = getattr(self.scorer, "encoder", None)
+        if isinstance(encoder, Encoder) and encoder.cut:
+            self.counts["long_prompts"] = len(encoder.cut)
+            length = encoder.network.inner.length
+            warn(said(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
         close, self.scorer = getattr(self.scorer, "close", None), None
         if close is not None:
             with guarded(f"score {self.alias}: {self.settings.use}"):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prefkit.config import Recipe
-from prefkit.distributed import group
-from prefkit.errors import PluginError, PrefkitError, UsageError
+from prefkit.config import Recipe, Score
+from prefkit.distributed import device_of, group
+from prefkit.errors import NotYet, PluginError, PrefkitError, UsageError
 from prefkit.images import Background
 from prefkit.output import note, warn
 from prefkit.score.contract import spec_of
@@ -61,12 +61,9 @@ def _score(store: Store, jobs: Sequence[Job], failed: Sequence[PrefkitError]) ->
 
     failed: what stopped scorers before they had a job.
     """
-    from prefkit.models.load import dtype_of
-
     busy = [job for job in jobs if job.todo]
     for job in busy:
-        _check_requires(store, job)
-        dtype_of(job.settings.dtype)
+        _check_busy(store, job)
     for job in busy:
         note(f"score {job.alias}: {len(job.todo)} candidates with {job.settings.use}")
     run_passes(store, busy)
@@ -89,28 +86,54 @@ def _total(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found | ({"seconds": max(seconds)} if seconds else {})
 
 
-def _job(
-    store: Store, recipe: Recipe, alias: str, generators: Sequence[str], limit: int | None, locks: ExitStack
-) -> Job:
-    """What is to be done for one alias, its table locked and claimed."""
+def checked(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Job:
+    """What is to be done for one alias, after every check that needs no weights. A dry run makes them all, and writes
+    nothing. Raises UsageError, PluginError, FingerprintError."""
+    job = _job(store, recipe, alias, (), limit, None)
+    if job.todo:
+        _check_busy(store, job)
+    return job
+
+
+def scorer_of(recipe: Recipe, alias: str) -> Any:
+    """The scorer, not loaded. Raises UsageError for settings that do not fit it."""
     settings = recipe.score[alias]
     if settings.batch_size < 1:
         raise UsageError(f"score.{alias}.batch_size is {settings.batch_size}: it must be at least 1.")
     scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
     check_licence(scorer, settings.accept_license, f"score.{alias}")
+    return scorer
+
+
+def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
+    """What the values in its table mean."""
+    spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
+    spec["preprocessing"] += Background.said()
+    return spec
+
+
+def remedy(table: Table) -> str:
+    return f"Use another alias under score, or remove {table.folder} to score anew."
+
+
+def _job(
+    store: Store, recipe: Recipe, alias: str, generators: Sequence[str], limit: int | None, locks: ExitStack | None
+) -> Job:
+    """What is to be done for one alias, its table locked and claimed; without `locks` neither."""
+    settings = recipe.score[alias]
+    scorer = scorer_of(recipe, alias)
     chosen = list(generators or settings.generators)
     keys = wanted_keys(store, chosen)
     if not keys:
         raise _nothing(store)
     processes = group()
     table = store.scores(alias)
-    locks.enter_context(processes.held(store.lock(f"scores/{alias}")))
-    spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
-    spec["preprocessing"] += Background.said()
+    if locks is not None:
+        locks.enter_context(processes.held(store.lock(f"scores/{alias}")))
     done = scored_ids(table)
     processes.wait()  # all have seen what is done before one of them adds to it
-    remedy = f"Use another alias under score, or remove {table.folder} to score anew."
-    processes.lead(lambda: table.claim(spec, remedy, empty=not done))
+    spec = scorer_spec(scorer, settings)
+    processes.lead(lambda: table.claim(spec, remedy(table), empty=not done, write=locks is not None))
     whole = scorer.scope == "within_request"
     missing = missing_of(keys, done, whole)
     present = len(keys) - len(missing)
@@ -120,15 +143,25 @@ def _job(
 
 
 def _nothing(store: Store) -> UsageError:
-    return UsageError(f"there is nothing to score in {store.folder}: run `prefkit generate {store.folder}` first.")
+    text = f"there is nothing to score in {store.folder}: run `prefkit generate {store.folder}` first."
+    return NotYet(text, "generate")
+
+
+def _check_busy(store: Store, job: Job) -> None:
+    from prefkit.models.load import dtype_of
+
+    _check_requires(store, job)
+    dtype_of(job.settings.dtype)
+    device_of(job.settings.device)
 
 
 def wanted_keys(store: Store, generators: Sequence[str]) -> list[tuple[str, str]]:
     """(candidate id, request id) of all candidates with an image, in stored order, without reading images."""
     unknown = sorted(set(generators) - set(store.names("candidates")))
     if unknown:
-        raise UsageError(
-            f"no candidates of {', '.join(unknown)} in {store.folder}; there are: {', '.join(store.names('candidates')) or 'none'}."
+        there = ", ".join(store.names("candidates")) or "none"
+        raise NotYet(
+            f"no candidates of {', '.join(unknown)} in {store.folder}; there are: {there}.", "generate", unknown
         )
     found: dict[str, str] = {}
     for generator in generators or store.names("candidates"):

@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import StoreError
+from prefkit.errors import StoreError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100  # file systems allow 255 bytes, and NAME-flipped and the like must fit too
+RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -58,10 +60,20 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
 
 
-def checked(name: str) -> str:
-    """A name that is safe as a folder. Raises StoreError."""
+def unusable_name(name: str) -> str | None:
+    """Why a name is not safe as a folder on every file system; None where it is."""
+    shown = repr(name if len(name) <= 60 else name[:57] + "...")
     if not NAME.fullmatch(name):
-        raise StoreError(
-            f"{name!r} cannot be a name: use letters, digits, dot, dash and underscore, and start with a letter or digit."
-        )
+        return f"{shown} cannot be a name: use letters, digits, dot, dash and underscore, first a letter or digit"
+    if len(name) > LONGEST_NAME:
+        return f"{shown} cannot be a name: it has {len(name)} letters, and {LONGEST_NAME} are the most"
+    if RESERVED.fullmatch(name.partition(".")[0]) or name.endswith("."):
+        return f"{shown} cannot be a name: Windows allows no folder of that name. Choose another"
+    return None
+
+
+def checked(name: str) -> str:
+    """A name that is safe as a folder. Raises UsageError."""
+    if bad := unusable_name(name):
+        raise UsageError(f"{bad}.")
     return name

@@ -8,6 +8,7 @@ whatever kills a process costs at most the rows not yet written. A damaged part 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -69,7 +70,8 @@ class Store:
     """A run-shaped folder. Opening one creates nothing; `Store.create` does."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        # pyarrow takes what stands before a colon for the kind of a file system (s3:...)
+        self.folder = Path(os.path.abspath(folder) if ":" in "".join(Path(folder).parts[:1]) else folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file, and a run is a folder. Give the folder, or -r for a recipe.")
         path = self.folder / "run.json"

@@ -73,12 +73,16 @@ class Table:
         path = self.folder / "spec.json"
         return read_json(path) if path.exists() else None
 
-    def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool) -> None:
+    def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool, write: bool = True) -> None:
         """Write what rows mean here, or refuse where the table on disk means something else.
 
         empty: no row has succeeded yet, so that a mended recipe or plug-in starts anew; rows of failures are dropped.
+        write: False only refuses, for a dry run.
         """
         path = self.folder / "spec.json"
+        if not write:
+            check_fingerprint(path, fingerprint, remedy, fresh=empty, write=False)
+            return
         try:
             check_fingerprint(path, fingerprint, remedy)
         except FingerprintError:
@@ -112,14 +116,18 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
         return None
 
 
-def check_fingerprint(path: Path, fingerprint: Mapping[str, Any], remedy: str, *, fresh: bool = False) -> None:
+def check_fingerprint(
+    path: Path, fingerprint: Mapping[str, Any], remedy: str, *, fresh: bool = False, write: bool = True
+) -> None:
     """Raises FingerprintError with the keys that differ from those in `path`; writes it where there is none.
 
     fresh: nothing has been made under it yet (the first try failed, and was mended), so that it is replaced.
+    write: False leaves the disk as it is, for a dry run.
     """
     wanted = json.loads(json.dumps(fingerprint, default=str))
     if fresh or not path.exists():
-        write_json(path, wanted)
+        if write:
+            write_json(path, wanted)
         return
     found = read_json(path)
     keys = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 #: what recipes call it: `model: {base: tiny}`, `requests: {source: tiny}`, `clip` with `model: tiny`
@@ -14,5 +15,5 @@ HISTORY = FOLDER / "history" / "history.csv"
 
 
 def located(base: str | Path) -> str:
-    """The folder for `tiny`; any other base as it is."""
-    return str(PIPELINE) if str(base) == NAME else str(base)
+    """The folder for `tiny`; any other base as it is, with the home folder for ~."""
+    return str(PIPELINE) if str(base) == NAME else os.path.expanduser(str(base))

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import UsageError
+from prefkit.errors import NotYet, UsageError
 from prefkit.output import warn
 from prefkit.paths import read_regular
 from prefkit.store.files import read_json
@@ -102,9 +102,11 @@ class PairSource:
         if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
             return cls(name, table=_from_hub(name))
         known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
-        raise UsageError(
+        raise NotYet(
             f"train.pairs: {name!r} is neither a name under {store.folder / 'pairs'} ({known}), nor a folder, nor a "
-            "datasets id such as owner/name."
+            "datasets id such as owner/name.",
+            "pair",
+            [name],
         )
 
     def columns(self) -> list[str]:

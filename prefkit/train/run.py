@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from prefkit import output
+from prefkit import output, registry
 from prefkit.config import Recipe, Train
-from prefkit.distributed import Processes
+from prefkit.distributed import Processes, check_device, device_of
 from prefkit.errors import FingerprintError, PluginError, UsageError
-from prefkit.models.quantize import check_quantize
+from prefkit.models.load import check_model
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
@@ -80,22 +80,14 @@ def run_train(
     validation_pairs, final (path or None), done, and with controls theirs by name.
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after saving a checkpoint.
     """
-    if name not in recipe.train:
-        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
+    began = budget.clock()
+    objective = check(recipe, name)
     config = recipe.train[name]
     controls = controls or config.controls
-    began = budget.clock()
-    check_settings(name, config)
-    check_quantize(recipe.model.quantize, config.device)
-    if recipe.model.quantize is not None and config.lora is None:
-        raise UsageError(f"train.{name}.lora is null, and full weights cannot be trained in {recipe.model.quantize}: set "
-                         "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
-    objective = load_objective(name, config)
-    sharding.check(name, recipe, objective, launch.shard_of(config))
-    if config.keep_reference:
-        check_kept(name, objective, online=config.online is not None)
-    if config.online is not None or objective.shape.startswith("step"):
+    if _is_online(config, objective):
         from prefkit.train.online.run import run_online
+
+        check_start(recipe, config)
 
         if controls:
             output.warn(
@@ -105,6 +97,7 @@ def run_train(
     processes = Processes(config.device)
     source = PairSource.find(store, config.pairs)
     pairs = read_pairs(source)
+    check_start(recipe, config)
     jobs = jobs_of(name, config, controls)
     with processes.group.held(*(store.lock(f"train/{job.name}") for job in jobs)):
         if config.max_hours is not None:
@@ -112,6 +105,70 @@ def run_train(
             jobs = jobs_of(name, budget.applied(config, found), controls)
         summaries = _run_jobs(store, recipe, jobs, source, pairs, processes, limit)
     return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
+
+
+def check(recipe: Recipe, name: str) -> Any:
+    """The objective, after every check of the settings alone. Raises UsageError, PluginError."""
+    if name not in recipe.train:
+        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
+    config = recipe.train[name]
+    check_settings(name, config)
+    check_device(config.device or "cpu")
+    if recipe.model.quantize is not None and config.lora is None:
+        raise UsageError(f"train.{name}.lora is null, and full weights cannot be trained in {recipe.model.quantize}: set "
+                         "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
+    objective = load_objective(name, config)
+    sharding.check(name, recipe, objective, launch.shard_of(config))
+    if config.keep_reference:
+        check_kept(name, objective, online=config.online is not None)
+    if not _is_online(config, objective):
+        _check_objective(objective, config.objective.use)
+        registry.load_class("family", config.family)
+    return objective
+
+
+def check_start(recipe: Recipe, config: Train) -> None:
+    """Whether there is a model to start from, without reading its weights. Raises UsageError."""
+    if not recipe.model.base:
+        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
+    if config.family == "diffusers":  # what another family starts from is its own affair
+        check_model(recipe.model, device_of(config.device))
+
+
+def _is_online(config: Train, objective: Any) -> bool:
+    return config.online is not None or objective.shape.startswith("step")
+
+
+def checked(store: Store, recipe: Recipe, name: str) -> None:
+    """Every further check of a training that needs what earlier stages made, and no weights. A dry run: nothing is written.
+
+    Raises UsageError (NotYet for pairs that are not made), FingerprintError for a folder that was trained otherwise.
+    """
+    objective, config = check(recipe, name), recipe.train[name]
+    if _is_online(config, objective):
+        from prefkit.train.online.run import checked as checked_online
+
+        checked_online(store, recipe, name, objective)
+        return
+    processes = Processes(config.device)
+    pairs = read_pairs(PairSource.find(store, config.pairs))
+    config = budget.applied(config, budget.written(store.train(name)))
+    plan = Plan(store, recipe, config, store.train(name))
+    for job in jobs_of(name, config, config.controls):
+        own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
+        folder = store.train(job.name)
+        check_fingerprint(folder / "spec.json", own, REMEDY, fresh=_untrained(folder), write=False)
+        _finished(folder, job.config)
+        training, held = validation.split(pairs, job.config.validation)
+        groups_of(
+            objective if job.name == name else load_objective(job.name, job.config), training, config.pairs, job.flip
+        )
+        if config.patience and not held:
+            raise _too_few(job.name)
+
+
+def _too_few(name: str) -> UsageError:
+    return UsageError(f"train.{name}.patience: there are too few pairs to keep any aside. Set it to 0.")
 
 
 def check_settings(name: str, config: Train) -> None:
@@ -327,7 +384,7 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
         beta = getattr(objective.options, "beta", None)
         measured = validation.Validation(family, own, held, config.batch_size, 1.0 if beta is None else beta / 2)
     elif config.patience:
-        raise UsageError(f"train.{job.name}.patience: there are too few pairs to keep any aside. Set it to 0.")
+        raise _too_few(job.name)
     kept = None
     if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
         kept = KeptErrors(plan.cache / f"reference-{config.precision}")

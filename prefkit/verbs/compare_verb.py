@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from prefkit import output, resolve
 from prefkit import recipe as reader
-from prefkit.cli import open_run, positive
-from prefkit.errors import TooManyFailures
+from prefkit.cli import open_run, positive, told
+from prefkit.errors import PrefkitError, TooManyFailures
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +26,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("compare", known, flags)
     names = resolve.chosen_names(run.recipe, "compare", known.name)
     if known.dry_run:
-        rows = [{"name": name, **plan(run.store, run.recipe, name, known.limit)} for name in names]
-        output.emit(rows, known.json, rows)
-        return 0
+        return told(planned(run.store, run.recipe, names, known.limit), known.json)
     found: dict[str, Any] = {}
     for name in names:
         found[name] = run_compare(run.store, run.recipe, name, limit=known.limit)
@@ -51,17 +50,26 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     return 0
 
 
+def planned(
+    store: Any, recipe: Any, names: Sequence[str], limit: int | None
+) -> tuple[list[dict[str, Any]], PrefkitError | None]:
+    """A row per entry, and the first error: the run would end with it."""
+    rows: list[dict[str, Any]] = []
+    first = None
+    for name in names:
+        try:
+            rows.append({"name": name, **plan(store, recipe, name, limit)})
+        except PrefkitError as error:
+            rows.append({"name": name, "missing": str(error)})
+            first = first or error
+    return rows, first
+
+
 def plan(store: Any, recipe: Any, name: str, limit: int | None) -> dict[str, Any]:
-    from prefkit.errors import PrefkitError
-    from prefkit.score.comparing import chosen_pairs, decided, judge_of
+    from prefkit.score.comparing import checked
 
     settings = recipe.compare[name]
-    try:
-        judge = judge_of(settings, name)
-        pairs = chosen_pairs(store, settings, name)
-    except PrefkitError as error:
-        return {"missing": str(error)}
-    done = decided(store.comparisons(name))
+    judge, pairs, done, _ = checked(store, recipe, name)
     todo = [pair for pair in pairs if pair not in done][:limit]
     row: dict[str, Any] = {"from": settings.use, "wanted": len(pairs), "to do": len(todo)}
     estimate = getattr(judge, "estimate", None)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli import open_run, positive
+from prefkit.cli import open_run, positive, whole
 from prefkit.errors import UsageError
 from prefkit.store.files import read_json
 
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--set", help="the set of requests in it, where several do")
     asked.add_argument("--n", type=positive, default=100, help="pairs at most (100)")
     asked.add_argument("--repeats", type=count, help="pairs shown again with sides swapped (a tenth)")
-    asked.add_argument("--seed", type=int, default=0, help="another seed chooses other pairs (0)")
+    asked.add_argument("--seed", type=count, default=0, help="another seed chooses other pairs (0)")
     asked.add_argument(
         "--side", type=positive, default=768, help="pictures are at most so many pixels wide and high (768)"
     )
@@ -89,8 +89,8 @@ def vote(store: Any, known: argparse.Namespace) -> int:
 
 
 def count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    if not whole(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
     return int(text)
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli import NEXT, open_run, rows_of
+from prefkit.cli import NEXT, open_run, rows_of, told
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 
@@ -25,9 +25,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.dry_run:
         from prefkit.plan import plan
 
-        rows = plan(run.store, run.recipe, verbs, [], known.limit)
-        output.emit(rows, known.json, rows)
-        return 0
+        return told(plan(run.store, run.recipe, verbs, [], known.limit), known.json)
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()
@@ -54,7 +52,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             "* chose the pairs or was the reward (?: not known), so it is no evidence. Wins: tuned over base, ties count half."
         )
     if output.main and not known.json:
-        print(f"report: {path}")
+        output.say(output.safe(f"report: {path}"))
     output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")
     return 0
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from prefkit.errors import FingerprintError, StoreError
+from prefkit.errors import FingerprintError, StoreError, UsageError
 from prefkit.store import Store
 from prefkit.store.decisions import append_decisions
 from prefkit.store.files import write_whole
@@ -73,7 +73,7 @@ def test_requests_survive_the_way_to_disk(tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "a b"])
 def test_names_that_would_leave_the_folder_are_refused(tmp_path, name):
-    with pytest.raises(StoreError, match="cannot be a name"):
+    with pytest.raises(UsageError, match="cannot be a name"):
         Store(tmp_path).scores(name)
 
 

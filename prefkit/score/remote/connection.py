@@ -22,10 +22,10 @@ def checked_url(url: str, where: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
+    except ValueError:  # half a bracket, a port that is no number
         whole = False
     if not whole or not parts.netloc.isascii():
-        raise UsageError(f"{where}: {url!r} is no address such as http://127.0.0.1:8000/v1.")
+        raise UsageError(f"{where}: {url!r} is not an address such as http://127.0.0.1:8000/v1.")
     if parts.username or parts.password or parts.query:
         raise UsageError(
             f"{where}: the address must hold neither user, password nor query, since it is written into recipes and "

@@ -15,6 +15,7 @@ from prefkit.pair.normalise import NORMALISATIONS
 from prefkit.train.online.statistics import KINDS, RELATIVE
 
 STEADY = 12  # groups below this collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
+MOST_SAMPLES = 1_000_000  # a round's images are kept until it is learned from
 LEAST = {
     0: ("window", "window_every", "refresh", "watch_requests", "watch_every", "keep_rounds", "stop_drop"),
     1: ("rounds", "requests", "samples", "updates", "epochs", "buffer", "minimum", "checkpoint_every"),
@@ -56,6 +57,9 @@ def _check_groups(where: str, config: Train, online: Online, objective: Any) -> 
     if relative and not paired and online.samples < STEADY:
         output.warn(f"{where}.samples is {online.samples}: groups below {STEADY} are noisy, and training may collapse.")
     total = online.requests * online.samples
+    if total > MOST_SAMPLES:
+        raise UsageError(f"{where}: {online.requests} requests x {online.samples} samples are {total:,} samples a round, and "
+                         f"{MOST_SAMPLES:,} are the most. Lower one of them.")  # fmt: skip
     if objective.shape in ("step", "step_pair") and config.accumulation > 1:
         raise UsageError(f"{where.removesuffix('.online')}.accumulation is {config.accumulation}: here an update is a round's "
                          "samples divided by online.updates, whatever the micro-batch. Leave it out.")  # fmt: skip

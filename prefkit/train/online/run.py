@@ -13,6 +13,7 @@ from prefkit.config import Generate, Online, Recipe, Train, content
 from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.generate.generators import generator_spec
+from prefkit.generate.requests import keep_known, read_requests
 from prefkit.generate.run import sync_requests
 from prefkit.models.record import replaced
 from prefkit.models.sample import Sampled, Sampler
@@ -75,6 +76,29 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
             return _train(loop, plan, name, folder, limit)
 
 
+def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
+    """Every check that needs no weights, for a dry run: nothing is written. Raises UsageError, FingerprintError."""
+    config = recipe.train[name]
+    online = config.online or Online()
+    guards.check(name, config, online, objective)
+    _refuse_inputs(recipe, f"train.{name}")
+    folder = store.train(name)
+    known = store.requests()
+    if recipe.requests.source:
+        known = keep_known(known, read_requests(recipe.requests, recipe.model.inputs), store.folder)
+    requests, _ = _shared_out(known, online)
+    settings = _generator(recipe, online, f"train.{name}.online")
+    jury = _jury(recipe, online, f"train.{name}.online")
+    plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
+    own = _fingerprint(config, online, settings, plan, requests, jury)
+    check_fingerprint(folder / "spec.json", own, REMEDY, fresh=_untrained(folder), write=False)
+    _finished(folder, online)
+
+
+def _untrained(folder: Path) -> bool:
+    return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+
+
 def _refuse_inputs(recipe: Recipe, where: str) -> None:
     if recipe.model.inputs:
         raise UsageError(f"{where}: online training does not know model.inputs ({', '.join(recipe.model.inputs)}) yet. Make "
@@ -86,7 +110,11 @@ def _requests(
 ) -> tuple[list[Request], list[Request]]:
     """(trained on, watched): of the split `train`, whatever is held out staying held out."""
     processes.group.lead(lambda: sync_requests(store, recipe) and None)
-    found = sync_requests(store, recipe)
+    return _shared_out(sync_requests(store, recipe), online)
+
+
+def _shared_out(found: Sequence[Request], online: Online) -> tuple[list[Request], list[Request]]:
+    """(trained on, watched). Raises UsageError for fewer than a round asks for."""
     chosen = [r for r in found if r.split == "train"]
     requests, watched = set_aside(chosen, online.watch_requests if online.watch_every else 0)
     if len(requests) < online.requests:
@@ -141,7 +169,7 @@ def _fingerprint(
 def _claim(
     folder: Path, own: dict[str, Any], requests: list[Request], online: Online, recipe: Recipe, plan: Plan
 ) -> None:
-    untrained = not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+    untrained = _untrained(folder)
     check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
     for path in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
         shutil.rmtree(path)

@@ -1,0 +1,113 @@
+"""The smallest and the largest value of every number that a recipe or a flag can hold: one table for all stages.
+
+A bound refuses what cannot be meant (a share of 3, minus two steps) and what would hang or fill the memory before the
+first result (10 to the power of 22 candidates). It does not say what is wise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Bound(NamedTuple):
+    """low <= value <= high; above: low < value."""
+
+    low: float
+    high: float
+    above: bool = False
+
+
+SHARE = Bound(0, 1)
+POSITIVE = Bound(0, 1e38, above=True)  # up to float32
+NOT_NEGATIVE = Bound(0, 1e12)
+SEED = Bound(0, 2**32 - 1)  # what numpy's generators take
+STEPS = Bound(1, 10_000_000)
+FROM_0 = Bound(0, 10_000_000)
+BATCH = Bound(1, 65_536)
+PIXELS = Bound(1, 65_536)
+FEW = Bound(1, 10_000)
+#: any number of a plug-in of the user's own
+ANY = Bound(-(2.0**63), 2.0**63)
+#: a number of prefkit's own that no line below names
+OTHER = Bound(-1e12, 1e12)
+
+GROUPS: tuple[tuple[Bound, str], ...] = (
+    (
+        SHARE,
+        "test_share max_failed timestep_fraction validation_share warmup_share min_confidence quantile min_mass "
+        "label_smoothing ema dropout decay least",
+    ),
+    (POSITIVE, "learning_rate max_grad_norm clip_norm max_hours advantage_clip reward_timeout timeout"),
+    (
+        NOT_NEGATIVE,
+        "weight_decay tie ties stop_drop beta sft noise_level min_gap prior max_drift price_in price_out temperature "
+        "reg_factors reg_bias reg_visual negative_factors negative_bias explicit_weight kl limit clip clamp",
+    ),
+    (SEED, "seed"),
+    (
+        STEPS,
+        "steps rounds checkpoint_every validate_every epochs top_pairs max_requests max_pairs minimum buffer min_votes",
+    ),
+    (
+        FROM_0,
+        "warmup curriculum patience validation watch_requests watch_every window window_every refresh keep_rounds "
+        "validation_users cold most",
+    ),
+    (BATCH, "batch_size accumulation accumulate samples requests updates sample_batch chunk"),
+    (PIXELS, "height width hidden lora_rank lora_alpha rank"),
+    (FEW, "n k k2 m seeds votes choices attempts tries in_flight base_steps"),
+    (Bound(0, 10_000), "best_of"),
+    (Bound(1, 100_000), "bootstrap max_tokens max_sequence_length"),
+    (Bound(64, 65_536), "resolution"),
+    (Bound(-15, 15), "decimals"),
+    (Bound(1, 100), "quality"),
+    (Bound(-1e6, 1e6), "guidance base_guidance adapters weights rewards"),
+)
+#: field -> its bound, in prefkit's own settings and plug-ins
+BOUNDS = {name: bound for bound, names in GROUPS for name in names.split()}
+#: where a name means something else in one class
+OF_CLASS = {
+    ("Generate", "steps"): FEW,
+    ("Online", "steps"): FEW,
+    ("Compare", "most"): STEPS,
+    ("Lora", "alpha"): POSITIVE,
+}
+
+
+def of(kind: type, name: str) -> Bound:
+    own = kind.__module__.startswith("prefkit.")
+    return OF_CLASS.get((kind.__name__, name)) or (BOUNDS.get(name, OTHER) if own else ANY)
+
+
+def broken(kind: type, name: str, value: Any) -> str | None:
+    """What is wrong with the number (or a number in the list or mapping) in the field `name` of `kind`: "is 0: ..."."""
+    if isinstance(value, Mapping):
+        found = ((f"of {key}", broken(kind, name, item)) for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        found = ((f"[{i}]", broken(kind, name, item)) for i, item in enumerate(value))
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    else:
+        return _outside(of(kind, name), value)
+    return next((f"{where} {text}" for where, text in found if text), None)
+
+
+def _outside(bound: Bound, value: float) -> str | None:
+    low, high = _shown(bound.low), _shown(bound.high)
+    if bound.low <= value <= bound.high and not (bound.above and value == bound.low):
+        return None
+    if bound == SHARE:
+        must = "it must be between 0 and 1"
+    elif not value < bound.high:  # NaN too
+        must = f"it must be at most {high}"
+    else:
+        must = f"it must be above {low}" if bound.above else f"it must be at least {low}"
+    return f"is {_shown(value)}: {must}"
+
+
+def _shown(value: float) -> str:
+    """Whole numbers in full, but for those of more than 20 digits."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if abs(value) < 10**20 else f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"

@@ -1,0 +1,189 @@
+"""YAML text -> nested dicts and lists of located strings, within bounds that no recipe written by hand reaches.
+
+Every text that a user hands over passes here: a recipe file and the value of a flag. What passes has no recursive or
+exploding aliases, no deep nesting, no NUL and no half characters.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefkit.errors import RecipeError, UsageError
+
+MOST_BYTES = 256_000
+MOST_DEPTH = 24
+MOST_NODES = 50_000  # after aliases are expanded
+#: libyaml where PyYAML was built with it: twenty times faster, with the same nodes and marks
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Located(str):
+    """A key or scalar as written, with the line it stands on."""
+
+    line: int = 0
+    quoted: bool = False
+    flag: str = ""
+
+
+@dataclass
+class Source:
+    """Where a text comes from, for messages: a file, or a flag such as --pair.main.k."""
+
+    path: str = ""
+    flag: str = ""
+    nodes: int = 0
+    #: the collections that the current node lies in: an alias of one of them would never end
+    above: list[Any] = field(default_factory=list)
+
+    def error(self, line: int, text: str) -> UsageError:
+        return UsageError(f"{self.flag}: {text}") if self.flag else RecipeError(f"{self.path}:{line}: {text}")
+
+
+def read_tree(path: str | Path) -> dict[str, Any] | None:
+    """The mapping in a file, {} for an empty file, None for anything else. Raises UsageError, RecipeError with file:line."""
+    source = Source(path=str(path))
+    try:
+        text = _bytes(path).decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"the recipe {path} could not be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    tree = parse(text, source)
+    return {} if tree is None else tree if isinstance(tree, dict) else None
+
+
+def parse(text: str, source: Source) -> Any:
+    """The text's only document as dicts, lists, Located and None. Raises UsageError, for a file RecipeError."""
+    try:
+        _check_events(text, source)
+        node = yaml.compose(text, Loader=LOADER)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        problem = ", ".join(filter(None, [error.context, error.problem]))
+        raise source.error(line, f"not valid YAML: {problem}.") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML's chr() of an impossible \U escape
+        raise source.error(1, f"not valid YAML: {' '.join(str(error).split())}.") from error
+    return None if node is None else _convert(node, source)
+
+
+def _bytes(path: str | Path) -> bytes:
+    """The content of a file, or of a pipe that the shell has opened. Raises OSError, UsageError."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"the recipe {path} is a folder. Give the YAML file; a run folder is given without -r.")
+    piped = stat.S_ISFIFO(mode) and str(path).startswith(("/dev/", "/proc/"))
+    if not (stat.S_ISREG(mode) or piped):
+        raise UsageError(f"the recipe {path} is not a file.")
+    with open(path, "rb") as file:
+        found = file.read(MOST_BYTES + 1)
+    if len(found) > MOST_BYTES:
+        raise RecipeError(f"{path}: larger than {MOST_BYTES:,} bytes, which no recipe is. Was another file meant?")
+    return found
+
+
+def _check_events(text: str, source: Source) -> None:
+    """Depth and size, before the recursive part of the library sees the text."""
+    depth = nodes = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        nodes += isinstance(event, yaml.NodeEvent)
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if depth > MOST_DEPTH:
+            raise source.error(line, f"nested deeper than {MOST_DEPTH} levels; no key needs that.")
+        if nodes > MOST_NODES:
+            raise source.error(line, f"more than {MOST_NODES:,} values; no recipe needs that.")
+
+
+def _convert(node: Any, source: Source) -> Any:
+    line = node.start_mark.line + 1
+    source.nodes += 1
+    if source.nodes > MOST_NODES:
+        text = f"the aliases (*name) expand to more than {MOST_NODES:,} values. Write the values out."
+        raise source.error(line, text)
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.tag == "tag:yaml.org,2002:null" else _located(node, source)
+    if any(node is other for other in source.above):
+        raise source.error(line, "an alias (*name) lies inside the value that it stands for. Write the value out.")
+    source.above.append(node)
+    found = (_mapping if isinstance(node, yaml.MappingNode) else _sequence)(node, source)
+    source.above.pop()
+    return found
+
+
+def _sequence(node: Any, source: Source) -> list[Any]:
+    return [_convert(item, source) for item in node.value]
+
+
+def _mapping(node: Any, source: Source) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise source.error(node.start_mark.line + 1, "a key must be a name, not a list or a mapping.")
+        name = _located(key, source)
+        if name in found:
+            raise source.error(name.line, f"{name}: given twice.")
+        found[name] = _convert(value, source)
+    return found
+
+
+def _located(node: Any, source: Source) -> Located:
+    text = Located(node.value)
+    text.line = node.start_mark.line + 1
+    text.quoted = getattr(node, "style", None) in ("'", '"')
+    if bad := unusable(text):
+        raise source.error(text.line, f"{text[:60]!r} contains {bad}. Remove it.")
+    return text
+
+
+def unusable(text: str) -> str | None:
+    """What a text holds that no path, name or prompt can hold."""
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "half of a character (a lone surrogate), or bytes that are not UTF-8"
+    return None
+
+
+def overlay(tree: dict[str, Any], path: str, text: str) -> None:
+    """Set `a.b.c` in a tree from a flag's text, which is read as YAML. Raises UsageError."""
+    flag = f"--{path}"
+    try:
+        value = _flagged(parse(text or "''", Source(flag=flag)), flag)
+    except UsageError as error:
+        if isinstance(error.__cause__, (yaml.YAMLError, ValueError)):
+            message = f"{flag}: {text!r} is not valid YAML. Put quotes around a text with special signs."
+            raise UsageError(message) from error
+        raise
+    place(tree, [_flagged(Located(name), flag) for name in path.split(".")], value)
+
+
+def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set tree[a][b][c], making the mappings on the way."""
+    *parents, last = path
+    for name in parents:
+        inner = tree.get(name)
+        if not isinstance(inner, dict):
+            inner = tree[name] = {}
+        tree = inner
+    tree[last] = value
+
+
+def _flagged(tree: Any, flag: str) -> Any:
+    """The same tree, its keys and scalars known to come from a flag."""
+    if isinstance(tree, Located):
+        tree.flag = flag
+    for inner in [*tree, *tree.values()] if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
+        _flagged(inner, flag)
+    return tree

@@ -1,0 +1,141 @@
+"""A pipeline folder before anything of it is loaded: its parts, the files of each, and the variant that is there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefkit.config import Model
+from prefkit.errors import UsageError
+from prefkit.models.paper import PARTS, part_of
+from prefkit.tiny import located
+
+INDEX = "model_index.json"
+#: diffusion_pytorch_model.safetensors, model.fp16.safetensors, and the first of several model.fp16-00001-of-00002.safetensors
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.safetensors", re.ASCII
+)
+SHARDS = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.\w+)?\.json", re.ASCII)
+CONVERT = (
+    "python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{0}', "
+    "use_safetensors=False).save_pretrained('{0}-safetensors')\""
+)
+
+
+def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
+    """The variant (fp16) to load a local pipeline folder in: None where plain weights are there.
+
+    wanted: of PARTS; the weights of the others need not be there. Raises UsageError for a component that is missing, or
+    whose weights are missing, incomplete or pickles. Anything but a local folder has None.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    offered: list[tuple[str, set[str]]] = []
+    for name in _components(folder):
+        if not (folder / name).is_dir():
+            raise UsageError(
+                f"{source} is incomplete: {INDEX} names the part {name}, and there is no folder {name}. Copy or download "
+                "the whole pipeline again."
+            )
+        part = part_of(name)
+        if part is None or part not in wanted:
+            continue
+        found = _variants(folder / name, source)
+        if None not in found:
+            offered.append((name, {text for text in found if text}))
+    if not offered:
+        return None
+    common = set.intersection(*(names for _, names in offered))
+    if not common:
+        said = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in offered)
+        raise UsageError(
+            f"{source}: its parts hold weights of different variants only ({said}). Download one variant whole."
+        )
+    return "fp16" if "fp16" in common else min(common)
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """model_index.json of a local pipeline folder. Raises UsageError."""
+    try:
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise UsageError(f"{folder / INDEX} could not be read: {text}. Copy or download the pipeline again.") from error
+
+
+def _components(folder: Path) -> Iterator[str]:
+    for name, entry in index_of(folder).items():
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry):
+            yield name
+
+
+def _variants(folder: Path, source: str) -> set[str | None]:
+    """Variants of the weights in a component's folder; None is the plain one. Raises UsageError."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in names:
+        if SHARDS.fullmatch(name):
+            _check_shards(folder / name)
+    found = {match["variant"] for name in names if (match := WEIGHTS.fullmatch(name))}
+    if found:
+        return found
+    if any(name.endswith((".bin", ".pt", ".ckpt", ".msgpack")) for name in names):
+        raise UsageError(
+            f"{folder} holds no .safetensors weights, only formats that can run code when they are read, and prefkit reads "
+            f"none of those. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
+        )
+    raise UsageError(
+        f"{source} is incomplete: {folder} holds no weights (looked for model.safetensors or "
+        "diffusion_pytorch_model.safetensors). Copy or download the whole pipeline again."
+    )
+
+
+def _check_shards(index: Path) -> None:
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{index} could not be read. Copy or download the pipeline again.") from error
+    missing = sorted(str(name) for name in shards if not (index.parent / str(name)).is_file())
+    if missing:
+        raise UsageError(
+            f"{index.parent} is incomplete: {len(missing)} of the {len(shards)} files of its weights are missing, the first "
+            f"being {missing[0]}. Let the download finish, or copy the whole folder again."
+        )
+
+
+def not_a_pipeline(folder: Path) -> str:
+    """What a folder without model_index.json is instead, and what to give."""
+    names = {path.name for path in folder.iterdir()}
+    give = (
+        "Give the folder that save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes under "
+        "model.adapters."
+    )
+    if not names:
+        return f"{folder} is an empty folder. {give}"
+    if "pytorch_lora_weights.safetensors" in names or "adapter_config.json" in names:
+        return f"{folder} is a LoRA adapter, not a pipeline: give it as model.adapters: {{{folder}: 1}}, and its base as model.base."
+    if "config.json" in names and (folder.parent / INDEX).is_file():
+        return f"{folder} is one part of a pipeline. Give the folder above it: {folder.parent}."
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
+    if inside:
+        return f"{folder} is no diffusers pipeline itself, but holds {', '.join(inside)}. Give {folder / inside[0]}."
+    return f"{folder} is a folder without {INDEX}, so it is no diffusers pipeline. {give}"
+
+
+def check_call(model: Model, names: Collection[str]) -> None:
+    """Raises UsageError for a name that the call of a local folder's pipeline does not take."""
+    import diffusers
+
+    from prefkit.models.record import known_arguments
+
+    folder = Path(located(model.base))
+    index: Mapping[str, Any] = index_of(folder) if folder.is_dir() else {}
+    kind = getattr(diffusers, str(index.get("_class_name", "")), None)
+    if isinstance(kind, type):
+        known_arguments(kind, names)

@@ -1,0 +1,122 @@
+"""A default follows from the recipe and the run folder, never from which flags are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefkit.errors import RecipeError, UsageError
+from prefkit.resolve import about, resolve
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def recipe(run, text=""):
+    run.mkdir(exist_ok=True)
+    (run / "recipe.yaml").write_text(f"model: {{base: tiny}}\n{text}")
+
+
+@pytest.mark.parametrize("flags", [[], [("steps", "1")], [("learning_rate", "1e-4"), ("model.base", "x")]])
+@pytest.mark.parametrize("where", ["recipe", "disk", "both"])
+def test_the_only_pair_set_is_the_default_whatever_flags_are_there(run, flags, where):
+    recipe(run, "" if where == "disk" else "pair: {mine: {}}\n")
+    if where != "recipe":
+        (run / "pairs/mine").mkdir(parents=True)
+    assert resolve(str(run), None, "train", flags).train["dpo"].pairs == "mine"
+
+
+def test_of_several_pair_sets_none_is_taken_and_what_is_said_is_kept(run):
+    recipe(
+        run,
+        "pair: {mine: {}}\ntrain: {a: {steps: 3}, b: {pairs: elsewhere}, c: {online: {rewards: {x: 1}}}, d: null}\n",
+    )
+    found = resolve(str(run), None, "train", [("a.steps", "4")]).train
+    assert [found[name].pairs for name in "abcd"] == ["mine", "elsewhere", "", "mine"]
+    (run / "pairs/other").mkdir(parents=True)
+    found = resolve(str(run), None, "train", [("a.steps", "4")]).train
+    assert [found[name].pairs for name in "abcd"] == ["", "elsewhere", "", ""]
+    assert resolve(str(run), None, "train", [("a.pairs", "''")]).train["a"].pairs == ""
+
+
+def test_an_evaluation_without_models_is_of_every_training(run):
+    recipe(run, "train: {a: {pairs: x}, b: {pairs: x}}\n")
+    assert resolve(str(run), None, "run", [("eval.held_out.seeds", "2")]).eval["held_out"].models == ["a", "b"]
+    for name in ("b", "b-sft", "b-flipped"):
+        (run / f"train/{name}/final").mkdir(parents=True)
+    for flags in ([], [("seeds", "2")]):
+        assert resolve(str(run), None, "eval", flags).eval["held_out"].models == ["b"]
+    assert resolve(str(run), None, "eval", [("models", "[]")]).eval["held_out"].models == []
+
+
+def test_a_nested_section_keeps_its_default_where_one_key_is_given(run):
+    recipe(run)
+    found = resolve(str(run), None, "train", [("objective.beta", "500"), ("lora.rank", "4")]).train["dpo"]
+    assert (found.objective.use, found.objective.options, found.lora.rank) == ("dpo", {"beta": 500.0}, 4)
+
+
+def test_use_never_overwrites_another_entry(run):
+    recipe(run, "score: {blue: {use: jpeg}}\npair: {main: {}, people: {use: comparisons}}\n")
+    flags = [("batch_size", "3"), ("use", "ocr")]
+    found = resolve(str(run), None, "score", flags)
+    assert {name: (e.use, e.batch_size) for name, e in found.score.items()} == {"blue": ("jpeg", 32), "ocr": ("ocr", 3)}
+    assert about(found, "score", flags, []) == ["ocr"] and about(found, "score", [], []) == []
+    found = resolve(str(run), None, "score", [("use", "jpeg"), ("batch_size", "3")])
+    assert list(found.score) == ["blue"] and found.score["blue"].batch_size == 3
+    flags = [("use", "comparisons")]
+    found = resolve(str(run), None, "pair", flags)
+    assert list(found.pair) == ["main", "people"] and about(found, "pair", flags, []) == ["people"]
+    assert about(resolve(str(run), None, "pair", [("use", "topk_bottomk")]), "pair", [("use", "topk_bottomk")], []) == [
+        "main"
+    ]
+    with pytest.raises(UsageError, match="of which entry"):
+        resolve(str(run), None, "pair", [("k", "3")])
+
+
+@pytest.mark.parametrize("flags", [[("use", "comparisons")], [("use", "comparisons"), ("prior", "2")]])
+@pytest.mark.parametrize("text", ["", "pair: {a: {}, b: {use: margin}}\n", "pair: {a: {use: comparisons}}\n"])
+def test_the_hint_after_an_import_works_in_every_run(run, flags, text):
+    recipe(run, text)
+    found = resolve(str(run), None, "pair", flags)
+    (name,) = about(found, "pair", flags, [])
+    assert found.pair[name].use == "comparisons" and all(
+        found.pair[n].use != "comparisons" for n in found.pair if n != name
+    )
+
+
+def test_sections_given_in_python_are_laid_over_the_run_s_own_recipe(run):
+    from prefkit import Run
+
+    recipe(run, "score: {size: {use: jpeg}}\n")
+    given = {"b": {"pairs": "main", "steps": 3}}
+    found = Run(run, train=given).recipe
+    assert (found.model.base, list(found.score), found.train["b"].steps) == ("tiny", ["size"], 3)
+    assert given == {"b": {"pairs": "main", "steps": 3}}
+    with pytest.raises(UsageError, match="must be text, not a function"):
+        Run(run, score={"t": {"use": test_an_evaluation_without_models_is_of_every_training}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "generate: {n: 4}",
+            r"generate.n: is a key of an entry, and entries have names: write generate: {own: {n: 4}}",
+        ),
+        ("score: {use: jpeg}", r"entries have names: write score: {own: {use: jpeg}}"),
+        ("pair: {a: {strategy: margin}}", "Did you mean 'use'"),
+        ("train: {a: {lr: 1}}", "Did you mean 'learning_rate'"),
+        ("train: {a: {beta: 1}}", "Did you mean 'objective.beta'"),
+    ],
+)
+def test_keys_in_the_wrong_place_or_by_another_tool_s_name(run, text, message):
+    recipe(run, text)
+    with pytest.raises(RecipeError, match=message):
+        resolve(str(run), None, "run")
+
+
+def test_a_recipe_given_as_a_run_says_r(cli):
+    for verb in ("run", "generate", "report"):
+        code, _, err = cli(verb, "recipe.yaml")
+        assert code == 2 and f"Write `prefkit {verb} -r recipe.yaml`" in err

@@ -1,0 +1,73 @@
+"""A dry run ends as the run would, and writes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.core.test_bad_input import drawn, edit, stages
+
+__all__ = ["drawn"]
+
+
+def files(folder):
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def both(cli, recipe, *arguments):
+    """(code, last line) of the dry run, which writes nothing, and of the run."""
+    before = files(recipe.parent)
+    planned = cli(*arguments, "--dry-run")
+    assert files(recipe.parent) == before
+    done = cli(*arguments)
+    return [(code, (err.strip().splitlines() or [""])[-1]) for code, _, err in (planned, done)]
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        ("generate", ["--format", ""]),
+        ("generate", ["--splits", "[nope]"]),
+        ("generate", ["--requests.source", "none.txt"]),
+        ("score", []),
+        ("pair", []),
+        ("train", ["--steps", "-1"]),
+        ("train", ["--schedule", "xyz"]),
+        ("train", ["--pairs", "none"]),
+        ("train", []),
+        ("eval", []),
+        ("eval", ["--models", "[]", "--scorers", "[nope]"]),
+    ],
+)
+def test_the_first_command_of_a_new_run(drawn, cli, verb, flags):
+    planned, done = both(cli, drawn, verb, "-r", drawn, *flags)
+    assert planned == done and done[0] == 2, done
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "code"),
+    [
+        ("generate", ["--seed", "7"], 1),
+        ("score", ["--name", "size", "--size.quality", "50"], 1),
+        ("pair", ["--tie", "1e6"], 2),
+        ("pair", ["--weights", "{sise: 1}"], 2),
+        ("pair", ["--k", "9"], 2),
+    ],
+)
+def test_what_was_made_with_other_settings_is_found(drawn, cli, verb, flags, code):
+    stages(cli, drawn, "generate", "score")
+    planned, done = both(cli, drawn, verb, "-r", drawn, *flags)
+    assert planned == done and done[0] == code, (planned, done)
+
+
+def test_a_whole_recipe_is_planned_though_nothing_is_made_yet_but_not_with_a_fault(drawn, cli):
+    edit(drawn, "eval:\n  held_out: {", "eval:\n  held_out: {generator: sd, ")
+    edit(drawn, "generate:\n", "generate:\n  sd: {n: 1, steps: 1}\n")
+    assert cli("run", "-r", drawn, "--dry-run")[0] == 0
+    for flags, message in (
+        (["--train.dpo.schedule", "xyz"], "schedule: 'xyz' is not known"),
+        (["--pair.main.weights", "{sise: 1}"], "no scores"),
+        (["--eval.held_out.models", "[nope]"], "train/nope"),
+        (["--train.dpo.pairs", "nope"], "'nope' is neither a name under"),
+    ):
+        code, out, err = cli("run", "-r", drawn, *flags, "--dry-run")
+        assert code == 2 and message in err and "generate" in out

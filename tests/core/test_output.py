@@ -1,0 +1,85 @@
+"""What reaches a terminal: nothing that it acts on, nothing without an end, and JSON exact."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+
+import pytest
+
+from prefkit import output
+from prefkit.cli import explained, run
+from prefkit.errors import StoreError
+
+HOSTILE = "a\x1b[31mred\x1b]0;title\x07 b\rc \x9b2J \u202edlrow\u2066 \u2028x\x00 \udc80 d"
+
+
+def test_everything_that_prefkit_prints_is_escaped(capsys, monkeypatch):
+    monkeypatch.setattr(output, "quiet", False)
+    output.note(HOSTILE)
+    output.hint(HOSTILE)
+    output.warn(HOSTILE)
+    output.error(HOSTILE)
+    output.emit({}, False, [{HOSTILE: HOSTILE, "n": 1}])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with output.Progress(HOSTILE, 2) as progress:
+        progress.shown -= 60
+        progress.update(1, extra=HOSTILE)
+    out, err = capsys.readouterr()
+    shown = "a\\x1b[31mred\\x1b]0;title\\x07 b"
+    assert out.count(shown) == 2 and err.count(shown) == 6
+    rest = err.replace("\r\x1b[K", "")  # the progress line's own
+    for text in (out, rest):
+        assert not [c for c in text if c not in "\n" and (not c.isprintable())] and "\u202e" not in text
+    assert output.safe("日本語 👩\u200d🚀 é\n\tx") == "日本語 👩\u200d🚀 é\n\tx"
+
+
+def test_json_is_exact(capsys):
+    output.emit({"a": HOSTILE.replace("\udc80", ""), "b": [float("nan"), float("inf"), 1.5]}, True)
+    assert json.loads(capsys.readouterr().out) == {"a": HOSTILE.replace("\udc80", ""), "b": [None, None, 1.5]}
+
+
+def test_a_message_has_an_end_and_keeps_its_own(capsys):
+    output.error("wrong: " + "x" * 50_000 + ". Fix it so.")
+    err = capsys.readouterr().err
+    assert len(err) <= output.LONGEST + 1 and err.startswith("Error: wrong: xxx") and err.endswith("Fix it so.\n")
+
+
+def test_stdout_that_is_full(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(StoreError, match="standard output: No space left on device"):
+            output.emit({"a": 1}, True)
+        assert run(["--version"]) == 1
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):  # what it still holds
+            full.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (
+            OSError(28, "No space left on device", "x/y"),
+            1,
+            "x/y could not be read or written: No space left on device.",
+        ),
+        (OSError(36, "File name too long", "x"), 2, "File name too long"),
+        (MemoryError(), 1, "out of memory"),
+        (RecursionError("maximum recursion"), 1, "nested too deeply"),
+        (SystemExit(0), 1, "a plug-in ended the program"),
+        (RuntimeError("Could not determine home directory."), 2, "no such user"),
+        (ValueError("x"), 1, "PREFKIT_DEBUG=1 shows where"),
+    ],
+)
+def test_errors_of_the_system_are_sentences(error, code, text):
+    said, ended = explained(error)
+    assert ended == code and text in said
+
+
+@pytest.mark.parametrize("argument", ["a\0b", os.fsdecode(b"a\xff")])
+def test_arguments_that_no_path_can_be(argument, capsys):
+    assert run(["generate", argument]) == 2
+    assert "contains" in capsys.readouterr().err

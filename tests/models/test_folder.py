@@ -1,0 +1,114 @@
+"""Model folders that are not whole, not plain or not pipelines: what is loaded, or said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from prefkit.config import Model
+from prefkit.errors import UsageError
+from prefkit.models.folder import variant_of
+from prefkit.models.load import check_model, load_pipeline
+from prefkit.models.long_prompts import too_long
+
+
+@pytest.fixture
+def copy(sd, tmp_path):
+    return shutil.copytree(sd, tmp_path / "copy")
+
+
+def weights(folder):
+    return [path for path in folder.rglob("*.safetensors")]
+
+
+def test_the_variant_that_is_there_is_loaded(sd, copy):
+    for path in weights(copy):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    assert variant_of(str(sd)) is None and variant_of(str(copy)) == "fp16"
+    one, two = load_pipeline(sd), load_pipeline(copy)
+    for name in ("unet", "vae", "text_encoder"):
+        pairs = zip(getattr(one, name).state_dict().values(), getattr(two, name).state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_part_with_plain_weights_beside_a_variant_keeps_them(copy):
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    shutil.copy(path, path.with_suffix(".fp16.safetensors"))
+    assert variant_of(str(copy)) is None
+    path.unlink()
+    assert variant_of(str(copy)) == "fp16" and variant_of(str(copy), {"vae"}) is None
+    vae = copy / "vae/diffusion_pytorch_model.safetensors"
+    vae.rename(vae.with_suffix(".bf16.safetensors"))
+    with pytest.raises(UsageError, match="different variants only .unet: fp16; vae: bf16."):
+        variant_of(str(copy))
+
+
+def pickled(copy):
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+
+
+def no_weights(copy):
+    (copy / "unet/diffusion_pytorch_model.safetensors").unlink()
+
+
+def no_part(copy):
+    shutil.rmtree(copy / "vae")
+
+
+def half_a_download(copy):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    path = copy / "text_encoder/model.safetensors"
+    path.rename(path.with_name("model-00001-of-00002.safetensors"))
+    (copy / "text_encoder/model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def no_index(copy):
+    (copy / "model_index.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (pickled, "unet holds no .safetensors weights.*convert the pipeline once"),
+        (no_weights, "is incomplete: .*unet holds no weights"),
+        (no_part, "is incomplete: model_index.json names the part vae"),
+        (half_a_download, "1 of the 2 files of its weights are missing, the first being model-00002-of-00002"),
+        (no_index, "model_index.json could not be read"),
+    ],
+)
+def test_a_folder_that_is_not_whole_says_what_is_missing(copy, spoil, message):
+    spoil(copy)
+    for look in (lambda: check_model(Model(base=str(copy)), "cpu"), lambda: load_pipeline(copy)):
+        with pytest.raises(UsageError, match=message):
+            look()
+
+
+def test_a_folder_that_is_something_else_says_what_it_is(copy, tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/pytorch_lora_weights.safetensors").touch()
+    cases = {
+        "none": "is an empty folder",
+        "lora": "is a LoRA adapter",
+        "copy/unet": "is one part of a pipeline",
+        ".": "but holds copy. Give",
+    }
+    for name, message in cases.items():
+        with pytest.raises(UsageError, match=message):
+            load_pipeline(tmp_path / name)
+
+
+def test_prompts_that_the_text_encoder_does_not_read_to_the_end_are_counted(sd, recipe, cli, monkeypatch):
+    pipe = load_pipeline(sd)
+    limit = pipe.tokenizer.model_max_length
+    short, long = "a hat", "a red hat " * limit
+    assert too_long(pipe, [short, long, long + "x"]) == (2, limit)
+    assert too_long(pipe, [short]) == (0, limit)
+    (recipe.parent / "prompts.txt").write_text(f"{short}\n{long}\n")
+    code, out, err = cli("generate", "-r", recipe, "--requests.test_share", "0", "--n", "1", "--steps", "1", "--json")
+    assert code == 0 and json.loads(out)["own"]["long_prompts"] == 1
+    assert err.count("1 of 2 prompts is longer than the text encoder reads") == 1 and "truncated because" not in err
