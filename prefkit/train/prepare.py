@@ -16,7 +16,7 @@ from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
-from prefkit.train import beside, frames, posterior, preflight, texts, views
+from prefkit.train import beside, draws, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -143,7 +143,9 @@ def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairDat
     extra = beside.cache_of(plan.config, plan.cache)
     latents, conditions = Cache(plan.cache / posterior.folder_of(plan.config)), Cache(plan.cache / "conditions")
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
-    return PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config))
+    return PairData(
+        pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config), plan.config.seed
+    )
 
 
 def prepare(
@@ -225,6 +227,7 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     split = [config.batch_size, config.accumulation, processes.count]
     read = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
     found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
+    found["draws"] = draws.SCHEME
     if config.lora is not None and config.lora.dropout:
         found["split"] = split
     masks = plan.masks(pairs)

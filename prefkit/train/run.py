@@ -33,7 +33,6 @@ from prefkit.train.data import PairData
 from prefkit.train.export import export
 from prefkit.train.jobs import Job, jobs_of, load_objective
 from prefkit.train.kept import KeptErrors, check_kept
-from prefkit.train.lists import groups_of
 from prefkit.train.looks import looks_of
 from prefkit.train.metrics import BOARDS
 from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
@@ -311,7 +310,7 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     sharding.shard_policy(policy, shard, processes, job.name)
     if objective.reference == "ema":
         policy.start_average(objective.decay)
-    groups = groups_of(objective, training, config.pairs, job.flip)
+    groups = job.groups(objective, training)
     own = data.of(groups)
     measured = None
     if held:

@@ -106,7 +106,7 @@ class PairLearner:
                 latents.keep(candidate.id, tree, [image.height, image.width])
         requests = {r.request_id: r for r in store.requests()}
         groups = groups_of(self.objective, pairs, "of the round")
-        data = PairData(groups, latents, self.conditions, requests)  # type: ignore[arg-type]
+        data = PairData(groups, latents, self.conditions, requests, seed=self.loop.config.seed)  # type: ignore[arg-type]
         missing: dict[str, tuple[Request, tuple[int, int]]] = {}
         for pair in pairs:
             if data.condition_key(pair) not in data.conditions:
