@@ -17,10 +17,15 @@ from prefkit.store import Store
 def plan(
     store: Store, recipe: Recipe, verbs: Sequence[str], names: Sequence[str], limit: int | None
 ) -> list[dict[str, Any]]:
-    """A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is missing."""
+    """A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is missing.
+
+    What is not made yet is missing. Raises UsageError for a training whose settings no run could make right.
+    """
     rows = []
     for verb in verbs:
         for name in chosen_names(recipe, verb, names):
+            if verb == "train":
+                _check_train(recipe, name)
             row: dict[str, Any] = {"stage": verb, "name": name}
             try:
                 row |= {"generate": _generate, "score": _score, "pair": _pair, "train": _train, "eval": _eval}[verb](
@@ -107,6 +112,17 @@ def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> dict[s
         **_size_and_time(store.train(name), 0, 0),
         **_caches(store, recipe, name),
     }
+
+
+def _check_train(recipe: Recipe, name: str) -> None:
+    from prefkit.train.jobs import load_objective
+    from prefkit.train.run import check_settings
+
+    check_settings(name, recipe.train[name])
+    if recipe.train[name].online is not None:
+        from prefkit.train.online.run import check_recipe
+
+        check_recipe(recipe, name, load_objective(name, recipe.train[name]))
 
 
 def _caches(store: Store, recipe: Recipe, name: str) -> dict[str, Any]:

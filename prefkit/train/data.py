@@ -54,8 +54,8 @@ class Batch:
         return self._changed(lambda tree: to_device(tree, device))
 
     def pinned(self) -> Batch:
-        """In page-locked memory, which a CUDA device copies from by itself."""
-        return self._changed(lambda tree: map_tensors(lambda tensor: tensor.pin_memory(), tree))
+        """In page-locked memory, which a CUDA device copies from by itself. What is on the device already stays there."""
+        return self._changed(lambda tree: map_tensors(_pinned, tree))
 
     def _changed(self, change: Callable[[Tree], Tree]) -> Batch:
         names = ("latents", "condition", "weight", "reference")
@@ -172,6 +172,10 @@ class PairData:
             members=list(groups),
             weight=torch.stack([found["weight"] for found in own]) if "weight" in own[0] else None,
         )
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" and tensor.layout == torch.strided else tensor
 
 
 def order(count: int, seed: int, position: int) -> tuple[int, int]:

@@ -159,6 +159,9 @@ def check_settings(name: str, config: Train) -> None:
         raise UsageError(f"train.{name}.lora.dropout is {config.lora.dropout:g}: it must be from 0 to below 1.")
     if (getattr(load_objective(name, config).options, "beta", None) or 1) < 0:
         raise UsageError(f"train.{name}.objective.beta is negative: that would teach the losers.")
+    if config.online is None and config.max_hours is None and config.steps < config.warmup:
+        output.warn(f"train.{name}.warmup is {config.warmup} steps and the training has {config.steps}, so it never reaches "
+                    "its learning_rate. Lower warmup.")  # fmt: skip
 
 
 def _budget(

@@ -9,6 +9,7 @@ import safetensors.torch
 
 from prefkit.config import Online, Pair, Recipe, Train
 from prefkit.errors import UsageError
+from prefkit.models.trees import to_device
 from prefkit.output import warn
 from prefkit.pair.run import run_pair
 from prefkit.store import Store
@@ -112,12 +113,12 @@ class PairLearner:
             if data.condition_key(pair) not in data.conditions:
                 missing[data.condition_key(pair)] = data.request(pair), data.size(pair)
         for key, (request, size) in missing.items():
-            self.conditions.keep(key, self.family.conditions([request], size)[0])
+            self.conditions.keep(key, to_device(self.family.conditions([request], size)[0], "cpu"))
         return data
 
 
 class Memory:
-    """What train.cache.Cache is on disk, in memory."""
+    """What train.cache.Cache is on disk, in main memory: tensors of what is kept are on the CPU."""
 
     def __init__(self) -> None:
         self.trees: dict[str, Any] = {}

@@ -53,14 +53,12 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
     """
     config = recipe.train[name]
     online = config.online or Online()
-    guards.check(name, config, online, objective)
-    _refuse_inputs(recipe, f"train.{name}")
+    jury, chooser = check_recipe(recipe, name, objective)
     processes = Processes(config.device)
     folder = store.train(name)
     with store.lock(f"train/{name}") if processes.main else nullcontext():
         requests, watched = _requests(store, recipe, online, processes)
         settings = _generator(recipe, online, f"train.{name}.online")
-        jury = _jury(recipe, online, f"train.{name}.online")
         plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
         own = _fingerprint(config, online, settings, plan, requests, jury)
         if processes.main:
@@ -69,9 +67,23 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
         if _finished(folder, online):
             output.note(f"train {name}: already done.")
             return read_json(folder / "result.json")
-        loop = make_loop(plan, name, objective, settings, jury, requests, watched, processes)
+        loop = make_loop(plan, name, objective, settings, jury, chooser, requests, watched, processes)
         with computing.computing(config, processes.device):
             return _train(loop, plan, name, folder, limit)
+
+
+def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[Jury, Chooser | None]:
+    """Everything that can be wrong with the recipe before a request is read or weights are loaded. Raises UsageError.
+
+    Returns the scorers, not loaded, and how pairs are chosen (None for an objective without pairs).
+    """
+    config, where = recipe.train[name], f"train.{name}.online"
+    online = config.online or Online()
+    guards.check(name, config, online, objective)
+    _refuse_inputs(recipe, f"train.{name}")
+    _generator(recipe, online, where)
+    jury = _jury(recipe, online, where, objective)
+    return jury, Chooser.of(recipe, online, jury.signs(), where) if objective.shape != "step" else None
 
 
 def _refuse_inputs(recipe: Recipe, where: str) -> None:
@@ -103,8 +115,11 @@ def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
     """The settings of generation. Raises UsageError."""
     name = online.generator or next((n for n, g in recipe.generate.items() if g.use == "diffusers"), None)
     if name is None or name not in recipe.generate:
-        raise UsageError(f"{where}.generator: {name!r} is not in the recipe; add an entry under `generate:` that says with "
-                         "how many steps and which guidance to sample.")  # fmt: skip
+        what = (
+            "no entry of the recipe's `generate:` uses diffusers" if name is None else f"{name!r} is not in the recipe"
+        )
+        raise UsageError(f"{where}.generator: {what}; add an entry under `generate:` that says with how many steps and which "
+                         "guidance to sample, as in generate: {own: {steps: 20, guidance: 7.5}}.")  # fmt: skip
     found = recipe.generate[name]
     if found.use != "diffusers" or found.model is not None or found.compile:
         raise UsageError(f"{where}.generator: {name} must be a diffusers generator of `model` itself, not compiled: what "
@@ -112,11 +127,14 @@ def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
     return found
 
 
-def _jury(recipe: Recipe, online: Online, where: str) -> Jury:
-    aliases = dict.fromkeys([*(a for a, w in online.rewards.items() if w), *online.watch])
-    aliases |= {online.mask: None} if online.mask else {}
+def _jury(recipe: Recipe, online: Online, where: str, objective: Any) -> Jury:
+    """Scorers of the reward, of the pairs where the objective learns from pairs, of what is watched and of the mask."""
+    learned = [alias for alias, weight in online.rewards.items() if weight]
+    if objective.shape != "step":
+        learned += pair_settings(recipe, online, where).weights
+    aliases = dict.fromkeys([*learned, *online.watch, *([online.mask] if online.mask else [])])
     jury = Jury(recipe, list(aliases), where)
-    jury.refuse_judges([a for a, w in online.rewards.items() if w], where)
+    jury.refuse_judges(list(dict.fromkeys(learned)), where)
     return jury
 
 
@@ -171,6 +189,7 @@ def make_loop(
     objective: Any,
     settings: Generate,
     jury: Jury,
+    chooser: Chooser | None,
     requests: list[Request],
     watched: list[Request],
     processes: Processes,
@@ -192,7 +211,6 @@ def make_loop(
     pair = pair_settings(plan.recipe, online, f"train.{name}.online")
     learner: Any
     if records:
-        chooser = Chooser.of(pair, f"train.{name}.online.pair")
         learner = StepLearner(config, online, objective, policy, rollout, updates, chooser)
     else:
         learner = PairLearner(config, online, objective, policy, family, updates, pair, plan.recipe, folder)
