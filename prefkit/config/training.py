@@ -88,7 +88,7 @@ class Online:
     #: rose; 0 = never
     stop_drop: float = 0.5
     #: samples generated at once; null = as many as a micro-batch of training holds
-    sample_batch: int | None = None
+    sample_batch: int | None = free(None)
     #: seconds after which an answer of the scorers counts as failed
     reward_timeout: float = free(600.0)
     #: share of failed rewards in a round above which training stops

@@ -11,7 +11,7 @@ from prefkit.errors import UsageError
 from prefkit.tiny import located
 from prefkit.types import digest
 
-CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model")
+CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model", ".py", ".jinja")
 
 
 def weights_revision(base: str | Path, revision: str | None = None) -> str:

@@ -32,7 +32,7 @@ class KeptErrors:
     """Parts of keys [N] int64 and, by head, errors [N] float32; 12 bytes a sample for one head.
 
     A key is the first 64 bits of a hash over all that decides the error: latents, time, noise, weights and the key of
-    the condition. The folder's name stands for the rest: model, adapters, call, precision.
+    the condition. The folder's name stands for the rest: model, adapters, call, precision, seed.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
-from prefkit.train import beside, draws, frames, posterior, preflight, texts, views
+from prefkit.train import beside, cache_keys, draws, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -47,10 +47,31 @@ class Plan:
         self.call = call_of(recipe, config)
         self._masks: Masks | None = None
         self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
-        # hidden beside the trainings, so that all of this run share it
-        code = registry.code_hash(config.family, "family")
-        family = [config.family] if code is None else [config.family, code]
-        self.cache = folder.parent / ".cache" / digest(self.revision, *family, self.call, self.frozen_dtype)
+        # hidden beside the trainings, so that all of this run share them
+        self.caches = folder.parent / ".cache"
+        own = {key: base[key] for key in ("base", "config") if key in base}
+        self._common = [own, config.family, registry.code_hash(config.family, "family"), self.frozen_dtype]
+
+    def latents_folder(self) -> Path:
+        """Latents of images and what lies beside them."""
+        return self.caches / cache_keys.latents_key(self._common)
+
+    def conditions_folder(self) -> Path:
+        """Hangs on the wiring: once that is known, ask again."""
+        key = cache_keys.conditions_key(self._common, self.revision.get("inputs"), self.call, self.wiring())
+        return self.caches / key / "conditions"
+
+    def reference_folder(self) -> Path:
+        """Errors of the frozen start."""
+        names = self.latents_folder().name, self.conditions_folder().parent.name
+        config = self.config
+        return (
+            self.caches / cache_keys.reference_key(*names, self.revision, config.precision, config.seed) / "reference"
+        )
+
+    def wiring_file(self) -> Path:
+        key = cache_keys.wiring_key(self._common, self.revision.get("inputs"), self.call)
+        return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
         """What is masked; read once, for the pairs of the first call."""
@@ -102,14 +123,14 @@ class Plan:
         return self.load(device, (height, width), {"denoiser"}, self.wiring())
 
     def wiring(self) -> Wiring | None:
-        path = self.cache / "wiring.json"
+        path = self.wiring_file()
         return Wiring.from_json(path.read_text()) if path.exists() else None
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
     """Whether this base's own VAE made the latents that this generator's candidates hold: else images are encoded."""
     spec = store.candidates(generator).spec() or {}
-    return {"base": spec.get("model"), **{key: spec[key] for key in ("config", "quantize") if spec.get(key)}} == base
+    return spec.get("model") == base["base"] and (spec.get("config") or None) == base.get("config")
 
 
 def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
@@ -120,7 +141,8 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for settings in recipe.generate.values():
         guidance = settings.guidance if config.guidance is None else config.guidance
-        call = dict(settings.call) | ({} if guidance is None else {"guidance_scale": guidance})
+        call = {name: value for name, value in settings.call.items() if not name.startswith("negative_")}
+        call |= {} if guidance is None else {"guidance_scale": guidance}
         if settings.use == "diffusers" and call not in found:
             found.append(call)
     if len(found) > 1:
@@ -140,8 +162,9 @@ def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairDat
     if plan.config.resolution is not None:
         pairs = frames.framed(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
-    extra = beside.cache_of(plan.config, plan.cache)
-    latents, conditions = Cache(plan.cache / posterior.folder_of(plan.config)), Cache(plan.cache / "conditions")
+    folder = plan.latents_folder()
+    extra = beside.cache_of(plan.config, folder)
+    latents, conditions = Cache(folder / posterior.folder_of(plan.config)), Cache(plan.conditions_folder())
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
     return PairData(
         pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config), plan.config.seed
@@ -156,25 +179,34 @@ def prepare(
     Without jobs, those of every pair, in all its views.
     """
     store, data = plan.store, open_caches(plan, pairs, source)
+    size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
+    family: Any = None
+    processes.wait()
+    if plan.wiring() is None:  # the folder of conditions hangs on it
+        family = _capture(plan, size, processes)
+        data.conditions = Cache(plan.conditions_folder())
     seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
     wanted = data.of(seen)
     texted = texts.on_disk(plan.config, data, wanted)
-    ready = wanted.encoded() and texted.complete() and plan.wiring() is not None and preflight.complete(plan, data)
+    ready = wanted.encoded() and texted.complete() and preflight.complete(plan, data)
     processes.wait()
     if not ready:
-        size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
-        family: Any = None
-        if processes.main:
-            family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
-            write_atomic(plan.cache / "wiring.json", family.wiring.to_json())
-        processes.wait()
-        if family is None:
-            family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
+        family = family or plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
         _fill(plan, data, wanted, texted, family, source, processes)
-        del family
-        gc.collect()
+    del family
+    gc.collect()
     caches.check_sizes(data, source.name)
     return texts.shown(plan, data, processes.device)
+
+
+def _capture(plan: Plan, size: tuple[int, int], processes: Processes) -> Any:
+    """The family, looked at by the main process, whose wiring the others read."""
+    family: Any = None
+    if processes.main:
+        family = plan.load(processes.device, size, None, None, in_turn=True)
+        write_atomic(plan.wiring_file(), family.wiring.to_json())
+    processes.wait()
+    return family or plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
 
 
 def _fill(
@@ -225,9 +257,11 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     if config.schedule == "constant" and not config.curriculum:
         train.pop("steps", None)
     split = [config.batch_size, config.accumulation, processes.count]
+    train.pop("guidance", None)  # it is in `call`
     read = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
     found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
-    found["draws"] = draws.SCHEME
+    found["scheme"] = {"draws": draws.SCHEME, **{k: cache_keys.SCHEME[k] for k in ("wiring", "latents", "conditions")}}
+    found |= _measured(config)
     if config.lora is not None and config.lora.dropout:
         found["split"] = split
     masks = plan.masks(pairs)
@@ -240,4 +274,14 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
     if any(code.values()):
         found["code"] = {kind: value for kind, value in code.items() if value is not None}
+    return found
+
+
+def _measured(config: Train) -> dict[str, Any]:
+    """How often there is a measurement that may choose the weights of the result, or stop the training."""
+    found: dict[str, Any] = {}
+    if config.patience:
+        found["measured"] = {"every": config.validate_every, "share": config.validation_share}
+    if config.watch and config.stop_drop:
+        found["watched"] = {"every": config.watch_every}
     return found

@@ -46,7 +46,7 @@ from prefkit.train.texts import CACHES
 
 REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
-    "grow without a mismatch."
+    "grow without a mismatch. Another `scheme` means a version of prefkit that draws or captures otherwise."
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
@@ -323,7 +323,7 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
         raise UsageError(f"train.{job.name}.patience: there are too few pairs to keep any aside. Set it to 0.")
     kept = None
     if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
-        kept = KeptErrors(plan.cache / f"reference-{config.precision}")
+        kept = KeptErrors(plan.reference_folder())
     looks = looks_of(plan, config, data, training, held, folder)
     loop = Loop(config, family, objective, policy, own, measured, processes, folder, kept, looks)
     loop.computed = computing.arrange(loop)

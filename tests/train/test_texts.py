@@ -27,8 +27,8 @@ def result(store):
 
 
 def cached(store):
-    (folder,) = (store.folder / "train" / ".cache").iterdir()
-    return Cache(folder / "conditions")
+    (folder,) = (store.folder / "train" / ".cache").glob("*/conditions")
+    return Cache(folder)
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from prefkit.train.run import run_train
 
 
 def cached(store):
-    (folder,) = (store.folder / "train" / ".cache").iterdir()
-    return Cache(folder / "latents"), Cache(folder / "conditions")
+    found = store.folder / "train" / ".cache"
+    (latents,), (conditions,) = found.glob("*/latents"), found.glob("*/conditions")
+    return Cache(latents), Cache(conditions)
 
 
 def seen(loop):

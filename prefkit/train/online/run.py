@@ -20,7 +20,7 @@ from prefkit.models.trained import write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.table import check_fingerprint
-from prefkit.train import computing
+from prefkit.train import cache_keys, computing, draws
 from prefkit.train.checkpoint import last_step
 from prefkit.train.export import export
 from prefkit.train.jury import Jury
@@ -41,7 +41,10 @@ from prefkit.train.reference import make_policy
 from prefkit.train.watch import SEEDS, Watch
 from prefkit.types import Request
 
-REMEDY = "Train under another name, put the recipe back as it was, or remove this folder. `rounds` may grow."
+REMEDY = (
+    "Train under another name, put the recipe back as it was, or remove this folder. `rounds` may grow. Another `scheme` "
+    "means a version of prefkit that draws or captures otherwise."
+)
 ON_STEPS = ("step", "step_pair")
 
 
@@ -154,6 +157,7 @@ def _fingerprint(
         "scorers": jury.specs(),
         "pair": content(pair_settings(plan.recipe, online, "online")),
         "requests": [r.request_id for r in requests],
+        "scheme": {"draws": draws.SCHEME, "wiring": cache_keys.SCHEME["wiring"]},
         **({"code": code} if code is not None else {}),
     }
 
