@@ -6,8 +6,8 @@
 bare    the network on ready tensors: one forward of [winners; losers] with gradients, one of the reference
         without, backward, clipping, AdamW
 step    the loop's own step, data and logging included
-plain   with the habits of the diffusers example: one process that decodes both images, VAE and text encoder every step,
-        gradient checkpointing
+plain   with the habits of the diffusers example: one process that decodes both images, VAE and text encoder every step;
+        --plain-checkpointing with gradient checkpointing, which the example has off by default
 --also  the loop's own step computed in other ways, each with a loop of its own
 
 Two clocks: wall, and CPU time over all threads, which other work on the machine moves less. The three take turns, a
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="no")
+    parser.add_argument("--plain-checkpointing", action="store_true")
     parser.add_argument("--also", choices=WAYS, nargs="*", default=[])
     parser.add_argument("--only", choices=["bare", "step", "plain", *WAYS], help="one of them, and its peak of memory")
     args = parser.parse_args()
@@ -303,7 +304,8 @@ def plain_step(model: str, folder: Path, args: argparse.Namespace):
     schedule = Schedule.of(pipe.scheduler, wiring.prediction)
     policy = getattr(pipe, wiring.denoiser)
     add_lora(policy, 16, 16)
-    policy.enable_gradient_checkpointing()
+    if args.plain_checkpointing:
+        policy.enable_gradient_checkpointing()
     policy.train()
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)

@@ -99,7 +99,7 @@ def _settings_pair(recipe: Recipe, name: str) -> None:
 
 
 def _settings_train(recipe: Recipe, name: str) -> None:
-    from prefkit.train.run import check, check_start
+    from prefkit.train.settings import check, check_start
 
     check(recipe, name)
     check_start(recipe, recipe.train[name])

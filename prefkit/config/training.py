@@ -88,7 +88,7 @@ class Online:
     #: rose; 0 = never
     stop_drop: float = 0.5
     #: samples generated at once; null = as many as a micro-batch of training holds
-    sample_batch: int | None = None
+    sample_batch: int | None = free(None)
     #: seconds after which an answer of the scorers counts as failed
     reward_timeout: float = free(600.0)
     #: share of failed rewards in a round above which training stops
@@ -159,7 +159,8 @@ class Train:
     #: easy pairs first: of so many equal stages of the training, the k-th draws from the k widest parts of the pairs by
     #: rank_gap (score_gap where there is none); 0 = all pairs from the start
     curriculum: int = 0
-    #: of order, the adapter's start and dropout; draws (t, noise) depend on pair and visit alone, whatever the seed
+    #: of order, draws (t, noise, view, sample of the posterior), the adapter's start, dropout and the control's flips.
+    #: measurements (held-out pairs, preflight) draw the same whatever the seed, so that curves of seeds are comparable
     seed: int = 0
     #: full (all conditions on disk before the first step; no text encoder in memory while training) | rolling (those of the next
     #: 64 steps in main memory; between windows the text encoders wait there too and come to the device beside the

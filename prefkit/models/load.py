@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from prefkit import output
 from prefkit.config import Model
 from prefkit.errors import CaptureError, TrainingError, UsageError
+from prefkit.models.adapter_check import check_whole, read_file, refuse_unread
 from prefkit.models.folder import INDEX, not_a_pipeline, variant_of
 from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
 from prefkit.models.paper import PARTS, left_out, part_of
@@ -265,13 +266,44 @@ def _still(pipe: Any) -> None:
 
 
 def _load_adapter(pipe: Any, denoiser: str, source: str, name: str) -> list[str]:
-    """Load one adapter of any layout that diffusers reads. Returns its keys, in diffusers' names."""
+    """Load one LoRA of any layout that diffusers reads, whole. Returns its keys, in diffusers' names."""
+    path = _adapter_file(source)
+    raw, metadata = read_file(path)
+    refuse_unread(raw, source)
+    keys = _load_file(pipe, denoiser, path, name)
+    check_whole(pipe, name, raw, metadata, source)
+    return keys
+
+
+def _adapter_file(source: str) -> Path:
+    """The file of an adapter that is given as a file, a folder or a Hub id. Raises UsageError."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
     path = Path(located(source))
     if path.is_file():
-        source, file = str(path.parent), {"weight_name": path.name}
-    else:
-        file = {"weight_name": ADAPTER_FILE} if (path / ADAPTER_FILE).is_file() else {}  # or it asks the Hub
-    settings = {"use_safetensors": True, **file}
+        return path
+    if path.is_dir():
+        found = sorted(file.name for file in path.glob("*.safetensors"))
+        if ADAPTER_FILE not in found and len(found) != 1:
+            what = "several adapters" if found else "no .safetensors file"
+            raise UsageError(
+                f"the folder {source} holds {what}{': ' if found else ''}{', '.join(found)}. Give the file."
+            )
+        return path / (ADAPTER_FILE if ADAPTER_FILE in found else found[0])
+    try:
+        return Path(huggingface_hub.hf_hub_download(source, ADAPTER_FILE))
+    except EntryNotFoundError:
+        found = [file for file in huggingface_hub.list_repo_files(source) if file.endswith(".safetensors")]
+        if len(found) != 1:
+            raise UsageError(f"{source} holds {len(found)} .safetensors files, none called {ADAPTER_FILE}. Download the one "
+                             "that you mean and give its path.") from None  # fmt: skip
+        return Path(huggingface_hub.hf_hub_download(source, found[0]))
+
+
+def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> list[str]:
+    source = str(path.parent)
+    settings: dict[str, Any] = {"use_safetensors": True, "weight_name": path.name}
     net = getattr(pipe, denoiser)
     if not hasattr(pipe, "load_lora_weights"):
         net.load_lora_adapter(source, prefix=denoiser, adapter_name=name, **settings)

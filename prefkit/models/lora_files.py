@@ -75,7 +75,7 @@ def _written(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str])
     for module in (key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")):
         net, _, path = module.partition(".")
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
-        layers[module] = down, up, _alpha(settings, net, path, len(down)) / len(down)
+        layers[module] = down, up, alpha_of(settings, net, path, len(down)) / len(down)
     flat = evened(layers)
     if all(module.startswith("unet.") for module in flat):
         named = {f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}": factors for m, factors in flat.items()}
@@ -141,7 +141,7 @@ def _padded(tensor: Any, dim: int, more: int) -> Any:
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim).contiguous()
 
 
-def _alpha(settings: Mapping[str, Any], net: str, path: str, rank: int) -> float:
+def alpha_of(settings: Mapping[str, Any], net: str, path: str, rank: int) -> float:
     """alpha of one layer such that its strength is alpha / rank."""
     given = {key.removeprefix(f"{net}."): value for key, value in settings.items() if key.startswith(f"{net}.")}
     alpha = given.get("lora_alpha", rank)

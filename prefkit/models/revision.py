@@ -12,7 +12,7 @@ from prefkit.paths import open_regular
 from prefkit.tiny import located
 from prefkit.types import digest
 
-CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model")
+CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model", ".py", ".jinja")
 
 
 def weights_revision(base: str | Path, revision: str | None = None) -> str:

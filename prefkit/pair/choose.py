@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prefkit.config import Pair
 from prefkit.guest import guarded, is_own
 from prefkit.pair.block import Chosen, ScoreTable, blocks
 from prefkit.pair.combine import combine
 from prefkit.pair.contract import checked_block, of_requests, pairs_of
+from prefkit.pair.normalise import TIES
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,35 @@ def choose_pairs(
     found = found.iloc[order] if (np.diff(order) < 0).any() else found
     small = found.score_gap.to_numpy() <= np.where(found.by.to_numpy() >= 0, 0.0, tie)
     return Outcome(found[~small].reset_index(drop=True), found[small].reset_index(drop=True), value, scores, ties_of)
+
+
+def choose_by(
+    config: Pair,
+    strategy: Any,
+    columns: Mapping[str, np.ndarray],
+    signs: Mapping[str, float],
+    weights: Mapping[str, float],
+    groups: np.ndarray,
+) -> Outcome:
+    """`choose_pairs` as an entry of `pair` says, before top_pairs. The stage and online training both come here."""
+    if config.decimals is not None:
+        columns = {alias: np.round(columns[alias], config.decimals) for alias in weights}
+    how: dict[str, Any] = {"normalise": config.normalise, "scope": config.scope, "ties": config.ties}
+    return choose_pairs(columns, signs, weights, groups, strategy, name=config.use, tie=tie_of(config), **how)
+
+
+def tie_of(config: Pair) -> float:
+    """Gaps of the combined score at or below it are ties."""
+    return config.tie if config.tie is not None else TIES.get(config.normalise, 0.0)
+
+
+def lacking(scores: np.ndarray, groups: np.ndarray, policy: str) -> np.ndarray:
+    """[N] bool: the candidates that missing scores leave out. scores [N, S], NaN = missing; policy: pair.missing."""
+    gone = np.isnan(scores)
+    if policy == "drop_scorer":
+        return gone.all(axis=1)
+    found = gone.any(axis=1)
+    return np.isin(groups, groups[found]) if policy == "drop_request" else found
 
 
 def _nothing() -> Chosen:

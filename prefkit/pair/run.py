@@ -20,12 +20,11 @@ from prefkit.images import Background
 from prefkit.output import note
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.card import card
-from prefkit.pair.choose import Outcome, choose_pairs, top_pairs
+from prefkit.pair.choose import Outcome, choose_by, lacking, tie_of, top_pairs
 from prefkit.pair.contract import checked_table
 from prefkit.pair.curate import curate
 from prefkit.pair.dataset import PairTable, write_lists, write_pairs, write_ties
 from prefkit.pair.leaks import leaks
-from prefkit.pair.normalise import TIES
 from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_atomic, write_json
@@ -167,12 +166,10 @@ def tables_of(votes: pd.DataFrame) -> list[str]:
 def drop_missing(
     pool: Pool, seen: pd.DataFrame | None, aliases: list[str], policy: str, counts: dict[str, Any]
 ) -> tuple[Pool, pd.DataFrame | None]:
-    gone = pool.frame[aliases].isna().to_numpy()
-    lacking: np.ndarray = np.all(gone, axis=1) if policy == "drop_scorer" else np.any(gone, axis=1)
-    counts["missing_scores"] = int(gone.any(axis=1).sum())
-    if policy == "drop_request" and lacking.any():
-        lacking = pool.frame.request.isin(pool.frame.request[lacking]).to_numpy()
-    return pool.without(lacking), seen.iloc[np.flatnonzero(~lacking)] if seen is not None else None
+    scores = pool.frame[aliases].to_numpy(np.float64)
+    counts["missing_scores"] = int(np.isnan(scores).any(axis=1).sum())
+    out = lacking(scores, pool.frame.request.to_numpy(), policy)
+    return pool.without(out), seen.iloc[np.flatnonzero(~out)] if seen is not None else None
 
 
 def _check_sizes(strategy: Any, pool: Pool, name: str, config: Pair) -> None:
@@ -201,7 +198,7 @@ def choose(
     votes: pd.DataFrame | None = None,
 ) -> Outcome:
     """`choose_pairs` (or the strategy's own reading of votes) under the settings, counted."""
-    tie = config.tie if config.tie is not None else TIES.get(config.normalise, 0.0) if votes is None else 0.0
+    tie = tie_of(config) if votes is None else config.tie or 0.0
     if votes is not None:
         every = strategy.compared(pool, votes)
         checked_table(every, pool.frame.request.to_numpy(), config.use)
@@ -210,11 +207,8 @@ def choose(
         found = Outcome(every[~small].reset_index(drop=True), every[small].reset_index(drop=True), np.full(len(pool), np.nan), empty, np.zeros(0))  # fmt: skip
     else:
         columns = {a: pool.frame[a].to_numpy(np.float64) for a in weights}
-        if config.decimals is not None:
-            columns = {a: np.round(values, config.decimals) for a, values in columns.items()}
         signs = {a: 1.0 if specs[a].get("higher_is_better", True) else -1.0 for a in weights}
-        how: dict[str, Any] = {"normalise": config.normalise, "scope": config.scope, "tie": tie, "ties": config.ties}
-        found = choose_pairs(columns, signs, weights, pool.frame.request.to_numpy(), strategy, name=config.use, **how)
+        found = choose_by(config, strategy, columns, signs, weights, pool.frame.request.to_numpy())
     if config.top_pairs is not None and len(found.pairs) > config.top_pairs:
         counts["beyond_top_pairs"] = len(found.pairs) - config.top_pairs
         winners = pool.ids.take(pa.array(pool.frame.row.to_numpy()[found.pairs.win.to_numpy()]))

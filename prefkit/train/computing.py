@@ -10,6 +10,7 @@ compile     torch.compile of the network's repeated blocks, or of the whole wher
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -68,19 +69,24 @@ def computing(config: Train, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def products(tf32: bool) -> Iterator[None]:
-    """Matrix products and convolutions of float32 on CUDA, in TF32 or exact."""
-    backends: Any = torch.backends
-    new = hasattr(backends.cuda.matmul, "fp32_precision")  # since torch 2.9, which warns of a mixture with the old
-    switch, value = ("fp32_precision", "tf32" if tf32 else "ieee") if new else ("allow_tf32", tf32)
-    owners = backends.cuda.matmul, backends.cudnn.conv if new else backends.cudnn
-    before = [getattr(owner, switch) for owner in owners]
-    for owner in owners:
-        setattr(owner, switch, value)
+    """Matrix products and convolutions of float32 on CUDA, in TF32 or exact.
+
+    By torch's older settings alone: Inductor reads them when it compiles, and torch refuses to read them once the newer
+    ones (fp32_precision) were written.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_products("high" if tf32 else "highest", tf32)
     try:
         yield
     finally:
-        for owner, old in zip(owners, before, strict=True):
-            setattr(owner, switch, old)
+        _set_products(*before)
+
+
+def _set_products(matmul: str, convolutions: bool) -> None:
+    with warnings.catch_warnings():  # torch 2.9 and later ask for the newer settings
+        warnings.filterwarnings("ignore", "Please use the new API")
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def arrange(loop: Any) -> dict[str, str]:

@@ -18,6 +18,7 @@ from prefkit.models.trees import Tree, has_nan, map_tensors, to_device
 from prefkit.store import Store
 from prefkit.store.reader import CandidateReader
 from prefkit.train.cache import Cache
+from prefkit.train.draws import draw_key
 from prefkit.train.frames import fit
 from prefkit.train.masks import Masks
 from prefkit.train.pairs import PairRow, PairSource, Side, request_of
@@ -53,8 +54,8 @@ class Batch:
         return self._changed(lambda tree: to_device(tree, device))
 
     def pinned(self) -> Batch:
-        """In page-locked memory, which a CUDA device copies from by itself."""
-        return self._changed(lambda tree: map_tensors(lambda tensor: tensor.pin_memory(), tree))
+        """In page-locked memory, which a CUDA device copies from by itself. What is on the device already stays there."""
+        return self._changed(lambda tree: map_tensors(_pinned, tree))
 
     def _changed(self, change: Callable[[Tree], Tree]) -> Batch:
         names = ("latents", "condition", "weight", "reference")
@@ -68,7 +69,7 @@ class PairData:
 
     conditions: a Cache, or a texts.Texts that holds few of them at a time.
     beside: what lies beside the latents, by `beside_key`: weight and noise of one image. masks: what the weights are of.
-    views: how a group's visits look at its images.
+    views: how a group's visits look at its images. seed: train.seed, which the draws of training visits hang on.
     """
 
     def __init__(
@@ -80,13 +81,16 @@ class PairData:
         beside: Cache | None = None,
         masks: Masks | None = None,
         views: Views | None = None,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed
         self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
         self.beside, self.masks, self.views = beside, masks, views or Views()
 
     def of(self, groups: Sequence[Any]) -> PairData:
         """The same caches, for these groups."""
-        return PairData(groups, self.latents, self.conditions, self.requests, self.beside, self.masks, self.views)
+        own = self.latents, self.conditions, self.requests, self.beside, self.masks, self.views, self.seed
+        return PairData(groups, *own)
 
     def request(self, pair: Any) -> Request:
         return request_of(pair, self.requests)
@@ -137,9 +141,10 @@ class PairData:
         buckets: dict[Any, list[Any]] = {}
         for plain, visit in chosen:
             group = self.views.at(plain, visit)
-            latents = [seen(self.latents.get(side.key), group.id, visit, side.key) for side in group.sides]
+            key = draw_key(self.seed, group.id, visit)
+            latents = [seen(self.latents.get(side.key), key, visit, side.key) for side in group.sides]
             condition = self.conditions.get(self.condition_key(group))
-            draw = family.draw(group.id, visit, latents[0])
+            draw = family.draw(key, visit, latents[0])
             if time is not None:
                 draw = Draw(time, draw.noise)
             kind = (family.signature(condition), latents[0].shape, len(latents))
@@ -167,6 +172,10 @@ class PairData:
             members=list(groups),
             weight=torch.stack([found["weight"] for found in own]) if "weight" in own[0] else None,
         )
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" and tensor.layout == torch.strided else tensor
 
 
 def order(count: int, seed: int, position: int) -> tuple[int, int]:

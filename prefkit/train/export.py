@@ -1,15 +1,31 @@
-"""The result, as diffusers reads it: an adapter file, or a whole pipeline with the new denoiser in it."""
+"""The result, as diffusers reads it: an adapter file, or a whole pipeline with the new denoiser in it.
+
+Full weights: the denoiser is written from the trained network in the dtypes that the base has on disk; every other part is
+copied file by file, so nothing but the trained network is in memory and nothing else changes its dtype or size.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prefkit.config import Model
 from prefkit.models import adapters
-from prefkit.models.load import load_pipeline
+from prefkit.models.load import DTYPES, SINGLE_FILES, load_pipeline
+from prefkit.models.paper import components
+from prefkit.tiny import located
 from prefkit.train.checkpoint import whole_folder
 from prefkit.train.reference import Policy
+
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+#: other formats of weights that are there as safetensors too
+TWICE = ("*.bin", "*.msgpack", "*.h5", "*.ckpt", "*.onnx", "*.pb")
+INDEX = "model_index.json"
 
 
 def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
@@ -17,16 +33,87 @@ def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
     with whole_folder(folder) as temporary:
         if policy.lora is not None:
             adapters.export_adapter(policy.net, denoiser, temporary)
+        elif located(model.base).endswith(SINGLE_FILES):
+            _from_single_file(policy, denoiser, model).save_pretrained(temporary, safe_serialization=True)
         else:
-            _pipeline(policy, denoiser, model).save_pretrained(temporary, safe_serialization=True)
+            base = _folder_of(model)
+            _copy_parts(base, temporary, denoiser)
+            _write_denoiser(policy.net, base / denoiser, temporary / denoiser)
     return folder
 
 
-def _pipeline(policy: Policy, denoiser: str, model: Model) -> Any:
+def _folder_of(model: Model) -> Path:
+    """The base's folder, or where the Hub's files lie on this machine."""
+    from diffusers import DiffusionPipeline
+
+    source = located(model.base)
+    if Path(source).is_dir():
+        return Path(source)
+    given = {"revision": model.revision, "use_safetensors": True, "trust_remote_code": model.trust_remote_code}
+    return Path(DiffusionPipeline.download(source, **given))
+
+
+def _copy_parts(base: Path, folder: Path, denoiser: str) -> None:
+    """Copy what the pipeline's index names, and code that comes along, without the denoiser."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [base / INDEX, *base.glob("*.py")]:
+        shutil.copyfile(path, folder / path.name)
+    for name in components(str(base), None):
+        if name != denoiser and (base / name).is_dir():
+            twice = TWICE if any((base / name).glob("*.safetensors")) else ()
+            shutil.copytree(base / name, folder / name, ignore=shutil.ignore_patterns(*twice))
+
+
+def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
+    """Write the network's weights as the base's denoiser has them on disk: dtypes by name, the commonest for new names."""
+    stored = stored_dtypes(_weight_files(base))
+    common = _commonest(stored.values())
+    kinds = type(net).__mro__
+    kind: Any = next((kind for kind in kinds if kind.__module__.startswith("diffusers.")), kinds[0])
+    with torch.device("meta"):
+        twin = kind.from_config(net.config)
+    state = {
+        key: value.detach().to("cpu", stored.get(key, common) if value.is_floating_point() else None)
+        for key, value in net.state_dict().items()
+    }
+    twin.load_state_dict(state, assign=True)
+    twin.save_pretrained(folder, safe_serialization=True)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those of the denoiser that diffusers reads: without the variants (NAME.fp16.safetensors), where there are others."""
+    found = sorted(folder.glob("*.safetensors"))
+    plain = [path for path in found if path.name.count(".") == 1]
+    return plain or found
+
+
+def stored_dtypes(files: Iterable[Path]) -> dict[str, torch.dtype]:
+    """Name of a weight -> its dtype on disk, of those that are float32, float16 or bfloat16."""
+    import safetensors
+
+    dtypes: dict[str, torch.dtype] = {}
+    for path in files:
+        with safetensors.safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                said = file.get_slice(key).get_dtype()
+                if said in STORED:
+                    dtypes[key] = STORED[said]
+    return dtypes
+
+
+def _commonest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    counts = Counter(dtypes).most_common(1)
+    return counts[0][0] if counts else torch.float32
+
+
+def _from_single_file(policy: Policy, denoiser: str, model: Model) -> Any:
+    """A file in another code's layout: its parts have to be loaded to be written, in the dtype that most of it has."""
+    source = located(model.base)
+    files = [Path(source)] if source.endswith(".safetensors") else []
+    names = {dtype: name for name, dtype in DTYPES.items()}
     pipe = load_pipeline(
         model.base,
-        revision=model.revision,
-        parts=None,
+        dtype=names[_commonest(stored_dtypes(files).values())],
         config=model.config,
         trust_remote_code=model.trust_remote_code,
     )

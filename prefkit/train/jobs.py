@@ -17,11 +17,15 @@ from prefkit.train.views import Views
 
 @dataclass(frozen=True)
 class Job:
-    """One training. flip: each training pair's labels are swapped with probability 1/2, by the hash of its id."""
+    """One training. flip: each training pair's labels are swapped with probability 1/2, by its id and train.seed."""
 
     name: str
     config: Train
     flip: bool = False
+
+    def groups(self, objective: Any, pairs: Sequence[PairRow]) -> list[Any]:
+        """What its objective is shown of the training pairs."""
+        return groups_of(objective, pairs, self.config.pairs, self.config.seed if self.flip else None)
 
 
 def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
@@ -45,7 +49,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
     for job in jobs:
         config = job.config
         training, held = validation.split(pairs, config.validation)
-        groups = groups_of(load_objective(job.name, config), training, config.pairs, job.flip)
+        groups = job.groups(load_objective(job.name, config), training)
         global_batch = config.batch_size * config.accumulation * processes
         length = config.steps * global_batch
         place = stream(groups, config, global_batch)

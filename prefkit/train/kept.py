@@ -1,7 +1,7 @@
 """Errors of the frozen reference, kept on disk by what entered the network: later trainings of a sweep find them there.
 
-A pair's visit n has one draw (t, noise), whatever beta, learning rate or objective. So trainings of one run that differ
-in these ask the reference for the same numbers. The first computes them beside its policy and keeps them; the others
+A pair's visit n has one draw (t, noise) for a seed, whatever beta, learning rate or objective. So trainings of one run
+that differ in these and share train.seed ask the reference for the same numbers; those of another seed share none. The first computes them beside its policy and keeps them; the others
 look them up, for one forward less a step. No draw is ever used again, so nothing about a training changes.
 """
 
@@ -32,7 +32,7 @@ class KeptErrors:
     """Parts of keys [N] int64 and, by head, errors [N] float32; 12 bytes a sample for one head.
 
     A key is the first 64 bits of a hash over all that decides the error: latents, time, noise, weights and the key of
-    the condition. The folder's name stands for the rest: model, adapters, call, precision.
+    the condition. The folder's name stands for the rest: model, adapters, call, precision, seed.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -31,14 +31,14 @@ class Group:
         return replace(self, sides=self.sides[::-1])
 
 
-def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: bool = False) -> list[Any]:
+def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | None = None) -> list[Any]:
     """The pairs as this objective sees them. A winner alone keeps its pair's id, and so its draws.
 
-    flip: pairs, or whole lists, are turned round with probability 1/2, by the hash of their ids.
+    flip: null, or a seed by which pairs, or whole lists, are turned round with probability 1/2 each.
     """
     if objective.shape == "list":
-        return [_turned(group) if flip else group for group in ranked(pairs, name)]
-    pairs = [_turned(pair) if flip else pair for pair in pairs]
+        return [group if flip is None else _turned(group, flip) for group in ranked(pairs, name)]
+    pairs = [pair if flip is None else _turned(pair, flip) for pair in pairs]
     if objective.shape == "pair":
         return pairs
     if not getattr(objective, "losers", False):
@@ -46,8 +46,8 @@ def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: bool = 
     return singles(pairs)
 
 
-def _turned(group: Any) -> Any:
-    return group.flipped() if int(digest("flipped", group.id), 16) % 2 else group
+def _turned(group: Any, seed: int) -> Any:
+    return group.flipped() if int(digest("flipped", seed, group.id), 16) % 2 else group
 
 
 def singles(pairs: Sequence[PairRow]) -> list[Group]:

@@ -1,8 +1,8 @@
 """What a VAE takes an image for is a distribution: its mean in every visit, or a sample of it, drawn anew at each.
 
 The cache holds mean and deviation of an image that was encoded, so a sample costs no encoding. The sample of a visit is a
-function of (group, visit, image), as its time and noise are: the same in every process and after every resume, and the
-reference sees the policy's. Measurements (visits below 0) take the mean. A candidate's own final latents are no
+function of (train.seed, group, visit, image), as its time and noise are: the same in every process and after every
+resume, and the reference sees the policy's. Measurements (visits below 0) take the mean. A candidate's own final latents are no
 distribution, nor is what a VAE without one (AutoencoderTiny) gives: these stay as they are.
 
 The original Diffusion-DPO code and diffusers' DPO examples sample (`latent_dist.sample()`), encoding at every step.
@@ -61,7 +61,10 @@ def encoder(family: Any, config: Train) -> Callable[[Sequence[Candidate]], list[
 
 
 def seen(tree: Mapping[str, Tree], group: str, visit: int, key: str) -> Tensor:
-    """Latents of an image in a visit: mean + std * noise where there is a std, the noise keyed by all three."""
+    """Latents of an image in a visit: mean + std * noise where there is a std, the noise keyed by group, visit and image.
+
+    group: its draw_key.
+    """
     if "std" not in tree or visit < 0:
         return tree["latents"]
     seed = int.from_bytes(hashlib.sha256(f"posterior\n{group}\n{visit}\n{key}".encode()).digest()[:8], "little") >> 1

@@ -93,7 +93,8 @@ def _candidates(plan: Any) -> dict[str, str]:
 def _makers(plan: Any) -> list[str]:
     start = dict(plan.revision["adapters"])
     specs = {name: plan.store.candidates(name).spec() or {} for name in plan.generators}
-    return [name for name, spec in specs.items() if spec.get("adapters", {}) == start]
+    bits = plan.revision.get("quantize")  # a quantized network makes other images from the same base
+    return [n for n, spec in specs.items() if spec.get("adapters", {}) == start and spec.get("quantize") == bits]
 
 
 def _group(candidate: Candidate, size: tuple[int, int]) -> Group:

@@ -18,7 +18,7 @@ from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
-from prefkit.train import beside, failures, frames, posterior, preflight, texts, views
+from prefkit.train import beside, cache_keys, draws, failures, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
 from prefkit.train.cache import Cache
 from prefkit.train.data import PairData
@@ -49,12 +49,32 @@ class Plan:
         self._masks: Masks | None = None
         self._wiring: Wiring | None = None
         self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
-        # hidden beside the trainings, so that all of this run share it
+        # hidden beside the trainings, so that all of this run share them
+        self.caches = folder.parent / ".cache"
+        own = {key: base[key] for key in ("base", "config") if key in base}
         code = registry.code_hash(config.family, "family")
-        family = [config.family] if code is None else [config.family, code]
-        self.cache = (
-            folder.parent / ".cache" / digest(self.revision, *family, self.call, self.frozen_dtype, Background.rules())
+        self._common = [own, config.family, code, self.frozen_dtype, Background.rules()]
+
+    def latents_folder(self) -> Path:
+        """Latents of images and what lies beside them."""
+        return self.caches / cache_keys.latents_key(self._common)
+
+    def conditions_folder(self) -> Path:
+        """Hangs on the wiring: once that is known, ask again."""
+        key = cache_keys.conditions_key(self._common, self.revision.get("inputs"), self.call, self.wiring())
+        return self.caches / key / "conditions"
+
+    def reference_folder(self) -> Path:
+        """Errors of the frozen start."""
+        names = self.latents_folder().name, self.conditions_folder().parent.name
+        config = self.config
+        return (
+            self.caches / cache_keys.reference_key(*names, self.revision, config.precision, config.seed) / "reference"
         )
+
+    def wiring_file(self) -> Path:
+        key = cache_keys.wiring_key(self._common, self.revision.get("inputs"), self.call)
+        return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
         """What is masked; read once, for the pairs of the first call."""
@@ -106,7 +126,7 @@ class Plan:
         return self.load(device, (height, width), {"denoiser"}, self.wiring())
 
     def wiring(self) -> Wiring | None:
-        path = self.cache / "wiring.json"
+        path = self.wiring_file()
         if self._wiring is None and path.exists():
             self._wiring = Wiring.from_json(path.read_text())
         return self._wiring
@@ -118,14 +138,14 @@ class Plan:
         self._wiring = None if text is None else Wiring.from_json(text)
 
     def keep_wiring(self, wiring: Wiring) -> None:
-        write_atomic(self.cache / "wiring.json", wiring.to_json())
+        write_atomic(self.wiring_file(), wiring.to_json())
         self._wiring = wiring
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
     """Whether this base's own VAE made the latents that this generator's candidates hold: else images are encoded."""
     spec = store.candidates(generator).spec() or {}
-    return {"base": spec.get("model"), **{key: spec[key] for key in ("config", "quantize") if spec.get(key)}} == base
+    return spec.get("model") == base["base"] and (spec.get("config") or None) == base.get("config")
 
 
 def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
@@ -136,7 +156,8 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for settings in recipe.generate.values():
         guidance = settings.guidance if config.guidance is None else config.guidance
-        call = dict(settings.call) | ({} if guidance is None else {"guidance_scale": guidance})
+        call = {name: value for name, value in settings.call.items() if not name.startswith("negative_")}
+        call |= {} if guidance is None else {"guidance_scale": guidance}
         if settings.use == "diffusers" and call not in found:
             found.append(call)
     if len(found) > 1:
@@ -156,10 +177,13 @@ def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairDat
     if plan.config.resolution is not None:
         pairs = frames.framed(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
-    extra = beside.cache_of(plan.config, plan.cache)
-    latents, conditions = Cache(plan.cache / posterior.folder_of(plan.config)), Cache(plan.cache / "conditions")
+    folder = plan.latents_folder()
+    extra = beside.cache_of(plan.config, folder)
+    latents, conditions = Cache(folder / posterior.folder_of(plan.config)), Cache(plan.conditions_folder())
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
-    return PairData(pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config))
+    return PairData(
+        pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config), plan.config.seed
+    )
 
 
 def prepare(
@@ -170,33 +194,39 @@ def prepare(
     Without jobs, those of every pair, in all its views.
     """
     store, data = plan.store, open_caches(plan, pairs, source)
+    size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
+    family: Any = None
+    plan.agree(processes.group)
+    if plan.wiring() is None:  # the folder of conditions hangs on it
+        family = _capture(plan, size, processes)
+        data.conditions = Cache(plan.conditions_folder())
     seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
     wanted = data.of(seen)
     texted = texts.on_disk(plan.config, data, wanted)
     for cache in (data.latents, data.conditions, data.beside):
         if cache is not None:
             _agree(processes, cache)
-    plan.agree(processes.group)
     # decided by one: processes that disagreed would wait for each other for ever
-    ready = processes.group.told(
-        wanted.encoded() and texted.complete() and plan.wiring() is not None and preflight.complete(plan, data)
-    )
+    ready = processes.group.told(wanted.encoded() and texted.complete() and preflight.complete(plan, data))
     if not ready:
-        size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
-        family: Any = None
-        if processes.main:
-            family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
-            plan.keep_wiring(family.wiring)
-        plan.agree(processes.group)
-        if family is None:
-            family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
+        family = family or plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
         doing = "encoding the pairs' images and prompts"
         with failures.explained(plan.folder.name, processes.device, doing, "Free the device, or set model.quantize."):
             _fill(plan, data, wanted, texted, family, source, processes)
-        del family
-        gc.collect()
+    del family
+    gc.collect()
     caches.check_sizes(data, source.name)
     return texts.shown(plan, data, processes.device)
+
+
+def _capture(plan: Plan, size: tuple[int, int], processes: Processes) -> Any:
+    """The family, looked at by the main process, whose wiring the others read."""
+    family: Any = None
+    if processes.main:
+        family = plan.load(processes.device, size, None, None, in_turn=True)
+        plan.keep_wiring(family.wiring)
+    plan.agree(processes.group)
+    return family or plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
 
 
 def _fill(
@@ -250,8 +280,11 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     if config.schedule == "constant" and not config.curriculum:
         train.pop("steps", None)
     split = [config.batch_size, config.accumulation, processes.count]
+    train.pop("guidance", None)  # it is in `call`
     read = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
     found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
+    found["scheme"] = {"draws": draws.SCHEME, **{k: cache_keys.SCHEME[k] for k in ("wiring", "latents", "conditions")}}
+    found |= _measured(config)
     if config.lora is not None and config.lora.dropout:
         found["split"] = split
     masks = plan.masks(pairs)
@@ -266,4 +299,14 @@ def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Proc
     code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
     if any(code.values()):
         found["code"] = {kind: value for kind, value in code.items() if value is not None}
+    return found
+
+
+def _measured(config: Train) -> dict[str, Any]:
+    """How often there is a measurement that may choose the weights of the result, or stop the training."""
+    found: dict[str, Any] = {}
+    if config.patience:
+        found["measured"] = {"every": config.validate_every, "share": config.validation_share}
+    if config.watch and config.stop_drop:
+        found["watched"] = {"every": config.watch_every}
     return found

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from prefkit import output, registry
+from prefkit import output
 from prefkit.config import Recipe, Train
-from prefkit.distributed import Processes, check_device, device_of
-from prefkit.errors import FingerprintError, PluginError, UsageError
-from prefkit.models.load import check_model
+from prefkit.distributed import Processes
+from prefkit.errors import FingerprintError, UsageError
 from prefkit.models.trained import trained_on, write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
@@ -23,52 +22,28 @@ from prefkit.train import (
     failures,
     launch,
     litter,
-    optimizers,
-    posterior,
     sharding,
     stopping,
     table,
     validation,
-    views,
 )
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
 from prefkit.train.export import export
 from prefkit.train.jobs import Job, jobs_of, load_objective
-from prefkit.train.kept import KeptErrors, check_kept
-from prefkit.train.lists import groups_of
+from prefkit.train.kept import KeptErrors
 from prefkit.train.looks import looks_of
-from prefkit.train.metrics import BOARDS
-from prefkit.train.offline import AUTOCAST, SCHEDULES, Loop
+from prefkit.train.offline import Loop
 from prefkit.train.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.preflight import preflight
 from prefkit.train.prepare import Plan, fingerprint, prepare
 from prefkit.train.reference import make_policy
-from prefkit.train.sharding import SHARDS
-from prefkit.train.texts import CACHES
+from prefkit.train.settings import check, check_start, is_online, make_objective
 
 REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
-    "grow without a mismatch."
+    "grow without a mismatch. Another `scheme` means a version of prefkit that draws or captures otherwise."
 )
-SHAPES = ("pair", "list", "single")
-REFERENCES = ("none", "frozen", "ema")
-LEAST_RESOLUTION = 64
-NOISES = ("shared", "own")
-KNOWN = {
-    "precision": AUTOCAST,
-    "schedule": SCHEDULES,
-    "report_to": BOARDS,
-    "noise": NOISES,
-    "text_cache": CACHES,
-    "shard": SHARDS,
-    "posterior": posterior.KINDS,
-}
-#: smallest value -> the settings that it holds for
-LEAST = {
-    0: ("warmup", "weight_decay", "validation", "curriculum", "patience", "stop_drop"),
-    1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every", "watch_requests", "watch_every"),
-}
 
 
 def run_train(
@@ -84,7 +59,7 @@ def run_train(
     objective = check(recipe, name)
     config = recipe.train[name]
     controls = controls or config.controls
-    if _is_online(config, objective):
+    if is_online(config, objective):
         from prefkit.train.online.run import run_online
 
         check_start(recipe, config)
@@ -107,45 +82,13 @@ def run_train(
     return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
 
 
-def check(recipe: Recipe, name: str) -> Any:
-    """The objective, after every check of the settings alone. Raises UsageError, PluginError."""
-    if name not in recipe.train:
-        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
-    config = recipe.train[name]
-    check_settings(name, config)
-    check_device(config.device or "cpu")
-    if recipe.model.quantize is not None and config.lora is None:
-        raise UsageError(f"train.{name}.lora is null, and full weights cannot be trained in {recipe.model.quantize}: set "
-                         "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
-    objective = load_objective(name, config)
-    sharding.check(name, recipe, objective, launch.shard_of(config))
-    if config.keep_reference:
-        check_kept(name, objective, online=config.online is not None)
-    if not _is_online(config, objective):
-        _check_objective(objective, config.objective.use)
-        registry.load_class("family", config.family)
-    return objective
-
-
-def check_start(recipe: Recipe, config: Train) -> None:
-    """Whether there is a model to start from, without reading its weights. Raises UsageError."""
-    if not recipe.model.base:
-        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    if config.family == "diffusers":  # what another family starts from is its own affair
-        check_model(recipe.model, device_of(config.device))
-
-
-def _is_online(config: Train, objective: Any) -> bool:
-    return config.online is not None or objective.shape.startswith("step")
-
-
 def checked(store: Store, recipe: Recipe, name: str) -> None:
     """Every further check of a training that needs what earlier stages made, and no weights. A dry run: nothing is written.
 
     Raises UsageError (NotYet for pairs that are not made), FingerprintError for a folder that was trained otherwise.
     """
     objective, config = check(recipe, name), recipe.train[name]
-    if _is_online(config, objective):
+    if is_online(config, objective):
         from prefkit.train.online.run import checked as checked_online
 
         checked_online(store, recipe, name, objective)
@@ -160,66 +103,13 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
         check_fingerprint(folder / "spec.json", own, REMEDY, fresh=_untrained(folder), write=False)
         _finished(folder, job.config)
         training, held = validation.split(pairs, job.config.validation)
-        groups_of(
-            objective if job.name == name else load_objective(job.name, job.config), training, config.pairs, job.flip
-        )
+        job.groups(objective if job.name == name else load_objective(job.name, job.config), training)
         if config.patience and not held:
             raise _too_few(job.name)
 
 
 def _too_few(name: str) -> UsageError:
     return UsageError(f"train.{name}.patience: there are too few pairs to keep any aside. Set it to 0.")
-
-
-def check_settings(name: str, config: Train) -> None:
-    """Raises UsageError, before anything is loaded."""
-    launch.check(name, config)
-    for key, known in KNOWN.items():
-        if getattr(config, key) not in known:
-            raise UsageError(f"train.{name}.{key}: {getattr(config, key)!r} is not known; choose {', '.join(known)}.")
-    for least, keys in LEAST.items():
-        for key in keys:
-            if getattr(config, key) < least:
-                raise UsageError(f"train.{name}.{key} is {getattr(config, key)}: it must be at least {least}.")
-    for key in ("learning_rate", "max_grad_norm"):
-        if getattr(config, key) <= 0:
-            raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
-    computing.check(name, config)
-    optimizers.check(name, config)
-    if config.max_hours is not None and (config.max_hours <= 0 or config.online is not None):
-        raise UsageError(f"train.{name}.max_hours is above 0, and offline: rounds of online training differ too much to be "
-                         "timed by the first. Leave it out.")  # fmt: skip
-    if config.resolution is not None:
-        if config.resolution < LEAST_RESOLUTION:
-            raise UsageError(f"train.{name}.resolution is {config.resolution}: it must be at least {LEAST_RESOLUTION}.")
-        if config.online is not None or config.noise != "shared":
-            raise UsageError(f"train.{name}.resolution is for imported images; a candidate's own noise and online training "
-                             "go with images as they are. Set it to null.")  # fmt: skip
-    if config.validation_share is not None and config.validation_share <= 0:
-        raise UsageError(f"train.{name}.validation_share is {config.validation_share:g}: it must be above 0. `validation: 0` "
-                         "measures nothing.")  # fmt: skip
-    views.check(name, config)
-    posterior.check(name, config)
-    if config.patience and (config.online is not None or not config.validation):
-        raise UsageError(f"train.{name}.patience looks at the pairs that `validation` keeps aside, offline. Set it to 0, or "
-                         "validation above 0.")  # fmt: skip
-    if config.watch and config.online is not None:
-        raise UsageError(f"train.{name}.watch is for pairs that are there; online.watch is the one online.")
-    if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
-        raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps: a single has none, a list one "
-                         "for every two of its images. Take an objective on pairs, offline, or set it to 0.")  # fmt: skip
-    if config.online is not None and (config.mask is not None or config.noise != "shared"):
-        raise UsageError(f"train.{name}: mask and noise are for pairs that are there; online.mask is the one online.")
-    if config.online is not None and config.text_cache != "full":
-        raise UsageError(f"train.{name}.text_cache: online training encodes the prompts that it samples. Leave it out.")
-    if config.lora is not None and config.lora.rank < 1:
-        raise UsageError(
-            f"train.{name}.lora.rank is {config.lora.rank}: give 1 or more, or lora: null for full weights."
-        )
-    if config.lora is not None and not 0 <= config.lora.dropout < 1:
-        raise UsageError(f"train.{name}.lora.dropout is {config.lora.dropout:g}: it must be from 0 to below 1.")
-    if (getattr(load_objective(name, config).options, "beta", None) or 1) < 0:
-        raise UsageError(f"train.{name}.objective.beta is negative: that would teach the losers.")
 
 
 def _budget(
@@ -377,7 +267,7 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     sharding.shard_policy(policy, shard, processes, job.name)
     if objective.reference == "ema":
         policy.start_average(objective.decay)
-    groups = groups_of(objective, training, config.pairs, job.flip)
+    groups = job.groups(objective, training)
     own = data.of(groups)
     measured = None
     if held:
@@ -387,22 +277,8 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
         raise _too_few(job.name)
     kept = None
     if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
-        kept = KeptErrors(plan.cache / f"reference-{config.precision}")
+        kept = KeptErrors(plan.reference_folder())
     looks = looks_of(plan, config, data, training, held, folder)
     loop = Loop(config, family, objective, policy, own, measured, processes, folder, kept, looks)
     loop.computed = computing.arrange(loop)
     return loop
-
-
-def make_objective(name: str, config: Train) -> Any:
-    objective = load_objective(name, config)
-    _check_objective(objective, config.objective.use)
-    return objective
-
-
-def _check_objective(objective: Any, name: str) -> None:
-    if objective.shape not in SHAPES or objective.reference not in REFERENCES:
-        raise PluginError(
-            f"objective {name}: it asks for groups of shape {objective.shape!r} and a reference {objective.reference!r}; "
-            f"training offers the shapes {', '.join(SHAPES)}, and the references {', '.join(REFERENCES)}."
-        )

@@ -1,7 +1,7 @@
 """How an image is looked at: whole or cropped, as it is or mirrored; all images of a group alike.
 
-A group's visit n has one view, a function of (group, n) as its time and noise are, so it is the same whoever computes it
-and after every resume. Every view of an image is encoded once and cached under a key of its own. Pairs kept aside, and
+A group's visit n has one view, a function of (train.seed, group, n) as its time and noise are, so it is the same whoever
+computes it and after every resume. Every view of an image is encoded once and cached under a key of its own. Pairs kept aside, and
 the preflight, are always measured on the plain view: the whole frame around the centre, not mirrored.
 
 flip   half of the visits see mirrored images. What a text, a logo or the words left and right say is then wrong.
@@ -20,6 +20,7 @@ from typing import Any
 from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.output import warn
+from prefkit.train.draws import draw_key
 from prefkit.train.pairs import PairRow, Side
 from prefkit.types import digest
 
@@ -30,10 +31,11 @@ SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Views:
-    """flips, crops: what a visit chooses from; crops are shares of what hangs over, 0 (left or top) to 1."""
+    """flips, crops: what a visit chooses from; crops are shares of what hangs over, 0 (left or top) to 1. seed: train.seed."""
 
     flips: tuple[bool, ...] = (False,)
     crops: tuple[float, ...] = (CENTRE,)
+    seed: int = 0
 
     @property
     def many(self) -> bool:
@@ -42,13 +44,15 @@ class Views:
     @classmethod
     def of(cls, config: Train) -> Views:
         places = tuple(k / (CROPS - 1) for k in range(CROPS)) if config.crop == "random" else (CENTRE,)
-        return cls((False, True) if config.flip else (False,), places)
+        return cls((False, True) if config.flip else (False,), places, config.seed)
 
     def at(self, group: Any, visit: int) -> Any:
         """The group as its visit sees it; visits below 0 are measurements."""
         if visit < 0 or not self.many:
             return group
-        number = int(digest("view", group.id, visit), 16) % (len(self.flips) * len(self.crops))
+        number = int(digest("view", draw_key(self.seed, group.id, visit), visit), 16) % (
+            len(self.flips) * len(self.crops)
+        )
         return self._seen(group, self.flips[number % len(self.flips)], self.crops[number // len(self.flips)])
 
     def every(self, group: Any) -> Iterator[Any]:

@@ -46,7 +46,8 @@ def test_a_study_stops_goes_on_and_looks_at_held_out_requests_last(study, tmp_pa
     made = [name for name in measured if name != "settings"]
     assert made[:2] == ["0_valid_dpo_0_topk", "0_valid_dpo_1_topk"]
     assert len(made) == 3 and made[2] in {"0_test_dpo_0_topk", "0_test_dpo_1_topk"}
-    assert len(list((tmp_path / "seed-0/train/.cache").iterdir())) == 1  # of two strengths and two controls
+    for what in ("latents", "conditions"):  # of two strengths and two controls
+        assert len(list((tmp_path / "seed-0/train/.cache").glob(f"*/{what}"))) == 1
     frame = pd.read_csv(tmp_path / "study.csv")
     assert len(frame) == 5 and frame.cell.str.startswith("control").sum() == 4  # sft, flipped, best of 2 and of 4
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}

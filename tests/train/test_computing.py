@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from prefkit.config import Train
 from prefkit.errors import UsageError
-from prefkit.models.trees import leaves
+from prefkit.models.trees import leaves, map_tensors
 from prefkit.train import computing
-from prefkit.train.run import check_settings
+from prefkit.train.settings import check_settings
 
 
 def test_a_back_end_that_is_not_there_or_cannot_train_is_refused_by_name():
@@ -50,16 +52,36 @@ def test_a_network_that_asks_for_no_back_end_is_refused(run, loop_of):
         loop_of(store, recipe, attention="native")
 
 
+def told():
+    """As Inductor and diffusers read it; torch raises here where newer and older settings were mixed."""
+    from torch._inductor.codecache import CacheBase
+
+    CacheBase.get_system()
+    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
 def test_float32_is_exact_or_tf32_inside_and_as_it_was_outside():
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = matmul.fp32_precision, conv.fp32_precision
+    before = told()
     cuda = torch.device("cuda")
-    for precision, inside in (("no", ("ieee", "ieee")), ("tf32", ("tf32", "tf32")), ("bf16", before)):
+    for precision, inside in (("no", ("highest", False, False)), ("tf32", ("high", True, True)), ("bf16", before)):
         with computing.computing(Train(precision=precision), cuda):
-            assert (matmul.fp32_precision, conv.fp32_precision) == inside
-        assert (matmul.fp32_precision, conv.fp32_precision) == before
+            assert told() == inside
+        assert told() == before
     with computing.computing(Train(), torch.device("cpu")):
-        assert (matmul.fp32_precision, conv.fp32_precision) == before
+        assert told() == before
+
+
+def test_only_what_is_on_the_cpu_is_pinned(run, loop_of, monkeypatch):
+    """Online training may hand over conditions that are on the device: page-locking those raises on CUDA."""
+    store, recipe = run()
+    (batch,) = loop_of(store, recipe).micro_batches(0)[0]
+    there = map_tensors(lambda tensor: tensor.to("meta"), batch.condition)
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: tensor.clone() if tensor.device.type == "cpu" else 1 / 0
+    )
+    copy = replace(batch, condition=there).pinned()
+    assert {leaf.device.type for _, leaf in leaves(copy.condition) if isinstance(leaf, torch.Tensor)} == {"meta"}
+    assert copy.latents is not batch.latents
 
 
 def test_a_pinned_batch_is_the_batch_with_every_tensor_pinned(run, loop_of, monkeypatch):

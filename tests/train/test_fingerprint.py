@@ -38,7 +38,7 @@ def test_the_code_of_plugins_counts(run, tmp_path):
         file.write_text(OBJECTIVE + "# mended\n")
         again, after = of(store, recipe, **changes)
         assert before != after
-        assert (plan.cache != again.cache) == ("family" in changes)
+        assert (plan.latents_folder() != again.latents_folder()) == ("family" in changes)
 
 
 def test_the_configuration_of_a_single_file_counts(run, folders):
@@ -48,7 +48,7 @@ def test_the_configuration_of_a_single_file_counts(run, folders):
     for kind in (None, "sd", "sd-v"):
         model = replace(recipe.model, base=str(file), config=None if kind is None else str(folders[kind]))
         found.append(of(store, replace(recipe, model=model)))
-    assert len({str(own) for _, own in found}) == len({plan.cache for plan, _ in found}) == 3
+    assert len({str(own) for _, own in found}) == len({plan.latents_folder() for plan, _ in found}) == 3
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -88,7 +88,7 @@ def test_what_is_cached_loads_nothing(run, census):
     store, recipe = run("sd", steps=2)
     run_train(store, recipe, "dpo")
     assert census.loaded[-1] == "UNet2DConditionModel"
-    (cache,) = (store.folder / "train" / ".cache").iterdir()
+    (conditions,) = (store.folder / "train" / ".cache").glob("*/conditions")
 
     def again(name):
         census.loaded.clear()
@@ -96,9 +96,10 @@ def test_what_is_cached_loads_nothing(run, census):
         return census.loaded
 
     assert again("second") == ["UNet2DConditionModel"]
-    shutil.rmtree(cache / "conditions")
+    shutil.rmtree(conditions)
     assert again("third") == ["CLIPTextModel", "UNet2DConditionModel"]
-    shutil.rmtree(cache / "latents")
+    (latents,) = (store.folder / "train" / ".cache").glob("*/latents")
+    shutil.rmtree(latents)
     assert again("fourth") == ["AutoencoderKL", "UNet2DConditionModel"]
 
 

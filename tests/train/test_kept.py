@@ -105,7 +105,7 @@ def test_a_key_is_of_all_that_enters_the_network(run, pair_rows):
 def test_a_damaged_part_is_computed_again(run, capsys):
     store, recipe = run(keep_reference=True, checkpoint_every=100)
     run_train(store, recipe, "dpo")
-    (part,) = (store.folder / "train" / ".cache").glob("*/reference-no/part-*")
+    (part,) = (store.folder / "train" / ".cache").glob("*/reference/part-*")
     known = len(KeptErrors(part.parent).keys)
     assert known == 16  # 4 steps of 2 pairs
     part.write_bytes(part.read_bytes()[:100])

@@ -192,7 +192,7 @@ def test_a_damaged_cache_part_is_computed_again(run, capsys, pair_rows):
     store, recipe = run(rows=pair_rows(3))
     plan, data = prepared(store, recipe)
     before = data.latents.get(data.pairs[0].win.key)["latents"]
-    (part,) = (plan.cache / "latents").glob("part-*")
+    (part,) = (plan.latents_folder() / "latents").glob("part-*")
     part.write_bytes(part.read_bytes()[:50])
     _, again = prepared(store, recipe)
     assert "damaged" in capsys.readouterr().err

@@ -33,7 +33,10 @@ def test_caches_of_another_precision_do_not_mix(run):
         )
         for name in (None, "nf4", "int8", "fp8")
     ]
-    assert len({plan.cache for plan in plans}) == 4
+    assert len({plan.reference_folder() for plan in plans}) == 4
+    assert (
+        len({(plan.latents_folder(), plan.conditions_folder()) for plan in plans}) == 1
+    )  # neither passes the denoiser
 
 
 # -- with torchao ---------------------------------------------------------------------------------------------------

@@ -128,7 +128,10 @@ class DiffusersFamily:
         return signature(self.wiring, condition)
 
     def draw(self, group: str, visit: int, like: Tensor) -> Draw:
-        """A function of (group, visit) alone: time [1] and noise [1, *like.shape], float32, CPU."""
+        """A function of (group, visit) alone: time [1] and noise [1, *like.shape], float32, CPU.
+
+        group: a name for the draws, in which training has put train.seed (train/draws.py).
+        """
         import torch
 
         seed = int.from_bytes(hashlib.sha256(f"{group}\n{visit}".encode()).digest()[:8], "little") >> 1

@@ -22,9 +22,28 @@ LEAST = {
 }
 
 
+#: settings of a training on pairs that are there, and what stands for them online
+OFFLINE = {
+    "steps": "online.rounds says how long it trains",
+    "validation": "there are no pairs to hold out; online.watch measures on requests that are not trained on",
+    "validate_every": "there are no held-out pairs; online.watch_every is the one online",
+    "validation_share": "there are no held-out pairs",
+    "checkpoint_every": "online.checkpoint_every counts rounds",
+    "watch_requests": "online.watch_requests is the one online",
+    "watch_every": "online.watch_every counts rounds",
+    "stop_drop": "online.stop_drop is the one online",
+}
+#: and what an objective on the steps of a chain does not read beside
+ON_PAIRS = {
+    "time_sampling": "it learns from the steps that were sampled",
+    "guidance": "it trains at the guidance of its generator",
+}
+
+
 def check(name: str, config: Train, online: Online, objective: Any) -> None:
-    """Raises UsageError, before anything is loaded; warns of small groups."""
+    """Raises UsageError, before anything is loaded; warns of small groups, and of a warm-up that never ends."""
     where = f"train.{name}.online"
+    _check_unread(name, config, objective)
     if not online.rewards or not any(online.rewards.values()):
         raise UsageError(f"{where}.rewards is empty: give score aliases and their weights, as in rewards: {{size: 1}}.")
     for least, keys in LEAST.items():
@@ -46,6 +65,24 @@ def check(name: str, config: Train, online: Online, objective: Any) -> None:
         raise UsageError(f"{where}.noise: cps leaves the normaliser out of its log-probability, and trust: guard corrects "
                          "ratios of whole ones. Take another noise, or trust: clip or dppo.")  # fmt: skip
     _check_groups(where, config, online, objective)
+    updates = online.rounds * online.updates * online.epochs
+    if updates < config.warmup:
+        output.warn(f"train.{name}.warmup is {config.warmup} updates and the training has {updates} ({online.rounds} rounds x "
+                    f"{online.updates * online.epochs}), so it never reaches its learning_rate. Lower warmup.")  # fmt: skip
+
+
+def _check_unread(name: str, config: Train, objective: Any) -> None:
+    """Raises UsageError for a setting that would change nothing."""
+    fresh = Train()
+    unread = OFFLINE | (ON_PAIRS if objective.shape in ("step", "step_pair") else {})
+    for key, why in unread.items():
+        value = getattr(config, key)
+        if value != getattr(fresh, key) and not (key == "validation" and value == 0):
+            raise UsageError(
+                f"train.{name}.{key} is {value}, and an online training does not read it: {why}. Leave it out."
+            )
+    if config.pairs:
+        output.warn(f"train.{name}.pairs ({config.pairs}) is not read: an online training makes its own pairs.")
 
 
 def _check_groups(where: str, config: Train, online: Online, objective: Any) -> None:

@@ -167,6 +167,7 @@ class Loop:
         columns = {}
         for alias in self.jury.scorers:
             columns[alias] = self._of_all(values_of(scores, alias), round_.own, total)
+        round_.scores = columns
         weights = {alias: weight for alias, weight in online.rewards.items() if weight}
         round_.rewards = rewards(columns, self.jury.signs(), weights, round_.groups, online.normalise)
         errors = [f"{a}: {s.error}" for a in weights for s in scores[a] if s.error]

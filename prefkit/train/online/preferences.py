@@ -107,7 +107,7 @@ class PairLearner:
                 latents.keep(candidate.id, tree, [image.height, image.width])
         requests = {r.request_id: r for r in store.requests()}
         groups = groups_of(self.objective, pairs, "of the round")
-        data = PairData(groups, latents, self.conditions, requests)  # type: ignore[arg-type]
+        data = PairData(groups, latents, self.conditions, requests, seed=self.loop.config.seed)  # type: ignore[arg-type]
         missing: dict[str, tuple[Request, tuple[int, int]]] = {}
         for pair in pairs:
             if data.condition_key(pair) not in data.conditions:
@@ -118,7 +118,7 @@ class PairLearner:
 
 
 class Memory:
-    """What train.cache.Cache is on disk, in memory."""
+    """What train.cache.Cache is on disk, in main memory: tensors of what is kept are on the CPU."""
 
     def __init__(self) -> None:
         self.trees: dict[str, Any] = {}

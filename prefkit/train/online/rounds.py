@@ -29,7 +29,8 @@ LARGEST_SHARE = 0.2
 class Round:
     """One round. `asked` are its samples, group after group; `own` the numbers of those that this process made.
 
-    chains and candidates are those of `own`, in that order; rewards, advantages [N] float64, NaN = left out.
+    chains and candidates are those of `own`, in that order; rewards, advantages [N] float64, NaN = left out; scores [N] of
+    every alias, NaN = failed.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Round:
     chains: Chains | None = None
     candidates: list[Candidate] = field(default_factory=list)
     masks: dict[int, Any] = field(default_factory=dict)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
     rewards: np.ndarray = field(default_factory=lambda: np.empty(0))
     advantages: np.ndarray = field(default_factory=lambda: np.empty(0))
 

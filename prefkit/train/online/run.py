@@ -21,7 +21,7 @@ from prefkit.models.trained import write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.table import check_fingerprint
-from prefkit.train import computing
+from prefkit.train import cache_keys, computing, draws
 from prefkit.train.checkpoint import last_step
 from prefkit.train.export import export
 from prefkit.train.jury import Jury
@@ -41,7 +41,10 @@ from prefkit.train.reference import make_policy
 from prefkit.train.watch import SEEDS, Watch
 from prefkit.types import Request
 
-REMEDY = "Train under another name, put the recipe back as it was, or remove this folder. `rounds` may grow."
+REMEDY = (
+    "Train under another name, put the recipe back as it was, or remove this folder. `rounds` may grow. Another `scheme` "
+    "means a version of prefkit that draws or captures otherwise."
+)
 ON_STEPS = ("step", "step_pair")
 
 
@@ -53,14 +56,12 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
     """
     config = recipe.train[name]
     online = config.online or Online()
-    guards.check(name, config, online, objective)
-    _refuse_inputs(recipe, f"train.{name}")
+    jury, chooser = check_recipe(recipe, name, objective)
     processes = Processes(config.device)
     folder = store.train(name)
     with processes.group.held(store.lock(f"train/{name}")):
         requests, watched = _requests(store, recipe, online, processes)
         settings = _generator(recipe, online, f"train.{name}.online")
-        jury = _jury(recipe, online, f"train.{name}.online")
         plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
         own = _fingerprint(config, online, settings, plan, requests, jury)
 
@@ -71,7 +72,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
         if processes.group.lead(begin):
             output.note(f"train {name}: already done.")
             return read_json(folder / "result.json")
-        loop = make_loop(plan, name, objective, settings, jury, requests, watched, processes)
+        loop = make_loop(plan, name, objective, settings, jury, chooser, requests, watched, processes)
         with computing.computing(config, processes.device):
             return _train(loop, plan, name, folder, limit)
 
@@ -80,15 +81,13 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
     """Every check that needs no weights, for a dry run: nothing is written. Raises UsageError, FingerprintError."""
     config = recipe.train[name]
     online = config.online or Online()
-    guards.check(name, config, online, objective)
-    _refuse_inputs(recipe, f"train.{name}")
+    jury, _ = check_recipe(recipe, name, objective)
     folder = store.train(name)
     known = store.requests()
     if recipe.requests.source:
         known = keep_known(known, read_requests(recipe.requests, recipe.model.inputs), store.folder)
     requests, _ = _shared_out(known, online)
     settings = _generator(recipe, online, f"train.{name}.online")
-    jury = _jury(recipe, online, f"train.{name}.online")
     plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
     own = _fingerprint(config, online, settings, plan, requests, jury)
     check_fingerprint(folder / "spec.json", own, REMEDY, fresh=_untrained(folder), write=False)
@@ -97,6 +96,20 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
 
 def _untrained(folder: Path) -> bool:
     return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+
+
+def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[Jury, Chooser | None]:
+    """Everything that can be wrong with the recipe before a request is read or weights are loaded. Raises UsageError.
+
+    Returns the scorers, not loaded, and how pairs are chosen (None for an objective without pairs).
+    """
+    config, where = recipe.train[name], f"train.{name}.online"
+    online = config.online or Online()
+    guards.check(name, config, online, objective)
+    _refuse_inputs(recipe, f"train.{name}")
+    _generator(recipe, online, where)
+    jury = _jury(recipe, online, where, objective)
+    return jury, Chooser.of(recipe, online, jury.signs(), where) if objective.shape != "step" else None
 
 
 def _refuse_inputs(recipe: Recipe, where: str) -> None:
@@ -129,8 +142,11 @@ def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
     """The settings of generation. Raises UsageError."""
     name = online.generator or next((n for n, g in recipe.generate.items() if g.use == "diffusers"), None)
     if name is None or name not in recipe.generate:
-        raise UsageError(f"{where}.generator: {name!r} is not in the recipe; add an entry under `generate:` that says with "
-                         "how many steps and which guidance to sample.")  # fmt: skip
+        what = (
+            "no entry of the recipe's `generate:` uses diffusers" if name is None else f"{name!r} is not in the recipe"
+        )
+        raise UsageError(f"{where}.generator: {what}; add an entry under `generate:` that says with how many steps and which "
+                         "guidance to sample, as in generate: {own: {steps: 20, guidance: 7.5}}.")  # fmt: skip
     found = recipe.generate[name]
     if found.use != "diffusers" or found.model is not None or found.compile:
         raise UsageError(f"{where}.generator: {name} must be a diffusers generator of `model` itself, not compiled: what "
@@ -138,11 +154,14 @@ def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
     return found
 
 
-def _jury(recipe: Recipe, online: Online, where: str) -> Jury:
-    aliases = dict.fromkeys([*(a for a, w in online.rewards.items() if w), *online.watch])
-    aliases |= {online.mask: None} if online.mask else {}
+def _jury(recipe: Recipe, online: Online, where: str, objective: Any) -> Jury:
+    """Scorers of the reward, of the pairs where the objective learns from pairs, of what is watched and of the mask."""
+    learned = [alias for alias, weight in online.rewards.items() if weight]
+    if objective.shape != "step":
+        learned += pair_settings(recipe, online, where).weights
+    aliases = dict.fromkeys([*learned, *online.watch, *([online.mask] if online.mask else [])])
     jury = Jury(recipe, list(aliases), where)
-    jury.refuse_judges([a for a, w in online.rewards.items() if w], where)
+    jury.refuse_judges(list(dict.fromkeys(learned)), where)
     return jury
 
 
@@ -162,6 +181,7 @@ def _fingerprint(
         "scorers": jury.specs(),
         "pair": content(pair_settings(plan.recipe, online, "online")),
         "requests": [r.request_id for r in requests],
+        "scheme": {"draws": draws.SCHEME, "wiring": cache_keys.SCHEME["wiring"]},
         **({"code": code} if code is not None else {}),
     }
 
@@ -197,6 +217,7 @@ def make_loop(
     objective: Any,
     settings: Generate,
     jury: Jury,
+    chooser: Chooser | None,
     requests: list[Request],
     watched: list[Request],
     processes: Processes,
@@ -218,7 +239,6 @@ def make_loop(
     pair = pair_settings(plan.recipe, online, f"train.{name}.online")
     learner: Any
     if records:
-        chooser = Chooser.of(pair, f"train.{name}.online.pair")
         learner = StepLearner(config, online, objective, policy, rollout, updates, chooser)
     else:
         learner = PairLearner(config, online, objective, policy, family, updates, pair, plan.recipe, folder)

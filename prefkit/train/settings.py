@@ -1,0 +1,141 @@
+"""Which settings a training can have: checked before anything is loaded, by the run and by its dry run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefkit import output, registry
+from prefkit.config import Recipe, Train
+from prefkit.distributed import check_device, device_of
+from prefkit.errors import PluginError, UsageError
+from prefkit.models.load import check_model
+from prefkit.train import computing, launch, optimizers, posterior, sharding, views
+from prefkit.train.jobs import load_objective
+from prefkit.train.kept import check_kept
+from prefkit.train.metrics import BOARDS
+from prefkit.train.offline import AUTOCAST, SCHEDULES
+from prefkit.train.sharding import SHARDS
+from prefkit.train.texts import CACHES
+
+SHAPES = ("pair", "list", "single")
+REFERENCES = ("none", "frozen", "ema")
+LEAST_RESOLUTION = 64
+NOISES = ("shared", "own")
+KNOWN = {
+    "precision": AUTOCAST,
+    "schedule": SCHEDULES,
+    "report_to": BOARDS,
+    "noise": NOISES,
+    "text_cache": CACHES,
+    "shard": SHARDS,
+    "posterior": posterior.KINDS,
+}
+#: smallest value -> the settings that it holds for
+LEAST = {
+    0: ("warmup", "weight_decay", "validation", "curriculum", "patience", "stop_drop"),
+    1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every", "watch_requests", "watch_every"),
+}
+
+
+def check(recipe: Recipe, name: str) -> Any:
+    """The objective, after every check of the settings alone. Raises UsageError, PluginError."""
+    if name not in recipe.train:
+        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
+    config = recipe.train[name]
+    check_settings(name, config)
+    check_device(config.device or "cpu")
+    if recipe.model.quantize is not None and config.lora is None:
+        raise UsageError(f"train.{name}.lora is null, and full weights cannot be trained in {recipe.model.quantize}: set "
+                         "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
+    objective = load_objective(name, config)
+    sharding.check(name, recipe, objective, launch.shard_of(config))
+    if config.keep_reference:
+        check_kept(name, objective, online=config.online is not None)
+    if not is_online(config, objective):
+        _check_objective(objective, config.objective.use)
+        registry.load_class("family", config.family)
+    else:
+        from prefkit.train.online.run import check_recipe
+
+        check_recipe(recipe, name, objective)
+    return objective
+
+
+def check_start(recipe: Recipe, config: Train) -> None:
+    """Whether there is a model to start from, without reading its weights. Raises UsageError."""
+    if not recipe.model.base:
+        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
+    if config.family == "diffusers":  # what another family starts from is its own affair
+        check_model(recipe.model, device_of(config.device))
+
+
+def is_online(config: Train, objective: Any) -> bool:
+    return config.online is not None or objective.shape.startswith("step")
+
+
+def check_settings(name: str, config: Train) -> None:
+    """Raises UsageError, before anything is loaded."""
+    launch.check(name, config)
+    for key, known in KNOWN.items():
+        if getattr(config, key) not in known:
+            raise UsageError(f"train.{name}.{key}: {getattr(config, key)!r} is not known; choose {', '.join(known)}.")
+    for least, keys in LEAST.items():
+        for key in keys:
+            if getattr(config, key) < least:
+                raise UsageError(f"train.{name}.{key} is {getattr(config, key)}: it must be at least {least}.")
+    for key in ("learning_rate", "max_grad_norm"):
+        if getattr(config, key) <= 0:
+            raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
+    computing.check(name, config)
+    optimizers.check(name, config)
+    if config.max_hours is not None and (config.max_hours <= 0 or config.online is not None):
+        raise UsageError(f"train.{name}.max_hours is above 0, and offline: rounds of online training differ too much to be "
+                         "timed by the first. Leave it out.")  # fmt: skip
+    if config.resolution is not None:
+        if config.resolution < LEAST_RESOLUTION:
+            raise UsageError(f"train.{name}.resolution is {config.resolution}: it must be at least {LEAST_RESOLUTION}.")
+        if config.online is not None or config.noise != "shared":
+            raise UsageError(f"train.{name}.resolution is for imported images; a candidate's own noise and online training "
+                             "go with images as they are. Set it to null.")  # fmt: skip
+    if config.validation_share is not None and config.validation_share <= 0:
+        raise UsageError(f"train.{name}.validation_share is {config.validation_share:g}: it must be above 0. `validation: 0` "
+                         "measures nothing.")  # fmt: skip
+    views.check(name, config)
+    posterior.check(name, config)
+    if config.patience and (config.online is not None or not config.validation):
+        raise UsageError(f"train.{name}.patience looks at the pairs that `validation` keeps aside, offline. Set it to 0, or "
+                         "validation above 0.")  # fmt: skip
+    if config.watch and config.online is not None:
+        raise UsageError(f"train.{name}.watch is for pairs that are there; online.watch is the one online.")
+    if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
+        raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps: a single has none, a list one "
+                         "for every two of its images. Take an objective on pairs, offline, or set it to 0.")  # fmt: skip
+    if config.online is not None and (config.mask is not None or config.noise != "shared"):
+        raise UsageError(f"train.{name}: mask and noise are for pairs that are there; online.mask is the one online.")
+    if config.online is not None and config.text_cache != "full":
+        raise UsageError(f"train.{name}.text_cache: online training encodes the prompts that it samples. Leave it out.")
+    if config.lora is not None and config.lora.rank < 1:
+        raise UsageError(
+            f"train.{name}.lora.rank is {config.lora.rank}: give 1 or more, or lora: null for full weights."
+        )
+    if config.lora is not None and not 0 <= config.lora.dropout < 1:
+        raise UsageError(f"train.{name}.lora.dropout is {config.lora.dropout:g}: it must be from 0 to below 1.")
+    if (getattr(load_objective(name, config).options, "beta", None) or 1) < 0:
+        raise UsageError(f"train.{name}.objective.beta is negative: that would teach the losers.")
+    if config.online is None and config.max_hours is None and config.steps < config.warmup:
+        output.warn(f"train.{name}.warmup is {config.warmup} steps and the training has {config.steps}, so it never reaches "
+                    "its learning_rate. Lower warmup.")  # fmt: skip
+
+
+def make_objective(name: str, config: Train) -> Any:
+    objective = load_objective(name, config)
+    _check_objective(objective, config.objective.use)
+    return objective
+
+
+def _check_objective(objective: Any, name: str) -> None:
+    if objective.shape not in SHAPES or objective.reference not in REFERENCES:
+        raise PluginError(
+            f"objective {name}: it asks for groups of shape {objective.shape!r} and a reference {objective.reference!r}; "
+            f"training offers the shapes {', '.join(SHAPES)}, and the references {', '.join(REFERENCES)}."
+        )
