@@ -42,6 +42,9 @@ exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed ite
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Exits with the code that the epilog lists."""
+    if argv is None:
+        output.as_utf8()
+    output.never_refuse()
     sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
 
 

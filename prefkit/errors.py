@@ -4,6 +4,7 @@ PrefkitError                 exit code 1
 ├── UsageError               exit code 2: a flag, a recipe key, a file that the user named
 │   └── RecipeError          the same, with file:line
 ├── StoreError               a run folder that cannot be read or written
+│   ├── DamagedError         a file whose content is not what was written
 │   └── FingerprintError     the table on disk means something else than what was asked for
 ├── CaptureError             a pipeline whose wiring could not be proven
 ├── PluginError              a scorer, strategy, objective, family or generator that broke its contract
@@ -32,6 +33,14 @@ class RecipeError(UsageError):
 
 class StoreError(PrefkitError):
     pass
+
+
+class DamagedError(StoreError):
+    """A stored file that is missing, cannot be decoded, or does not match its checksum. `path` names it."""
+
+    def __init__(self, path: Any, text: str) -> None:
+        super().__init__(text)
+        self.path = path
 
 
 class FingerprintError(StoreError):

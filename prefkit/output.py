@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,23 @@ from typing import Any
 LINE_EVERY = 30.0  # seconds between progress lines where stderr is no terminal
 
 quiet = False  # set once by the command line (-q): no notes, hints or progress; warnings and errors stay
+
+
+def as_utf8() -> None:
+    """Start this command line again in Python's UTF-8 mode where file names are in another encoding.
+
+    Recipes are UTF-8, and what they name could not be opened otherwise. Before anything is imported that takes long.
+    """
+    if sys.getfilesystemencoding().replace("-", "").lower() != "utf8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "prefkit", *sys.argv[1:]])
+
+
+def never_refuse() -> None:
+    """Under an ASCII locale, write characters that stdout and stderr do not know as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def note(text: str) -> None:

@@ -78,7 +78,7 @@ def _read_features(path: Path) -> tuple[list[str], Tensor]:
             items = [str(item) for item in table["item"]]
         else:
             array = _array(path)
-            items = path.with_suffix(".txt").read_text().splitlines()
+            items = path.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"vbpr.features: {path} could not be read: {' '.join(str(error).split())[:200]}.") from error
     if array.ndim != 2 or len(array) != len(items) or len(set(items)) != len(items):

@@ -11,6 +11,7 @@ from typing import Any
 from prefkit import registry
 from prefkit.errors import UsageError
 from prefkit.hub.pairs_in import Pairs
+from prefkit.store.litter import sweep_beside, temporary_beside
 
 
 def run_export(
@@ -25,8 +26,9 @@ def run_export(
         raise UsageError(f"export: {out} is there already. Give another folder, or --overwrite to replace it.")
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"export: {out} holds the pairs themselves. Give another folder.")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = temporary_beside(out)
     try:
+        sweep_beside(out)
         partial.mkdir(parents=True)
         counts = plugin(options).write(source, partial)
         if not counts.get("pairs"):

@@ -9,10 +9,16 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefkit.store import Store
+from prefkit.store.run import damaged_requests
+from prefkit.store.seal import open_sealed, seal
 from prefkit.store.table import Table
 from prefkit.types import Request, request_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Known:
@@ -88,13 +94,20 @@ class Known:
 
 def stored_requests(store: Store, columns: list[str] | None = None) -> Iterator[dict[str, str]]:
     """requests.parquet row by row, without holding it."""
-    import pyarrow.parquet as pq
+    for batch in _request_batches(store, columns):
+        yield from batch.to_pylist()
+
+
+def _request_batches(store: Store, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
 
     path = store.folder / "requests.parquet"
     if path.exists():
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(4096, columns=columns):
-                yield from batch.to_pylist()
+        try:
+            with open_sealed(path, columns) as file:
+                yield from file.iter_batches(4096, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged_requests(path, error) from error
 
 
 def stage_requests(store: Store, name: str) -> Table:
@@ -114,13 +127,12 @@ def merge_requests(store: Store, staged: Table) -> None:
     path = store.folder / "requests.parquet"
 
     def save(temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, request_schema()) as writer:
-            if path.exists():
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(4096):
-                        writer.write_batch(batch)
+        with pq.ParquetWriter(temporary, request_schema(), write_page_checksum=True) as writer:
+            for batch in _request_batches(store):
+                writer.write_batch(batch)
             for part in staged.batches():
                 writer.write_table(part)
+        seal(temporary)
 
     write_whole(path, save)
     for part in parts:

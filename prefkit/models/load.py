@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from prefkit.errors import CaptureError, TrainingError, UsageError
 from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
@@ -197,7 +198,7 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
         names.append(ADAPTER_NAME.format(len(names)))
         try:
             keys = _load_adapter(pipe, denoiser, source, names[-1])
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"the adapter {source} could not be loaded: {_short(error)}") from error
         if names[-1] not in getattr(net, "peft_config", {}):
             raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")

@@ -35,10 +35,12 @@ def looks(store: Store, generators: Sequence[str], wanted: set[str]) -> pd.DataF
     """
     table = Table(store.folder / "looks", SCHEMA)
     table.claim({"looks": VERSION}, "Remove it.", empty=True)
-    done = table.ids()
-    for generator in generators:
-        _fill(store, table, generator, wanted - done)
-    frame = table.frame()
+    frame = table.frame()  # whole: a part whose ids alone are sound is damaged as well, and is made again
+    missing = wanted - set(frame.id)
+    if missing:
+        for generator in generators:
+            _fill(store, table, generator, missing)
+        frame = table.frame()
     return frame[frame.id.isin(wanted)].set_index("id") if len(frame) != len(wanted) else frame.set_index("id")
 
 

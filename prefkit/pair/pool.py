@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from prefkit.config import Pair
-from prefkit.errors import StoreError, UsageError
+from prefkit.errors import UsageError
 from prefkit.store import Store
 
 COLUMNS = ["id", "request_id", "index", "seed", "sha256", "error"]
@@ -96,12 +95,7 @@ def read_requests(store: Store) -> pa.Table:
     path = store.folder / "requests.parquet"
     if not path.exists():
         raise UsageError(f"there are no requests in {store.folder}: run `prefkit generate {store.folder}` first.")
-    try:
-        return pq.read_table(path, columns=["request_id", "prompt", "split"])
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"{path} is damaged: {' '.join(str(error).split())[:160]}. Remove it and run `prefkit generate` again."
-        ) from error
+    return store.request_table(["request_id", "prompt", "split"])
 
 
 def _in_order(frame: pd.DataFrame, ids: pa.ChunkedArray) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 from collections.abc import Sequence
@@ -10,15 +11,15 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.config import Recipe, Train, content
-from prefkit.errors import UsageError
+from prefkit.errors import DamagedError, UsageError
 from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
-from prefkit.store.files import write_atomic
+from prefkit.store.files import read_json, remedy_for, write_json
 from prefkit.train import beside, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
-from prefkit.train.cache import Cache
+from prefkit.train.cache import WIRING, Cache, check_caches
 from prefkit.train.data import PairData
 from prefkit.train.jobs import Job, visited
 from prefkit.train.masks import Masks
@@ -102,8 +103,13 @@ class Plan:
         return self.load(device, (height, width), {"denoiser"}, self.wiring())
 
     def wiring(self) -> Wiring | None:
-        path = self.cache / "wiring.json"
-        return Wiring.from_json(path.read_text()) if path.exists() else None
+        path = self.cache / WIRING
+        if not path.exists():
+            return None
+        try:
+            return Wiring(**read_json(path))
+        except TypeError as error:
+            raise DamagedError(path, f"{path} could not be read: {error}. {remedy_for(path)}") from error
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
@@ -153,6 +159,9 @@ def prepare(
 
     Without jobs, those of every pair, in all its views.
     """
+    if processes.main:
+        check_caches(plan.cache)
+    processes.wait()
     store, data = plan.store, open_caches(plan, pairs, source)
     seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
     wanted = data.of(seen)
@@ -164,7 +173,7 @@ def prepare(
         family: Any = None
         if processes.main:
             family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
-            write_atomic(plan.cache / "wiring.json", family.wiring.to_json())
+            write_json(plan.cache / WIRING, dataclasses.asdict(family.wiring))
         processes.wait()
         if family is None:
             family = plan.load(processes.device, size, None, plan.wiring(), in_turn=True)

@@ -24,7 +24,7 @@ from prefkit.models.sample import Sampled
 from prefkit.train import checkpoint
 from prefkit.train.jury import Jury, Scores, values_of
 from prefkit.train.masks import mask_of
-from prefkit.train.metrics import Log
+from prefkit.train.metrics import Log, finite
 from prefkit.train.offline import interruptible
 from prefkit.train.online import guards
 from prefkit.train.online.rewards import Beside, rewards, unanswered
@@ -68,6 +68,7 @@ class Loop:
         self.rule = StopRule(online.stop_drop)
         self.beside = Beside()
         self.processes = self.updates.processes
+        self.shown: dict[str, float] = {}  # of the last round
 
     def tuned(self) -> Any:
         """with loop.tuned(): the weights that are exported and looked at."""
@@ -215,6 +216,7 @@ class Loop:
                 "updates": self.updates.count,
                 "stopped": self.stopped,
                 "below": self.rule.below,
+                "last": finite(self.shown),
                 "watch": [self.watch.first, self.watch.best] if self.watch is not None else None,
             }
             if hasattr(self.learner.objective, "state"):
@@ -224,7 +226,7 @@ class Loop:
 
     def resume(self) -> None:
         """Go to the last checkpoint, if there is one."""
-        found = checkpoint.load_last(self.folder / "checkpoints")
+        found = checkpoint.load_last(self.folder / "checkpoints", self.processes)
         if found is None:
             return
         weights, optimizer, state = found
@@ -237,6 +239,7 @@ class Loop:
         self.statistics.load(state["statistics"])
         self.updates.load(optimizer, state["updates"])
         self.number, self.stopped, self.rule.below = state["step"], state["stopped"], state["below"]
+        self.shown = state.get("last", {})
         if "objective" in state:
             self.learner.objective.load(state["objective"])
         if self.watch is not None and state["watch"] is not None:
@@ -249,7 +252,6 @@ class Loop:
         self.resume()
         end = self.online.rounds if limit is None else min(self.online.rounds, self.number + limit)
         log = Log(self.folder / "metrics.jsonl", self.number, self.config.report_to) if self.processes.main else None
-        shown: dict[str, float] = {}
         label = f"train {self.folder.name}"
         try:
             if self.number == 0:
@@ -257,11 +259,11 @@ class Loop:
                 self.save()
             with interruptible() as interrupted, output.Progress(label, max(end - self.number, 1)) as progress:
                 while self.number < end and not self.stopped:
-                    shown = self.round(self.number)
+                    self.shown = self.round(self.number)
                     self.number += 1
                     if log is not None:
-                        log.write(self.number, shown)
-                    progress.update(reward=shown["reward"], queries=shown["queries"])
+                        log.write(self.number, self.shown)
+                    progress.update(reward=self.shown["reward"], queries=self.shown["queries"])
                     self.look(log)
                     stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
                     if stop or self.stopped or self.number == end or self.number % self.online.checkpoint_every == 0:
@@ -275,4 +277,4 @@ class Loop:
                 log.close()
         if self.stopped:
             output.warn(f"{label}: stopped after round {self.number}: {self.stopped}. The best look is in best/.")
-        return shown
+        return self.shown
