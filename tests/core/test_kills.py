@@ -36,7 +36,7 @@ VERBS = {
     "online": ("train -r r.yaml --name on", "run/train/on"),
     "eval": ("eval -r r.yaml", "run/eval"),
     "report": ("report -r r.yaml", "run/report.html"),
-    "export": ("export run/pairs/main --as chosen_rejected --out out --overwrite", "out"),
+    "export": ("export run/pairs/main out --as chosen_rejected --overwrite", "out"),
     "import": ("import run/pairs/main other --as pickapic --name given", "other"),
     "fit": ("fit vbpr --interactions log.csv --features f.npy --epochs 3 --out fitted", "fitted"),
     "push": ("push run --to you/x --pairs main", "run/push"),
