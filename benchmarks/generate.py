@@ -56,7 +56,7 @@ def main() -> None:
             settings = Generate(
                 n=args.batch, steps=args.steps, height=args.side, width=args.side, batch_size=args.batch
             )
-            (Path(folder) / "p.txt").write_text("\n".join(prompts))
+            (Path(folder) / "p.txt").write_text("\n".join(prompts), encoding="utf-8")
             recipe = Recipe(
                 run=f"{folder}/{name}",
                 model=Model(model),

@@ -49,7 +49,7 @@ def weights(folder: Path) -> None:
     CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[]).save_pretrained(folder)
     settings = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "resample": 3}
     (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "CLIPImageProcessor", **settings})
+        json.dumps({"image_processor_type": "CLIPImageProcessor", **settings}), encoding="utf-8"
     )
     CLIPModel(CLIPConfig(text_config={"eos_token_id": len(tokens) - 1})).save_pretrained(folder)
     widths = [512, 1024, 128, 64, 16, 1]

@@ -76,7 +76,7 @@ def sweep(folder: Path, model: str, args: argparse.Namespace, way: str) -> tuple
         where = folder / (f"{way}-{name}" if way == "separate" else way)
         store = Store.create(where)
         run_train(store, Recipe(run=str(where), model=Model(model), train={name: config}), name)
-        lines = (store.train(name) / "metrics.jsonl").read_text().splitlines()
+        lines = (store.train(name) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
     return time.process_time() - begun, losses
 

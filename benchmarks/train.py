@@ -157,7 +157,7 @@ def take_turns(
 def row(name: str, middle: dict[str, tuple[float, float]], args: argparse.Namespace) -> dict[str, object]:
     (wall, cpu), (bare_wall, bare_cpu) = middle[name], middle["bare"]
     own = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-    memory = subprocess.run(own, capture_output=True, text=True, check=True).stdout.split()[-1]
+    memory = subprocess.run(own, capture_output=True, encoding="utf-8", check=True).stdout.split()[-1]
     return {"what": name, "wall ms": round(1000 * wall, 1), "to bare": round(wall / bare_wall, 3),
             "CPU ms": round(1000 * cpu, 1), "to bare ": round(cpu / bare_cpu, 3), "steps a second": round(1 / wall, 2),
             "peak MiB": int(memory)}  # fmt: skip
@@ -180,9 +180,11 @@ def peak_memory(device: str) -> Iterator[None]:
         yield
         print(torch.cuda.max_memory_allocated() // 2**20)
         return
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     yield
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     print(int(peak.split()[1]) // 1024)
 
 

@@ -54,9 +54,9 @@ exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed ite
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Exits with the code that the epilog lists."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a locale without Unicode is no reason to stop
-            stream.reconfigure(errors="backslashreplace")
+    if argv is None:
+        output.as_utf8()
+    output.never_refuse()
     code = run(sys.argv[1:] if argv is None else list(argv))
     distributed.end(code)
     try:

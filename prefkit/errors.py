@@ -5,6 +5,7 @@ PrefkitError                 exit code 1
 │   ├── RecipeError          the same, with file:line
 │   └── NotYet               what an earlier stage makes is not there yet
 ├── StoreError               a run folder that cannot be read or written
+│   ├── DamagedError         a file whose content is not what was written
 │   └── FingerprintError     the table on disk means something else than what was asked for
 ├── CaptureError             a pipeline whose wiring could not be proven
 ├── ProcessError             another process of the launch has failed or was killed
@@ -45,6 +46,14 @@ class NotYet(UsageError):
 
 class StoreError(PrefkitError):
     pass
+
+
+class DamagedError(StoreError):
+    """A stored file that is missing, cannot be decoded, or does not match its checksum. `path` names it."""
+
+    def __init__(self, path: Any, text: str) -> None:
+        super().__init__(text)
+        self.path = path
 
 
 class FingerprintError(StoreError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import sys
 import time
 import unicodedata
@@ -55,6 +57,23 @@ def message(text: str) -> str:
         return line
     half = (LONGEST - 5) // 2
     return f"{line[:half]} ... {line[-half:]}"
+
+
+def as_utf8() -> None:
+    """Start this command line again in Python's UTF-8 mode where file names are in another encoding.
+
+    Recipes are UTF-8, and what they name could not be opened otherwise. Before anything is imported that takes long.
+    """
+    if sys.getfilesystemencoding().replace("-", "").lower() != "utf8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "prefkit", *sys.argv[1:]])
+
+
+def never_refuse() -> None:
+    """Under an ASCII locale, write characters that stdout and stderr do not know as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def note(text: str) -> None:

@@ -197,7 +197,7 @@ def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _size_and_time(folder: Path, todo: int, done: int) -> Row:

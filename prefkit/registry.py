@@ -61,14 +61,14 @@ def builtin(kind: str) -> dict[str, str]:
     room = _room(kind)
     found = {}
     for module in pkgutil.iter_modules([str(room)]):
-        text = ast.get_docstring(ast.parse((room / f"{module.name}.py").read_text())) or ""
+        text = ast.get_docstring(ast.parse((room / f"{module.name}.py").read_text(encoding="utf-8"))) or ""
         found[module.name] = text.split("\n", 1)[0]
     return found
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
     """What a built-in scorer's ScorerSpec says in so many words (licence, verified), read from its source."""
-    tree = ast.parse((_room(kind) / f"{name}.py").read_text())
+    tree = ast.parse((_room(kind) / f"{name}.py").read_text(encoding="utf-8"))
     found: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ScorerSpec":

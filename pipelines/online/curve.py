@@ -167,7 +167,7 @@ def write(root: Path, seeds: int, rows: list[dict[str, Any]]) -> None:
     order = {shown: place for place, shown in enumerate(METHODS.values())}
     frame = frame.sort_values(["method", "queries", "seed"], key=lambda c: c.map(order) if c.name == "method" else c)
     frame.to_csv(root / "curve.csv", index=False)
-    (root / "curve.md").write_text(table(root, seeds, frame))
+    (root / "curve.md").write_text(table(root, seeds, frame), encoding="utf-8")
 
 
 def main() -> None:
@@ -182,7 +182,7 @@ def main() -> None:
         models = train(recipe, sorted(args.rounds))
         rows += rows_of(seed, evaluate(recipe, models))
         write(args.run, seed + 1, rows)
-    print((args.run / "curve.md").read_text())
+    print((args.run / "curve.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def recipe_of(path: Path, folder: Path, seed: int, names: list[str]) -> Recipe:
 
 def trained(folder: Path) -> dict[str, Any]:
     """Reward queries, rounds and minutes of a training, from its log."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rounds = {line["step"]: line for line in lines if "queries" in line}
     seconds = sum(v for line in rounds.values() for k, v in line.items() if k.startswith("seconds/"))
     return {"queries": int(rounds[max(rounds)]["queries"]), "rounds": max(rounds), "minutes": round(seconds / 60, 2)}
@@ -120,8 +120,8 @@ def main() -> None:
         frame = pd.DataFrame(rows)
         frame.to_csv(args.run / "seeds.csv", index=False)
         generator = next(iter(recipe.generate))
-        (args.run / "seeds.md").write_text(table(args.run, f"eval/{name}/{set_}", generator, frame))
-    print((args.run / "seeds.md").read_text())
+        (args.run / "seeds.md").write_text(table(args.run, f"eval/{name}/{set_}", generator, frame), encoding="utf-8")
+    print((args.run / "seeds.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ class Study:
             raise SystemExit(f"{kept} was made with other settings: give this study another folder.")
         write_json(kept, settings)
         self.requests = out / "requests.jsonl"
-        self.requests.write_text("".join(json.dumps(row) + "\n" for row in requests(settings["valid_share"])))
+        self.requests.write_text(
+            "".join(json.dumps(row) + "\n" for row in requests(settings["valid_share"])), encoding="utf-8"
+        )
 
     # -- one cell -------------------------------------------------------------------------------------------------
     def recipe(self, cell: Cell, controls: bool = False) -> Recipe:
@@ -143,7 +145,7 @@ def requests(valid_share: float) -> list[dict[str, Any]]:
 def read_settings(path: Path, now: bool) -> dict[str, Any]:
     import yaml
 
-    settings = yaml.safe_load(path.read_text())
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     for dotted, value in settings.pop("now").items():
         if now:
             *parents, last = dotted.split(".")

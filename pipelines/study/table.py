@@ -178,12 +178,12 @@ def publish(
     columns = list(rows[0])
     rows += [best_row(n, bests) for n in sorted({2, 4, 8} & {int(k) for b in bests.values() for k in b})]
     rows.sort(key=lambda row: -row["gain"])
-    with (out / "study.csv").open("w", newline="") as file:
+    with (out / "study.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    (out / "study.md").write_text(markdown(rows))
-    (out / "grid.md").write_text(grid(rows, list(settings["recipe"]["pair"])))
+    (out / "study.md").write_text(markdown(rows), encoding="utf-8")
+    (out / "grid.md").write_text(grid(rows, list(settings["recipe"]["pair"])), encoding="utf-8")
     return rows
 
 

@@ -65,7 +65,7 @@ def main(package: Path, out: Path) -> None:
         atlas.paste(sprite(package / "assets" / f"{CODE_POINTS[item]}.webp"), (column * CELL, row * CELL))
         index[item] = {"cell": [row, column], "group": group, "code_point": CODE_POINTS[item]}
     atlas.save(out / "atlas.webp", quality=92, method=6)
-    (out / "atlas.json").write_text(json.dumps({"size": CELL, "items": index}, indent=1) + "\n")
+    (out / "atlas.json").write_text(json.dumps({"size": CELL, "items": index}, indent=1) + "\n", encoding="utf-8")
     print(f"{out / 'atlas.webp'}: {(out / 'atlas.webp').stat().st_size / 1000:.0f} kB, {len(index)} sprites")
 
 

@@ -187,7 +187,7 @@ class Trainer:
         )
         preprocess = {**NORMALISED, "interpolation": "bicubic", "resize_mode": "squash"}
         written = {"model_cfg": self.config, "preprocess_cfg": preprocess}
-        (out / "open_clip_config.json").write_text(json.dumps(written, indent=2) + "\n")
+        (out / "open_clip_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

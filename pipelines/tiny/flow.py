@@ -71,7 +71,7 @@ def sheet_captions() -> list[str]:
 def write_requests(path: Path) -> None:
     """prompt, split and the demo's user, as `prefkit train` reads them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["prompt", "split", "user"])
         for item in ITEMS:
@@ -184,10 +184,10 @@ class Trainer:
         half = {"vae": copy.deepcopy(self.vae).half(), "transformer": copy.deepcopy(self.smooth).half()}
         SanaPipeline(**parts, **half).save_pretrained(self.args.out)
         config = self.args.out / "vae" / "config.json"
-        kept = json.loads(config.read_text())
+        kept = json.loads(config.read_text(encoding="utf-8"))
         for key in ("_name_or_path", "block_out_channels"):  # a path of here; a key that diffusers writes and warns of
             kept.pop(key, None)
-        config.write_text(json.dumps(kept, indent=2) + "\n")
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -41,7 +41,9 @@ def _keep_freed_memory() -> None:
 
 def _cpu_has_bf16() -> bool:
     flags = Path("/proc/cpuinfo")
-    return flags.exists() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.read_text().split())
+    return flags.exists() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(
+        flags.read_text(encoding="utf-8").split()
+    )
 
 
 def rate(step: int, steps: int, peak: float, warm_up: int) -> float:

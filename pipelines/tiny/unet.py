@@ -208,12 +208,12 @@ class Trainer:
             self.args.out
         )
         config = self.args.out / "vae" / "config.json"
-        kept = json.loads(config.read_text())
+        kept = json.loads(config.read_text(encoding="utf-8"))
         del (
             kept["_name_or_path"],
             kept["block_out_channels"],
         )  # a path of here; a key that diffusers writes and warns of
-        config.write_text(json.dumps(kept, indent=2) + "\n")
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -207,7 +207,7 @@ class Tuning:
             how = {"mean": model.visual.image_mean, "std": model.visual.image_std}
             how |= {k: v for k, v in model.visual.preprocess_cfg.items() if k in ("interpolation", "resize_mode")}
             described = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": how}
-            (folder / LIBRARY_CONFIG).write_text(json.dumps(described, indent=2))
+            (folder / LIBRARY_CONFIG).write_text(json.dumps(described, indent=2), encoding="utf-8")
         save_model(model, str(folder / LIBRARY_WEIGHTS))
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import content
-from prefkit.errors import FingerprintError, StoreError, UsageError
-from prefkit.output import note
-from prefkit.store.files import read_json, write_json
+from prefkit.errors import DamagedError, FingerprintError, UsageError
+from prefkit.output import note, warn
+from prefkit.store.checksums import check_folder
+from prefkit.store.files import read_json, set_aside, write_json
+from prefkit.store.folders import whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,28 +54,19 @@ class FitFolder:
                 f"{self.folder} was fitted otherwise ({'; '.join(_differs(k, found, wanted) for k in keys)}). Name another "
                 "folder with --out, or remove this one to fit it anew."
             )
+        try:
+            check_folder(self.folder, "It is fitted again.")
+        except DamagedError as error:
+            warn(f"{self.folder} is set aside as {set_aside(self.folder).name}: {error}")
+            return None
         note(f"{self.folder} holds this very fit; nothing to do.")
         return found
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
         """A hidden folder beside it, flushed to disk and renamed at the end; gone if anything fails."""
-        hidden = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-        try:
-            shutil.rmtree(hidden, ignore_errors=True)
-            hidden.mkdir(parents=True)
+        with whole_folder(self.folder) as hidden:
             yield hidden
-            for path in hidden.rglob("*"):
-                if path.is_file():
-                    with open(path, "rb") as handle:
-                        os.fsync(handle.fileno())
-            if self.folder.exists():  # present() has seen that it is empty
-                self.folder.rmdir()
-            os.replace(hidden, self.folder)
-        except OSError as error:
-            raise StoreError(f"{self.folder} could not be written: {error.strerror or error}.") from error
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
 
     def write(self, found: Mapping[str, Any], save: Callable[[Path], Any]) -> dict[str, Any]:
         """Everything at once: `save(folder)`, and spec.json with what was found. Returns the spec."""

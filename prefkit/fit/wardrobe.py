@@ -39,13 +39,13 @@ def write_wardrobe(folder: Path, users: int = 300, outfits: int = 3000, seed: in
         picture = render(Scene(item, colour, background), seed * 1000 + number)
         picture.save(folder / "images" / f"{name_of(item, colour, copy)}.png")
     palettes = {f"user{u:03d}": sorted(rng.choice(list(COLOURS), 3, replace=False).tolist()) for u in range(users)}
-    (folder / "palettes.json").write_text(json.dumps(palettes, indent=1))
-    with open(folder / "interactions.csv", "w", newline="") as file:
+    (folder / "palettes.json").write_text(json.dumps(palettes, indent=1), encoding="utf-8")
+    with open(folder / "interactions.csv", "w", newline="", encoding="utf-8") as file:
         write = csv.writer(file)
         write.writerow(["user", "item", "time"])
         for user, palette in palettes.items():
             write.writerows((user, item, time) for time, item in enumerate(_taken(palette, catalogue, rng)))
-    with open(folder / "outfits.csv", "w", newline="") as file:
+    with open(folder / "outfits.csv", "w", newline="", encoding="utf-8") as file:
         write = csv.writer(file)
         write.writerow(["outfit", "image", "category"])
         for number in range(outfits):

@@ -27,7 +27,7 @@ FOLDERS = (HERE / "datasets_cards", HERE.parent / "datasets_cards")
 
 def template(name: str) -> str:
     folder = next(folder for folder in FOLDERS if folder.is_dir())
-    return (folder / f"{name}.md").read_text()
+    return (folder / f"{name}.md").read_text(encoding="utf-8")
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from prefkit.errors import StoreError, UsageError
 from prefkit.hub.pairs_in import Pairs
 from prefkit.output import note
 from prefkit.store.files import read_json, write_json
+from prefkit.store.litter import sweep_beside, temporary_beside
 from prefkit.store.own import files_in, inventory, stranger, swap
 from prefkit.types import digest
 
@@ -39,8 +39,9 @@ def run_export(
     _check(out, overwrite)
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"export: {out} holds the pairs themselves. Give another folder.")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = temporary_beside(out)
     try:
+        sweep_beside(out)
         partial.mkdir(parents=True)
         counts = plugin(options).write(source, partial)
         if not counts.get("pairs"):

@@ -43,7 +43,7 @@ def recipe_of(store: Store) -> dict[str, Any]:
     path = store.folder / "recipe.yaml"
     if not path.exists():
         return {}
-    found = yaml.safe_load(path.read_text()) or {}
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     return clean(found) if isinstance(found, dict) else {}
 
 

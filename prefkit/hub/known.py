@@ -10,10 +10,16 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefkit.store import Store
+from prefkit.store.run import damaged_requests
+from prefkit.store.seal import open_sealed, seal
 from prefkit.store.table import Table
 from prefkit.types import Request, request_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Known:
@@ -90,13 +96,20 @@ class Known:
 
 def stored_requests(store: Store, columns: list[str] | None = None) -> Iterator[dict[str, str]]:
     """requests.parquet row by row, without holding it."""
-    import pyarrow.parquet as pq
+    for batch in _request_batches(store, columns):
+        yield from batch.to_pylist()
+
+
+def _request_batches(store: Store, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
 
     path = store.folder / "requests.parquet"
     if path.exists():
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(4096, columns=columns):
-                yield from batch.to_pylist()
+        try:
+            with open_sealed(path, columns) as file:
+                yield from file.iter_batches(4096, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged_requests(path, error) from error
 
 
 def stage_requests(store: Store, name: str) -> Table:
@@ -137,14 +150,13 @@ def rewrite_requests(store: Store, more: Table | None = None, without: Collectio
     path = store.folder / "requests.parquet"
 
     def save(temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, request_schema()) as writer:
-            if path.exists():
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(4096):
-                        gone = pc.is_in(batch.column("request_id"), pa.array(list(without), pa.string()))
-                        writer.write_batch(batch.filter(pc.invert(gone)) if without else batch)
+        with pq.ParquetWriter(temporary, request_schema(), write_page_checksum=True) as writer:
+            for batch in _request_batches(store):
+                gone = pc.is_in(batch.column("request_id"), pa.array(list(without), pa.string()))
+                writer.write_batch(batch.filter(pc.invert(gone)) if without else batch)
             for part in more.batches() if more is not None else ():
                 writer.write_table(part)
+        seal(temporary)
 
     write_whole(path, save)
 

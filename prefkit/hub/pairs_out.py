@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ from prefkit.hub.shards import BySplit, card
 from prefkit.images import shown
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
+from prefkit.store.folders import whole_folder
 from prefkit.store.latest import latest
-from prefkit.store.own import check_pairs, files_in, swap
+from prefkit.store.own import check_pairs, files_in
 from prefkit.store.parquet import Shards
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
@@ -29,17 +29,19 @@ SHARE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 def write_pairs(store: Store, name: str, test_share: float) -> dict[str, int]:
     """Pairs per split. Replaces pairs/NAME at once or not at all. Raises UsageError where no verdict prefers anything."""
     folder = store.pairs(name)
-    partial = folder.with_name(f".{name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     base = sqlite3.connect(store.folder / ".imports" / "tally.sqlite", isolation_level=None)
     try:
-        ties = _tally(store, name, base)
-        counts = _write(store, name, partial, base)
+        with whole_folder(folder, manifest=False) as partial:
+            return _fill(store, name, partial, base)
     finally:
         base.close()
         (store.folder / ".imports" / "tally.sqlite").unlink(missing_ok=True)
+
+
+def _fill(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
+    ties = _tally(store, name, base)
+    counts = _write(store, name, partial, base)
     if not counts:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(
             f"import --pairs: no verdict of {name} prefers one image, so there is no pair. Name the column with the winner "
             "(--as table: --map ...,winner=COLUMN), or leave --pairs out."
@@ -54,7 +56,6 @@ def write_pairs(store: Store, name: str, test_share: float) -> dict[str, int]:
     )
     card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts])
     check_place(store, name)  # again: writing takes long
-    swap(partial, folder)
     return counts
 
 

@@ -29,7 +29,9 @@ from prefkit.hub.model_card import SHOWN, TRAINED_ON, evaluations, model_card, r
 from prefkit.hub.remote import TRIES, ChangedUnderUs, Remote, local_hashes, pause
 from prefkit.hub.takedown import check_known, removed, write_removals
 from prefkit.store import Store
-from prefkit.store.files import checked, read_json, write_json
+from prefkit.store.checksums import MANIFEST as SUMS
+from prefkit.store.checksums import check_folder
+from prefkit.store.files import checked, dump_json, read_json, write_atomic
 from prefkit.store.own import refuse_strangers, swap
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
@@ -143,9 +145,10 @@ def _stage_pairs(store: Store, name: str, to: str, folder: Path, remove: Sequenc
 
 def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | None) -> Staged:
     final = result_folder(store, name)
+    check_folder(final, f"Run `prefkit train --name {name}` again, which exports it again.")
     _clear(folder)
     try:
-        shutil.copytree(final, folder, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(final, folder, ignore=shutil.ignore_patterns(".*", SUMS))
         if (store.train(name) / TRAINED_ON).is_file():
             shutil.copyfile(store.train(name) / TRAINED_ON, folder / TRAINED_ON)
     except OSError as error:
@@ -210,13 +213,16 @@ def _finish(
     """Recipe, manifest and card beside the data; the fingerprint covers every byte but the card. dropped: None = a model."""
     kind = "model" if dropped is None else "dataset"
     if recipe:
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100))
+        (folder / "recipe.yaml").write_text(
+            yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100), encoding="utf-8"
+        )
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): (*local_hashes(path), path.stat().st_size) for path in paths}
     fingerprint = digest(kind, {path: sha for path, (sha, _, _) in files.items()}, length=40)
-    write_json(folder / MANIFEST, {"fingerprint": fingerprint, "kind": kind, "files": sorted([*files, MANIFEST])})
+    said = {"fingerprint": fingerprint, "kind": kind, "files": sorted([*files, MANIFEST])}
+    write_atomic(folder / MANIFEST, dump_json(said))
     files[MANIFEST] = (*local_hashes(folder / MANIFEST), (folder / MANIFEST).stat().st_size)
-    (folder / CARD).write_text(card.assemble(metadata, body))
+    (folder / CARD).write_text(card.assemble(metadata, body), encoding="utf-8")
     return Staged(folder, kind, metadata, body, files, fingerprint, dropped or {})
 
 
@@ -266,7 +272,7 @@ def _commit(remote: Remote, staged: Staged, head: str) -> tuple[str, bool]:
     there = remote.files(head)
     existing = remote.read(CARD, head).decode("utf-8", "replace") if CARD in there else None
     merged = card.merge(existing, staged.metadata, staged.body)
-    (staged.folder / CARD).write_text(merged)
+    (staged.folder / CARD).write_text(merged, encoding="utf-8")
     wanted = dict(staged.files) | {CARD: (*local_hashes(staged.folder / CARD), 0)}
     gone = sorted(path for path in _written(remote, there, head) if path not in wanted and path in there)
     differ = [path for path, (sha256, blob, _) in wanted.items() if there.get(path) not in (sha256, blob)]

@@ -19,6 +19,9 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.models.lora_names import COMFYUI, kohya_layers
+from prefkit.store.checksums import check_folder
+from prefkit.store.files import write_whole
+from prefkit.store.litter import sweep_beside
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 NETWORK = "network"  # key of the file's metadata: class of the denoiser
@@ -42,18 +45,20 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
         raise UsageError(f"export: {target} is there already. Give another folder, or --overwrite to replace it.")
     if target.exists() and target.samefile(path):
         raise UsageError(f"export: {target} is the adapter itself. Give another folder.")
+    check_folder(path.parent, "Run `prefkit train` again, which exports it again.")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise UsageError(f"export: {path} is damaged: {error}.") from error
+    sweep_beside(target)
     if layout == "diffusers":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        write_whole(target, lambda temporary: shutil.copyfile(path, temporary))
     else:
         written = _written(layout, state, metadata)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(written, target, metadata={"format": "pt"})
+        write_whole(
+            target, lambda temporary: safetensors.torch.save_file(written, temporary, metadata={"format": "pt"})
+        )
     return {"as": layout, "out": str(target), "layers": sum(".lora_A." in key for key in state)}
 
 

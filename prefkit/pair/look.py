@@ -42,10 +42,12 @@ def looks(store: Store, generators: Sequence[str], wanted: set[str], write: bool
         known = table.spec() == spec and wanted <= table.ids()
         return table.frame().set_index("id").loc[list(wanted)] if known else None
     table.claim(spec, "Remove it.", empty=True)
-    done = table.ids()
-    for generator in generators:
-        _fill(store, table, generator, wanted - done)
-    frame = table.frame()
+    frame = table.frame()  # whole: a part whose ids alone are sound is damaged as well, and is made again
+    missing = wanted - set(frame.id)
+    if missing:
+        for generator in generators:
+            _fill(store, table, generator, missing)
+        frame = table.frame()
     return frame[frame.id.isin(wanted)].set_index("id") if len(frame) != len(wanted) else frame.set_index("id")
 
 

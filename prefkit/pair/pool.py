@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from prefkit.config import Pair
-from prefkit.errors import NotYet, StoreError
+from prefkit.errors import NotYet
 from prefkit.store import Store
 from prefkit.store.latest import latest
 
@@ -104,12 +103,7 @@ def read_requests(store: Store) -> pa.Table:
     if not path.exists():
         text = f"there are no requests in {store.folder}: run `prefkit generate {store.folder}` first."
         raise NotYet(text, "generate")
-    try:
-        return pq.read_table(path, columns=["request_id", "prompt", "split"])
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"{path} is damaged: {' '.join(str(error).split())[:160]}. Remove it and run `prefkit generate` again."
-        ) from error
+    return store.request_table(["request_id", "prompt", "split"])
 
 
 def hashed(ids: pa.ChunkedArray) -> np.ndarray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +13,23 @@ import pyarrow as pa
 
 from prefkit import registry
 from prefkit.config import Pair, Recipe, content
-from prefkit.errors import NotYet, StoreError, UsageError
+from prefkit.errors import NotYet, UsageError
 from prefkit.images import Background
-from prefkit.output import note
+from prefkit.output import note, warn
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.card import card
 from prefkit.pair.choose import Outcome, choose_by, lacking, tie_of, top_pairs
 from prefkit.pair.contract import checked_table
 from prefkit.pair.curate import curate
-from prefkit.pair.dataset import PairTable, write_lists, write_pairs, write_ties
+from prefkit.pair.dataset import IMAGES, PairTable, write_lists, write_pairs, write_ties
 from prefkit.pair.leaks import leaks
 from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
 from prefkit.store import Store
-from prefkit.store.files import read_json, write_atomic, write_json
+from prefkit.store.files import sound_json, write_atomic, write_json
+from prefkit.store.folders import whole_folder
 from prefkit.store.own import check_pairs
 from prefkit.store.reader import CandidateReader
+from prefkit.store.seal import check, open_sealed
 from prefkit.types import digest
 
 MISSING = ("drop_candidate", "drop_scorer", "drop_request")
@@ -53,8 +53,9 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             "pixels": Background.rules(),
         }
         folder = store.pairs(name)
-        if _whole(folder) and read_json(folder / "spec.json").get("spec") == spec:
-            return read_json(folder / "spec.json")["counts"] | {"unchanged": True}
+        made = sound_json(folder / "spec.json") if _whole(folder) else None
+        if made is not None and made.get("spec") == spec:
+            return made["counts"] | {"unchanged": True}
         found = _chosen(pool, weights, specs, strategy, config, counts, votes, name)
         report = audit(pool, found, list(weights), seen)
         report["splits"] = leaks(pool, np.r_[found.pairs.win.to_numpy(), found.pairs.lose.to_numpy()], seen)
@@ -286,33 +287,28 @@ def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether the dataset is there and its files can be opened."""
+    """Whether the dataset is there, with all rows that were written, and sound but for its images, which take long."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        return all(pq.read_metadata(path) for path in folder.glob("*/*.parquet")) and (folder / "spec.json").exists()
-    except (pa.ArrowException, OSError):
+    spec = sound_json(folder / "spec.json")
+    if spec is None or sound_json(folder / "audit.json") is None:
         return False
+    splits = spec["counts"]["splits"]
+    rows = dict.fromkeys(splits, 0)
+    try:
+        for path in folder.rglob("*.parquet"):
+            with open_sealed(path, ()) as file:
+                check(path, file.metadata, {*file.schema_arrow.names} - {name for name, _ in IMAGES})
+                if path.parent.parent == folder:
+                    rows[path.parent.name] += file.metadata.num_rows
+    except (pa.ArrowException, OSError, KeyError) as error:
+        warn(f"{folder} is made again: {error}")
+        return False
+    return rows == splits
 
 
 def _replace(folder: Path, write: Any) -> None:
     """Write a folder beside the old one, then swap: a reader sees the old or the new dataset, never half of one."""
     check_pairs(folder)
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    try:
-        for rest in (new, old):
-            shutil.rmtree(rest, ignore_errors=True)
-        new.mkdir(parents=True)
+    with whole_folder(folder, manifest=False) as new:
         write(new)
-        for file in new.rglob("*.parquet"):
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise StoreError(f"{folder} could not be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefkit.report.state import pair_parts
+from prefkit.report.state import damaged_pairs, pair_parts
+from prefkit.store.seal import check, open_sealed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,9 +52,8 @@ class Pairs:
     """The pair set of one folder: all gaps at once, whole rows only where asked."""
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self.files = [pq.ParquetFile(path) for path in pair_parts(folder)]
+        self.paths = pair_parts(folder)
+        self.files = [_opened(path) for path in self.paths]
         self.where: list[tuple[int, int]] = []
         gaps = []
         for number, file in enumerate(self.files):
@@ -72,10 +74,25 @@ class Pairs:
     def row(self, number: int) -> dict[str, Any]:
         """One whole row, from its row group alone."""
         which, row = self.where[number]
-        file = self.files[which]
+        file, path = self.files[which], self.paths[which]
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if row < rows:
+                _checked(path, partial(check, path, file.metadata, group=group))
                 return file.read_row_group(group).slice(row, 1).to_pylist()[0]
             row -= rows
         raise IndexError(number)
+
+
+def _opened(path: Path) -> Any:
+    return _checked(path, partial(open_sealed, path, ["score_gap"]))
+
+
+def _checked(path: Path, work: Callable[[], Any]) -> Any:
+    """Raises DamagedError naming the file of pairs."""
+    import pyarrow as pa
+
+    try:
+        return work()
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_pairs(path, error) from error

@@ -92,7 +92,7 @@ def page(title: str, body: str, script: str = "", style: str = "", images: str =
 
     script: the one program that may run on it, by its hash; without it none may.
     """
-    style = Path(__file__).with_name("style.css").read_text() + style
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
     allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
     policy = POLICY.format(images=images, script=allowed)
     program = f"<script>{script}</script>\n" if script else ""

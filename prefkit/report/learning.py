@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from prefkit.report import html, plot, watched
 from prefkit.report.data import Pairs
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.report.state import metrics
+from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
     from prefkit.store import Store
@@ -97,7 +97,7 @@ def _preflight(folder: Path) -> str:
     path = folder / "preflight.json"
     if not path.exists():
         return ""
-    found = json.loads(path.read_text())
+    found = read_json(path)
     if "ratio" not in found:
         return html.missing(f"Preflight, the start's error on the pairs' images: {html.text(found['state'])}.")
     low, high = found["interval"]

@@ -77,7 +77,7 @@ def _generators(store: Store) -> str:
 def _recipe(store: Store, recipe: Recipe | None) -> str:
     path = store.folder / "recipe.yaml"
     if path.exists():
-        body = path.read_text()
+        body = path.read_text(encoding="utf-8")
     elif recipe is not None:
         import yaml
 

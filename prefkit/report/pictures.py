@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefkit.images import rgb
+from prefkit.output import warn
+from prefkit.store.seal import check, open_sealed
 
 if TYPE_CHECKING:
     from prefkit.store import Store
@@ -49,19 +51,20 @@ def thumbnail(source: bytes | str, side: int) -> str | None:
 def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:
     """(id, bytes or file name) of the wanted candidates in one part; a damaged part holds none."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     found = []
     try:
-        with pq.ParquetFile(path) as file:
+        with open_sealed(path, ["id"]) as file:
             for group in range(file.num_row_groups):
                 chosen = [name in wanted for name in file.read_row_group(group, ["id"]).column("id").to_pylist()]
                 if not any(chosen):
                     continue
+                check(path, file.metadata, ["image", "path"], group)
                 for row in file.read_row_group(group, ["id", "image", "path"]).filter(pa.array(chosen)).to_pylist():
                     source = row["image"] if row["image"] is not None else row["path"]
                     if source is not None:
                         found.append((row["id"], source))
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        warn(f"{path} is damaged ({' '.join(str(error).split())[:120]}): its images are not shown.")
         return found
     return found

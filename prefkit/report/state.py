@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import StoreError
+from prefkit.errors import DamagedError
 from prefkit.store.files import read_json
+from prefkit.store.lines import read_lines
+from prefkit.store.seal import open_sealed
 
 if TYPE_CHECKING:
     from prefkit.store import Store
@@ -39,33 +40,25 @@ def pair_parts(folder: Path) -> list[Path]:
 def pair_counts(folder: Path) -> dict[str, int]:
     """Rows per split, from the footers. Raises StoreError where a file is damaged."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     found: dict[str, int] = {}
     for path in pair_parts(folder):
         try:
-            found[path.parent.name] = found.get(path.parent.name, 0) + pq.read_metadata(path).num_rows
+            with open_sealed(path, []) as file:
+                found[path.parent.name] = found.get(path.parent.name, 0) + file.metadata.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise StoreError(
-                f"{path} is damaged: {' '.join(str(error).split())[:160].rstrip('.')}. Remove {folder} and run `prefkit pair` again."
-            ) from error
+            raise damaged_pairs(path, error) from error
     return found
+
+
+def damaged_pairs(path: Path, error: Exception) -> DamagedError:
+    text = " ".join(str(error).split())[:160].rstrip(".")
+    return DamagedError(path, f"{path} is damaged: {text}. Remove {path.parent.parent} and run `prefkit pair` again.")
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            found.append(row)
-    return found
+    """The lines of metrics.jsonl that match their checksums; a last line that a kill cut short is left out."""
+    return read_lines(folder / "metrics.jsonl")
 
 
 def _requests(store: Store) -> dict[str, int]:

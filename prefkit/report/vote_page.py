@@ -178,11 +178,11 @@ def _page(store: Store, ask: Ask, key: dict[str, Any], pictures: dict[str, str],
     data = {"version": VERSION, "page": key["page"], "run": key["run"], "salt": salt, "pairs": items}
     data["images"] = [pictures[name] for name in names]
     here = Path(__file__)
-    body = here.with_name("vote.html").read_text().replace("{question}", html.text(ask.question, 200))
+    body = here.with_name("vote.html").read_text(encoding="utf-8").replace("{question}", html.text(ask.question, 200))
     return html.page(
         ask.question,
         body + html.data("data", data),
-        script=here.with_name("vote.js").read_text(),
-        style=here.with_name("vote.css").read_text(),
+        script=here.with_name("vote.js").read_text(encoding="utf-8"),
+        style=here.with_name("vote.css").read_text(encoding="utf-8"),
         images="data: file: 'self'" if ask.sidecar else "data:",
     )

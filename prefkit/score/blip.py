@@ -47,7 +47,7 @@ class Blip(torch.nn.Module):
         texts = {k.removeprefix("text_encoder."): v for k, v in inner.items() if k.startswith("text_encoder.")}
         try:
             vision = _vision_config(images)
-            text = _text_config(json.loads(config.read_text()), vision.hidden_size)
+            text = _text_config(json.loads(config.read_text(encoding="utf-8")), vision.hidden_size)
             self.image_encoder = BlipVisionModel(vision)
             self.text_encoder = BlipTextModel(text, add_pooling_layer=False)
             self.image_encoder.load_state_dict(images)

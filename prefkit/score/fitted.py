@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.score.encoder import Encoder
 from prefkit.score.weights import read_state
+from prefkit.store.checksums import check_folder
 from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ class Fitted:
         self.name, self.folder = name, Path(folder).expanduser()
         if not (self.folder / SPEC).is_file():
             raise UsageError(f"{name}: {folder} holds no {SPEC}; give a folder that `prefkit fit {name}` has written.")
-        self.spec = read_json(self.folder / SPEC)
+        again = f"Run `prefkit fit {name}` again."
+        self.spec = read_json(self.folder / SPEC, again)
+        check_folder(self.folder, again)
         if self.spec.get("fit") != name:
             raise UsageError(f"{name}: {folder} was fitted as {self.spec.get('fit')!r}, which is another scorer.")
 
@@ -35,7 +38,7 @@ class Fitted:
 
     def ids(self, name: str) -> list[str]:
         """NAME.json: a list of ids in the order of the rows of a weight."""
-        return list(json.loads((self.folder / f"{name}.json").read_text()))
+        return list(json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
 
     def revision(self) -> str:
         """Hash of everything in the folder; the encoder's revision is part of its spec."""

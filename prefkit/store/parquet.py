@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefkit.store.seal import open_sealed, seal
+
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -28,9 +30,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = R
 
     Raises pyarrow's ArrowException, or OSError, at the first row (of `at_once`) that cannot be read.
     """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES) as file:
+    with open_sealed(path, columns, pre_buffer=False, buffer_size=READ_BYTES) as file:
         wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
         for batch in file.iter_batches(at_once, columns=wanted):
             yield from batch.to_pylist()
@@ -57,6 +57,7 @@ class Shards:
         self.waiting: list[Mapping[str, Any]] = []
         self.size = self.written = self.number = self.rows = 0
         self.writer: pq.ParquetWriter | None = None
+        self.path = folder
 
     def __enter__(self) -> Shards:
         return self
@@ -95,9 +96,9 @@ class Shards:
 
         if self.writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"{self.prefix}{self.number:05d}.parquet"
+            self.path = self.folder / f"{self.prefix}{self.number:05d}.parquet"
             checks = {"write_page_index": True, "write_page_checksum": True}
-            self.writer = pq.ParquetWriter(path, self.schema, **self.options, **checks)
+            self.writer = pq.ParquetWriter(self.path, self.schema, **self.options, **checks)
         self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
         self.written += table.nbytes
         if self.written >= SHARD_BYTES:
@@ -106,6 +107,7 @@ class Shards:
     def _end(self) -> None:
         if self.writer is not None:
             self.writer.close()
+            seal(self.path)
             self.writer, self.written, self.number = None, 0, self.number + 1
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cache
@@ -17,11 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import StoreError, UsageError
+from prefkit.errors import DamagedError, StoreError, UsageError
 from prefkit.store.files import NAME, checked, read_json, write_json, write_whole
 from prefkit.store.latest import latest
+from prefkit.store.litter import remove
 from prefkit.store.locks import lock
 from prefkit.store.rows import dump_extra
+from prefkit.store.seal import open_sealed, seal
 from prefkit.store.table import Table
 from prefkit.types import (
     Candidate,
@@ -35,6 +36,7 @@ from prefkit.types import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 SCHEMA_VERSION = 1
 ROWS = 32  # turned into Python objects at once
@@ -101,8 +103,7 @@ class Store:
         if any(self.folder.rglob("part-*")):
             return
         for name in set(CONTENTS).difference(keep):
-            path = self.folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove(self.folder / name)
         with suppress(OSError):  # the user's own files lie in it
             self.folder.rmdir()
 
@@ -148,22 +149,29 @@ class Store:
             for r in requests
         ]
         table = pa.Table.from_pylist(rows, schema=request_schema())
-        write_whole(self.folder / "requests.parquet", lambda path: pq.write_table(table, path))
+
+        def save(path: Path) -> None:
+            pq.write_table(table, path, write_page_checksum=True)
+            seal(path)
+
+        write_whole(self.folder / "requests.parquet", save)
 
     def requests(self) -> list[Request]:
+        if not (self.folder / "requests.parquet").exists():
+            return []
+        rows = self.request_table().to_pylist()
+        return [Request(r["request_id"], r["prompt"], r["split"], json.loads(r["extra"] or "{}")) for r in rows]
+
+    def request_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """requests.parquet. Raises DamagedError where it is not what was written."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path = self.folder / "requests.parquet"
-        if not path.exists():
-            return []
         try:
-            rows = pq.read_table(path).to_pylist()
+            with open_sealed(path, columns) as file:
+                return file.read(columns=list(columns) if columns is not None else None)
         except (pa.ArrowException, OSError) as error:
-            raise StoreError(
-                f"{path} is damaged: {' '.join(str(error).split())[:160]}. Remove it and run `prefkit generate` again."
-            ) from error
-        return [Request(r["request_id"], r["prompt"], r["split"], json.loads(r["extra"] or "{}")) for r in rows]
+            raise damaged_requests(path, error) from error
 
     # -- candidates -----------------------------------------------------------------------------------------------
     def iter_candidates(
@@ -197,6 +205,14 @@ def candidate_of(row: dict[str, Any], requests: Mapping[str, Request]) -> Candid
     request = requests.get(row["request_id"])
     prompt, extra = (request.prompt, request.extra) if request else ("", {})
     return Candidate(prompt=prompt, **row | {"extra": {**extra, **json.loads(row.get("extra") or "{}")}})
+
+
+def damaged_requests(path: Path, error: Exception) -> DamagedError:
+    text = " ".join(str(error).split())[:160].rstrip(".")
+    return DamagedError(
+        path,
+        f"{path} is damaged: {text}. Remove it, then run `prefkit generate`, or for an imported run `prefkit import`, again.",
+    )
 
 
 @cache

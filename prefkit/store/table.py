@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import FingerprintError, StoreError
-from prefkit.store.files import read_json, write_json, write_whole
+from prefkit.store.files import COMMANDS, read_json, set_aside, write_json, write_whole
+from prefkit.store.litter import unique
+from prefkit.store.seal import open_sealed, seal
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-
-STAGE_OF = {"candidates": "generate", "scores": "score"}
 
 
 class Table:
@@ -40,9 +38,14 @@ class Table:
         binary = {f.name for f in self.schema if pa.types.is_binary(f.type)}
         compression: Any = {f.name: "NONE" if f.name in binary else "snappy" for f in self.schema}
         scalar: Any = [f.name for f in self.schema if f.name not in binary]
-        path = self.folder / f"part-{time.time_ns()}-{os.getpid()}.parquet"
+        path = self.folder / f"part-{time.time_ns()}-{unique()}.parquet"
         how: Any = {"use_dictionary": scalar, "write_statistics": scalar, "write_page_checksum": True}
-        write_whole(path, lambda p: pq.write_table(table, p, compression=compression, **how))
+
+        def save(temporary: Path) -> None:
+            pq.write_table(table, temporary, compression=compression, **how)
+            seal(temporary)
+
+        write_whole(path, save)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The parts, oldest first, with rows that later ones replaced (store/latest.py leaves them out).
@@ -96,22 +99,21 @@ class Table:
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
     """A part, or None where it is damaged: then it is set aside, with a warning on stderr."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_sealed(path, columns) as file:
             return file.read(columns=list(columns) if columns is not None else None)
     except PermissionError as error:
         raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself the right to read it.") from error
     except (pa.ArrowException, OSError) as error:
         from prefkit.output import warn
 
-        aside = path.with_suffix(".parquet.damaged")
-        with suppress(FileNotFoundError):  # another process was quicker
-            os.replace(path, aside)
+        aside = set_aside(path)
+        folders = (path.parent.parent.name, path.parent.name)
+        verb = next((COMMANDS[name] for name in folders if name in COMMANDS), "run")
         warn(
             f"{path} is damaged ({' '.join(str(error).split())[:120]}); it is set aside as {aside.name}. Run the stage "
-            f"that made it (`prefkit {STAGE_OF.get(path.parent.parent.name, 'run')}`) again: its rows count as missing."
+            f"that made it (`prefkit {verb}`) again: its rows count as missing."
         )
         return None
 

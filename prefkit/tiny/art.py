@@ -52,7 +52,7 @@ def from_oklab(lab: np.ndarray) -> np.ndarray:
 @cache
 def _atlas() -> tuple[np.ndarray, dict[str, Any]]:
     with Image.open(FOLDER / "atlas.webp") as image:
-        return np.asarray(image.convert("RGBA")), json.loads((FOLDER / "atlas.json").read_text())
+        return np.asarray(image.convert("RGBA")), json.loads((FOLDER / "atlas.json").read_text(encoding="utf-8"))
 
 
 @cache

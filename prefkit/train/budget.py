@@ -29,6 +29,7 @@ from prefkit import output
 from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.store.files import read_json, write_json
+from prefkit.store.litter import temporary_beside
 from prefkit.train import failures
 from prefkit.train.metrics import Log
 from prefkit.train.texts import prepared
@@ -89,7 +90,7 @@ def _affordable(hours: float | None, found: dict[str, Any]) -> int:
 
 def _probe(loop: Any, made: float) -> tuple[dict[str, float], float]:
     """Seconds of a step, a measurement and a checkpoint, and those from `made` to the first step that is timed."""
-    aside = loop.folder / ".probe.tmp"
+    aside = temporary_beside(loop.folder / "probe")
     loop.folder = aside / loop.folder.name
     cached = [step % loop.config.steps for step in range(WARM + TIMED)]
     ends = [clock()]

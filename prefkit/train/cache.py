@@ -11,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 
+from prefkit.errors import DamagedError
 from prefkit.models import trees
 from prefkit.models.trees import Tree
 from prefkit.output import warn
-from prefkit.store.files import write_atomic
+from prefkit.store.files import read_json, set_aside
+from prefkit.store.litter import unique
+from prefkit.store.tensors import load_tensors, save_tensors
+
+WIRING = "wiring.json"
 
 VISIBLE = (
     120.0  # seconds until a part that another machine has written must be seen here; network file systems take up to 60
@@ -35,7 +39,7 @@ class Cache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in parts that other processes have written. A damaged part is removed: its content is made again."""
+        """Take in parts that other processes have written. A part that cannot be opened is set aside, to be made again."""
         self._take(self.folder.glob("part-*.safetensors"))
 
     def parts(self) -> list[str]:
@@ -64,13 +68,13 @@ class Cache:
         for path in sorted(set(paths) - self._open.keys()):
             try:
                 handle = safetensors.safe_open(path, "pt")
-            except (safetensors.SafetensorError, OSError) as error:
-                warn(f"{path} is damaged ({error}); what it held is computed again.")
-                path.unlink(missing_ok=True)  # another process may have met it too
+                notes = dict(json.loads(handle.metadata()["notes"]))
+            except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                set_damaged_aside(path, str(error))
                 continue
             self._open[path] = handle
             self._part |= dict.fromkeys(handle.keys(), path)
-            self.notes |= json.loads(handle.metadata()["notes"])
+            self.notes |= notes
 
     def __contains__(self, key: str) -> bool:
         return key in self._part
@@ -89,10 +93,36 @@ class Cache:
         blobs = {
             key: torch.from_numpy(np.frombuffer(trees.dumps(tree), np.uint8).copy()) for key, tree in items.items()
         }
-        metadata = {"notes": json.dumps(dict(notes or {}))}
-        path = self.folder / f"part-{time.time_ns()}-{os.getpid()}.safetensors"
-        write_atomic(path, safetensors.torch.save(blobs, metadata=metadata))
+        save_tensors(part_path(self.folder), blobs, {"notes": json.dumps(dict(notes or {}))})
         self.refresh()
 
     def get(self, key: str) -> Tree:
         return trees.loads(self._open[self._part[key]].get_tensor(key).numpy().tobytes())
+
+
+def part_path(folder: Path) -> Path:
+    """Of a new part, after all others in order of names."""
+    return folder / f"part-{time.time_ns()}-{unique()}.safetensors"
+
+
+def check_caches(folder: Path) -> None:
+    """Set aside every file of the caches below `folder` that does not match its checksum: it is made again.
+
+    One process does it, before any opens them, so that all of them see the same parts.
+    """
+    for path in sorted(folder.rglob("part-*.safetensors")):
+        try:
+            load_tensors(path, "")
+        except DamagedError as error:
+            set_damaged_aside(path, str(error))
+    path = folder / WIRING
+    if path.exists():
+        try:
+            read_json(path)
+        except DamagedError as error:
+            set_damaged_aside(path, str(error))
+
+
+def set_damaged_aside(path: Path, why: str) -> None:
+    aside = set_aside(path)
+    warn(f"{path} is damaged and set aside as {aside.name}; what it held is computed again. ({why.strip()})")

@@ -15,11 +15,15 @@ from typing import Any
 import torch
 
 from prefkit.config import Model
+from prefkit.errors import DamagedError
 from prefkit.models import adapters
 from prefkit.models.load import DTYPES, SINGLE_FILES, load_pipeline
 from prefkit.models.paper import components
+from prefkit.output import warn
+from prefkit.store.checksums import check_folder
+from prefkit.store.files import set_aside, sound_json
+from prefkit.store.folders import whole_folder
 from prefkit.tiny import located
-from prefkit.train.checkpoint import whole_folder
 from prefkit.train.reference import Policy
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -40,6 +44,22 @@ def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
             _copy_parts(base, temporary, denoiser)
             _write_denoiser(policy.net, base / denoiser, temporary / denoiser)
     return folder
+
+
+def sound_result(folder: Path) -> dict[str, Any] | None:
+    """result.json of a training whose final/ is there; None where either is missing, or is damaged and was set aside.
+
+    The training then goes on from its last checkpoint, and exports its result again.
+    """
+    found, final = sound_json(folder / "result.json"), folder / "final"
+    if found is None or not final.is_dir():
+        return None
+    try:
+        check_folder(final, "It is exported again.")
+    except DamagedError as error:
+        warn(f"{final} is set aside as {set_aside(final).name}: {error}")
+        return None
+    return found
 
 
 def _folder_of(model: Model) -> Path:

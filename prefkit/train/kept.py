@@ -8,21 +8,17 @@ look them up, for one forward less a step. No draw is ever used again, so nothin
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from prefkit.errors import UsageError
-from prefkit.output import warn
-from prefkit.store.files import write_atomic
+from prefkit.errors import DamagedError, UsageError
+from prefkit.store.tensors import load_tensors, save_tensors
+from prefkit.train.cache import part_path, set_damaged_aside
 from prefkit.train.data import Batch, PairData
 
 PART_ROWS = 100_000
@@ -41,10 +37,9 @@ class KeptErrors:
         self.waiting: list[tuple[np.ndarray, dict[str, Tensor]]] = []
         for path in sorted(folder.glob("part-*.safetensors")):
             try:
-                part = safetensors.torch.load_file(path)
-            except (safetensors.SafetensorError, OSError) as error:
-                warn(f"{path} is damaged ({error}); what it held is computed again.")
-                path.unlink(missing_ok=True)  # another process may have met it too
+                part, _ = load_tensors(path, "")
+            except DamagedError as error:
+                set_damaged_aside(path, str(error))
                 continue
             self._take({name: tensor.numpy() for name, tensor in part.items()})
 
@@ -76,8 +71,7 @@ class KeptErrors:
         part = {"keys": torch.from_numpy(np.concatenate([keys for keys, _ in self.waiting]))}
         part |= {head: torch.cat([errors[head] for _, errors in self.waiting]).float().cpu() for head in heads}
         self.waiting = []
-        path = self.folder / f"part-{time.time_ns()}-{os.getpid()}.safetensors"
-        write_atomic(path, safetensors.torch.save(part))
+        save_tensors(part_path(self.folder), part)
 
 
 def keys_of(batch: Batch, data: PairData) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from prefkit.errors import UsageError
 from prefkit.output import warn
 from prefkit.store.files import write_atomic
+from prefkit.store.lines import dump_line, read_lines
 
 SMOOTHING = 0.95
 PATIENCE = 50
@@ -21,13 +21,13 @@ class Log:
     """Lines after `step` are dropped on opening: the steps behind them are done again. Step 0 begins a new log."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
-        kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
-        write_atomic(path, "".join(f"{line}\n" for line in kept))
-        self.file = open(path, "a")  # noqa: SIM115 (closed by close)
+        kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
+        write_atomic(path, "".join(map(dump_line, kept)))
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self.board = _board(path.parent / "tensorboard", step, report_to)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
+        self.file.write(dump_line({"step": step, **finite(values)}))
         self.file.flush()
         if self.board is not None:
             for name, value in values.items():
@@ -35,7 +35,7 @@ class Log:
                     self.board.add_scalar(name, value, step)
 
     def write_validation(self, step: int, report: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, "validation": _finite(report)}) + "\n")
+        self.file.write(dump_line({"step": step, "validation": finite(report)}))
         self.file.flush()
         if self.board is not None:
             for name, margin in zip(report["bins"], report["margin"], strict=True):
@@ -47,15 +47,7 @@ class Log:
             self.board.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines; a kill can leave half of the last one."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows no NaN and no infinity: null."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,9 @@ from prefkit.train.contract import loss_of
 from prefkit.train.curriculum import stream
 from prefkit.train.data import Batch, PairData
 from prefkit.train.kept import KeptErrors
-from prefkit.train.metrics import Log, WinnerWatch
+from prefkit.train.metrics import Log, WinnerWatch, finite
 from prefkit.train.reference import Policy, errors_of
-from prefkit.train.stopping import EarlyStop, forget, keep
+from prefkit.train.stopping import EarlyStop, check, forget, keep
 from prefkit.train.texts import prepared
 from prefkit.train.validation import Validation
 from prefkit.types import Errors, digest
@@ -67,6 +68,7 @@ class Loop:
         self.stopping = EarlyStop(config.patience, self.folder) if config.patience else None
         self.pace = pace.Pace(config.validation_share, config.validate_every, self.folder)
         self.step = self.skipped = self.skipped_in_a_row = 0
+        self.shown: dict[str, float] = {}  # of the last step
         self.seen: list[
             tuple[list[Any], Tensor]
         ] = []  # groups and losses of the step in hand, for the message of a failure
@@ -225,6 +227,7 @@ class Loop:
         weights, optimizer = sharding.whole((self.policy.state(), optimizer), self.processes.main)
         if self.processes.main:
             state = {"watch": self.watch.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
+            state["last"] = finite(self.shown)
             if self.stopping is not None:
                 state["stopping"] = self.stopping.state()
             if self.looks is not None:
@@ -237,7 +240,7 @@ class Loop:
 
     def resume(self) -> None:
         """Go to the last checkpoint, if there is one."""
-        found = checkpoint.load_last(self.folder / "checkpoints")
+        found = checkpoint.load_last(self.folder / "checkpoints", self.processes, partial(check, self.folder))
         if found is None:
             return
         weights, optimizer, state = found
@@ -254,7 +257,7 @@ class Loop:
             self.looks.load(state["looks"])
         if "objective" in state:
             self.objective.load(state["objective"])
-        self.step = state["step"]
+        self.step, self.shown = state["step"], state.get("last", {})
 
     # -- the loop -------------------------------------------------------------------------------------------------
     def run(self, limit: int | None = None) -> dict[str, float]:
@@ -274,28 +277,26 @@ class Loop:
         end = self.config.steps if limit is None else min(self.config.steps, self.step + limit)
         end = self.step if self.done else end
         log = Log(self.folder / "metrics.jsonl", self.step, self.config.report_to) if self.processes.main else None
-        shown: dict[str, float] = {}
         try:
             if self.step == 0:
                 self._validate(log)
                 self._look(log)
-            shown = self._steps(end, log)
+            self._steps(end, log)
         finally:
             if log is not None:
                 log.close()
-        return shown
+        return self.shown
 
-    def _steps(self, end: int, log: Log | None) -> dict[str, float]:
-        shown: dict[str, float] = {}
+    def _steps(self, end: int, log: Log | None) -> None:
         first, started = self.step, time.monotonic()
         label = f"train {self.folder.name}"
         with interrupts.after_the_step() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
             for micro_batches in prepared(self, range(first, end)):
                 begun = pace.clock()
-                shown = self.update(self.accumulate(micro_batches))
+                self.shown = self.update(self.accumulate(micro_batches))
                 self.step += 1
                 self.pace.steps.append(pace.clock() - begun)
-                self._log(log, progress, shown, self.pace.steps[-1])
+                self._log(log, progress, self.shown, self.pace.steps[-1])
                 if self.step == first + 3 and self.processes.main:
                     expected = (time.monotonic() - started) / 3 * (end - first)
                     output.note(f"{label}: about {output.duration(expected)} for {end - first} steps.")
@@ -310,7 +311,6 @@ class Loop:
                     raise KeyboardInterrupt
                 if self.done:
                     break
-        return shown
 
     def _log(self, log: Log | None, progress: Any, shown: dict[str, float], seconds: float) -> None:
         if log is None:

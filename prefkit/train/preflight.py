@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from prefkit import output
-from prefkit.store.files import read_json, write_json
+from prefkit.store.files import sound_json, write_json
 from prefkit.train.data import Batch, PairData
 from prefkit.train.lists import Group, singles
 from prefkit.train.pairs import Side
@@ -137,7 +137,7 @@ def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
     path = loop.folder / "preflight.json"
     state, theirs, own = chosen(plan, data)
     keys = [group.sides[0].key for side in (theirs, own) for group in side.pairs]
-    known = read_json(path) if path.exists() else {}
+    known = sound_json(path) or {}
     if known.get("state") == state and known.get("of") == digest(keys):
         return known
     found: dict[str, Any] = {"state": state, "of": digest(keys)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 from collections.abc import Sequence
@@ -11,16 +12,16 @@ from typing import Any
 from prefkit import registry
 from prefkit.config import Recipe, Train, content
 from prefkit.distributed import Group, Processes
-from prefkit.errors import UsageError
+from prefkit.errors import DamagedError, UsageError
 from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.images import Background
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
-from prefkit.store.files import write_atomic
+from prefkit.store.files import read_json, remedy_for, write_json
 from prefkit.train import beside, cache_keys, draws, failures, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
-from prefkit.train.cache import Cache
+from prefkit.train.cache import WIRING, Cache, check_caches
 from prefkit.train.data import PairData
 from prefkit.train.jobs import Job, visited
 from prefkit.train.masks import Masks
@@ -74,7 +75,7 @@ class Plan:
 
     def wiring_file(self) -> Path:
         key = cache_keys.wiring_key(self._common, self.revision.get("inputs"), self.call)
-        return self.caches / key / "wiring.json"
+        return self.caches / key / WIRING
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
         """What is masked; read once, for the pairs of the first call."""
@@ -128,7 +129,10 @@ class Plan:
     def wiring(self) -> Wiring | None:
         path = self.wiring_file()
         if self._wiring is None and path.exists():
-            self._wiring = Wiring.from_json(path.read_text())
+            try:
+                self._wiring = Wiring(**read_json(path))
+            except TypeError as error:
+                raise DamagedError(path, f"{path} could not be read: {error}. {remedy_for(path)}") from error
         return self._wiring
 
     def agree(self, processes: Group) -> None:
@@ -138,8 +142,15 @@ class Plan:
         self._wiring = None if text is None else Wiring.from_json(text)
 
     def keep_wiring(self, wiring: Wiring) -> None:
-        write_atomic(self.wiring_file(), wiring.to_json())
+        write_json(self.wiring_file(), dataclasses.asdict(wiring))
         self._wiring = wiring
+
+    def check_caches(self) -> None:
+        """Set aside what is damaged of the caches that this training reads. One process does it, before any opens them."""
+        for folder in (self.wiring_file().parent, self.latents_folder()):
+            check_caches(folder)
+        for folder in (self.conditions_folder(), self.reference_folder()):
+            check_caches(folder)
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
@@ -193,12 +204,14 @@ def prepare(
 
     Without jobs, those of every pair, in all its views.
     """
+    processes.group.lead(plan.check_caches)
     store, data = plan.store, open_caches(plan, pairs, source)
     size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
     family: Any = None
     plan.agree(processes.group)
     if plan.wiring() is None:  # the folder of conditions hangs on it
         family = _capture(plan, size, processes)
+        processes.group.lead(plan.check_caches)
         data.conditions = Cache(plan.conditions_folder())
     seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
     wanted = data.of(seen)

@@ -12,16 +12,15 @@ from prefkit import output
 from prefkit.config import Recipe, Train
 from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, UsageError
-from prefkit.models.trained import trained_on, write_trained_on
+from prefkit.models.trained import TRAINED_ON, write_trained_on
 from prefkit.store import Store
-from prefkit.store.files import read_json, write_json
+from prefkit.store.files import read_json, sound_json, write_json
 from prefkit.store.table import check_fingerprint
 from prefkit.train import (
     budget,
     computing,
     failures,
     launch,
-    litter,
     sharding,
     stopping,
     table,
@@ -29,7 +28,7 @@ from prefkit.train import (
 )
 from prefkit.train.checkpoint import last_step
 from prefkit.train.data import PairData
-from prefkit.train.export import export
+from prefkit.train.export import export, sound_result
 from prefkit.train.jobs import Job, jobs_of, load_objective
 from prefkit.train.kept import KeptErrors
 from prefkit.train.looks import looks_of
@@ -154,7 +153,7 @@ def _run_jobs(
             folder = store.train(job.name)
             untrained = _untrained(folder)
             check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
-            if untrained or trained_on(folder) is None:
+            if untrained or sound_json(folder / TRAINED_ON) is None:
                 captions = {pair.prompt for pair in validation.split(pairs, job.config.validation)[0]}
                 write_trained_on(folder, captions, source.scorers(), recipe.model, plan.revision["base"])
         return [job.name for job in jobs if not _finished(store.train(job.name), job.config)]
@@ -175,10 +174,9 @@ def _run_jobs(
 
 def _finished(folder: Path, config: Train) -> bool:
     """Whether the result is there. Raises FingerprintError where it was trained for longer than asked."""
-    path = folder / "result.json"
-    if not path.exists() or not (folder / "final").is_dir():
+    result = sound_result(folder)
+    if result is None:
         return False
-    result = read_json(path)
     steps = result["steps"]
     if steps > config.steps:
         raise FingerprintError(f"{folder} was trained for {steps} steps, asked for {config.steps}. {REMEDY}")
@@ -188,9 +186,6 @@ def _finished(folder: Path, config: Train) -> bool:
 def _train(
     plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes, limit: int | None
 ) -> dict[str, Any]:
-    if processes.main:
-        litter.remove(folder)
-    processes.wait()
     fit = "Free the device, or set precision: bf16, model.quantize or a smaller lora.rank."
     with failures.explained(job.name, processes.device, "loading the denoiser", fit):
         loop = make_loop(plan, job, data, folder, processes)

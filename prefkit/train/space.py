@@ -101,4 +101,4 @@ def _settings(model: Model, component: str) -> dict[str, Any]:
         path = huggingface_hub.try_to_load_from_cache(base, file, revision=model.revision)
     if not isinstance(path, (str, Path)) or not Path(path).is_file():
         return {}
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from prefkit.store.files import write_whole
+from prefkit.errors import DamagedError
+from prefkit.store.files import set_aside
+from prefkit.store.tensors import load_tensors, save_tensors
+from prefkit.train.checkpoint import read_state
 
 BEST, LOOK = "best", "best-look"
 
@@ -56,7 +58,10 @@ def place(folder: Path, name: str, step: int) -> Path:
 
 def forget(folder: Path) -> None:
     """Remove weights that were the best once, and that no checkpoint in `folder` still takes for the best."""
-    states = [json.loads(path.read_text()) for path in folder.glob("checkpoints/step-*/state.json")]
+    states = []
+    for path in folder.glob("checkpoints/step-*/state.json"):
+        with suppress(DamagedError):  # a checkpoint that cannot be used needs no weights
+            states.append(read_state(path.parent))
     best = [place(folder, BEST, state["stopping"]["step"]) for state in states if "stopping" in state]
     best += [place(folder, LOOK, state["looks"]["best_step"]) for state in states if "looks" in state]
     for path in {*folder.glob(f"{BEST}-*.safetensors"), *folder.glob(f"{LOOK}-*.safetensors")} - set(best):
@@ -64,9 +69,24 @@ def forget(folder: Path) -> None:
 
 
 def keep(path: Path, weights: Mapping[str, Tensor]) -> None:
-    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
-    write_whole(path, lambda temporary: safetensors.torch.save_file(plain, temporary))
+    save_tensors(path, weights)
 
 
 def kept(path: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(path)
+    """Raises DamagedError naming the file."""
+    return load_tensors(path, "Run `prefkit train` again: it goes on from the checkpoint before.")[0]
+
+
+def check(folder: Path, state: Mapping[str, Any]) -> None:
+    """Raises DamagedError where the best weights that a checkpoint's state names cannot be read; they are set aside."""
+    needed = []
+    if "stopping" in state and state["stopping"]["best"] >= 0:
+        needed.append(place(folder, BEST, state["stopping"]["step"]))
+    if "looks" in state and (path := place(folder, LOOK, state["looks"]["best_step"])).exists():
+        needed.append(path)
+    for path in needed:
+        try:
+            kept(path)
+        except DamagedError:
+            set_aside(path)
+            raise

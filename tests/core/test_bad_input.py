@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefkit.store import Store
+from prefkit.store.litter import temporary_beside
 
 DRAW = """
 import random
@@ -288,8 +289,11 @@ def test_damaged_pairs_are_named_and_made_again(drawn, cli):
 def test_what_a_kill_in_the_middle_of_pair_leaves_disturbs_nobody(drawn, cli):
     stages(cli, drawn, "generate", "score", "pair")
     folder = drawn.parent / "run/pairs"
-    (folder / "main").rename(folder / ".main.old")
-    (folder / ".main.new").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    names = [temporary_beside(folder / "main").name.replace(f"-{os.getpid()}-", f"-{process.pid}-") for _ in range(2)]
+    (folder / "main").rename(folder / names[0])
+    (folder / names[1]).mkdir()
     stages(cli, drawn, "report", "pair", "report")
     assert [p.name for p in folder.iterdir()] == ["main"]
 

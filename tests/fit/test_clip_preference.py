@@ -20,6 +20,7 @@ from prefkit.fit.fitters.clip_preference import ClipPreferenceFit, ClipPreferenc
 from prefkit.fit.preferences import clustered, read_preferences, split_by_text
 from prefkit.score.core import make_scorer
 from prefkit.store import Store
+from prefkit.store.files import read_json
 from prefkit.store.rows import comparison_row
 from prefkit.types import Candidate, Comparison
 
@@ -94,7 +95,7 @@ def test_a_planted_preference_is_learned(tuned):
     after, before = spec["validation"]["accuracy"], spec["validation"]["accuracy_before"]
     assert after["n"] == 40 and after["mean"] >= 0.95 and after["low"] > before["mean"]
     assert spec["validation"]["gain"]["mean"] == pytest.approx(after["mean"] - before["mean"])
-    assert json.loads((out / "spec.json").read_text()) == spec
+    assert read_json(out / "spec.json") == spec
     assert spec["counts"]["train"] + spec["counts"]["validation"] + 40 == 160
 
 

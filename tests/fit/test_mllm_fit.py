@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from prefkit.score.core import make_scorer
 from prefkit.score.judge.backend import JudgeOptions, Question, make_backend
 from prefkit.score.judge.compare import compare
 from prefkit.score.judge.ratings import scale_of
+from prefkit.store.files import read_json
 from prefkit.types import Candidate
 
 FAST = {"device": "cpu", "batch_size": 8, "accumulate": 1, "learning_rate": 5e-3, "lora_rank": 8}
@@ -91,7 +91,7 @@ def test_ratings_are_learned_and_the_scorer_says_what_was_measured(by_ratings, r
 
 def test_a_refit_does_nothing_and_other_settings_are_refused(by_ratings, vlm, capsys):
     options, spec, out = by_ratings
-    assert MllmFitter(options).run() == spec == json.loads((out / "spec.json").read_text())
+    assert MllmFitter(options).run() == spec == read_json(out / "spec.json")
     flags = ["--ratings", options.ratings, "--model", str(vlm), "--out", str(out), "--seed", "7"]
     assert prefkit(["fit", "mllm", *flags]) != 0
     assert "fitted otherwise" in capsys.readouterr().err

@@ -279,7 +279,11 @@ def test_the_verb_and_the_scorer(closet, cli, pool):
     measured = spec["validation"]
     # half of an outfit's rivals are of its own colour, no better and no worse: 0.76 is what can be had
     assert measured["auc"]["low"] > 0.6 and measured["fitb"]["n"] == spec["counts"]["test_outfits"]
-    assert {p.name for p in (closet / "fitted").iterdir()} == {"spec.json", "weights.safetensors"}
+    assert {p.name for p in (closet / "fitted").iterdir()} == {
+        "spec.json",
+        "weights.safetensors",
+        "prefkit-checksums.json",
+    }
     scorer = make_scorer("outfit_compat", {"model": str(closet / "fitted")})
     scorer.load("cpu", "float32")
     for colour, other in (("red", "blue"), ("blue", "red")):

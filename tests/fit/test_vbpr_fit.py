@@ -233,6 +233,7 @@ def test_the_verb_and_the_scorer(shop, cli):
     spec = json.loads(out)
     assert spec["validation"]["auc"]["low"] > 0.6 and spec["validation"]["auc_visual"]["low"] > 0.6
     assert {p.name for p in (shop / "fitted").iterdir()} == {
+        "prefkit-checksums.json",
         "spec.json",
         "weights.safetensors",
         "users.json",

@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from prefkit.store.files import write_atomic
+from prefkit.store.files import read_json, write_json
 
 TOKEN = "hf_goodtoken"
 LOAD = """
@@ -240,8 +240,8 @@ def test_the_token_and_the_recipes_secrets_are_nowhere(hub, pushed, store):
 
 
 def test_public_with_a_binding_licence_wants_a_stated_one(hub, pushed, store):
-    spec = json.loads((store.scores("warmth").folder / "spec.json").read_text()) | {"licence": "CC-BY-NC-4.0"}
-    write_atomic(store.scores("warmth").folder / "spec.json", json.dumps(spec))
+    spec = read_json(store.scores("warmth").folder / "spec.json") | {"licence": "CC-BY-NC-4.0"}
+    write_json(store.scores("warmth").folder / "spec.json", spec)
     process = pushed("--public")
     assert process.returncode == 2 and "--license" in process.stderr and not hub.repositories
     answer(pushed("--public", "--license", "cc-by-nc-4.0"))

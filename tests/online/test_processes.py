@@ -51,7 +51,7 @@ def launched(folder):
 
 def logged(store, name):
     rows = map(json.loads, (store.train(name) / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    return [{k: v for k, v in row.items() if k != "crc" and not k.startswith("seconds")} for row in rows]
 
 
 # pixels may differ by a level after an update: a mean hardly notices, the size of a file would

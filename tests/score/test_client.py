@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -124,10 +125,53 @@ def test_an_answer_is_known_before_it_is_written_and_written_when_the_call_ends(
 
 
 def test_a_file_of_answers_that_is_none_is_said(tmp_path):
-    (tmp_path / "a.sqlite").write_bytes(b"no database " * 100)
-    for path in (tmp_path / "a.sqlite", tmp_path, tmp_path / "a.sqlite" / "below"):
+    (tmp_path / "notes.txt").write_bytes(b"no database " * 100)
+    for path in (tmp_path / "notes.txt", tmp_path, tmp_path / "notes.txt" / "below"):
         with pytest.raises(StoreError, match="the file of answers .* Remove it, or name another"):
             Answers(path)
+    assert (tmp_path / "notes.txt").read_bytes() == b"no database " * 100
+
+
+@pytest.mark.parametrize("harm", ["garbage", "half", "page"])
+def test_a_damaged_file_of_answers_is_set_aside_and_filled_again(tmp_path, capsys, harm):
+    path = tmp_path / "answers.sqlite"
+    answers = Answers(path)
+    for n in range(2000):
+        answers.put(f"k{n}", 200, f"answer {n}", None, True, 1)
+    assert answers.db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    answers.close()
+    data = path.read_bytes()
+    page = data[:8192] + b"\xff" * 4096 + data[12288:]
+    path.write_bytes({"garbage": b"garbage" * 99, "half": data[: len(data) // 2], "page": page}[harm])
+    again = Answers(path)
+    assert str(path) in capsys.readouterr().err and path.with_name("answers.sqlite.damaged").exists()
+    assert again.get("k1") is None
+    again.put("k1", 200, "answer 1", None, True, 1)
+    again.close()
+    assert Answers(path).get("k1") == ("answer 1", None)
+
+
+def test_a_changed_answer_is_asked_again(tmp_path, capsys):
+    path = tmp_path / "answers.sqlite"
+    answers = Answers(path)
+    answers.put("k", 200, "four stars", None, True, 1)
+    answers.close()
+    path.write_bytes(path.read_bytes().replace(b"four stars", b"five stars"))
+    assert Answers(path).get("k") is None and str(path) in capsys.readouterr().err
+
+
+def test_answers_of_an_earlier_version_are_read(tmp_path):
+    path = tmp_path / "answers.sqlite"
+    table = answers_module.TABLE.replace(", sum INTEGER", "")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute(table)
+        db.execute("INSERT INTO answers VALUES ('k', 200, '1', NULL, 1, 1, 0.0)")
+    answers = Answers(path)
+    assert answers.get("k") == ("1", None)
+    answers.put("l", 200, "2", None, True, 1)
+    answers.close()
+    assert Answers(path).get("l") == ("2", None)
 
 
 def test_an_error_that_comes_as_a_success_is_an_error(faulty, tmp_path):

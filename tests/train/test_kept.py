@@ -21,7 +21,7 @@ from prefkit.train.run import Job, make_loop, run_train
 
 def trajectory(store, name="dpo"):
     found = [json.loads(line) for line in (store.train(name) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "crc")} for line in found]
 
 
 def tensors(store, name="dpo"):

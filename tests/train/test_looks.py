@@ -51,7 +51,7 @@ def watched(run):
 
 def lines(store):
     rows = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "crc")} for row in rows]
 
 
 def looks(store):

@@ -40,7 +40,7 @@ def training(run, loop_of):
             loop.folder = store.train(name)
             loop.run(steps)
         lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines], loop
+        return [{key: value for key, value in line.items() if key not in ("seconds", "crc")} for line in lines], loop
 
     return make
 

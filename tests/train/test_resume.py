@@ -72,7 +72,7 @@ def weights(store):
 def steps(store):
     """Lines of metrics.jsonl, without what a clock measured."""
     found = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "crc")} for line in found]
 
 
 def same(a, b):
@@ -299,3 +299,28 @@ def test_what_killed_processes_left_half_written_is_removed(run):
     run_train(store, recipe, "dpo")
     assert not own.exists() and not old.exists()
     assert fresh.exists()  # another training may be writing it
+
+
+def test_a_kill_before_the_export_keeps_what_the_last_step_showed(run, monkeypatch):
+    def dies(*_):
+        raise SystemExit("killed here")
+
+    store, recipe = run(steps=2)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr("prefkit.train.run.export", dies)
+        run_train(store, recipe, "dpo")
+    whole, other = run(where="whole", steps=2)
+    last = run_train(whole, other, "dpo")["last"]
+    assert last["loss"] > 0 and run_train(store, recipe, "dpo")["last"] == last
+
+
+@pytest.mark.parametrize("file", ["final/pytorch_lora_weights.safetensors", "result.json", "trained_on.json"])
+def test_a_damaged_result_is_exported_again(run, capsys, file):
+    store, recipe = run(steps=2)
+    summary = run_train(store, recipe, "dpo")
+    good, path = {key: tensor.clone() for key, tensor in weights(store).items()}, store.train("dpo") / file
+    data = path.read_bytes()
+    path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    assert run_train(store, recipe, "dpo") == summary
+    assert str(path) in capsys.readouterr().err
+    assert same(weights(store), good) and path.exists()

@@ -146,8 +146,8 @@ class VbprFitter:
             import json
 
             save_tensors(hidden, best.tensors() | {"feature_shift": scaling.shift})
-            (hidden / "users.json").write_text(json.dumps(data.users, ensure_ascii=False))
-            (hidden / "items.json").write_text(json.dumps(data.items, ensure_ascii=False))
+            (hidden / "users.json").write_text(json.dumps(data.users, ensure_ascii=False), encoding="utf-8")
+            (hidden / "items.json").write_text(json.dumps(data.items, ensure_ascii=False), encoding="utf-8")
 
         return folder.write(found, save)
 

@@ -10,7 +10,7 @@ from typing import Any
 from prefkit.hub.pairs_in import PairOut, Pairs
 from prefkit.hub.pictures import suffix_of
 from prefkit.images import rgb
-from prefkit.store.files import write_json
+from prefkit.store.files import dump_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Folders:
                 (folder / f"{pair.number:07d}{suffix}").write_bytes(data)
                 (folder / f"{pair.number:07d}{self.options.caption}").write_text(caption, encoding="utf-8")
         for folder in sorted(p for p in out.iterdir() if p.is_dir()):
-            write_json(folder / "simpletuner.json", self._simpletuner(folder.name))
+            write_atomic(folder / "simpletuner.json", dump_json(self._simpletuner(folder.name)))
         return found
 
     def _simpletuner(self, split: str) -> Any:

@@ -25,7 +25,7 @@ from prefkit.models.sample import Sampled
 from prefkit.train import checkpoint, failures
 from prefkit.train.jury import Jury, Scores, values_of
 from prefkit.train.masks import mask_of
-from prefkit.train.metrics import Log
+from prefkit.train.metrics import Log, finite
 from prefkit.train.online import guards
 from prefkit.train.online.rewards import Beside, rewards, unanswered
 from prefkit.train.online.rollout import Chains, Rollout
@@ -69,6 +69,7 @@ class Loop:
         self.beside = Beside()
         self.room = Room(None, f"train {self.folder.name}, sampling", remedy=NO_ROOM)
         self.processes = self.updates.processes
+        self.shown: dict[str, float] = {}  # of the last round
 
     def tuned(self) -> Any:
         """with loop.tuned(): the weights that are exported and looked at."""
@@ -222,6 +223,7 @@ class Loop:
                 "updates": self.updates.count,
                 "stopped": self.stopped,
                 "below": self.rule.below,
+                "last": finite(self.shown),
                 "watch": [self.watch.first, self.watch.best] if self.watch is not None else None,
             }
             if hasattr(self.learner.objective, "state"):
@@ -231,7 +233,7 @@ class Loop:
 
     def resume(self) -> None:
         """Go to the last checkpoint, if there is one."""
-        found = checkpoint.load_last(self.folder / "checkpoints")
+        found = checkpoint.load_last(self.folder / "checkpoints", self.processes)
         if found is None:
             return
         weights, optimizer, state = found
@@ -244,6 +246,7 @@ class Loop:
         self.statistics.load(state["statistics"])
         self.updates.load(optimizer, state["updates"])
         self.number, self.stopped, self.rule.below = state["step"], state["stopped"], state["below"]
+        self.shown = state.get("last", {})
         if "objective" in state:
             self.learner.objective.load(state["objective"])
         if self.watch is not None and state["watch"] is not None:
@@ -256,7 +259,6 @@ class Loop:
         self.resume()
         end = self.online.rounds if limit is None else min(self.online.rounds, self.number + limit)
         log = Log(self.folder / "metrics.jsonl", self.number, self.config.report_to) if self.processes.main else None
-        shown: dict[str, float] = {}
         label = f"train {self.folder.name}"
         try:
             if self.number == 0:
@@ -267,11 +269,11 @@ class Loop:
                 output.Progress(label, max(end - self.number, 1)) as progress,
             ):
                 while self.number < end and not self.stopped:
-                    shown = self.round(self.number)
+                    self.shown = self.round(self.number)
                     self.number += 1
                     if log is not None:
-                        log.write(self.number, shown)
-                    progress.update(reward=shown["reward"], queries=shown["queries"])
+                        log.write(self.number, self.shown)
+                    progress.update(reward=self.shown["reward"], queries=self.shown["queries"])
                     self.look(log)
                     stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
                     if stop or self.stopped or self.number == end or self.number % self.online.checkpoint_every == 0:
@@ -287,4 +289,4 @@ class Loop:
                 log.close()
         if self.stopped:
             output.warn(f"{label}: stopped after round {self.number}: {self.stopped}. The best look is in best/.")
-        return shown
+        return self.shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from prefkit.config import Generate
 from prefkit.generate.generators import candidate_seed
 from prefkit.store import Store
 from prefkit.store.files import write_json
+from prefkit.store.litter import remove
 from prefkit.store.rows import candidate_row
 from prefkit.train.jury import Scores
 from prefkit.train.online.rollout import Chains
@@ -94,7 +94,7 @@ class Kept:
         """Nothing of an earlier try at this round, or of rounds after it, stays."""
         for path in (self.train / "rounds").glob("*"):
             if path.name.isdigit() and int(path.name) >= number:
-                shutil.rmtree(path)
+                remove(path)
 
     def begin(self, round_: Round, spec: Mapping[str, Any]) -> Store:
         store = Store.create(folder_of(self.train, round_.number))
@@ -132,4 +132,4 @@ class Kept:
         if self.keep:
             for path in (self.train / "rounds").glob("*"):
                 if path.name.isdigit() and int(path.name) <= number - self.keep:
-                    shutil.rmtree(path)
+                    remove(path)

@@ -17,13 +17,13 @@ from prefkit.generate.requests import keep_known, read_requests
 from prefkit.generate.run import sync_requests
 from prefkit.models.record import replaced
 from prefkit.models.sample import Sampled, Sampler
-from prefkit.models.trained import write_trained_on
+from prefkit.models.trained import TRAINED_ON, write_trained_on
 from prefkit.store import Store
-from prefkit.store.files import read_json, write_json
+from prefkit.store.files import read_json, sound_json, write_json
 from prefkit.store.table import check_fingerprint
 from prefkit.train import cache_keys, computing, draws
 from prefkit.train.checkpoint import last_step
-from prefkit.train.export import export
+from prefkit.train.export import export, sound_result
 from prefkit.train.jury import Jury
 from prefkit.train.offline import AUTOCAST
 from prefkit.train.online import guards
@@ -191,19 +191,17 @@ def _claim(
 ) -> None:
     untrained = _untrained(folder)
     check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
-    for path in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
-        shutil.rmtree(path)
     if untrained:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if untrained or sound_json(folder / TRAINED_ON) is None:
         captions = {r.prompt for r in requests}
         write_trained_on(folder, captions, list(online.rewards), recipe.model, plan.revision["base"])
 
 
 def _finished(folder: Path, online: Online) -> bool:
-    path = folder / "result.json"
-    if not path.exists() or not (folder / "final").is_dir():
+    found = sound_result(folder)
+    if found is None:
         return False
-    found = read_json(path)
     if found["rounds"] > online.rounds:
         raise FingerprintError(
             f"{folder} was trained for {found['rounds']} rounds, asked for {online.rounds}. {REMEDY}"

@@ -1,0 +1,136 @@
+"""Checksums inside of a Parquet file: a block between its data and its footer, where no reader looks.
+
+Page checksums, which prefkit writes as well, cover neither the headers of pages nor the footer: a changed bit there can
+drop rows or change values without an error. The block holds the SHA-256 of every column chunk (headers included) and of
+the footer, so that reading a few columns checks those alone. A file without a block was written by others.
+
+    data | JSON | its length, 8 bytes | MAGIC | footer | length of the footer, 4 bytes | "PAR1"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+MAGIC = b"prefkit.sums.1\n\0"
+END = 8  # length of the footer, "PAR1"
+PIECE = 1 << 20
+
+
+def seal(path: Path) -> None:
+    """Add the block to a whole file without one. Raises OSError and pyarrow's ArrowException."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as parquet:
+        spans = {f"{start}:{size}": (start, size) for _, _, start, size in _chunks(parquet.metadata)}
+    with open(path, "r+b") as file:
+        start, footer = _footer(file)
+        sums = {"footer": _sum(footer), "chunks": {key: _span_sum(file, *span) for key, span in spans.items()}}
+        block = json.dumps(sums, sort_keys=True).encode()
+        file.seek(start)
+        file.write(block + len(block).to_bytes(8, "little") + MAGIC + footer)
+
+
+def open_sealed(path: Path, columns: Collection[str] | None = None, **options: Any) -> pq.ParquetFile:
+    """Open a file whose footer and, of `columns` (None: all), whose data match the block; page checksums are on.
+
+    Raises OSError and pyarrow's ArrowException, as opening any damaged file does.
+    """
+    import pyarrow.parquet as pq
+
+    check_footer(path)
+    file = pq.ParquetFile(path, page_checksum_verification=True, **options)
+    try:
+        check(path, file.metadata, columns)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_footer(path: Path) -> None:
+    """Raises OSError where the footer does not match its checksum."""
+    with open(path, "rb") as file:
+        sums, footer = _block(file)
+    if sums is not None and sums["footer"] != _sum(footer):
+        raise OSError("the checksum of its footer does not match")
+
+
+def check(
+    path: Path, metadata: pq.FileMetaData, columns: Collection[str] | None = None, group: int | None = None
+) -> None:
+    """Raises OSError where the data of a column does not match its checksum. group: of this row group alone."""
+    with open(path, "rb") as file:
+        sums, _ = _block(file)
+        if sums is None:
+            return
+        for number, column, start, size in _chunks(metadata):
+            wanted = (columns is None or column in columns) and group in (None, number)
+            if wanted and sums["chunks"].get(f"{start}:{size}") != _span_sum(file, start, size):
+                raise OSError(f"the checksum of column {column} does not match")
+
+
+def _chunks(metadata: pq.FileMetaData) -> Iterator[tuple[int, str, int, int]]:
+    """(row group, column, first byte, number of bytes) of every column chunk, page headers included."""
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group)
+        for i in range(rows.num_columns):
+            chunk = rows.column(i)
+            start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+            yield group, chunk.path_in_schema.split(".")[0], start, chunk.total_compressed_size
+
+
+def _footer(file: IO[bytes]) -> tuple[int, bytes]:
+    """(first byte, bytes to the end of the file). Raises OSError where the file cannot have one."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - END))
+    end = file.read(END)
+    length = int.from_bytes(end[:4], "little") + END
+    if len(end) < END or length > size or end[4:] not in (b"PAR1", b"PARE"):
+        raise OSError("it is no whole Parquet file")
+    file.seek(size - length)
+    return size - length, file.read(length)
+
+
+def _block(file: IO[bytes]) -> tuple[dict[str, Any] | None, bytes]:
+    """(what the block holds, None where there is none; the footer). Raises OSError."""
+    start, footer = _footer(file)
+    before = len(MAGIC) + 8
+    if start < before:
+        return None, footer
+    file.seek(start - before)
+    head = file.read(before)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:] != MAGIC or length > start - before:
+        if head[8:] == MAGIC:
+            raise OSError("its block of checksums is damaged")
+        return None, footer
+    file.seek(start - before - length)
+    try:
+        found = json.loads(file.read(length).decode())
+        return {"footer": str(found["footer"]), "chunks": dict(found["chunks"])}, footer
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError("its block of checksums is damaged") from error
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _span_sum(file: IO[bytes], start: int, size: int) -> str:
+    seen = hashlib.sha256()
+    file.seek(start)
+    while size > 0:
+        piece = file.read(min(size, PIECE))
+        if not piece:
+            break
+        seen.update(piece)
+        size -= len(piece)
+    return seen.hexdigest()[:32]
