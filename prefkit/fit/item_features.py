@@ -101,7 +101,7 @@ def _rows(path: Path) -> tuple[list[str], Any]:
     import numpy as np
 
     items, arrays = [], []
-    for where, values in read(path, ("item", "features"), shown=f"vbpr.features: {path}"):
+    for where, values, _ in read(path, ("item", "features"), shown=f"vbpr.features: {path}"):
         if values.get("item") is None or not isinstance(values.get("features"), list):
             raise UsageError(f"{where} needs an item and its features, a list of numbers.")
         try:

@@ -38,7 +38,7 @@ def read_table(
         raise UsageError(f"{name} is not set: give a table ({', '.join(SUFFIXES)}) with {', '.join(needed)}.")
     wanted = list(dict.fromkeys((*needed, *ids, *optional)))
     rows = []
-    for where, values in read(find_file(user_path(path, name)), shown=f"{name}: {path}"):
+    for where, values, _ in read(find_file(user_path(path, name)), shown=f"{name}: {path}"):
         missing = [column for column in needed if column not in values]
         if missing:
             raise UsageError(f"{where} has no column {', '.join(missing)} (it has {', '.join(values)}).")

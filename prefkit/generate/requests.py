@@ -43,7 +43,7 @@ def read_requests(
     left: Counter[str] = Counter()
     taken = Taken(inputs or {}, folder_of(config), store)
     prompts, splits = nfc(config.prompt_column), split_column(config)
-    for where, row in rows_of(config, taken.keys):
+    for where, row, _ in rows_of(config, taken.keys):
         prompt = row.pop(prompts)
         if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
             counts["blank"] += 1

@@ -23,18 +23,20 @@ SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(
 
 
 class Row(NamedTuple):
-    """where: file, row number from 1 and line. split: what the file's or folder's name says. folder: relative paths start here."""
+    """where: file, row number from 1 and line. split: what the file's or folder's name says. folder: relative paths start here.
+    error: why this row cannot be used."""
 
     where: str
     split: str | None
     folder: Path | None
     values: dict[str, Any]
+    error: str | None = None
 
 
 def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
     """The rows of a file, of the tables under a folder in order of their names, or of a datasets id (name[:split]).
 
-    Raises UsageError naming file and row where one cannot be read.
+    A row that cannot be used has an error. Raises UsageError naming file and row from which nothing more can be read.
     """
     path = user_path(source, "import")
     if not path.exists():
@@ -48,8 +50,8 @@ def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
     for file in files(path):
         split = split_of_name(file.relative_to(path).as_posix() if path.is_dir() else file.name)
         _check_suffix(file)
-        for where, values in read(file, columns):
-            yield Row(where, split, file.parent, values)
+        for where, values, error in read(file, columns, keep_bad=True):
+            yield Row(where, split, file.parent, values, error and error.removeprefix(where).lstrip(": "))
 
 
 def files(path: Path) -> list[Path]:

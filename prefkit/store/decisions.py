@@ -31,7 +31,7 @@ def read_decisions(path: Path) -> pd.DataFrame:
     try:
         if not {"id", "verdict"} <= set(header(path, str(path)).names):
             raise StoreError(f"{path}: columns id and verdict are missing. Its first line must be {','.join(COLUMNS)}.")
-        for where, values in read(path, may_end_early=True):
+        for where, values, _ in read(path, may_end_early=True):
             if values["verdict"] not in VERDICTS:
                 raise StoreError(
                     f"{where}: verdict {values['verdict'] or ''!r} is not known; write {', '.join(VERDICTS)}."

@@ -63,11 +63,12 @@ def header(path: Path, shown: str) -> Header:
 
 
 def read_delimited(
-    path: Path, shown: str, may_end_early: bool = False
-) -> Iterator[tuple[int, int, dict[str, str | None]]]:
+    path: Path, shown: str, may_end_early: bool = False, keep_bad: bool = False
+) -> Iterator[tuple[int, int, dict[str, str | None] | str]]:
     """(row number from 1, its first line, values). Blank lines are no rows, unless there is just one column.
 
-    may_end_early: a row may lack fields at its end. Raises UsageError naming row and line.
+    may_end_early: a row may lack fields at its end. keep_bad: a row with the wrong number of fields gives the reason in the
+    place of its values. Raises UsageError naming row and line.
     """
     head = header(path, shown)
     csv.field_size_limit(LONGEST_FIELD)
@@ -89,7 +90,13 @@ def read_delimited(
             started = True
             continue
         row += 1
-        yield row, line, shape.values(fields or [""], f"{shown} row {row} (line {line})")
+        try:
+            values: dict[str, str | None] | str = shape.values(fields or [""], f"{shown} row {row} (line {line})")
+        except UsageError as error:
+            if not keep_bad:
+                raise
+            values = str(error)
+        yield row, line, values
 
 
 class _Shape:

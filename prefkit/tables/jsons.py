@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,18 @@ CHUNK = 1 << 20
 LONGEST = 64 << 20
 
 
-def json_lines(path: Path, shown: str) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of every line that is not blank. Raises UsageError naming row and line."""
+@dataclass(frozen=True)
+class BadLine:
+    """In the place of the value of a line that is not valid JSON."""
+
+    text: str
+
+
+def json_lines(path: Path, shown: str, keep_bad: bool = False) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of every line that is not blank. Raises UsageError naming row and line.
+
+    keep_bad: the value is a BadLine instead.
+    """
     row = 0
     for number, line in enumerate(text_lines(path, shown), 1):
         text = line.strip(" \t\r\n")
@@ -28,9 +39,12 @@ def json_lines(path: Path, shown: str) -> Iterator[tuple[int, Any]]:
             value, end = DECODER.raw_decode(text)
             if end != len(text):
                 raise ValueError("more follows the object on its line")
-            yield number, value
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{shown} row {row} (line {number}): not valid JSON ({_why(error)}).") from error
+            said = f"{shown} row {row} (line {number}): not valid JSON ({_why(error)})."
+            if not keep_bad:
+                raise UsageError(said) from error
+            value = BadLine(said)
+        yield number, value
 
 
 def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from prefkit.errors import UsageError
 from prefkit.paths import nfc
 from prefkit.tables.delimited import read_delimited
 from prefkit.tables.files import regular, text_lines
-from prefkit.tables.jsons import json_items, json_lines
+from prefkit.tables.jsons import BadLine, json_items, json_lines
 from prefkit.tables.values import plain_row
 
 if TYPE_CHECKING:
@@ -22,10 +22,14 @@ MANY = 1024
 
 
 class Row(NamedTuple):
-    """where: file, row number from 1 and, for text, its first line. values: column -> value, None where it is missing."""
+    """where: file, row number from 1 and, for text, its first line. values: column -> value, None where it is missing.
+
+    error: why this row cannot be used, where the reader was asked to go on.
+    """
 
     where: str
     values: dict[str, Any]
+    error: str | None = None
 
 
 def read(
@@ -34,12 +38,14 @@ def read(
     text: str | None = None,
     shown: str = "",
     may_end_early: bool = False,
+    keep_bad: bool = False,
 ) -> Iterator[Row]:
     """The rows of a file, a few in memory at a time. The kind follows from the suffix, whatever its case.
 
     columns: those that are needed, where reading fewer is cheaper (Parquet). text: the column that the lines of a .txt become,
     blank ones as ''; without it a .txt is read as .csv is. shown: the file as messages name it. may_end_early: rows of .csv
-    and .tsv may lack fields at their end. Raises UsageError naming file and row.
+    and .tsv may lack fields at their end. keep_bad: a row or line that cannot be used becomes a Row with an error, where the
+    next one can still be read. Raises UsageError naming file and row.
     """
     shown = shown or str(path)
     suffix = path.suffix.lower()
@@ -50,21 +56,33 @@ def read(
         for number, line in enumerate(text_lines(path, shown), 1):
             yield Row(f"{shown} line {number}", {text: line.strip()})
     elif suffix in (".csv", ".tsv", ".txt"):
-        for row, number, values in read_delimited(path, shown, may_end_early):
-            yield Row(f"{shown} row {row} (line {number})", dict(values))
+        for row, number, values in read_delimited(path, shown, may_end_early, keep_bad):
+            where = f"{shown} row {row} (line {number})"
+            yield Row(where, {}, values) if isinstance(values, str) else Row(where, dict(values))
     elif suffix == ".jsonl":
-        for row, (number, value) in enumerate(json_lines(path, shown), 1):
-            yield _row(f"{shown} row {row} (line {number})", value)
+        for row, (number, value) in enumerate(json_lines(path, shown, keep_bad), 1):
+            yield _row(f"{shown} row {row} (line {number})", value, keep_bad)
     elif suffix == ".json":
         for number, value in enumerate(json_items(path, shown, lines=True), 1):
-            yield _row(f"{shown} row {number}", value)
+            yield _row(f"{shown} row {number}", value, keep_bad)
     else:
         wanted = None if columns is None else {nfc(name) for name in columns}
         for number, value in enumerate(_parquet(path, shown, wanted), 1):
-            yield _row(f"{shown} row {number}", value)
+            yield _row(f"{shown} row {number}", value, keep_bad)
 
 
-def _row(where: str, value: Any) -> Row:
+def _row(where: str, value: Any, keep_bad: bool) -> Row:
+    try:
+        return Row(where, _values(where, value))
+    except UsageError as error:
+        if not keep_bad:
+            raise
+        return Row(where, {}, str(error))
+
+
+def _values(where: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, BadLine):
+        raise UsageError(value.text)
     if not isinstance(value, dict):
         raise UsageError(
             f'{where}: {str(value)[:60]!r} is not an object with named values, such as {{"prompt": "..."}}.'
@@ -75,7 +93,7 @@ def _row(where: str, value: Any) -> Row:
         raise UsageError(f"{where}: {error}.") from error
     if len(found) != len(value):
         raise UsageError(f"{where}: two names differ only in how their accents are encoded. Rename one.")
-    return Row(where, found)
+    return found
 
 
 def _parquet(path: Path, shown: str, wanted: set[str] | None) -> Iterator[dict[str, Any]]:

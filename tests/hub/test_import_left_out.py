@@ -10,6 +10,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from prefkit.hub.imports import run_import
 from prefkit.store import Store
@@ -208,3 +209,22 @@ def test_a_table_names_regular_files_below_it_or_absolute_ones(tmp_path):
     for number, (name, why) in enumerate(wanted.items()):
         assert why.lower() in said.get(number, "").lower() and bool(why) == (number in said), (name, said.get(number))
     assert counts["candidates"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "reason"),
+    [
+        ("p.jsonl", ['{"p": "a", "l": "a.png", "r": "b.png", "w": "a"}', "{broken", '{"p": "b", "l": "b.png", "r": "a.png", "w": "a"}'], "not valid JSON"),
+        ("p.csv", ["p,l,r,w", "a,a.png,b.png,a", "a red, long dress,a.png,b.png,a", "b,b.png,a.png,a"], "has 5 fields"),
+    ],
+)  # fmt: skip
+def test_one_bad_row_of_a_table_is_one_failed_row(tmp_path, cli, name, lines, reason):
+    for number, image in enumerate(("a.png", "b.png")):
+        Image.new("RGB", (16, 16), (90 * number, 9, 9)).save(tmp_path / image)
+    (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags = ("--as", "table", "--map", "prompt=p,image_a=l,image_b=r,winner=w", "--json")
+    code, out, err = cli("import", tmp_path / name, tmp_path / "run", *flags, "--max-failed", 0.5)
+    assert code == 0 and reason in err and err.count("row 2 (line") == 1, err
+    assert json.loads(out)["failed"] == 1
+    assert {r.prompt for r in Store(tmp_path / "run").requests()} == {"a", "b"}
+    assert cli("import", tmp_path / name, tmp_path / "strict", *flags)[0] == 3

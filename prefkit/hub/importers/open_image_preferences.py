@@ -41,6 +41,9 @@ class OpenImagePreferences:
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         for row in table_rows(source, work, [*READ, self.options.prompt]):
+            if row.error is not None:
+                yield Item(row.where, error=row.error)
+                continue
             pictures = []
             try:
                 for side in ("chosen", "rejected"):

@@ -37,6 +37,9 @@ class PickAPic:
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         for row in table_rows(source, work, [*READ, self.options.caption]):
+            if row.error is not None:
+                yield Item(row.where, error=row.error)
+                continue
             try:
                 yield self._item(row)
             except FAULTS as error:

@@ -37,6 +37,9 @@ class Rapidata:
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         for row in table_rows(source, work):
+            if row.error is not None:
+                yield Item(row.where, error=row.error)
+                continue
             try:
                 pictures = []
                 for side in ("1", "2"):

@@ -50,8 +50,13 @@ class Table:
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()
         root = path if path.is_dir() else path.parent
-        for number, row in enumerate(table_rows(source, work, sorted(set(self.map.values())))):
-            if number == 0:
+        looked = False
+        for row in table_rows(source, work, sorted(set(self.map.values()))):
+            if row.error is not None:
+                yield Item(row.where, error=row.error)
+                continue
+            if not looked:
+                looked = True
                 absent = sorted(set(self.map.values()) - set(row.values))
                 if absent:
                     raise UsageError(

@@ -92,7 +92,7 @@ class Personalization:
     def history(self) -> list[Liked]:
         """The rows of the table. Raises UsageError: no such file, no such column, an image that is not there."""
         found = []
-        for where, values in read(self.path, shown=f"personalization.history: {self.path}"):
+        for where, values, _ in read(self.path, shown=f"personalization.history: {self.path}"):
             missing = [name for name in ("user", "image") if name not in values]
             if missing:
                 raise UsageError(f"{where} has no column {', '.join(missing)} (it has {', '.join(values)}).")
