@@ -66,9 +66,10 @@ def test_the_check_sees_every_way_to_open_a_file(line, wrong):
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 DRAW = """
+import random
 from PIL import Image
 def draw(prompts, seeds):
-    return [Image.new("RGB", (32, 32), (seed % 256, 9, 9)) for seed in seeds]
+    return [Image.frombytes("L", (32, 32), random.Random(s).randbytes(32 * (s % 30)).ljust(1024, b"a")) for s in seeds]
 """
 VERBS = """
 import sys
