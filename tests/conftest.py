@@ -19,8 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: cuda: all tests run on the stand-in for a GPU (tests/standin.py); standin: it is there for those that ask for `cuda`
 DEVICE = os.environ.get("PREFKIT_TEST_DEVICE", "")
+sys.path.insert(0, str(Path(__file__).parent))
 if DEVICE:
-    sys.path.insert(0, str(Path(__file__).parent))
     import standin
 
     standin.install()

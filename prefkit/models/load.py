@@ -288,7 +288,7 @@ def _adapter_file(source: str) -> Path:
         if ADAPTER_FILE not in found and len(found) != 1:
             what = "several adapters" if found else "no .safetensors file"
             raise UsageError(
-                f"the folder {source} holds {what}{': ' if found else ''}{', '.join(found)}. Give the file."
+                f"the adapter folder {source} holds {what}{': ' if found else ''}{', '.join(found)}. Give the file."
             )
         return path / (ADAPTER_FILE if ADAPTER_FILE in found else found[0])
     try:

@@ -135,7 +135,8 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     """Alias -> weight of the scores to pair on. Raises UsageError where a table is not there (and is needed)."""
     there = store.names("scores")
     if not there and needed:
-        raise NotYet(f"there are no scores in {store.folder}: run `prefkit score {store.folder}` first.", "score")
+        text = f"there are no scores in {store.folder}: run `prefkit score {store.folder}` first."
+        raise NotYet(text, "score", list(config.weights))
     only = {a for a in there if (store.scores(a).spec() or {}).get("evaluation_only")}
     weights = dict(config.weights) or {a: 1.0 for a in there if a not in only}
     missing = [a for a in weights if a not in there]

@@ -164,7 +164,7 @@ NASTY = [
     "🎩 emoji 👩‍👩‍👧",
     "'single' & {b} %s",
     "x" * 10_000,
-    "\u202ertl\x00nul",
+    "\u202ertl",
 ]
 
 
@@ -188,6 +188,7 @@ def test_nasty_prompts_go_all_the_way(drawn, cli):
         ("p.txt", "  \n\t\n", "holds no prompt"),
         ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is a int. Write it as text"),
         ("p.jsonl", '{"prompt": "\\ud800"}\n', "holds half of a character"),
+        ("p.jsonl", '{"prompt": "a\\u0000b"}\n', "contains a NUL character"),
         ("p.jsonl", '{"prompt": "a", "s": "../x"}\n', "'../x' cannot name a split"),
     ],
 )

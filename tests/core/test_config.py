@@ -71,7 +71,6 @@ CONTENT = {
         "watch",
         "watch_requests",
         "stop_drop",
-        "sample_batch",
     },
     "Train": {
         "pairs",
@@ -119,7 +118,7 @@ FREE = {
     "Pair": set(),
     "Choice": set(),
     "Lora": set(),
-    "Online": {"watch_every", "reward_timeout", "max_failed", "checkpoint_every", "keep_rounds"},
+    "Online": {"watch_every", "sample_batch", "reward_timeout", "max_failed", "checkpoint_every", "keep_rounds"},
     "Train": {
         "controls",
         "keep_reference",

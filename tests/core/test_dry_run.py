@@ -70,4 +70,4 @@ def test_a_whole_recipe_is_planned_though_nothing_is_made_yet_but_not_with_a_fau
         (["--train.dpo.pairs", "nope"], "'nope' is neither a name under"),
     ):
         code, out, err = cli("run", "-r", drawn, *flags, "--dry-run")
-        assert code == 2 and message in err and "generate" in out
+        assert code == 2 and message in err and "generate" in out, (flags, err)

@@ -69,7 +69,6 @@ def test_stdout_that_is_full(monkeypatch):
         (OSError(36, "File name too long", "x"), 2, "File name too long"),
         (MemoryError(), 1, "out of memory"),
         (RecursionError("maximum recursion"), 1, "nested too deeply"),
-        (SystemExit(0), 1, "a plug-in ended the program"),
         (RuntimeError("Could not determine home directory."), 2, "no such user"),
         (ValueError("x"), 1, "PREFKIT_DEBUG=1 shows where"),
     ],

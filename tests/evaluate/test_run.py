@@ -17,7 +17,7 @@ from prefkit.evaluate.run import assess_scorer, flat_rows, make, run_eval
 from prefkit.models.revision import base_revision
 from prefkit.models.trained import write_trained_on
 from prefkit.store import Store
-from prefkit.store.files import write_json
+from prefkit.store.files import read_json, write_json
 from prefkit.testing import tiny_pipeline
 from prefkit.types import Request
 
@@ -85,7 +85,7 @@ def result(run: tuple[Store, Recipe]) -> dict:
 
 def test_written_as_returned_and_without_nan(run, result):
     text = (run[0].eval("held") / "result.json").read_text()
-    assert json.loads(text) == json.loads(json.dumps(result))
+    assert read_json(run[0].eval("held") / "result.json") == json.loads(json.dumps(result))
     assert "NaN" not in text and "Infinity" not in text
 
 

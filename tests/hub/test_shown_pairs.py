@@ -122,13 +122,13 @@ def test_judges_and_other_processes_get_what_is_seen(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_process_that_reads_files_gets_another_file_only_where_needed(kind, tmp_path):
+def test_a_process_that_reads_files_gets_a_copy_whose_pixels_are_as_shown(kind, tmp_path):
     data = KINDS[kind](0)
     (tmp_path / "x.png").write_bytes(data)
     scorer = type("Own", (ProcessScorer,), {"address": "exec:none", "requires": NEEDS})(ProcessScorer.Options("path"))
     (tmp_path / "beside").mkdir()
     path = scorer._path(Candidate("x", "r", 0, 0, path=str(tmp_path / "x.png")), str(tmp_path / "beside"))
-    assert (path == (tmp_path / "x.png").resolve()) == (kind == "plain")
+    assert path != (tmp_path / "x.png").resolve() and (path.read_bytes() == data) == (kind == "plain")
     assert np.array_equal(pil_alone(path.read_bytes()), np.asarray(rgb(data)))
 
 

@@ -364,7 +364,7 @@ def test_a_group_shares_its_window_however_it_is_cut_into_batches():
     from prefkit.train.online.rounds import asked_in
 
     requests = [Request(name, name) for name in "abcd"]
-    active = []
+    active: list[torch.Tensor] = []
     loop = Has(
         learner=Has(records=True),
         online=Has(window=2, window_every=0),
@@ -375,7 +375,7 @@ def test_a_group_shares_its_window_however_it_is_cut_into_batches():
     )
     asked = asked_in(3, requests, 4, 6, seed=5)
     for start in range(0, 24, 5):
-        Loop._batch(loop, asked[start : start + 5], 3)
+        Loop._batch(loop, 3, [], asked[start : start + 5])
     groups = torch.cat(active).view(4, 6, 9)
     assert (groups == groups[:, :1]).all() and len({tuple(group[0].tolist()) for group in groups}) > 1
 

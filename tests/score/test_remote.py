@@ -307,7 +307,7 @@ def test_options_that_cannot_be_meant_are_refused(options, said):
 def test_an_address_that_is_none_and_a_key_that_is_not_set(monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     for options, said in [
-        ({"server": "localhost:8000"}, "is no address"),
+        ({"server": "localhost:8000"}, "is not an address"),
         ({"server": "http://h", "key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
     ]:
         with pytest.raises(UsageError, match=said):
@@ -537,7 +537,7 @@ def test_headers_that_drip_are_given_up(tmp_path):
 
 @pytest.mark.parametrize("address", ["http://[::1", "http://", "http://a:99999", "http://b\u00fccher", "https://x:y"])
 def test_an_address_that_is_none_is_said(address):
-    with pytest.raises(UsageError, match="is no address such as"):
+    with pytest.raises(UsageError, match="is not an address such as"):
         make_scorer(address, {})
 
 

@@ -158,7 +158,7 @@ def test_a_corrupt_image_fails_alone(run):
 
 
 def test_unknown_files_and_functions(run):
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="was not found"):
         run("a", use="none.py:f")
     (run.folder / "b.py").write_text("def good(images, prompts): return []\n")
     with pytest.raises(UsageError, match=r"has no goood. Did you mean 'good'\?"):

@@ -20,6 +20,7 @@ from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.models.load import load_pipeline
 from prefkit.models.trained import trained_model
+from prefkit.store import litter
 from prefkit.train import checkpoint
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
@@ -292,10 +293,11 @@ def test_what_killed_processes_left_half_written_is_removed(run):
     store, recipe = run(steps=2)
     run_train(store, recipe, "dpo", limit=1)
     (cache,) = (store.folder / "train" / ".cache").glob("*/latents")
-    own, old, fresh = store.train("dpo") / ".spec.json.1.tmp", cache / ".old.1.tmp", cache / ".fresh.1.tmp"
+    dead, alive = (f".part.{litter._host()}-{pid}-00000000.tmp" for pid in (2**22 + 1, os.getpid()))
+    own, old, fresh = store.train("dpo") / dead, cache / ".old.1.tmp", cache / alive
     for path in (own, old, fresh):
         path.write_bytes(b"half")
-    os.utime(old, (0, 0))
+    os.utime(old, (0, 0))  # as an earlier version named them, whose process nobody knows
     run_train(store, recipe, "dpo")
     assert not own.exists() and not old.exists()
     assert fresh.exists()  # another training may be writing it
