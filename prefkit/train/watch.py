@@ -43,7 +43,9 @@ class Watch:
     ) -> None:
         self.sample, self.jury, self.watched, self.rewards = sample, jury, list(watched), list(rewards)
         self.folder = folder
-        self.room = Room(batch, "looking at samples", hint="; the samples are the same", remedy=NO_ROOM)
+        self.room = Room(
+            batch, "looking at samples", hint="; the samples stay the same but for rounding", remedy=NO_ROOM
+        )
         self.asked = [
             Asked(request, index, candidate_seed(seed, f"watch {request.request_id}", index))
             for request in requests

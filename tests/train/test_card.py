@@ -230,5 +230,6 @@ def test_a_full_card_while_decoding_samples_costs_no_second_sampling(folders, ca
 
     pipe.vae.decode = full
     parts = sampler.sample(["a hat"] * 4, [1, 2, 3, 4])
-    assert [s.image.tobytes() for s in whole] == [s.image.tobytes() for s in parts]
+    for one, other in zip(whole, parts, strict=True):  # a convolution of another batch size rounds otherwise
+        assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
     assert "decoding by the VAE: out of memory with 4" in capsys.readouterr().err and pipe.vae.decode is full
