@@ -20,6 +20,7 @@ from prefkit import output
 from prefkit.config import Model
 from prefkit.errors import CaptureError, TrainingError, UsageError
 from prefkit.models.adapter_check import check_whole, read_file, refuse_unread
+from prefkit.models.dtypes import dtype_of
 from prefkit.models.folder import INDEX, not_a_pipeline, variant_of
 from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
 from prefkit.models.paper import PARTS, left_out, part_of
@@ -27,17 +28,8 @@ from prefkit.models.quantize import check_quantize, quantized
 from prefkit.models.single_file import from_single_file
 from prefkit.tiny import located
 
-DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-DTYPES |= {"float16": torch.float16, "fp16": torch.float16}
 SINGLE_FILES = (".safetensors", ".ckpt")
 ADAPTER_NAME = "start{}"
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """torch dtype by name. Raises UsageError."""
-    if name not in DTYPES:
-        raise UsageError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def load_pipeline(

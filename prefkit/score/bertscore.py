@@ -20,7 +20,8 @@ class BertScore:
         """Raises UsageError for what is no encoder, and for a layer that it does not have."""
         import transformers
 
-        from prefkit.models.load import dtype_of, silence_bars
+        from prefkit.models.dtypes import dtype_of
+        from prefkit.models.load import silence_bars
 
         silence_bars()
         found = Path(self.name).expanduser()

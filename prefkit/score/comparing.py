@@ -65,7 +65,7 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
 def checked(store: Store, recipe: Recipe, alias: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
     """(judge, not loaded; pairs to ask about; those decided; what the table means), after every check that needs no
     weights. Writes nothing. Raises UsageError, FingerprintError."""
-    from prefkit.models.load import dtype_of
+    from prefkit.models.dtypes import dtype_of
 
     settings = recipe.compare[alias]
     judge = judge_of(settings, alias)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.models.load import dtype_of, silence_bars
+from prefkit.models.dtypes import dtype_of
+from prefkit.models.load import silence_bars
 from prefkit.models.long_prompts import lengths
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from prefkit.errors import PluginError, PrefkitError
 from prefkit.guest import guarded
 from prefkit.models.long_prompts import said
 from prefkit.output import Progress, warn
-from prefkit.score.core import Room, decoded_batches, score_batch
+from prefkit.score.core import FunctionScorer, Room, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
@@ -53,12 +53,17 @@ class Job:
     def __post_init__(self) -> None:
         self.room = Room(who=f"score {self.alias}")
 
+    @property
+    def device(self) -> str:
+        """Of its weights; a function has none, and is not kept waiting for torch."""
+        return "cpu" if isinstance(self.scorer, FunctionScorer) else device_of(self.settings.device)
+
     def load(self) -> bool:
         """Whether it failed; `failure` says why."""
         start = time.monotonic()
         try:
             with guarded(f"score {self.alias}: {self.settings.use}"):
-                self.scorer.load(device_of(self.settings.device), self.settings.dtype)
+                self.scorer.load(self.device, self.settings.dtype)
         except PrefkitError as error:
             self.failure = error
         except Exception as error:
@@ -99,7 +104,7 @@ class Job:
         encoder = getattr(self.scorer, "encoder", None)
         if not isinstance(encoder, Encoder):
             return None
-        return encoder.key(device_of(self.settings.device), self.settings.dtype)
+        return encoder.key(self.device, self.settings.dtype)
 
     def score(self, items: list[tuple[str, Candidate | Value]]) -> None:
         """Score what is this job's of a chunk. A plug-in that breaks its contract stops this job."""
@@ -168,7 +173,7 @@ def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
             continue
         for job in list(waiting) if _sociable(taken[0]) else []:
             shares = job.encoder() is not None and job.encoder() in [other.encoder() for other in taken]
-            if _sociable(job) and (shares or memory_free(device_of(job.settings.device)) >= ROOM):
+            if _sociable(job) and (shares or memory_free(job.device) >= ROOM):
                 waiting.remove(job)
                 if job.load():
                     job.drop()

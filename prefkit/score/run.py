@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from prefkit.config import Recipe, Score
-from prefkit.distributed import device_of, group
+from prefkit.distributed import check_device, group
 from prefkit.errors import NotYet, PluginError, PrefkitError, UsageError
 from prefkit.images import Background
+from prefkit.models.dtypes import check_dtype
 from prefkit.output import note, warn
 from prefkit.score.contract import spec_of
 from prefkit.score.core import make_scorer, missing_keys
@@ -148,11 +149,10 @@ def _nothing(store: Store) -> UsageError:
 
 
 def _check_busy(store: Store, job: Job) -> None:
-    from prefkit.models.load import dtype_of
-
     _check_requires(store, job)
-    dtype_of(job.settings.dtype)
-    device_of(job.settings.device)
+    check_dtype(job.settings.dtype)
+    if job.settings.device is not None:
+        check_device(job.settings.device)
 
 
 def wanted_keys(store: Store, generators: Sequence[str]) -> list[tuple[str, str]]:

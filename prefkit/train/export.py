@@ -17,7 +17,8 @@ import torch
 from prefkit.config import Model
 from prefkit.errors import DamagedError
 from prefkit.models import adapters
-from prefkit.models.load import DTYPES, SINGLE_FILES, load_pipeline
+from prefkit.models.dtypes import NAMES, dtype_of
+from prefkit.models.load import SINGLE_FILES, load_pipeline
 from prefkit.models.paper import components
 from prefkit.output import warn
 from prefkit.store.checksums import check_folder
@@ -130,7 +131,7 @@ def _from_single_file(policy: Policy, denoiser: str, model: Model) -> Any:
     """A file in another code's layout: its parts have to be loaded to be written, in the dtype that most of it has."""
     source = located(model.base)
     files = [Path(source)] if source.endswith(".safetensors") else []
-    names = {dtype: name for name, dtype in DTYPES.items()}
+    names = {dtype_of(name): name for name in NAMES}
     pipe = load_pipeline(
         model.base,
         dtype=names[_commonest(stored_dtypes(files).values())],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prefkit.errors import CaptureError, UsageError
 from prefkit.models.conditions import quiet
-from prefkit.models.load import dtype_of
+from prefkit.models.dtypes import dtype_of
 from prefkit.models.maps import INPUT, LAYOUT
 from prefkit.models.record import bind, run
 from prefkit.models.wiring import Wiring

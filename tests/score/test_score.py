@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -228,3 +230,20 @@ def test_two_aliases_of_one_scorer_stand_side_by_side(run):
     Run(recipe=both).score()
     frame = Run(recipe=replace(both)).scores()
     assert (frame.s == frame.l).all() and len(frame) == 8
+
+
+def test_a_function_is_not_kept_waiting_for_torch(tmp_path):
+    """Importing torch takes seconds, and a function of images and prompts needs none of it."""
+    (tmp_path / "s.py").write_text(
+        "def f(images, prompts):\n    return [float(i.width) for i in images]\n", encoding="utf-8"
+    )
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    store = Store.create(tmp_path / "run")
+    store.write_requests([Request("r", "a hat")])
+    store.candidates("own").append([candidate_row(Candidate("c", "r", 0, 0, image=buffer.getvalue(), sha256="x"))])
+    code = "import sys\nfrom prefkit.cli import run\ncode = run(sys.argv[1:])\nsys.exit(code or 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "score", str(tmp_path / "run"), "--use", f"{tmp_path / 's.py'}:f"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert store.scores("f").frame().value.tolist() == [8.0]
