@@ -12,7 +12,7 @@ from typing import Any
 from prefkit.config import Compare, Recipe
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
-from prefkit.guest import guarded, lent
+from prefkit.guest import guarded, lent, told
 from prefkit.images import Background
 from prefkit.output import Progress, note
 from prefkit.registry import nearest
@@ -204,8 +204,7 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         if len(live) > 1:
             return failed + [row for pair in live for row in verdicts(judge, settings, [pair])]
         (a, b) = live[0]
-        text = f"{type(error).__name__}: {error}"
-        return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, text)]
+        return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, told(error))]
     check_verdicts(found, [(a.id, b.id) for a, b in live], settings.use)
     return [*failed, *found.shown, *found.rows]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import PluginError
-from prefkit.guest import guarded, is_own
+from prefkit.guest import described, guarded, is_own
 from prefkit.types import Groups
 
 
@@ -21,13 +21,13 @@ def loss_of(objective: Any, count: int, *given: Any) -> tuple[Tensor, dict[str, 
     name = type(objective).__name__
     if not is_own(objective):
         given = tuple(_copied(item) if isinstance(item, Groups) else item for item in given)
-    with guarded(f"objective {name}"):
+    with guarded(f"objective {name}", "failed"):
         found = objective.loss(*given)
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
-        raise PluginError(f"objective {name} returned a {type(found).__name__}; (loss [G], metrics by name) is needed.")
+        raise PluginError(f"objective {name} returned {described(found)}; (loss [G], metrics by name) is needed.")
     for what, value in {"loss": found[0], **found[1]}.items():
         if not isinstance(value, Tensor) or value.shape != (count,) or value.is_complex():
-            had = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            had = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else described(value)
             raise PluginError(
                 f"objective {name}: its {what} is {had}; one number a group is needed, a tensor of shape ({count},)."
             )

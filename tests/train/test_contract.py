@@ -29,10 +29,10 @@ LOSS = torch.ones(2)
 @pytest.mark.parametrize(
     "found, said",
     [
-        (LOSS, r"returned a Tensor; \(loss"),
+        (LOSS, r"returned a Tensor of shape \(2,\); \(loss"),
         ((LOSS,), "returned a tuple"),
         ((LOSS, None), "returned a tuple"),
-        (None, "returned a NoneType"),
+        (None, "returned None"),
         ((torch.tensor(1.0), {}), r"its loss is of shape \(\)"),
         ((torch.ones(1), {}), r"its loss is of shape \(1,\)"),
         ((torch.ones(4), {}), r"its loss is of shape \(4,\)"),
