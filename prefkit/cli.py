@@ -315,7 +315,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         output.emit(error.found, known.json, rows_of(name, error.found))
         raise
     output.emit(found, known.json, rows_of(name, found))
-    output.hint(f"next: prefkit {NEXT[name]} {run.folder}")
+    output.hint(f"next: prefkit {NEXT[name]} {output.pasted(run.folder)}")
     return 0
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 import time
 import unicodedata
@@ -44,6 +45,11 @@ def one_command() -> Iterator[None]:
         sys.stdout = real
         _results.pop()
         _warned.pop()
+
+
+def pasted(path: Any) -> str:
+    """A path as a shell takes it, for commands in messages: quoted where it has spaces or other signs."""
+    return shlex.quote(str(path))
 
 
 def results() -> Any:

@@ -14,7 +14,7 @@ from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.guest import guarded, lent, told
 from prefkit.images import Background
-from prefkit.output import Progress, note
+from prefkit.output import Progress, note, pasted
 from prefkit.registry import nearest
 from prefkit.score.core import decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates
@@ -110,7 +110,7 @@ def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
-        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {store.folder}` first."
+        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
         raise NotYet(text, "generate")
     requests: dict[str, list[str]] = {}
     for cid, request in keys:

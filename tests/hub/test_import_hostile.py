@@ -232,7 +232,7 @@ def test_damaged_tables_name_file_and_row(tmp_path, suffix):
             "csv": "p,x\na,b,c\n",
         }
         path.write_text(text[suffix])
-    expected = {"parquet": "row 1", "json": "row 3", "jsonl": "row 4", "csv": "row 1"}[suffix]
+    expected = {"parquet": "cannot be read as Parquet", "json": "row 3", "jsonl": "row 4", "csv": "row 1"}[suffix]
     with pytest.raises(UsageError, match=rf"t\.{suffix} {expected}"):
         list(rows.rows(str(path)))
 
