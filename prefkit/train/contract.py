@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,16 @@ def loss_of(objective: Any, count: int, *given: Any) -> tuple[Tensor, dict[str, 
             )
     if not found[0].is_floating_point():
         raise PluginError(f"objective {name}: its loss is {found[0].dtype}; a floating-point tensor is needed.")
+    if torch.is_grad_enabled() and _learns(given) and not found[0].requires_grad:
+        raise PluginError(f"objective {name}: its loss has no gradient, so nothing would be learned. Do not detach it.")
     return found
+
+
+def _learns(given: tuple[Any, ...]) -> bool:
+    """Whether the network's outputs, among what the objective was given, carry a gradient."""
+    rows = [item for item in given if is_dataclass(item)]
+    values = [getattr(row, field.name) for row in rows for field in fields(row)]
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _copied(groups: Groups) -> Groups:

@@ -64,3 +64,11 @@ def test_groups_are_lent_to_an_objective_of_somebody():
     mine = groups()
     loss_of(Flips(), 2, Errors(torch.ones(4)), None, mine)
     assert mine.weight.tolist() == [1.0] * 4 and mine.rank.tolist() == [0, 0, 1, 1]
+
+
+def test_a_loss_without_a_gradient_is_refused_where_the_network_has_one():
+    policy = Errors(torch.ones(4, requires_grad=True))
+    with pytest.raises(PluginError, match="objective Fixed: its loss has no gradient"):
+        loss_of(Fixed((LOSS, {})), 2, policy, None, groups())
+    with torch.no_grad():
+        assert loss_of(Fixed((LOSS, {})), 2, policy, None, groups())[0] is LOSS
