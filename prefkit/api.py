@@ -11,6 +11,7 @@ from prefkit import resolve
 from prefkit.config import Recipe
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
+from prefkit.output import pasted
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
 
@@ -97,7 +98,7 @@ class Run:
         if broken:
             raise TooManyFailures(
                 f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). "
-                f"`prefkit report {self.folder}` shows why; running {verb} again retries them.",
+                f"`prefkit report {pasted(self.folder)}` shows why; running {verb} again retries them.",
                 found,
             )
         return found

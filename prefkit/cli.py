@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """One command, in this process. Returns its exit code; every error has been said on stderr."""
-    with interrupts.handled(at_once=True):
+    with interrupts.handled(at_once=True), output.one_command():
         return _run(argv)
 
 
@@ -129,8 +129,9 @@ def explained(error: BaseException) -> tuple[str, int]:
         return "a path begins with ~ and a name, and there is no such user here. Write the path out.", 2
     if isinstance(error, RecursionError):
         return "a value is nested too deeply to be read. Flatten it.", 1
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text[:500]} (PREFKIT_DEBUG=1 shows where)", 1
+    from prefkit.guest import told
+
+    return f"{' '.join(told(error).split())[:500]} (PREFKIT_DEBUG=1 shows where)", 1
 
 
 def _check_texts(argv: Sequence[str]) -> None:
@@ -144,8 +145,7 @@ def _check_texts(argv: Sequence[str]) -> None:
 def _drop_stdout() -> None:
     """Nothing can be written there any more, neither now nor when Python ends."""
     with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.stdout = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results().fileno())
 
 
 def overview() -> str:
@@ -245,7 +245,7 @@ def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[st
             if not equals:
                 i += 1
                 if i == len(argv):
-                    raise UsageError(f"{flag} wants a value. See prefkit {name} --help.")
+                    raise UsageError(f"{flag} needs a value. See prefkit {name} --help.")
                 value = argv[i]
             flags.append((flag[2:].replace("-", "_"), value))
         else:
@@ -315,7 +315,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         output.emit(error.found, known.json, rows_of(name, error.found))
         raise
     output.emit(found, known.json, rows_of(name, found))
-    output.hint(f"next: prefkit {NEXT[name]} {run.folder}")
+    output.hint(f"next: prefkit {NEXT[name]} {output.pasted(run.folder)}")
     return 0
 
 

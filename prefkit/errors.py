@@ -21,6 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+#: what the RuntimeErrors of torch say of a CPU and of MPS
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 class PrefkitError(Exception):
     exit_code = 1
@@ -84,3 +87,10 @@ class TooManyFailures(PrefkitError):
     def __init__(self, text: str, found: dict[str, Any] | None = None) -> None:
         super().__init__(text)
         self.found = found or {}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch.OutOfMemoryError (CUDA), its RuntimeError on CPU and MPS, and Python's MemoryError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from prefkit.errors import PluginError
+from prefkit.errors import PluginError, PrefkitError, out_of_memory
 from prefkit.types import Candidate, Request
 
 Row = TypeVar("Row", Candidate, Request)
@@ -29,12 +29,14 @@ def is_own(plugin: Any) -> bool:
 class guarded:
     """`with guarded("scorer s.py:f"): ...` around a plug-in's code: PluginError where it tries to end the program.
 
-    sys.exit, GeneratorExit and every other BaseException count; KeyboardInterrupt and plain exceptions pass. Nothing may
-    be yielded inside, since closing the generator would look like the plug-in's own GeneratorExit.
+    sys.exit, GeneratorExit and every other BaseException count; KeyboardInterrupt and plain exceptions pass. failing: what
+    failed, where no caller handles plain exceptions ("could not be created"): they become PluginErrors too, except
+    prefkit's own and out of memory. Nothing may be yielded inside, since closing the generator would look like the
+    plug-in's own GeneratorExit.
     """
 
-    def __init__(self, who: str | Callable[[], str]) -> None:
-        self.who = who
+    def __init__(self, who: str | Callable[[], str], failing: str = "") -> None:
+        self.who, self.failing = who, failing
 
     def __enter__(self) -> None:
         return None
@@ -42,9 +44,13 @@ class guarded:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
+        if error is None or isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and not self.failing):
             return
         who = self.who if isinstance(self.who, str) else self.who()
+        if isinstance(error, Exception):
+            if isinstance(error, PrefkitError) or out_of_memory(error):
+                return
+            raise PluginError(f"{who} {self.failing}: {named(error)}.") from error
         raise PluginError(
             f"{who} tried to end the program: {named(error)}. A plug-in must return, or raise an Exception."
         ) from error
@@ -52,10 +58,32 @@ class guarded:
 
 def named(error: BaseException) -> str:
     """`SystemExit: 3 (taste.py, line 7)`: what was raised, and the last line outside of prefkit and of Python's library."""
-    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    text = told(error)
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if HERE not in Path(f.filename).parents and not f.filename.startswith("<")]
     return f"{text} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else text
+
+
+def told(error: BaseException) -> str:
+    """`ValueError: no`, as it can be stored and printed. The text of a foreign exception may hold half characters, and
+    making it may raise."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be shown)"
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's text names an object in memory
+        text = "no image format that Pillow knows"
+    return f"{type(error).__name__}: {text}".removesuffix(": ").encode("utf-8", "replace").decode()
+
+
+def described(found: Any) -> str:
+    """What came instead of what is needed: `a dict`, `an ndarray of shape (4, 2)`, `None`."""
+    if found is None:
+        return "None"
+    name = type(found).__name__
+    article = "an" if name[0].lower() in "aeio" or name == "ndarray" else "a"
+    shape = getattr(found, "shape", None)
+    return f"{article} {name}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
 def lent(rows: Sequence[Row]) -> list[Row]:

@@ -108,6 +108,19 @@ def native(source: Source) -> Image | None:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def storable(image: Image, kind: str) -> Image:
+    """A decoded image in a mode that `kind` ("png" or "webp") can hold: the same one where it can, else 8 bits by the rules
+    above. Raises ValueError where values are not finite."""
+    import numpy as np
+
+    holds = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") if kind == "png" else ("RGB", "RGBA")
+    if image.mode in holds:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(np.asarray(image), image).convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
 def _split(image: Image, opened: Image, sample: str) -> tuple[Image, Image | None]:
     """(colours of 8 bits as L, RGB, CMYK or LAB; alpha as L, or None where there is none). sample: see `_sample`."""
     from PIL import Image as pil

@@ -6,11 +6,12 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from prefkit import interrupts
@@ -22,6 +23,38 @@ quiet = False  # set once by the command line (-q): no notes, hints or progress;
 # set by prefkit.distributed: results, notes and progress are those of the first process of a launch, and a warning that
 # several processes have is printed once
 main = True
+
+
+#: the real standard output of the commands under way, the innermost last
+_results: list[Any] = []
+#: warnings of the command under way
+_warned: list[set[str]] = []
+
+
+@contextmanager
+def one_command() -> Iterator[None]:
+    """Standard output is for the result alone: what plug-ins and libraries print goes to standard error meanwhile, so that
+    `--json` stays JSON. A warning is printed once."""
+    real = sys.stdout
+    _results.append(real)
+    _warned.append(set())
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = real
+        _results.pop()
+        _warned.pop()
+
+
+def pasted(path: Any) -> str:
+    """A path as a shell takes it, for commands in messages: quoted where it has spaces or other signs."""
+    return shlex.quote(str(path))
+
+
+def results() -> Any:
+    """The stream that results are written to; None where it was closed by whoever started the command."""
+    return _results[-1] if _results else sys.stdout
 
 
 def _always(text: str) -> bool:
@@ -87,6 +120,10 @@ def hint(text: str) -> None:
 
 
 def warn(text: str) -> None:
+    if _warned and text in _warned[-1]:
+        return
+    if _warned:
+        _warned[-1].add(text)
     if first_to_say(text):
         _tell(message(f"Warning: {text}"))
 
@@ -105,8 +142,11 @@ def _tell(text: str, end: str = "\n") -> None:
 
 def say(text: str) -> None:
     """On stdout. Raises BrokenPipeError where the reader is gone, StoreError where stdout cannot be written."""
+    stream = results()
+    if stream is None:
+        return
     try:
-        print(text, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
         raise
     except OSError as failure:

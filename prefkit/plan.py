@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.config import Recipe
-from prefkit.errors import NotYet, PrefkitError, StoreError
+from prefkit.errors import NotYet, PrefkitError, StoreError, UsageError
 from prefkit.output import duration
 from prefkit.resolve import chosen_names
 from prefkit.store import Store
@@ -93,9 +93,20 @@ def _settings_score(recipe: Recipe, alias: str) -> None:
 
 
 def _settings_pair(recipe: Recipe, name: str) -> None:
-    from prefkit.pair.run import settings_of
+    """With the scores and the candidates that earlier stages of the recipe will have made."""
+    from prefkit.pair.run import check_size, no_scores, settings_of
 
-    settings_of(recipe, name)
+    config, strategy = settings_of(recipe, name)
+    if hasattr(strategy, "compared"):
+        return  # it reads votes
+    store = Store(recipe.run)
+    there = sorted({*store.names("scores"), *recipe.score})
+    missing = [alias for alias in config.weights if alias not in there]
+    if missing and recipe.score:
+        raise UsageError(no_scores(missing, there))
+    wanted = {g: s.n for g, s in recipe.generate.items() if not config.generators or g in config.generators}
+    if wanted and not set(store.names("candidates")) - set(recipe.generate):
+        check_size(strategy, sum(wanted.values()), name, config)
 
 
 def _settings_train(recipe: Recipe, name: str) -> None:

@@ -86,14 +86,16 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
         return _dataclass(kind, tree, where, path)
     if origin is dict:
         if not isinstance(tree, Mapping):
-            raise _error(path, where, tree, "wants a mapping (name: value)")
+            raise _error(path, where, tree, "must be a mapping (name: value)")
         inner = typing.get_args(kind)[1]
         if dataclasses.is_dataclass(inner):
             _check_entries(inner, tree, where, path)
         return {str(k): build(inner, v, _join(where, k), path) for k, v in tree.items()}
     if origin in (list, tuple):
         if tree is None or (isinstance(tree, Located) and not tree.quoted and tree in ("null", "~")):
-            raise _error(path, where, tree, "wants a list; leave it out, or write [], for none of your own")
+            raise _error(
+                path, where, tree, "must be a list. Leave it out for the default, or write [] for an empty one"
+            )
         items = tree if isinstance(tree, (list, tuple)) else [tree]
         inner = typing.get_args(kind)[0]
         built = [build(inner, v, f"{where}[{i}]", path) for i, v in enumerate(items)]
@@ -136,7 +138,7 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) ->
     if takes_options and isinstance(tree, str):
         tree = {"use": tree}
     if not isinstance(tree, Mapping):
-        raise _error(path, where, tree, f"wants a mapping with {', '.join(known)}")
+        raise _error(path, where, tree, f"must be a mapping with {', '.join(known)}")
     values: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in tree.items():
@@ -177,7 +179,7 @@ def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, p
     from prefkit import registry
 
     if not use:
-        raise _error(path, _join(where, "use"), None, "which plug-in? Set `use`; `prefkit plugins` lists them")
+        raise _error(path, _join(where, "use"), None, "is not set. Name a plug-in; `prefkit plugins` lists them")
     try:
         registry.check_name(PLUGIN_OF[kind.__name__], use)
         if not given:
@@ -201,7 +203,7 @@ def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, p
 def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
     if isinstance(tree, (Mapping, list)) or tree is None:
-        raise _error(path, where, tree, f"wants {wanted}")
+        raise _error(path, where, tree, f"must be {wanted}")
     if kind is str:
         if not isinstance(tree, (str, bool, int, float, os.PathLike)):
             raise _error(path, where, tree, f"must be text, not a {type(tree).__name__}")
@@ -211,15 +213,15 @@ def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
     if kind is bool:
         if isinstance(tree, bool) or str(tree).lower() in ("true", "false"):
             return str(tree).lower() == "true"
-        raise _error(path, where, tree, f"wants {wanted}, got {tree!s}")
+        raise _error(path, where, tree, f"must be {wanted}, not {tree!s}")
     if isinstance(tree, bool):
-        raise _error(path, where, tree, f"wants {wanted}, got {tree!s}")
+        raise _error(path, where, tree, f"must be {wanted}, not {tree!s}")
     try:
         number = int(str(tree).replace("_", "")) if kind is int else kind(tree)
     except (TypeError, ValueError) as error:
-        raise _error(path, where, tree, f"wants {wanted}, got {str(tree) or 'an empty text'}") from error
+        raise _error(path, where, tree, f"must be {wanted}, not {str(tree) or 'an empty text'}") from error
     if kind is float and not math.isfinite(number):
-        raise _error(path, where, tree, f"wants a finite number, got {tree!s}")
+        raise _error(path, where, tree, f"must be a finite number, not {tree!s}")
     return number
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError, UsageError
-from prefkit.guest import guarded
+from prefkit.guest import described, guarded
 
 ROOMS = {
     "scorer": "prefkit.score.scorers",
@@ -127,7 +127,7 @@ def load_class(kind: str, name: str) -> Any:
     """As `load`, where a class is needed."""
     found = load(kind, name)
     if not isinstance(found, type):
-        raise PluginError(f"{kind} {name} is a {type(found).__name__}; a {kind} is a class.")
+        raise PluginError(f"{kind} {name} is {described(found)}; a {kind} is a class.")
     return found
 
 
@@ -172,7 +172,7 @@ def short_name(use: str) -> str:
     http:."""
     kind, _, rest = use.partition(":")
     if kind not in REMOTE:
-        return use.rsplit(":", 1)[-1]
+        return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would lead into the entry
     if kind == "exec":
         files = [word for word in rest.split() if word.endswith(".py")]
         named = Path((files or rest.split() or [kind])[0]).stem
@@ -259,5 +259,5 @@ def make(kind: str, name: str, given: Mapping[str, Any], where: str = "") -> Any
     """An instance of the plug-in class with its options checked."""
     found = load_class(kind, name)
     checked = options(found, given, where or f"{kind} {name}")
-    with guarded(f"{kind} {name}"):
+    with guarded(f"{kind} {name}", "could not be created"):
         return found(checked)

@@ -20,6 +20,7 @@ from prefkit.errors import RecipeError, UsageError
 MOST_BYTES = 256_000
 MOST_DEPTH = 24
 MOST_NODES = 50_000  # after aliases are expanded
+MERGE = "tag:yaml.org,2002:merge"  # the key <<
 #: libyaml where PyYAML was built with it: twenty times faster, with the same nodes and marks
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -126,13 +127,28 @@ def _sequence(node: Any, source: Source) -> list[Any]:
 
 def _mapping(node: Any, source: Source) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for key, value in node.value:
+        if key.tag == MERGE:
+            merged = _merged(value, source) | merged
+            continue
         if not isinstance(key, yaml.ScalarNode):
             raise source.error(node.start_mark.line + 1, "a key must be a name, not a list or a mapping.")
         name = _located(key, source)
         if name in found:
             raise source.error(name.line, f"{name}: given twice.")
         found[name] = _convert(value, source)
+    return merged | found
+
+
+def _merged(node: Any, source: Source) -> dict[str, Any]:
+    """The value of `<<: *name` or `<<: [*one, *two]`: the earlier mapping holds where both have a key."""
+    found: dict[str, Any] = {}
+    for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        inner = _convert(item, source)
+        if not isinstance(inner, dict):
+            raise source.error(node.start_mark.line + 1, "<< takes a mapping, or a list of mappings.")
+        found = inner | found
     return found
 
 

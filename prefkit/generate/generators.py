@@ -14,7 +14,8 @@ from prefkit.config import Generate, Model, content
 from prefkit.distributed import device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
-from prefkit.guest import guarded, lent, picture
+from prefkit.guest import described, guarded, lent, picture
+from prefkit.images import storable
 from prefkit.types import Candidate, Request, digest
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _plugin(use: str) -> Any:
     found = registry.load("generator", use)
     if not callable(found) or (isinstance(found, type) and not callable(getattr(found, "generate", None))):
         raise PluginError(
-            f"generator {use} is a {type(found).__name__}. A generator is a function (prompts, seeds) -> images, or a class "
+            f"generator {use} is {described(found)}. A generator is a function (prompts, seeds) -> images, or a class "
             "with generate(requests, seeds)."
         )
     return found
@@ -99,7 +100,7 @@ def open_generator(
         return _diffusers(model, settings, inputs or Inputs(model.inputs, None))
     plugin = _plugin(settings.use)
     if isinstance(plugin, type):
-        with guarded(f"generator {settings.use}"):
+        with guarded(f"generator {settings.use}", "could not be created"):
             return _from_class(plugin(), settings.use)
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -140,7 +141,7 @@ def _check_candidates(made: Sequence[Any], requests: Sequence[Request], name: st
     asked = {r.request_id for r in requests}
     for c, request in zip(made, requests):
         if not isinstance(c, Candidate):
-            raise PluginError(f"generator {name} returned a {type(c).__name__} where a Candidate is needed.")
+            raise PluginError(f"generator {name} returned {described(c)} where a Candidate is needed.")
         if c.request_id != request.request_id and c.request_id in asked:
             raise PluginError(
                 f"generator {name} returned a candidate of request {c.request_id} in the place of {request.request_id}; "
@@ -154,12 +155,12 @@ def _check_image(image: Any, name: str) -> None:
     from PIL import Image
 
     if not isinstance(image, Image.Image):
-        raise PluginError(f"generator {name} returned a {type(image).__name__} where a PIL image is needed.")
+        raise PluginError(f"generator {name} returned {described(image)} where a PIL image is needed.")
 
 
 def _same_length(found: Any, requests: Sequence[Request], name: str) -> list[Any]:
     if not isinstance(found, (list, tuple)) or len(found) != len(requests):
-        got = f"{len(found)} items" if isinstance(found, (list, tuple)) else type(found).__name__
+        got = f"{len(found)} item{'s' * (len(found) != 1)}" if isinstance(found, (list, tuple)) else described(found)
         raise PluginError(
             f"generator {name} returned {got} for {len(requests)} requests; it must return one image each."
         )
@@ -257,7 +258,11 @@ def sampling(
 
 
 def encoded(image: Any, kind: str) -> bytes:
-    """PNG or lossless WebP. PNG at level 1: three times faster than the default for a few per cent of size."""
+    """PNG or lossless WebP. PNG at level 1: three times faster than the default for a few per cent of size.
+
+    Raises what Pillow raises for a size that the format does not have, ValueError for values that are not finite.
+    """
+    image = storable(image, kind)
     buffer = io.BytesIO()
     if kind == "webp":
         image.save(buffer, "WEBP", lossless=True)

@@ -13,6 +13,7 @@ from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Taken
 from prefkit.generate.sources import folder_of, is_lines, rows_of, split_column
+from prefkit.guest import described
 from prefkit.output import note, warn
 from prefkit.paths import nfc
 from prefkit.store import Store
@@ -140,7 +141,7 @@ def _storable(value: Any) -> bool:
 
 def _check_prompt(prompt: Any, where: str) -> None:
     if not isinstance(prompt, str):
-        raise UsageError(f"{where}: the prompt {prompt!r} is a {type(prompt).__name__}. Write it as text, in quotes.")
+        raise UsageError(f"{where}: the prompt {prompt!r} is {described(prompt)}. Write it as text, in quotes.")
     if "\0" in prompt:
         raise UsageError(f"{where}: the prompt {prompt[:60]!r} contains a NUL character. Remove it.")
     if not prompt.isascii():

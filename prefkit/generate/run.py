@@ -23,6 +23,7 @@ from prefkit.generate.generators import (
 )
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import keep_known, read_requests
+from prefkit.guest import told
 from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
@@ -151,7 +152,8 @@ def run_generate(
     processes = group()
     settings = recipe.generate[name]
     if requests is None:
-        processes.lead(lambda: sync_requests(store, recipe) and None)
+        if not processes.alone:  # one process writes what the others then find; alone, a large source is read once
+            processes.lead(lambda: sync_requests(store, recipe) and None)
         requests = sync_requests(store, recipe)
     jobs, done, spec = checked(store, recipe, name, requests, limit)
     table = store.candidates(name)
@@ -222,31 +224,40 @@ def _generate_blocks(
     present: int,
 ) -> None:
     """present: candidates that were there before. Without any, a first batch that fails whole ends the stage."""
-    writer = Writer(table)
+    writer, first = Writer(table, counts), True
     with ThreadPoolExecutor(2) as pool, Progress(f"generate {table.folder.name}", sum(map(len, blocks))) as progress:
         try:
             size = settings.batch_size
             for block in blocks:
                 results, size = answer(call, block, size)
-                if not present and not any(counts.values()) and all(outcome(r) == "failed" for r in results):
-                    raise PrefkitError(
-                        f"generate {table.folder.name}: every candidate of the first batch failed: "
-                        f"{results[0]['error']}"
-                    )
-                for job, result in zip(block, results):
-                    if job[3] not in done:
-                        counts[outcome(result)] += 1
-                        writer.put(pool.submit(to_candidate, job, result, settings))
+                made = [
+                    pool.submit(to_candidate, job, result, settings)
+                    for job, result in zip(block, results)
+                    if job[3] not in done
+                ]
+                if first and not present:
+                    _check_first(table, made)
+                first = False
+                for future in made:
+                    writer.put(future)
                 progress.update(len(block))
         finally:
             writer.close()
 
 
-def outcome(result: dict[str, Any]) -> str:
-    """ "made", "flagged" by the safety checker, or "failed"."""
-    if "error" not in result:
+def _check_first(table: Table, made: Sequence[Future[Candidate]]) -> None:
+    """Raises PrefkitError where every candidate of the first batch failed, before anything is written."""
+    candidates = [future.result() for future in made]
+    if all(outcome(c) == "failed" for c in candidates):
+        error = candidates[0].error
+        raise PrefkitError(f"generate {table.folder.name}: every candidate of the first batch failed: {error}")
+
+
+def outcome(candidate: Candidate) -> str:
+    """ "made", "flagged" by the safety checker, or "failed", also where the image could not be encoded."""
+    if candidate.error is None:
         return "made"
-    return "flagged" if result["error"].startswith(FLAGGED) else "failed"
+    return "flagged" if candidate.error.startswith(FLAGGED) else "failed"
 
 
 def answer(call: Any, block: Sequence[Job], size: int) -> tuple[list[dict[str, Any]], int]:
@@ -261,7 +272,7 @@ def answer(call: Any, block: Sequence[Job], size: int) -> tuple[list[dict[str, A
             raise
         except Exception as error:
             if not out_of_memory(error):
-                found = one_by_one(call, part) if len(part) > 1 else [{"error": f"{type(error).__name__}: {error}"}]
+                found = one_by_one(call, part) if len(part) > 1 else [{"error": told(error)}]
             elif len(part) == 1:
                 found = [{"error": f"out of memory with a batch of 1: {error}"}]
         if not found:  # outside of `except`, whose traceback would keep the tensors
@@ -288,7 +299,7 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
     try:
         image = result.get("encoded") or encoded(result["image"], settings.format)
     except Exception as error:  # Pillow raises what it likes for a mode or a size that the format has not
-        return Candidate(**base, error=f"the image could not be encoded: {type(error).__name__}: {error}")
+        return Candidate(**base, error=f"the image could not be encoded: {told(error)}")
     payload = result.get("payload")
     if settings.latents and result.get("latents") is not None:
         payload = latents_payload(result["latents"])
@@ -297,10 +308,11 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
 
 
 class Writer:
-    """Collects candidates as they are encoded and writes a part every FLUSH_ROWS rows or FLUSH_SECONDS."""
+    """Collects candidates as they are encoded, counts them by `outcome`, and writes a part every FLUSH_ROWS rows or
+    FLUSH_SECONDS."""
 
-    def __init__(self, table: Table) -> None:
-        self.table, self.last = table, time.monotonic()
+    def __init__(self, table: Table, counts: dict[str, Any]) -> None:
+        self.table, self.counts, self.last = table, counts, time.monotonic()
         self.waiting: list[Future[Candidate]] = []
 
     def put(self, future: Future[Candidate]) -> None:
@@ -309,7 +321,9 @@ class Writer:
             self.close()
 
     def close(self) -> None:
-        rows = [candidate_row(future.result()) for future in self.waiting]
+        found = [future.result() for future in self.waiting]
         self.waiting = []
-        self.table.append(rows)
+        for candidate in found:
+            self.counts[outcome(candidate)] += 1
+        self.table.append([candidate_row(candidate) for candidate in found])
         self.last = time.monotonic()

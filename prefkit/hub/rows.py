@@ -58,6 +58,8 @@ def files(path: Path) -> list[Path]:
     """The tables in a folder (or the file itself). Raises UsageError where there are none."""
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        regular(path, f"import: {path}")
     found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if any((path / name).exists() for name in ("spec.json", "prefkit.json")):  # made by pair, or pushed
         found = [p for p in found if p.suffix.lower() == ".parquet" and not of_further_config(p, path)]

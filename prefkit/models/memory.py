@@ -7,20 +7,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from prefkit.errors import TrainingError
+from prefkit.errors import out_of_memory as out_of_memory  # for those who answer it with this module
 from prefkit.output import warn
 
-#: what the RuntimeErrors of torch say of a CPU and of MPS
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """torch.OutOfMemoryError (CUDA), its RuntimeError on CPU and MPS, and Python's MemoryError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def free_memory() -> None:

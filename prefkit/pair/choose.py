@@ -52,7 +52,7 @@ def choose_pairs(
     if hasattr(strategy, "fit"):
         own = is_own(strategy)  # a guest may sort its table in place
         table = (value, scores, ties_of) if own else (value.copy(), scores.copy(), ties_of.copy())
-        with guarded(f"strategy {name}"):
+        with guarded(f"strategy {name}", "failed"):
             strategy.fit(ScoreTable(*table, tuple(weights)))
     parts = [_described(found, members, value, scores, ties_of) for members, found in _chosen(strategy, value, scores, groups, name)]  # fmt: skip
     found = pd.concat(parts, ignore_index=True) if parts else _described(_nothing(), np.zeros((0, 0), int), value, scores, ties_of)  # fmt: skip
@@ -102,7 +102,7 @@ def _chosen(strategy: Any, value: np.ndarray, scores: np.ndarray, groups: np.nda
         if members.shape[1] < 2:
             continue
         if hasattr(strategy, "block"):
-            with guarded(f"strategy {name}"):
+            with guarded(f"strategy {name}", "failed"):
                 found = strategy.block(value[members], scores[members])
             checked_block(found, members.shape, scores.shape[1], name)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prefkit.errors import PluginError
-from prefkit.guest import guarded
+from prefkit.guest import described, guarded
 from prefkit.pair.block import Chosen
 
 Pairs = list[tuple[int, int, float]]
@@ -18,13 +18,11 @@ COLUMNS = ("win", "lose", "score_gap", "rank_gap", "p", "agreement", "conflict",
 
 def pairs_of(strategy: Any, value: np.ndarray, scores: np.ndarray, name: str) -> Pairs:
     """`strategy.pairs` of one request, checked: value [N], scores [N, S]. Raises PluginError for a pair that is none."""
-    with guarded(f"strategy {name}"):
+    with guarded(f"strategy {name}", "failed"):
         given = strategy.pairs(value.copy(), scores.copy())
         found = list(given) if isinstance(given, (list, tuple)) or type(given).__name__ == "generator" else None
     if found is None:
-        raise PluginError(
-            f"strategy {name} returned a {type(given).__name__}; a list of (winner, loser, gap) is needed."
-        )
+        raise PluginError(f"strategy {name} returned {described(given)}; a list of (winner, loser, gap) is needed.")
     return [_pair(pair, len(value), name) for pair in found]
 
 

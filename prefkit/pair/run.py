@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from prefkit import registry
 from prefkit.config import Pair, Recipe, content
 from prefkit.errors import NotYet, UsageError
 from prefkit.images import Background
-from prefkit.output import note, warn
+from prefkit.output import note, pasted, warn
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.card import card
 from prefkit.pair.choose import Outcome, choose_by, lacking, tie_of, top_pairs
@@ -32,6 +33,7 @@ from prefkit.store.reader import CandidateReader
 from prefkit.store.seal import check, open_sealed
 from prefkit.types import digest
 
+NO_WEIGHT = "pair: every weight is 0. Give at least one scorer a weight."
 MISSING = ("drop_candidate", "drop_scorer", "drop_request")
 
 
@@ -124,6 +126,8 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
     for key, tie in [("tie", config.tie), *((f"ties.{alias}", t) for alias, t in config.ties.items())]:
         if tie is not None and tie < 0:
             raise UsageError(f"pair.{name}.{key} is {tie}: it must be at least 0, for ties never become pairs.")
+    if config.weights and not any(config.weights.values()):
+        raise UsageError(NO_WEIGHT)
     if config.missing not in MISSING:
         raise UsageError(f"pair: missing {config.missing!r} is not known; choose one of {', '.join(MISSING)}.")
     if config.top_pairs is not None and config.top_pairs < 1:
@@ -135,29 +139,30 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     """Alias -> weight of the scores to pair on. Raises UsageError where a table is not there (and is needed)."""
     there = store.names("scores")
     if not there and needed:
-        text = f"there are no scores in {store.folder}: run `prefkit score {store.folder}` first."
+        text = f"there are no scores in {store.folder}: run `prefkit score {pasted(store.folder)}` first."
         raise NotYet(text, "score", list(config.weights))
     only = {a for a in there if (store.scores(a).spec() or {}).get("evaluation_only")}
     weights = dict(config.weights) or {a: 1.0 for a in there if a not in only}
     missing = [a for a in weights if a not in there]
     if missing:
-        text = (
-            f"pair: no scores called {', '.join(missing)}; there are {', '.join(there)}. Run `prefkit score` for them."
-        )
-        raise NotYet(text, "score", missing)
+        raise NotYet(no_scores(missing, there), "score", missing)
     forbidden = [a for a in weights if a in only]
     if forbidden or (not weights and needed):
         raise UsageError(
             f"pair: {', '.join(forbidden or there)} may be used for evaluation only. Pair on another scorer."
         )
     if needed and not any(weights.values()):
-        raise UsageError("pair: every weight is 0. Give at least one scorer a weight.")
+        raise UsageError(NO_WEIGHT)
     unknown = [a for a in config.ties if a not in weights]
     if unknown:
         raise UsageError(
             f"pair: ties names {', '.join(unknown)}, which is not paired on; there are {', '.join(weights)}."
         )
     return {a: w for a, w in weights.items() if w}
+
+
+def no_scores(missing: Sequence[str], there: Sequence[str]) -> str:
+    return f"pair: no scores called {', '.join(missing)}; there are {', '.join(there)}. Run `prefkit score` for them."
 
 
 def tables_of(votes: pd.DataFrame) -> list[str]:
@@ -175,11 +180,16 @@ def drop_missing(
 
 
 def _check_sizes(strategy: Any, pool: Pool, name: str, config: Pair) -> None:
-    largest = int(np.bincount(pool.frame.request.to_numpy()).max()) if len(pool) else 0
-    needs = getattr(strategy, "needs", 2)
-    if needs < 2:
+    if getattr(strategy, "needs", 2) < 2:
         raise UsageError(f"pair.{name}: k must be at least 1.")
-    if len(pool) and largest < needs:
+    if len(pool):
+        check_size(strategy, int(np.bincount(pool.frame.request.to_numpy()).max()), name, config)
+
+
+def check_size(strategy: Any, largest: int, name: str, config: Pair) -> None:
+    """largest: the most candidates that a request has. Raises UsageError where the strategy needs more."""
+    needs = getattr(strategy, "needs", 2)
+    if largest < needs:
         raise UsageError(
             f"pair.{name}: {config.use} needs {needs} scored candidates per request, but no request has more than {largest}. "
             + (

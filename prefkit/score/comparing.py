@@ -12,9 +12,9 @@ from typing import Any
 from prefkit.config import Compare, Recipe
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
-from prefkit.guest import guarded, lent
+from prefkit.guest import guarded, lent, told
 from prefkit.images import Background
-from prefkit.output import Progress, note
+from prefkit.output import Progress, note, pasted
 from prefkit.registry import nearest
 from prefkit.score.core import decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates
@@ -110,7 +110,7 @@ def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
-        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {store.folder}` first."
+        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
         raise NotYet(text, "generate")
     requests: dict[str, list[str]] = {}
     for cid, request in keys:
@@ -204,8 +204,7 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         if len(live) > 1:
             return failed + [row for pair in live for row in verdicts(judge, settings, [pair])]
         (a, b) = live[0]
-        text = f"{type(error).__name__}: {error}"
-        return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, text)]
+        return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, told(error))]
     check_verdicts(found, [(a.id, b.id) for a, b in live], settings.use)
     return [*failed, *found.shown, *found.rows]
 

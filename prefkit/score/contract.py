@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefkit.errors import PluginError
-from prefkit.guest import guarded
-from prefkit.score.numbers import described, read_number
+from prefkit.guest import described, guarded
+from prefkit.score.numbers import read_number
 from prefkit.types import Score, ScorerSpec
 
 SCOPES = ("absolute", "within_request")
@@ -30,7 +30,7 @@ def check_attributes(scorer: Any, who: str) -> None:
 def spec_of(scorer: Any) -> ScorerSpec:
     """Raises PluginError where a plug-in says something else than a ScorerSpec, or ends the program over it."""
     kind = type(scorer)
-    with guarded(f"scorer {kind.__module__}.{kind.__qualname__}"):
+    with guarded(f"scorer {kind.__qualname__}", "could not say what it is, in spec()"):
         spec: Any = scorer.spec()
     if not isinstance(spec, ScorerSpec):
         raise PluginError(f"scorer {kind.__qualname__}: spec() returned {described(spec)}; a ScorerSpec is needed.")
@@ -41,15 +41,22 @@ def scores_of(found: Any, count: int, who: Callable[[], str]) -> list[Score]:
     """What a class returned, as a list of `count` Scores. Raises PluginError, saying what came instead."""
     if isinstance(found, Sequence) and len(found) == count and all(isinstance(s, Score) for s in found):
         return list(found)
-    had = type(found).__name__
+    had = described(found)
     if isinstance(found, Sequence):
-        had = f"{len(found)} scores" if all(isinstance(s, Score) for s in found) else f"a {had} of other things"
+        had = (
+            f"{len(found)} Score{'s' * (len(found) != 1)}"
+            if all(isinstance(s, Score) for s in found)
+            else f"{had} of other things"
+        )
     raise PluginError(f"{who()} returned {had} for {count} candidates; one Score each is needed.")
 
 
 def checked(score: Score) -> Score:
-    """What is no finite number is a failure, never a guess: the text "7" too."""
+    """What is no finite number is a failure, never a guess: the text "7" too. What has an error has no value: a failed
+    score must not be paired on."""
     error, aspects = _text(score.error), _aspects(score.aspects)
+    if error:
+        return Score(None, aspects, _text(score.text), error)
     if score.value is None:
         return Score(None, aspects, _text(score.text), error or "the scorer gave no value and no reason")
     value, wrong = read_number(score.value)

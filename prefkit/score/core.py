@@ -14,7 +14,7 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.errors import PluginError, PrefkitError, UsageError
-from prefkit.guest import guarded, is_own, lent
+from prefkit.guest import guarded, is_own, lent, told
 from prefkit.models.memory import Room, free_memory, out_of_memory
 from prefkit.paths import read_regular
 from prefkit.score.contract import check_attributes, checked, scores_of
@@ -82,7 +82,7 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
             "spec, load and score, is needed."
         )
     checked_options = registry.options(found, options, where or f"scorer {use}")
-    with guarded(f"scorer {use}"):
+    with guarded(f"scorer {use}", "could not be created"):
         made = found(checked_options)
     if not is_own(found):
         check_attributes(made, f"scorer {use}")
@@ -177,7 +177,7 @@ def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
         if out_of_memory(error):
             raise
         if len(batch) == 1 or scorer.scope == "within_request":
-            return [Score(None, error=f"{type(error).__name__}: {error}")] * len(batch)
+            return [Score(None, error=told(error))] * len(batch)
         return [score for c in batch for score in _scored(scorer, [c])]
     return [checked(score) for score in scores_of(found, len(batch), lambda: f"scorer {name_of(scorer)}")]
 

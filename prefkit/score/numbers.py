@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit.errors import PluginError
+from prefkit.guest import described
 
 TEXTS = (str, bytes, bytearray, memoryview)
 
@@ -18,7 +19,7 @@ def read_number(value: Any) -> tuple[float | None, str]:
     A number is what `float` takes: int, float, Decimal, Fraction, and an array or tensor of one element. Texts, whatever
     they say, bools, complex numbers and times are none, nor is an integer that no float can hold.
     """
-    said = f"{shown(value)}, a {type(value).__name__}, which is no number"
+    said = f"{shown(value)} ({described(value)}), which is not a number"
     if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
         return None, said
     try:
@@ -29,7 +30,7 @@ def read_number(value: Any) -> tuple[float | None, str]:
             return None, said
         found = float(plain)
     except OverflowError:
-        return None, f"a {type(value).__name__} that is too large"
+        return None, f"{described(value)} that is too large"
     except Exception:  # whatever `item` or `__float__` of a foreign class raises
         return None, said
     return (found, "") if math.isfinite(found) else (None, str(found))
@@ -45,7 +46,9 @@ def row_of(found: Any, count: int, who: str) -> list[Any]:
     if items is None:
         raise PluginError(f"{who} returned {described(found)}; a list with one number per image is needed.")
     if len(items) != count:
-        raise PluginError(f"{who} returned {len(items)} values for {count} images; one each is needed.")
+        raise PluginError(
+            f"{who} returned {len(items)} value{'s' * (len(items) != 1)} for {count} images; one each is needed."
+        )
     return items
 
 
@@ -55,14 +58,6 @@ def _entries(found: Any) -> list[Any] | None:
         timed = getattr(getattr(found, "dtype", None), "kind", "") in ("m", "M")
         return list(found.tolist()) if dimensions == 1 and not timed else None
     return list(found) if isinstance(found, Sequence) and not isinstance(found, TEXTS) else None
-
-
-def described(found: Any) -> str:
-    """`a dict`, `a ndarray of shape (4, 2)`."""
-    name = type(found).__name__
-    article = "an" if name[0].lower() in "aeio" else "a"
-    shape = getattr(found, "shape", None)
-    return f"{article} {name}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
 def shown(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from prefkit.config import Score
 from prefkit.distributed import device_of
 from prefkit.errors import PluginError, PrefkitError
-from prefkit.guest import guarded
+from prefkit.guest import guarded, told
 from prefkit.models.long_prompts import said
 from prefkit.output import Progress, warn
 from prefkit.score.core import FunctionScorer, Room, decoded_batches, score_batch
@@ -67,8 +67,7 @@ class Job:
         except PrefkitError as error:
             self.failure = error
         except Exception as error:
-            what = f"{type(error).__name__}: {error}".removesuffix(": ")
-            self.failure = PluginError(f"score {self.alias}: {self.settings.use} could not be loaded: {what}")
+            self.failure = PluginError(f"score {self.alias}: {self.settings.use} could not be loaded: {told(error)}")
             self.failure.__cause__ = error
         self.seconds += time.monotonic() - start
         return self.failure is not None

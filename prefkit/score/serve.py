@@ -21,7 +21,7 @@ from typing import Any
 from prefkit import interrupts
 from prefkit.distributed import device_of
 from prefkit.errors import PrefkitError, UsageError
-from prefkit.guest import guarded
+from prefkit.guest import guarded, told
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of
@@ -52,14 +52,14 @@ class Service:
         try:
             batch = [candidate_of(item, self.paths) for item in request["items"]]
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            return {"error": f"no request of the protocol: {type(error).__name__}: {error}"}
+            return {"error": f"this is not a request of the protocol ({told(error)})"}
         try:
             with self.lock:
                 scores = score_batch(self.scorer, batch)
         except PrefkitError as error:
             return {"error": str(error)}
         except Exception as error:
-            return {"error": f"{type(error).__name__}: {error}"}
+            return {"error": told(error)}
         return {"scores": [score_row(score) for score in scores]}
 
 
@@ -72,7 +72,7 @@ def serve_lines(service: Service) -> None:
             request = json.loads(line)
             number = request["request"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            answer, number = {"error": f"no request of the protocol: {type(error).__name__}"}, None
+            answer, number = {"error": f"this is not a request of the protocol ({told(error)})"}, None
         else:
             answer = service.answer(request)
         print(json.dumps({"request": number, **answer}), file=out, flush=True)

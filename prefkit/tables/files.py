@@ -19,6 +19,13 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+#: first bytes of what is sometimes found under the name of a text file -> what it is, and what to do
+OTHER_KINDS = {
+    b"PAR1": "is a Parquet file. Rename it to end in .parquet",
+    b"PK\x03\x04": "is a spreadsheet (.xlsx) or a zip archive. Save the sheet as CSV, or unpack the archive",
+    b"\xd0\xcf\x11\xe0": "is a spreadsheet (.xls). Save the sheet as CSV",
+    b"\x1f\x8b": "is compressed with gzip. Unpack it (gunzip)",
+}
 #: characters of one line
 LONGEST_LINE = 64 << 20
 KINDS = {
@@ -65,10 +72,23 @@ def encoding_of(path: Path) -> str:
     return next((found for mark, found in MARKS.items() if start.startswith(mark)), "utf-8")
 
 
+def _check_start(path: Path, shown: str) -> None:
+    """Raises UsageError for a file of another kind under the name of a text file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be read: {error.strerror or error}.") from error
+    for mark, what in OTHER_KINDS.items():
+        if start.startswith(mark):
+            raise UsageError(f"{shown} {what}.")
+
+
 @contextmanager
 def text_file(path: Path, shown: str) -> Iterator[TextIO]:
     """The file as text with its line ends as they are. Raises UsageError for what cannot be opened or decoded."""
     regular(path, shown)
+    _check_start(path, shown)
     encoding = "utf-8"
     try:
         encoding = encoding_of(path)

@@ -77,6 +77,7 @@ def _members(read: Any, lines: bool) -> Iterator[Any]:
         while at < len(buffer) and buffer[at] in " \t\r\n,":
             at += 1
         if listed and buffer[at : at + 1] == "]":
+            _check_end(buffer[at + 1 :], read)
             return
         if not listed and ended and at == len(buffer):
             return
@@ -95,6 +96,14 @@ def _members(read: Any, lines: bool) -> Iterator[Any]:
             continue
         at = end
         yield value
+
+
+def _check_end(rest: str, read: Any) -> None:
+    """Raises ValueError where more than blanks follows the list: those rows would be lost without a word."""
+    while rest and not rest.strip():
+        rest = read(CHUNK)
+    if rest.strip():
+        raise ValueError("more follows the end of the list; put all rows into one list")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -106,6 +106,10 @@ def _parquet(path: Path, shown: str, wanted: set[str] | None) -> Iterator[dict[s
     done, at_once = 0, MANY
     try:
         schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:160].rstrip(".")
+        raise UsageError(f"{shown} cannot be read as Parquet ({text}). Fetch or write it again.") from error
+    try:
         names = _columns(schema, shown, wanted)
         at_once = READ_ROWS if any(_heavy(schema.field(name).type) for name in names) else MANY
         for row in read_rows(path, names, at_once):

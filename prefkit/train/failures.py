@@ -31,9 +31,9 @@ def _blamed(loop: Any) -> str:
     named = broken or [str(row) for row, _ in rows]
     if not named:
         return ""
-    what = "Not finite was the loss of" if broken else "The step was made of"
     more = f" and {len(named) - 10} more" if len(named) > 10 else ""
-    return f"{what} row {', '.join(named[:10])}{more} of the pairs. "
+    which = f"pair row{'s' * (len(named) > 1)} {', '.join(named[:10])}{more}"
+    return f"The loss is not finite for {which}. " if broken else f"The step was made of {which}. "
 
 
 @contextmanager

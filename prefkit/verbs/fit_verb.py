@@ -8,7 +8,7 @@ from typing import Any
 from prefkit import output, registry
 from prefkit.distributed import group
 from prefkit.errors import PluginError, UsageError
-from prefkit.guest import guarded
+from prefkit.guest import described, guarded
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | file.py:Class")
@@ -54,7 +54,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         shared = getattr(kind, "shared", False)
         found: dict[str, Any] = fitter.run() if shared else group().lead(fitter.run)
     if not isinstance(found, dict):
-        raise PluginError(f"fitter {name} returned a {type(found).__name__}; a dict of what it measured is needed.")
+        raise PluginError(f"fitter {name} returned {described(found)}; a dict of what it measured is needed.")
     output.emit(found, known.json, rows_of(found))
     if name in USE:
         where = fitter.options.out or f"fitted/{name}"

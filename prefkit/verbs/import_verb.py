@@ -58,7 +58,9 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.layout == "votes" or (known.layout is None and vote_files(known.run_folder)):
         counts = import_votes(Store(known.into), known.run_folder, known.name or "votes")
         output.emit(counts, known.json, [counts])
-        output.hint(f"next: prefkit report {known.into} (agreement), or prefkit pair {known.into} --use comparisons")
+        output.hint(
+            f"next: prefkit report {output.pasted(known.into)} (agreement), or prefkit pair {output.pasted(known.into)} --use comparisons"
+        )
         return 0
     try:
         found = run_import(
@@ -76,7 +78,11 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         _emit(error.found, known.json)
         raise
     _emit(found, known.json)
-    train = f"prefkit train {known.into}" if known.pairs else f"prefkit pair {known.into} --use comparisons"
+    train = (
+        f"prefkit train {output.pasted(known.into)}"
+        if known.pairs
+        else f"prefkit pair {output.pasted(known.into)} --use comparisons"
+    )
     output.hint(f"next: {train}")
     return 0
 

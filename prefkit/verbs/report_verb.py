@@ -41,7 +41,9 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     run = open_run("report", known, flags)
     if not run.store.exists():
-        raise UsageError(f"{run.folder} is no run: it has no run.json. Start one with `prefkit generate {run.folder}`.")
+        raise UsageError(
+            f"{run.folder} is no run: it has no run.json. Start one with `prefkit generate {output.pasted(run.folder)}`."
+        )
     if known.vote:
         return vote(run.store, known)
     if known.models or known.eval or known.set or known.repeats is not None or known.sidecar:
@@ -50,7 +52,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         from prefkit.report.contact_decisions import add_decisions
 
         output.emit(add_decisions(run.store, known.decisions), known.json)
-        output.hint(f"next: prefkit pair {run.folder}")
+        output.hint(f"next: prefkit pair {output.pasted(run.folder)}")
         return 0
     if known.request or known.filter:
         path = contact_sheet(run.store, known.request or None, known.filter)

@@ -78,8 +78,8 @@ def files(folder):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("guidance: 3.0", "guidance: nan", ":6: generate.own.guidance: wants a finite number, got nan."),
-        ("guidance: 3.0", "seed: ", ":6: generate.own.seed: wants a whole number."),
+        ("guidance: 3.0", "guidance: nan", ":6: generate.own.guidance: must be a finite number, not nan."),
+        ("guidance: 3.0", "seed: ", ":6: generate.own.seed: must be a whole number."),
         ("  own: {", "  own/x: {", ":6: generate.own/x: 'own/x' cannot be a name"),
         ("use: jpeg}", "use: jpeg, direction: up}", "must be one of compress, expand."),
         ("  own: {", "  ? [a]\n  : {", ":6: a key must be a name, not a list or a mapping."),
@@ -96,8 +96,8 @@ def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pair", "--k", "two"], "Error: --pair.main.k: wants a whole number, got two."),
-        (["pair", "--k", ""], "Error: --pair.main.k: wants a whole number, got an empty text."),
+        (["pair", "--k", "two"], "Error: --pair.main.k: must be a whole number, not two."),
+        (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty text."),
         (["pair", "--k", "{"], "Error: --pair.main.k: '{' is not valid YAML."),
         (["pair", "--kk", "2"], "Error: --pair.main.kk: unknown key."),
         (["pair", "--", "2"], "Error: '--' is no flag."),
@@ -186,7 +186,7 @@ def test_nasty_prompts_go_all_the_way(drawn, cli):
     ("name", "text", "message"),
     [
         ("p.txt", "  \n\t\n", "holds no prompt"),
-        ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is a int. Write it as text"),
+        ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is an int. Write it as text"),
         ("p.jsonl", '{"prompt": "\\ud800"}\n', "holds half of a character"),
         ("p.jsonl", '{"prompt": "a\\u0000b"}\n', "contains a NUL character"),
         ("p.jsonl", '{"prompt": "a", "s": "../x"}\n', "'../x' cannot name a split"),

@@ -67,7 +67,7 @@ def test_dry_run_writes_nothing(recipe, cli):
         (["generate"], "which run?"),
         (["generate", "-r", "none.yaml"], "none.yaml could not be read"),
         (["generate", "x", "--limit", "0"], "'0' is not a whole number above 0"),
-        (["generate", "x", "--steps"], "--steps wants a value"),
+        (["generate", "x", "--steps"], "--steps needs a value"),
         (["generate", "x", "--stepz", "3"], "stepz: unknown key. Did you mean 'steps'"),
         (["generate", "x", "--model.base", "/none/here", "--requests.source", "none.txt"], "none.txt is not there"),
         (["score", "x", "--use", "clop"], "no scorer is called 'clop'"),
@@ -235,7 +235,7 @@ def test_a_limited_run_is_a_trial_in_a_folder_of_its_own(recipe, cli):
 def test_the_fast_variant_is_laid_over_the_recipe(recipe, cli, tmp_path):
     assert "has no section `fast:`" in cli("run", "-r", recipe, "--fast", "--dry-run")[2]
     run = tmp_path / "quick"
-    recipe.write_text(f"{recipe.read_text()}\nfast:\n  run: {run}\n  generate.own.n: 1\n")
+    recipe.write_text(f"{recipe.read_text()}\nfast:\n  run: {run}\n  generate.own.n: 2\n  pair.main.k: 1\n")
     code, out, _ = cli("run", "-r", recipe, "--fast", "--dry-run", "--json")
     fast = next(row for row in json.loads(out) if row.get("stage") == "generate")
     full = next(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 
 import pytest
@@ -82,3 +83,28 @@ def test_errors_of_the_system_are_sentences(error, code, text):
 def test_arguments_that_no_path_can_be(argument, capsys):
     assert run(["generate", argument]) == 2
     assert "contains" in capsys.readouterr().err
+
+
+def test_hints_can_be_pasted_into_a_shell(tmp_path, cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g.py").write_text(
+        "from PIL import Image\ndef draw(p, seeds): return [Image.new('RGB', (8, 8), (s % 256, 0, 0)) for s in seeds]\n"
+    )
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    made = cli("generate", "my $x's run", "--requests.source", "p.txt", "--generate.own.use", "g.py:draw", "--n", 2)
+    hinted = made[2].split("Hint: next: prefkit ")[1].splitlines()[0]
+    code, _, err = cli(*shlex.split(hinted), "--use", "jpeg")
+    assert (made[0], code) == (0, 0), err
+
+
+def test_a_warning_is_printed_once_a_command(tmp_path, cli):
+    (tmp_path / "p.csv").write_text("prompt,user\na,1\n,2\n")
+    (tmp_path / "g.py").write_text(
+        "from PIL import Image\ndef draw(p, s): return [Image.new('RGB', (8, 8)) for _ in p]\n"
+    )
+    flags = ["--requests.source", tmp_path / "p.csv", "--generate.own.use", f"{tmp_path}/g.py:draw"]
+    for _ in range(2):  # and by the next command again
+        assert (
+            cli("generate", tmp_path / "run", *flags, "--requests.test_share", 0)[2].count("1 empty prompt left out")
+            == 1
+        )

@@ -19,10 +19,10 @@ def write(folder: Path, text: str) -> Path:
     [
         ("run: x\ngenerate:\n  own: {step: 3}", r"r.yaml:3: generate.own.step: unknown key. Did you mean 'steps'\?"),
         ("run: x\nscores: {}", r"r.yaml:2: scores: unknown key. Did you mean 'score'\?"),
-        ("run: x\ngenerate:\n  own:\n    n: many", "r.yaml:4: generate.own.n: wants a whole number, got many"),
-        ("run: x\ngenerate:\n  own:\n    steps: 2.5", "r.yaml:4: generate.own.steps: wants a whole number, got 2.5"),
-        ("run: x\ngenerate: own", "r.yaml:2: generate: wants a mapping"),
-        ("run: x\ngenerate:\n  own: {splits: null}", "r.yaml:3: generate.own.splits: wants a list; leave it out"),
+        ("run: x\ngenerate:\n  own:\n    n: many", "r.yaml:4: generate.own.n: must be a whole number, not many"),
+        ("run: x\ngenerate:\n  own:\n    steps: 2.5", "r.yaml:4: generate.own.steps: must be a whole number, not 2.5"),
+        ("run: x\ngenerate: own", "r.yaml:2: generate: must be a mapping"),
+        ("run: x\ngenerate:\n  own: {splits: null}", "r.yaml:3: generate.own.splits: must be a list. Leave it out"),
         (
             "run: x\nscore:\n  a: {use: clop, model: x}",
             "r.yaml:3: score.a.use: no scorer is called 'clop'. Did you mean 'clip'",
@@ -32,7 +32,7 @@ def write(folder: Path, text: str) -> Path:
             "run: x\nscore:\n  a: {use: jpeg, direction: up}",
             "r.yaml:3: score.a.direction: must be one of compress, expand",
         ),
-        ("run: x\npair:\n  a: {k: two}", "r.yaml:3: pair.a.k: wants a whole number, got two"),
+        ("run: x\npair:\n  a: {k: two}", "r.yaml:3: pair.a.k: must be a whole number, not two"),
         ("run: x\nrun: y", "r.yaml:2: run: given twice"),
         ("run: [x", "r.yaml:.*: not valid YAML"),
         ("- a", "r.yaml:1: a recipe is a mapping"),

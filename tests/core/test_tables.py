@@ -328,3 +328,23 @@ def test_rows_are_read_one_by_one(tmp_path):
     assert [next(rows).values["u"] for _ in range(500)] == ["1"] * 500
     with pytest.raises(UsageError, match=r"row 501 \(line 502\)"):
         next(rows)
+
+
+def test_rows_after_the_end_of_a_list_are_not_lost(tmp_path):
+    assert values(tmp_path / "t.json", '[{"p": "a"}]\n \n') == [{"p": "a"}]
+    assert "row 2: not valid JSON (more follows the end of the list" in refused(
+        tmp_path / "t.json", '[{"p": "a"}]\n[{"p": "b"}]'
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"PAR1\x15\x04", "is a Parquet file. Rename it to end in .parquet"),
+        (b"PK\x03\x04\x14\x00\x06\x00", "is a spreadsheet (.xlsx) or a zip archive"),
+        (b"\x1f\x8b\x08\x00\x00", "is compressed with gzip"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_files_of_another_kind_are_named(tmp_path, suffix, data, said):
+    assert said in refused(tmp_path / f"t{suffix}", data)

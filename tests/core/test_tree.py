@@ -72,3 +72,19 @@ def test_numbers_of_untyped_options_are_what_json_can_hold(tmp_path):
     (tmp_path / "r.yaml").write_text(f"generate: {{a: {{call: {values}}}}}")
     found = recipe.read(tmp_path / "r.yaml").generate["a"].call
     assert found == {"a": 1000.0, "b": "nan", "c": ".inf", "d": "1e999", "e": "9" * 23, "f": 7}
+
+
+def test_merge_keys_lay_a_mapping_below(tmp_path):
+    text = (
+        "score:\n  a: &a {use: jpeg, quality: 50}\n  b: {<<: *a, quality: 60}\n  c: {<<: [{quality: 70}, *a]}\nrun: x\n"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    found = recipe.read(tmp_path / "r.yaml").score
+    assert {name: (entry.use, entry.options) for name, entry in found.items()} == {
+        "a": ("jpeg", {"quality": 50}),
+        "b": ("jpeg", {"quality": 60}),
+        "c": ("jpeg", {"quality": 70}),
+    }
+    (tmp_path / "r.yaml").write_text("score: {a: {<<: jpeg}}\n")
+    with pytest.raises(RecipeError, match="r.yaml:1: << takes a mapping"):
+        recipe.read(tmp_path / "r.yaml")

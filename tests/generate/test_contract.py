@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from prefkit.config import Generate, Recipe, Requests
@@ -42,10 +44,10 @@ def function(body):
 @pytest.mark.parametrize(
     "body, said",
     [
-        ("return {p: Image.new('RGB', (8, 8)) for p in prompts}", "returned dict for 3 requests"),
-        ("return set(prompts)", "returned set for 3 requests"),
-        ("yield from [Image.new('RGB', (8, 8))] * 3", "returned generator for 3 requests"),
-        ("return 'abc'", "returned str for 3 requests"),
+        ("return {p: Image.new('RGB', (8, 8)) for p in prompts}", "returned a dict for 3 requests"),
+        ("return set(prompts)", "returned a set for 3 requests"),
+        ("yield from [Image.new('RGB', (8, 8))] * 3", "returned a generator for 3 requests"),
+        ("return 'abc'", "returned a str for 3 requests"),
         ("return [Image.new('RGB', (8, 8))] * 2", "returned 2 items for 3 requests"),
         ("return [b'png'] * 3", "returned a bytes where a PIL image is needed"),
         ("return [[Image.new('RGB', (8, 8))]] * 3", "returned a list where a PIL image is needed"),
@@ -96,3 +98,44 @@ def test_requests_are_lent_to_a_class(generate):
 def test_candidates_of_a_class_are_checked(generate, body, said):
     with pytest.raises(PrefkitError, match=said):
         generate(CLASS.replace("BODY", body), "G")
+
+
+#: mode -> the pixel that a viewer shows of an image filled with it, None where it cannot be stored
+FILLED = {
+    "Image.new('CMYK', (8, 8), (0, 255, 255, 0))": (255, 0, 0),
+    "Image.new('HSV', (8, 8), (0, 255, 255))": (255, 0, 0),
+    "Image.new('F', (8, 8), 1.0)": (255, 255, 255),
+    "Image.new('RGBa', (8, 8), (0, 0, 0, 0))": (255, 255, 255),
+    "Image.new('I;16', (8, 8), 65535)": (255, 255, 255),
+    "Image.new('F', (8, 8), float('nan'))": None,
+    "Image.new('RGB', (0, 0))": None,
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+@pytest.mark.parametrize("made", FILLED)
+def test_images_of_any_mode_are_stored_as_shown_or_counted_as_failed(generate, made, kind):
+    body = f"return [{made} if 'hat 1' in p else Image.new('RGB', (8, 8)) for p in prompts]"
+    found = generate(function(body), format=kind)
+    pixel = FILLED[made]
+    assert [c.error is None for c in found] == [True, True, pixel is not None, pixel is not None, True, True]
+    assert pixel is None or all(c.pil().getpixel((3, 3)) == pixel for c in found[2:4])
+
+
+def test_images_that_cannot_be_encoded_are_counted_as_failed(tmp_path, generate, cli):
+    with pytest.raises(PrefkitError, match="every candidate of the first batch failed: the image could not be encoded"):
+        generate(function("return [Image.new('RGB', (0, 0)) for p in prompts]"))
+    (tmp_path / "h.py").write_text(
+        function("return [Image.new('RGB', (8, 8) if s % 2 else (0, 0)) for s in range(len(seeds))]")
+    )
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    flags = ["--requests.source", tmp_path / "p.txt", "--requests.test_share", 0, "--n", 2, "--json"]
+    code, out, _ = cli("generate", tmp_path / "r", "--generate.own.use", f"{tmp_path}/h.py:draw", *flags)
+    counts = json.loads(out)["own"]
+    assert code == 3 and (counts["made"], counts["failed"]) == (2, 2)
+
+
+def test_a_generator_that_cannot_be_created_is_a_sentence(generate):
+    text = "class G:\n    def __init__(self):\n        raise ValueError('no \\ud800 here')\n    def generate(self, r, s): pass\n"
+    with pytest.raises(PluginError, match=r"g.py:G could not be created: ValueError: no \? here \(.*g.py, line 3\)"):
+        generate(text, "G")

@@ -232,7 +232,10 @@ def test_damaged_tables_name_file_and_row(tmp_path, suffix):
             "csv": "p,x\na,b,c\n",
         }
         path.write_text(text[suffix])
-    expected = {"parquet": "row 1", "json": "row 3", "jsonl": "row 4", "csv": "row 1"}[suffix]
+    expected = {"parquet": "cannot be read as Parquet", "json": "row 3", "jsonl": "row 4", "csv": "row 1"}[suffix]
+    if suffix in ("jsonl", "csv"):  # a line that can be left out is one failed row of an import
+        assert [f"t.{suffix} {expected}" in row.where for row in rows.rows(str(path)) if row.error] == [True]
+        return
     with pytest.raises(UsageError, match=rf"t\.{suffix} {expected}"):
         list(rows.rows(str(path)))
 

@@ -238,7 +238,7 @@ def judged(store, tmp_path, body):
 @pytest.mark.parametrize(
     "body, said",
     [
-        ("return None", "returned a NoneType"),
+        ("return None", "returned None"),
         ("return rows", "returned a list"),
         ("return Verdicts(iter(rows), [], None, None)", "with rows and shown"),
         ("rows = ['a'] * len(pairs)", "must be a Comparison"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 from decimal import Decimal
 from fractions import Fraction
@@ -15,12 +16,13 @@ from PIL import Image
 
 from prefkit import guest
 from prefkit.errors import PluginError
+from prefkit.score.contract import checked
 from prefkit.score.core import decode, make_scorer, score_batch
 from prefkit.score.numbers import read_number, row_of
 from prefkit.score.remote.protocol import read_scores
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
-from prefkit.types import Candidate, Request
+from prefkit.types import Candidate, Request, Score
 
 CLASS = """
 from prefkit.types import Score, ScorerSpec
@@ -116,14 +118,14 @@ ROWS = {
     "generator": ((x for x in (1.0, 2.0)), "a generator"),
     "map": (map(float, (1, 2)), "a map"),
     "values": ({0: 1.0, 1: 2.0}.values(), "a dict_values"),
-    "matrix": (np.ones((2, 1)), r"a ndarray of shape \(2, 1\)"),
-    "scalar array": (np.array(1.0), r"a ndarray of shape \(\)"),
+    "matrix": (np.ones((2, 1)), r"an ndarray of shape \(2, 1\)"),
+    "scalar array": (np.array(1.0), r"an ndarray of shape \(\)"),
     "tensor": (torch.ones(2, 3), r"a Tensor of shape \(2, 3\)"),
     "frame": (pd.DataFrame({"a": [1.0, 2.0]}), r"a DataFrame of shape \(2, 1\)"),
-    "times": (np.array([1, 2], "m8[s]"), "a ndarray"),
+    "times": (np.array([1, 2], "m8[s]"), "an ndarray"),
     "float": (1.0, "a float"),
-    "None": (None, "a NoneType"),
-    "short": ([1.0], "1 values for 2 images"),
+    "None": (None, "None"),
+    "short": ([1.0], "1 value for 2 images"),
     "long": (np.ones(3), "3 values for 2 images"),
 }
 
@@ -286,3 +288,46 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, run, cli, how):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+PRINTS = """
+import sys
+def loud(images, prompts):
+    print("x" * 100_000)
+    sys.stdout.write("and more")
+    return [1.0 for _ in images]
+def unspeakable(images, prompts):
+    raise type("Odd", (Exception,), {"__str__": lambda self: 1 / 0})()
+def halves(images, prompts):
+    raise ValueError("half \\ud800")
+"""
+
+
+def test_what_a_scorer_prints_is_no_part_of_the_result(tmp_path, cli):
+    (tmp_path / "s.py").write_text(PRINTS)
+    run = made_by_function(tmp_path, cli)
+    code, out, err = cli("score", run, "--use", f"{tmp_path}/s.py:loud", "--json")
+    assert code == 0 and json.loads(out)["loud"]["scored"] == 4 and "xxx" in err
+
+
+@pytest.mark.parametrize(("name", "said"), [("unspeakable", "Odd: (its message"), ("halves", "ValueError: half ?")])
+def test_errors_that_cannot_be_written_are_reasons_like_others(tmp_path, cli, name, said):
+    (tmp_path / "s.py").write_text(PRINTS)
+    run = made_by_function(tmp_path, cli)
+    code, _, err = cli("score", run, "--use", f"{tmp_path}/s.py:{name}")
+    assert code == 1 and f"every candidate failed, the first with: {said}" in err
+
+
+def test_a_score_with_an_error_has_no_value():
+    score = checked(Score(1.0, {"a": 2.0}, "seen", "not sure"))
+    assert (score.value, score.aspects, score.text, score.error) == (None, {"a": 2.0}, "seen", "not sure")
+
+
+def made_by_function(tmp_path, cli):
+    (tmp_path / "g.py").write_text(
+        "from PIL import Image\ndef draw(p, seeds): return [Image.new('RGB', (8, 8), (s % 256, 0, 0)) for s in seeds]\n"
+    )
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    flags = ["--requests.source", tmp_path / "p.txt", "--requests.test_share", 0, "--n", 2]
+    assert cli("generate", tmp_path / "run", "--generate.own.use", f"{tmp_path}/g.py:draw", *flags)[0] == 0
+    return tmp_path / "run"

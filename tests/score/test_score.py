@@ -97,7 +97,7 @@ def test_failures_are_null_with_a_reason_never_zero(run):
 
 
 def test_a_wrong_length_is_the_plugins_fault(run):
-    with pytest.raises(PluginError, match="returned 1 values for 8 images"):
+    with pytest.raises(PluginError, match="returned 1 value for 8 images"):
         run("a", "def f(images, prompts):\n    return [1.0]\n")
     assert not run.store.scores("a").parts()
 
@@ -105,12 +105,12 @@ def test_a_wrong_length_is_the_plugins_fault(run):
 @pytest.mark.parametrize(
     "values, kept, said",
     [
-        ("['3', 2.0]", [None, 2.0], "'3', a str, which is no number"),
+        ("['3', 2.0]", [None, 2.0], "'3' (a str), which is not a number"),
         ("[float('inf'), -float('inf')]", [None, None], "the scorer returned inf"),
-        ("[1j, [1.0, 2.0]]", [None, None], "a complex, which is no number"),
+        ("[1j, [1.0, 2.0]]", [None, None], "a complex), which is not a number"),
         ("np.array([1.5, 2.5], np.float32)", [1.5, 2.5], None),
         ("torch.tensor([1.0, float('nan')])", [1.0, None], "the scorer returned nan"),
-        ("[True, np.int64(7)]", [None, 7.0], "'True', a bool, which is no number"),
+        ("[True, np.int64(7)]", [None, 7.0], "'True' (a bool), which is not a number"),
     ],
 )
 def test_only_numbers_are_scores(tmp_path, values, kept, said):
@@ -125,10 +125,10 @@ def test_only_numbers_are_scores(tmp_path, values, kept, said):
 @pytest.mark.parametrize(
     "returned, said",
     [
-        ("None", "returned NoneType for 2"),
+        ("None", "returned None for 2"),
         ("[1.0, 2.0]", "returned a list of other things for 2"),
-        ("[Score(1.0)]", "returned 1 scores for 2"),
-        ("(Score(1.0) for _ in batch)", "returned generator for 2"),
+        ("[Score(1.0)]", "returned 1 Score for 2"),
+        ("(Score(1.0) for _ in batch)", "returned a generator for 2"),
     ],
 )
 def test_a_scorer_that_gives_no_scores_breaks_its_contract(tmp_path, returned, said):

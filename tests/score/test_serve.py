@@ -130,7 +130,7 @@ def test_what_is_wrong_has_its_status_and_ends_the_connection(start, request_, s
 )  # fmt: skip
 def test_json_that_is_no_request_is_answered(start, body):
     status, found = raw(start(), post(body))
-    assert status == 200 and "no request of the protocol" in found.decode()
+    assert status == 200 and "not a request of the protocol" in found.decode()
 
 
 def test_a_body_is_not_read_without_the_key(start):
@@ -199,7 +199,18 @@ def test_who_may_name_the_server():
         assert allowed(given, "127.0.0.1") and allowed(given, "0.0.0.0")
     assert allowed("scorer.lan:8765", "scorer.lan") and not allowed("scorer.lan", "127.0.0.1")
     assert allowed("192.168.0.7:8765", "0.0.0.0") and not allowed("192.168.0.7", "127.0.0.1")
-    for given in ("evil.example", "127.0.0.1.evil.example", "", "a b", "[", "user@evil.example"):
+    for given in (
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "a b",
+        "[",
+        "user@evil.example",
+        "evil@127.0.0.1",
+        "127.0.0.1:x",
+        "localhost\0",
+        "[::1",
+    ):
         assert not allowed(given, "0.0.0.0"), given
 
 

@@ -29,10 +29,10 @@ LOSS = torch.ones(2)
 @pytest.mark.parametrize(
     "found, said",
     [
-        (LOSS, r"returned a Tensor; \(loss"),
+        (LOSS, r"returned a Tensor of shape \(2,\); \(loss"),
         ((LOSS,), "returned a tuple"),
         ((LOSS, None), "returned a tuple"),
-        (None, "returned a NoneType"),
+        (None, "returned None"),
         ((torch.tensor(1.0), {}), r"its loss is of shape \(\)"),
         ((torch.ones(1), {}), r"its loss is of shape \(1,\)"),
         ((torch.ones(4), {}), r"its loss is of shape \(4,\)"),
@@ -64,3 +64,11 @@ def test_groups_are_lent_to_an_objective_of_somebody():
     mine = groups()
     loss_of(Flips(), 2, Errors(torch.ones(4)), None, mine)
     assert mine.weight.tolist() == [1.0] * 4 and mine.rank.tolist() == [0, 0, 1, 1]
+
+
+def test_a_loss_without_a_gradient_is_refused_where_the_network_has_one():
+    policy = Errors(torch.ones(4, requires_grad=True))
+    with pytest.raises(PluginError, match="objective Fixed: its loss has no gradient"):
+        loss_of(Fixed((LOSS, {})), 2, policy, None, groups())
+    with torch.no_grad():
+        assert loss_of(Fixed((LOSS, {})), 2, policy, None, groups())[0] is LOSS

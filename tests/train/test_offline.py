@@ -222,7 +222,7 @@ def test_the_pair_whose_loss_is_not_finite_is_named(run, monkeypatch, loop_of):
         return loss + torch.tensor([math.nan if m.id == victim.id else 0.0 for m in batch.members]), metrics
 
     monkeypatch.setattr(loop, "losses", broken)
-    with pytest.raises(TrainingError, match=rf"the loss of step 1 .* loss of row {victim.row} of the pairs"):
+    with pytest.raises(TrainingError, match=rf"the loss of step 1 .* loss is not finite for pair row {victim.row}\."):
         loop.run()
 
 

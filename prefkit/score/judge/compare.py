@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkit.errors import PluginError, UsageError
+from prefkit.guest import described
 from prefkit.score.judge.backend import Backend, Question, Reply
 from prefkit.score.judge.templates import fill
 from prefkit.score.numbers import read_number
@@ -111,7 +112,7 @@ def check_verdicts(found: Any, pairs: Sequence[tuple[str, str]], judge: str) -> 
     """Raises PluginError where a judge's Verdicts are not one row a pair, in order, with outcomes that are known."""
     rows, shown = getattr(found, "rows", None), getattr(found, "shown", None)
     if not isinstance(rows, (list, tuple)) or not isinstance(shown, (list, tuple)):
-        raise PluginError(f"judge {judge} returned a {type(found).__name__}; Verdicts with rows and shown are needed.")
+        raise PluginError(f"judge {judge} returned {described(found)}; Verdicts with rows and shown are needed.")
     if not all(isinstance(row, Comparison) for row in (*rows, *shown)):
         raise PluginError(f"judge {judge}: every verdict must be a Comparison.")
     if len(rows) != len(pairs):

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
 LARGEST = 256 * 2**20  # bytes of a request
 MOST_VALUES = 1_000_000  # of a request's JSON: each takes far more memory than the two bytes that it needs
@@ -27,6 +26,8 @@ MOST_CONNECTIONS = 64
 HEAD_SECONDS, IDLE_SECONDS = 10.0, 60.0  # until the headers are whole; between two requests of a connection
 BODY_SECONDS, SLOWEST = 30.0, 256 * 2**10  # for a body: so long, and a second for so many bytes
 WRITE_SECONDS = 30.0
+#: a Host header: a name or an address, IPv6 in brackets, and perhaps a port; nothing else, such as user@
+HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -133,7 +134,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._admit()
             if self.path != path:
-                raise Refused(404, f"{self.command} {path}")
+                raise Refused(
+                    404,
+                    f"not found: this server answers GET /hello and POST /score, not {self.command} {self.path[:80]}",
+                )
             if self.command == "GET" and self._length(needed=False):
                 raise Refused(400, "a GET has no body")
             self._reply(200, found())
@@ -211,10 +215,10 @@ class Handler(BaseHTTPRequestHandler):
 def allowed(given: str, bound: str) -> bool:
     """Whether a Host header names this server: loopback, or what it is bound to. Bound to every address, it may be any
     address, but no name: a name that a stranger's DNS points here (DNS rebinding) is what a browser would send."""
-    try:
-        name = urlsplit(f"//{given}").hostname or ""
-    except ValueError:
+    found = HOST.fullmatch(given)
+    if found is None:
         return False
+    name = (found["name"] or found["address"]).lower()
     if name in (*LOOPBACK, bound.lower()):
         return True
     if bound not in ("0.0.0.0", "::", ""):

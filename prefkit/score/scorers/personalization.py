@@ -24,6 +24,7 @@ from prefkit.images import rgb
 from prefkit.paths import named
 from prefkit.score.encoder import Encoder
 from prefkit.tables import find_file, id_text, read, user_path
+from prefkit.tables.files import regular
 from prefkit.types import Candidate, Score, ScorerSpec
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ class Personalization:
                 path = find_file(named(self.path.parent, image))
             except ValueError as error:
                 raise UsageError(f"{where}: {error}.") from error
-            if not path.is_file():
-                raise UsageError(f"{where} names {image}, which is not there.")
+            regular(path, f"{where}: the image {image}")
             item, category = (None if values.get(n) is None else id_text(values[n]) for n in ("item", "category"))
             found.append(Liked(id_text(user), image, path, item, category))
         return found
