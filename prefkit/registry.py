@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import PluginError, UsageError
-from prefkit.guest import guarded
+from prefkit.errors import PluginError, PrefkitError, UsageError
+from prefkit.guest import guarded, is_own, named
 
 ROOMS = {
     "scorer": "prefkit.score.scorers",
@@ -258,6 +258,17 @@ def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
 def make(kind: str, name: str, given: Mapping[str, Any], where: str = "") -> Any:
     """An instance of the plug-in class with its options checked."""
     found = load_class(kind, name)
-    checked = options(found, given, where or f"{kind} {name}")
-    with guarded(f"{kind} {name}"):
-        return found(checked)
+    return instance(found, options(found, given, where or f"{kind} {name}"), f"{kind} {name}")
+
+
+def instance(kind: Any, settings: Any, who: str) -> Any:
+    """kind(settings). Raises PluginError where the constructor of a plug-in that is not prefkit's own fails."""
+    try:
+        with guarded(who):
+            return kind(settings)
+    except PrefkitError:
+        raise
+    except Exception as error:
+        if is_own(kind):
+            raise
+        raise PluginError(f"{who} could not be made from its options: {named(error)}. Fix its __init__.") from error

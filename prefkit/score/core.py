@@ -82,8 +82,7 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
             "spec, load and score, is needed."
         )
     checked_options = registry.options(found, options, where or f"scorer {use}")
-    with guarded(f"scorer {use}"):
-        made = found(checked_options)
+    made = registry.instance(found, checked_options, f"scorer {use}")
     if not is_own(found):
         check_attributes(made, f"scorer {use}")
     return made

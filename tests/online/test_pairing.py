@@ -139,7 +139,7 @@ def test_what_no_round_could_be_paired_by_is_refused_before_anything_is_made(mak
 BROKEN = """
 class Broken:
     def __init__(self, options):
-        pass
+        INIT
 
     def pairs(self, value, scores):
         ANSWER
@@ -154,11 +154,14 @@ plugin = Broken
         ("return [(0, 0, 1.0)]", "returned the pair .0, 0. with gap 1.0"),
         ("return value.best()", "failed on made-up scores of two requests with 4 samples each: AttributeError"),
         ("raise SystemExit(0)", "tried to end the program: SystemExit"),
+        ("return []", "could not be made from its options: ZeroDivisionError: division by zero .*broken.py, line 4"),
     ],
 )
 @pytest.mark.parametrize("objective", ["d3po", "dpo"])
 def test_a_strategy_that_fails_is_refused_before_anything_is_made(make, tmp_path, answer, told, objective):
-    (tmp_path / "broken.py").write_text(BROKEN.replace("ANSWER", answer))
+    (tmp_path / "broken.py").write_text(
+        BROKEN.replace("ANSWER", answer).replace("INIT", "1 / 0" if "made from" in told else "pass")
+    )
     store, recipe = make(objective=Choice(objective), pair="chosen", samples=4)
     recipe = replace(recipe, pair={"chosen": Pair(use=f"{tmp_path}/broken.py:Broken")})
     for act in (planned, lambda store, recipe: run_train(store, recipe, "up")):

@@ -286,3 +286,9 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, run, cli, how):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_class_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "s.py").write_text(CLASS.replace("(self, options): pass", "(self, options): self.net = options['net']"))
+    with pytest.raises(PluginError, match="could not be made from its options: TypeError: .*s.py, line 5"):
+        make_scorer(f"{tmp_path}/s.py:S", {})
