@@ -180,7 +180,7 @@ class Group:
 
 def _described(error: Exception) -> dict[str, Any]:
     found = {"kind": type(error).__name__, "text": str(error), "code": getattr(error, "exit_code", 1)}
-    return found | ({"found": error.found} if isinstance(error, errors.TooManyFailures) else {})
+    return found | {"state": vars(error) if isinstance(error, PrefkitError) else {}}
 
 
 def _result(said: dict[str, Any]) -> Any:
@@ -189,10 +189,9 @@ def _result(said: dict[str, Any]) -> Any:
         return said["value"]
     given = said["error"]
     kind = getattr(errors, given["kind"], None)
-    if kind is errors.TooManyFailures:
-        error: PrefkitError = errors.TooManyFailures(given["text"], given["found"])
-    elif isinstance(kind, type) and issubclass(kind, PrefkitError):
-        error = kind(given["text"])
+    if isinstance(kind, type) and issubclass(kind, PrefkitError):
+        error: PrefkitError = kind.__new__(kind, given["text"])  # what a kind asks of its maker is in its state
+        vars(error).update(given["state"])
     else:
         error = ProcessError(f"{given['kind']}: {given['text']}")
     error.exit_code, error.elsewhere = given["code"], True
@@ -268,11 +267,12 @@ def device_of(wanted: str | None) -> str:
 
 
 def _own_gpu() -> int:
-    """By LOCAL_RANK, of the GPUs that this process sees: a launcher may show each process its own one alone."""
+    """By LOCAL_RANK, else RANK, of the GPUs that this process sees: a launcher may show each process its own one alone."""
     import torch
 
-    index = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-    if "LOCAL_RANK" in os.environ:
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
+    index = int(rank or "0") % max(1, torch.cuda.device_count())
+    if rank is not None:
         torch.cuda.set_device(index)  # what names no device goes there too, and not to the first GPU
     return index
 

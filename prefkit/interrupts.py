@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -45,16 +45,17 @@ def handled(at_once: bool = False) -> Iterator[None]:
         return
     if not _state.depth:
         _state.asked, _state.at_once = None, at_once
-    with _installed([number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]):
+    with _installed():
         yield
 
 
 @contextmanager
-def _installed(numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in numbers}
+def _installed() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     _state.depth += 1
     try:
-        for number in numbers:
+        for number in before:
             signal.signal(number, _handle)
         yield
     finally:
@@ -89,19 +90,23 @@ def end_now() -> None:
 
 @contextmanager
 def after_the_step() -> Iterator[threading.Event]:
-    """The first signal sets the event, so that the step in hand can end; a later one interrupts."""
+    """The first signal sets the event, so that the step in hand can end; a later one interrupts.
+
+    A signal that comes after the last step has looked at the event raises KeyboardInterrupt at the end.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     if not _state.depth:
         _state.asked, _state.at_once = None, False
-    with _installed(SIGNALS):
+    with _installed():
         _state.step = event
         try:
             yield event
         finally:
             _state.step = None
+        check()
 
 
 def check() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,18 @@ Row = dict[str, Any]
 
 
 def plan(
-    store: Store, recipe: Recipe, verbs: Sequence[str], names: Sequence[str], limit: int | None
+    store: Store,
+    recipe: Recipe,
+    verbs: Sequence[str],
+    names: Sequence[str],
+    limit: int | None,
+    controls: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
     """(rows, first error). A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is
     missing. The error is the one that the run would end with; what an earlier stage of `verbs` has yet to make is none."""
     _check_folder(store)
+    if controls:
+        recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
     rows: list[Row] = []
     first: PrefkitError | None = None
     for number, verb in enumerate(verbs):

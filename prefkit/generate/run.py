@@ -155,9 +155,11 @@ def run_generate(
         if not processes.alone:  # one process writes what the others then find; alone, a large source is read once
             processes.lead(lambda: sync_requests(store, recipe) and None)
         requests = sync_requests(store, recipe)
-    jobs, done, spec = checked(store, recipe, name, requests, limit)
+    jobs, _, spec = checked(store, recipe, name, requests, limit)
     table = store.candidates(name)
     with processes.held(store.lock(f"candidates/{name}")):
+        done = done_ids(table)  # another command may have made some until it freed the lock
+        processes.wait()  # all have seen what is done before the first one clears or fills the table
         processes.lead(lambda: table.claim(spec, _remedy(store, name), empty=not done))
         _check_agreed(processes, name, jobs)
         blocks = processes.share([jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)])

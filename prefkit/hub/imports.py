@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -60,7 +61,9 @@ def run_import(
     there = store.folder.exists()
     store = Store.create(store.folder)
     try:
-        with store.lock("imports"):
+        with ExitStack() as locks:
+            for table in ("imports", f"candidates/{name}", f"comparisons/{name}", f"pairs/{name}"):
+                locks.enter_context(store.lock(table))
             if pairs:
                 from prefkit.hub.pairs_out import check_place, write_pairs
 

@@ -84,7 +84,9 @@ def decoding(vae: Any, room: Room) -> Iterator[None]:
     """Let `vae.decode` split its batch where there is no room for it: what led to the latents is not done again."""
     import torch
 
-    decode, own = vae.decode, vars(vae).get("decode")
+    from prefkit.models.record import replaced
+
+    decode = vae.decode
 
     def split(z: Any, *args: Any, **kwargs: Any) -> Any:
         if len(z) == 1 or kwargs.get("return_dict", True):
@@ -92,11 +94,5 @@ def decoding(vae: Any, room: Room) -> Iterator[None]:
         rows = room.each(z.split(1), lambda part: decode(torch.cat(list(part)), *args, **kwargs)[0].split(1))
         return (torch.cat(rows),)
 
-    vae.decode = split
-    try:
+    with replaced(vae, "decode", split):
         yield
-    finally:
-        if own is None:
-            del vae.decode
-        else:
-            vae.decode = own

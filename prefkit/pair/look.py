@@ -45,18 +45,15 @@ def looks(store: Store, generators: Sequence[str], wanted: set[str], write: bool
     frame = table.frame()  # whole: a part whose ids alone are sound is damaged as well, and is made again
     missing = wanted - set(frame.id)
     if missing:
-        for generator in generators:
-            _fill(store, table, generator, missing)
+        _fill(store, table, generators, missing)
         frame = table.frame()
     return frame[frame.id.isin(wanted)].set_index("id") if len(frame) != len(wanted) else frame.set_index("id")
 
 
-def _fill(store: Store, table: Table, generator: str, missing: set[str]) -> None:
-    if not missing:
-        return
+def _fill(store: Store, table: Table, generators: Sequence[str], missing: set[str]) -> None:
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for part in latest([store.candidates(generator)], ["id", "image", "path"], missing):
+        for part in latest([store.candidates(name) for name in generators], ["id", "image", "path"], missing):
             for found in pool.map(look_of, _images(part, missing)):
                 rows.append(found)
                 if len(rows) >= ROWS:

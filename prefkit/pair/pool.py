@@ -14,7 +14,7 @@ from prefkit.config import Pair
 from prefkit.errors import NotYet
 from prefkit.output import pasted
 from prefkit.store import Store
-from prefkit.store.latest import latest
+from prefkit.store.latest import located
 
 COLUMNS = ["id", "request_id", "index", "seed", "sha256", "error"]
 #: how the error of an image begins that the pipeline's safety checker blanked
@@ -66,25 +66,24 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
     requests = read_requests(store)
     names = requests["request_id"].cast(pa.large_string()).combine_chunks()
     tables, frames, flagged, start = [], [], 0, 0
-    for number, generator in enumerate(generators):
-        for part in latest([store.candidates(generator)], COLUMNS):
-            if part["error"].null_count < len(part):
-                flagged += pc.sum(pc.fill_null(pc.starts_with(part["error"], FLAGGED), False)).as_py() or 0
-                part = part.filter(pc.is_null(part["error"]))
-            large = [part[name].cast(pa.large_string()) for name in ("id", "request_id", "sha256")]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "row": np.arange(start, start + len(part)),
-                        "generator": np.full(len(part), number, np.int16),
-                        "index": part["index"].to_numpy(),
-                        "seed": part["seed"].to_numpy(),
-                        "hash": hashed(large[0]),
-                    }
-                )
+    for path, _, part in located([store.candidates(name) for name in generators], COLUMNS):
+        if part["error"].null_count < len(part):
+            flagged += pc.sum(pc.fill_null(pc.starts_with(part["error"], FLAGGED), False)).as_py() or 0
+            part = part.filter(pc.is_null(part["error"]))
+        large = [part[name].cast(pa.large_string()) for name in ("id", "request_id", "sha256")]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "row": np.arange(start, start + len(part)),
+                    "generator": np.full(len(part), generators.index(path.parent.name), np.int16),
+                    "index": part["index"].to_numpy(),
+                    "seed": part["seed"].to_numpy(),
+                    "hash": hashed(large[0]),
+                }
             )
-            tables.append(large)
-            start += len(part)
+        )
+        tables.append(large)
+        start += len(part)
     ids, asked, sha256 = (
         pa.chunked_array([c for t in tables for c in t[i].chunks], pa.large_string()) for i in range(3)
     )
@@ -93,7 +92,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
     # all parts at once: every call makes a hash table of all requests
     codes = pc.fill_null(pc.index_in(asked, value_set=names), -1).to_numpy()
     frame.insert(1, "request", codes.astype(np.int32))
-    frame = _in_order(frame[frame.request.to_numpy() >= 0] if (frame.request < 0).any() else frame, ids)
+    frame = _in_order(frame[frame.request.to_numpy() >= 0] if (frame.request < 0).any() else frame)
     if limit is not None:
         frame = frame[frame.request.isin(pd.unique(frame.request)[:limit])]
     return Pool(frame, ids, sha256, requests, generators, flagged)
@@ -113,18 +112,11 @@ def hashed(ids: pa.ChunkedArray) -> np.ndarray:
     return (found >> np.uint64(32)).astype(np.int64)
 
 
-def _in_order(frame: pd.DataFrame, ids: pa.ChunkedArray) -> pd.DataFrame:
-    """Sorted by request and hash; of a candidate that was stored twice the later row."""
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sorted by request and hash."""
     key = (frame["request"].to_numpy().astype(np.int64) << 32) + frame["hash"].to_numpy().astype(np.int64)
     order = np.argsort(key, kind="stable")
-    frame, key = frame.drop(columns="hash").iloc[order], key[order]
-    same = np.flatnonzero(key[1:] == key[:-1])
-    if len(same):
-        rows = frame.row.to_numpy()
-        first, second = (ids.take(pa.array(rows[same + step])).to_pylist() for step in (0, 1))
-        double = [int(i) for i, a, b in zip(same, first, second) if a == b]
-        frame = frame.drop(index=frame.index[double])
-    return frame.reset_index(drop=True)
+    return frame.drop(columns="hash").iloc[order].reset_index(drop=True)
 
 
 def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict[str, Any]]:

@@ -44,7 +44,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     """
     config, strategy = settings_of(recipe, name)
     with store.lock(f"pairs/{name}"):
-        weights, pool, specs, seen, counts, votes = _gathered(store, recipe, name, limit)
+        weights, pool, specs, seen, counts, votes = _gathered(store, config, strategy, name, limit)
         spec = {
             "settings": content(config),
             # verdicts choose these pairs: scores stand beside them, and weigh nothing
@@ -79,14 +79,15 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple
     """(weights, candidates that can be paired), after every check of `run_pair`. A dry run: nothing is written, and images
     that nobody has looked at yet count as good ones. Raises UsageError."""
     config, strategy = settings_of(recipe, name)
-    weights, pool, specs, _, counts, votes = _gathered(store, recipe, name, limit, write=False)
+    weights, pool, specs, _, counts, votes = _gathered(store, config, strategy, name, limit, write=False)
     _chosen(pool, weights, specs, strategy, config, counts, votes, name)
     return weights, len(pool)
 
 
-def _gathered(store: Store, recipe: Recipe, name: str, limit: int | None, write: bool = True) -> tuple[Any, ...]:
+def _gathered(
+    store: Store, config: Pair, strategy: Any, name: str, limit: int | None, write: bool = True
+) -> tuple[Any, ...]:
     """(weights, pool, the scores' specs, looks, counts, votes): all that pairs are chosen from."""
-    config, strategy = settings_of(recipe, name)
     reads = hasattr(strategy, "compared")  # votes, where others read scores
     weights = weights_of(store, config, needed=not reads)
     pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))

@@ -40,9 +40,10 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
     table is another judge's or another question's.
     """
     settings = recipe.compare[alias]
-    judge, pairs, done, spec = checked(store, recipe, alias)
+    judge, pairs, _, spec = checked(store, recipe, alias)
     with store.lock(f"comparisons/{alias}"):
         table = store.comparisons(alias)
+        done = decided(table)  # another command may have asked until it freed the lock
         _claim(table, spec, done)
         todo = [pair for pair in pairs if pair not in done][:limit]
         present = sum(pair in done for pair in pairs)

@@ -121,19 +121,23 @@ def _job(
     store: Store, recipe: Recipe, alias: str, generators: Sequence[str], limit: int | None, locks: ExitStack | None
 ) -> Job:
     """What is to be done for one alias, its table locked and claimed; without `locks` neither."""
-    settings = recipe.score[alias]
-    scorer = scorer_of(recipe, alias)
+    settings, processes = recipe.score[alias], group()
     chosen = list(generators or settings.generators)
-    keys = wanted_keys(store, chosen)
+    made: list[tuple[Any, dict[str, Any], list[tuple[str, str]]]] = []
+
+    def prepare() -> None:
+        scorer = scorer_of(recipe, alias)
+        made.append((scorer, scorer_spec(scorer, settings), wanted_keys(store, chosen)))
+
+    processes.each(prepare)  # an error in one process is one in all: they go on to the next alias together
+    scorer, spec, keys = made[0]
     if not keys:
         raise _nothing(store)
-    processes = group()
     table = store.scores(alias)
     if locks is not None:
         locks.enter_context(processes.held(store.lock(f"scores/{alias}")))
     done = scored_ids(table)
     processes.wait()  # all have seen what is done before one of them adds to it
-    spec = scorer_spec(scorer, settings)
     processes.lead(lambda: table.claim(spec, remedy(table), empty=not done, write=locks is not None))
     whole = scorer.scope == "within_request"
     missing = missing_of(keys, done, whole)

@@ -92,12 +92,19 @@ def _last(keys: np.ndarray) -> np.ndarray:
 
 def latest(tables: Sequence[Table], columns: Sequence[str], ids: set[str] | None = None) -> Iterator[pa.Table]:
     """The rows that count, part by part, oldest first; a part without any is not read."""
+    return (part for _, _, part in located(tables, columns, ids))
+
+
+def located(
+    tables: Sequence[Table], columns: Sequence[str], ids: set[str] | None = None
+) -> Iterator[tuple[Path, np.ndarray, pa.Table]]:
+    """The same with each part's path, and the numbers of the rows in it."""
     found = locate(tables, ids)
     for number, path in enumerate(found.paths):
         rows = found.of(number)
         part = read_part(path, columns) if len(rows) else None
         if part is not None:
-            yield part if len(rows) == len(part) else part.take(rows)
+            yield path, rows, part if len(rows) == len(part) else part.take(rows)
 
 
 class Cursor:

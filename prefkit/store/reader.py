@@ -10,6 +10,7 @@ from typing import Any
 
 from prefkit.errors import StoreError
 from prefkit.paths import read_regular
+from prefkit.store.latest import located
 from prefkit.store.run import Store
 from prefkit.store.table import read_part
 
@@ -27,11 +28,9 @@ class CandidateReader:
 
     def __init__(self, store: Store, generators: Sequence[str] = ()) -> None:
         self.where: dict[str, tuple[Path, int]] = {}
-        for generator in generators or store.names("candidates"):
-            for path in store.candidates(generator).parts():
-                part = read_part(path, ["id"])
-                ids = part.column("id").to_pylist() if part is not None else []
-                self.where |= {cid: (path, row) for row, cid in enumerate(ids)}
+        tables = [store.candidates(generator) for generator in generators or store.names("candidates")]
+        for path, rows, part in located(tables, ["id"]):
+            self.where |= {cid: (path, row) for row, cid in zip(rows.tolist(), part.column("id").to_pylist())}
         self._part = functools.lru_cache(PARTS_IN_MEMORY)(read_part)
 
     def __contains__(self, cid: str) -> bool:

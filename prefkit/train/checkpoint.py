@@ -21,7 +21,7 @@ from prefkit.store.litter import remove
 from prefkit.store.tensors import load_tensors
 
 if TYPE_CHECKING:
-    from prefkit.train.processes import Processes
+    from prefkit.distributed import Processes
 
 KEEP = 2
 REMEDY = "The checkpoint before it is used."

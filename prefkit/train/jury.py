@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,9 +13,9 @@ from prefkit.distributed import device_of
 from prefkit.errors import UsageError
 from prefkit.guest import guarded
 from prefkit.score.contract import spec_of
-from prefkit.score.core import Room, make_scorer, missing_keys, score_batch
-from prefkit.score.licence import check_licence
+from prefkit.score.core import Room, missing_keys, score_batch
 from prefkit.score.overlap import in_order
+from prefkit.score.run import scorer_of, scorer_spec
 from prefkit.types import Candidate, Score
 
 Scores = dict[str, list[Score]]
@@ -32,20 +31,13 @@ class Jury:
                 f"{where}: no scorer is called {', '.join(unknown)}; the recipe's `score:` has {', '.join(recipe.score) or 'none'}."
             )
         self.settings = {alias: recipe.score[alias] for alias in aliases}
-        self.scorers = {
-            alias: make_scorer(entry.use, entry.options, f"score.{alias}") for alias, entry in self.settings.items()
-        }
-        for alias, scorer in self.scorers.items():
-            check_licence(scorer, self.settings[alias].accept_license, f"score.{alias}")
+        self.scorers = {alias: scorer_of(recipe, alias) for alias in aliases}
         self.rooms = {alias: Room(who=f"score {alias}") for alias in self.scorers}
         self.current = ""
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """What each alias means, as beside its table."""
-        return {
-            alias: dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=self.settings[alias].dtype))
-            for alias, scorer in self.scorers.items()
-        }
+        return {alias: scorer_spec(scorer, self.settings[alias]) for alias, scorer in self.scorers.items()}
 
     def signs(self) -> dict[str, float]:
         return {a: 1.0 if spec_of(scorer).higher_is_better else -1.0 for a, scorer in self.scorers.items()}
@@ -98,9 +90,10 @@ class Jury:
 
     def close(self) -> None:
         """End what scorers have under way elsewhere."""
-        for scorer in self.scorers.values():
+        for alias, scorer in self.scorers.items():
             if hasattr(scorer, "close"):
-                scorer.close()
+                with guarded(f"score {alias}: {self.settings[alias].use}"):
+                    scorer.close()
 
 
 def _scored(scorer: Any, room: Room, block: Sequence[Candidate]) -> list[Score]:

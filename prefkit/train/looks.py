@@ -90,12 +90,8 @@ class Looks:
             if loop.step == 0:
                 output.note(f"train {self.folder.name}: a look at {len(self.requests)} requests, {SEEDS} images each, took "
                             f"{output.duration(time.monotonic() - begun)}; one comes every {self.config.watch_every} steps.")  # fmt: skip
-        loop.processes.wait()  # a look takes longer than a collective may
-        told = torch.tensor([float(bool(self.stopped)), float(self.best_step)]) * float(loop.processes.main)
-        stopped, best = loop.processes.sum(told).tolist()
-        self.best_step = round(best)  # whose weights all of them may have to load
-        if stopped and not self.stopped:
-            self.stopped = "the first process says so"
+        # best_step: whose weights all of them may have to load
+        self.stopped, self.best_step = loop.processes.group.told([self.stopped, self.best_step])
 
     # -- one look -------------------------------------------------------------------------------------------------
     def _found(self, loop: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.dry_run:
         from prefkit.plan import plan
 
-        return told(plan(run.store, run.recipe, verbs, [], known.limit), known.json)
+        return told(plan(run.store, run.recipe, verbs, [], known.limit, known.controls), known.json)
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()

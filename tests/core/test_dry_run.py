@@ -73,3 +73,14 @@ def test_a_whole_recipe_is_planned_though_nothing_is_made_yet_but_not_with_a_fau
     ):
         code, out, err = cli("run", "-r", drawn, *flags, "--dry-run")
         assert code == 2 and message in err and "generate" in out, (flags, err)
+
+
+def test_the_controls_of_a_training_are_checked_too(drawn, cli):
+    stages(cli, drawn, "generate", "score", "pair")
+    control = drawn.parent / "run" / "train" / "dpo-sft"
+    (control / "final").mkdir(parents=True)
+    (control / "spec.json").write_text('{"call": "another"}')
+    planned, done = both(cli, drawn, "train", "-r", drawn, "--controls")
+    assert planned == done and done[0] == 1 and "dpo-sft was made with other settings" in done[1]
+    assert cli("run", "-r", drawn, "--controls", "--dry-run")[0] == 1
+    assert cli("train", "-r", drawn, "--dry-run")[0] == 0

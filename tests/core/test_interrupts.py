@@ -42,7 +42,7 @@ def test_the_first_interrupts_and_the_handlers_are_put_back(number):
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_work_in_steps_ends_its_step_first(number, monkeypatch):
     monkeypatch.setattr(interrupts, "TOGETHER", 0.0)
-    with interrupts.handled(), interrupts.after_the_step() as asked:
+    with pytest.raises(KeyboardInterrupt), interrupts.handled(), interrupts.after_the_step() as asked:
         assert not asked.is_set()
         send(number)
         assert asked.is_set()
@@ -54,10 +54,21 @@ def test_work_in_steps_ends_its_step_first(number, monkeypatch):
 
 def test_what_a_launcher_sends_twice_is_one_wish(monkeypatch):
     monkeypatch.setattr(interrupts, "TOGETHER", 1000.0)
-    with interrupts.after_the_step() as asked:
+    with pytest.raises(KeyboardInterrupt), interrupts.after_the_step() as asked:
         send(signal.SIGTERM)
         send(signal.SIGINT)
         assert asked.is_set()
+
+
+def test_one_that_comes_after_the_last_step_is_not_lost():
+    """While the last checkpoint is written nobody looks at the event any more; what would follow must not begin."""
+    begun = []
+    with pytest.raises(KeyboardInterrupt), interrupts.handled():
+        for name in ("dpo", "dpo-sft"):
+            begun.append(name)
+            with interrupts.after_the_step():
+                send(signal.SIGINT)
+    assert begun == ["dpo"]
 
 
 def test_one_that_was_swallowed_is_raised_again():
@@ -75,6 +86,9 @@ def test_a_signal_that_was_ignored_stays_so_and_threads_change_nothing():
     with interrupts.handled():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
         send(signal.SIGTERM)
+        with interrupts.after_the_step() as asked:
+            send(signal.SIGTERM)
+        assert not asked.is_set()
     seen = []
 
     def work():

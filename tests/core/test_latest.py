@@ -10,9 +10,10 @@ from PIL import Image
 
 from prefkit.config import Pair
 from prefkit.pair.look import looks
-from prefkit.pair.pool import read_pool
+from prefkit.pair.pool import add_scores, read_pool
 from prefkit.store import Store, latest, table
 from prefkit.store.by_request import by_request
+from prefkit.store.reader import CandidateReader
 from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request, candidate_schema
 
@@ -62,6 +63,19 @@ def test_two_generators_with_equal_ids_give_the_one_that_did_not_fail(store):
     store.candidates("b").append([failed(1), made(2, seed=2), made(3, seed=4)])
     assert {c.id: c.sha256 for c in store.iter_candidates()} == {"c1": "1", "c2": "2", "c3": "4"}
     assert {c.id: c.error for c in store.iter_candidates(["b"])} == {"c1": "out of memory", "c2": None, "c3": None}
+
+
+@pytest.mark.parametrize("again", [made, failed])
+def test_two_generators_with_equal_ids_are_paired_as_one(store, again):
+    """Both lists name c2 once: its score, its look and its image are those of the row that did not fail."""
+    store.candidates("a").append([made(1), made(2)])
+    store.candidates("b").append([made(1), again(2)])
+    store.scores("x").append([{"id": "c1", "value": 1.0}, {"id": "c2", "value": 2.0}])
+    pool, _ = add_scores(store, read_pool(store, Pair()), ["x"])
+    assert dict(zip(pool.frame["index"], pool.frame.x)) == {1: 1.0, 2: 2.0}
+    assert looks(store, ["a", "b"], {"c1", "c2"}).error.isna().all()
+    reader = CandidateReader(store)
+    assert [reader.image(f"c{i}") for i in (1, 2)] == [png(1), png(2)]
 
 
 def test_parts_without_a_wanted_row_are_not_read_and_ids_are_looked_up_once(store, monkeypatch):

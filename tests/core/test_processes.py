@@ -152,14 +152,16 @@ def test_locks_of_one_and_of_many_processes_exclude_each_other(recipe, cli, monk
         ("cpu", "1", 2, "cpu"),
     ],
 )
-def test_every_process_takes_its_own_card(monkeypatch, wanted, local, seen, device):
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK"])  # whoever starts processes by hand may give RANK alone
+def test_every_process_takes_its_own_card(monkeypatch, variable, wanted, local, seen, device):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for each in ("LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(each, raising=False)
     if local is not None:
-        monkeypatch.setenv("LOCAL_RANK", local)
+        monkeypatch.setenv(variable, local)
     assert distributed.device_of(wanted) == device
     assert chosen == ([int(device[-1])] if local is not None and wanted in ("cuda", None) else [])
 

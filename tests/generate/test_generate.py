@@ -16,6 +16,7 @@ from prefkit.config import Generate, Model
 from prefkit.errors import FingerprintError, PrefkitError, UsageError
 from prefkit.generate import run as stage
 from prefkit.generate.generators import candidate_seed, generator_spec
+from prefkit.store import Store
 
 
 def pixels(candidate):
@@ -234,3 +235,24 @@ def test_the_configuration_of_a_single_file_and_a_second_copy_of_an_adapter_are_
 
     assert spec(config=one) != spec(config=two) == spec(config=copy) != spec()
     assert spec(adapters={two: 0.5}) != spec(adapters={two: 0.5, copy: 0.5})
+
+
+def test_what_another_command_made_until_it_freed_the_lock_is_neither_lost_nor_made_again(recipe, monkeypatch):
+    """Between the checks and the lock another command may come and go: what counts is what is there under the lock."""
+    run = Run(recipe=recipe)
+    own = run.recipe.generate["own"]
+    other, more = (replace(run.recipe, generate={"own": g}) for g in (replace(own, seed=7), replace(own, seed=7, n=6)))
+    lock, racing = Store.lock, [other]
+
+    def late(self, what, seconds=0):
+        if what == "candidates/own" and racing:
+            stage.run_generate(self, racing.pop(), "own", limit=1)
+        return lock(self, what, seconds)
+
+    monkeypatch.setattr(Store, "lock", late)
+    with pytest.raises(FingerprintError, match="other settings"):
+        run.generate(limit=1)
+    assert len(table(run)) == 4
+    racing.append(more)
+    counts = Run(recipe=more).generate(limit=1)["own"]
+    assert (counts["present"], counts["made"], len(table(run))) == (6, 0, 6)

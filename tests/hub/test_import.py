@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefkit.cli import run as cli
-from prefkit.errors import TooManyFailures, UsageError
+from prefkit.errors import StoreError, TooManyFailures, UsageError
 from prefkit.hub.imports import run_import
 from prefkit.store import Store
 from prefkit.types import split_of
@@ -289,3 +289,12 @@ def test_a_killed_import_ends_up_the_same(tmp_path, when):
     for path in sorted((tmp_path / "whole" / "pairs").rglob("*.parquet")):
         other = tmp_path / "run" / path.relative_to(tmp_path / "whole")
         assert other.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("table", ["imports", "candidates/pickapic", "comparisons/pickapic", "pairs/pickapic"])
+def test_it_writes_to_no_table_that_another_command_writes_to(tmp_path, table):
+    layouts.pickapic(tmp_path / "s")
+    store = Store.create(tmp_path / "run")
+    with store.lock(table), pytest.raises(StoreError, match=f"another process is working on {table}"):
+        run_import(store, str(tmp_path / "s"))
+    assert not store.names("candidates") and not store.names("comparisons")

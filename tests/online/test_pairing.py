@@ -11,7 +11,7 @@ import safetensors.torch
 
 import prefkit
 from prefkit.config import Choice, Generate, Pair, Score
-from prefkit.errors import UsageError
+from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
 from prefkit.plan import plan
 from prefkit.registry import make as make_plugin
@@ -133,6 +133,40 @@ def test_what_no_round_could_be_paired_by_is_refused_before_anything_is_made(mak
         planned(store, recipe)
     with pytest.raises(UsageError, match=told):
         run_train(store, recipe, "up")
+    assert not (store.folder / "train").exists()
+
+
+BROKEN = """
+class Broken:
+    def __init__(self, options):
+        INIT
+
+    def pairs(self, value, scores):
+        ANSWER
+
+plugin = Broken
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("return [(0, 0, 1.0)]", "returned the pair .0, 0. with gap 1.0"),
+        ("return value.best()", "failed on made-up scores of two requests with 4 samples each: AttributeError"),
+        ("raise SystemExit(0)", "tried to end the program: SystemExit"),
+        ("return []", "could not be created: ZeroDivisionError"),
+    ],
+)
+@pytest.mark.parametrize("objective", ["d3po", "dpo"])
+def test_a_strategy_that_fails_is_refused_before_anything_is_made(make, tmp_path, answer, told, objective):
+    (tmp_path / "broken.py").write_text(
+        BROKEN.replace("ANSWER", answer).replace("INIT", "1 / 0" if "made from" in told else "pass")
+    )
+    store, recipe = make(objective=Choice(objective), pair="chosen", samples=4)
+    recipe = replace(recipe, pair={"chosen": Pair(use=f"{tmp_path}/broken.py:Broken")})
+    for act in (planned, lambda store, recipe: run_train(store, recipe, "up")):
+        with pytest.raises(PluginError, match=told):
+            act(store, recipe)
     assert not (store.folder / "train").exists()
 
 

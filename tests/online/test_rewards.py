@@ -11,7 +11,9 @@ from PIL import Image
 
 from prefkit.config import Recipe, Score
 from prefkit.errors import UsageError
+from prefkit.images import Background
 from prefkit.score.core import make_scorer
+from prefkit.score.run import scorer_of, scorer_spec
 from prefkit.score.serve import Service, http_server
 from prefkit.train.jury import Jury, values_of
 from prefkit.train.online.rewards import Beside, rewards
@@ -123,3 +125,15 @@ def test_licences_of_rewards_are_asked_for(tmp_path):
         with pytest.raises(UsageError, match="accept-license"):
             jury(taste=Score(use=f"{tmp_path}/nc.py:score", accept_license=accepted))
     jury(taste=Score(use=f"{tmp_path}/nc.py:score", accept_license=["CC-BY-NC-4.0"]))
+
+
+def test_a_scorer_online_is_the_scorer_of_its_table(monkeypatch):
+    """The same checks, and the same meaning of its values: a round's tables are read as those of `prefkit score`."""
+    with pytest.raises(UsageError, match=r"score\.size\.batch_size is 0"):
+        Jury(Recipe(score={"size": Score(use="jpeg", batch_size=0)}), ["size"], "train.up.online")
+    monkeypatch.setattr(Background, "said", lambda: ", background grey")
+    settings = Score(use="jpeg")
+    recipe = Recipe(score={"size": settings})
+    spec = Jury(recipe, ["size"], "train.up.online").specs()["size"]
+    assert spec == scorer_spec(scorer_of(recipe, "size"), settings)
+    assert spec["preprocessing"].endswith("background grey")

@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 import math
+import shutil
 
 import pytest
 from PIL import Image
 
 from prefkit.config import Compare, Recipe, Score
-from prefkit.errors import PluginError, UsageError
+from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.score import comparing
 from prefkit.score.comparing import chosen_pairs, run_compare
 from prefkit.store import Store
@@ -269,3 +270,24 @@ def test_a_judge_may_paint_on_the_pictures_that_it_compares(store, tmp_path):
     for row in store.comparisons("j").frame(["id", "id_a", "id_b", "outcome"]).itertuples():
         better = row.id_b if int(row.id_b[1:]) > int(row.id_a[1:]) else row.id_a
         assert (row.id_a if row.outcome == "a" else row.id_b) == better
+
+
+def test_what_another_command_asked_until_it_freed_the_lock_is_kept(store, faulty, tmp_path, monkeypatch):
+    server = faulty(brighter)
+    recipe, other = (recipe_of(store, server, tmp_path, template=t) for t in ("Which is {prompt}?", "Which is larger?"))
+    lock, racing = Store.lock, []
+
+    def late(self, what, seconds=0):
+        if what == "comparisons/judge" and racing:
+            run_compare(self, racing.pop(), "judge")
+        return lock(self, what, seconds)
+
+    monkeypatch.setattr(Store, "lock", late)
+    racing.append(other)
+    with pytest.raises(FingerprintError, match="other settings"):
+        run_compare(store, recipe, "judge")
+    assert store.comparisons("judge").ids()
+    shutil.rmtree(store.comparisons("judge").folder)
+    racing.append(recipe)
+    counts = run_compare(store, recipe, "judge")
+    assert counts["compared"] == 0 and counts["present"] == counts["wanted"] > 0

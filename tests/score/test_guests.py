@@ -331,3 +331,9 @@ def made_by_function(tmp_path, cli):
     flags = ["--requests.source", tmp_path / "p.txt", "--requests.test_share", 0, "--n", 2]
     assert cli("generate", tmp_path / "run", "--generate.own.use", f"{tmp_path}/g.py:draw", *flags)[0] == 0
     return tmp_path / "run"
+
+
+def test_a_class_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "s.py").write_text(CLASS.replace("(self, options): pass", "(self, options): self.net = options['net']"))
+    with pytest.raises(PluginError, match="could not be created: TypeError.*s.py"):
+        make_scorer(f"{tmp_path}/s.py:S", {})

@@ -185,12 +185,8 @@ def test_all_processes_learn_which_look_was_the_best(tmp_path):
     other = Looks.__new__(Looks)
     other.folder, other.best_step, other.stopped, other.right, other.steps = tmp_path, 0, "", 0.0, 0
 
-    def sum_with_the_first(own):
-        assert own.tolist() == [0.0, 0.0]
-        return torch.tensor([1.0, 40.0])
-
-    other.look(Has(step=60, processes=Has(main=False, wait=lambda: None, sum=sum_with_the_first)), None)
-    assert other.stopped and other.path.name.endswith("00000040.safetensors")
+    other.look(Has(step=60, processes=Has(main=False, group=Has(told=lambda own: ["scores fell", 40]))), None)
+    assert other.stopped == "scores fell" and other.path.name.endswith("00000040.safetensors")
 
 
 def test_a_look_without_any_score_says_so(tmp_path, capsys):

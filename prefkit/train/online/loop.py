@@ -205,10 +205,7 @@ class Loop:
                 self.stopped = (
                     f"the watched scores have fallen by {-found['gain']:.2f} of their deviation while the reward rose"
                 )
-        self.processes.wait()  # a look takes longer than a collective may
-        stop = self.processes.sum(torch.tensor(float(bool(self.stopped)), device=self.processes.device))
-        if stop.item() > 0 and not self.stopped:
-            self.stopped = "the first process says so"
+        self.stopped = self.processes.group.told(self.stopped)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:

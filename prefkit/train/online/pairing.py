@@ -10,8 +10,7 @@ import numpy as np
 
 from prefkit import registry
 from prefkit.config import Online, Pair, Recipe
-from prefkit.errors import UsageError
-from prefkit.pair.block import ScoreTable
+from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.pair.choose import choose_by, lacking, top_pairs
 from prefkit.pair.run import settled
 from prefkit.train.online.rounds import Round
@@ -61,17 +60,27 @@ class Chooser:
         if unknown:
             raise UsageError(f"pair.{name}: ties names {', '.join(unknown)}, which is not paired on; there are "
                              f"{', '.join(pair.weights)}.")  # fmt: skip
-        cls._try(strategy, pair)
+        another = registry.make("strategy", pair.use, pair.options, f"pair.{name}")  # a trial leaves no trace
+        _try(another, pair, signs, online.samples, where)
         return cls(strategy, None if online.pair is None else pair, signs, online.samples)
 
-    @staticmethod
-    def _try(strategy: Any, pair: Pair) -> None:
-        """Show the strategy a table of the round's shape, so that settings it refuses cost no sampling."""
-        if hasattr(strategy, "fit"):
-            count = len(pair.weights)
-            ties = np.array([pair.ties.get(alias, 0.0) for alias in pair.weights])
-            values = np.arange(2.0)
-            strategy.fit(ScoreTable(values, np.repeat(values[:, None], count, 1), ties, tuple(pair.weights)))
+
+def _try(strategy: Any, pair: Pair, signs: Mapping[str, float], samples: int, where: str) -> None:
+    """Pair made-up scores of two requests, so that what would end the first round costs no sampling.
+
+    Raises UsageError for settings that the strategy refuses, PluginError where it fails or breaks its contract.
+    """
+    draws = np.random.default_rng(0)
+    scores = {alias: draws.random(2 * samples) for alias in pair.weights}
+    try:
+        choose_by(pair, strategy, scores, signs, pair.weights, np.repeat([0, 1], samples))
+    except PrefkitError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{where}.pair: strategy {pair.use} failed on made-up scores of two requests with {samples} samples each: "
+            f"{type(error).__name__}: {error}. Fix the strategy, or choose another one."
+        ) from error
 
 
 def chosen_pairs(chooser: Chooser, round_: Round) -> list[tuple[int, int, float]]:

@@ -64,14 +64,17 @@ class PairLearner:
         Raises UsageError where an objective on lists finds no ranking in them.
         """
         store = Store(folder_of(self.folder, round_.number))
-        processes: Processes = self.updates.processes
-        if processes.main:
+
+        def paired() -> bool:
             try:
                 run_pair(store, replace(self.recipe, pair={NAME: self.pair}), NAME)
             except UsageError as error:
                 warn(f"round {round_.number}: {error}")
-        processes.wait()
-        if not (store.pairs(NAME) / "spec.json").exists():
+                return False
+            return True
+
+        processes: Processes = self.updates.processes
+        if not processes.group.lead(paired):
             return {"pairs": 0}
         pairs = self._pairs(store)
         self.loop.show(self._data(store, pairs))
