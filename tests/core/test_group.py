@@ -77,8 +77,7 @@ def test_a_scorer_that_one_process_cannot_make_stops_in_both_and_the_others_scor
 
     monkeypatch.setattr(stage, "scorer_of", made)
     monkeypatch.setattr(stage, "group", lambda: here.group)
-    for module in (stage, passes):
-        monkeypatch.setattr(module, "device_of", lambda wanted: "cpu")
+    monkeypatch.setattr(passes, "device_of", lambda wanted: "cpu")
     (tmp_path / "length.py").write_text("def length(prompts):\n    return [float(len(p)) for p in prompts]\n")
     own = Score(use=f"{tmp_path}/length.py:length")
     recipe = Recipe(run=str(store.folder), score={"first": own, "second": own})
