@@ -48,7 +48,7 @@ def scores_of(found: Any, count: int, who: Callable[[], str]) -> list[Score]:
             if all(isinstance(s, Score) for s in found)
             else f"{had} of other things"
         )
-    raise PluginError(f"{who()} returned {had} for {count} candidates; one Score each is needed.")
+    raise PluginError(f"{who()} returned {had} for {count} candidate{'s' * (count != 1)}; one Score each is needed.")
 
 
 def checked(score: Score) -> Score:

@@ -105,7 +105,7 @@ def test_what_pandas_makes_of_dates_arrays_and_gaps(tmp_path, generate):
         ("p.jsonl", '{"prompt": "a", "x": ' + "[" * 3000 + "]" * 3000 + "}", "p.jsonl row 1 (line 1)"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "x": {"y": "\\ud800"}}', "lone surrogate"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b\\u0000"}', "p.jsonl row 2 (line 2): the prompt 'b\\x00' contains"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 5}', "p.jsonl row 2 (line 2): the prompt 5 is a int"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 5}', "p.jsonl row 2 (line 2): the prompt 5 is an int"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ["b"]}', "p.jsonl row 2 (line 2): the prompt ['b'] is a list"),
         ("p.csv", "prompt,request_id\na,1\nb,1\n", "p.csv row 2 (line 3): request_id '1' stands for two"),
     ],

@@ -152,7 +152,7 @@ plugin = Broken
     ("answer", "told"),
     [
         ("return [(0, 0, 1.0)]", "returned the pair .0, 0. with gap 1.0"),
-        ("return value.best()", "failed on made-up scores of two requests with 4 samples each: AttributeError"),
+        ("return value.best()", "Broken failed: AttributeError"),
         ("raise SystemExit(0)", "tried to end the program: SystemExit"),
         ("return []", "could not be created: ZeroDivisionError"),
     ],
@@ -160,7 +160,7 @@ plugin = Broken
 @pytest.mark.parametrize("objective", ["d3po", "dpo"])
 def test_a_strategy_that_fails_is_refused_before_anything_is_made(make, tmp_path, answer, told, objective):
     (tmp_path / "broken.py").write_text(
-        BROKEN.replace("ANSWER", answer).replace("INIT", "1 / 0" if "made from" in told else "pass")
+        BROKEN.replace("ANSWER", answer).replace("INIT", "1 / 0" if "created" in told else "pass")
     )
     store, recipe = make(objective=Choice(objective), pair="chosen", samples=4)
     recipe = replace(recipe, pair={"chosen": Pair(use=f"{tmp_path}/broken.py:Broken")})

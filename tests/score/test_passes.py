@@ -96,7 +96,7 @@ def test_every_alias_takes_up_where_it_stopped(run, decoded):
     assert not decoded
 
 
-@pytest.mark.parametrize("broken, said", [(BROKEN, "returned 1 values for 2"), (FAILS, "every candidate failed")])
+@pytest.mark.parametrize("broken, said", [(BROKEN, "returned 1 value for 2"), (FAILS, "every candidate failed")])
 def test_a_scorer_that_breaks_stops_alone(run, broken, said):
     with pytest.raises(PluginError, match=said):
         run(bad=(broken, {"batch_size": 2}), good=(WIDTH, {}))
@@ -138,7 +138,7 @@ class Job:
     def __init__(self, name, loads, encoder=None, **scorer):
         self.name, self.loads, self.shared = name, loads, encoder
         self.scorer = type("Scorer", (), {"scope": "absolute", **scorer})()
-        self.settings = Score(device="cpu")
+        self.settings, self.device = Score(device="cpu"), "cpu"
 
     def load(self):
         self.loads.append(self.name)

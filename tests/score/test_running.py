@@ -113,7 +113,7 @@ def test_an_interrupt_closes_the_scorer_and_keeps_what_was_answered(run, tmp_pat
 
 def test_a_broken_one_stops_and_says_so(run):
     text = WAITS.replace("ANSWER", "time.sleep(0.01)").replace("for c in batch]", "for c in [*batch, batch[0]]]")
-    with pytest.raises(PluginError, match="returned 2 scores for 1"):
+    with pytest.raises(PluginError, match="returned 2 Scores for 1 candidate;"):
         run(text, "Waits")
 
 

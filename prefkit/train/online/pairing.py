@@ -10,7 +10,7 @@ import numpy as np
 
 from prefkit import registry
 from prefkit.config import Online, Pair, Recipe
-from prefkit.errors import PluginError, PrefkitError, UsageError
+from prefkit.errors import UsageError
 from prefkit.pair.choose import choose_by, lacking, top_pairs
 from prefkit.pair.run import settled
 from prefkit.train.online.rounds import Round
@@ -61,26 +61,18 @@ class Chooser:
             raise UsageError(f"pair.{name}: ties names {', '.join(unknown)}, which is not paired on; there are "
                              f"{', '.join(pair.weights)}.")  # fmt: skip
         another = registry.make("strategy", pair.use, pair.options, f"pair.{name}")  # a trial leaves no trace
-        _try(another, pair, signs, online.samples, where)
+        _try(another, pair, signs, online.samples)
         return cls(strategy, None if online.pair is None else pair, signs, online.samples)
 
 
-def _try(strategy: Any, pair: Pair, signs: Mapping[str, float], samples: int, where: str) -> None:
+def _try(strategy: Any, pair: Pair, signs: Mapping[str, float], samples: int) -> None:
     """Pair made-up scores of two requests, so that what would end the first round costs no sampling.
 
     Raises UsageError for settings that the strategy refuses, PluginError where it fails or breaks its contract.
     """
     draws = np.random.default_rng(0)
     scores = {alias: draws.random(2 * samples) for alias in pair.weights}
-    try:
-        choose_by(pair, strategy, scores, signs, pair.weights, np.repeat([0, 1], samples))
-    except PrefkitError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"{where}.pair: strategy {pair.use} failed on made-up scores of two requests with {samples} samples each: "
-            f"{type(error).__name__}: {error}. Fix the strategy, or choose another one."
-        ) from error
+    choose_by(pair, strategy, scores, signs, pair.weights, np.repeat([0, 1], samples))
 
 
 def chosen_pairs(chooser: Chooser, round_: Round) -> list[tuple[int, int, float]]:
