@@ -16,6 +16,7 @@ JUDGE = """
 from types import SimpleNamespace
 from prefkit.types import Comparison, ScorerSpec
 class Judge:
+    scope, requires = "absolute", frozenset({"image"})
     def __init__(self, options=None):
         pass
     def spec(self):

@@ -8,6 +8,7 @@ SMALL = {
     "generate.own.n": 4,
     "generate.own.steps": 3,
     "train.dpo.steps": 2,
+    "train.dpo.warmup": 0,
     "train.dpo.validation": 4,
     "eval.held_out.seeds": 1,
     "eval.held_out.max_requests": 3,
