@@ -176,7 +176,7 @@ def verb(name: str, argv: list[str]) -> int:
 
 def room(name: str) -> Any:
     """The module of a verb that is no stage, `prefkit/verbs/NAME_verb.py`: `arguments(parser)`, `act(known, flags)` and,
-    where the first positional is no run, `POSITIONAL` (metavar, help; read as known.run_folder)."""
+    where the first positional is not a run, `POSITIONAL` (metavar, help; read as known.run_folder)."""
     return importlib.import_module(f"prefkit.verbs.{name}_verb")
 
 

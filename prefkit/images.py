@@ -1,6 +1,6 @@
-"""Encoded images to pixels: the one place where an image becomes RGB, as a viewer shows it, whoever looks.
+"""Encoded images to RGB pixels as a viewer shows them, in one place for scorers, judges, pages, caches and exports.
 
-The rules, of which RULES is the version (whatever keeps what was made of pixels names it):
+The rules. RULES is their version; every cache and fingerprint of something made from pixels contains it:
 
 - the EXIF orientation is applied; of several frames (GIF, WebP, APNG, TIFF) the first one counts
 - a colour profile is converted to sRGB; one that is sRGB, or broken, leaves pixels as stored (prefkit/icc.py)

@@ -1,7 +1,7 @@
 """The smallest and the largest value of every number that a recipe or a flag can hold: one table for all stages.
 
-A bound refuses what cannot be meant (a share of 3, minus two steps) and what would hang or fill the memory before the
-first result (10 to the power of 22 candidates). It does not say what is wise.
+A bound refuses values that make no sense (a fraction of 3, minus two steps) and values that would hang or fill the
+memory before the first result (10^22 candidates). It does not say what is wise.
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ def _check(out: Path, overwrite: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
-        raise UsageError(f"export: {out} is there already. Give another folder, or --overwrite to replace an export.")
+        raise UsageError(
+            f"export: {out} already exists. Give another folder, or --overwrite to replace an earlier export."
+        )
     mark = _mark(out)
     name = _foreign(out, mark)
     if name is not None:

@@ -54,7 +54,7 @@ class Workplace(Protocol):
     """What the core lends to an importer."""
 
     def leave_out(self, kind: str, count: int) -> None:
-        """Count files of the source that are not taken; kind: their suffix, or why. The user is told when all is read."""
+        """Count files that are skipped. kind: their suffix, or the reason. The counts are printed after the last file."""
         ...
 
     def unpacked(self, archives: Sequence[Path]) -> Path:

@@ -42,7 +42,7 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
     if Path(out).expanduser().is_file() or (target.exists() and not target.is_file()):
         raise UsageError(f"export: {out} and {name} in it must be a folder and a file. Give another folder.")
     if target.exists() and not overwrite:
-        raise UsageError(f"export: {target} is there already. Give another folder, or --overwrite to replace it.")
+        raise UsageError(f"export: {target} already exists. Give another folder, or --overwrite to replace it.")
     if target.exists() and target.samefile(path):
         raise UsageError(f"export: {target} is the adapter itself. Give another folder.")
     check_folder(path.parent, "Run `prefkit train` again, which exports it again.")

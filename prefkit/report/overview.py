@@ -42,7 +42,7 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
 
 def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> str:
     if not store.exists():
-        return html.section("run", "What was run", html.missing("This folder is no run: it holds no run.json."))
+        return html.section("run", "What was run", html.missing("This is not a run folder: it has no run.json."))
     rows = [["requests", html.text(split, 60), html.number(n), "–"] for split, n in state["requests"].items()]
     for kind in ("candidates", "scores"):
         for name, count in state[kind].items():

@@ -36,7 +36,7 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
     """Ask about the pairs that have no verdict yet (failures are asked again). Returns counts, flip and first rate.
 
     limit: at most this many pairs. Each pair gives three rows: orders "ab" and "ba" as shown, and "both", the verdict.
-    Raises UsageError for a judge that cannot compare and for settings that cannot be meant, FingerprintError where the
+    Raises UsageError for a judge that cannot compare and for invalid settings, FingerprintError where the
     table is another judge's or another question's.
     """
     settings = recipe.compare[alias]

@@ -49,7 +49,7 @@ def scorer(
     evaluation_only kept out of the weights that `pair` takes by default
     batch           most images in a call
     concurrency     calls at once, from threads; for a function that waits for another machine
-    Raises UsageError for values that cannot be meant.
+    Raises UsageError for invalid values.
     """
     low, high = range
     if low is not None and high is not None and low >= high:

@@ -1,4 +1,4 @@
-"""Pairs kept aside, measured at fixed draws over the whole range of times: the step loss alone shows no progress."""
+"""Held-out pairs, measured at fixed draws over the whole range of times: the step loss alone shows no progress."""
 
 from __future__ import annotations
 

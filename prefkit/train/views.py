@@ -1,8 +1,8 @@
 """How an image is looked at: whole or cropped, as it is or mirrored; all images of a group alike.
 
-A group's visit n has one view, a function of (train.seed, group, n) as its time and noise are, so it is the same whoever
-computes it and after every resume. Every view of an image is encoded once and cached under a key of its own. Pairs kept aside, and
-the preflight, are always measured on the plain view: the whole frame around the centre, not mirrored.
+The view of a group's n-th visit is a function of (train.seed, group, n), as its time and noise are. It is therefore the
+same in every process and after every resume. Every view of an image is encoded once and cached under its own key. Held-out
+pairs and the preflight are always measured on the plain view: the whole frame around the centre, not mirrored.
 
 flip   half of the visits see mirrored images. What a text, a logo or the words left and right say is then wrong.
 crop   random: where an image does not have the aspect of its frame, one of CROPS places along what hangs over, the two

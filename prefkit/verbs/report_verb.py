@@ -42,7 +42,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("report", known, flags)
     if not run.store.exists():
         raise UsageError(
-            f"{run.folder} is no run: it has no run.json. Start one with `prefkit generate {output.pasted(run.folder)}`."
+            f"{run.folder} is not a run folder: it has no run.json. Start one with `prefkit generate {output.pasted(run.folder)}`."
         )
     if known.vote:
         return vote(run.store, known)

@@ -74,7 +74,7 @@ def test_dry_run_writes_nothing(recipe, cli):
         (["score", "x", "--use", "jpeg"], "nothing to score"),
         (["pair", "x"], "there are no scores"),
         (["train", "x"], "pairs"),
-        (["report", "x"], "is no run"),
+        (["report", "x"], "is not a run folder"),
     ],
 )
 def test_usage_errors_exit_2_with_one_paragraph(tmp_path, monkeypatch, cli, arguments, message):

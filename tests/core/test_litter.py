@@ -64,10 +64,13 @@ def test_of_another_machine_or_an_earlier_version_only_what_is_old_goes(tmp_path
 
 
 def test_files_that_go_meanwhile_are_no_error(tmp_path, monkeypatch):
-    path = left(tmp_path / "a", dead_pid(), host="0" * 12)
-    monkeypatch.setattr(litter.os, "walk", lambda _: [(str(tmp_path), [], [path.name, f".gone{path.name}"])])
+    path, gone = left(tmp_path / "a", dead_pid()), left(tmp_path / "b", dead_pid(), host="0" * 12)
+    gone.unlink()
+    monkeypatch.setattr(litter.os, "walk", lambda _: [(str(tmp_path), [], [gone.name, path.name])])
     litter.sweep(tmp_path)
+    assert not path.exists()  # what is still there is removed, whatever else has gone
     litter.sweep(tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_no_two_names_are_equal_and_pids_of_other_hosts_are_not_looked_up(tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ def _read(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
     """A thread of its own, so that waiting for a line can end."""
     try:
         while line := pipe.readline(LARGEST):
-            lines.put(line)  # a longer one comes in pieces, of which the first is no JSON
+            lines.put(line)  # a longer line arrives in pieces; the first piece is not valid JSON and is refused
     except ValueError:  # closed by stop()
         return
     finally:
