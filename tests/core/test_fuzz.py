@@ -161,6 +161,8 @@ def main() -> None:
         count += bool(faults)
         if faults:
             print(said(number, faults), flush=True)
+        if not number % 100:
+            print(f"draw {number}: {count} with faults so far", flush=True)
     print(f"{len(range(*map(int, bounds)))} draws, {count} with faults", flush=True)
     made.close()
 
