@@ -103,7 +103,12 @@ def as_utf8() -> None:
 
 
 def never_refuse() -> None:
-    """Under an ASCII locale, write characters that stdout and stderr do not know as escapes, instead of failing."""
+    """Write what stdout and stderr cannot show (an ASCII locale) as escapes, and what goes to a closed stderr nowhere.
+
+    Libraries and plug-ins write there too, and would stop the work.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the program runs
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -134,8 +139,6 @@ def error(text: str) -> None:
 
 
 def _tell(text: str, end: str = "\n") -> None:
-    if sys.stderr is None:  # closed by whoever started the command; print() would take stdout instead
-        return
     with suppress(OSError, ValueError):  # nobody reads stderr any more: that is no reason to stop the work
         print(text, end=end, file=sys.stderr, flush=True)
 

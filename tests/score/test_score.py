@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -247,3 +248,7 @@ def test_a_function_is_not_kept_waiting_for_torch(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert store.scores("f").frame().value.tolist() == [8.0]
+    flags = ["--name", "g", "--score.g.use", f"{tmp_path / 's.py'}:f"]
+    line = shlex.join([sys.executable, "-m", "prefkit", "score", str(tmp_path / "run"), *flags])
+    assert subprocess.run(f"{line} 2>&-", shell=True, stdout=subprocess.DEVNULL).returncode == 0  # stderr is closed
+    assert store.scores("g").frame().value.tolist() == [8.0]
