@@ -52,7 +52,7 @@ class Progress:
             return cls(path)
         found = read_json(path)
         then = found.pop("what")
-        before = cls(path, **found)
+        before = cls(path, **{"whole": True} | found)  # earlier versions do not say; what they imported is kept
         if then == what:
             before.pictures = before.pictures or before.counts["candidates"] + before.counts["known"]
             return before

@@ -13,6 +13,7 @@ from prefkit.errors import TooManyFailures, UsageError
 from prefkit.hub import importing
 from prefkit.hub.imports import run_import
 from prefkit.store import Store
+from prefkit.store.files import read_json
 from prefkit.store.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -107,6 +108,17 @@ def test_an_import_that_succeeded_and_one_of_another_source_are_kept(tmp_path):
     assert (
         Store(run).comparisons("table").ids() == before and Store(run).comparisons("u").ids() == kept and len(kept) == 2
     )
+
+
+def test_an_import_by_an_earlier_version_is_not_replaced(tmp_path):
+    source, run, state = table(tmp_path), Store(tmp_path / "run"), tmp_path / "run" / ".imports" / "table.json"
+    run_import(run, str(source), layout="table", flags={"map": PAIRED, "values": "a=left,b=right"})
+    before = run.comparisons("table").ids()
+    earlier = {key: value for key, value in read_json(state).items() if key not in ("whole", "pictures")}
+    state.write_text(json.dumps(earlier), encoding="utf-8")
+    with pytest.raises(UsageError, match="--name"):
+        run_import(run, str(source), layout="table", flags={"map": PAIRED, "values": "a=right,b=left"})
+    assert run.comparisons("table").ids() == before and len(before) == 3
 
 
 @pytest.mark.parametrize("there", ["pair", "hand"])
