@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from prefkit.errors import UsageError
+from prefkit.paths import find_file
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -38,7 +39,7 @@ KINDS = {
 
 
 def user_path(text: str, name: str) -> Path:
-    """`text` as a path, with ~ and ~user expanded. name: the key or flag, for the message. Raises UsageError."""
+    """The file or folder that `text` means, with ~ and ~user expanded. name: the key or flag. Raises UsageError."""
     if "\0" in text:
         raise UsageError(f"{name}: {text!r} contains a NUL character, which no file name has.")
     try:
@@ -49,7 +50,7 @@ def user_path(text: str, name: str) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(f"{name}: {text[:80]}... is too long for a file name.") from error
-    return path
+    return find_file(path)
 
 
 def regular(path: Path, shown: str) -> Path:
