@@ -6,7 +6,6 @@ jpg_1, label_0, label_1 and caption; where a column p says how sure the label is
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ import numpy as np
 
 from prefkit.errors import UsageError
 from prefkit.images import rgb
+from prefkit.store.checksums import file_sum
 from prefkit.store.reader import CandidateReader, run_of
 from prefkit.types import caption_key, digest
 
@@ -97,7 +97,7 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
             return reader(run).image(row[f"candidate_{side}"])
         return value
 
-    return Preferences(rows, encoded, digest([_file_digest(file) for file in files]))
+    return Preferences(rows, encoded, digest(list(map(file_sum, files))))
 
 
 def _side(fit: str, number: int, row: Mapping[str, Any]) -> float:
@@ -110,11 +110,6 @@ def _side(fit: str, number: int, row: Mapping[str, Any]) -> float:
             "0.5 or 1 and a probability are needed."
         )
     return 0.5 if first == second else p if first > second else 1 - p
-
-
-def _file_digest(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Preferences:

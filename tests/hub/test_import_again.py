@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.hub import importing
+from prefkit.hub import importing, known
 from prefkit.hub.imports import run_import
+from prefkit.hub.known import merged_requests
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.table import Table
@@ -68,6 +69,23 @@ def test_the_counts_of_a_killed_import_are_those_of_the_whole(tmp_path, monkeypa
     stored = json.loads((tmp_path / "run" / ".imports" / "x.json").read_text())
     assert stored["counts"] == {k: v for k, v in whole.items() if k in stored["counts"]} | {"failed": 0}
     assert run_import(Store(tmp_path / "run"), str(source), name="x") == whole
+
+
+def test_a_kill_after_the_merge_gives_its_requests_to_no_other_import(tmp_path, monkeypatch):
+    run, source = Store(tmp_path / "run"), layouts.pickapic(tmp_path / "s", 4)
+    run_import(run, str(layouts.folders(tmp_path / "other")), name="zz")
+    others = merged_requests(run, "zz").read().to_pylist()
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(known, "keep_merged", killed)
+        run_import(run, str(source), name="x")
+    run_import(run, str(source), name="x")
+    assert merged_requests(run, "zz").read().to_pylist() == others
+    brought = {row["prompt"] for row in merged_requests(run, "x").read().to_pylist()}
+    assert brought == {r.prompt for r in run.requests()} - {row["prompt"] for row in others} and brought
 
 
 @pytest.mark.parametrize("first", ["all rows fail", "some rows fail", "no verdict", "wrong prompts"])
