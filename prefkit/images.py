@@ -13,6 +13,8 @@ The rules. RULES is their version; every cache and fingerprint of something made
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -73,20 +75,15 @@ def rgb(source: Source, draft: int | None = None) -> Image:
     """
     from PIL import Image
 
-    try:
-        with _opened(source) as file, Image.open(file) as image:
-            sample = _sample(image)
-            if draft is not None:
-                image.draft("RGB", (draft, draft))
-            colours, alpha = _split(upright(image), image, sample)
-            seen = icc.to_srgb(colours, image.info.get("icc_profile")).convert("RGB")
-            if alpha is None or alpha.getextrema()[0] == 255:
-                return seen
-            return Image.composite(seen, Image.new("RGB", seen.size, Background.colour), alpha)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # SyntaxError, struct.error, RuntimeError, DecompressionBombError
-        raise ValueError(str(error) or type(error).__name__) from error
+    with _image(source) as image:
+        sample = _sample(image)
+        if draft is not None:
+            image.draft("RGB", (draft, draft))
+        colours, alpha = _split(upright(image), image, sample)
+        seen = icc.to_srgb(colours, image.info.get("icc_profile")).convert("RGB")
+        if alpha is None or alpha.getextrema()[0] == 255:
+            return seen
+        return Image.composite(seen, Image.new("RGB", seen.size, Background.colour), alpha)
 
 
 def native(source: Source) -> Image | None:
@@ -95,17 +92,10 @@ def native(source: Source) -> Image | None:
     None for all others. For scorers whose published code resizes before it converts to RGB (a palette is then not
     interpolated). Raises as `rgb`.
     """
-    from PIL import Image
-
-    try:
-        with _opened(source) as file, Image.open(file) as image:
-            if image.mode not in RESIZED_OTHERWISE or image.has_transparency_data or image.info.get("icc_profile"):
-                return None
-            return upright(image).copy()
-    except (OSError, ValueError):
-        raise
-    except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    with _image(source) as image:
+        if image.mode not in RESIZED_OTHERWISE or image.has_transparency_data or image.info.get("icc_profile"):
+            return None
+        return upright(image).copy()
 
 
 def storable(image: Image, kind: str) -> Image:
@@ -186,20 +176,13 @@ def traits(source: Source) -> frozenset[str]:
     transparent: some pixel is not opaque; profile: a colour profile that is not sRGB; deep: more than 8 bits; turned: by
     EXIF; animated: several frames.
     """
-    from PIL import Image
-
-    try:
-        with _opened(source) as file, Image.open(file) as image:
-            found, sample = head_traits(image, source), _sample(image)
-            if "transparent" in found:
-                _, alpha = _split(upright(image), image, sample)
-                if alpha is not None and alpha.getextrema()[0] == 255:
-                    found.discard("transparent")
-            return frozenset(found)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    with _image(source) as image:
+        found, sample = head_traits(image, source), _sample(image)
+        if "transparent" in found:
+            _, alpha = _split(upright(image), image, sample)
+            if alpha is not None and alpha.getextrema()[0] == 255:
+                found.discard("transparent")
+        return frozenset(found)
 
 
 def head_traits(image: Image, source: Source) -> set[str]:
@@ -225,10 +208,8 @@ def shown(data: bytes) -> bytes:
     For those who do not decode with this module: servers, other trainers. Damaged bytes are returned as they are, for
     their reader to say what is wrong.
     """
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _image(data) as image:
             if not head_traits(image, data) - {icc.BROKEN} and image.mode not in ("CMYK", "LAB"):
                 return data
         buffer = io.BytesIO()
@@ -248,10 +229,8 @@ def upright(image: Image) -> Image:
 
 
 def size(source: Source) -> tuple[int, int]:
-    """(width, height) of the upright image, without decoding it."""
-    from PIL import Image
-
-    with _opened(source) as file, Image.open(file) as image:
+    """(width, height) of the upright image, without decoding it. Raises as `rgb`."""
+    with _image(source) as image:
         # Pillow gives a TIFF's size turned already
         width, height = (image.tag_v2[WIDTH], image.tag_v2[HEIGHT]) if image.format == "TIFF" else image.size  # type: ignore[attr-defined]
         silent = image.format == "PNG" and not said_in_png(source)
@@ -276,6 +255,20 @@ def said_in_png(source: Source) -> bool:
                 return True
             file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)  # its data and checksum
     return False
+
+
+@contextmanager
+def _image(source: Source) -> Iterator[Image]:
+    """Open, not decoded. What a decoder raises becomes a ValueError: SyntaxError, struct.error, DecompressionBombError, ..."""
+    from PIL import Image
+
+    try:
+        with _opened(source) as file, Image.open(file) as image:
+            yield image
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _opened(source: Source) -> BinaryIO:

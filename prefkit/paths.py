@@ -9,7 +9,8 @@ import os
 import re
 import stat
 import unicodedata
-from functools import cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from io import BufferedReader
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
 
 
 def named(folder: Path, name: str, root: Path | None = None) -> Path:
-    """Where the path `name` of a table in `folder` leads: absolute (or from ~) as it is, else below `root` (the folder).
+    """The file that `name` in a table means: absolute (or from ~) as it is, else under `folder` and below `root` (the folder).
 
     Raises ValueError for a relative path that climbs out of `root`. Links are not followed here: they are the owner's.
     """
@@ -59,10 +60,10 @@ def named(folder: Path, name: str, root: Path | None = None) -> Path:
     except RuntimeError as error:  # ~somebody who is not a user
         raise ValueError(f"the path {shown(name)!r} names no home directory") from error
     if path.is_absolute():
-        return path
+        return find_file(path)
     if not Path(os.path.normpath(folder / path)).is_relative_to(os.path.normpath(root or folder)):
         raise ValueError(f"the path {shown(name)!r} leads out of {root or folder}; write it as an absolute path")
-    return folder / path
+    return find_file(folder / path)
 
 
 def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
@@ -106,6 +107,31 @@ def clipped(text: str, most: int) -> str:
 def nfc(name: str) -> str:
     """The form in which names are compared: a Mac may write one as NFD."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def find_file(path: Path) -> Path:
+    """`path`, or what has the same name on disk in another Unicode form; `path` itself where neither exists."""
+    with suppress(OSError, ValueError):
+        if str(path).isascii() or path.exists():
+            return path
+        found = Path(path.anchor)
+        for part in path.parts[1:] if path.anchor else path.parts:
+            if not (found / part).exists():
+                part = _listing(found, found.stat().st_mtime_ns)[nfc(part)]
+            found /= part
+        return found
+    return path
+
+
+class _Listing(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        raise FileNotFoundError(name)
+
+
+@lru_cache(16)
+def _listing(folder: Path, changed: int) -> _Listing:
+    """Composed name -> name on disk. changed: the folder's time, so that an outdated listing is not used."""
+    return _Listing({nfc(name): name for name in os.listdir(folder)})
 
 
 @cache

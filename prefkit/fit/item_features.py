@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.distributed import device_of
 from prefkit.errors import UsageError
-from prefkit.fit.tables import embed, files_digest, image_files, read_table
-from prefkit.paths import named, nfc
+from prefkit.fit.tables import embed, files_digest, image_files, named_files, read_table
+from prefkit.paths import find_file, nfc
 from prefkit.score.bpr import Scaling
-from prefkit.tables import find_file, id_text, read, user_path
+from prefkit.tables import id_text, read, user_path
 from prefkit.tables.files import text_lines
 
 if TYPE_CHECKING:
@@ -36,14 +36,10 @@ class Source:
             return cls(wanted, files=list(found.values()))
         if options.items:
             table = read_table("vbpr.items", options.items, ("item", "image"), ids=("item",))
-            base = Path(options.items).expanduser().parent
-            try:
-                files = {item: find_file(named(base, str(image))) for item, image in zip(table["item"], table["image"])}
-            except ValueError as error:
-                raise UsageError(f"vbpr.items: {options.items}: {error}.") from error
+            files = dict(zip(table["item"], named_files("vbpr.items", options.items, table["image"])))
             _all_there("vbpr.items", options.items, wanted, files)
             return cls(list(files), files=list(files.values()))
-        items, array = _read_features(find_file(user_path(options.features, "vbpr.features")))
+        items, array = _read_features(user_path(options.features, "vbpr.features"))
         _all_there("vbpr.features", options.features, wanted, items)
         return cls(items, array=array)
 

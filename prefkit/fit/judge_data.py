@@ -16,7 +16,6 @@ from prefkit.fit.tables import numbers, read_table
 from prefkit.paths import named, read_regular
 from prefkit.score.judge.backend import Question
 from prefkit.score.judge.ratings import Scale
-from prefkit.tables import find_file
 from prefkit.types import Candidate, digest
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def read_ratings(path: str) -> tuple[list[Rated], str]:
     found, content = [], []
     for n, (image, prompt, rating) in enumerate(means.reset_index().itertuples(index=False)):
         try:
-            file = find_file(named(base, str(image)))
+            file = named(base, str(image))
             sha = hashlib.sha256(read_regular(file)).hexdigest()
         except (OSError, ValueError) as error:
             raise UsageError(f"mllm.ratings: {path} names an image that cannot be read: {error}.") from error

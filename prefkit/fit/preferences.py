@@ -6,7 +6,6 @@ jpg_1, label_0, label_1 and caption; where a column p says how sure the label is
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,9 @@ import numpy as np
 
 from prefkit.errors import UsageError
 from prefkit.images import rgb
+from prefkit.store.checksums import file_sum
 from prefkit.store.reader import CandidateReader, run_of
+from prefkit.store.seal import open_sealed
 from prefkit.types import caption_key, digest
 
 if TYPE_CHECKING:
@@ -66,14 +67,17 @@ def read_preferences(fit: str, pairs: str, run: str, votes: str, columns: Sequen
 
 def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
     import datasets
+    import pyarrow as pa
 
     folder = Path(pairs).expanduser()
     files = sorted(folder.glob("train/*.parquet")) or sorted(folder.glob("*.parquet"))
     if not files:
         raise UsageError(f"{fit}.pairs: {pairs} holds no Parquet files (looked for train/*.parquet and *.parquet).")
     try:  # memory-mapped: the images stay on disk
+        for file in files:
+            open_sealed(file).close()  # datasets does not look at prefkit's checksums
         table: Any = datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (pa.ArrowException, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"{fit}.pairs: {pairs} cannot be read: {' '.join(str(error).split())[:200]}.") from error
     lacking = [name for name in (*NEEDED, *columns) if name not in table.column_names]
     if lacking:
@@ -97,7 +101,7 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
             return reader(run).image(row[f"candidate_{side}"])
         return value
 
-    return Preferences(rows, encoded, digest([_file_digest(file) for file in files]))
+    return Preferences(rows, encoded, digest(list(map(file_sum, files))))
 
 
 def _side(fit: str, number: int, row: Mapping[str, Any]) -> float:
@@ -112,14 +116,8 @@ def _side(fit: str, number: int, row: Mapping[str, Any]) -> float:
     return 0.5 if first == second else p if first > second else 1 - p
 
 
-def _file_digest(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Preferences:
     from prefkit.store import Store
-    from prefkit.store.reader import CandidateReader
 
     store = Store(Path(run).expanduser())
     if votes not in store.names("comparisons"):

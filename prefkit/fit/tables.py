@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.output import Progress
-from prefkit.paths import image_suffixes, nfc
-from prefkit.tables import SUFFIXES, find_file, id_text, read, user_path
+from prefkit.paths import image_suffixes, named, nfc
+from prefkit.tables import SUFFIXES, id_text, read, user_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def read_table(
         raise UsageError(f"{name} is not set: give a table ({', '.join(SUFFIXES)}) with {', '.join(needed)}.")
     wanted = list(dict.fromkeys((*needed, *ids, *optional)))
     rows = []
-    for where, values, _ in read(find_file(user_path(path, name)), shown=f"{name}: {path}"):
+    for where, values, _ in read(user_path(path, name), shown=f"{name}: {path}"):
         missing = [column for column in needed if column not in values]
         if missing:
             raise UsageError(f"{where} has no column {', '.join(missing)} (it has {', '.join(values)}).")
@@ -109,6 +109,19 @@ def _comparable(one: Any, other: Any) -> bool:
     if isinstance(one, datetime) and isinstance(other, datetime):
         return (one.utcoffset() is None) == (other.utcoffset() is None)
     return not isinstance(one, datetime) and not isinstance(other, datetime)
+
+
+def named_files(name: str, path: str, images: Sequence[Any]) -> list[Path]:
+    """The images that the table at `path` names. Raises UsageError where one is not there, or not below the table's folder."""
+    folder = user_path(path, name).parent
+    try:
+        files = [named(folder, str(image)) for image in images]
+    except ValueError as error:
+        raise UsageError(f"{name}: {path}: {error}.") from error
+    lacking = [file for file in files if not file.is_file()]
+    if lacking:
+        raise UsageError(f"{name}: {path} names {lacking[0]}, which is not there.")
+    return files
 
 
 def image_files(folder: Path, items: Sequence[str], name: str) -> dict[str, Path]:

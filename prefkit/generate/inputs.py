@@ -21,7 +21,6 @@ from prefkit.paths import embedded, is_image_name, named, nfc, read_regular, sho
 from prefkit.registry import nearest
 from prefkit.store import Store
 from prefkit.store.table import read_part
-from prefkit.tables import find_file
 from prefkit.types import Request, digest
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class Taken:
             found = embedded(value)
             if found is not None or not is_image_name(value):
                 return found
-            return read_regular(find_file(named(self.folder, value)))
+            return read_regular(named(self.folder, value))
         except FileNotFoundError as error:
             raise UsageError(f"extra.{key}: the image {named(self.folder, value)} is not there.") from error
         except OSError as error:

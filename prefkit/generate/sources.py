@@ -11,7 +11,7 @@ from prefkit import tiny
 from prefkit.config import Requests
 from prefkit.errors import UsageError
 from prefkit.paths import nfc
-from prefkit.tables import SUFFIXES, Row, find_file, read, user_path
+from prefkit.tables import SUFFIXES, Row, read, user_path
 from prefkit.tables.values import plain_row
 
 HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.:\[\]%+-]+)?")
@@ -67,7 +67,7 @@ def _rows(config: Requests, numbers: Collection[str]) -> Iterator[Row]:
         for number, values in enumerate(wardrobe(config.source.partition(":")[2]), 1):
             yield Row(f"{config.source} row {number}", values)
         return
-    path = find_file(user_path(config.source, "requests.source"))
+    path = user_path(config.source, "requests.source")
     if not path.exists():
         if not _may_be_on_the_hub(config.source, path):
             raise UsageError(f"requests.source: {config.source} is not there.")

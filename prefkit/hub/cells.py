@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import UsageError
 from prefkit.hub.items import Workplace
-from prefkit.hub.rows import Row, files, picture_parts, rows
+from prefkit.hub.rows import Row, files, is_saved, rows
 from prefkit.hub.walk import leave_rest
-from prefkit.paths import embedded, named, shown
+from prefkit.paths import embedded, find_file, named, shown
 
 #: what a cell of somebody else's table makes the code of an importer raise: that row fails, and no other
 FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError)
-SAVED = ("state.json", "dataset_dict.json")  # written by datasets' save_to_disk
 
 
 def table_rows(source: str, work: Workplace, columns: list[str] | None = None) -> Iterator[Row]:
     """The rows of `source`; afterwards the files in it that were not read are counted. Raises UsageError as `rows`."""
     yield from rows(source, columns)
     path = Path(source).expanduser()
-    if path.is_dir() and not any((path / name).exists() for name in SAVED):
+    if path.is_dir() and not is_saved(path):
         leave_rest(path, files(path), work)
 
 
@@ -34,25 +33,31 @@ def image_cell(
 ) -> tuple[bytes | None, Path | None]:
     """(bytes, path) of an image in a table: bytes, {'bytes', 'path'}, a data URI, base64, or the path of a file.
 
-    own: the user wrote the table, so that absolute paths (and ~) may lead anywhere; relative ones stay below `root`
-    (the table's folder). Raises ValueError for what is none of these.
+    folder: the table's; None for rows of the Hub, which name no files here. own: the user wrote the table, so that absolute
+    paths (and ~) may lead anywhere; relative ones stay below `root` (the table's folder). Raises ValueError for what is none
+    of these, and for web addresses.
     """
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    if not isinstance(value, str):
-        return picture_parts(value, folder, own)
+    if isinstance(value, bytes):
+        return value, None
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("the image is missing")
     data = embedded(value)
     if data is not None:
         return data, None
-    if folder is not None and "\\" in value and not (folder / value).exists():
+    if re.match(r"[a-z]+://", value):
+        raise ValueError(f"the image is a web address ({shown(value)}). Download the image; import does not")
+    if folder is None:
+        raise ValueError(f"the image is a path ({shown(value)}) without its bytes; download the dataset and import the folder")  # fmt: skip
+    if "\\" in value and not (folder / value).exists():
         value = value.replace("\\", "/")  # as Windows writes paths
         if value[1:2] == ":":
             raise ValueError(
                 f"the path {shown(value)!r} starts with a Windows drive; write it as it is on this machine"
             )
-    try:
-        if folder is not None and own and "://" not in value:
-            named(folder, value, root)
-        return picture_parts(value, folder, own)
-    except UsageError as error:  # of a path that no file can have: this row alone
-        raise ValueError(str(error)) from error
+    if own:
+        return None, named(folder, value, root)
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise ValueError(f"the image {shown(value)!r} leads out of {folder}. Refused")
+    return None, find_file(folder / value)

@@ -13,8 +13,9 @@ from prefkit.errors import StoreError, UsageError
 from prefkit.hub.pairs_in import Pairs
 from prefkit.output import note
 from prefkit.store.files import read_json, write_json
+from prefkit.store.folders import swap
 from prefkit.store.litter import sweep_beside, temporary_beside
-from prefkit.store.own import files_in, inventory, stranger, swap
+from prefkit.store.own import files_in, inventory, stranger
 from prefkit.types import digest
 
 MARK = ".prefkit-export.json"  # in every export: a hash of what it was made of, its counts and its files

@@ -11,13 +11,13 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.hub.items import Asked, Item
-from prefkit.hub.known import Known, request_row, stage_requests
+from prefkit.hub.known import Known, stage_requests
 from prefkit.hub.past import discard
 from prefkit.hub.pictures import Checked
 from prefkit.output import note
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
-from prefkit.store.rows import candidate_row, comparison_row
+from prefkit.store.rows import candidate_row, comparison_row, request_row
 from prefkit.store.table import Table
 from prefkit.types import Candidate, Comparison, Request, ScorerSpec, digest, split_of
 
@@ -52,7 +52,7 @@ class Progress:
             return cls(path)
         found = read_json(path)
         then = found.pop("what")
-        before = cls(path, **found)
+        before = cls(path, **{"whole": True} | found)  # earlier versions do not say; what they imported is kept
         if then == what:
             before.pictures = before.pictures or before.counts["candidates"] + before.counts["known"]
             return before

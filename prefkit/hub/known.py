@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefkit.store import Store
+from prefkit.store.files import write_whole
 from prefkit.store.run import damaged_requests
 from prefkit.store.seal import open_sealed, seal
-from prefkit.store.table import Table
-from prefkit.types import Request, request_schema
+from prefkit.store.table import Table, read_part
+from prefkit.types import request_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,16 +41,13 @@ class Known:
         self.base.execute("CREATE TABLE stored (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID")
 
     def fill(self, store: Store, name: str) -> None:
-        staged = stage_requests(store, name)
-        for name in store.names("candidates"):
-            for part in store.candidates(name).batches(["id", "request_id"]):
+        for table in map(store.candidates, store.names("candidates")):
+            for part in table.batches(["id", "request_id"]):
                 for cid, request in zip(part.column("id").to_pylist(), part.column("request_id").to_pylist()):
                     self.candidate(cid, request)
         for row in stored_requests(store, ["request_id", "split"]):
             self.request(row["request_id"], row["split"])
-        for path in staged.parts():
-            from prefkit.store.table import read_part
-
+        for path in stage_requests(store, name).parts():
             part = read_part(path, ["request_id", "split"])
             rows = part.to_pylist() if part is not None else []
             if not sum(self.request(row["request_id"], row["split"]) for row in rows):
@@ -145,8 +143,6 @@ def rewrite_requests(store: Store, more: Table | None = None, without: Collectio
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from prefkit.store.files import write_whole
-
     path = store.folder / "requests.parquet"
 
     def save(temporary: Path) -> None:
@@ -159,10 +155,3 @@ def rewrite_requests(store: Store, more: Table | None = None, without: Collectio
         seal(temporary)
 
     write_whole(path, save)
-
-
-def request_row(request: Request) -> dict[str, str]:
-    from prefkit.store.rows import dump_extra
-
-    return {"request_id": request.request_id, "prompt": request.prompt, "split": request.split,
-            "extra": dump_extra(request.extra)}  # fmt: skip

@@ -32,7 +32,8 @@ from prefkit.store import Store
 from prefkit.store.checksums import MANIFEST as SUMS
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import checked, dump_json, read_json, write_atomic
-from prefkit.store.own import refuse_strangers, swap
+from prefkit.store.folders import whole_folder
+from prefkit.store.own import refuse_strangers
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
@@ -82,13 +83,13 @@ def push(
                 write_removals(store, remove)
         folder = store.folder / "push" / f"{'pairs' if pairs else 'train'}-{checked(pairs or train or '')}"
         _check_folder(folder)
-        partial = folder.with_name(f".{folder.name}.partial")
-        staged = (
-            _stage_model(store, train, to, partial, licence)
-            if train
-            else _stage_pairs(store, str(pairs), to, partial, remove, licence)
-        )
-        staged = _placed(staged, folder)
+        with whole_folder(folder, manifest=False) as new:
+            staged = (
+                _stage_model(store, train, to, new, licence)
+                if train
+                else _stage_pairs(store, str(pairs), to, new, remove, licence)
+            )
+        staged = replace(staged, folder=folder)
         bound = facts.restricted(facts.licence_rows(store, facts.recipe_of(store)))
         if public and bound and not licence:
             raise UsageError(
@@ -135,7 +136,6 @@ def _what(store: Store, to: str, pairs: str | None, train: str | None) -> tuple[
 
 
 def _stage_pairs(store: Store, name: str, to: str, folder: Path, remove: Sequence[str], licence: str | None) -> Staged:
-    _clear(folder)
     staged = stage_dataset(store, name, folder, removed(store, remove))
     if staged.shown:
         pair_sheet(staged.shown, folder / PAIR_SHEET)
@@ -146,13 +146,9 @@ def _stage_pairs(store: Store, name: str, to: str, folder: Path, remove: Sequenc
 def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | None) -> Staged:
     final = result_folder(store, name)
     check_folder(final, f"Run `prefkit train --name {name}` again, which exports it again.")
-    _clear(folder)
-    try:
-        shutil.copytree(final, folder, ignore=shutil.ignore_patterns(".*", SUMS))
-        if (store.train(name) / TRAINED_ON).is_file():
-            shutil.copyfile(store.train(name) / TRAINED_ON, folder / TRAINED_ON)
-    except OSError as error:
-        raise StoreError(f"{folder} could not be written: {error}. Free some space, then push again.") from error
+    shutil.copytree(final, folder, ignore=shutil.ignore_patterns(".*", SUMS), dirs_exist_ok=True)
+    if (store.train(name) / TRAINED_ON).is_file():
+        shutil.copyfile(store.train(name) / TRAINED_ON, folder / TRAINED_ON)
     (folder / CARD).unlink(missing_ok=True)
     rows = _compared(store, name)
     if rows:
@@ -188,23 +184,6 @@ def _check_folder(folder: Path) -> None:
     """Raises UsageError where the folder of an earlier push holds a file that push did not write."""
     files = read_json(folder / MANIFEST).get("files", []) if (folder / MANIFEST).exists() else []
     refuse_strangers(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
-
-
-def _placed(staged: Staged, folder: Path) -> Staged:
-    """What was staged beside `folder`, now in its place."""
-    try:
-        swap(staged.folder, folder)
-    except OSError as error:
-        raise StoreError(f"{folder} could not be written: {error}. Free it, then push again.") from error
-    return replace(staged, folder=folder)
-
-
-def _clear(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{folder} could not be written: {error}. Free it, then push again.") from error
 
 
 def _finish(

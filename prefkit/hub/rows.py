@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from prefkit.errors import UsageError
 from prefkit.paths import nfc
 from prefkit.tables import SUFFIXES as ALL_SUFFIXES
-from prefkit.tables import find_file, read, user_path
+from prefkit.tables import read, user_path
 from prefkit.tables.files import regular
 from prefkit.tables.jsons import json_items as json_items
 from prefkit.tables.values import plain_row
@@ -44,7 +44,7 @@ def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
             raise UsageError(f"import: {source} is neither a file, a folder, nor a datasets id such as owner/name.")
         yield from _hub(source)
         return
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    if is_saved(path):
         yield from _saved(path)
         return
     for file in files(path):
@@ -67,6 +67,11 @@ def files(path: Path) -> list[Path]:
     if not tables:
         raise UsageError(f"import: {path} holds none of {', '.join(SUFFIXES)}.")
     return tables
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the save_to_disk of datasets wrote the folder."""
+    return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
 def of_further_config(file: Path, folder: Path) -> bool:
@@ -143,30 +148,3 @@ def _raw(table: Any) -> Any:
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
     return table
-
-
-def picture_parts(value: Any, folder: Path | None, anywhere: bool = False) -> tuple[bytes | None, Path | None]:
-    """(bytes, path) of a cell: bytes, {'bytes', 'path'} as datasets stores images, or the path of a file.
-
-    Relative paths start at the table's folder (None: rows of the Hub, which name no files here). anywhere: the table is
-    the user's own and may name any file. Raises ValueError for what is neither, and for web addresses.
-    """
-    if isinstance(value, dict):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value), None
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("the image is missing")
-    if re.match(r"[a-z]+://", value):
-        raise ValueError(f"the image is a web address ({value[:80]}); fetch it first, nothing is downloaded here")
-    try:
-        path = Path(value).expanduser() if anywhere else Path(value)
-    except RuntimeError as error:
-        raise ValueError(f"the home folder in the image's path {value[:80]!r} is unknown") from error
-    if folder is None:
-        raise ValueError(
-            f"the image is a path ({value[:80]}) without its bytes; download the dataset and import the folder"
-        )
-    if not anywhere and (path.is_absolute() or ".." in path.parts):
-        raise ValueError(f"the image {value[:80]!r} leads out of {folder}. Refused")
-    return None, find_file(folder / path)

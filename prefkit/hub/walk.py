@@ -9,12 +9,11 @@ from pathlib import Path
 from prefkit.hub.found import ARCHIVE, PART
 from prefkit.hub.items import Workplace
 from prefkit.paths import is_image_name, shown
+from prefkit.store.own import LITTER
 
 #: files that no data set means, and what prefkit writes beside its own
 OWN = (
-    ".DS_Store",
-    "Thumbs.db",
-    "desktop.ini",
+    *LITTER,
     ".prefkit-export.json",
     "simpletuner.json",
     "spec.json",

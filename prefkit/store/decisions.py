@@ -12,7 +12,7 @@ from prefkit.errors import StoreError, UsageError
 from prefkit.store.files import write_atomic
 from prefkit.tables import read
 from prefkit.tables.delimited import header
-from prefkit.tables.files import encoding_of
+from prefkit.tables.files import MARKS, mark_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +50,8 @@ def append_decisions(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     columns, separator, encoding, before = list(COLUMNS), ",", "utf-8", b""
     try:
         if path.exists():
-            head, encoding, before = header(path, str(path)), encoding_of(path), path.read_bytes()
-            columns, separator = head.names, head.separator
+            head, before = header(path, str(path)), path.read_bytes()
+            columns, separator, encoding = head.names, head.separator, MARKS.get(mark_of(before), encoding)
     except (UsageError, OSError) as error:
         raise StoreError(f"{path} cannot be added to: {error}") from error
     text = io.StringIO()

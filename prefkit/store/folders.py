@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prefkit.errors import StoreError
 from prefkit.store.checksums import write_manifest
 from prefkit.store.litter import remove, sweep_beside, temporary_beside
+
+
+def swap(new: Path, folder: Path) -> None:
+    """Put the folder `new` in the place of `folder`, which may be there. Raises OSError; then `folder` is as it was."""
+    old = temporary_beside(folder)
+    with suppress(FileNotFoundError):
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.replace(old, folder)
+        raise
+    remove(old)
 
 
 class whole_folder:
@@ -44,18 +59,14 @@ class whole_folder:
     def _swap(self) -> None:
         if self.manifest:
             write_manifest(self.temporary)
-        old = temporary_beside(self.path)
         try:
             for file in self.temporary.rglob("*"):
                 if file.is_file():
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
-            if self.path.exists():
-                os.replace(self.path, old)
-            os.replace(self.temporary, self.path)
+            swap(self.temporary, self.path)
         except OSError as failure:
             raise self._refused(failure) from failure
-        remove(old)
 
     def _refused(self, error: Exception) -> StoreError:
         text = getattr(error, "strerror", None) or error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefkit.store.seal import open_sealed
 from prefkit.store.table import Table, read_part
 
 if TYPE_CHECKING:
@@ -111,24 +112,21 @@ class Cursor:
     """Rows of one part by their numbers, a few MB at a time. Forward is cheap; back, it begins anew."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, list(columns)
+        # buffer_size: without it, the whole column is read at the first row
+        self.file = open_sealed(path, columns, buffer_size=1 << 20)
+        meta = self.file.metadata
+        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        self.columns = list(columns)
+        self.step = int(np.clip(STEP_BYTES * meta.num_rows // max(size, 1), 1, 1024))
         self._begin()
 
     def _begin(self) -> None:
-        import pyarrow.parquet as pq
-
-        # buffer_size: without it, the whole column is read at the first row
-        self.file = pq.ParquetFile(self.path, page_checksum_verification=True, buffer_size=1 << 20)
-        meta = self.file.metadata
-        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        step = int(np.clip(STEP_BYTES * meta.num_rows // max(size, 1), 1, 1024))
-        self.batches = self.file.iter_batches(step, columns=self.columns)
+        self.batches = self.file.iter_batches(self.step, columns=self.columns)
         self.first, self.batch = 0, next(self.batches)
 
     def row(self, number: int) -> dict[str, Any]:
         """Raises OSError or ArrowException where the part is damaged."""
         if number < self.first:
-            self.close()
             self._begin()
         while number >= self.first + len(self.batch):
             self.first += len(self.batch)

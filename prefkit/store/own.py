@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -45,17 +44,3 @@ def refuse_strangers(folder: Path, own: Callable[[str], object], remedy: str) ->
 def check_pairs(folder: Path) -> None:
     """Raises UsageError where pairs/NAME holds a file of another name than prefkit gives."""
     refuse_strangers(folder, PAIR_FILE.fullmatch, "Move it elsewhere, or give the pairs another name.")
-
-
-def swap(partial: Path, folder: Path) -> None:
-    """Put `partial` in the place of `folder`. Raises OSError; then the old folder is there."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, aside)
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -6,11 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prefkit.types import Candidate, Comparison, candidate_schema, comparison_schema, digest
+from prefkit.types import Candidate, Comparison, Request, candidate_schema, comparison_schema, digest
 
 
 def dump_extra(extra: Mapping[str, Any]) -> str:
     return json.dumps(dict(extra), ensure_ascii=False, sort_keys=True, default=str)
+
+
+def request_row(request: Request) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in ("request_id", "prompt", "split")} | {
+        "extra": dump_extra(request.extra)
+    }
 
 
 def comparison_row(c: Comparison) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from prefkit.store.files import NAME, checked, read_json, write_json, write_whol
 from prefkit.store.latest import latest
 from prefkit.store.litter import remove
 from prefkit.store.locks import lock
-from prefkit.store.rows import dump_extra
+from prefkit.store.rows import request_row
 from prefkit.store.seal import open_sealed, seal
 from prefkit.store.table import Table
 from prefkit.types import (
@@ -144,11 +144,7 @@ class Store:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [
-            {"request_id": r.request_id, "prompt": r.prompt, "split": r.split, "extra": dump_extra(r.extra)}
-            for r in requests
-        ]
-        table = pa.Table.from_pylist(rows, schema=request_schema())
+        table = pa.Table.from_pylist(list(map(request_row, requests)), schema=request_schema())
 
         def save(path: Path) -> None:
             pq.write_table(table, path, write_page_checksum=True)

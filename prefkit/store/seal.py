@@ -45,7 +45,10 @@ def open_sealed(path: Path, columns: Collection[str] | None = None, **options: A
     """
     import pyarrow.parquet as pq
 
-    check_footer(path)
+    with open(path, "rb") as raw:
+        sums, footer = _block(raw)
+    if sums is not None and sums["footer"] != _sum(footer):
+        raise OSError("the checksum of its footer does not match")
     file = pq.ParquetFile(path, page_checksum_verification=True, **options)
     try:
         check(path, file.metadata, columns)
@@ -53,14 +56,6 @@ def open_sealed(path: Path, columns: Collection[str] | None = None, **options: A
         file.close()
         raise
     return file
-
-
-def check_footer(path: Path) -> None:
-    """Raises OSError where the footer does not match its checksum."""
-    with open(path, "rb") as file:
-        sums, footer = _block(file)
-    if sums is not None and sums["footer"] != _sum(footer):
-        raise OSError("the checksum of its footer does not match")
 
 
 def check(

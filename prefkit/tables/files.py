@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import io
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from prefkit.errors import UsageError
+from prefkit.paths import find_file
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -38,7 +40,7 @@ KINDS = {
 
 
 def user_path(text: str, name: str) -> Path:
-    """`text` as a path, with ~ and ~user expanded. name: the key or flag, for the message. Raises UsageError."""
+    """The file or folder that `text` means, with ~ and ~user expanded. name: the key or flag. Raises UsageError."""
     if "\0" in text:
         raise UsageError(f"{name}: {text!r} contains a NUL character, which no file name has.")
     try:
@@ -49,7 +51,7 @@ def user_path(text: str, name: str) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(f"{name}: {text[:80]}... is too long for a file name.") from error
-    return path
+    return find_file(path)
 
 
 def regular(path: Path, shown: str) -> Path:
@@ -65,37 +67,25 @@ def regular(path: Path, shown: str) -> Path:
     return path
 
 
-def encoding_of(path: Path) -> str:
-    """The codec that the file's byte order mark names, without one UTF-8. Raises OSError."""
-    with open(path, "rb") as file:
-        start = file.read(4)
-    return next((found for mark, found in MARKS.items() if start.startswith(mark)), "utf-8")
-
-
-def _check_start(path: Path, shown: str) -> None:
-    """Raises UsageError for a file of another kind under the name of a text file."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise UsageError(f"{shown} cannot be read: {error.strerror or error}.") from error
-    for mark, what in OTHER_KINDS.items():
-        if start.startswith(mark):
-            raise UsageError(f"{shown} {what}.")
+def mark_of(start: bytes) -> bytes:
+    """The byte order mark that a file starts with; empty where it has none. start: its first 4 bytes or more."""
+    return next((mark for mark in MARKS if start.startswith(mark)), b"")
 
 
 @contextmanager
 def text_file(path: Path, shown: str) -> Iterator[TextIO]:
     """The file as text with its line ends as they are. Raises UsageError for what cannot be opened or decoded."""
-    regular(path, shown)
-    _check_start(path, shown)
     encoding = "utf-8"
     try:
-        encoding = encoding_of(path)
-        with open(path, encoding=encoding, newline="") as file:
-            if file.read(1) != "\ufeff":
-                file.seek(0)
-            yield file
+        with open(regular(path, shown), "rb") as file:
+            start = file.read(8)
+            for other, what in OTHER_KINDS.items():
+                if start.startswith(other):
+                    raise UsageError(f"{shown} {what}.")
+            mark = mark_of(start)
+            encoding = MARKS.get(mark, encoding)
+            file.seek(len(mark))
+            yield io.TextIOWrapper(file, encoding, newline="")
     except UnicodeDecodeError as error:
         raise UsageError(_undecodable(path, shown, encoding)) from error
     except OSError as error:

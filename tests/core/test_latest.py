@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -132,3 +133,18 @@ def test_a_request_in_a_damaged_part_is_left_out_as_a_whole(store, capsys):
     found = list(by_request(store, [], {"c0", "c10", "c11", "c12", "c20"}, COLUMNS))
     assert [[c.id for c in request] for request in found] == [["c0"]]
     assert capsys.readouterr().err.count(path.name + " is damaged") == 1 and not path.exists()
+
+
+@pytest.mark.parametrize("column", ["seed", "image", "extra"])
+def test_no_flip_in_the_headers_of_pages_changes_what_a_request_holds(store, column):
+    """Page checksums do not cover them."""
+    store.candidates("a").append([made(i, "r0") for i in range(4)])
+    (path,) = store.candidates("a").parts()
+    data, ids = path.read_bytes(), {f"c{i}" for i in range(4)}
+    (wanted,) = by_request(store, [], ids, COLUMNS)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(COLUMNS.index(column))
+    for bit in range(8 * 40):
+        changed = bytearray(data)
+        changed[chunk.data_page_offset + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        assert list(by_request(store, [], ids, COLUMNS)) in ([wanted], []), bit

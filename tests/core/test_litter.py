@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from prefkit.errors import StoreError
 from prefkit.store import Store, litter
 from prefkit.store.files import write_json
 from prefkit.store.folders import whole_folder
@@ -90,3 +91,20 @@ def test_an_export_sweeps_only_its_own_names(tmp_path):
         write_json(folder / "a.json", {"a": 1})
     assert not own.exists() and other.exists()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "prefkit-checksums.json"]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_folder_that_cannot_be_replaced_is_as_it_was(tmp_path, monkeypatch, old):
+    def refused(one, other):
+        if str(other) == str(tmp_path / "out") and (one / "new.txt").exists():
+            raise OSError(28, "No space left on device")
+        replace(one, other)
+
+    replace = os.replace
+    if old:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "old.txt").write_text("kept", encoding="utf-8")
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(StoreError, match="No space left"), whole_folder(tmp_path / "out", manifest=False) as folder:
+        (folder / "new.txt").write_text("x", encoding="utf-8")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["out/old.txt"] * old

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefkit.errors import UsageError
-from prefkit.tables import find_file, id_text, read, user_path
+from prefkit.paths import find_file
+from prefkit.tables import id_text, read, user_path
 from prefkit.tables.values import plain
 
 TEXTS = [

@@ -21,6 +21,7 @@ from prefkit.fit.preferences import clustered, read_preferences, split_by_text
 from prefkit.score.core import make_scorer
 from prefkit.store import Store
 from prefkit.store.files import read_json
+from prefkit.store.parquet import Shards
 from prefkit.store.rows import comparison_row
 from prefkit.types import Candidate, Comparison
 
@@ -68,6 +69,21 @@ def tuned(pairs, clip, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "mine"
     options = ClipPreferenceFit(pairs=str(pairs), model=str(clip), out=str(out), test_share=0.25, **FAST)
     return options, ClipPreferenceFitter(options).run(), out
+
+
+def test_pairs_with_a_changed_bit_are_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    found = rows(4)
+    with Shards(tmp_path / "train", pa.Table.from_pylist(found).schema) as shards:
+        for row in found:
+            shards.put(row)
+    assert len(read_preferences("x", str(tmp_path), "", "").rows) == 4
+    path = tmp_path / "train" / "part-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[bytes(data).index(b"IDAT") + 8] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match="checksum of column jpg"):
+        read_preferences("x", str(tmp_path), "", "")
 
 
 def test_the_loss_by_hand():

@@ -16,7 +16,7 @@ from prefkit.fit.interactions import split
 from prefkit.fit.item_features import Source
 from prefkit.fit.judge_data import read_ratings
 from prefkit.fit.outfits import read_outfits
-from prefkit.fit.tables import image_files, numbers, read_table, times
+from prefkit.fit.tables import image_files, named_files, numbers, read_table, times
 
 KINDS = ["csv", "tsv", "jsonl", "json", "parquet", "CSV", "PARQUET"]
 COMPOSED, APART = "caf\u00e9", "cafe\u0301"
@@ -179,3 +179,17 @@ def test_features_that_cannot_be_used(tmp_path, rows, message):
     options = type("Options", (), {"images": "", "items": "", "features": str(write(tmp_path, "parquet", rows))})()
     with pytest.raises(UsageError, match=message):
         Source.find(options, pd.DataFrame({"item": ["a"]}))
+
+
+def test_images_that_a_table_names_are_there_and_below_its_folder(tmp_path):
+    (tmp_path / "t").mkdir()
+    for path in (tmp_path / "out.png", tmp_path / "t" / f"{APART}.png"):
+        Image.new("RGB", (4, 4)).save(path)
+    table = str(tmp_path / "t" / "t.csv")
+    assert [path.name for path in named_files("x", table, [f"{COMPOSED}.png", str(tmp_path / "out.png")])] == [
+        f"{APART}.png",
+        "out.png",
+    ]
+    for name, message in (("../out.png", "leads out of"), ("none.png", "none.png, which is not there")):
+        with pytest.raises(UsageError, match=f"^x: .*t.csv.*{message}"):
+            named_files("x", table, [name])

@@ -258,7 +258,7 @@ def test_mistakes_leave_nothing_behind(run, tmp_path, capsys):
     assert not out.exists() and not list(tmp_path.glob(".out*"))
     out.mkdir()
     (out / "mine.txt").write_text("precious")
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="already exists"):
         run_export(str(run), out, layout="folders")
     assert (out / "mine.txt").read_text() == "precious"
     assert cli(["export", f"{run}/pap", str(out), "--as", "folders", "--overwrite"]) == 2
@@ -276,7 +276,7 @@ def test_overwrite_replaces_an_export_and_this_very_export_is_left_alone(run, tm
     assert run_export(str(run), out, layout="chosen_rejected") == first
     assert "this very export already" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == times
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="already exists"):
         run_export(str(run), out, layout="folders")
     run_export(str(run), out, layout="folders", overwrite=True)
     run_export(str(run), tmp_path / "wanted", layout="folders")
@@ -312,7 +312,7 @@ def test_overwrite_keeps_a_folder_with_a_file_of_the_users(run, tmp_path, change
         with pytest.raises(UsageError, match=f"{path.name} was added or changed since the export"):
             run_export(str(run), out, layout=layout, overwrite=True)
     assert tree(out) == before and not list(tmp_path.glob(".out*"))
-    with pytest.raises(UsageError, match="there already"):  # no longer this very export
+    with pytest.raises(UsageError, match="already exists"):  # no longer this very export
         run_export(str(run), out, layout="folders")
 
 

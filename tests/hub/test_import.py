@@ -7,8 +7,11 @@ import hashlib
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prefkit.cli import run as cli
@@ -45,6 +48,24 @@ def test_pickapic(tmp_path):
     assert {r.split for r in store.requests() if r.prompt != "a red hat"} == {"train"}
     judges = set(store.comparisons("pickapic").frame().judge)
     assert len(judges) == 2 and all(j != "7" and j.startswith("user-") for j in judges)
+
+
+def test_the_time_of_a_vote_is_kept(tmp_path):
+    path = layouts.pickapic(tmp_path / "s", 4) / "data" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    dates = [datetime(2023, 3, 4, 5, 6, 7, 250_000), None, datetime(1969, 12, 31, 23, 59, 58), datetime(2040, 1, 1)]
+    wanted = [
+        datetime(2023, 3, 4, 5, 6, 7, 250_000, UTC).timestamp(),
+        -2.0,
+        datetime(2040, 1, 1, tzinfo=UTC).timestamp(),
+    ]
+    places = table.schema.get_field_index("created_at")
+    for name, zone in (("naive", None), ("utc", "UTC"), ("berlin", "Europe/Berlin")):
+        column = pa.array(dates, pa.timestamp("ns")).cast(pa.timestamp("ns", zone))
+        pq.write_table(table.set_column(places, "created_at", column), path)
+        run_import(Store(tmp_path / name), str(tmp_path / "s"), name="p")
+        found = Store(tmp_path / name).comparisons("p").frame().sort_values("time").time
+        assert sorted(found.dropna()) == sorted(wanted) and found.isna().sum() == 1
 
 
 def test_open_image_preferences(tmp_path):

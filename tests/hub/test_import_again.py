@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.hub import importing
+from prefkit.hub import importing, known
 from prefkit.hub.imports import run_import
+from prefkit.hub.known import merged_requests
 from prefkit.store import Store
+from prefkit.store.files import read_json
 from prefkit.store.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -69,6 +71,23 @@ def test_the_counts_of_a_killed_import_are_those_of_the_whole(tmp_path, monkeypa
     assert run_import(Store(tmp_path / "run"), str(source), name="x") == whole
 
 
+def test_a_kill_after_the_merge_gives_its_requests_to_no_other_import(tmp_path, monkeypatch):
+    run, source = Store(tmp_path / "run"), layouts.pickapic(tmp_path / "s", 4)
+    run_import(run, str(layouts.folders(tmp_path / "other")), name="zz")
+    others = merged_requests(run, "zz").read().to_pylist()
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(known, "keep_merged", killed)
+        run_import(run, str(source), name="x")
+    run_import(run, str(source), name="x")
+    assert merged_requests(run, "zz").read().to_pylist() == others
+    brought = {row["prompt"] for row in merged_requests(run, "x").read().to_pylist()}
+    assert brought == {r.prompt for r in run.requests()} - {row["prompt"] for row in others} and brought
+
+
 @pytest.mark.parametrize("first", ["all rows fail", "some rows fail", "no verdict", "wrong prompts"])
 def test_the_corrected_command_is_not_refused(tmp_path, first):
     run, right = tmp_path / "run", {"map": PAIRED, "values": "a=left,b=right"}
@@ -107,6 +126,17 @@ def test_an_import_that_succeeded_and_one_of_another_source_are_kept(tmp_path):
     assert (
         Store(run).comparisons("table").ids() == before and Store(run).comparisons("u").ids() == kept and len(kept) == 2
     )
+
+
+def test_an_import_by_an_earlier_version_is_not_replaced(tmp_path):
+    source, run, state = table(tmp_path), Store(tmp_path / "run"), tmp_path / "run" / ".imports" / "table.json"
+    run_import(run, str(source), layout="table", flags={"map": PAIRED, "values": "a=left,b=right"})
+    before = run.comparisons("table").ids()
+    earlier = {key: value for key, value in read_json(state).items() if key not in ("whole", "pictures")}
+    state.write_text(json.dumps(earlier), encoding="utf-8")
+    with pytest.raises(UsageError, match="--name"):
+        run_import(run, str(source), layout="table", flags={"map": PAIRED, "values": "a=right,b=left"})
+    assert run.comparisons("table").ids() == before and len(before) == 3
 
 
 @pytest.mark.parametrize("there", ["pair", "hand"])

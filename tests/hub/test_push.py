@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import yaml
 
 from prefkit.store.files import read_json, write_json
+from prefkit.store.litter import temporary_beside
 
 TOKEN = "hf_goodtoken"
 LOAD = """
@@ -225,7 +228,10 @@ def test_a_file_of_the_users_in_the_folder_of_a_push_is_kept(store):
         push(store, "you/x", pairs="main", dry_run=True)
     assert (folder / "train" / "notes.md").read_text() == "mine"
     (folder / "train" / "notes.md").unlink()
-    (folder.parent / ".pairs-main.partial" / "train").mkdir(parents=True)  # of a push that was killed
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = temporary_beside(folder).name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")  # of a push that was killed
+    (folder.parent / left / "train").mkdir(parents=True)
     assert push(store, "you/x", pairs="main", dry_run=True) == first
     assert [path.name for path in folder.parent.iterdir()] == ["pairs-main"]
 

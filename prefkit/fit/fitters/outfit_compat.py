@@ -13,7 +13,6 @@ several splits, outfits are not. The scorer's docstring lists the five defects o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
@@ -76,10 +75,9 @@ class OutfitCompatFitter:
         """Fit and write the folder, unless it is there. Returns its spec."""
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.outfits import read_outfits
-        from prefkit.fit.tables import files_digest, frame_digest, read_table
+        from prefkit.fit.tables import files_digest, frame_digest, named_files, read_table
         from prefkit.score.encoder import Encoder
         from prefkit.score.fitted import describe
-        from prefkit.tables import find_file
 
         o = self.options
         table = read_table(
@@ -90,11 +88,7 @@ class OutfitCompatFitter:
             optional=("split",),
         )
         catalogue, splits, short = read_outfits(table, (o.validation_share, o.test_share))
-        base = Path(o.outfits).expanduser().parent
-        files = [find_file(base / name) for name in catalogue.files]
-        lacking = [path for path in files if not path.is_file()]
-        if lacking:
-            raise UsageError(f"outfit_compat.outfits: {o.outfits} names {lacking[0]}, which is not there.")
+        files = named_files("outfit_compat.outfits", o.outfits, catalogue.files)
         encoder = Encoder(o.encoder, o.pretrained, library=o.library)
         made = {"outfits": frame_digest(table), "images": files_digest(files)}
         folder = FitFolder("outfit_compat", o.out, o, made, describe(encoder))

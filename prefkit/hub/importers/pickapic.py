@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,20 @@ class PickAPic:
         verdicts: tuple[Comparison, ...] = ()
         if outcome is not None:
             user = values.get("user_id")
-            made: Any = values.get("created_at")
             judge = "people" if user is None else "user-" + digest("pickapic", str(user), length=12)
-            seconds = made.timestamp() if hasattr(made, "timestamp") else None
             p = values.get("p") if outcome != "tie" else 0.5
-            verdicts = (
-                Comparison(
-                    "0", "1", outcome, judge, None if p is None else (p if outcome != "b" else 1 - p), time=seconds
-                ),
-            )
+            p = 1 - p if p is not None and outcome == "b" else p
+            verdicts = (Comparison("0", "1", outcome, judge, p, time=_seconds(values.get("created_at"))),)
         return Item(row.where, Asked(str(values[self.options.caption] or ""), row.split), tuple(pictures), verdicts)
+
+
+def _seconds(date: Any) -> float | None:
+    """Seconds since 1970 of a date in ISO form, which is in UTC unless it names a time zone. None where it is no date."""
+    try:
+        found = datetime.fromisoformat(date)
+    except (TypeError, ValueError):
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def outcome_of(values: dict[str, Any]) -> str | None:

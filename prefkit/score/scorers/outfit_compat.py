@@ -31,7 +31,6 @@ from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.paths import named
 from prefkit.score.fitted import Fitted
-from prefkit.tables import find_file
 from prefkit.types import Candidate, Score, ScorerSpec
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class OutfitCompat:
         return self.seen[name]
 
     def _open(self, name: str) -> Image:
-        return rgb(self._inputs()[name] if name in self._inputs() else find_file(named(self.images, name)))
+        return rgb(self._inputs()[name] if name in self._inputs() else named(self.images, name))
 
     def _inputs(self) -> dict[str, bytes]:
         """id -> bytes of the run's inputs, read once."""

@@ -23,7 +23,7 @@ from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.paths import named
 from prefkit.score.encoder import Encoder
-from prefkit.tables import find_file, id_text, read, user_path
+from prefkit.tables import id_text, read, user_path
 from prefkit.tables.files import regular
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -68,7 +68,7 @@ class Personalization:
             )
         self.options = options
         history = str(tiny.HISTORY) if options.history == tiny.NAME else options.history
-        self.path = find_file(user_path(history, "personalization.history"))
+        self.path = user_path(history, "personalization.history")
         self.encoder = Encoder(options.model, options.pretrained)
         self.tastes: dict[tuple[Any, ...], Tensor | None] = {}
 
@@ -101,7 +101,7 @@ class Personalization:
             if user is None or not isinstance(image, str):
                 raise UsageError(f"{where} needs a user and the path of an image. Remove the row or fill it in.")
             try:
-                path = find_file(named(self.path.parent, image))
+                path = named(self.path.parent, image)
             except ValueError as error:
                 raise UsageError(f"{where}: {error}.") from error
             regular(path, f"{where}: the image {image}")
