@@ -16,7 +16,7 @@ from prefkit.guest import guarded, lent, told
 from prefkit.images import Background
 from prefkit.output import Progress, note, pasted
 from prefkit.registry import nearest
-from prefkit.score.core import decode, make_scorer, trusted
+from prefkit.score.core import close, decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates
 from prefkit.score.licence import check_licence
 from prefkit.score.overlap import in_order
@@ -55,7 +55,7 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
                 judge.load(device_of(settings.device), settings.dtype)
                 _ask(store, settings, judge, table, todo, counts)
             finally:
-                getattr(judge, "close", lambda: None)()
+                close(judge, f"compare {alias}")
         flip, first = rates(_shown(table))
         counts |= {"flip_rate": flip, "first_rate": first, "seconds": round(time.monotonic() - start, 2)}
         write_json(table.folder / "spec.json", spec | {"measured": {"flip_rate": flip, "first_rate": first}})

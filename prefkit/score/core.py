@@ -187,6 +187,13 @@ def trusted(scorer: Any) -> bool:
     return is_own(scorer) and not isinstance(scorer, FunctionScorer)
 
 
+def close(scorer: Any, who: str) -> None:
+    """End what the scorer has under way elsewhere: a process, requests."""
+    if hasattr(scorer, "close"):
+        with guarded(who):
+            scorer.close()
+
+
 def name_of(scorer: Any) -> str:
     """How errors call it: the name in its spec."""
     if isinstance(scorer, FunctionScorer):

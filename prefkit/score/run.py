@@ -14,7 +14,7 @@ from prefkit.images import Background
 from prefkit.models.dtypes import check_dtype
 from prefkit.output import note, pasted, warn
 from prefkit.score.contract import spec_of
-from prefkit.score.core import make_scorer, missing_keys
+from prefkit.score.core import close, make_scorer, missing_keys
 from prefkit.score.licence import check_licence
 from prefkit.score.passes import Job, run_passes
 from prefkit.store import Store
@@ -104,6 +104,15 @@ def scorer_of(recipe: Recipe, alias: str) -> Any:
     scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
     check_licence(scorer, settings.accept_license, f"score.{alias}")
     return scorer
+
+
+def spec_from(recipe: Recipe, alias: str) -> dict[str, Any]:
+    """What the values in the alias's table would mean. Raises as `scorer_of`; leaves no process running."""
+    scorer = scorer_of(recipe, alias)
+    try:
+        return scorer_spec(scorer, recipe.score[alias])
+    finally:
+        close(scorer, f"score {alias}")
 
 
 def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
