@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefkit.config import Compare, Recipe
+from prefkit.config import Compare, Recipe, bounds
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.guest import guarded, lent, told
@@ -90,6 +90,7 @@ def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = Tru
 
 def judge_of(settings: Compare, alias: str) -> Any:
     """The judge, not loaded. Raises UsageError for a scorer that cannot compare."""
+    bounds.check(settings, f"compare.{alias}")
     judge = make_scorer(settings.use, settings.options, f"compare.{alias}")
     if not callable(getattr(judge, "compare", None)) or not callable(getattr(judge, "judge_spec", None)):
         raise UsageError(
@@ -97,8 +98,6 @@ def judge_of(settings: Compare, alias: str) -> Any:
             "compare(pairs, template, aspect) and judge_spec()."
         )
     check_licence(judge, settings.accept_license, f"compare.{alias}")
-    if settings.batch_size < 1 or settings.most < 1:
-        raise UsageError(f"compare.{alias}: batch_size and most are at least 1.")
     return judge
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prefkit.config import Recipe, Score
+from prefkit.config import Recipe, Score, bounds
 from prefkit.distributed import check_device, group
 from prefkit.errors import NotYet, PluginError, PrefkitError, UsageError
 from prefkit.images import Background
@@ -99,8 +99,7 @@ def checked(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Job:
 def scorer_of(recipe: Recipe, alias: str) -> Any:
     """The scorer, not loaded. Raises UsageError for settings that do not fit it."""
     settings = recipe.score[alias]
-    if settings.batch_size < 1:
-        raise UsageError(f"score.{alias}.batch_size is {settings.batch_size}: it must be at least 1.")
+    bounds.check(settings, f"score.{alias}")
     scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
     check_licence(scorer, settings.accept_license, f"score.{alias}")
     return scorer
