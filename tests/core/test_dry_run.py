@@ -7,9 +7,7 @@ import sys
 import psutil
 import pytest
 
-from tests.core.test_bad_input import drawn, edit, stages
-
-__all__ = ["drawn"]
+from tests.core.test_bad_input import edit, stages
 
 
 def files(folder):
