@@ -287,6 +287,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
     for section in ("model", "requests") if name == "generate" else ():
         shown = getattr(recipe, section) if recipe else None
         texts += [f"{section}:", options_table(getattr(config, section.capitalize()), shown, f"{section}."), ""]
+    texts += ["the whole recipe:", options_table(config.Recipe, recipe, only=["background"]), ""]
     return "\n".join(texts)
 
 

@@ -65,15 +65,19 @@ def named(error: BaseException) -> str:
 
 
 def told(error: BaseException) -> str:
-    """`ValueError: no`, as it can be stored and printed. The text of a foreign exception may hold half characters, and
-    making it may raise."""
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its message cannot be shown)"
+    """`ValueError: no`"""
+    return f"{type(error).__name__}: {words(error)}".removesuffix(": ")
+
+
+def words(error: BaseException) -> str:
+    """The message of an exception as it can be stored and printed: a foreign one may hold half characters, and may raise
+    when it is made."""
     if type(error).__name__ == "UnidentifiedImageError":  # Pillow's text names an object in memory
-        text = "no image format that Pillow knows"
-    return f"{type(error).__name__}: {text}".removesuffix(": ").encode("utf-8", "replace").decode()
+        return "no image format that Pillow knows"
+    try:
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception:
+        return "(its message cannot be shown)"
 
 
 def described(found: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from prefkit.output import table
@@ -34,13 +35,13 @@ def _own_docs(kind: type) -> dict[str, str]:
     return found
 
 
-def options_table(kind: type, shown: Any = None, prefix: str = "") -> str:
-    """Flag, value (of `shown`, else the default), meaning."""
+def options_table(kind: type, shown: Any = None, prefix: str = "", only: Sequence[str] = ()) -> str:
+    """Flag, value (of `shown`, else the default), meaning, of all fields or of `only` these."""
     docs = field_docs(kind)
     values = shown if shown is not None else kind()
     rows = []
     for f in dataclasses.fields(kind):
-        if f.name == "options":
+        if f.name == "options" or (only and f.name not in only):
             continue
         value = getattr(values, f.name)
         if dataclasses.is_dataclass(value):

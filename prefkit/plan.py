@@ -37,9 +37,9 @@ def plan(
     rows: list[Row] = []
     first: PrefkitError | None = None
     for number, verb in enumerate(verbs):
-        before = verbs[:number]
+        before, stale = verbs[:number], any(map(_open, rows))
         for name in chosen_names(recipe, verb, names):
-            row, error = _planned(store, recipe, (verb, name), limit, before, any(map(_open, rows)))
+            row, error = _planned(store, recipe, (verb, name), limit, before, stale)
             rows.append(row)
             first = first or error
     return rows, first
@@ -52,25 +52,24 @@ def _planned(
     verb, name = entry
     row: Row = {"stage": verb, "name": name}
     try:
-        SETTINGS[verb](recipe, name)
-        row |= STAGES[verb](store, recipe, name, limit)
-    except NotYet as error:
-        row["missing"] = str(error)
-        made = error.verb in before and all(made in getattr(recipe, error.verb) for made in error.names)
-        return row, None if made else error
+        return row | STAGES[verb](store, recipe, name, limit), None
     except PrefkitError as error:
-        row["missing"] = str(error)
-        return row, None if stale and _fits(recipe, verb, name) else error
-    return row, None
+        found = error
+    if before:  # the stages before may put that right, but not settings that are wrong in themselves
+        try:
+            SETTINGS[verb](recipe, name)
+        except PrefkitError as error:
+            return row | {"missing": str(error)}, error
+        if _passes(recipe, found, before, stale):
+            return row | {"missing": str(found)}, None
+    return row | {"missing": str(found)}, found
 
 
-def _fits(recipe: Recipe, verb: str, name: str) -> bool:
-    """Whether the settings alone are right, whatever is on disk."""
-    try:
-        SETTINGS[verb](recipe, name)
-    except PrefkitError:
-        return False
-    return True
+def _passes(recipe: Recipe, error: PrefkitError, before: Sequence[str], stale: bool) -> bool:
+    """Whether the stages before this one may put right what it finds wrong on disk."""
+    if isinstance(error, NotYet):
+        return error.verb in before and all(made in getattr(recipe, error.verb) for made in error.names)
+    return stale
 
 
 def _open(row: Row) -> bool:
@@ -95,9 +94,9 @@ def _settings_generate(recipe: Recipe, name: str) -> None:
 
 
 def _settings_score(recipe: Recipe, alias: str) -> None:
-    from prefkit.score.run import scorer_of
+    from prefkit.score.run import spec_from
 
-    scorer_of(recipe, alias)
+    spec_from(recipe, alias)
 
 
 def _settings_pair(recipe: Recipe, name: str) -> None:
@@ -158,20 +157,36 @@ def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
 
     settings = recipe.score[alias]
     job = checked(store, recipe, alias, limit)
-    todo, present = len(job.todo), job.counts["present"]
-    estimate = getattr(job.scorer, "estimate", None)
-    return {
-        "from": settings.use,
-        "wanted": job.counts["wanted"],
-        "to do": todo,
-        **_size_and_time(job.table.folder, todo, present),
-        **(estimate(sample_of(store, settings.generators), todo) if estimate is not None and todo else {}),
-    }
+    try:
+        todo, present = len(job.todo), job.counts["present"]
+        return {
+            "from": settings.use,
+            "wanted": job.counts["wanted"],
+            "to do": todo,
+            **_size_and_time(job.table.folder, todo, present),
+            **_estimate(store, job.scorer, settings.generators, todo),
+        }
+    finally:
+        job.drop()
 
 
-def sample_of(store: Store, generators: Sequence[str], most: int = 8) -> list[Any]:
-    """The first candidates with an image, for estimates."""
-    return list(islice((c for c in store.iter_candidates(generators) if c.error is None), most))
+def _compare(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
+    from prefkit.score.comparing import checked
+
+    settings = recipe.compare[alias]
+    judge, pairs, done, _ = checked(store, recipe, alias)
+    todo = len([pair for pair in pairs if pair not in done][:limit])
+    estimate = _estimate(store, judge, settings.generators, 2 * todo, images=2)
+    return {"from": settings.use, "wanted": len(pairs), "to do": todo, **estimate}
+
+
+def _estimate(store: Store, scorer: Any, generators: Sequence[str], calls: int, **how: Any) -> Row:
+    """What so many calls cost, by the first candidates with an image; {} for a scorer that cannot say."""
+    estimate = getattr(scorer, "estimate", None)
+    if estimate is None or not calls:
+        return {}
+    sample = islice((c for c in store.iter_candidates(generators) if c.error is None), 8)
+    return dict(estimate(list(sample), calls, **how))
 
 
 def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
@@ -183,9 +198,11 @@ def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     from prefkit.train.run import checked
+    from prefkit.train.settings import check_start
 
     config = recipe.train[name]
     checked(store, recipe, name)
+    check_start(recipe, config)
     if config.online is not None:
         from prefkit.train.checkpoint import last_step
 
@@ -234,7 +251,14 @@ def _size_and_time(folder: Path, todo: int, done: int) -> Row:
     return found
 
 
-STAGES: Any = {"generate": _generate, "score": _score, "pair": _pair, "train": _train, "eval": _eval}
+STAGES: Any = {
+    "generate": _generate,
+    "score": _score,
+    "compare": _compare,
+    "pair": _pair,
+    "train": _train,
+    "eval": _eval,
+}
 SETTINGS: Any = {
     "generate": _settings_generate,
     "score": _settings_score,

@@ -92,7 +92,7 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
             _check_entries(inner, tree, where, path)
         return {str(k): build(inner, v, _join(where, k), path) for k, v in tree.items()}
     if origin in (list, tuple):
-        if tree is None or (isinstance(tree, Located) and not tree.quoted and tree in ("null", "~")):
+        if tree is None:
             raise _error(
                 path, where, tree, "must be a list. Leave it out for the default, or write [] for an empty one"
             )
@@ -123,7 +123,7 @@ def _check_entries(kind: Any, tree: Mapping[str, Any], where: str, path: str) ->
 
 def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
     choices = [k for k in typing.get_args(kind) if k is not type(None)]
-    if tree is None or (isinstance(tree, Located) and not tree.quoted and tree in ("null", "none", "~")):
+    if tree is None or (isinstance(tree, Located) and not tree.quoted and tree == "none"):
         return None
     return build(choices[0], tree, where, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -80,6 +81,17 @@ def recipe(tmp_path: Path, sd: Path) -> Path:
     text = text.replace("PROMPTS", str(tmp_path / "prompts.txt")).replace("TASTE", str(tmp_path / "taste.py"))
     (tmp_path / "recipe.yaml").write_text(text)
     return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def drawn(recipe: Path) -> Path:
+    """The recipe with a generator of pure Python, so that images cost nothing."""
+    import drawing
+
+    shutil.copy(drawing.__file__, recipe.parent / "draw.py")
+    text = recipe.read_text().replace("own: {n: 4, steps: 2", f"own: {{use: '{recipe.parent}/draw.py:draw', n: 4")
+    recipe.write_text(text)
+    return recipe
 
 
 @pytest.fixture

@@ -6,8 +6,11 @@ memory before the first result (10^22 candidates). It does not say what is wise.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from prefkit.errors import UsageError
 
 
 class Bound(NamedTuple):
@@ -91,6 +94,13 @@ def broken(kind: type, name: str, value: Any) -> str | None:
     else:
         return _outside(of(kind, name), value)
     return next((f"{where} {text}" for where, text in found if text), None)
+
+
+def check(settings: Any, where: str) -> None:
+    """For settings that no recipe was read for. Raises UsageError for a number outside of its bound; not of `options`."""
+    for name in [field.name for field in dataclasses.fields(settings) if field.name != "options"]:
+        if wrong := broken(type(settings), name, getattr(settings, name)):
+            raise UsageError(f"{where}.{name} {wrong}.")
 
 
 def _outside(bound: Bound, value: float) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from prefkit.generate.run import run_generate
 from prefkit.models.dtypes import dtype_of
 from prefkit.output import note, warn
 from prefkit.score.diversity import mean_diversity
-from prefkit.score.run import remedy, run_scores, scored_ids, scorer_of, scorer_spec
+from prefkit.score.run import remedy, run_scores, scored_ids, spec_from
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.table import check_fingerprint
@@ -44,23 +44,21 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     limit: requests per set. What is on disk is not made again. Raises UsageError (no such eval, model,
     scorer or request) and FingerprintError (eval/NAME was made with another base model or generator).
     """
-    cfg, generator, settings = check(recipe, name)
-    jobs, aliases = sets.model_jobs(store, recipe, cfg, settings), sets.aliases_of(recipe, cfg)
+    cfg, generator, settings, specs = check(recipe, name)
+    jobs = sets.model_jobs(store, recipe, cfg, settings)
     requests = sets.request_sets(store, recipe, cfg, limit)
     records = sets.records_of(store, jobs)
     used = partial(sets.used_for_pairs, recipe, records)
     processes = group()
     with processes.held(store.lock(f"eval/{name}")):
         processes.lead(lambda: _claim(store, recipe, name, settings))
-        for set_name, members in requests.items():
-            for model, (weights, how) in jobs.items():
-                folder = Store(store.eval(name) / set_name / model)
-                note(f"eval {name}: {model} on {len(members)} requests of {set_name}")
-                seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
-                make(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases, store)
+        for folder, own, members in _parts(store, recipe, name, requests, jobs):
+            where = folder.folder
+            note(f"eval {name}: {where.name} on {len(members)} requests of {where.parent.name}")
+            make(folder, own, members, store)
 
         def result() -> dict[str, Any]:
-            found = _assessed(store.eval(name), used, cfg, generator, list(jobs), requests, aliases)
+            found = _assessed(store.eval(name), used, cfg, generator, list(jobs), requests, list(specs))
             found["settings"] = _settings(recipe, cfg, generator, settings, limit)
             found["settings"] |= _overlap(store, requests, records)
             online = {n for n, train in recipe.train.items() if train.online is not None}
@@ -94,8 +92,8 @@ def _assessed(
     return {"sets": found, "correlations": correlated, "left_out": left_out}
 
 
-def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate]:
-    """(settings, generator, its settings), after every check of the recipe alone. Raises UsageError."""
+def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
+    """(settings, generator, its settings, what each scorer means), after every check of the recipe alone. Raises UsageError."""
     if name not in recipe.eval:
         raise UsageError(f"eval: there is no {name!r} in the recipe; known are {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
@@ -104,11 +102,11 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate]:
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     check_generator(recipe.model, settings)
-    for alias in sets.aliases_of(recipe, cfg):
-        scorer_of(recipe, alias)
+    specs = {alias: spec_from(recipe, alias) for alias in sets.aliases_of(recipe, cfg)}
+    for alias in specs:
         dtype_of(recipe.score[alias].dtype)
         device_of(recipe.score[alias].device)
-    return cfg, generator, settings
+    return cfg, generator, settings, specs
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
@@ -117,21 +115,33 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[
     Raises UsageError (NotYet for a model that is not trained), FingerprintError for images or scores there that were made
     otherwise.
     """
-    cfg, generator, settings = check(recipe, name)
-    requests, aliases = sets.request_sets(store, recipe, cfg, limit, write=False), sets.aliases_of(recipe, cfg)
+    cfg, generator, settings, specs = check(recipe, name)
+    requests = sets.request_sets(store, recipe, cfg, limit, write=False)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     _claim(store, recipe, name, settings, write=False)
+    for folder, own, members in _parts(store, recipe, name, requests, jobs):
+        checked_generate(folder, own, generator, keep_known(folder.requests(), members, folder.folder), None)
+        for alias, spec in specs.items():
+            table = folder.scores(alias)
+            table.claim(spec, remedy(table), empty=not scored_ids(table), write=False)
+    return list(jobs)
+
+
+def _parts(
+    store: Store, recipe: Recipe, name: str, requests: dict[str, list[Request]], jobs: dict[str, tuple[Model, Generate]]
+) -> Iterator[tuple[Store, Recipe, list[Request]]]:
+    """The run-shaped folder of each model in each set, the recipe that fills it, and its requests."""
+    cfg = recipe.eval[name]
+    generator, _ = sets.settings_of(recipe, cfg)
+    score = {alias: replace(recipe.score[alias], generators=[]) for alias in sets.aliases_of(recipe, cfg)}
     for set_name, members in requests.items():
+        splits = sorted({r.split for r in members})
         for model, (weights, how) in jobs.items():
             folder = Store(store.eval(name) / set_name / model)
             seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
-            own = _recipe_of(folder, recipe, weights, (generator, replace(how, n=seeds)), members, aliases)
-            checked_generate(folder, own, generator, keep_known(folder.requests(), members, folder.folder), None)
-            for alias in aliases:
-                table = folder.scores(alias)
-                spec = scorer_spec(scorer_of(own, alias), own.score[alias])
-                table.claim(spec, remedy(table), empty=not scored_ids(table), write=False)
-    return list(jobs)
+            generate = {generator: replace(how, n=seeds, splits=splits)}
+            own = replace(recipe, run=str(folder.folder), model=weights, generate=generate, score=score)
+            yield folder, own, members
 
 
 def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: bool = True) -> None:
@@ -144,35 +154,9 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
     )
 
 
-def _recipe_of(
-    folder: Store,
-    recipe: Recipe,
-    model: Model,
-    settings: tuple[str, Generate],
-    requests: list[Request],
-    aliases: list[str],
-) -> Recipe:
-    """The recipe of one model's folder."""
-    generator, how = settings
-    return replace(
-        recipe,
-        run=str(folder.folder),
-        model=model,
-        generate={generator: replace(how, splits=sorted({r.split for r in requests}))},
-        score={alias: replace(recipe.score[alias], generators=[]) for alias in aliases},
-    )
-
-
-def make(
-    folder: Store,
-    recipe: Recipe,
-    model: Model,
-    settings: tuple[str, Generate],
-    requests: list[Request],
-    aliases: list[str],
-    inputs: Store,
-) -> None:
-    """Images of `requests` and their scores, in a run-shaped folder of one model. inputs: the run with their inputs/."""
+def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
+    """Images of `requests` and their scores in a model's folder, by its recipe. inputs: the run with their inputs/."""
+    (generator,) = recipe.generate
 
     def begin() -> None:
         Store.create(folder.folder)
@@ -183,12 +167,11 @@ def make(
 
     group().lead(begin)
     requests = keep_known(folder.requests(), requests, folder.folder)
-    own = _recipe_of(folder, recipe, model, settings, requests, aliases)
-    run_generate(folder, own, settings[0], requests=requests, inputs=inputs)
+    run_generate(folder, recipe, generator, requests=requests, inputs=inputs)
     try:
-        run_scores(folder, own, aliases)
+        run_scores(folder, recipe, list(recipe.score))
     except PluginError as error:
-        if not group().lead(lambda: all(folder.scores(alias).parts() for alias in aliases)):
+        if not group().lead(lambda: all(folder.scores(alias).parts() for alias in recipe.score)):
             raise
         warn(f"{error} The requests concerned are left out and counted.")  # every reason is in the table
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set
+from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds
 from prefkit.errors import UsageError
 from prefkit.models.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
@@ -22,13 +22,7 @@ def check_settings(name: str, cfg: Eval) -> None:
     """Raises UsageError for numbers and names that make no sense, before anything is made."""
     if "base" in cfg.models:
         raise UsageError("eval.models: `base` is the untrained model, which is always there. Train under another name.")
-    at_least = {"seeds": 1, "bootstrap": 1, "batch_size": 1, "max_requests": 1, "best_of": 0, "tie": 0}
-    for key, least in at_least.items():
-        value = getattr(cfg, key)
-        if value is not None and value < least:
-            raise UsageError(f"eval.{name}.{key} is {value}: it must be at least {least}.")
-    if any(steps < 1 for steps in cfg.base_steps):
-        raise UsageError(f"eval.{name}.base_steps: every step count must be at least 1.")
+    bounds.check(cfg, f"eval.{name}")
 
 
 def request_sets(

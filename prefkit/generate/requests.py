@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefkit.config import Requests
+from prefkit.config import Requests, bounds
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Taken
 from prefkit.generate.sources import folder_of, is_lines, rows_of, split_column
@@ -37,8 +37,7 @@ def read_requests(
     """
     if not config.source:
         raise UsageError(f"requests.source is not set: give a file ({', '.join(SUFFIXES)}), or a datasets id.")
-    if not 0 <= config.test_share <= 1:
-        raise UsageError(f"requests.test_share is {config.test_share}: a share lies between 0 and 1.")
+    bounds.check(config, "requests")
     found: dict[str, Request] = {}
     counts: Counter[str] = Counter()
     left: Counter[str] = Counter()
@@ -78,10 +77,10 @@ def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str |
     """
     there = {r.request_id: r for r in known}
     for new in wanted:
-        old = there.get(new.request_id, new)
-        changed = [
-            key for key, a, b in (("prompt", old.prompt, new.prompt), ("extra", *map(_stored, (old, new)))) if a != b
-        ]
+        old = there.get(new.request_id)
+        if old is None:
+            continue
+        changed = ["prompt"] * (old.prompt != new.prompt) + ["extra"] * _differ(old.extra, new.extra)
         if changed:
             raise UsageError(
                 f"the request {new.request_id!r} of {where} has another {' and another '.join(changed)} now "
@@ -99,13 +98,14 @@ def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str |
     return [replace(r, split=there.get(r.request_id, r).split) for r in wanted]
 
 
-def _stored(request: Request) -> str:
-    """The extra as it comes back from the disk."""
-    return dump_extra(json.loads(dump_extra(request.extra)))
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two extras are different ones as they come back from the disk."""
+    texts = dump_extra(one), dump_extra(other)
+    return texts[0] != texts[1] and len({dump_extra(json.loads(text)) for text in texts}) > 1
 
 
 def _brief(request: Request) -> str:
-    text = f"{request.prompt!r} {_stored(request) if request.extra else ''}".strip()
+    text = f"{request.prompt!r} {dump_extra(request.extra) if request.extra else ''}".strip()
     return text if len(text) <= 80 else text[:77] + "..."
 
 

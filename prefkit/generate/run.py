@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from prefkit.config import Generate, Model, Recipe
+from prefkit.config import Generate, Model, Recipe, bounds
 from prefkit.distributed import Group, group
 from prefkit.errors import PrefkitError, StoreError, UsageError
 from prefkit.generate.generators import (
@@ -57,48 +57,41 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
     return wanted
 
 
-def plan(
-    store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
-) -> tuple[list[Job], set[str], dict[str, Any]]:
-    """Every wanted job in order, the ids already there, and the spec."""
-    settings = recipe.generate[name]
-    check(name, settings)
-    model = model_of(store, recipe, settings)
-    if settings.use == "diffusers" and not model.base:
-        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    spec = generator_spec(model, settings)
-    chosen = [r for r in requests if r.split in settings.splits][:limit]
-    jobs = []
-    for request in chosen:
-        for index in range(settings.n):
-            seed = candidate_seed(settings.seed, request.request_id, index)
-            jobs.append((request, index, seed, candidate_id(spec, request, index, seed)))
-    return jobs, done_ids(store.candidates(name)), spec
-
-
 def checked(
     store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
 ) -> tuple[list[Job], set[str], dict[str, Any]]:
-    """`plan`, after every check that needs no weights; a dry run makes them all, and writes nothing.
+    """Every wanted job in order, the ids already there, and the spec, after every check that needs no weights. A dry run
+    makes them all, and writes nothing.
 
     Raises UsageError, PluginError, and FingerprintError where the candidates there were made with other settings.
     """
     settings = recipe.generate[name]
-    wanted = len([r for r in requests if r.split in settings.splits][:limit]) * settings.n
-    if wanted > MOST_CANDIDATES:
-        raise UsageError(
-            f"generate.{name}.n is {settings.n}: with {len(requests):,} requests that is {wanted:,} candidates, and a run "
-            f"holds at most {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
-        )
-    jobs, done, spec = plan(store, recipe, name, requests, limit)
-    if not jobs:
+    check(name, settings)
+    chosen = [r for r in requests if r.split in settings.splits][:limit]
+    if not chosen:
         there = ", ".join(sorted({r.split for r in requests}))
         raise UsageError(
             f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; there are only "
             f"requests in {there}. Add prompts, lower requests.test_share, or name other splits as generate.{name}.splits."
         )
+    wanted = len(chosen) * settings.n
+    if wanted > MOST_CANDIDATES:
+        raise UsageError(
+            f"generate.{name}.n is {settings.n}: with {len(chosen):,} requests that is {wanted:,} candidates, and a run "
+            f"holds at most {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
+        )
+    model = model_of(store, recipe, settings)
+    if settings.use == "diffusers" and not model.base:
+        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
+    spec = generator_spec(model, settings)
+    jobs = []
+    for request in chosen:
+        for index in range(settings.n):
+            seed = candidate_seed(settings.seed, request.request_id, index)
+            jobs.append((request, index, seed, candidate_id(spec, request, index, seed)))
+    done = done_ids(store.candidates(name))
     if any(job[3] not in done for job in jobs):
-        check_generator(model_of(store, recipe, settings), settings)
+        check_generator(model, settings)
     store.candidates(name).claim(spec, _remedy(store, name), empty=not done, write=False)
     return jobs, done, spec
 
@@ -113,13 +106,8 @@ def _remedy(store: Store, name: str) -> str:
 
 
 def check(name: str, settings: Generate) -> None:
-    """Raises UsageError for settings that make no sense, before anything is read."""
-    if settings.n < 1:
-        raise UsageError(f"generate.{name}.n is {settings.n}: at least 1 candidate per request (pairs need 2 or more).")
-    for key in ("steps", "batch_size", "height", "width"):
-        value = getattr(settings, key)
-        if value is not None and value < 1:
-            raise UsageError(f"generate.{name}.{key} is {value}: it must be at least 1.")
+    """Raises UsageError for invalid settings, before anything is read."""
+    bounds.check(settings, f"generate.{name}")
     if settings.model is not None and settings.use != "diffusers":
         raise UsageError(
             f"generate.{name}.model: {settings.model} is a trained diffusers model, and {settings.use} would not load it. "

@@ -17,9 +17,9 @@ COLUMNS = ("win", "lose", "score_gap", "rank_gap", "p", "agreement", "conflict",
 
 
 def pairs_of(strategy: Any, value: np.ndarray, scores: np.ndarray, name: str) -> Pairs:
-    """`strategy.pairs` of one request, checked: value [N], scores [N, S]. Raises PluginError for a pair that is none."""
+    """`strategy.pairs` of one request, checked: value [N], scores [N, S], which it may change. Raises PluginError for an invalid pair."""
     with guarded(f"strategy {name}", "failed"):
-        given = strategy.pairs(value.copy(), scores.copy())
+        given = strategy.pairs(value, scores)
         found = list(given) if isinstance(given, (list, tuple)) or type(given).__name__ == "generator" else None
     if found is None:
         raise PluginError(f"strategy {name} returned {described(given)}; a list of (winner, loser, gap) is needed.")

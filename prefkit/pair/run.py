@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from prefkit import registry
-from prefkit.config import Pair, Recipe, content
+from prefkit.config import Pair, Recipe, bounds, content
 from prefkit.errors import NotYet, UsageError
 from prefkit.images import Background
 from prefkit.output import note, pasted, warn
@@ -109,7 +109,25 @@ def _chosen(
     votes: pd.DataFrame | None,
     name: str,
 ) -> Outcome:
-    found = choose(pool, weights, specs, strategy, config, counts, votes)
+    """`choose_pairs` (or the strategy's own reading of votes) under the settings, counted. Raises UsageError where no pair
+    is left."""
+    groups, tie = pool.frame.request.to_numpy(), tie_of(config) if votes is None else config.tie or 0.0
+    if votes is not None:
+        every = strategy.compared(pool, votes)
+        checked_table(every, groups, config.use)
+        small = (every.score_gap <= tie).to_numpy()
+        empty = np.full((len(pool), 0), np.nan)
+        found = Outcome(every[~small].reset_index(drop=True), every[small].reset_index(drop=True), np.full(len(pool), np.nan), empty, np.zeros(0))  # fmt: skip
+    else:
+        columns = {a: pool.frame[a].to_numpy(np.float64) for a in weights}
+        signs = {a: 1.0 if specs[a].get("higher_is_better", True) else -1.0 for a in weights}
+        found = choose_by(config, strategy, columns, signs, weights, groups)
+    if config.top_pairs is not None and len(found.pairs) > config.top_pairs:
+        counts["beyond_top_pairs"] = len(found.pairs) - config.top_pairs
+        winners = pool.ids.take(pa.array(pool.frame.row.to_numpy()[found.pairs.win.to_numpy()]))
+        found = replace(found, pairs=top_pairs(found.pairs, config.top_pairs, hashed(winners)))
+    counts |= {"pairs": len(found.pairs), "ties": len(found.ties), "tie_threshold": tie}
+    counts["requests_with_pairs"] = len(np.unique(groups[found.pairs.win.to_numpy()]))
     if found.pairs.empty:
         raise UsageError(f"pair.{name}: no pair is left. {_why_empty(pool, counts, list(weights))}")
     return found
@@ -124,15 +142,11 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
                 f"pair.{name}.{key} is {getattr(config, key)!r}, but the preset wants {value!r}. Leave it out."
             )
         config = replace(config, **{key: value})
-    for key, tie in [("tie", config.tie), *((f"ties.{alias}", t) for alias, t in config.ties.items())]:
-        if tie is not None and tie < 0:
-            raise UsageError(f"pair.{name}.{key} is {tie}: it must be at least 0, for ties never become pairs.")
+    bounds.check(config, f"pair.{name}")
     if config.weights and not any(config.weights.values()):
         raise UsageError(NO_WEIGHT)
     if config.missing not in MISSING:
         raise UsageError(f"pair: missing {config.missing!r} is not known; choose one of {', '.join(MISSING)}.")
-    if config.top_pairs is not None and config.top_pairs < 1:
-        raise UsageError(f"pair.{name}.top_pairs is {config.top_pairs}: it must be at least 1.")
     return config
 
 
@@ -199,36 +213,6 @@ def check_size(strategy: Any, largest: int, name: str, config: Pair) -> None:
                 else f"Use k up to {largest // 2}, or generate more (n)."
             )
         )
-
-
-def choose(
-    pool: Pool,
-    weights: dict[str, float],
-    specs: dict[str, Any],
-    strategy: Any,
-    config: Pair,
-    counts: dict[str, Any],
-    votes: pd.DataFrame | None = None,
-) -> Outcome:
-    """`choose_pairs` (or the strategy's own reading of votes) under the settings, counted."""
-    tie = tie_of(config) if votes is None else config.tie or 0.0
-    if votes is not None:
-        every = strategy.compared(pool, votes)
-        checked_table(every, pool.frame.request.to_numpy(), config.use)
-        small = (every.score_gap <= tie).to_numpy()
-        empty = np.full((len(pool), 0), np.nan)
-        found = Outcome(every[~small].reset_index(drop=True), every[small].reset_index(drop=True), np.full(len(pool), np.nan), empty, np.zeros(0))  # fmt: skip
-    else:
-        columns = {a: pool.frame[a].to_numpy(np.float64) for a in weights}
-        signs = {a: 1.0 if specs[a].get("higher_is_better", True) else -1.0 for a in weights}
-        found = choose_by(config, strategy, columns, signs, weights, pool.frame.request.to_numpy())
-    if config.top_pairs is not None and len(found.pairs) > config.top_pairs:
-        counts["beyond_top_pairs"] = len(found.pairs) - config.top_pairs
-        winners = pool.ids.take(pa.array(pool.frame.row.to_numpy()[found.pairs.win.to_numpy()]))
-        found = replace(found, pairs=top_pairs(found.pairs, config.top_pairs, hashed(winners)))
-    counts |= {"pairs": len(found.pairs), "ties": len(found.ties), "tie_threshold": tie}
-    counts["requests_with_pairs"] = len(np.unique(pool.frame.request.to_numpy()[found.pairs.win.to_numpy()]))
-    return found
 
 
 def _write(
@@ -300,8 +284,6 @@ def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
 
 def _whole(folder: Path) -> bool:
     """Whether the dataset is there, with all rows that were written, and sound but for its images, which take long."""
-    import pyarrow as pa
-
     spec = sound_json(folder / "spec.json")
     if spec is None or sound_json(folder / "audit.json") is None:
         return False

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefkit.config import Compare, Recipe
+from prefkit.config import Compare, Recipe, bounds
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.guest import guarded, lent, told
 from prefkit.images import Background
 from prefkit.output import Progress, note, pasted
 from prefkit.registry import nearest
-from prefkit.score.core import decode, make_scorer, trusted
+from prefkit.score.core import close, decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates
 from prefkit.score.licence import check_licence
 from prefkit.score.overlap import in_order
@@ -55,7 +55,7 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
                 judge.load(device_of(settings.device), settings.dtype)
                 _ask(store, settings, judge, table, todo, counts)
             finally:
-                getattr(judge, "close", lambda: None)()
+                close(judge, f"compare {alias}")
         flip, first = rates(_shown(table))
         counts |= {"flip_rate": flip, "first_rate": first, "seconds": round(time.monotonic() - start, 2)}
         write_json(table.folder / "spec.json", spec | {"measured": {"flip_rate": flip, "first_rate": first}})
@@ -90,6 +90,7 @@ def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = Tru
 
 def judge_of(settings: Compare, alias: str) -> Any:
     """The judge, not loaded. Raises UsageError for a scorer that cannot compare."""
+    bounds.check(settings, f"compare.{alias}")
     judge = make_scorer(settings.use, settings.options, f"compare.{alias}")
     if not callable(getattr(judge, "compare", None)) or not callable(getattr(judge, "judge_spec", None)):
         raise UsageError(
@@ -97,8 +98,6 @@ def judge_of(settings: Compare, alias: str) -> Any:
             "compare(pairs, template, aspect) and judge_spec()."
         )
     check_licence(judge, settings.accept_license, f"compare.{alias}")
-    if settings.batch_size < 1 or settings.most < 1:
-        raise UsageError(f"compare.{alias}: batch_size and most are at least 1.")
     return judge
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,21 +50,18 @@ def scores_of(found: Any, count: int, who: Callable[[], str]) -> list[Score]:
     raise PluginError(f"{who()} returned {had} for {count} candidate{'s' * (count != 1)}; one Score each is needed.")
 
 
-def checked(score: Score) -> Score:
-    """What is no finite number is a failure, never a guess: the text "7" too. What has an error has no value: a failed
-    score must not be paired on."""
-    error, aspects = _text(score.error), _aspects(score.aspects)
-    if error:
-        return Score(None, aspects, _text(score.text), error)
-    if score.value is None:
-        return Score(None, aspects, _text(score.text), error or "the scorer gave no value and no reason")
-    value, wrong = read_number(score.value)
-    if value is None:
-        return Score(None, aspects, _text(score.text), error or f"the scorer returned {wrong}")
-    if score.aspects is not None and aspects is None:
-        reason = f"the scorer returned aspects that are no numbers: {described(score.aspects)}"
-        return Score(None, None, _text(score.text), error or reason)
-    return dataclasses.replace(score, value=value, aspects=aspects, text=_text(score.text), error=error)
+def checked(score: Score, who: str = "the scorer") -> Score:
+    """A value that is not a finite number is a failure, never a guess: the text "7" too. A score with an error has no
+    value, since it must not be paired on."""
+    error, aspects, value = _text(score.error), _aspects(score.aspects), None
+    if not error and score.value is None:
+        error = f"{who} gave no value and no reason"
+    elif not error:
+        value, wrong = read_number(score.value)
+        error = f"{who} returned {wrong}" if wrong else None
+    if value is not None and aspects is None and score.aspects is not None:
+        value, error = None, f"{who} returned aspects that are no numbers: {described(score.aspects)}"
+    return Score(value, aspects, _text(score.text), error)
 
 
 def _aspects(given: Any) -> dict[str, float] | None:

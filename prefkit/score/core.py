@@ -14,7 +14,7 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.errors import PluginError, PrefkitError, UsageError
-from prefkit.guest import guarded, is_own, lent, told
+from prefkit.guest import guarded, is_own, lent, told, words
 from prefkit.models.memory import Room, free_memory, out_of_memory
 from prefkit.paths import read_regular
 from prefkit.score.contract import check_attributes, checked, scores_of
@@ -120,10 +120,7 @@ def decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
 
 
 def undecodable(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-    return f"the image could not be decoded: {reason}"
+    return f"the image could not be decoded: {words(error)}"
 
 
 def _read(c: Candidate) -> Candidate:
@@ -185,6 +182,13 @@ def _scored(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
 def trusted(scorer: Any) -> bool:
     """Whether it leaves images and dicts as they are: prefkit's own do, and share them; any other gets copies."""
     return is_own(scorer) and not isinstance(scorer, FunctionScorer)
+
+
+def close(scorer: Any, who: str) -> None:
+    """End what the scorer has under way elsewhere: a process, requests."""
+    if hasattr(scorer, "close"):
+        with guarded(who):
+            scorer.close()
 
 
 def name_of(scorer: Any) -> str:

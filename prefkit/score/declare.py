@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from prefkit.errors import UsageError
+from prefkit.score.contract import SCOPES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -54,8 +55,8 @@ def scorer(
     low, high = range
     if low is not None and high is not None and low >= high:
         raise UsageError(f"@scorer(range={range}): the lowest value comes first.")
-    if scope not in ("absolute", "within_request"):
-        raise UsageError(f"@scorer(scope={scope!r}): choose absolute or within_request.")
+    if scope not in SCOPES:
+        raise UsageError(f"@scorer(scope={scope!r}): choose {' or '.join(SCOPES)}.")
     if (batch is not None and batch < 1) or concurrency < 1:
         raise UsageError("@scorer: batch and concurrency are at least 1.")
     if isinstance(requires, str):

@@ -19,7 +19,7 @@ from prefkit.errors import PluginError, PrefkitError
 from prefkit.guest import guarded, told
 from prefkit.models.long_prompts import said
 from prefkit.output import Progress, warn
-from prefkit.score.core import FunctionScorer, Room, decoded_batches, score_batch
+from prefkit.score.core import FunctionScorer, Room, close, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
@@ -79,10 +79,8 @@ class Job:
             self.counts["long_prompts"] = len(encoder.cut)
             length = encoder.network.inner.length
             warn(said(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
-        close, self.scorer = getattr(self.scorer, "close", None), None
-        if close is not None:
-            with guarded(f"score {self.alias}: {self.settings.use}"):
-                close()
+        scorer, self.scorer = self.scorer, None
+        close(scorer, f"score {self.alias}: {self.settings.use}")
 
     @property
     def concurrency(self) -> int:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prefkit.config import Recipe, Score
+from prefkit.config import Recipe, Score, bounds
 from prefkit.distributed import check_device, group
 from prefkit.errors import NotYet, PluginError, PrefkitError, UsageError
 from prefkit.images import Background
 from prefkit.models.dtypes import check_dtype
 from prefkit.output import note, pasted, warn
 from prefkit.score.contract import spec_of
-from prefkit.score.core import make_scorer, missing_keys
+from prefkit.score.core import close, make_scorer, missing_keys
 from prefkit.score.licence import check_licence
 from prefkit.score.passes import Job, run_passes
 from prefkit.store import Store
@@ -99,11 +99,19 @@ def checked(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Job:
 def scorer_of(recipe: Recipe, alias: str) -> Any:
     """The scorer, not loaded. Raises UsageError for settings that do not fit it."""
     settings = recipe.score[alias]
-    if settings.batch_size < 1:
-        raise UsageError(f"score.{alias}.batch_size is {settings.batch_size}: it must be at least 1.")
+    bounds.check(settings, f"score.{alias}")
     scorer = make_scorer(settings.use, settings.options, f"score.{alias}")
     check_licence(scorer, settings.accept_license, f"score.{alias}")
     return scorer
+
+
+def spec_from(recipe: Recipe, alias: str) -> dict[str, Any]:
+    """What the values in the alias's table would mean. Raises as `scorer_of`; leaves no process running."""
+    scorer = scorer_of(recipe, alias)
+    try:
+        return scorer_spec(scorer, recipe.score[alias])
+    finally:
+        close(scorer, f"score {alias}")
 
 
 def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:

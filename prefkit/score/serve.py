@@ -22,7 +22,7 @@ from prefkit import interrupts
 from prefkit.distributed import device_of
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.guest import guarded, told
-from prefkit.score.core import make_scorer, score_batch
+from prefkit.score.core import close, make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of
 from prefkit.score.remote.protocol import candidate_of, hello_of, score_row
@@ -41,8 +41,7 @@ class Service:
 
     def close(self) -> None:
         """End what the scorer has under way elsewhere."""
-        if hasattr(self.scorer, "close"):
-            self.scorer.close()
+        close(self.scorer, "the scorer")
 
     def hello(self) -> dict[str, Any]:
         return hello_of(self.scorer)

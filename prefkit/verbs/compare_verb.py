@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 from prefkit import output, resolve
 from prefkit import recipe as reader
 from prefkit.cli import open_run, positive, told
-from prefkit.errors import PrefkitError, TooManyFailures
+from prefkit.errors import TooManyFailures
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,9 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("compare", known, flags)
     names = resolve.chosen_names(run.recipe, "compare", known.name)
     if known.dry_run:
-        return told(planned(run.store, run.recipe, names, known.limit), known.json)
+        from prefkit.plan import plan
+
+        return told(plan(run.store, run.recipe, ["compare"], names, known.limit), known.json)
     found: dict[str, Any] = {}
     for name in names:
         found[name] = run_compare(run.store, run.recipe, name, limit=known.limit)
@@ -48,33 +49,3 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             found,
         )
     return 0
-
-
-def planned(
-    store: Any, recipe: Any, names: Sequence[str], limit: int | None
-) -> tuple[list[dict[str, Any]], PrefkitError | None]:
-    """A row per entry, and the first error: the run would end with it."""
-    rows: list[dict[str, Any]] = []
-    first = None
-    for name in names:
-        try:
-            rows.append({"name": name, **plan(store, recipe, name, limit)})
-        except PrefkitError as error:
-            rows.append({"name": name, "missing": str(error)})
-            first = first or error
-    return rows, first
-
-
-def plan(store: Any, recipe: Any, name: str, limit: int | None) -> dict[str, Any]:
-    from prefkit.score.comparing import checked
-
-    settings = recipe.compare[name]
-    judge, pairs, done, _ = checked(store, recipe, name)
-    todo = [pair for pair in pairs if pair not in done][:limit]
-    row: dict[str, Any] = {"from": settings.use, "wanted": len(pairs), "to do": len(todo)}
-    estimate = getattr(judge, "estimate", None)
-    if estimate is not None and todo:
-        from prefkit.plan import sample_of
-
-        row |= estimate(sample_of(store, settings.generators), 2 * len(todo), images=2)
-    return row

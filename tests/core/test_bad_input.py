@@ -16,41 +16,6 @@ import pytest
 from prefkit.store import Store
 from prefkit.store.litter import temporary_beside
 
-DRAW = """
-import random
-from PIL import Image
-
-def draw(prompts, seeds):
-    images = []
-    for seed in seeds:
-        r = random.Random(seed)
-        image = Image.new("RGB", (32, 32), (r.randrange(256), r.randrange(256), r.randrange(256)))
-        for _ in range(40):
-            image.putpixel((r.randrange(32), r.randrange(32)), (r.randrange(256), 0, 9))
-        images.append(image)
-    return images
-
-def fails(prompts, seeds):
-    raise ValueError("boom\\nand more")
-
-def texts(prompts, seeds):
-    return ["no image" for _ in prompts]
-
-def not_a_hat(prompts, seeds):
-    if any("hat" in prompt for prompt in prompts):
-        raise ValueError("no hats")
-    return draw(prompts, seeds)
-"""
-
-
-@pytest.fixture
-def drawn(recipe):
-    """The recipe with a generator of pure Python, so that images cost nothing."""
-    (recipe.parent / "draw.py").write_text(DRAW)
-    text = recipe.read_text().replace("own: {n: 4, steps: 2", f"own: {{use: '{recipe.parent}/draw.py:draw', n: 4")
-    recipe.write_text(text)
-    return recipe
-
 
 def edit(recipe, old, new):
     text = recipe.read_text()

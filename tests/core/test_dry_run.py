@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+import psutil
 import pytest
 
-from tests.core.test_bad_input import drawn, edit, stages
-
-__all__ = ["drawn"]
+from tests.core.test_bad_input import edit, stages
 
 
 def files(folder):
@@ -57,6 +58,42 @@ def test_what_was_made_with_other_settings_is_found(drawn, cli, verb, flags, cod
     stages(cli, drawn, "generate", "score")
     planned, done = both(cli, drawn, verb, "-r", drawn, *flags)
     assert planned == done and done[0] == code, (planned, done)
+
+
+def test_another_entry_of_the_same_stage_excuses_nothing(drawn, cli):
+    """`size` has all to do, and `taste` was scored by another scorer: the run ends with that."""
+    stages(cli, drawn, "generate")
+    assert cli("score", "-r", drawn, "-q", "--name", "taste")[0] == 0
+    taste = drawn.parent / "taste.py"
+    taste.write_text(taste.read_text().replace("255", "256"))
+    planned, done = both(cli, drawn, "score", "-r", drawn)
+    assert planned == done and done[0] == 1 and "taste" in done[1], (planned, done)
+
+
+STARTS = """
+import json, sys
+open("LOG", "a").write("started\\n")
+print(json.dumps({"protocol": 1, "spec": {"name": "mine", "version": "1"}}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    print(json.dumps({"request": asked["request"], "scores": [1.0] * len(asked["items"])}), flush=True)
+open("LOG", "a").write("ended\\n")
+"""
+
+
+def test_a_plan_starts_a_scorer_of_another_process_once_and_ends_it(drawn, cli):
+    log = drawn.parent / "log"
+    (drawn.parent / "own.py").write_text(STARTS.replace("LOG", str(log)))
+    edit(drawn, "{use: jpeg}", f"{{use: 'exec:{sys.executable} {drawn.parent}/own.py'}}")
+    edit(drawn, "own: {", "sd: {n: 1, steps: 1}\n  own: {")
+    edit(drawn, "models: [dpo], scorers: [size, taste]", "models: [], scorers: [size], base_steps: [2, 3]")
+    stages(cli, drawn, "generate")
+    before = set(psutil.Process().children())
+    for verb in ("score", "eval"):
+        log.unlink(missing_ok=True)
+        code, _, err = cli(verb, "-r", drawn, "--dry-run")
+        assert code == 0 and log.read_text().count("started") == 1, (verb, err)
+        assert set(psutil.Process().children()) == before
 
 
 def test_a_whole_recipe_is_planned_though_nothing_is_made_yet_but_not_with_a_fault(drawn, cli):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import drawing
 from tests.core.fuzz import draws
 
 HERE = Path(__file__).parent / "fuzz"
@@ -21,19 +22,6 @@ RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LONGEST = 1000
 DRAWS = 2000
 FEW = range(0, DRAWS, 20)
-DRAW = """
-import random
-from PIL import Image
-def draw(prompts, seeds):
-    images = []
-    for seed in seeds:
-        r = random.Random(seed)
-        image = Image.new("RGB", (64, 64), (r.randrange(256), r.randrange(256), r.randrange(256)))
-        for _ in range(40):
-            image.putpixel((r.randrange(64), r.randrange(64)), (r.randrange(256), 0, 9))
-        images.append(image)
-    return images
-"""
 TASTE = "def muted(images, prompts):\n    return [float(sum(i.resize((1, 1)).getpixel((0, 0)))) for i in images]\n"
 
 
@@ -46,7 +34,7 @@ class Bench:
         (self.home / "p.txt").write_text(
             "\n".join(f"a {c} {i}" for c in ("red", "blue") for i in ("hat", "boot", "coat"))
         )
-        (self.home / "draw.py").write_text(DRAW)
+        shutil.copy(drawing.__file__, self.home / "draw.py")
         (self.home / "taste.py").write_text(TASTE)
         (self.home / "r.yaml").write_text(draws.RECIPE)
         for name in ("folder/inner", "empty"):

@@ -199,7 +199,7 @@ def test_a_changed_prompt_under_its_id_is_refused_before_anything_is_made(run, t
     folder.write_requests([Request("r0", "a cat", "test")])
     with pytest.raises(UsageError, match="another prompt now"):
         wanted = [Request("r0", "a dog", "test")]
-        make(folder, recipe, recipe.model, ("own", recipe.generate["own"]), wanted, ["light"], folder)
+        make(folder, recipe, wanted, folder)
     assert not folder.names("candidates")
 
 

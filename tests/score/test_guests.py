@@ -170,7 +170,7 @@ def test_one_rule_says_what_a_number_is():
 @pytest.mark.parametrize("value", [True, 10**400, float("nan"), float("inf"), "7", [0.5]])
 def test_the_rule_holds_for_other_processes_too(value):
     (score,) = read_scores({"scores": [value]}, 1, "a server")
-    assert score.value is None and "no finite number" in score.error
+    assert score.value is None and score.error.startswith("a server returned ")
     (score,) = read_scores({"scores": [{"value": 1.0, "aspects": {"a": value}}]}, 1, "a server")
     assert score.value is None
 

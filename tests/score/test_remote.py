@@ -477,7 +477,10 @@ def test_wrong_answers_of_a_scorer_server_are_failures(faulty):
         ({"scores": "12"}, "no list of scores"),
         ([1, 2], "no list of scores"),
         ({"error": "out of memory"}, "out of memory"),
-        ({"scores": [True, {"value": 1, "aspects": {"a": "b"}}]}, "no finite number|aspects that are no numbers"),
+        (
+            {"scores": [True, {"value": 1, "aspects": {"a": "b"}}]},
+            "returned .True. .a bool., which is not a number|aspects that are no numbers",
+        ),
     ]
     server = faulty(lambda payload, count: ok(answers[int(payload["items"][0]["prompt"])][0]))
     scorer = make_scorer(server.url.removesuffix("/v1"), {"chunk": 2, "tries": 1})

@@ -32,7 +32,7 @@ from typing import Any
 from prefkit.errors import PluginError
 from prefkit.images import shown as shown_pixels
 from prefkit.paths import read_regular
-from prefkit.score.contract import SCOPES
+from prefkit.score.contract import SCOPES, checked
 from prefkit.score.numbers import read_number, shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -156,17 +156,6 @@ def read_scores(found: Any, count: int, who: str) -> list[Score]:
 
 def _score(row: Any, who: str) -> Score:
     fields = row if isinstance(row, Mapping) else {"value": row}
-    value, error = fields.get("value"), fields.get("error")
-    if value is not None:
-        number, _ = read_number(value)
-        value, error = (
-            number,
-            error if number is not None else f"{who} answered {shown(value)}, which is no finite number",
-        )
-    aspects = fields.get("aspects") or {}
-    if not isinstance(aspects, Mapping) or any(read_number(v)[0] is None for v in aspects.values()):
-        return Score(None, error=f"{who} answered aspects that are no numbers")
-    if value is None or error:
-        return Score(None, aspects or None, error=str(error or f"{who} gave no value and no reason"))
-    text = fields.get("text")
-    return Score(value, aspects or None, None if text is None else str(text))
+    return checked(
+        Score(fields.get("value"), fields.get("aspects") or None, fields.get("text"), fields.get("error")), who
+    )
