@@ -6,8 +6,6 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefkit import output
 from prefkit.config import Recipe, Train
 from prefkit.distributed import Processes
@@ -200,10 +198,8 @@ def _train(
             loop.computed,
         )
     if not job.flip:
-        try:
+        with failures.in_step(loop, lambda: "the preflight"):
             preflight(loop, plan, data)
-        except torch.OutOfMemoryError as error:
-            raise failures.out_of_memory(loop, "the preflight") from error
     shown = loop.run(limit)
     done = loop.done
     summary = {
