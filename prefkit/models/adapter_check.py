@@ -98,7 +98,7 @@ def _alpha_key(key: str, modules: Iterable[str]) -> bool:
 def check_whole(pipe: Any, name: str, state: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
     """Raises UsageError where the layers called `name`, as loaded at weight 1, are not what the file says."""
     written, loaded = _of_file(state, metadata), _of_layers(pipe, name)
-    whole = abs(sum(loaded) - sum(written)) <= CLOSE_TOGETHER * sum(written)
+    whole = len(loaded) >= len(written) and abs(sum(loaded) - sum(written)) <= CLOSE_TOGETHER * sum(written)
     if len(written) == len(loaded):  # nothing was split: layer by layer
         whole = all(abs(a - b) <= CLOSE * a for a, b in zip(sorted(written), sorted(loaded), strict=True))
     scales = [float(value.float().square().sum()) for key, value in state.items() if MAGNITUDE.fullmatch(key)]

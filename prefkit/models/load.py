@@ -22,7 +22,7 @@ from prefkit.errors import CaptureError, TrainingError, UsageError
 from prefkit.models.adapter_check import check_whole, read_file, refuse_unread
 from prefkit.models.dtypes import dtype_of
 from prefkit.models.folder import INDEX, not_a_pipeline, variant_of
-from prefkit.models.lora_files import ADAPTER_FILE, even_state, unread
+from prefkit.models.lora_files import ADAPTER_FILE, even_state
 from prefkit.models.paper import PARTS, left_out, part_of
 from prefkit.models.quantize import check_quantize, quantized
 from prefkit.models.single_file import from_single_file
@@ -234,17 +234,11 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
     for source in adapters:
         names.append(ADAPTER_NAME.format(len(names)))
         try:
-            keys = _load_adapter(pipe, denoiser, source, names[-1])
+            _load_adapter(pipe, denoiser, source, names[-1])
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"the adapter {source} could not be loaded: {_short(error)}") from error
         if names[-1] not in getattr(net, "peft_config", {}):
             raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
-        layers = [path for path, module in net.named_modules() if names[-1] in getattr(module, "lora_A", {})]
-        if left := unread(keys, denoiser, layers):
-            raise UsageError(
-                f"the adapter {source} holds {len(left)} weights that the {denoiser} of {type(pipe).__name__} has no place "
-                f"for, the first being {left[0]}. It was made for another model."
-            )
     owner = pipe if hasattr(pipe, "set_adapters") else net
     owner.set_adapters(names, list(adapters.values()))
     _still(pipe)  # new layers come in training mode, with their dropout on
@@ -257,14 +251,13 @@ def _still(pipe: Any) -> None:
             component.eval()
 
 
-def _load_adapter(pipe: Any, denoiser: str, source: str, name: str) -> list[str]:
-    """Load one LoRA of any layout that diffusers reads, whole. Returns its keys, in diffusers' names."""
+def _load_adapter(pipe: Any, denoiser: str, source: str, name: str) -> None:
+    """Load one LoRA of any layout that diffusers reads, whole. Raises UsageError."""
     path = _adapter_file(source)
     raw, metadata = read_file(path)
     refuse_unread(raw, source)
-    keys = _load_file(pipe, denoiser, path, name)
+    _load_file(pipe, denoiser, path, name)
     check_whole(pipe, name, raw, metadata, source)
-    return keys
 
 
 def _adapter_file(source: str) -> Path:
@@ -293,13 +286,13 @@ def _adapter_file(source: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(source, found[0]))
 
 
-def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> list[str]:
+def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
     source = str(path.parent)
     settings: dict[str, Any] = {"use_safetensors": True, "weight_name": path.name}
     net = getattr(pipe, denoiser)
     if not hasattr(pipe, "load_lora_weights"):
         net.load_lora_adapter(source, prefix=denoiser, adapter_name=name, **settings)
-        return []
+        return
     config = {"unet_config": net.config} if denoiser == "unet" else {}  # SDXL's blocks are counted otherwise elsewhere
     read: Any = pipe.lora_state_dict(source, **settings, **config)
     state, alphas = read[:2] if isinstance(read, tuple) else (read, None)
@@ -311,7 +304,6 @@ def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> list[str]:
             pipe.load_lora_weights(even_state(state, alphas), adapter_name=name)
         else:
             pipe.load_lora_weights(source, adapter_name=name, **settings)
-    return list(state)
 
 
 def changes_text(component: str) -> TrainingError:

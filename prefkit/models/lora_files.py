@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,21 +155,3 @@ def alpha_of(settings: Mapping[str, Any], net: str, path: str, rank: int) -> flo
             alpha = value
             break
     return float(alpha) * (rank**0.5 if given.get("use_rslora") else 1.0)
-
-
-def unread(state: Iterable[str], denoiser: str, layers: Iterable[str]) -> list[str]:
-    """Keys of an adapter (as diffusers names them) that belong to none of the layers that were given one.
-
-    layers: paths in the denoiser that carry the adapter. Keys of text encoders are theirs.
-    """
-    there = {_plain_path(f"{denoiser}.{path}") for path in layers}
-    return [key for key in state if not key.startswith("text_encoder") and _plain_path(_module_of(key)) not in there]
-
-
-def _module_of(key: str) -> str:
-    return re.split(r"\.lora_|[._]lora\.|\.alpha$|\.dora_scale$", key)[0]
-
-
-def _plain_path(path: str) -> str:
-    """Older files call attn1.to_out.0 attn1.processor.to_out."""
-    return re.sub(r"to_out\.0$", "to_out", path.replace(".processor.", "."))

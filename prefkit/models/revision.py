@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from prefkit.config import Model
-from prefkit.errors import DamagedError, UsageError
+from prefkit.errors import UsageError
 from prefkit.paths import open_regular
-from prefkit.store.checksums import MANIFEST
-from prefkit.store.files import read_json, remedy_for
+from prefkit.store.checksums import MANIFEST, check_folder
+from prefkit.store.files import remedy_for
 from prefkit.tiny import located
 from prefkit.types import digest
 
@@ -22,12 +21,13 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
     """Commit sha of a Hub id, or a hash over names and contents of a local model's (or adapter's) files."""
     path = Path(located(base))
     if path.is_file():
-        _check(path.parent, [path])
+        _check(path.parent)
         return digest(_file_hash(path))
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file())
-        files = [file for file in files if file.name != MANIFEST]
-        _check(path, files)
+        files = sorted(
+            file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file() and file.name != MANIFEST
+        )
+        _check(path)
         if not files:
             raise UsageError(f"{base} holds no model files.")
         return digest([(file.relative_to(path).as_posix(), _file_hash(file)) for file in files])
@@ -41,20 +41,10 @@ def base_revision(model: Model) -> dict[str, str]:
     return {"base": weights_revision(model.base, model.revision), **config, **bits}
 
 
-def _check(folder: Path, files: Sequence[Path]) -> None:
+def _check(folder: Path) -> None:
     """Raises DamagedError where a file of a folder that prefkit wrote is not what was written, or is missing."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return
     remedy = remedy_for(folder / "x") if folder.name == "final" else remedy_for(folder)
-    wanted = read_json(path, remedy)["files"]
-    for file in files:
-        name = file.relative_to(folder).as_posix()
-        if name in wanted and wanted[name] != _file_hash(file):
-            raise DamagedError(file, f"{file} is damaged: its checksum does not match. {remedy}")
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing:
-        raise DamagedError(folder / missing[0], f"{folder / missing[0]} is missing. {remedy}")
+    check_folder(folder, remedy, _file_hash)
 
 
 def _file_hash(path: Path) -> str:

@@ -10,6 +10,7 @@ Files without a checksum were written by an earlier version or by another progra
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from prefkit.errors import DamagedError
@@ -30,8 +31,8 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"files": {path.relative_to(folder).as_posix(): file_sum(path) for path in paths}})
 
 
-def check_folder(folder: Path, remedy: str) -> None:
-    """Compare every file that prefkit-checksums.json lists; files beside those are not looked at.
+def check_folder(folder: Path, remedy: str, sum_of: Callable[[Path], str] = file_sum) -> None:
+    """Compare every file that prefkit-checksums.json lists; files beside those are not looked at. sum_of: its SHA-256.
 
     Raises DamagedError naming the file that is missing or differs. A folder without the list passes.
     """
@@ -39,13 +40,13 @@ def check_folder(folder: Path, remedy: str) -> None:
     if not path.exists():
         return
     for name, wanted in read_json(path, remedy)["files"].items():
-        check_file(folder / name, wanted, remedy)
+        check_file(folder / name, wanted, remedy, sum_of)
 
 
-def check_file(path: Path, wanted: str, remedy: str) -> None:
+def check_file(path: Path, wanted: str, remedy: str, sum_of: Callable[[Path], str] = file_sum) -> None:
     """Raises DamagedError where the SHA-256 of `path` is not `wanted`."""
     try:
-        found = file_sum(path)
+        found = sum_of(path)
     except OSError as error:
         raise DamagedError(path, f"{path} could not be read: {error.strerror or error}. {remedy}") from error
     if found != wanted:

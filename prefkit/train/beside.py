@@ -6,7 +6,6 @@ Each is worked out once per image and kept in a cache of its own, so that other 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, ones_like, zeros_like
@@ -17,7 +16,6 @@ from prefkit.images import rgb
 from prefkit.models.trees import Tree
 from prefkit.store import Store
 from prefkit.train import own_noise
-from prefkit.train.cache import Cache
 from prefkit.train.data import PART_ROWS, PairData
 from prefkit.train.frames import shown
 from prefkit.train.masks import COLUMNS, SIDES, Masks, mask_of, weight_of
@@ -25,11 +23,11 @@ from prefkit.train.pairs import Side
 from prefkit.types import digest
 
 
-def cache_of(config: Train, folder: Path) -> Cache | None:
-    """None where nothing lies beside the latents."""
+def folder_of(config: Train) -> str | None:
+    """Of the cache, below that of the latents. None where nothing lies beside them."""
     if config.mask is None and config.noise == "shared":
         return None
-    return Cache(folder / "beside" / digest(config.mask, config.noise))
+    return f"beside/{digest(config.mask, config.noise)}"
 
 
 def fill(

@@ -95,16 +95,15 @@ def _probe(loop: Any, made: float) -> tuple[dict[str, float], float]:
     cached = [step % loop.config.steps for step in range(WARM + TIMED)]
     ends = [clock()]
     try:
-        for micro_batches in prepared(loop, cached, window=1):
-            loop.update(loop.accumulate(micro_batches))
-            if loop.processes.device.type == "cuda":
-                torch.cuda.synchronize(loop.processes.device)
-            ends.append(clock())
-        measured = _seconds(lambda: loop.measure(reference=False)) if loop.validation is not None else 0.0
-        looked = _seconds(lambda: _look(loop)) if loop.looks is not None else 0.0
-        saved = _seconds(loop.save)
-    except torch.OutOfMemoryError as error:
-        raise failures.out_of_memory(loop) from error
+        with failures.in_step(loop):
+            for micro_batches in prepared(loop, cached, window=1):
+                loop.update(loop.accumulate(micro_batches))
+                if loop.processes.device.type == "cuda":
+                    torch.cuda.synchronize(loop.processes.device)
+                ends.append(clock())
+            measured = _seconds(lambda: loop.measure(reference=False)) if loop.validation is not None else 0.0
+            looked = _seconds(lambda: _look(loop)) if loop.looks is not None else 0.0
+            saved = _seconds(loop.save)
     finally:
         loop.folder = aside.parent
         if loop.processes.main:

@@ -17,15 +17,12 @@ from prefkit.errors import DamagedError
 from prefkit.models import trees
 from prefkit.models.trees import Tree
 from prefkit.output import warn
-from prefkit.store.files import read_json, set_aside
+from prefkit.store.files import set_aside
 from prefkit.store.litter import unique
 from prefkit.store.tensors import load_tensors, save_tensors
 
-WIRING = "wiring.json"
-
-VISIBLE = (
-    120.0  # seconds until a part that another machine has written must be seen here; network file systems take up to 60
-)
+#: seconds until a part that another machine has written must be seen here; network file systems take up to 60
+VISIBLE = 120.0
 
 
 class Cache:
@@ -105,20 +102,14 @@ def part_path(folder: Path) -> Path:
     return folder / f"part-{time.time_ns()}-{unique()}.safetensors"
 
 
-def check_caches(folder: Path) -> None:
-    """Set aside every file of the caches below `folder` that does not match its checksum: it is made again.
+def check_cache(folder: Path) -> None:
+    """Set aside every part in `folder` that does not match its checksum: what it held is computed again.
 
-    One process does it, before any opens them, so that all of them see the same parts.
+    One process does it, before any opens the cache, so that all of them see the same parts.
     """
-    for path in sorted(folder.rglob("part-*.safetensors")):
+    for path in sorted(folder.glob("part-*.safetensors")):
         try:
             load_tensors(path, "")
-        except DamagedError as error:
-            set_damaged_aside(path, str(error))
-    path = folder / WIRING
-    if path.exists():
-        try:
-            read_json(path)
         except DamagedError as error:
             set_damaged_aside(path, str(error))
 

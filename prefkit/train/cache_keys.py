@@ -48,5 +48,10 @@ def reference_key(latents: str, conditions: str, revision: Any, precision: str, 
     return digest("reference", SCHEME["reference"], latents, conditions, revision, precision, seed)
 
 
+def libraries() -> dict[str, str]:
+    """Minor versions of the libraries whose code makes what is kept."""
+    return {name: _minor(name) for name in ("diffusers", "transformers")}
+
+
 def _minor(library: str) -> str:
     return ".".join(version(library).split(".")[:2])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
-
-from prefkit.errors import TrainingError
+from prefkit.errors import TrainingError, out_of_memory
 from prefkit.train import checkpoint
 
 
@@ -37,15 +35,30 @@ def _blamed(loop: Any) -> str:
 
 
 @contextmanager
-def explained(name: str, device: Any, doing: str, remedy: str) -> Iterator[None]:
-    """Say what ran out of memory, where nothing can be halved. Raises TrainingError."""
+def _answered(say: Callable[[], TrainingError]) -> Iterator[None]:
+    """Raise what `say` returns where memory ran out, on any device."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"train {name}: {device} ran out of memory {doing}. {remedy}") from error
+    except Exception as error:
+        if out_of_memory(error):
+            raise say() from error
+        raise
 
 
-def out_of_memory(loop: Any, where: str = "") -> TrainingError:
+def explained(name: str, device: Any, doing: str, remedy: str) -> AbstractContextManager[None]:
+    """Say what ran out of memory, where nothing can be halved. Raises TrainingError."""
+    return _answered(lambda: TrainingError(f"train {name}: {device} ran out of memory {doing}. {remedy}"))
+
+
+def in_step(loop: Any, where: Callable[[], str] | None = None) -> AbstractContextManager[None]:
+    """Say which settings of the training to change where memory ran out. where: what the loop was in, by default its step.
+
+    Raises TrainingError.
+    """
+    return _answered(lambda: _too_large(loop, where() if where is not None else f"step {loop.step + 1}"))
+
+
+def _too_large(loop: Any, where: str) -> TrainingError:
     """What to change, the cheapest first. With the batch split further the result stays the same."""
     config, ways = loop.config, []
     if config.batch_size > 1:
@@ -60,7 +73,7 @@ def out_of_memory(loop: Any, where: str = "") -> TrainingError:
         ways.append("lora: {rank: 16} (no gradients, optimizer states and second network of full weights)")
     kept = checkpoint.last_step(loop.folder / "checkpoints")
     return TrainingError(
-        f"train {loop.folder.name}: {loop.processes.device} ran out of memory in {where or f'step {loop.step + 1}'}. "
+        f"train {loop.folder.name}: {loop.processes.device} ran out of memory in {where}. "
         f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
         f"{f'The checkpoint of step {kept} is kept.' if kept else 'There is no checkpoint yet.'}"
     )

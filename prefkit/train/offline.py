@@ -262,10 +262,8 @@ class Loop:
     # -- the loop -------------------------------------------------------------------------------------------------
     def run(self, limit: int | None = None) -> dict[str, float]:
         """Train up to config.steps, or `limit` steps further. Returns what was last logged; saves at the end."""
-        try:
+        with failures.in_step(self):
             return self._run(limit)
-        except torch.OutOfMemoryError as error:
-            raise failures.out_of_memory(self) from error
 
     def _run(self, limit: int | None) -> dict[str, float]:
         if self.validation is not None:

@@ -18,10 +18,10 @@ from prefkit.images import Background
 from prefkit.models.revision import base_revision, weights_revision
 from prefkit.models.wiring import Wiring
 from prefkit.store import Store
-from prefkit.store.files import read_json, remedy_for, write_json
+from prefkit.store.files import read_json, remedy_for, sound_json, write_json
 from prefkit.train import beside, cache_keys, draws, failures, frames, posterior, preflight, texts, views
 from prefkit.train import data as caches
-from prefkit.train.cache import WIRING, Cache, check_caches
+from prefkit.train.cache import Cache, check_cache
 from prefkit.train.data import PairData
 from prefkit.train.jobs import Job, visited
 from prefkit.train.masks import Masks
@@ -75,7 +75,7 @@ class Plan:
 
     def wiring_file(self) -> Path:
         key = cache_keys.wiring_key(self._common, self.revision.get("inputs"), self.call)
-        return self.caches / key / WIRING
+        return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
         """What is masked; read once, for the pairs of the first call."""
@@ -145,12 +145,17 @@ class Plan:
         write_json(self.wiring_file(), dataclasses.asdict(wiring))
         self._wiring = wiring
 
+    def caches_read(self) -> list[Path]:
+        """Folders of latents, of conditions, and of what lies beside the latents if anything does."""
+        names = posterior.folder_of(self.config), beside.folder_of(self.config)
+        latents, *more = [self.latents_folder() / name for name in names if name is not None]
+        return [latents, self.conditions_folder(), *more]
+
     def check_caches(self) -> None:
-        """Set aside what is damaged of the caches that this training reads. One process does it, before any opens them."""
-        for folder in (self.wiring_file().parent, self.latents_folder()):
-            check_caches(folder)
-        for folder in (self.conditions_folder(), self.reference_folder()):
-            check_caches(folder)
+        """Set aside what is damaged of the caches that this training reads."""
+        sound_json(self.wiring_file())
+        for folder in self.caches_read():
+            check_cache(folder)
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
@@ -188,13 +193,10 @@ def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairDat
     if plan.config.resolution is not None:
         pairs = frames.framed(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
-    folder = plan.latents_folder()
-    extra = beside.cache_of(plan.config, folder)
-    latents, conditions = Cache(folder / posterior.folder_of(plan.config)), Cache(plan.conditions_folder())
+    latents, conditions, *extra = map(Cache, plan.caches_read())
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
-    return PairData(
-        pairs, latents, conditions, requests, extra, plan.masks(pairs), views.Views.of(plan.config), plan.config.seed
-    )
+    seen, masks = views.Views.of(plan.config), plan.masks(pairs)
+    return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, seen, plan.config.seed)
 
 
 def prepare(
@@ -211,7 +213,7 @@ def prepare(
     plan.agree(processes.group)
     if plan.wiring() is None:  # the folder of conditions hangs on it
         family = _capture(plan, size, processes)
-        processes.group.lead(plan.check_caches)
+        processes.group.lead(lambda: check_cache(plan.conditions_folder()))
         data.conditions = Cache(plan.conditions_folder())
     seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
     wanted = data.of(seen)

@@ -6,8 +6,6 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefkit import output
 from prefkit.config import Recipe, Train
 from prefkit.distributed import Processes
@@ -15,7 +13,6 @@ from prefkit.errors import FingerprintError, UsageError
 from prefkit.models.trained import TRAINED_ON, write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
-from prefkit.store.table import check_fingerprint
 from prefkit.train import (
     budget,
     computing,
@@ -26,7 +23,7 @@ from prefkit.train import (
     table,
     validation,
 )
-from prefkit.train.checkpoint import last_step
+from prefkit.train.claim import claim, untrained
 from prefkit.train.data import PairData
 from prefkit.train.export import export, sound_result
 from prefkit.train.jobs import Job, jobs_of, load_objective
@@ -97,10 +94,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
     config = budget.applied(config, budget.written(store.train(name)))
     plan = Plan(store, recipe, config, store.train(name))
     for job in jobs_of(name, config, config.controls):
-        own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
-        folder = store.train(job.name)
-        check_fingerprint(folder / "spec.json", own, REMEDY, fresh=_untrained(folder), write=False)
-        _finished(folder, job.config)
+        _claim(job, plan, pairs, processes, write=False)
         training, held = validation.split(pairs, job.config.validation)
         job.groups(objective if job.name == name else load_objective(job.name, job.config), training)
         if config.patience and not held:
@@ -122,7 +116,7 @@ def _budget(
 ) -> dict[str, Any]:
     """The first job's, as it is written or, before its first checkpoint, decided now."""
     folder = store.train(jobs[0].name)
-    found = processes.group.lead(lambda: None if _untrained(folder) else budget.written(folder))
+    found = processes.group.lead(lambda: None if untrained(folder) else budget.written(folder))
     if found is None:
         plan = Plan(store, recipe, jobs[0].config, folder)
         data = prepare(plan, pairs, source, processes, jobs)
@@ -132,8 +126,11 @@ def _budget(
     return found
 
 
-def _untrained(folder: Path) -> bool:
-    return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+def _claim(job: Job, plan: Plan, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
+    """Whether this training is done. Raises FingerprintError where its folder holds another."""
+    own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
+    folder = plan.store.train(job.name)
+    return claim(folder, own, lambda: _finished(folder, job.config), REMEDY, write=write)
 
 
 def _run_jobs(
@@ -147,19 +144,16 @@ def _run_jobs(
 ) -> list[dict[str, Any]]:
     plan = Plan(store, recipe, jobs[0].config, store.train(jobs[0].name))
 
-    def begin() -> list[str]:
+    def begin() -> list[bool]:
+        done = [_claim(job, plan, pairs, processes) for job in jobs]
         for job in jobs:
-            own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
             folder = store.train(job.name)
-            untrained = _untrained(folder)
-            check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
-            if untrained or sound_json(folder / TRAINED_ON) is None:
+            if untrained(folder) or sound_json(folder / TRAINED_ON) is None:
                 captions = {pair.prompt for pair in validation.split(pairs, job.config.validation)[0]}
                 write_trained_on(folder, captions, source.scorers(), recipe.model, plan.revision["base"])
-        return [job.name for job in jobs if not _finished(store.train(job.name), job.config)]
+        return done
 
-    names = processes.group.lead(begin)
-    open_jobs = [job for job in jobs if job.name in names]
+    open_jobs = [job for job, done in zip(jobs, processes.group.lead(begin), strict=True) if not done]
     data = prepare(plan, pairs, source, processes, open_jobs) if open_jobs else None
     summaries = []
     for job in jobs:
@@ -204,10 +198,8 @@ def _train(
             loop.computed,
         )
     if not job.flip:
-        try:
+        with failures.in_step(loop, lambda: "the preflight"):
             preflight(loop, plan, data)
-        except torch.OutOfMemoryError as error:
-            raise failures.out_of_memory(loop, "the preflight") from error
     shown = loop.run(limit)
     done = loop.done
     summary = {

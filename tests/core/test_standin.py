@@ -1,4 +1,4 @@
-"""Everything on a stand-in for a GPU: the tests of tests/*/test_card.py, in a process whose torch is patched."""
+"""Everything on a stand-in for a GPU: the tests of tests/*/test_on_standin.py, in a process whose torch is patched."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+import standin
 
 TESTS = Path(__file__).parents[1]
-VERSIONS = ("2.14",)  # as in tests/standin.py, which uses private names of torch
 
 
 @pytest.mark.standin
-@pytest.mark.skipif(
-    not torch.__version__.startswith(VERSIONS), reason="the stand-in was tested with other versions of torch"
-)
+@pytest.mark.skipif(not standin.tested(), reason="the stand-in was tested with other versions of torch")
 @pytest.mark.skipif(bool(os.environ.get("PREFKIT_TEST_DEVICE")), reason="this is the process of the stand-in")
 def test_prefkit_on_a_card():
-    files = sorted(map(str, TESTS.glob("*/test_card.py")))
+    files = sorted(map(str, TESTS.glob("*/test_on_standin.py")))
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", "standin", *files]
     environment = os.environ | {"PREFKIT_TEST_DEVICE": "standin"}
     done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=900)

@@ -89,7 +89,8 @@ def test_a_kohya_file_of_uneven_ranks_and_alphas_loads_right(load, tmp_path):
     torch.testing.assert_close(again(), plain(), rtol=1e-4, atol=1e-4)
 
 
-def test_weights_that_nothing_reads_are_an_error(load, tmp_path):
+@pytest.mark.parametrize("filled", [torch.randn, torch.zeros])
+def test_weights_that_nothing_reads_are_an_error(load, tmp_path, filled):
     _, _, folder = trained(load, "sd", tmp_path)
     for layout, key in (
         ("kohya", "lora_unet_down_blocks_7_attentions_0_transformer_blocks_0_attn1_to_q.lora_{}.weight"),
@@ -99,7 +100,7 @@ def test_weights_that_nothing_reads_are_an_error(load, tmp_path):
         out = export_as(folder, tmp_path / "out", layout, overwrite=True)["out"]
         state = load_file(out)
         for side, shape in zip(("down", "up") if layout == "kohya" else ("A", "B"), ((4, 8), (8, 4)), strict=True):
-            state[key.format(side)] = torch.randn(shape)
+            state[key.format(side)] = filled(shape)
         save_file(state, out)
         with pytest.raises(UsageError, match="would be read in part|could not be loaded"):
             load("sd", adapters={out: 1.0})

@@ -17,6 +17,7 @@ from prefkit.config import Choice, Pair, Score
 from prefkit.errors import FingerprintError, TrainingError, UsageError
 from prefkit.store import Store
 from prefkit.store.files import read_json
+from prefkit.train import cache_keys
 from prefkit.train.online.updates import Updates
 from prefkit.train.run import run_train
 from prefkit.types import Request
@@ -332,6 +333,15 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(make, capsys):
     assert "below 12" in told and "8 = 2 requests x 4 each" in told
     store, recipe = make(samples=4, statistics="grouped", rounds=1, **QUICK)
     with pytest.raises(FingerprintError, match="online"):
+        run_train(store, recipe, "up")
+
+
+def test_another_minor_release_of_diffusers_continues_no_training(make, monkeypatch):
+    store, recipe = make(rounds=2, **QUICK)
+    run_train(store, recipe, "up", limit=1)
+    minor = cache_keys._minor
+    monkeypatch.setattr(cache_keys, "_minor", lambda name: "99.0" if name == "diffusers" else minor(name))
+    with pytest.raises(FingerprintError, match=r"this is diffusers 99\.0"):
         run_train(store, recipe, "up")
 
 

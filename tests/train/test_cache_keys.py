@@ -15,7 +15,7 @@ from prefkit.store.files import read_json, write_json
 from prefkit.train import cache_keys
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, fingerprint
-from prefkit.train.run import run_train
+from prefkit.train.run import checked, run_train
 
 NOTHING: set[str] = set()
 RESULT = {"result"}
@@ -184,3 +184,30 @@ def test_a_training_of_another_scheme_is_not_continued(run):
     write_json(path, {key: value for key, value in read_json(path).items() if key != "scheme"})
     with pytest.raises(FingerprintError, match="a version of prefkit that draws or captures otherwise"):
         run_train(store, recipe, "dpo")
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_another_minor_release_continues_no_training_but_reports_a_finished_one(run, monkeypatch, library):
+    from prefkit.train.families.diffusers import DiffusersFamily
+
+    store, recipe = run()
+    run_train(store, recipe, "dpo", limit=2)
+    minor, encode = cache_keys._minor, DiffusersFamily.posteriors
+    monkeypatch.setattr(cache_keys, "_minor", lambda name: "99.0" if name == library else minor(name))
+    monkeypatch.setattr(DiffusersFamily, "posteriors", lambda *given: pytest.fail("encoded again"))
+    for attempt in (run_train, checked):
+        with pytest.raises(
+            FingerprintError, match=f"begun with .*{library} {minor(library)}.* this is .*{library} 99.0"
+        ):
+            attempt(store, recipe, "dpo")
+    monkeypatch.setattr(cache_keys, "_minor", minor)
+    monkeypatch.setattr(DiffusersFamily, "posteriors", encode)
+    done = run_train(store, recipe, "dpo")
+    assert done["done"]
+    monkeypatch.setattr(cache_keys, "_minor", lambda name: "99.0" if name == library else minor(name))
+    assert run_train(store, recipe, "dpo") == done
+    longer = replace(recipe, train={"dpo": replace(recipe.train["dpo"], steps=done["steps"] + 1)})
+    with pytest.raises(FingerprintError, match=f"{library} 99.0"):
+        run_train(store, longer, "dpo")
+    fresh = replace(recipe, train={"fresh": recipe.train["dpo"]})
+    assert run_train(store, fresh, "fresh")["done"]  # its caches are its own

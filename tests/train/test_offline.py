@@ -226,12 +226,16 @@ def test_the_pair_whose_loss_is_not_finite_is_named(run, monkeypatch, loop_of):
         loop.run()
 
 
-def test_out_of_memory_says_what_to_change(run, monkeypatch, loop_of):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("Tried to allocate 20 GiB"), RuntimeError("MPS backend out of memory (20 GB allocated)")],
+)
+def test_out_of_memory_says_what_to_change(run, monkeypatch, loop_of, error):
     store, recipe = run(batch_size=4, accumulation=2)
     loop = loop_of(store, recipe)
 
     def full(batch):
-        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+        raise error
 
     monkeypatch.setattr(loop, "losses", full)
     with pytest.raises(

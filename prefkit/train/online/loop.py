@@ -256,34 +256,37 @@ class Loop:
         self.resume()
         end = self.online.rounds if limit is None else min(self.online.rounds, self.number + limit)
         log = Log(self.folder / "metrics.jsonl", self.number, self.config.report_to) if self.processes.main else None
-        label = f"train {self.folder.name}"
         try:
-            if self.number == 0:
-                self.look(log)
-                self.save()
-            with (
-                interrupts.after_the_step() as interrupted,
-                output.Progress(label, max(end - self.number, 1)) as progress,
-            ):
-                while self.number < end and not self.stopped:
-                    self.shown = self.round(self.number)
-                    self.number += 1
-                    if log is not None:
-                        log.write(self.number, self.shown)
-                    progress.update(reward=self.shown["reward"], queries=self.shown["queries"])
-                    self.look(log)
-                    stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
-                    if stop or self.stopped or self.number == end or self.number % self.online.checkpoint_every == 0:
-                        self.save()
-                    if stop:
-                        raise KeyboardInterrupt
-        except torch.OutOfMemoryError as error:
-            raise failures.out_of_memory(self, f"round {self.number + 1}") from error
+            with failures.in_step(self, lambda: f"round {self.number + 1}"):
+                self._rounds(end, log)
         finally:
             self.beside.close()
             self.jury.close()
             if log is not None:
                 log.close()
         if self.stopped:
-            output.warn(f"{label}: stopped after round {self.number}: {self.stopped}. The best look is in best/.")
+            output.warn(
+                f"train {self.folder.name}: stopped after round {self.number}: {self.stopped}. The best look is in best/."
+            )
         return self.shown
+
+    def _rounds(self, end: int, log: Log | None) -> None:
+        if self.number == 0:
+            self.look(log)
+            self.save()
+        with (
+            interrupts.after_the_step() as interrupted,
+            output.Progress(f"train {self.folder.name}", max(end - self.number, 1)) as progress,
+        ):
+            while self.number < end and not self.stopped:
+                self.shown = self.round(self.number)
+                self.number += 1
+                if log is not None:
+                    log.write(self.number, self.shown)
+                progress.update(reward=self.shown["reward"], queries=self.shown["queries"])
+                self.look(log)
+                stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
+                if stop or self.stopped or self.number == end or self.number % self.online.checkpoint_every == 0:
+                    self.save()
+                if stop:
+                    raise KeyboardInterrupt

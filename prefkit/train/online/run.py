@@ -20,9 +20,8 @@ from prefkit.models.sample import Sampled, Sampler
 from prefkit.models.trained import TRAINED_ON, write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
-from prefkit.store.table import check_fingerprint
 from prefkit.train import cache_keys, computing, draws
-from prefkit.train.checkpoint import last_step
+from prefkit.train.claim import claim, untrained
 from prefkit.train.export import export, sound_result
 from prefkit.train.jury import Jury
 from prefkit.train.offline import AUTOCAST
@@ -65,11 +64,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
         plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
         own = _fingerprint(config, online, settings, plan, requests, jury)
 
-        def begin() -> bool:
-            _claim(folder, own, requests, online, recipe, plan)
-            return _finished(folder, online)
-
-        if processes.group.lead(begin):
+        if processes.group.lead(lambda: _claim(folder, own, requests, online, recipe, plan)):
             output.note(f"train {name}: already done.")
             return read_json(folder / "result.json")
         loop = make_loop(plan, name, objective, settings, jury, chooser, requests, watched, processes)
@@ -90,12 +85,7 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
     settings = _generator(recipe, online, f"train.{name}.online")
     plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
     own = _fingerprint(config, online, settings, plan, requests, jury)
-    check_fingerprint(folder / "spec.json", own, REMEDY, fresh=_untrained(folder), write=False)
-    _finished(folder, online)
-
-
-def _untrained(folder: Path) -> bool:
-    return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+    claim(folder, own, lambda: _finished(folder, online), REMEDY, write=False)
 
 
 def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[Jury, Chooser | None]:
@@ -188,14 +178,16 @@ def _fingerprint(
 
 def _claim(
     folder: Path, own: dict[str, Any], requests: list[Request], online: Online, recipe: Recipe, plan: Plan
-) -> None:
-    untrained = _untrained(folder)
-    check_fingerprint(folder / "spec.json", own, REMEDY, fresh=untrained)
-    if untrained:
+) -> bool:
+    """Whether the training is done."""
+    done = claim(folder, own, lambda: _finished(folder, online), REMEDY)
+    fresh = untrained(folder)
+    if fresh:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    if untrained or sound_json(folder / TRAINED_ON) is None:
+    if fresh or sound_json(folder / TRAINED_ON) is None:
         captions = {r.prompt for r in requests}
         write_trained_on(folder, captions, list(online.rewards), recipe.model, plan.revision["base"])
+    return done
 
 
 def _finished(folder: Path, online: Online) -> bool:
