@@ -82,13 +82,13 @@ def _acts(character: str) -> bool:
     return unicodedata.category(character) in UNSAFE or character in BIDI
 
 
-def message(text: str) -> str:
-    """One safe paragraph of at most LONGEST characters: the start says what happened, the end what to do, so a long value
+def message(text: str, most: int = LONGEST) -> str:
+    """One safe paragraph of at most `most` characters: the start says what happened, the end what to do, so a long value
     between them is cut."""
     line = " ".join(safe(text).split())
-    if len(line) <= LONGEST:
+    if len(line) <= most:
         return line
-    half = (LONGEST - 5) // 2
+    half = (most - 5) // 2
     return f"{line[:half]} ... {line[-half:]}"
 
 

@@ -98,12 +98,6 @@ def shown(value: object, most: int = SHOWN) -> str:
                    for c in cut)  # fmt: skip
 
 
-def clipped(text: str, most: int) -> str:
-    """On one line, control characters escaped, its middle cut out where it is longer than `most` characters."""
-    text = shown(text, len(text))
-    return text if len(text) <= most else f"{text[: most // 3]} ... {text[5 + most // 3 - most :]}"
-
-
 def nfc(name: str) -> str:
     """The form in which names are compared: a Mac may write one as NFD."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)

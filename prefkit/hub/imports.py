@@ -21,8 +21,8 @@ from prefkit.hub.past import totals
 from prefkit.hub.pictures import Checked, check
 from prefkit.hub.rows import HUB, SUFFIXES
 from prefkit.hub.walk import told
-from prefkit.output import LINE_EVERY, note, warn
-from prefkit.paths import clipped, shown
+from prefkit.output import LINE_EVERY, message, note, warn
+from prefkit.paths import shown
 from prefkit.store import Store
 from prefkit.store.files import NAME, checked
 
@@ -76,9 +76,7 @@ def run_import(
             progress.save(what)
     except UsageError as error:
         store.undo(before if there else ())
-        if len(str(error)) > MOST:
-            raise UsageError(clipped(str(error), MOST)) from error
-        raise
+        raise UsageError(message(str(error), MOST)) from error
     if not progress.whole:
         raise TooManyFailures(
             f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed {max_failed:g}; "
@@ -179,7 +177,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
                     number = n + 1
                     error = error or (sink.leak(item) if use else None)
                     if use and error:
-                        failed[str(n)] = f"{clipped(item.where, 240)}: {shown(error, 300)}"
+                        failed[str(n)] = f"{message(item.where, 240)}: {shown(error, 300)}"
                     elif use:
                         failed.pop(str(n), None)
                         sink.put(n, item, images, counts)
