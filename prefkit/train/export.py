@@ -18,11 +18,12 @@ from prefkit.config import Model
 from prefkit.errors import DamagedError
 from prefkit.models import adapters
 from prefkit.models.dtypes import NAMES, dtype_of
+from prefkit.models.folder import INDEX
 from prefkit.models.load import SINGLE_FILES, load_pipeline
 from prefkit.models.paper import components
 from prefkit.output import warn
 from prefkit.store.checksums import check_folder
-from prefkit.store.files import set_aside, sound_json
+from prefkit.store.files import read_json, set_aside
 from prefkit.store.folders import whole_folder
 from prefkit.tiny import located
 from prefkit.train.reference import Policy
@@ -30,7 +31,6 @@ from prefkit.train.reference import Policy
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 #: other formats of weights that are there as safetensors too
 TWICE = ("*.bin", "*.msgpack", "*.h5", "*.ckpt", "*.onnx", "*.pb")
-INDEX = "model_index.json"
 
 
 def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
@@ -47,20 +47,25 @@ def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
     return folder
 
 
-def sound_result(folder: Path) -> dict[str, Any] | None:
-    """result.json of a training whose final/ is there; None where either is missing, or is damaged and was set aside.
+def sound_result(folder: Path, aside: bool = True) -> dict[str, Any] | None:
+    """result.json of a training whose final/ is there; None where either is missing or damaged.
 
-    The training then goes on from its last checkpoint, and exports its result again.
+    What is damaged is set aside, unless aside is False. The training then goes on from its last checkpoint, and exports
+    its result again.
     """
-    found, final = sound_json(folder / "result.json"), folder / "final"
-    if found is None or not final.is_dir():
+    path, final = folder / "result.json", folder / "final"
+    if not path.exists():
         return None
+    damaged = path
     try:
+        found = read_json(path)
+        damaged = final
         check_folder(final, "It is exported again.")
     except DamagedError as error:
-        warn(f"{final} is set aside as {set_aside(final).name}: {error}")
+        if aside:
+            warn(f"{damaged} is set aside as {set_aside(damaged).name}, and made again: {error}")
         return None
-    return found
+    return found if final.is_dir() else None
 
 
 def _folder_of(model: Model) -> Path:

@@ -130,7 +130,7 @@ def _claim(job: Job, plan: Plan, pairs: list[PairRow], processes: Processes, *, 
     """Whether this training is done. Raises FingerprintError where its folder holds another."""
     own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
     folder = plan.store.train(job.name)
-    return claim(folder, own, lambda: _finished(folder, job.config), REMEDY, write=write)
+    return claim(folder, own, lambda: _finished(folder, job.config, write), REMEDY, write=write)
 
 
 def _run_jobs(
@@ -166,9 +166,9 @@ def _run_jobs(
     return summaries
 
 
-def _finished(folder: Path, config: Train) -> bool:
+def _finished(folder: Path, config: Train, write: bool) -> bool:
     """Whether the result is there. Raises FingerprintError where it was trained for longer than asked."""
-    result = sound_result(folder)
+    result = sound_result(folder, aside=write)
     if result is None:
         return False
     steps = result["steps"]

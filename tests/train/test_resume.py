@@ -24,7 +24,7 @@ from prefkit.store import litter
 from prefkit.train import checkpoint
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare
-from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.run import Job, checked, make_loop, run_train
 
 ENTRY = """
 import json, pathlib, sys
@@ -322,7 +322,10 @@ def test_a_damaged_result_is_exported_again(run, capsys, file):
     summary = run_train(store, recipe, "dpo")
     good, path = {key: tensor.clone() for key, tensor in weights(store).items()}, store.train("dpo") / file
     data = path.read_bytes()
-    path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    damaged = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+    path.write_bytes(damaged)
+    checked(store, recipe, "dpo")
+    assert path.read_bytes() == damaged  # a dry run sets nothing aside
     assert run_train(store, recipe, "dpo") == summary
     assert str(path) in capsys.readouterr().err
     assert same(weights(store), good) and path.exists()

@@ -85,7 +85,7 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
     settings = _generator(recipe, online, f"train.{name}.online")
     plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
     own = _fingerprint(config, online, settings, plan, requests, jury)
-    claim(folder, own, lambda: _finished(folder, online), REMEDY, write=False)
+    claim(folder, own, lambda: _finished(folder, online, write=False), REMEDY, write=False)
 
 
 def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[Jury, Chooser | None]:
@@ -190,8 +190,8 @@ def _claim(
     return done
 
 
-def _finished(folder: Path, online: Online) -> bool:
-    found = sound_result(folder)
+def _finished(folder: Path, online: Online, write: bool = True) -> bool:
+    found = sound_result(folder, aside=write)
     if found is None:
         return False
     if found["rounds"] > online.rounds:
