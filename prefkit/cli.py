@@ -308,7 +308,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         from prefkit.plan import plan
 
         return told(
-            plan(run.store, run.recipe, [name], known.name, known.limit, getattr(known, "controls", False)), known.json
+            plan(run.store, run.recipe, {name: known.limit}, known.name, getattr(known, "controls", False)), known.json
         )
     distributed.group().wait()  # all have read the recipe before a stage writes it
     options = {"controls": known.controls} if name == "train" else {}

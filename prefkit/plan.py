@@ -6,7 +6,7 @@ The stages' own checks are called, so that a dry run ends as the run would: with
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,20 +24,21 @@ Row = dict[str, Any]
 def plan(
     store: Store,
     recipe: Recipe,
-    verbs: Sequence[str],
+    limits: Mapping[str, int | None],
     names: Sequence[str],
-    limit: int | None,
     controls: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
-    """(rows, first error). A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is
-    missing. The error is the one that the run would end with; what an earlier stage of `verbs` has yet to make is none."""
+    """(rows, first error) of the stages in limits, in their order, each with its `--limit`.
+
+    A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is missing. The error is the
+    one that the run would end with; what an earlier stage has yet to make is not an error."""
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
     rows: list[Row] = []
     first: PrefkitError | None = None
-    for number, verb in enumerate(verbs):
-        before, stale = verbs[:number], any(map(_open, rows))
+    for number, (verb, limit) in enumerate(limits.items()):
+        before, stale = list(limits)[:number], any(map(_open, rows))
         for name in chosen_names(recipe, verb, names):
             row, error = _planned(store, recipe, (verb, name), limit, before, stale)
             rows.append(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -111,7 +111,7 @@ def _comparable(one: Any, other: Any) -> bool:
     return not isinstance(one, datetime) and not isinstance(other, datetime)
 
 
-def named_files(name: str, path: str, images: Sequence[Any]) -> list[Path]:
+def named_files(name: str, path: str, images: Iterable[Any]) -> list[Path]:
     """The images that the table at `path` names. Raises UsageError where one is not there, or not below the table's folder."""
     folder = user_path(path, name).parent
     try:

@@ -27,7 +27,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.dry_run:
         from prefkit.plan import plan
 
-        return told(plan(run.store, run.recipe, ["compare"], names, known.limit), known.json)
+        return told(plan(run.store, run.recipe, {"compare": known.limit}, names), known.json)
     found: dict[str, Any] = {}
     for name in names:
         found[name] = run_compare(run.store, run.recipe, name, limit=known.limit)

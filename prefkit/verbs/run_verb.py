@@ -22,19 +22,19 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     verbs = [name for name in NEXT if getattr(run.recipe, name) and needed(name, run.recipe)]
     if not verbs:
         raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
+    # --limit counts requests; what is scored, and trained steps, are what the recipe says
+    limits = {name: known.limit if name in ("generate", "pair", "eval") else None for name in verbs}
     if known.dry_run:
         from prefkit.plan import plan
 
-        return told(plan(run.store, run.recipe, verbs, [], known.limit, known.controls), known.json)
+        return told(plan(run.store, run.recipe, limits, [], known.controls), known.json)
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()
     processes.wait()  # all have read the recipe before a stage writes it
     found: dict[str, Any] = {}
-    for name in verbs:
+    for name, limit in limits.items():
         options = {"controls": known.controls} if name == "train" else {}
-        # --limit counts requests up to pairing; trained steps and evals are what the recipe says
-        limit = known.limit if name in ("generate", "pair", "eval") else None
         try:
             found[name] = run.stage(name, limit=limit, **options)
         except TooManyFailures as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 
 import psutil
@@ -58,6 +60,16 @@ def test_what_was_made_with_other_settings_is_found(drawn, cli, verb, flags, cod
     stages(cli, drawn, "generate", "score")
     planned, done = both(cli, drawn, verb, "-r", drawn, *flags)
     assert planned == done and done[0] == code, (planned, done)
+
+
+def test_a_limited_run_is_planned_as_it_would_be_done(drawn, cli):
+    _, out, _ = cli("run", "-r", drawn, "--limit", 1, "--dry-run", "--json")
+    assert {row["name"]: row.get("wanted") for row in json.loads(out)}["own"] == 4
+    stages(cli, drawn, "generate", "score", "pair")
+    shutil.move(drawn.parent / "run", f"{drawn.parent}/run-limit1")
+    _, out, _ = cli("run", "-r", drawn, "--limit", 1, "--dry-run", "--json")
+    wanted = {row["name"]: row.get("wanted") for row in json.loads(out)}
+    assert wanted["taste"] > 4 and wanted["dpo"] == 4  # all that is there, and the recipe's steps
 
 
 def test_another_entry_of_the_same_stage_excuses_nothing(drawn, cli):

@@ -211,7 +211,7 @@ def test_the_estimate_of_a_scoring_server(store, tmp_path, cli):
     local = Recipe(run=str(store.folder), score={"q": Score("mllm", {"model": "x"})})
     from prefkit.plan import plan
 
-    assert "calls (est.)" not in plan(store, local, ["score"], [], None)[0][0]
+    assert "calls (est.)" not in plan(store, local, {"score": None}, [])[0][0]
 
 
 JUDGE = """
