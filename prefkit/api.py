@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit import recipe as reader
-from prefkit import resolve
-from prefkit.config import Recipe
+from prefkit.config import Recipe, reader, resolve
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 from prefkit.output import pasted

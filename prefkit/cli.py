@@ -259,7 +259,8 @@ def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[st
 
 
 def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> str:
-    from prefkit import config, registry, resolve
+    from prefkit import config, registry
+    from prefkit.config import resolve
     from prefkit.helptext import options_table
 
     texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
@@ -292,8 +293,8 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
 
 
 def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> Any:
-    from prefkit import resolve
     from prefkit.api import Run
+    from prefkit.config import resolve
 
     names, fast = getattr(known, "name", None) or [], getattr(known, "fast", False)
     recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, names, fast)

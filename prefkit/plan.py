@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.config import Recipe
+from prefkit.config.resolve import chosen_names
 from prefkit.errors import NotYet, PrefkitError, StoreError, UsageError
 from prefkit.output import duration
-from prefkit.resolve import chosen_names
 from prefkit.store import Store
 
 Row = dict[str, Any]

@@ -246,7 +246,7 @@ def _imported(kind: str, name: str, module: str) -> Any:
 
 def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
     """`plugin.Options(**given)`, values checked against the annotations. Raises UsageError with the nearest name."""
-    from prefkit.recipe import build
+    from prefkit.config.reader import build
 
     if not hasattr(plugin, "Options"):
         if given:

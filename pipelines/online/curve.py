@@ -27,8 +27,7 @@ import numpy as np
 import pandas as pd
 
 import prefkit
-from prefkit import recipe as reader
-from prefkit.config import Recipe, Requests
+from prefkit.config import Recipe, Requests, reader
 from prefkit.evaluate.compare import compare
 from prefkit.evaluate.run import values
 from prefkit.generate.requests import read_requests

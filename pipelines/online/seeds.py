@@ -22,8 +22,7 @@ import numpy as np
 import pandas as pd
 
 import prefkit
-from prefkit import recipe as reader
-from prefkit.config import Recipe
+from prefkit.config import Recipe, reader
 from prefkit.evaluate import statistics
 from prefkit.evaluate.compare import compare
 from prefkit.evaluate.run import values

@@ -18,8 +18,7 @@ from typing import Any
 from table import chosen, outcome, write_tables
 
 from prefkit import Run
-from prefkit import recipe as reader
-from prefkit.config import Recipe
+from prefkit.config import Recipe, reader
 from prefkit.registry import load_class
 from prefkit.store.files import read_json, write_json
 from prefkit.tiny.source import rows

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefkit.config.reader import use_background
 from prefkit.errors import UsageError
 from prefkit.hub.rows import of_further_config, split_of_name
 from prefkit.hub.walk import files_under, kind_of, told
 from prefkit.images import shown
 from prefkit.output import warn
-from prefkit.recipe import use_background
 from prefkit.store import Store
 from prefkit.store.parquet import read_rows
 from prefkit.store.reader import CandidateReader, run_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from prefkit import output, resolve
-from prefkit import recipe as reader
+from prefkit import output
 from prefkit.cli import open_run, positive, told
+from prefkit.config import reader, resolve
 from prefkit.errors import TooManyFailures
 
 

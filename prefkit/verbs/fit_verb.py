@@ -70,7 +70,7 @@ def _use(name: str, options: Any, where: str) -> str:
 
 def _tree(flags: list[tuple[str, str]]) -> dict[str, Any]:
     """Flags as a recipe's section would have them."""
-    from prefkit.recipe import overlay
+    from prefkit.config.reader import overlay
 
     tree: dict[str, Any] = {}
     for key, text in flags:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import output
+from prefkit.config.reader import use_background
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.recipe import use_background
 
 POSITIONAL = ("SOURCE", "file or folder, or a datasets id (then with --as)")
 

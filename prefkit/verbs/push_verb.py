@@ -7,8 +7,8 @@ from typing import Any
 
 from prefkit import output
 from prefkit.cli import open_run
+from prefkit.config.reader import use_background
 from prefkit.errors import UsageError
-from prefkit.recipe import use_background
 from prefkit.store import Store
 
 

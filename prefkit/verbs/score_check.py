@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from prefkit import output, registry
-from prefkit import recipe as reader
+from prefkit.config import reader
 from prefkit.errors import UsageError
 
 OWN = ("extra", "device", "dtype", "accept_license")

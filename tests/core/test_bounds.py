@@ -9,8 +9,8 @@ import pytest
 
 from prefkit import config, registry
 from prefkit.config import bounds
+from prefkit.config.reader import build
 from prefkit.errors import UsageError
-from prefkit.recipe import build
 
 SETTINGS = [getattr(config, n) for n in ("Generate", "Score", "Compare", "Pair", "Train", "Online", "Lora", "Eval")]
 SETTINGS.append(config.Requests)

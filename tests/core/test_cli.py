@@ -247,8 +247,8 @@ def test_the_fast_variant_is_laid_over_the_recipe(recipe, cli, tmp_path):
 
 
 def test_a_shipped_recipe_is_found_by_name(cli, monkeypatch, tmp_path):
-    from prefkit.resolve import resolve
-    from prefkit.shipped import shipped_recipes
+    from prefkit.config.resolve import resolve
+    from prefkit.config.shipped import shipped_recipes
 
     monkeypatch.chdir(tmp_path)
     assert "demo" in shipped_recipes()

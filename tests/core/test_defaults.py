@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from prefkit.config.resolve import about, resolve
 from prefkit.errors import RecipeError, UsageError
-from prefkit.resolve import about, resolve
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from prefkit import recipe
+from prefkit.config import reader as recipe
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = 2.0  # GiB for what is not counted

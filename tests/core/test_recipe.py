@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prefkit import recipe
 from prefkit.config import Recipe
+from prefkit.config import reader as recipe
 from prefkit.errors import RecipeError, UsageError
 
 
@@ -63,7 +63,7 @@ def test_types_decide_how_values_are_read(tmp_path):
 
 
 def test_the_resolved_recipe_reads_back_to_itself(recipe, tmp_path):
-    from prefkit.recipe import dump, read
+    from prefkit.config.reader import dump, read
 
     found = read(recipe)
     (tmp_path / "again.yaml").write_text(dump(found))
@@ -77,7 +77,7 @@ def test_a_missing_recipe_is_a_usage_error(tmp_path):
 
 
 def test_flags_win_over_the_recipe(recipe):
-    from prefkit.resolve import resolve
+    from prefkit.config.resolve import resolve
 
     found = resolve(None, str(recipe), "generate", [("steps", "7"), ("model.revision", "v2"), ("own.guidance", "1e0")])
     assert (found.generate["own"].steps, found.model.revision, found.generate["own"].guidance) == (7, "v2", 1.0)
@@ -85,7 +85,7 @@ def test_flags_win_over_the_recipe(recipe):
 
 
 def test_a_flag_of_several_entries_asks_which(recipe):
-    from prefkit.resolve import resolve
+    from prefkit.config.resolve import resolve
 
     with pytest.raises(UsageError, match="of which entry"):
         resolve(None, str(recipe), "score", [("batch_size", "2")])

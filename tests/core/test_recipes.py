@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefkit import recipe
 from prefkit.cli import VERBS
+from prefkit.config import reader as recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

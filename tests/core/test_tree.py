@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from prefkit import recipe
+from prefkit.config import reader as recipe
 from prefkit.config import tree
 from prefkit.errors import RecipeError, UsageError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from prefkit import recipe
+from prefkit.config import reader as recipe
 from prefkit.errors import UsageError
 from prefkit.models.sample import RememberedPrompts, Sampler
 from prefkit.testing import TINY_KINDS

@@ -12,8 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from prefkit import recipe as reader
-from prefkit.config import Choice, Pair, Score
+from prefkit.config import Choice, Pair, Score, reader
 from prefkit.errors import FingerprintError, TrainingError, UsageError
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -125,7 +124,7 @@ def test_resume_equals_an_uninterrupted_training(make):
 
 KILLS = """
 import os, signal, sys
-from prefkit import recipe
+from prefkit.config import reader as recipe
 from prefkit.models.adapters import add_lora
 from prefkit.models.load import load_pipeline
 from prefkit.store import Store

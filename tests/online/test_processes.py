@@ -14,8 +14,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 
-from prefkit import recipe as reader
-from prefkit.config import Choice, Score
+from prefkit.config import Choice, Score, reader
 from prefkit.store import Store
 from prefkit.train.run import run_train
 

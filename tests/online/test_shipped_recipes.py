@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefkit import recipe, registry
+from prefkit import registry
+from prefkit.config import reader as recipe
 from prefkit.generate.requests import read_requests
 from prefkit.score.core import make_scorer
 from prefkit.tiny.scene import Scene, render

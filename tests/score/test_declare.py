@@ -254,7 +254,7 @@ def test_a_plugin_that_cannot_be_imported_is_listed_and_fails_only_when_used(pac
     ],
 )
 def test_the_name_of_an_entry_that_has_only_a_use(use, name):
-    from prefkit.resolve import resolve
+    from prefkit.config.resolve import resolve
 
     assert registry.short_name(use) == name
     if not use.startswith(("taste", "package")):

@@ -568,7 +568,7 @@ def read_hello_of_jpeg():
 
 
 def test_a_recipe_names_them_with_options(command, tmp_path, faulty):
-    from prefkit.recipe import read
+    from prefkit.config.reader import read
 
     path = tmp_path / "r.yaml"
     path.write_text(f'score:\n  a: {{use: "{command}", images: path}}\n  b: {{use: "http://h:1", chunk: 2}}\n')

@@ -37,9 +37,9 @@ def test_the_demo_runs(cli, monkeypatch, tmp_path):
 
 
 def test_the_judge_is_neither_the_reward_nor_in_the_pairs():
-    from prefkit import recipe
+    from prefkit.config import reader as recipe
+    from prefkit.config.shipped import shipped_recipes
     from prefkit.score.core import make_scorer
-    from prefkit.shipped import shipped_recipes
     from prefkit.tiny.source import USER, rows
 
     demo = recipe.read(shipped_recipes()["demo"])

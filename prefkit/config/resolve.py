@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import config
-from prefkit import recipe as reader
-from prefkit.config import Recipe
+from prefkit.config import Recipe, reader
+from prefkit.config.shipped import shipped_recipes
 from prefkit.config.tree import unusable
 from prefkit.errors import UsageError
 from prefkit.registry import nearest, short_name
-from prefkit.shipped import shipped_recipes
 from prefkit.store import Store
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe))
