@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError, UsageError
-from prefkit.guest import described, guarded
+from prefkit.plugin_guard import described, guarded
 
 ROOMS = {
     "scorer": "prefkit.score.scorers",

@@ -101,7 +101,7 @@ def cli() -> Callable[..., Any]:
     import io
 
     from prefkit import output
-    from prefkit.cli import run
+    from prefkit.cli.main import run
 
     def call(*arguments: Any) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()

@@ -14,8 +14,8 @@ from prefkit.config import Generate, Model, content
 from prefkit.distributed import device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
-from prefkit.guest import described, guarded, lent, picture
 from prefkit.images import storable
+from prefkit.plugin_guard import described, guarded, lent, picture
 from prefkit.types import Candidate, Request, digest
 
 if TYPE_CHECKING:

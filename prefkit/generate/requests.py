@@ -13,9 +13,9 @@ from prefkit.config import Requests, bounds
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Taken
 from prefkit.generate.sources import folder_of, is_lines, rows_of, split_column
-from prefkit.guest import described
 from prefkit.output import note, warn
 from prefkit.paths import nfc
+from prefkit.plugin_guard import described
 from prefkit.store import Store
 from prefkit.store.files import NAME
 from prefkit.store.rows import dump_extra

@@ -23,10 +23,10 @@ from prefkit.generate.generators import (
 )
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import keep_known, read_requests
-from prefkit.guest import told
 from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
+from prefkit.plugin_guard import told
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
 from prefkit.store.table import Table, note_pace

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from prefkit.config import Pair
-from prefkit.guest import guarded, is_own
 from prefkit.pair.block import Chosen, ScoreTable, blocks
 from prefkit.pair.combine import combine
 from prefkit.pair.contract import checked_block, of_requests, pairs_of
 from prefkit.pair.normalise import TIES
+from prefkit.plugin_guard import guarded, is_own
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from prefkit.errors import PluginError
-from prefkit.guest import described, guarded
 from prefkit.pair.block import Chosen
+from prefkit.plugin_guard import described, guarded
 
 Pairs = list[tuple[int, int, float]]
 COLUMNS = ("win", "lose", "score_gap", "rank_gap", "p", "agreement", "conflict", "by")

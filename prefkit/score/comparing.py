@@ -12,9 +12,9 @@ from typing import Any
 from prefkit.config import Compare, Recipe, bounds
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
-from prefkit.guest import guarded, lent, told
 from prefkit.images import Background
 from prefkit.output import Progress, note, pasted
+from prefkit.plugin_guard import guarded, lent, told
 from prefkit.registry import nearest
 from prefkit.score.core import close, decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefkit.errors import PluginError
-from prefkit.guest import described, guarded
+from prefkit.plugin_guard import described, guarded
 from prefkit.score.numbers import read_number
 from prefkit.types import Score, ScorerSpec
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.errors import PluginError, PrefkitError, UsageError
-from prefkit.guest import guarded, is_own, lent, told, words
 from prefkit.models.memory import Room, free_memory, out_of_memory
 from prefkit.paths import read_regular
+from prefkit.plugin_guard import guarded, is_own, lent, told, words
 from prefkit.score.contract import check_attributes, checked, scores_of
 from prefkit.score.declare import declared
 from prefkit.score.numbers import row_of

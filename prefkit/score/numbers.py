@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit.errors import PluginError
-from prefkit.guest import described
+from prefkit.plugin_guard import described
 
 TEXTS = (str, bytes, bytearray, memoryview)
 

@@ -16,9 +16,9 @@ from typing import Any
 from prefkit.config import Score
 from prefkit.distributed import device_of
 from prefkit.errors import PluginError, PrefkitError
-from prefkit.guest import guarded, told
 from prefkit.models.long_prompts import said
 from prefkit.output import Progress, warn
+from prefkit.plugin_guard import guarded, told
 from prefkit.score.core import FunctionScorer, Room, close, decoded_batches, score_batch
 from prefkit.score.encoder import Encoder
 from prefkit.score.overlap import in_order

@@ -21,7 +21,7 @@ from typing import Any
 from prefkit import interrupts
 from prefkit.distributed import device_of
 from prefkit.errors import PrefkitError, UsageError
-from prefkit.guest import guarded, told
+from prefkit.plugin_guard import guarded, told
 from prefkit.score.core import close, make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of

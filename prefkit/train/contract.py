@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import PluginError
-from prefkit.guest import described, guarded, is_own
+from prefkit.plugin_guard import described, guarded, is_own
 from prefkit.types import Groups
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from prefkit.config import Recipe
 from prefkit.distributed import device_of
 from prefkit.errors import UsageError
-from prefkit.guest import guarded
+from prefkit.plugin_guard import guarded
 from prefkit.score.contract import spec_of
 from prefkit.score.core import Room, missing_keys, score_batch
 from prefkit.score.overlap import in_order

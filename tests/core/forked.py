@@ -63,7 +63,7 @@ def preload() -> None:
     import peft
     import torch
 
-    import prefkit.cli
+    import prefkit.cli.main
     import prefkit.evaluate.run
     import prefkit.pair.run
     import prefkit.report.page
@@ -89,7 +89,7 @@ def start(argv: list[Any], where: Path, log: Path) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", encoding="utf-8")  # noqa: SIM115
-        from prefkit.cli import run
+        from prefkit.cli.main import run
 
         code = run([str(a) for a in argv])
         sys.stdout.flush()

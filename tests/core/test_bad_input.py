@@ -339,7 +339,7 @@ def test_scores_killed_and_interrupted_end_as_if_nothing_had_happened(drawn, cli
     (drawn.parent / "slow.py").write_text(
         "import time\ndef muted(images, prompts):\n    time.sleep(0.2)\n    return [i.getpixel((0, 0))[0] for i in images]\n"
     )
-    code = "import prefkit.score.passes as s; s.FLUSH_ROWS = 4\nfrom prefkit.cli import main; main()"
+    code = "import prefkit.score.passes as s; s.FLUSH_ROWS = 4\nfrom prefkit.cli.main import main; main()"
     command = [sys.executable, "-c", code, "score", "-r", str(drawn), "--name", "taste"]
     table = Store(drawn.parent / "run").scores("taste")
     for how in (signal.SIGKILL, signal.SIGINT):

@@ -177,7 +177,7 @@ def test_generate_killed_and_resumed_equals_uninterrupted(recipe, cli, how, monk
     command = [
         sys.executable,
         "-c",
-        "import prefkit.generate.run as g; g.FLUSH_ROWS = 4\nfrom prefkit.cli import main; main()",
+        "import prefkit.generate.run as g; g.FLUSH_ROWS = 4\nfrom prefkit.cli.main import main; main()",
     ]
     process = subprocess.Popen(
         [*command, "generate", "-r", str(recipe)],

@@ -161,7 +161,7 @@ def test_defaults_are_not_content():
 
 
 def test_every_field_has_help():
-    from prefkit.helptext import field_docs
+    from prefkit.cli.help import field_docs
 
     for name in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Online", "Train", "Eval"):
         docs = field_docs(getattr(config, name))

@@ -73,7 +73,7 @@ def draw(prompts, seeds):
 """
 VERBS = """
 import sys
-from prefkit import cli
+from prefkit.cli import main as cli
 from prefkit import output
 output.never_refuse()
 for line in sys.argv[2:]:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from prefkit import output
-from prefkit.cli import explained, run
+from prefkit.cli.main import explained, run
 from prefkit.errors import StoreError
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07 b\rc \x9b2J \u202edlrow\u2066 \u2028x\x00 \udc80 d"

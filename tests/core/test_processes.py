@@ -62,7 +62,8 @@ DEAD = """
 import json, os, shutil, signal, sys
 from pathlib import Path
 import torch, diffusers, peft, accelerate
-from prefkit import cli, distributed, heartbeat
+from prefkit import distributed, heartbeat
+from prefkit.cli import main as cli
 from prefkit.errors import UsageError
 from prefkit.train import prepare
 from prefkit.train.offline import Loop

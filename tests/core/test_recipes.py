@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefkit.cli import VERBS
+from prefkit.cli.main import VERBS
 from prefkit.config import reader as recipe
 
 ROOT = Path(__file__).parents[2]

@@ -43,14 +43,14 @@ def test_import_order():
 
 
 def test_help_loads_nothing_heavy():
-    code = "import sys\nfrom prefkit.cli import run\nrun(['--help'])\nprint(sorted(sys.modules))"
+    code = "import sys\nfrom prefkit.cli.main import run\nrun(['--help'])\nprint(sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("torch", "pandas", "datasets", "diffusers", "transformers", "pyarrow", "open_clip", "numpy"):
         assert f"'{heavy}'" not in out
 
 
 def test_plugins_lists_without_importing_any():
-    code = "import sys\nfrom prefkit.cli import run\nrun(['plugins'])\nprint([m for m in sys.modules if m.startswith('prefkit.')])"
+    code = "import sys\nfrom prefkit.cli.main import run\nrun(['plugins'])\nprint([m for m in sys.modules if m.startswith('prefkit.')])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "jpeg" in out and "prefkit.score" not in out
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from prefkit import tiny
-from prefkit.cli import run as prefkit
+from prefkit.cli.main import run as prefkit
 from prefkit.errors import UsageError
 from prefkit.fit.clip_tune import losses
 from prefkit.fit.fitters.clip_preference import ClipPreferenceFit, ClipPreferenceFitter

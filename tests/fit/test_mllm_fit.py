@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from prefkit.cli import run as prefkit
+from prefkit.cli.main import run as prefkit
 from prefkit.errors import UsageError
 from prefkit.fit.fitters.mllm import MllmFit, MllmFitter
 from prefkit.fit.judge_data import Examples, asked, level, read_ratings

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from prefkit.cli import run as cli
+from prefkit.cli.main import run as cli
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.exports import run_export
 from prefkit.hub.imports import run_import

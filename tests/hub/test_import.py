@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefkit.cli import run as cli
+from prefkit.cli.main import run as cli
 from prefkit.errors import StoreError, TooManyFailures, UsageError
 from prefkit.hub.imports import run_import
 from prefkit.store import Store

@@ -21,7 +21,7 @@ def work(job: dict) -> dict:
                 exec(job["code"], {"__name__": "__main__"})
                 code = 0
             else:
-                from prefkit.cli import run
+                from prefkit.cli.main import run
 
                 code = run(job["argv"])
         except BaseException:

@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 
 import prefkit
+from prefkit.cli.dry_run import plan
 from prefkit.config import Choice, Generate, Pair, Score
 from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
-from prefkit.plan import plan
 from prefkit.registry import make as make_plugin
 from prefkit.train.online.pairing import Chooser, chosen_pairs
 from prefkit.train.online.rounds import Round

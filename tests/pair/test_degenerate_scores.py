@@ -39,7 +39,7 @@ TRIED = [*(("topk_bottomk", name) for name in SCORES), *((s, n) for s in STRATEG
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     """A run of 24 requests with 7 candidates, scored by each of SCORES."""
-    from prefkit.cli import run
+    from prefkit.cli.main import run
 
     folder = tmp_path_factory.mktemp("degenerate")
     (folder / "p.txt").write_text("\n".join(f"a hat {i}" for i in range(24)), encoding="utf-8")

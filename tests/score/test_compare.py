@@ -209,7 +209,7 @@ def test_the_estimate_of_a_scoring_server(store, tmp_path, cli):
     (row,) = json.loads(out)
     assert row["cost (est., most)"] == pytest.approx((row["tokens in (est.)"] + 30) / 1e6, abs=1e-4)
     local = Recipe(run=str(store.folder), score={"q": Score("mllm", {"model": "x"})})
-    from prefkit.plan import plan
+    from prefkit.cli.dry_run import plan
 
     assert "calls (est.)" not in plan(store, local, {"score": None}, [])[0][0]
 

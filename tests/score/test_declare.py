@@ -229,7 +229,7 @@ def test_two_plugins_of_one_name_are_an_error_that_names_both(package, cli):
 def test_a_plugin_that_cannot_be_imported_is_listed_and_fails_only_when_used(package, tmp_path):
     package("bad", "broken = bad_mod:Ones", bad_mod="raise RuntimeError('no such driver')")
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom prefkit.cli import run\nrun(['plugins'])\n"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom prefkit.cli.main import run\nrun(['plugins'])\n"
         "assert 'bad_mod' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prefkit import guest
+from prefkit import plugin_guard as guest
 from prefkit.errors import PluginError
 from prefkit.score.contract import checked
 from prefkit.score.core import decode, make_scorer, score_batch

@@ -243,7 +243,7 @@ def test_a_function_is_not_kept_waiting_for_torch(tmp_path):
     store = Store.create(tmp_path / "run")
     store.write_requests([Request("r", "a hat")])
     store.candidates("own").append([candidate_row(Candidate("c", "r", 0, 0, image=buffer.getvalue(), sha256="x"))])
-    code = "import sys\nfrom prefkit.cli import run\ncode = run(sys.argv[1:])\nsys.exit(code or 'torch' in sys.modules)"
+    code = "import sys\nfrom prefkit.cli.main import run\ncode = run(sys.argv[1:])\nsys.exit(code or 'torch' in sys.modules)"
     command = [sys.executable, "-c", code, "score", str(tmp_path / "run"), "--use", f"{tmp_path / 's.py'}:f"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

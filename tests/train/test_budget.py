@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from prefkit.cli.dry_run import plan
 from prefkit.config import Lora
 from prefkit.errors import FingerprintError, UsageError
-from prefkit.plan import plan
 from prefkit.store.files import read_json
 from prefkit.train import budget
 from prefkit.train.run import run_train

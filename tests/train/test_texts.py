@@ -8,10 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from prefkit.cli.dry_run import plan
 from prefkit.config import Choice
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
-from prefkit.plan import plan
 from prefkit.train import texts
 from prefkit.train.cache import Cache
 from prefkit.train.pairs import PairSource, read_pairs

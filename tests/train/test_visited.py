@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from prefkit.cli.dry_run import plan
 from prefkit.config import Choice
-from prefkit.plan import plan
 from prefkit.train import space
 from prefkit.train.cache import Cache
 from prefkit.train.jobs import Job, visited

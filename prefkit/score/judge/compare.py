@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkit.errors import PluginError, UsageError
-from prefkit.guest import described
+from prefkit.plugin_guard import described
 from prefkit.score.judge.backend import Backend, Question, Reply
 from prefkit.score.judge.templates import fill
 from prefkit.score.numbers import read_number

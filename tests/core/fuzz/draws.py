@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from prefkit import cli, config, registry
+from prefkit import config, registry
+from prefkit.cli import main as cli
 
 SEED = 20261129
 STAGES = ("generate", "score", "pair", "train", "eval")

@@ -28,7 +28,7 @@ def child(argv: list[str], cwd: str, out: str, err: str) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
     signal.alarm(WALL_SECONDS)
-    from prefkit.cli import main
+    from prefkit.cli.main import main
 
     try:
         main(argv)
@@ -66,10 +66,10 @@ def serve() -> None:
     import torch
     import transformers
 
+    import prefkit.cli.dry_run
     import prefkit.evaluate.run
     import prefkit.generate.run
     import prefkit.pair.run
-    import prefkit.plan
     import prefkit.report.page
     import prefkit.score.run
     import prefkit.train.online.run

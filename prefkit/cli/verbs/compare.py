@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli import open_run, positive, told
+from prefkit.cli.main import open_run, positive, told
 from prefkit.config import reader, resolve
 from prefkit.errors import TooManyFailures
 
@@ -25,7 +25,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("compare", known, flags)
     names = resolve.chosen_names(run.recipe, "compare", known.name)
     if known.dry_run:
-        from prefkit.plan import plan
+        from prefkit.cli.dry_run import plan
 
         return told(plan(run.store, run.recipe, {"compare": known.limit}, names), known.json)
     found: dict[str, Any] = {}

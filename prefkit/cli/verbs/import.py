@@ -14,7 +14,7 @@ POSITIONAL = ("SOURCE", "file or folder, or a datasets id (then with --as)")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from prefkit.hub.verb_help import describe
+    from prefkit.cli.verbs.layouts import describe
 
     parser.add_argument("into", nargs="?", metavar="RUN", help="folder of the run; made where it is not there")
     parser.add_argument(

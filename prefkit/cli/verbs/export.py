@@ -15,7 +15,7 @@ ADAPTERS = ("diffusers", "kohya", "comfyui")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from prefkit.hub.verb_help import describe
+    from prefkit.cli.verbs.layouts import describe
 
     parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write; it appears when it is whole")
     parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="what to write")

@@ -8,7 +8,7 @@ from typing import Any
 from prefkit import output, registry
 from prefkit.distributed import group
 from prefkit.errors import PluginError, UsageError
-from prefkit.guest import described, guarded
+from prefkit.plugin_guard import described, guarded
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | file.py:Class")
@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def more_help(known: argparse.Namespace) -> list[str]:
     """The chosen fitter's options."""
-    from prefkit.helptext import options_table
+    from prefkit.cli.help import options_table
 
     if not known.run_folder:
         names = registry.builtin(KIND)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli import open_run, positive, whole
+from prefkit.cli.main import open_run, positive, whole
 from prefkit.errors import UsageError
 from prefkit.store.files import read_json
 

@@ -108,7 +108,7 @@ def _run(argv: list[str]) -> int:
         output.error(text)
         return code
     except BaseException as error:  # sys.exit in code that is not prefkit's, wherever it was called
-        from prefkit.guest import named
+        from prefkit.plugin_guard import named
 
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
@@ -129,7 +129,7 @@ def explained(error: BaseException) -> tuple[str, int]:
         return "a path begins with ~ and a name, and there is no such user here. Write the path out.", 2
     if isinstance(error, RecursionError):
         return "a value is nested too deeply to be read. Flatten it.", 1
-    from prefkit.guest import told
+    from prefkit.plugin_guard import told
 
     return f"{' '.join(told(error).split())[:500]} (PREFKIT_DEBUG=1 shows where)", 1
 
@@ -165,7 +165,7 @@ def verb(name: str, argv: list[str]) -> int:
         processes.lead(lambda: output.say(help_of(name, known, flags)))
         return 0
     if getattr(known, "check", None):
-        act = importlib.import_module("prefkit.verbs.score_check").act
+        act = importlib.import_module("prefkit.cli.verbs.score_check").act
     else:
         act = partial(stage, name) if name in NEXT else room(name).act
     if name in SHARED and not getattr(known, "dry_run", False) and not getattr(known, "check", None):
@@ -175,9 +175,9 @@ def verb(name: str, argv: list[str]) -> int:
 
 
 def room(name: str) -> Any:
-    """The module of a verb that is no stage, `prefkit/verbs/NAME_verb.py`: `arguments(parser)`, `act(known, flags)` and,
+    """The module of a verb that is no stage, `prefkit/cli/verbs/NAME.py`: `arguments(parser)`, `act(known, flags)` and,
     where the first positional is not a run, `POSITIONAL` (metavar, help; read as known.run_folder)."""
-    return importlib.import_module(f"prefkit.verbs.{name}_verb")
+    return importlib.import_module(f"prefkit.cli.verbs.{name}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -260,8 +260,8 @@ def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[st
 
 def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> str:
     from prefkit import config, registry
+    from prefkit.cli.help import options_table
     from prefkit.config import resolve
-    from prefkit.helptext import options_table
 
     texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
     if name not in (*NEXT, "compare"):
@@ -306,7 +306,7 @@ def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]])
 def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run(name, known, flags)
     if known.dry_run:
-        from prefkit.plan import plan
+        from prefkit.cli.dry_run import plan
 
         return told(
             plan(run.store, run.recipe, {name: known.limit}, known.name, getattr(known, "controls", False)), known.json

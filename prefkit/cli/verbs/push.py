@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli import open_run
+from prefkit.cli.main import open_run
 from prefkit.config.reader import use_background
 from prefkit.errors import UsageError
 from prefkit.store import Store

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli import NEXT, open_run, rows_of, told
+from prefkit.cli.main import NEXT, open_run, rows_of, told
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 
@@ -25,7 +25,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     # --limit counts requests; what is scored, and trained steps, are what the recipe says
     limits = {name: known.limit if name in ("generate", "pair", "eval") else None for name in verbs}
     if known.dry_run:
-        from prefkit.plan import plan
+        from prefkit.cli.dry_run import plan
 
         return told(plan(run.store, run.recipe, limits, [], known.controls), known.json)
     if run.recipe.about:

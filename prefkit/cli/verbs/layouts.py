@@ -7,7 +7,7 @@ import dataclasses
 import textwrap
 
 from prefkit import registry
-from prefkit.helptext import field_docs
+from prefkit.cli.help import field_docs
 
 
 def describe(parser: argparse.ArgumentParser, kind: str, example: str) -> None:

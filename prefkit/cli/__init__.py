@@ -1,0 +1,1 @@
+"""The command line: verbs, their help, and the dry run."""
