@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 #: in an installed package, and in a checkout
 FOLDERS = (HERE / "pipelines", HERE.parent / "pipelines")
 

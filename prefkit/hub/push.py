@@ -19,13 +19,14 @@ import yaml
 
 from prefkit import output
 from prefkit.errors import StoreError, UsageError
-from prefkit.hub import card, facts
-from prefkit.hub.contact import compared_sheet, pair_sheet
-from prefkit.hub.dataset_card import SHEET as PAIR_SHEET
-from prefkit.hub.dataset_card import dataset_card
-from prefkit.hub.files import stage_dataset
-from prefkit.hub.model_card import SHEET as EVAL_SHEET
-from prefkit.hub.model_card import SHOWN, TRAINED_ON, evaluations, model_card, result_folder, source_of
+from prefkit.hub.cards import facts
+from prefkit.hub.cards import template as card
+from prefkit.hub.cards.contact_sheet import compared_sheet, pair_sheet
+from prefkit.hub.cards.dataset_card import SHEET as PAIR_SHEET
+from prefkit.hub.cards.dataset_card import dataset_card
+from prefkit.hub.cards.model_card import SHEET as EVAL_SHEET
+from prefkit.hub.cards.model_card import SHOWN, TRAINED_ON, evaluations, model_card, result_folder, source_of
+from prefkit.hub.dataset_files import stage_dataset
 from prefkit.hub.remote import TRIES, ChangedUnderUs, Remote, local_hashes, pause
 from prefkit.hub.takedown import check_known, removed, write_removals
 from prefkit.store import Store

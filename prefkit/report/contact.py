@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from prefkit.errors import UsageError
 from prefkit.registry import nearest
 from prefkit.report import html
-from prefkit.report.data import INDEX, candidate_index, score_table
 from prefkit.report.pictures import thumbnails
 from prefkit.store.decisions import VERDICTS
 from prefkit.store.files import write_atomic
+from prefkit.store.frames import INDEX, candidate_index, score_table
 from prefkit.types import digest
 
 if TYPE_CHECKING:

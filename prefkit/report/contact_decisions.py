@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.report.data import candidate_index
 from prefkit.store.decisions import COLUMNS, append_decisions, read_decisions
+from prefkit.store.frames import candidate_index
 from prefkit.tables.delimited import header
 
 if TYPE_CHECKING:

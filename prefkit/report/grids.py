@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefkit.report import html
-from prefkit.report.data import candidate_index, higher_is_better
 from prefkit.report.pictures import thumbnails
 from prefkit.store import Store
+from prefkit.store.frames import candidate_index, higher_is_better
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefkit.report import html, plot, watched
-from prefkit.report.data import Pairs
 from prefkit.report.pictures import thumbnail, thumbnails
-from prefkit.report.state import metrics
 from prefkit.store.files import read_json
+from prefkit.store.frames import Pairs
+from prefkit.store.state import metrics
 
 if TYPE_CHECKING:
     from prefkit.store import Store

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefkit.report import html, plot
-from prefkit.report.data import higher_is_better, rank_correlation
 from prefkit.store.files import read_json
+from prefkit.store.frames import higher_is_better, rank_correlation
 
 if TYPE_CHECKING:
     import pandas as pd

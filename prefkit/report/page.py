@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefkit.report import agreement_section, evidence, html, learning, overview
+from prefkit.human import section as agreement_section
+from prefkit.report import evidence, html, learning, overview
 from prefkit.report.audit import audits
-from prefkit.report.data import candidate_index, score_table
-from prefkit.report.state import status
 from prefkit.store.files import write_atomic
+from prefkit.store.frames import candidate_index, score_table
+from prefkit.store.state import status
 
 if TYPE_CHECKING:
     from prefkit.config import Recipe

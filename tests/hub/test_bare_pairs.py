@@ -12,9 +12,9 @@ from PIL import Image
 
 from prefkit.config import Pair, Recipe
 from prefkit.fit.preferences import read_preferences
-from prefkit.hub.exports import run_export
-from prefkit.hub.imports import run_import
-from prefkit.hub.pairs_in import Pairs
+from prefkit.hub.export_run import run_export
+from prefkit.hub.importing.run import run_import
+from prefkit.hub.pair_reader import Pairs
 from prefkit.pair.run import run_pair
 from prefkit.store import Store
 from prefkit.store.files import write_json

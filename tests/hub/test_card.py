@@ -11,7 +11,8 @@ import yaml
 from hub_example import build
 
 from prefkit.errors import StoreError
-from prefkit.hub import card, facts
+from prefkit.hub.cards import facts
+from prefkit.hub.cards import template as card
 from prefkit.hub.push import push
 
 ROOT = Path(__file__).parents[2] / "datasets_cards"
@@ -34,7 +35,7 @@ def test_the_example_in_the_repository_is_what_is_rendered(name, tmp_path):
 def test_the_sheet_shows_the_winner_first(tmp_path):
     from PIL import Image
 
-    from prefkit.hub.contact import CELL, GAP, pair_sheet
+    from prefkit.hub.cards.contact_sheet import CELL, GAP, pair_sheet
 
     def plain(colour):
         buffer = io.BytesIO()

@@ -10,7 +10,8 @@ import yaml
 from hub_example import build
 
 from prefkit.errors import StoreError, UsageError
-from prefkit.hub import card, facts
+from prefkit.hub.cards import facts
+from prefkit.hub.cards import template as card
 from prefkit.hub.push import push
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json

@@ -13,11 +13,11 @@ from PIL import Image
 
 from prefkit.cli.main import run as cli
 from prefkit.errors import StoreError, UsageError
-from prefkit.hub.exports import run_export
-from prefkit.hub.imports import run_import
-from prefkit.hub.pairs_in import Pairs
-from prefkit.hub.pairs_out import write_pairs
-from prefkit.hub.pictures import suffix_of
+from prefkit.hub.export_run import run_export
+from prefkit.hub.importing.image_check import suffix_of
+from prefkit.hub.importing.pair_writer import write_pairs
+from prefkit.hub.importing.run import run_import
+from prefkit.hub.pair_reader import Pairs
 from prefkit.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

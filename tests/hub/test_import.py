@@ -16,7 +16,7 @@ import pytest
 
 from prefkit.cli.main import run as cli
 from prefkit.errors import StoreError, TooManyFailures, UsageError
-from prefkit.hub.imports import run_import
+from prefkit.hub.importing.run import run_import
 from prefkit.store import Store
 from prefkit.types import split_of
 
@@ -277,7 +277,8 @@ def test_pairs_join_votes_and_leave_ties_out(tmp_path):
 KILL = """
 import os, sys
 sys.path.insert(0, {tests!r})
-from prefkit.hub import imports, importing
+from prefkit.hub.importing import run as imports
+from prefkit.hub.importing import sink as importing
 from prefkit.store import Store
 from prefkit.store.table import Table
 importing.FLUSH_ITEMS = 6

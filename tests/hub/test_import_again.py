@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.hub import importing, known
-from prefkit.hub.imports import run_import
-from prefkit.hub.known import merged_requests
+from prefkit.hub.importing import index as known
+from prefkit.hub.importing import sink as importing
+from prefkit.hub.importing.index import merged_requests
+from prefkit.hub.importing.run import run_import
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.table import Table

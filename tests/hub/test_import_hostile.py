@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.hub import archives, rows
-from prefkit.hub.archives import unpack
-from prefkit.hub.imports import run_import
-from prefkit.hub.items import Picture
-from prefkit.hub.pictures import check
+from prefkit.hub.importing import archives
+from prefkit.hub.importing import readers as rows
+from prefkit.hub.importing.archives import unpack
+from prefkit.hub.importing.image_check import check
+from prefkit.hub.importing.records import Picture
+from prefkit.hub.importing.run import run_import
 from prefkit.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

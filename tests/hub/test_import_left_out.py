@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from prefkit.hub.imports import run_import
+from prefkit.hub.importing.run import run_import
 from prefkit.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

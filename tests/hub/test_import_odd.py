@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefkit.errors import UsageError
-from prefkit.hub.imports import run_import
+from prefkit.hub.importing.run import run_import
 from prefkit.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from prefkit.hub.exports import run_export
-from prefkit.hub.imports import run_import
+from prefkit.hub.export_run import run_export
+from prefkit.hub.importing.run import run_import
 from prefkit.images import Background, rgb, traits
 from prefkit.score.judge.server import data_url
 from prefkit.score.remote.process import ProcessScorer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import FingerprintError, UsageError
-from prefkit.hub.votes import checksum, import_votes, vote_files, votes
+from prefkit.human.votes import checksum, import_votes, vote_files, votes
 from prefkit.store import Store
 from prefkit.store.files import write_json
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from report_synthetic import candidates, requests, store_rows
 
-from prefkit.report import agreement_statistics as stats
+from prefkit.human import agreement_statistics as stats
+from prefkit.human.agreement import against_votes, assess, sentence
 from prefkit.report import write_report
-from prefkit.report.agreement import against_votes, assess, sentence
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.rows import comparison_row
@@ -183,7 +183,7 @@ def test_without_votes_the_page_says_how_to_begin(full):
 
 
 def test_votes_on_an_evaluation_give_a_win_rate_beside_its_judges(full):
-    from prefkit.report.vote_pairs import of_eval
+    from prefkit.human.pairs import of_eval
 
     pairs = of_eval(full, "held", "held_out", ("base", "dpo"), 1000, 0)
     assert len(pairs) == 32 and {p.model_a for p in pairs} == {"base", "dpo"}

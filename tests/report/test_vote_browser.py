@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from report_synthetic import NASTY, candidates, full_run, requests, store_rows
 
-from prefkit.hub.votes import import_votes, read_file
+from prefkit.human.page import Ask, write_vote_page
+from prefkit.human.votes import import_votes, read_file
 from prefkit.report import contact_sheet
 from prefkit.report.contact_decisions import add_decisions
-from prefkit.report.vote_page import Ask, write_vote_page
 from prefkit.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

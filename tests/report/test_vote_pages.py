@@ -12,9 +12,9 @@ import pytest
 from report_synthetic import NASTY, candidates, full_run, requests, store_rows
 
 from prefkit.errors import UsageError
+from prefkit.human.page import Ask, write_vote_page
+from prefkit.human.pairs import _drawn, find_set, of_eval, within_requests
 from prefkit.report.contact_decisions import add_decisions
-from prefkit.report.vote_page import Ask, write_vote_page
-from prefkit.report.vote_pairs import _drawn, find_set, of_eval, within_requests
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request

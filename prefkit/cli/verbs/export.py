@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit import registry
-    from prefkit.hub.exports import run_export
+    from prefkit.hub.export_run import run_export
 
     layouts = [*sorted({*registry.builtin("exporter"), *registry.offered("exporter")}), *ADAPTERS]
     if known.layout and ":" not in known.layout and known.layout not in layouts:

@@ -46,8 +46,8 @@ def share(text: str) -> float:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit.hub.imports import run_import
-    from prefkit.hub.votes import import_votes, vote_files
+    from prefkit.hub.importing.run import run_import
+    from prefkit.human.votes import import_votes, vote_files
     from prefkit.store import Store
 
     if not known.run_folder or not known.into or known.recipe:

@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit.report.contact import contact_sheet
     from prefkit.report.page import write_report
-    from prefkit.report.state import status
+    from prefkit.store.state import status
 
     run = open_run("report", known, flags)
     if not run.store.exists():
@@ -75,7 +75,7 @@ def scorers_of(votes: dict[str, Any]) -> list[tuple[str, Any]]:
 def vote(store: Any, known: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    from prefkit.report.vote_page import Ask, write_vote_page
+    from prefkit.human.page import Ask, write_vote_page
 
     given = {field.name: getattr(known, field.name) for field in fields(Ask)}
     models = tuple(name.strip() for name in (known.models or "").split(",") if name.strip())

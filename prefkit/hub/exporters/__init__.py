@@ -7,6 +7,6 @@
 
     plugin = Mine
 
-`pairs.rows()` (prefkit/hub/pairs_in.py) streams the pairs with their images; an exporter holds a few at a time. The core
-(prefkit/hub/exports.py) moves the folder into place once it is whole.
+`pairs.rows()` (prefkit/hub/pair_reader.py) streams the pairs with their images; an exporter holds a few at a time. The core
+(prefkit/hub/export_run.py) moves the folder into place once it is whole.
 """

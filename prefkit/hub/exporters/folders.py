@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.hub.pairs_in import PairOut, Pairs
-from prefkit.hub.pictures import suffix_of
+from prefkit.hub.importing.image_check import suffix_of
+from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.images import rgb
 from prefkit.store.files import dump_json, write_atomic
 

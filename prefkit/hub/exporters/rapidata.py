@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.hub.pairs_in import PairOut, Pairs
-from prefkit.hub.pictures import suffix_of
+from prefkit.hub.importing.image_check import suffix_of
+from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import finish, in_data
 
 TEXT = "`image1` and `image2` for `prompt`, with the votes for each; a pair without counted votes is one vote of its winner."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.hub.pairs_in import Pairs
+from prefkit.hub.pair_reader import Pairs
 from prefkit.hub.shards import finish, in_data
 
 TEXT = "For a judge: two images, the question which answers the prompt better, and the right and the wrong answer."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.hub.pairs_in import Pairs
+from prefkit.hub.pair_reader import Pairs
 from prefkit.hub.shards import finish, in_data
 
 TEXT = "`image` for `caption`, with `label` true where it won a pair and false where it lost one."

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.pairs_in import PairOut, Pairs
-from prefkit.hub.pictures import suffix_of
+from prefkit.hub.importing.image_check import suffix_of
+from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import BySplit
 from prefkit.images import rgb
 from prefkit.store.parquet import Shards

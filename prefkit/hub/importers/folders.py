@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from prefkit.errors import UsageError
-from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.walk import LeaveOut, files_under, kind_of
+from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
+from prefkit.hub.importing.walk import LeaveOut, files_under, kind_of
 from prefkit.output import note
 from prefkit.paths import image_suffixes, nfc, read_regular, shown
 from prefkit.types import Comparison

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.cells import FAULTS, reason
-from prefkit.hub.found import Images
-from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import first, json_items
-from prefkit.hub.walk import leave_rest
+from prefkit.hub.importing.cells import FAULTS, reason
+from prefkit.hub.importing.image_lookup import Images
+from prefkit.hub.importing.readers import first, json_items
+from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
+from prefkit.hub.importing.walk import leave_rest
 from prefkit.types import Comparison, digest
 
 FILES = {"train.json": "train", "test.json": "test"}

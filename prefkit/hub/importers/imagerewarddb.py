@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.cells import FAULTS, image_cell, reason
-from prefkit.hub.found import Images
-from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import Row, first, rows
-from prefkit.hub.walk import leave_rest
+from prefkit.hub.importing.cells import FAULTS, image_cell, reason
+from prefkit.hub.importing.image_lookup import Images
+from prefkit.hub.importing.readers import Row, first, rows
+from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
+from prefkit.hub.importing.walk import leave_rest
 from prefkit.types import Comparison, Score
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating", "rank")

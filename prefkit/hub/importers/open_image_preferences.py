@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
-from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import files, first
+from prefkit.hub.importing.cells import FAULTS, image_cell, reason, table_rows
+from prefkit.hub.importing.readers import files, first
+from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.types import Comparison
 
 EXTRA = ("evolution", "category", "sub_category")

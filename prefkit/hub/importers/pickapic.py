@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
-from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import Row, files, first
+from prefkit.hub.importing.cells import FAULTS, image_cell, reason, table_rows
+from prefkit.hub.importing.readers import Row, files, first
+from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.types import Comparison, digest
 
 SIDES = ("0", "1")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.cells import FAULTS, image_cell, reason, table_rows
-from prefkit.hub.items import Asked, Item, Picture, Workplace
-from prefkit.hub.rows import Row
+from prefkit.hub.importing.cells import FAULTS, image_cell, reason, table_rows
+from prefkit.hub.importing.readers import Row
+from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.paths import nfc, shown
 from prefkit.types import Comparison, Score, digest
 

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefkit.hub.items import Picture
+from prefkit.hub.importing.records import Picture
 from prefkit.paths import MAX_FILE, formats, read_regular, shown
 
 MAX_PIXELS = 64_000_000

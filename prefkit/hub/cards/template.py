@@ -20,7 +20,7 @@ PLACE = re.compile(r"\{\{(\w+)\}\}")
 NAMED = {"configs": "config_name", "dataset_info": "config_name"}
 #: what only this program knows; elsewhere, what stands in the card holds
 OWN = ("base_model", "base_model_relation", "library_name", "size_categories")
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 #: in an installed package, and in a checkout
 FOLDERS = (HERE / "datasets_cards", HERE.parent / "datasets_cards")
 

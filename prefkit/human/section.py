@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prefkit.human.agreement import FEW, assess
 from prefkit.report import html, plot
-from prefkit.report.agreement import FEW, assess
 from prefkit.report.evidence import results
 from prefkit.store.files import write_json
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from prefkit.config.reader import use_background
 from prefkit.errors import UsageError
-from prefkit.hub.rows import of_further_config, split_of_name
-from prefkit.hub.walk import files_under, kind_of, told
+from prefkit.hub.importing.readers import of_further_config, split_of_name
+from prefkit.hub.importing.walk import files_under, kind_of, told
 from prefkit.images import shown
 from prefkit.output import warn
 from prefkit.store import Store

@@ -13,14 +13,14 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.hub.archives import Unpacker
-from prefkit.hub.importing import Progress, Sink, trace
-from prefkit.hub.items import Item
-from prefkit.hub.known import Known, merge_requests
-from prefkit.hub.past import totals
-from prefkit.hub.pictures import Checked, check
-from prefkit.hub.rows import HUB, SUFFIXES
-from prefkit.hub.walk import told
+from prefkit.hub.importing.archives import Unpacker
+from prefkit.hub.importing.earlier import totals
+from prefkit.hub.importing.image_check import Checked, check
+from prefkit.hub.importing.index import Known, merge_requests
+from prefkit.hub.importing.readers import HUB, SUFFIXES
+from prefkit.hub.importing.records import Item
+from prefkit.hub.importing.sink import Progress, Sink, trace
+from prefkit.hub.importing.walk import told
 from prefkit.output import LINE_EVERY, message, note, warn
 from prefkit.paths import shown
 from prefkit.store import Store
@@ -65,7 +65,7 @@ def run_import(
             for table in ("imports", f"candidates/{name}", f"comparisons/{name}", f"pairs/{name}"):
                 locks.enter_context(store.lock(table))
             if pairs:
-                from prefkit.hub.pairs_out import check_place, write_pairs
+                from prefkit.hub.importing.pair_writer import check_place, write_pairs
 
                 check_place(store, name)
             counts, progress = _import(store, plugin(options), source, name, what, test_share, keep)

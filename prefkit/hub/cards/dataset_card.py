@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError
-from prefkit.hub import card, facts
+from prefkit.hub.cards import facts
+from prefkit.hub.cards import template as card
 from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
-    from prefkit.hub.files import Staged
+    from prefkit.hub.dataset_files import Staged
     from prefkit.store import Store
 
 SHEET = "images/contact-sheet.webp"

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.errors import StoreError, UsageError
-from prefkit.hub.pairs_in import Pairs
+from prefkit.hub.pair_reader import Pairs
 from prefkit.output import note
 from prefkit.store.files import read_json, write_json
 from prefkit.store.folders import swap

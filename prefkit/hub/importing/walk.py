@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from prefkit.hub.found import ARCHIVE, PART
-from prefkit.hub.items import Workplace
+from prefkit.hub.importing.image_lookup import ARCHIVE, PART
+from prefkit.hub.importing.records import Workplace
 from prefkit.paths import is_image_name, shown
 from prefkit.store.own import LITTER
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefkit.hub.items import Workplace
+from prefkit.hub.importing.records import Workplace
 from prefkit.paths import shown
 
 ARCHIVE = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.xz|tar\.bz2)$", re.I)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.walk import kind_of, told
+from prefkit.hub.importing.walk import kind_of, told
 from prefkit.output import warn
 from prefkit.paths import open_regular, read_regular
 from prefkit.store.files import read_json, write_json
@@ -120,7 +120,7 @@ def comparisons(folder: Path, body: dict[str, Any]) -> Iterator[Comparison]:
 
 
 def checksum(page: str, annotator: str, said: list[dict[str, Any]]) -> str:
-    """As prefkit/report/vote.js has it."""
+    """As prefkit/human/vote.js has it."""
     lines = [f"{v['pair']} {v['order']} {v['choice']} {v['time']}" for v in said]
     return hashlib.sha256("\n".join([page, annotator, str(len(said)), *lines]).encode()).hexdigest()[:16]
 

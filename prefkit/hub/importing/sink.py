@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.items import Asked, Item
-from prefkit.hub.known import Known, stage_requests
-from prefkit.hub.past import discard
-from prefkit.hub.pictures import Checked
+from prefkit.hub.importing.earlier import discard
+from prefkit.hub.importing.image_check import Checked
+from prefkit.hub.importing.index import Known, stage_requests
+from prefkit.hub.importing.records import Asked, Item
 from prefkit.output import note
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefkit.report import agreement_data
-from prefkit.report.agreement_statistics import (
+from prefkit.human import agreement_data
+from prefkit.human.agreement_statistics import (
     Estimate,
     krippendorff_alpha,
     leave_one_out,

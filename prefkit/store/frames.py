@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefkit.report.state import damaged_pairs, pair_parts
 from prefkit.store.seal import check, open_sealed
+from prefkit.store.state import damaged_pairs, pair_parts
 
 if TYPE_CHECKING:
     import pandas as pd

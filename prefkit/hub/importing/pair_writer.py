@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.known import stored_requests
+from prefkit.hub.importing.index import stored_requests
 from prefkit.hub.shards import BySplit, card
 from prefkit.images import shown
 from prefkit.store import Store

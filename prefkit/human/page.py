@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.human.pairs import VotePair, find_set, of_eval, within_requests
 from prefkit.output import warn
 from prefkit.report import html
-from prefkit.report.vote_pairs import VotePair, find_set, of_eval, within_requests
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_atomic, write_json
 from prefkit.types import digest

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import PrefkitError, UsageError
-from prefkit.hub import card, facts
-from prefkit.hub.dataset_card import _packages
+from prefkit.hub.cards import facts
+from prefkit.hub.cards import template as card
+from prefkit.hub.cards.dataset_card import _packages
 from prefkit.store.files import read_json
 
 if TYPE_CHECKING:

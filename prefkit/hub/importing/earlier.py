@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from prefkit.hub.known import merged_requests, rewrite_requests, stage_requests
+from prefkit.hub.importing.index import merged_requests, rewrite_requests, stage_requests
 from prefkit.store import Store
 from prefkit.store.table import Table
 

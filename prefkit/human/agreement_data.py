@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefkit.report.data import candidate_index, higher_is_better
 from prefkit.store import Store
+from prefkit.store.frames import candidate_index, higher_is_better
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from prefkit.hub import card
+from prefkit.hub.cards import template as card
 
 if TYPE_CHECKING:
     from prefkit.store import Store

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefkit.hub.items import Workplace
-from prefkit.hub.rows import Row, files, is_saved, rows
-from prefkit.hub.walk import leave_rest
+from prefkit.hub.importing.readers import Row, files, is_saved, rows
+from prefkit.hub.importing.records import Workplace
+from prefkit.hub.importing.walk import leave_rest
 from prefkit.paths import embedded, find_file, named, shown
 
 #: what a cell of somebody else's table makes the code of an importer raise: that row fails, and no other

@@ -1,0 +1,1 @@
+"""Dataset cards and model cards: facts about a run, filled into templates."""

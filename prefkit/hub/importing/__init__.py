@@ -1,0 +1,1 @@
+"""An importer's records into the tables of a run: read, checked, counted, resumable."""
