@@ -18,7 +18,7 @@ import torch
 
 from prefkit.config import Generate, Model, Recipe, Requests
 from prefkit.generate.run import run_generate
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.output import table
 from prefkit.store import Store
 from prefkit.testing import tiny_pipeline

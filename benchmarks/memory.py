@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefkit.models.adapters import add_lora, lora_layers
+from prefkit.models.lora.adapters import add_lora, lora_layers
 
 HALF, FLOAT32, ADAMW = 2, 4, 16
 LINEAR = {None: 2.0, "int8": 1.0, "fp8": 1.0, "nf4": 0.516}

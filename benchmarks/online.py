@@ -31,10 +31,10 @@ import numpy as np
 import torch
 
 from prefkit.config import Choice, Generate, Lora, Model, Online, Recipe, Requests, Score, Train
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.output import table
+from prefkit.score.scorer_set import Jury
 from prefkit.store import Store
-from prefkit.train.jury import Jury
 from prefkit.train.online.loop import Loop
 from prefkit.train.online.noise import SMALLEST_STD, Noise, Times, gaussian
 from prefkit.train.online.rollout import recordable, step_times

@@ -38,11 +38,11 @@ from PIL import Image
 
 from prefkit.config import Choice, Lora, Model, Recipe, Train
 from prefkit.distributed import Processes
-from prefkit.models.adapters import adapters_active, add_lora
-from prefkit.models.capture import capture
-from prefkit.models.conditions import capture_conditions, collate
+from prefkit.models.capture.call import capture
+from prefkit.models.capture.conditions import capture_conditions, collate
 from prefkit.models.latents import encode
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.lora.adapters import adapters_active, add_lora
 from prefkit.models.predict import predict
 from prefkit.models.schedule import Schedule
 from prefkit.output import table

@@ -172,7 +172,7 @@ def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
 
 
 def _compare(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
-    from prefkit.score.comparing import checked
+    from prefkit.score.compare import checked
 
     settings = recipe.compare[alias]
     judge, pairs, done, _ = checked(store, recipe, alias)

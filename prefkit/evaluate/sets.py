@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds
 from prefkit.errors import UsageError
-from prefkit.models.trained import caption_hash, trained_model, trained_on
+from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
 
 
 def records_of(store: Store, jobs: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """What each trained model among `jobs` says of its training (prefkit.models.trained), None where it does not."""
+    """What each trained model among `jobs` says of its training (prefkit.models.load.trained), None where it does not."""
     return {
         name: trained_on(store.train(name))
         for name in jobs

@@ -16,7 +16,7 @@ from prefkit.errors import UsageError
 from prefkit.fit.preferences import Preference, Preferences
 
 if TYPE_CHECKING:
-    from prefkit.score.encoder import Encoder
+    from prefkit.score.embed.encoder import Encoder
 
 LIBRARY_CONFIG, LIBRARY_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -213,7 +213,7 @@ class Tuning:
 
 def _opened(encoder: Encoder, device: str) -> Any:
     """A network of its own: `Encoder.load` would share it with scorers, which must not change under them."""
-    from prefkit.score import networks
+    from prefkit.score.embed import networks
 
     if encoder.library == "transformers":
         return networks.Transformers(encoder.name, encoder.processor, device, "float32")

@@ -10,7 +10,7 @@ from prefkit.distributed import device_of
 from prefkit.errors import UsageError
 from prefkit.fit.tables import embed, files_digest, image_files, named_files, read_table
 from prefkit.paths import find_file, nfc
-from prefkit.score.bpr import Scaling
+from prefkit.score.embed.vbpr import Scaling
 from prefkit.tables import id_text, read, user_path
 from prefkit.tables.files import text_lines
 

@@ -18,7 +18,7 @@ from prefkit.types import digest
 if TYPE_CHECKING:
     import pandas as pd
 
-    from prefkit.score.outfit_head import OutfitHead
+    from prefkit.score.embed.outfit_head import OutfitHead
 
 AT_ONCE = 512
 MOST_AGAINST = 100  # items of the same category that an AUC is measured against, at most

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from prefkit.score.encoder import Encoder
+    from prefkit.score.embed.encoder import Encoder
 
 BATCH = 64
 
@@ -156,7 +156,7 @@ def embed(encoder: Encoder, files: Sequence[Path], device: str, normalize: bool)
 
 def files_digest(files: Sequence[Path]) -> str:
     """Of contents, in order."""
-    from prefkit.models.revision import weights_revision
+    from prefkit.models.load.revision import weights_revision
     from prefkit.types import digest
 
     return digest([weights_revision(path) for path in files])

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from prefkit.errors import TrainingError
 from prefkit.output import Progress
-from prefkit.score.bpr import Vbpr
+from prefkit.score.embed.vbpr import Vbpr
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -44,7 +44,7 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
     said = content(settings)
     if settings.use != "diffusers":
         return {"use": settings.use, "code": registry.code_hash(settings.use), "settings": said}
-    from prefkit.models.revision import base_revision, weights_revision
+    from prefkit.models.load.revision import base_revision, weights_revision
 
     revision = base_revision(model)
     adapters: dict[str, float] = {}
@@ -68,8 +68,8 @@ def check_generator(model: Model, settings: Generate) -> None:
     if settings.use != "diffusers":
         _plugin(settings.use)
         return
-    from prefkit.models.folder import check_call
-    from prefkit.models.load import check_model
+    from prefkit.models.load.folder import check_call
+    from prefkit.models.load.pipeline import check_model
 
     check_model(model, device_of(settings.device), settings.dtype, settings.scheduler)
     names = ("guidance_scale", settings.guidance), ("height", settings.height), ("width", settings.width)
@@ -170,7 +170,7 @@ def _same_length(found: Any, requests: Sequence[Request], name: str) -> list[Any
 def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[..., list[dict[str, Any]]]:
     import torch
 
-    from prefkit.models.load import denoiser_name, load_pipeline
+    from prefkit.models.load.pipeline import denoiser_name, load_pipeline
     from prefkit.models.long_prompts import too_long
 
     pipe = load_pipeline(

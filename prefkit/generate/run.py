@@ -23,8 +23,8 @@ from prefkit.generate.generators import (
 )
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import keep_known, read_requests
+from prefkit.models.load.trained import trained_model
 from prefkit.models.memory import free_memory, out_of_memory
-from prefkit.models.trained import trained_model
 from prefkit.output import Progress, note, warn
 from prefkit.plugin_guard import told
 from prefkit.store import Store

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import TrainingError
-from prefkit.models.maps import AFFINE, LAYOUT
-from prefkit.models.wiring import Wiring
+from prefkit.models.capture.maps import AFFINE, LAYOUT
+from prefkit.models.capture.wiring import Wiring
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -84,7 +84,7 @@ def decoding(vae: Any, room: Room) -> Iterator[None]:
     """Let `vae.decode` split its batch where there is no room for it: what led to the latents is not done again."""
     import torch
 
-    from prefkit.models.record import replaced
+    from prefkit.models.capture.record import replaced
 
     decode = vae.decode
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.models.maps import BEHIND, CLOCK, OUTPUT, enter, stacked
-from prefkit.models.record import replaced
+from prefkit.models.capture.maps import BEHIND, CLOCK, OUTPUT, enter, stacked
+from prefkit.models.capture.record import replaced
+from prefkit.models.capture.wiring import Wiring
 from prefkit.models.trees import Tree
-from prefkit.models.wiring import Wiring
 
 
 def compute_dtype(net: Any) -> torch.dtype:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.models.paper import components, part_of
+from prefkit.models.meta import components, part_of
 
 #: name -> library
 LIBRARY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import CaptureError
-from prefkit.models.conditions import batch_rules, joined, quiet
+from prefkit.models.capture.conditions import batch_rules, joined, quiet
+from prefkit.models.capture.record import known_arguments, replaced, stand_in
 from prefkit.models.latents import finite
 from prefkit.models.memory import Room, decoding
-from prefkit.models.record import known_arguments, replaced, stand_in
 from prefkit.models.trees import Tree, leaves
 
 if TYPE_CHECKING:

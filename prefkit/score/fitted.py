@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.score.encoder import Encoder
-from prefkit.score.weights import read_state
+from prefkit.score.embed.encoder import Encoder
+from prefkit.score.embed.weights import read_state
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import read_json
 
@@ -42,7 +42,7 @@ class Fitted:
 
     def revision(self) -> str:
         """Hash of everything in the folder; the encoder's revision is part of its spec."""
-        from prefkit.models.revision import weights_revision
+        from prefkit.models.load.revision import weights_revision
 
         return weights_revision(self.folder)
 

@@ -20,7 +20,7 @@ from prefkit.models.long_prompts import said
 from prefkit.output import Progress, warn
 from prefkit.plugin_guard import guarded, told
 from prefkit.score.core import FunctionScorer, Room, close, decoded_batches, score_batch
-from prefkit.score.encoder import Encoder
+from prefkit.score.embed.encoder import Encoder
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
 from prefkit.store.by_request import by_request

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from prefkit.models.wiring import Wiring
+from prefkit.models.capture.wiring import Wiring
 from prefkit.types import digest
 
 SCHEME = {"wiring": 1, "latents": 1, "conditions": 1, "reference": 1}

@@ -16,11 +16,11 @@ import torch
 
 from prefkit.config import Model
 from prefkit.errors import DamagedError
-from prefkit.models import adapters
 from prefkit.models.dtypes import NAMES, dtype_of
-from prefkit.models.folder import INDEX
-from prefkit.models.load import SINGLE_FILES, load_pipeline
-from prefkit.models.paper import components
+from prefkit.models.load.folder import INDEX
+from prefkit.models.load.pipeline import SINGLE_FILES, load_pipeline
+from prefkit.models.lora import adapters
+from prefkit.models.meta import components
 from prefkit.output import warn
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import read_json, set_aside

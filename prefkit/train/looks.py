@@ -28,13 +28,13 @@ from prefkit.config import Generate, Train
 from prefkit.errors import TrainingError, UsageError
 from prefkit.generate.generators import sampling
 from prefkit.generate.inputs import Inputs
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.load.trained import trained_on
 from prefkit.models.predict import forward_as
 from prefkit.models.sample import Sampled
-from prefkit.models.trained import trained_on
+from prefkit.score.scorer_set import Jury
 from prefkit.train import failures, stopping
 from prefkit.train.data import PairData
-from prefkit.train.jury import Jury
 from prefkit.train.offline import AUTOCAST, silenced
 from prefkit.train.pairs import PairRow
 from prefkit.train.watch import LOOKS, SEEDS, Watch

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefkit.models.maps import LAYOUT
-from prefkit.models.wiring import Wiring
+from prefkit.models.capture.maps import LAYOUT
+from prefkit.models.capture.wiring import Wiring
 from prefkit.store import Store
 from prefkit.train.pairs import Side, request_of
 

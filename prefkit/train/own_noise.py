@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import CaptureError, UsageError
-from prefkit.models.conditions import quiet
+from prefkit.models.capture.conditions import quiet
+from prefkit.models.capture.maps import INPUT, LAYOUT
+from prefkit.models.capture.record import bind, run
+from prefkit.models.capture.wiring import Wiring
 from prefkit.models.dtypes import dtype_of
-from prefkit.models.maps import INPUT, LAYOUT
-from prefkit.models.record import bind, run
-from prefkit.models.wiring import Wiring
 from prefkit.store import Store
 
 PROOF = 20251109  # a seed like any other

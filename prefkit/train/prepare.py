@@ -15,8 +15,8 @@ from prefkit.distributed import Group, Processes
 from prefkit.errors import DamagedError, UsageError
 from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.images import Background
-from prefkit.models.revision import base_revision, weights_revision
-from prefkit.models.wiring import Wiring
+from prefkit.models.capture.wiring import Wiring
+from prefkit.models.load.revision import base_revision, weights_revision
 from prefkit.store import Store
 from prefkit.store.files import read_json, remedy_for, sound_json, write_json
 from prefkit.train import beside, cache_keys, draws, failures, frames, posterior, preflight, texts, views

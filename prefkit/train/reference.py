@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prefkit.config import Lora, Train
 from prefkit.errors import TrainingError, UsageError
-from prefkit.models import adapters
+from prefkit.models.lora import adapters
 from prefkit.train import recompute
 from prefkit.types import Errors
 

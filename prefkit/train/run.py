@@ -10,7 +10,7 @@ from prefkit import output
 from prefkit.config import Recipe, Train
 from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, UsageError
-from prefkit.models.trained import TRAINED_ON, write_trained_on
+from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
 from prefkit.train import (

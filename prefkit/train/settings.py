@@ -8,7 +8,7 @@ from prefkit import output, registry
 from prefkit.config import Recipe, Train
 from prefkit.distributed import check_device, device_of
 from prefkit.errors import PluginError, UsageError
-from prefkit.models.load import check_model
+from prefkit.models.load.pipeline import check_model
 from prefkit.train import computing, launch, optimizers, posterior, sharding, views
 from prefkit.train.jobs import load_objective
 from prefkit.train.kept import check_kept

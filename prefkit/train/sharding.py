@@ -22,7 +22,7 @@ from prefkit import output
 from prefkit.config import Recipe
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
-from prefkit.models import adapters
+from prefkit.models.lora import adapters
 from prefkit.models.trees import Tree
 from prefkit.train.reference import Policy
 

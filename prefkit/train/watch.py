@@ -16,8 +16,8 @@ from prefkit.models.memory import Room
 from prefkit.models.sample import Sampled
 from prefkit.output import warn
 from prefkit.score.diversity import mean_diversity, thumbnail
+from prefkit.score.scorer_set import Jury, values_of
 from prefkit.store.files import write_whole
-from prefkit.train.jury import Jury, values_of
 from prefkit.train.samples import Asked, candidate_of
 from prefkit.types import Request
 

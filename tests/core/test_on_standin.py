@@ -88,7 +88,7 @@ def test_it_refuses_what_a_gpu_refuses():
 
 
 def test_tokens_left_on_the_cpu_are_found(on, cli, monkeypatch):
-    from prefkit.score import networks
+    from prefkit.score.embed import networks
 
     path = on("cuda")
     assert cli("generate", "-r", path, "--limit", "1")[0] == 0

@@ -9,7 +9,7 @@ from prefkit.errors import UsageError
 from prefkit.evaluate import sets
 from prefkit.evaluate.sets import controls_report
 from prefkit.evaluate.summary import summary_rows
-from prefkit.models.trained import write_trained_on
+from prefkit.models.load.trained import write_trained_on
 from prefkit.store import Store
 from prefkit.types import Request
 

@@ -28,7 +28,7 @@ from prefkit.fit.outfits import (
     train,
 )
 from prefkit.score.core import make_scorer
-from prefkit.score.outfit_head import OutfitHead
+from prefkit.score.embed.outfit_head import OutfitHead
 from prefkit.types import Candidate
 
 WIDTH = 6
@@ -299,7 +299,7 @@ def test_the_verb_and_the_scorer(closet, cli, pool):
 def test_the_same_images_give_the_same_features_in_fitting_and_scoring(closet, cli):
     """One preprocessing and one encoder for fitting, context and candidate: the published code has three and two."""
     from prefkit.fit.tables import embed
-    from prefkit.score.encoder import Encoder
+    from prefkit.score.embed.encoder import Encoder
 
     assert fit(cli, closet, "--epochs", 2)[0] == 0
     scorer = make_scorer("outfit_compat", {"model": str(closet / "fitted")})

@@ -14,8 +14,8 @@ from PIL import Image
 
 from prefkit.fit.interactions import Interactions, split
 from prefkit.fit.vbpr_train import Regularisers, auc, bpr_loss, start
-from prefkit.score.bpr import Vbpr
 from prefkit.score.core import make_scorer
+from prefkit.score.embed.vbpr import Vbpr
 from prefkit.types import Candidate
 
 

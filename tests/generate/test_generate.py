@@ -178,7 +178,7 @@ def test_what_the_safety_checker_blanks_is_an_error_row_and_not_made_again(recip
     """The pipeline's own call, with a checker that blanks the first image of each batch (of 4)."""
     from diffusers import StableDiffusionPipeline
 
-    from prefkit.models import load
+    from prefkit.models.load import pipeline as load
 
     class Checked(StableDiffusionPipeline):
         def run_safety_checker(self, image, device, dtype):

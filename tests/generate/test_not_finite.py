@@ -14,8 +14,8 @@ from prefkit.api import Run
 from prefkit.config import Model
 from prefkit.errors import PrefkitError, TooManyFailures, TrainingError
 from prefkit.models import latents
-from prefkit.models.capture import capture
-from prefkit.models.load import load_pipeline
+from prefkit.models.capture.call import capture
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.sample import Sampler
 
 

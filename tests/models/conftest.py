@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.testing import TINY_KINDS, tiny_pipeline
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from PIL import Image
 
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.testing import wake_zeros
 from tests.score.conftest import byte_tokenizer, tiny_qwen_vl
 

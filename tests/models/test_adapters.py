@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefkit.errors import TrainingError
-from prefkit.models import adapters
-from prefkit.models.capture import capture
-from prefkit.models.conditions import capture_conditions
+from prefkit.models.capture.call import capture
+from prefkit.models.capture.conditions import capture_conditions
+from prefkit.models.lora import adapters
 from prefkit.models.predict import predict
 from prefkit.testing import TINY_KINDS
 
@@ -53,7 +53,7 @@ class Model:
             return predict(self.net, self.wiring, self.x, self.time, self.condition)
 
     def flat_inputs(self):
-        from prefkit.models.maps import CLOCK
+        from prefkit.models.capture.maps import CLOCK
 
         given = {k: v for k, v in self.condition.items() if isinstance(v, torch.Tensor)}
         added = {f"added.{k}": v for k, v in (self.condition.get("added_cond_kwargs") or {}).items()}

@@ -14,14 +14,14 @@ from diffusers import (
 )
 
 from prefkit.errors import CaptureError
-from prefkit.models.capture import capture
-from prefkit.models.conditions import capture_conditions, collate
-from prefkit.models.load import denoiser_name
-from prefkit.models.maps import STATE
+from prefkit.models.capture.call import capture
+from prefkit.models.capture.conditions import capture_conditions, collate
+from prefkit.models.capture.maps import STATE
+from prefkit.models.capture.prove import noise_level
+from prefkit.models.capture.record import watch
+from prefkit.models.capture.wiring import Wiring
+from prefkit.models.load.pipeline import denoiser_name
 from prefkit.models.predict import predict
-from prefkit.models.prove import noise_level
-from prefkit.models.record import watch
-from prefkit.models.wiring import Wiring
 from prefkit.testing import TINY_KINDS
 
 PROMPTS = ["a red cat", "a dog in a hat"]
@@ -152,7 +152,7 @@ def test_negated_output_is_found(load):
 def test_a_wrong_prediction_type_is_caught(load, monkeypatch, scheduler, true, claimed):
     pipe = load("sd", scheduler=scheduler)
     pipe.scheduler.register_to_config(prediction_type=true)
-    monkeypatch.setattr("prefkit.models.prove.declared", lambda pipe: claimed)
+    monkeypatch.setattr("prefkit.models.capture.prove.declared", lambda pipe: claimed)
     with pytest.raises(CaptureError, match=claimed):
         capture(pipe, height=64, width=64)
 

@@ -5,9 +5,9 @@ import torch
 
 from prefkit.errors import CaptureError, UsageError
 from prefkit.models import trees
-from prefkit.models.capture import capture
-from prefkit.models.conditions import batch_rules, capture_conditions, collate, signature
-from prefkit.models.record import watch
+from prefkit.models.capture.call import capture
+from prefkit.models.capture.conditions import batch_rules, capture_conditions, collate, signature
+from prefkit.models.capture.record import watch
 from prefkit.testing import TINY_KINDS
 
 PROMPTS = ["a red cat", "a dog in a hat"]

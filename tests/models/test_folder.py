@@ -10,8 +10,8 @@ import torch
 
 from prefkit.config import Model
 from prefkit.errors import UsageError
-from prefkit.models.folder import variant_of
-from prefkit.models.load import check_model, load_pipeline
+from prefkit.models.load.folder import variant_of
+from prefkit.models.load.pipeline import check_model, load_pipeline
 from prefkit.models.long_prompts import too_long
 
 

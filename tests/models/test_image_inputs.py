@@ -9,13 +9,13 @@ import torch
 
 from prefkit.errors import CaptureError
 from prefkit.models import latents
-from prefkit.models.capture import capture
-from prefkit.models.conditions import capture_conditions, collate
-from prefkit.models.load import load_pipeline
-from prefkit.models.maps import BEHIND, STATE
+from prefkit.models.capture.call import capture
+from prefkit.models.capture.conditions import capture_conditions, collate
+from prefkit.models.capture.maps import BEHIND, STATE
+from prefkit.models.capture.prove import noise_level
+from prefkit.models.capture.record import watch
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.predict import predict
-from prefkit.models.prove import noise_level
-from prefkit.models.record import watch
 from prefkit.models.sample import Sampler
 from tests.models.editing import CASES, SIZE, flux2, klein, mask, picture, size_for, small_areas
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from prefkit.errors import TrainingError
-from prefkit.models import in_turn
-from prefkit.models.capture import capture
-from prefkit.models.conditions import capture_conditions
+from prefkit.models import offload as in_turn
+from prefkit.models.capture.call import capture
+from prefkit.models.capture.conditions import capture_conditions
 from prefkit.models.latents import encode
 from prefkit.models.trees import dumps
 from prefkit.testing import TINY_KINDS, wake_zeros
@@ -114,7 +114,7 @@ def test_prompts_are_remembered_by_what_is_in_them():
 def test_an_adapter_of_the_text_encoder_is_refused_with_the_denoiser_alone(load, tmp_path):
     import safetensors.torch
 
-    from prefkit.models import adapters
+    from prefkit.models.lora import adapters
 
     net = load("sd").unet
     adapters.add_lora(net, rank=2, alpha=2)

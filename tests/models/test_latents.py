@@ -6,8 +6,9 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from prefkit.models import latents, maps
-from prefkit.models.capture import capture
+from prefkit.models import latents
+from prefkit.models.capture import maps
+from prefkit.models.capture.call import capture
 from prefkit.models.sample import Sampler
 from prefkit.testing import TINY_KINDS
 

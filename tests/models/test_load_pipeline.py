@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.models.load import denoiser_name, load_pipeline
-from prefkit.models.revision import weights_revision
+from prefkit.models.load.pipeline import denoiser_name, load_pipeline
+from prefkit.models.load.revision import weights_revision
 
 
 def test_dtype_scheduler_and_denoiser(load):

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefkit.errors import UsageError
-from prefkit.models import adapters
-from prefkit.models.lora_files import export_as
+from prefkit.models.lora import adapters
+from prefkit.models.lora.files import export_as
 from tests.models.test_adapters import Model, shake
 
 CASES = [

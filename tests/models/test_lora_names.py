@@ -13,9 +13,9 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from safetensors.torch import load_file, save_file
 
 from prefkit.errors import TrainingError, UsageError
-from prefkit.models import adapters
-from prefkit.models.load import load_pipeline
-from prefkit.models.lora_files import export_as
+from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.lora import adapters
+from prefkit.models.lora.files import export_as
 from tests.models import editing, kinds
 from tests.models.original_names import sd3_state
 

@@ -8,12 +8,12 @@ import torch
 
 from prefkit.errors import CaptureError
 from prefkit.models import latents
-from prefkit.models.capture import capture
-from prefkit.models.conditions import capture_conditions, collate
-from prefkit.models.maps import STATE
+from prefkit.models.capture.call import capture
+from prefkit.models.capture.conditions import capture_conditions, collate
+from prefkit.models.capture.maps import STATE
+from prefkit.models.capture.prove import noise_level
+from prefkit.models.capture.record import watch
 from prefkit.models.predict import predict
-from prefkit.models.prove import noise_level
-from prefkit.models.record import watch
 from prefkit.models.sample import Sampler
 from tests.models import kinds
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from prefkit.errors import UsageError
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.testing import _sd3, _sdxl
 from tests.models.editing import awake
 from tests.models.original_names import sd3_state

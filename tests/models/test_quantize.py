@@ -16,8 +16,8 @@ from prefkit.config import Generate, Model
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.models import quantize
-from prefkit.models.capture import capture
-from prefkit.models.revision import base_revision
+from prefkit.models.capture.call import capture
+from prefkit.models.load.revision import base_revision
 
 SIZE = {"height": 64, "width": 64}
 
@@ -87,7 +87,7 @@ def test_a_single_file_is_refused(monkeypatch, load, tmp_path):
     present(monkeypatch, "torchao")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
-    from prefkit.models.load import load_pipeline
+    from prefkit.models.load.pipeline import load_pipeline
 
     with pytest.raises(UsageError, match="is a single file"):
         load_pipeline(file, quantize="int8")

@@ -4,8 +4,8 @@ import pytest
 
 from prefkit.config import Model
 from prefkit.errors import UsageError
-from prefkit.models.revision import base_revision
-from prefkit.models.trained import trained_model
+from prefkit.models.load.revision import base_revision
+from prefkit.models.load.trained import trained_model
 from prefkit.store.files import write_json
 
 

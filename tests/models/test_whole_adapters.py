@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefkit.errors import UsageError
-from prefkit.models import adapters
+from prefkit.models.lora import adapters
 from tests.models.test_adapters import Model, shake
 
 LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -98,7 +98,7 @@ def test_a_dora_of_peft_is_read_whole_or_not_at_all(load, tmp_path, whole):
 
 def test_a_layer_that_a_loader_drops_or_scales_is_noticed(load, tmp_path, monkeypatch):
     """Whatever the library does: here it loses a layer, and doubles one."""
-    from prefkit.models import load as module
+    from prefkit.models.load import pipeline as module
 
     state, _ = kohya(load("sd").unet, ("to_q", "to_v"))
     save_file(state, tmp_path / "a.safetensors")

@@ -125,8 +125,8 @@ def test_resume_equals_an_uninterrupted_training(make):
 KILLS = """
 import os, signal, sys
 from prefkit.config import reader as recipe
-from prefkit.models.adapters import add_lora
-from prefkit.models.load import load_pipeline
+from prefkit.models.lora.adapters import add_lora
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.store import Store
 from prefkit.train import checkpoint
 from prefkit.train.online import run

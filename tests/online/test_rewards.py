@@ -14,8 +14,8 @@ from prefkit.errors import UsageError
 from prefkit.images import Background
 from prefkit.score.core import make_scorer
 from prefkit.score.run import scorer_of, scorer_spec
+from prefkit.score.scorer_set import Jury, values_of
 from prefkit.score.serve import Service, http_server
-from prefkit.train.jury import Jury, values_of
 from prefkit.train.online.rewards import Beside, rewards
 from prefkit.types import Candidate
 from prefkit.types import Score as Answer

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prefkit.errors import CaptureError
-from prefkit.models.capture import capture
-from prefkit.models.load import load_pipeline
+from prefkit.models.capture.call import capture
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.sample import Sampler
 from prefkit.train.online.noise import Noise
 from prefkit.train.online.rollout import Rollout, recordable

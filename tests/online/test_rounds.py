@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prefkit.config import Choice, Score
-from prefkit.train.jury import Jury
+from prefkit.score.scorer_set import Jury
 from prefkit.train.objectives.oft import OFT
 from prefkit.train.online.rollout import Rollout
 from prefkit.train.online.steps import StepLearner

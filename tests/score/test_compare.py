@@ -14,8 +14,8 @@ from PIL import Image
 
 from prefkit.config import Compare, Recipe, Score
 from prefkit.errors import FingerprintError, PluginError, UsageError
-from prefkit.score import comparing
-from prefkit.score.comparing import chosen_pairs, run_compare
+from prefkit.score import compare as comparing
+from prefkit.score.compare import chosen_pairs, run_compare
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.rows import candidate_row

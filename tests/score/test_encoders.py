@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from prefkit.errors import UsageError
-from prefkit.score import encoder as encoders
-from prefkit.score import networks
 from prefkit.score.core import decode, make_scorer, score_batch
+from prefkit.score.embed import encoder as encoders
+from prefkit.score.embed import networks
 from prefkit.types import Candidate
 
 SIDE, MEAN, STD = 32, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

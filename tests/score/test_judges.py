@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from prefkit.errors import UsageError
-from prefkit.score.bertscore import BertScore
 from prefkit.score.core import make_scorer, score_batch
+from prefkit.score.embed.bertscore import BertScore
 from prefkit.score.judge.backend import JudgeOptions, Question, Reply, make_backend
 from prefkit.score.judge.compare import compare
 from prefkit.score.judge.ratings import expected, parse, scale_of

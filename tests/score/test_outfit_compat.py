@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from prefkit.errors import UsageError
 from prefkit.score.core import make_scorer, missing_keys
-from prefkit.score.encoder import Encoder
+from prefkit.score.embed.encoder import Encoder
+from prefkit.score.embed.outfit_head import OutfitHead
 from prefkit.score.fitted import describe
-from prefkit.score.outfit_head import OutfitHead
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request

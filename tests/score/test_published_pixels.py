@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from prefkit.score.core import decode, make_scorer, score_batch
-from prefkit.score.networks import openai_transform
+from prefkit.score.embed.networks import openai_transform
 from prefkit.types import Candidate
 
 SIDE, MEAN, STD = 224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -20,7 +20,7 @@ LIMIT = 25 * 2**20  # bytes of everything in prefkit/tiny
 def test_the_pipeline_draws_what_complete_prompts_ask_for():
     """64 images of the gate's 256 (20 steps, guidance 3). The gate is item .85, colour .95, background .98; with 64
     images three standard errors are .13, .08 and .05, and the test allows for two."""
-    from prefkit.models.load import load_pipeline
+    from prefkit.models.load.pipeline import load_pipeline
 
     pipe = load_pipeline(tiny.NAME)
     wanted = [r.prompt for r in requests("full", 32, 32)]
@@ -42,7 +42,7 @@ def test_the_pipeline_draws_what_complete_prompts_ask_for():
 
 def test_the_clip_tells_items_and_colours_apart():
     """Zero-shot by prompt on fresh renders: the gate is item .9 and colour .95; 60 renders allow two standard errors."""
-    from prefkit.score.encoder import Encoder
+    from prefkit.score.embed.encoder import Encoder
     from prefkit.tiny.domain import COLOURS, ITEMS
 
     encoder = Encoder(tiny.NAME, None)

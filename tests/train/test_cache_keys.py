@@ -10,7 +10,7 @@ import pytest
 from prefkit.config import Choice, Generate, Lora, Model, Online, Train
 from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError
-from prefkit.models.lora_files import ADAPTER_FILE
+from prefkit.models.lora.files import ADAPTER_FILE
 from prefkit.store.files import read_json, write_json
 from prefkit.train import cache_keys
 from prefkit.train.pairs import PairSource, read_pairs
@@ -156,8 +156,8 @@ def test_a_new_scheme_makes_anew(run, monkeypatch, name):
 
 
 def test_other_guidance_and_a_start_adapter_encode_nothing_again(run, monkeypatch, tmp_path):
-    from prefkit.models import adapters
-    from prefkit.models.load import load_pipeline
+    from prefkit.models.load.pipeline import load_pipeline
+    from prefkit.models.lora import adapters
     from prefkit.train.families.diffusers import DiffusersFamily
 
     store, recipe = run(steps=1)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from prefkit.api import Run
 from prefkit.distributed import Processes
 from prefkit.errors import PrefkitError
-from prefkit.models.load import load_pipeline
-from prefkit.models.maps import BEHIND
+from prefkit.models.capture.maps import BEHIND
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.testing import tiny_pipeline
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from prefkit.errors import CaptureError, TrainingError, UsageError
-from prefkit.models import adapters
+from prefkit.models.lora import adapters
 from prefkit.models.sample import Sampler
 from prefkit.testing import TINY_KINDS, tiny_pipeline
 from prefkit.train.families.diffusers import DiffusersFamily

@@ -8,7 +8,7 @@ import pytest
 
 from prefkit.config import Choice, Lora
 from prefkit.distributed import Processes
-from prefkit.models.trained import caption_hash, trained_model, trained_on
+from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.store.files import read_json
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, fingerprint

@@ -10,8 +10,8 @@ import pytest
 from torch import nn
 
 from prefkit.config import Model
-from prefkit.models.load import load_pipeline
-from prefkit.models.paper import part_of
+from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.meta import part_of
 from prefkit.train.run import run_train
 
 

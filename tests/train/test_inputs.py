@@ -17,9 +17,9 @@ from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import read_requests
-from prefkit.models import in_turn
-from prefkit.models.load import load_pipeline
-from prefkit.models.maps import BEHIND
+from prefkit.models import offload as in_turn
+from prefkit.models.capture.maps import BEHIND
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.store import Store
 from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.prepare import Plan, prepare

@@ -15,7 +15,7 @@ from PIL import Image
 from prefkit.config import Choice, Generate, Lora, Score
 from prefkit.errors import UsageError
 from prefkit.generate.generators import candidate_seed, open_generator
-from prefkit.models.trained import trained_model
+from prefkit.models.load.trained import trained_model
 from prefkit.report.learning import training
 from prefkit.store.files import read_json
 from prefkit.train import budget

@@ -11,8 +11,8 @@ from PIL import Image
 
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.images import rgb
-from prefkit.models.maps import unpack
-from prefkit.models.wiring import Wiring
+from prefkit.models.capture.maps import unpack
+from prefkit.models.capture.wiring import Wiring
 from prefkit.store.rows import candidate_row
 from prefkit.train.masks import mask_of, weight_of
 from prefkit.train.reference import errors_of

@@ -13,7 +13,7 @@ import torch
 from prefkit.config import Generate, Score
 from prefkit.distributed import Processes
 from prefkit.errors import TrainingError
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.train import budget, data, recompute, watch
 from prefkit.train import run as training
 from prefkit.train.families.diffusers import DiffusersFamily

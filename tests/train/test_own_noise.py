@@ -12,8 +12,8 @@ from prefkit.config import Choice, Generate
 from prefkit.errors import CaptureError, UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.run import run_generate
-from prefkit.models.capture import capture
-from prefkit.models.load import load_pipeline
+from prefkit.models.capture.call import capture
+from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.sample import Sampler
 from prefkit.train.families.diffusers import DiffusersFamily
 from prefkit.train.own_noise import prove

@@ -8,8 +8,8 @@ from peft import LoraConfig
 
 from prefkit.config import Lora, Train
 from prefkit.errors import UsageError
-from prefkit.models import adapters
-from prefkit.models.load import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.lora import adapters
 from prefkit.train.reference import make_policy
 
 

@@ -10,7 +10,7 @@ import torch
 
 from prefkit.errors import UsageError
 from prefkit.models import latents as encoding
-from prefkit.models.maps import unpack
+from prefkit.models.capture.maps import unpack
 from prefkit.train.families.diffusers import DiffusersFamily
 from prefkit.train.posterior import seen
 from prefkit.train.run import run_train

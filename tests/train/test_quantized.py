@@ -11,8 +11,8 @@ import yaml
 from prefkit.api import Run
 from prefkit.config import Lora
 from prefkit.errors import UsageError
-from prefkit.models.load import load_pipeline
-from prefkit.models.trained import trained_model
+from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.load.trained import trained_model
 from prefkit.train.families.diffusers import DiffusersFamily
 from prefkit.train.prepare import Plan
 from prefkit.train.run import run_train

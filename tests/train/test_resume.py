@@ -18,8 +18,8 @@ import torch
 from prefkit.config import Lora, Model
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
-from prefkit.models.load import load_pipeline
-from prefkit.models.trained import trained_model
+from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.load.trained import trained_model
 from prefkit.store import litter
 from prefkit.train import checkpoint
 from prefkit.train.pairs import PairSource, read_pairs

@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit.score.comparing import run_compare
+    from prefkit.score.compare import run_compare
     from prefkit.store import Store
     from prefkit.store.files import write_atomic
 

@@ -32,7 +32,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         close = registry.nearest(known.layout, layouts)
         raise UsageError(f"export: there is no layout {known.layout!r}.{close} Choose one of {', '.join(layouts)}.")
     if known.run_folder and known.out and known.layout in ADAPTERS:
-        from prefkit.models.lora_files import export_as
+        from prefkit.models.lora.files import export_as
 
         if flags:
             raise UsageError(f"export --as {known.layout} has no option {flags[0][0]}.")

@@ -102,7 +102,7 @@ class ClipPreferenceFitter:
         """Fit and write the folder, unless it is there. Returns its spec."""
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.preferences import read_preferences
-        from prefkit.score.encoder import Encoder
+        from prefkit.score.embed.encoder import Encoder
         from prefkit.score.fitted import describe
 
         o = self.options

@@ -76,7 +76,7 @@ class OutfitCompatFitter:
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.outfits import read_outfits
         from prefkit.fit.tables import files_digest, frame_digest, named_files, read_table
-        from prefkit.score.encoder import Encoder
+        from prefkit.score.embed.encoder import Encoder
         from prefkit.score.fitted import describe
 
         o = self.options
@@ -105,7 +105,7 @@ class OutfitCompatFitter:
         from prefkit.fit.folder import save_tensors
         from prefkit.fit.outfits import measure, train
         from prefkit.fit.tables import embed
-        from prefkit.score.outfit_head import OutfitHead
+        from prefkit.score.embed.outfit_head import OutfitHead
 
         o = self.options
         features = embed(encoder, files, device_of(None), normalize=True)

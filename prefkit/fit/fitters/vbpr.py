@@ -101,7 +101,7 @@ class VbprFitter:
         from prefkit.fit.interactions import split
         from prefkit.fit.item_features import Source
         from prefkit.fit.tables import frame_digest, read_table
-        from prefkit.score.encoder import Encoder
+        from prefkit.score.embed.encoder import Encoder
         from prefkit.score.fitted import describe
 
         o = self.options

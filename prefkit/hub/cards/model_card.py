@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHEET = "images/base-and-tuned.webp"
 ADAPTER = "pytorch_lora_weights.safetensors"
-TRAINED_ON = "trained_on.json"  # as prefkit.models.trained writes it; that module would load torch
+TRAINED_ON = "trained_on.json"  # as prefkit.models.load.trained writes it; that module would load torch
 SHOWN = 12
 CONTROLS = ("sft", "flipped")  # NAME-sft and NAME-flipped are controls of NAME
 SINGLE_FILES = (".safetensors", ".ckpt")

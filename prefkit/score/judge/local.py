@@ -27,7 +27,7 @@ class LocalBackend:
         """Nothing is ever under way elsewhere."""
 
     def about(self) -> dict[str, Any]:
-        from prefkit.models.revision import weights_revision
+        from prefkit.models.load.revision import weights_revision
 
         return {
             "weights": self.options.model if not Path(self.options.model).exists() else Path(self.options.model).name,
@@ -42,7 +42,7 @@ class LocalBackend:
         import transformers
 
         from prefkit.models.dtypes import dtype_of
-        from prefkit.models.load import silence_bars
+        from prefkit.models.load.pipeline import silence_bars
 
         silence_bars()
         o = self.options

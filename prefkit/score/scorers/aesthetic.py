@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefkit.errors import UsageError
-from prefkit.score.encoder import Encoder
+from prefkit.score.embed.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 
 FILE = "model.safetensors"
@@ -43,7 +43,7 @@ class Aesthetic:
         self.encoder = Encoder(options.model, library="transformers", openai=True)
 
     def spec(self) -> ScorerSpec:
-        from prefkit.score.weights import file_revision
+        from prefkit.score.embed.weights import file_revision
 
         return ScorerSpec(
             "aesthetic",
@@ -57,7 +57,7 @@ class Aesthetic:
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for weights that are not there, are no such head, or do not fit the encoder."""
-        from prefkit.score.weights import linear_head, read_state, weights_file
+        from prefkit.score.embed.weights import linear_head, read_state, weights_file
 
         path = weights_file(self.options.head, FILE)
         state = read_state(path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefkit.score.bertscore import BertScore
+from prefkit.score.embed.bertscore import BertScore
 from prefkit.score.judge.backend import JudgeOptions, Question, make_backend
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.templates import fill, places
@@ -47,7 +47,7 @@ class CaptionAlignment:
     def spec(self) -> ScorerSpec:
         from pathlib import Path
 
-        from prefkit.models.revision import weights_revision
+        from prefkit.models.load.revision import weights_revision
 
         o, about = self.options, self.backend.about()
         local = Path(o.encoder).expanduser()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prefkit.score.encoder import Encoder
+from prefkit.score.embed.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 
 FORMULAS = {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prefkit.score.encoder import Encoder
+from prefkit.score.embed.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 
 HUB = "xswu/HPSv2"
@@ -40,7 +40,7 @@ class Hpsv2:
         self.options, self.file = options, FILES[options.version]
 
     def spec(self) -> ScorerSpec:
-        from prefkit.score.weights import file_revision
+        from prefkit.score.embed.weights import file_revision
 
         return ScorerSpec(
             "hpsv2",
@@ -55,7 +55,7 @@ class Hpsv2:
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for a checkpoint that is not there or does not fit the architecture."""
-        from prefkit.score.weights import weights_file
+        from prefkit.score.embed.weights import weights_file
 
         path = weights_file(self.options.checkpoint, self.file)
         self.encoder = Encoder(self.options.model, str(path), resize="longest")

@@ -3,7 +3,7 @@
     value = (head(CLS of the prompt, read with the image by BLIP's text encoder) - 0.16717) / 1.03334
 
 so that the mean is 0 and the deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published. This is a
-port on the BLIP classes of transformers (prefkit/score/blip.py) that reads the published checkpoint.
+port on the BLIP classes of transformers (prefkit/score/embed/blip.py) that reads the published checkpoint.
 
 Images are prepared as in the published code: resized in their own mode (so that a palette is not interpolated), cropped,
 then RGB. Where prefkit departs from it: transparency is composited on white (`background`) and a colour profile is converted
@@ -41,8 +41,8 @@ class Imagereward:
         self.options = options
 
     def spec(self) -> ScorerSpec:
-        from prefkit.models.revision import weights_revision
-        from prefkit.score.weights import file_revision
+        from prefkit.models.load.revision import weights_revision
+        from prefkit.score.embed.weights import file_revision
 
         files = dict.fromkeys(file_revision(self.options.model, name) for name in (FILE, CONFIG))
         return ScorerSpec(
@@ -60,9 +60,9 @@ class Imagereward:
         from transformers import AutoTokenizer
 
         from prefkit.models.dtypes import dtype_of
-        from prefkit.score.blip import Blip
-        from prefkit.score.networks import openai_transform, unloadable
-        from prefkit.score.weights import linear_head, read_state, weights_file
+        from prefkit.score.embed.blip import Blip
+        from prefkit.score.embed.networks import openai_transform, unloadable
+        from prefkit.score.embed.weights import linear_head, read_state, weights_file
 
         path = weights_file(self.options.model, FILE)
         state = read_state(path)

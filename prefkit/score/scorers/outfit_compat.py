@@ -74,7 +74,7 @@ class OutfitCompat:
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for weights that are no such head."""
-        from prefkit.score.outfit_head import OutfitHead
+        from prefkit.score.embed.outfit_head import OutfitHead
 
         self.head = OutfitHead.of(self.fitted.state(), self.fitted.spec["head"]["pool"], str(self.fitted.folder))
         self.encoder.load(device, dtype)
@@ -82,7 +82,7 @@ class OutfitCompat:
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         import torch
 
-        from prefkit.score.outfit_head import others_of
+        from prefkit.score.embed.outfit_head import others_of
 
         others = [self._others(c.extra["outfit"]) for c in batch]
         live = [(c, rows) for c, rows in zip(batch, others) if not isinstance(rows, str)]

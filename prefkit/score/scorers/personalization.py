@@ -22,7 +22,7 @@ from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.paths import named
-from prefkit.score.encoder import Encoder
+from prefkit.score.embed.encoder import Encoder
 from prefkit.tables import id_text, read, user_path
 from prefkit.tables.files import regular
 from prefkit.types import Candidate, Score, ScorerSpec
@@ -73,7 +73,7 @@ class Personalization:
         self.tastes: dict[tuple[Any, ...], Tensor | None] = {}
 
     def spec(self) -> ScorerSpec:
-        from prefkit.models.revision import weights_revision
+        from prefkit.models.load.revision import weights_revision
         from prefkit.types import digest
 
         o = self.options

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefkit.score.encoder import Encoder
+from prefkit.score.embed.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 
 

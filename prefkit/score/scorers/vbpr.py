@@ -58,7 +58,7 @@ class VbprScorer:
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for weights that are no VBPR."""
-        from prefkit.score.bpr import Scaling, Vbpr
+        from prefkit.score.embed.vbpr import Scaling, Vbpr
 
         state = self.fitted.state()
         self.scaling = Scaling(

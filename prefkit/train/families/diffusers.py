@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prefkit.generate.inputs import Inputs
-    from prefkit.models.in_turn import Turns
+    from prefkit.models.capture.wiring import Wiring
+    from prefkit.models.offload import Turns
     from prefkit.models.trees import Tree
-    from prefkit.models.wiring import Wiring
 
 
 NO_ROOM = "Free the device, or train on smaller images (train.NAME.resolution)."
@@ -58,8 +58,8 @@ class DiffusersFamily:
         the denoiser, `net`, is there on paper, which is enough to capture, encode and take conditions.
         parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError, TrainingError.
         """
-        from prefkit.models.capture import capture
-        from prefkit.models.load import load_pipeline
+        from prefkit.models.capture.call import capture
+        from prefkit.models.load.pipeline import load_pipeline
         from prefkit.models.schedule import Schedule
 
         if wiring is None and parts is not None and len(set(parts)) < 3:
@@ -93,7 +93,7 @@ class DiffusersFamily:
 
     def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
         """Per request what the denoiser is given beside sample and time, at size (height, width)."""
-        from prefkit.models.conditions import capture_conditions
+        from prefkit.models.capture.conditions import capture_conditions
 
         def condition(r: Request) -> Tree:
             call = self.call | self._given(r)
@@ -106,7 +106,7 @@ class DiffusersFamily:
 
     def _encode_texts(self, turns: Turns, conditions: Sequence[Callable[[], Tree]]) -> None:
         """Let the pipeline remember its encoded prompts, so that text encoders and VAE do not take turns at every request."""
-        from prefkit.models.in_turn import AnotherPart
+        from prefkit.models.offload import AnotherPart
 
         for condition in conditions:
             with suppress(AnotherPart), turns.only("text"):
@@ -117,13 +117,13 @@ class DiffusersFamily:
 
     def collate(self, conditions: Sequence[Tree]) -> Tree:
         """Conditions of one signature, one per sample -> the condition of a batch."""
-        from prefkit.models.conditions import collate
+        from prefkit.models.capture.conditions import collate
 
         return collate(self.wiring, conditions)
 
     def signature(self, condition: Tree) -> str:
         """Conditions with equal signatures may share a batch."""
-        from prefkit.models.conditions import signature
+        from prefkit.models.capture.conditions import signature
 
         return signature(self.wiring, condition)
 
@@ -182,7 +182,7 @@ class DiffusersFamily:
         return found
 
     def _refuse_text_adapters(self) -> None:
-        from prefkit.models.load import changes_text
+        from prefkit.models.load.pipeline import changes_text
 
         for name, component in self.pipe.components.items():
             if name.startswith("text_encoder") and getattr(component, "peft_config", None):

@@ -22,8 +22,8 @@ from prefkit import interrupts, output
 from prefkit.config import Online, Train
 from prefkit.models.memory import Room
 from prefkit.models.sample import Sampled
+from prefkit.score.scorer_set import Jury, Scores, values_of
 from prefkit.train import checkpoint, failures
-from prefkit.train.jury import Jury, Scores, values_of
 from prefkit.train.masks import mask_of
 from prefkit.train.metrics import Log, finite
 from prefkit.train.online import guards

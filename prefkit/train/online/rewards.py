@@ -13,7 +13,7 @@ import numpy as np
 
 from prefkit.output import warn
 from prefkit.pair.combine import combine
-from prefkit.train.jury import Scores
+from prefkit.score.scorer_set import Scores
 from prefkit.types import Score
 
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import CaptureError, UsageError
-from prefkit.models.conditions import joined, signature
-from prefkit.models.maps import OUTPUT, same, stacked, tolerance_of
+from prefkit.models.capture.conditions import joined, signature
+from prefkit.models.capture.maps import OUTPUT, same, stacked, tolerance_of
+from prefkit.models.capture.record import bind, replaced, stand_in
+from prefkit.models.capture.wiring import Wiring
 from prefkit.models.predict import forward_as, predict
-from prefkit.models.record import bind, replaced, stand_in
 from prefkit.models.sample import Sampled, Sampler
 from prefkit.models.trees import Tree, map_tensors, to_device
-from prefkit.models.wiring import Wiring
 from prefkit.train.online.noise import SMALLEST_STD, Noise, Step, Times, spread
 from prefkit.types import digest
 

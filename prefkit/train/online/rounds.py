@@ -12,11 +12,11 @@ import numpy as np
 
 from prefkit.config import Generate
 from prefkit.generate.generators import candidate_seed
+from prefkit.score.scorer_set import Scores
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.litter import remove
 from prefkit.store.rows import candidate_row
-from prefkit.train.jury import Scores
 from prefkit.train.online.rollout import Chains
 from prefkit.train.samples import Asked
 from prefkit.types import Candidate, Request, digest

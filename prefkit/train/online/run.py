@@ -15,15 +15,15 @@ from prefkit.errors import FingerprintError, UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.generate.requests import keep_known, read_requests
 from prefkit.generate.run import sync_requests
-from prefkit.models.record import replaced
+from prefkit.models.capture.record import replaced
+from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.models.sample import Sampled, Sampler
-from prefkit.models.trained import TRAINED_ON, write_trained_on
+from prefkit.score.scorer_set import Jury
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
 from prefkit.train import cache_keys, computing, draws
 from prefkit.train.claim import claim, untrained
 from prefkit.train.export import export, sound_result
-from prefkit.train.jury import Jury
 from prefkit.train.offline import AUTOCAST
 from prefkit.train.online import guards
 from prefkit.train.online.loop import Loop

@@ -21,7 +21,7 @@ class BertScore:
         import transformers
 
         from prefkit.models.dtypes import dtype_of
-        from prefkit.models.load import silence_bars
+        from prefkit.models.load.pipeline import silence_bars
 
         silence_bars()
         found = Path(self.name).expanduser()

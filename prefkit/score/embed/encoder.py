@@ -69,7 +69,7 @@ class Encoder:
 
     def revision(self) -> str | None:
         """Commit of a Hub id, hash of local weights; None for those that open_clip names."""
-        from prefkit.models.revision import weights_revision
+        from prefkit.models.load.revision import weights_revision
 
         if self.library == "transformers":
             return " ".join(weights_revision(name) for name in dict.fromkeys([self.name, self.processor]))
@@ -97,7 +97,7 @@ class Encoder:
             self.network = _OPEN[key] = _Shared(self._open(device, dtype))
 
     def _open(self, device: str, dtype: str) -> Any:
-        from prefkit.score import networks
+        from prefkit.score.embed import networks
 
         if self.library == "transformers":
             return networks.Transformers(self.name, self.processor, device, dtype)

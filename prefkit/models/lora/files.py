@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.models.lora_names import COMFYUI, kohya_layers
+from prefkit.models.lora.names import COMFYUI, kohya_layers
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import write_whole
 from prefkit.store.litter import sweep_beside

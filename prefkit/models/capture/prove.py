@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import CaptureError
-from prefkit.models.maps import same
-from prefkit.models.record import Record, Step
+from prefkit.models.capture.maps import same
+from prefkit.models.capture.record import Record, Step
 
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 

@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from prefkit import output
 from prefkit.config import Model
 from prefkit.errors import CaptureError, TrainingError, UsageError
-from prefkit.models.adapter_check import check_whole, read_file, refuse_unread
 from prefkit.models.dtypes import dtype_of
-from prefkit.models.folder import INDEX, not_a_pipeline, variant_of
-from prefkit.models.lora_files import ADAPTER_FILE, even_state
-from prefkit.models.paper import PARTS, left_out, part_of
+from prefkit.models.load.folder import INDEX, not_a_pipeline, variant_of
+from prefkit.models.load.single_file import from_single_file
+from prefkit.models.lora.check import check_whole, read_file, refuse_unread
+from prefkit.models.lora.files import ADAPTER_FILE, even_state
+from prefkit.models.meta import PARTS, left_out, part_of
 from prefkit.models.quantize import check_quantize, quantized
-from prefkit.models.single_file import from_single_file
 from prefkit.tiny import located
 
 SINGLE_FILES = (".safetensors", ".ckpt")
@@ -208,7 +208,7 @@ def _in_turn(
     load: Callable[[str, torch.dtype], dict[str, Any]],
     variant: str | None,
 ) -> Any:
-    from prefkit.models.in_turn import Turns, remember_texts, stand_ins
+    from prefkit.models.offload import Turns, remember_texts, stand_ins
 
     turns = Turns(load)
     given = functools.partial(stand_ins, source, revision, dtype, device, turns)

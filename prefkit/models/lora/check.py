@@ -112,7 +112,7 @@ def check_whole(pipe: Any, name: str, state: Mapping[str, Tensor], metadata: Map
 
 def _of_file(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[float]:
     """Squared norm of each layer's change, at the strength that the file gives it: 1 where it gives none."""
-    from prefkit.models.lora_files import alpha_of
+    from prefkit.models.lora.files import alpha_of
 
     settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     norms = []
@@ -129,7 +129,7 @@ def _of_file(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[f
 
 
 def _layers(pipe: Any, name: str) -> Iterator[Any]:
-    from prefkit.models.adapters import lora_layers
+    from prefkit.models.lora.adapters import lora_layers
 
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):

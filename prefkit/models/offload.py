@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from prefkit.models.paper import LIBRARIES, components, on_paper, part_of
+from prefkit.models.meta import LIBRARIES, components, on_paper, part_of
 from prefkit.models.trees import Tree, leaves, map_tensors
 
 REMEMBERED = 64  # encoded prompts

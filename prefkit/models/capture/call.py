@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import CaptureError
-from prefkit.models import conditions, maps, prove
-from prefkit.models.load import denoiser_name
-from prefkit.models.record import Record, watch
-from prefkit.models.wiring import Wiring
+from prefkit.models.capture import conditions, maps, prove
+from prefkit.models.capture.record import Record, watch
+from prefkit.models.capture.wiring import Wiring
+from prefkit.models.load.pipeline import denoiser_name
 
 PROMPTS = ("a red square", "two blue circles on a table")
 STEPS = 4  # Qwen-Image gives NaN with one; PNDM needs four; sigma and 1 - sigma must be told apart

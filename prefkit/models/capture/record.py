@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import CaptureError, UsageError
-from prefkit.models.maps import stacked
+from prefkit.models.capture.maps import stacked
 from prefkit.registry import nearest
 
 

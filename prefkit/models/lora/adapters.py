@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import TrainingError
-from prefkit.models.lora_files import ADAPTER_FILE, NETWORK
+from prefkit.models.lora.files import ADAPTER_FILE, NETWORK
 
 POLICY = "policy"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import CaptureError
-from prefkit.models.maps import BEHIND, BESIDE, held_behind, same, stacked
-from prefkit.models.record import bind, known_arguments, replaced, run, stand_in
+from prefkit.models.capture.maps import BEHIND, BESIDE, held_behind, same, stacked
+from prefkit.models.capture.record import bind, known_arguments, replaced, run, stand_in
+from prefkit.models.capture.wiring import Wiring
 from prefkit.models.trees import Tree, leaves
-from prefkit.models.wiring import Wiring
 from prefkit.types import digest
 
 OURS = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")

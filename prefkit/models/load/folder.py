@@ -10,7 +10,7 @@ from typing import Any
 
 from prefkit.config import Model
 from prefkit.errors import UsageError
-from prefkit.models.paper import PARTS, part_of
+from prefkit.models.meta import PARTS, part_of
 from prefkit.tiny import located
 
 INDEX = "model_index.json"
@@ -132,7 +132,7 @@ def check_call(model: Model, names: Collection[str]) -> None:
     """Raises UsageError for a name that the call of a local folder's pipeline does not take."""
     import diffusers
 
-    from prefkit.models.record import known_arguments
+    from prefkit.models.capture.record import known_arguments
 
     folder = Path(located(model.base))
     index: Mapping[str, Any] = index_of(folder) if folder.is_dir() else {}

@@ -9,8 +9,8 @@ from typing import Any
 
 from prefkit.config import Model
 from prefkit.errors import NotYet, UsageError
-from prefkit.models.load import ADAPTER_FILE
-from prefkit.models.revision import base_revision
+from prefkit.models.load.pipeline import ADAPTER_FILE
+from prefkit.models.load.revision import base_revision
 from prefkit.store.files import read_json, write_json
 from prefkit.types import caption_key, digest
 

@@ -40,7 +40,7 @@ def weights_file(source: str, name: str) -> Path:
 
 def file_revision(source: str, name: str) -> str:
     """Hash of the local file, or the commit of the Hub id. Raises UsageError."""
-    from prefkit.models.revision import weights_revision
+    from prefkit.models.load.revision import weights_revision
 
     if Path(source).expanduser().exists():
         return weights_revision(weights_file(source, name))

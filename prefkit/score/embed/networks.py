@@ -9,7 +9,7 @@ import torch
 
 from prefkit.errors import UsageError
 from prefkit.models.dtypes import dtype_of
-from prefkit.models.load import silence_bars
+from prefkit.models.load.pipeline import silence_bars
 from prefkit.models.long_prompts import lengths
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Networks that scorers look through: encoders, their weights, and the heads trained on embeddings."""
