@@ -40,7 +40,7 @@ from prefkit.train.online.noise import SMALLEST_STD, Noise, Times, gaussian
 from prefkit.train.online.rollout import recordable, step_times
 from prefkit.train.online.rounds import Kept
 from prefkit.train.online.updates import Updates
-from prefkit.train.reference import make_policy
+from prefkit.train.policy import make_policy
 from prefkit.train.run import run_train
 
 Seconds = dict[str, float]

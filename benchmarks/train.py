@@ -48,12 +48,12 @@ from prefkit.models.schedule import Schedule
 from prefkit.output import table
 from prefkit.store import Store
 from prefkit.testing import tiny_pipeline, wake_zeros
-from prefkit.train.data import ahead
-from prefkit.train.metrics import Log
-from prefkit.train.offline import AUTOCAST
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data.batches import ahead
+from prefkit.train.data.pairs import PairSource, read_pairs
+from prefkit.train.monitor.metrics import Log
 from prefkit.train.run import Job, make_loop
+from prefkit.train.setup import Plan, prepare
+from prefkit.train.trainer import AUTOCAST
 
 WAYS = {
     "compiled": {"compile": True},

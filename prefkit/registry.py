@@ -61,6 +61,8 @@ def builtin(kind: str) -> dict[str, str]:
     room = _room(kind)
     found = {}
     for module in pkgutil.iter_modules([str(room)]):
+        if module.name.startswith("_"):  # what the plug-ins of a room share
+            continue
         text = ast.get_docstring(ast.parse((room / f"{module.name}.py").read_text(encoding="utf-8"))) or ""
         found[module.name] = text.split("\n", 1)[0]
     return found

@@ -22,7 +22,7 @@ from prefkit.config import Recipe, reader
 from prefkit.registry import load_class
 from prefkit.store.files import read_json, write_json
 from prefkit.tiny.source import rows
-from prefkit.train.kept import why_not_kept
+from prefkit.train.data.reference_cache import why_not_kept
 from prefkit.types import split_of
 
 TRAINING = ("learning_rate", "steps")  # strengths that are settings of the training, not of the objective

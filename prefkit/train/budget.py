@@ -30,9 +30,9 @@ from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.store.files import read_json, write_json
 from prefkit.store.litter import temporary_beside
-from prefkit.train import failures
-from prefkit.train.metrics import Log
-from prefkit.train.texts import prepared
+from prefkit.train import diagnose as failures
+from prefkit.train.data.prompt_cache import prepared
+from prefkit.train.monitor.metrics import Log
 
 WARM, TIMED = 2, 5
 HOUR = 3600.0

@@ -9,8 +9,8 @@ from typing import Any
 from prefkit.errors import FingerprintError
 from prefkit.store.files import read_json
 from prefkit.store.table import check_fingerprint
-from prefkit.train.cache_keys import libraries
 from prefkit.train.checkpoint import last_step
+from prefkit.train.data.cache_keys import libraries
 
 
 def untrained(folder: Path) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 
 from prefkit.config import Train
 from prefkit.errors import UsageError
-from prefkit.train.data import order
-from prefkit.train.pairs import PairRow
+from prefkit.train.data.batches import order
+from prefkit.train.data.pairs import PairRow
 from prefkit.types import digest
 
 

@@ -26,7 +26,7 @@ from prefkit.store.checksums import check_folder
 from prefkit.store.files import read_json, set_aside
 from prefkit.store.folders import whole_folder
 from prefkit.tiny import located
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 #: other formats of weights that are there as safetensors too

@@ -8,11 +8,11 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.config import Choice, Train
-from prefkit.train import validation
 from prefkit.train.curriculum import stream
-from prefkit.train.lists import groups_of
-from prefkit.train.pairs import PairRow
-from prefkit.train.views import Views
+from prefkit.train.data.augment import Views
+from prefkit.train.data.groups import groups_of
+from prefkit.train.data.pairs import PairRow
+from prefkit.train.monitor import validation
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.train.data import Batch
-from prefkit.train.texts import Texts
+from prefkit.train.data.batches import Batch
+from prefkit.train.data.prompt_cache import Texts
 
 MARGIN = 0.1  # of the memory: fragmentation, kernels' workspaces, other shapes of conditions
 GB = 1e9

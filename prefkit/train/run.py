@@ -13,28 +13,25 @@ from prefkit.errors import FingerprintError, UsageError
 from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
-from prefkit.train import (
-    budget,
-    computing,
-    failures,
-    launch,
-    sharding,
-    stopping,
-    table,
-    validation,
-)
+from prefkit.train import budget, launch
+from prefkit.train import diagnose as failures
+from prefkit.train import fsdp as sharding
+from prefkit.train import precision as computing
+from prefkit.train import summary as table
 from prefkit.train.claim import claim, untrained
-from prefkit.train.data import PairData
+from prefkit.train.data.batches import PairData
+from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
+from prefkit.train.data.reference_cache import KeptErrors
 from prefkit.train.export import export, sound_result
 from prefkit.train.jobs import Job, jobs_of, load_objective
-from prefkit.train.kept import KeptErrors
-from prefkit.train.looks import looks_of
-from prefkit.train.offline import Loop
-from prefkit.train.pairs import PairRow, PairSource, read_pairs
-from prefkit.train.preflight import preflight
-from prefkit.train.prepare import Plan, fingerprint, prepare
-from prefkit.train.reference import make_policy
+from prefkit.train.monitor import early_stop as stopping
+from prefkit.train.monitor import validation
+from prefkit.train.monitor.preflight import preflight
+from prefkit.train.monitor.sample_eval import looks_of
+from prefkit.train.policy import make_policy
 from prefkit.train.settings import check, check_start, is_online, make_objective
+from prefkit.train.setup import Plan, fingerprint, prepare
+from prefkit.train.trainer import Loop
 
 REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "

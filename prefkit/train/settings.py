@@ -9,13 +9,16 @@ from prefkit.config import Recipe, Train
 from prefkit.distributed import check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.models.load.pipeline import check_model
-from prefkit.train import computing, launch, optimizers, posterior, sharding, views
+from prefkit.train import fsdp as sharding
+from prefkit.train import launch, optimizers, posterior
+from prefkit.train import precision as computing
+from prefkit.train.data import augment as views
+from prefkit.train.data.prompt_cache import CACHES
+from prefkit.train.data.reference_cache import check_kept
+from prefkit.train.fsdp import SHARDS
 from prefkit.train.jobs import load_objective
-from prefkit.train.kept import check_kept
-from prefkit.train.metrics import BOARDS
-from prefkit.train.offline import AUTOCAST, SCHEDULES
-from prefkit.train.sharding import SHARDS
-from prefkit.train.texts import CACHES
+from prefkit.train.monitor.metrics import BOARDS
+from prefkit.train.trainer import AUTOCAST, SCHEDULES
 
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")

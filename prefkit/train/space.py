@@ -10,12 +10,14 @@ from typing import Any
 from prefkit.config import Model, Recipe
 from prefkit.store import Store
 from prefkit.tiny import located
-from prefkit.train import budget, texts, validation
-from prefkit.train import data as caches
-from prefkit.train.cache import Cache
+from prefkit.train import budget
+from prefkit.train.data import batches as caches
+from prefkit.train.data import prompt_cache as texts
+from prefkit.train.data.cache import Cache
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.jobs import jobs_of, visited
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, open_caches
+from prefkit.train.monitor import validation
+from prefkit.train.setup import Plan, open_caches
 from prefkit.types import digest
 
 FLOAT32 = 4  # bytes; latents are kept in it

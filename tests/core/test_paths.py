@@ -111,7 +111,7 @@ def reads() -> dict[str, Callable[[Path], Any]]:
     from prefkit.score.core import _read
     from prefkit.score.judge.server import stored
     from prefkit.score.remote.protocol import file_bytes
-    from prefkit.train.pairs import _encoded
+    from prefkit.train.data.pairs import _encoded
 
     def rated(path: Path) -> Any:
         table = path.parent / "ratings.csv"

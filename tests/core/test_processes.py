@@ -65,8 +65,8 @@ import torch, diffusers, peft, accelerate
 from prefkit import distributed, heartbeat
 from prefkit.cli import main as cli
 from prefkit.errors import UsageError
-from prefkit.train import prepare
-from prefkit.train.offline import Loop
+from prefkit.train import setup as prepare
+from prefkit.train.trainer import Loop
 heartbeat.EVERY, heartbeat.SILENCE, heartbeat.GRACE = 0.5, 12.0, 6.0
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 text = (folder / "recipe.yaml").read_text()

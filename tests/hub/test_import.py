@@ -244,7 +244,7 @@ def test_from_the_command_line_to_training_pairs(tmp_path, capsys):
     assert cli(["import", str(source), "--as", "pickapic", "--name", "pap", "--pairs", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(found["pairs"].values()) == 3 and found["comparisons"] == 4
-    from prefkit.train.pairs import PairSource, read_pairs
+    from prefkit.train.data.pairs import PairSource, read_pairs
 
     rows = read_pairs(PairSource.find(Store(run), "pap"))
     assert len(rows) == 3

@@ -29,7 +29,7 @@ print(json.dumps(first))
 PAIRS = """
 import sys
 from prefkit.store import Store
-from prefkit.train.pairs import PairSource, read_pairs
+from prefkit.train.data.pairs import PairSource, read_pairs
 store = Store(sys.argv[1])
 here, there = (read_pairs(PairSource.find(store, name)) for name in ("main", sys.argv[2]))
 assert here == there and len(here) == 8, (here[:1], there[:1])

@@ -16,7 +16,7 @@ from prefkit.config import Choice, Pair, Score, reader
 from prefkit.errors import FingerprintError, TrainingError, UsageError
 from prefkit.store import Store
 from prefkit.store.files import read_json
-from prefkit.train import cache_keys
+from prefkit.train.data import cache_keys
 from prefkit.train.online.updates import Updates
 from prefkit.train.run import run_train
 from prefkit.types import Request
@@ -133,7 +133,7 @@ from prefkit.train.online import run
 from prefkit.train.online.loop import Loop
 from prefkit.train.online.rounds import Kept
 from prefkit.train.online.updates import Updates
-from prefkit.train.watch import Watch
+from prefkit.train.monitor.sample_monitor import Watch
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
@@ -188,7 +188,7 @@ def test_a_training_killed_again_and_again_equals_an_uninterrupted_one(make):
     ("name", "sides", "labels"), [("sft", 1, {1.0}), ("kto", 1, {0.0, 1.0}), ("lpo", 3, {0.0, 1.0})]
 )
 def test_objectives_on_winners_singles_and_lists_see_those(make, monkeypatch, name, sides, labels):
-    from prefkit.train.offline import Loop
+    from prefkit.train.trainer import Loop
 
     seen = []
     losses = Loop.losses
@@ -396,7 +396,7 @@ def test_a_drift_between_sampling_and_training_is_explained(make):
 
 
 def test_the_stop_rule_needs_two_looks_in_a_row():
-    from prefkit.train.watch import StopRule
+    from prefkit.train.monitor.sample_monitor import StopRule
 
     rule = StopRule(0.5)
     looks = [(-0.6, 1.0), (-0.4, 1.0), (-0.6, -1.0), (-0.6, 1.0), (-0.7, 1.2)]

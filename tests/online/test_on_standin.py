@@ -12,7 +12,7 @@ import torch
 from prefkit.config import Choice, Score
 from prefkit.errors import TrainingError
 from prefkit.train.online.loop import Loop
-from prefkit.train.online.steps import StepLearner
+from prefkit.train.online.step_learner import StepLearner
 from prefkit.train.run import run_train
 
 pytestmark = pytest.mark.standin

@@ -8,7 +8,7 @@ import pytest
 
 from prefkit.store import Store
 from prefkit.train.online.loop import Loop
-from prefkit.train.online.preferences import PairLearner
+from prefkit.train.online.pair_learner import PairLearner
 from prefkit.train.online.rounds import Round, folder_of
 
 

@@ -15,10 +15,10 @@ from prefkit.config import Choice, Generate, Pair, Score
 from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
 from prefkit.registry import make as make_plugin
+from prefkit.train.monitor.samples import Asked
 from prefkit.train.online.pairing import Chooser, chosen_pairs
 from prefkit.train.online.rounds import Round
 from prefkit.train.run import run_train
-from prefkit.train.samples import Asked
 from prefkit.types import Request
 
 QUICK = {"generate": {"steps": 2, "height": 16, "width": 16}}

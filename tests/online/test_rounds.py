@@ -12,7 +12,7 @@ from prefkit.config import Choice, Score
 from prefkit.score.scorer_set import Jury
 from prefkit.train.objectives.oft import OFT
 from prefkit.train.online.rollout import Rollout
-from prefkit.train.online.steps import StepLearner
+from prefkit.train.online.step_learner import StepLearner
 from prefkit.train.run import run_train
 
 QUICK = {"generate": {"steps": 3}}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefkit.train.online.statistics import Statistics, flat_groups
+from prefkit.train.online.advantages import Statistics, flat_groups
 
 TWO = ["a", "a", "b", "b"]
 

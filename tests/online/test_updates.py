@@ -9,7 +9,7 @@ import torch
 from prefkit.config import Train
 from prefkit.distributed import Processes
 from prefkit.train.online.updates import Updates
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
 
 
 def test_a_moving_reference_does_not_follow_a_step_that_is_left_out():

@@ -296,7 +296,7 @@ def test_pairs_chosen_by_verdicts_do_not_claim_a_score(bench, tmp_path):
     """The scores stand beside the images; card, training record and evaluation must not say that they chose."""
     from prefkit.evaluate.sets import used_for_pairs
     from prefkit.hub.push import push
-    from prefkit.train.pairs import PairSource
+    from prefkit.train.data.pairs import PairSource
 
     bench.grow(4)
     rows = [Comparison(f"c{3 * i:04d}", f"c{3 * i + 1:04d}", "a", "someone") for i in range(4)]

@@ -16,9 +16,9 @@ from prefkit.config import Choice, Lora, Model, Recipe, Train
 from prefkit.distributed import Processes
 from prefkit.store import Store
 from prefkit.testing import TINY_KINDS, tiny_pipeline
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import Job, make_loop
+from prefkit.train.setup import Plan, prepare
 
 torch.set_num_threads(1)
 PROMPTS = ["a red cat", "a dog in a hat", "two boats", "a green door", "a bowl of rice", "an old tree"]

@@ -102,7 +102,7 @@ def test_other_hours_are_other_steps_at_the_same_pace(run, ticks, schedule):
 
 
 def test_before_the_first_checkpoint_it_is_timed_anew_and_controls_take_as_many_steps(run, ticks, monkeypatch):
-    from prefkit.train.offline import Loop
+    from prefkit.train.trainer import Loop
 
     def dies(loop, limit=None):
         raise SystemExit("killed here")

@@ -12,10 +12,10 @@ from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError
 from prefkit.models.lora.files import ADAPTER_FILE
 from prefkit.store.files import read_json, write_json
-from prefkit.train import cache_keys
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, fingerprint
+from prefkit.train.data import cache_keys
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import checked, run_train
+from prefkit.train.setup import Plan, fingerprint
 
 NOTHING: set[str] = set()
 RESULT = {"result"}

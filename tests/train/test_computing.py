@@ -10,7 +10,7 @@ import torch
 from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.models.trees import leaves, map_tensors
-from prefkit.train import computing
+from prefkit.train import precision as computing
 from prefkit.train.settings import check_settings
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefkit.errors import PluginError
-from prefkit.train.contract import loss_of
+from prefkit.train.objectives._contract import loss_of
 from prefkit.types import Errors, Groups
 
 

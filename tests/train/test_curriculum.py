@@ -9,7 +9,7 @@ import pytest
 from prefkit.config import Choice
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.train.curriculum import Curriculum
-from prefkit.train.pairs import PairRow, Side
+from prefkit.train.data.pairs import PairRow, Side
 from prefkit.train.run import run_train
 
 

@@ -9,11 +9,11 @@ import torch
 
 from prefkit.config import Choice, Train
 from prefkit.store import Store
+from prefkit.train.data.augment import Views
+from prefkit.train.data.groups import groups_of
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.jobs import Job
-from prefkit.train.lists import groups_of
-from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.run import run_train
-from prefkit.train.views import Views
 
 
 def drawn(loop, steps=4):

@@ -17,8 +17,8 @@ from prefkit.errors import PrefkitError
 from prefkit.models.capture.maps import BEHIND
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.testing import tiny_pipeline
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data.pairs import PairSource, read_pairs
+from prefkit.train.setup import Plan, prepare
 from tests.models.editing import (
     CASES,
     SIZE,

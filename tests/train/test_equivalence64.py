@@ -14,8 +14,8 @@ import torch
 
 from prefkit.config import Lora
 from prefkit.models.trees import map_tensors
-from prefkit.train import computing
-from prefkit.train.data import Batch
+from prefkit.train import precision as computing
+from prefkit.train.data.batches import Batch
 
 SETTINGS = {"steps": 3, "batch_size": 4, "schedule": "cosine", "warmup": 1}
 WAYS = {

@@ -10,9 +10,9 @@ from prefkit.config import Choice, Lora
 from prefkit.distributed import Processes
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.store.files import read_json
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, fingerprint
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import run_train
+from prefkit.train.setup import Plan, fingerprint
 
 OBJECTIVE = """
 from prefkit.train.objectives.dpo import plugin

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from prefkit.errors import UsageError
-from prefkit.train.frames import bucket, fit
-from prefkit.train.pairs import Side
+from prefkit.train.data.aspect_buckets import bucket, fit
+from prefkit.train.data.pairs import Side
 from prefkit.train.run import run_train
 from prefkit.types import Candidate
 

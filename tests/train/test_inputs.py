@@ -21,8 +21,8 @@ from prefkit.models import offload as in_turn
 from prefkit.models.capture.maps import BEHIND
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.store import Store
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data.pairs import PairSource, read_pairs
+from prefkit.train.setup import Plan, prepare
 
 MAPPING = {"image": "extra.person", "mask_image": "extra.hole"}
 

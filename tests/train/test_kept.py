@@ -12,11 +12,11 @@ import torch
 from prefkit.config import Choice
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
-from prefkit.train.kept import KeptErrors, keys_of
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
-from prefkit.train.reference import Policy
+from prefkit.train.data.pairs import PairSource, read_pairs
+from prefkit.train.data.reference_cache import KeptErrors, keys_of
+from prefkit.train.policy import Policy
 from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.setup import Plan, prepare
 
 
 def trajectory(store, name="dpo"):

@@ -13,10 +13,10 @@ from prefkit import registry
 from prefkit.config import Choice, Lora
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
-from prefkit.train.lists import groups_of, ranked, singles
-from prefkit.train.pairs import PairRow, PairSource, Side, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data.groups import groups_of, ranked, singles
+from prefkit.train.data.pairs import PairRow, PairSource, Side, read_pairs
 from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.setup import Plan, prepare
 from prefkit.types import digest
 
 
@@ -143,7 +143,7 @@ def test_kto_sees_both_sides_and_its_controls_run(run, pair_rows):
 
 
 def test_soft_labels_and_gaps_are_part_of_what_was_trained(run, pair_rows):
-    from prefkit.train.prepare import fingerprint
+    from prefkit.train.setup import fingerprint
 
     rows = [row | {"p": 0.9, "score_gap": 1.0} for row in pair_rows(2)]
     found = []

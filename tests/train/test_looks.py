@@ -19,7 +19,7 @@ from prefkit.models.load.trained import trained_model
 from prefkit.report.learning import training
 from prefkit.store.files import read_json
 from prefkit.train import budget
-from prefkit.train.looks import Looks, not_trained_on
+from prefkit.train.monitor.sample_eval import Looks, not_trained_on
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
@@ -114,8 +114,8 @@ def test_a_look_sees_what_users_of_the_result_will_see(watched):
 
 
 def held_requests(store, recipe):
-    from prefkit.train.pairs import PairSource, read_pairs, request_of
-    from prefkit.train.validation import split
+    from prefkit.train.data.pairs import PairSource, read_pairs, request_of
+    from prefkit.train.monitor.validation import split
 
     _, held = split(read_pairs(PairSource.find(store, "main")), recipe.train["dpo"].validation)
     return [request_of(pair, {}) for pair in held]

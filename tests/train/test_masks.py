@@ -14,10 +14,10 @@ from prefkit.images import rgb
 from prefkit.models.capture.maps import unpack
 from prefkit.models.capture.wiring import Wiring
 from prefkit.store.rows import candidate_row
-from prefkit.train.masks import mask_of, weight_of
-from prefkit.train.reference import errors_of
+from prefkit.train.data.masks import mask_of, weight_of
+from prefkit.train.monitor.validation import Validation
+from prefkit.train.policy import errors_of
 from prefkit.train.run import run_train
-from prefkit.train.validation import Validation
 from prefkit.types import Candidate, Request
 
 WIRING = Wiring("P", "unet", "sample", "t", "identity", "identity", "identity", "index", "plain", "none", 8, "flow", 1000, {}, {})  # fmt: skip

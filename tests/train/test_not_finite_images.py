@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from prefkit.errors import UsageError
-from prefkit.train import data
-from prefkit.train.cache import Cache
+from prefkit.train.data import batches as data
+from prefkit.train.data.cache import Cache
 from prefkit.train.run import run_train
 
 

@@ -9,7 +9,7 @@ import torch
 from prefkit import registry
 from prefkit.errors import UsageError
 from prefkit.models.schedule import Schedule
-from prefkit.train.reference import errors_of
+from prefkit.train.policy import errors_of
 from prefkit.types import Groups
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64), 0)

@@ -14,11 +14,11 @@ from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
 from prefkit.models import place
 from prefkit.testing import TINY_KINDS
-from prefkit.train.offline import rate_factor
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data.pairs import PairSource, read_pairs
+from prefkit.train.monitor.validation import Validation
 from prefkit.train.run import Job, make_loop, run_train
-from prefkit.train.validation import Validation
+from prefkit.train.setup import Plan, prepare
+from prefkit.train.trainer import rate_factor
 
 
 def lines(store, name="dpo"):
@@ -364,7 +364,7 @@ def test_the_startup_table(run, capsys):
 
 
 def test_a_warning_while_the_winner_gets_worse(capsys):
-    from prefkit.train.metrics import WinnerWatch
+    from prefkit.train.monitor.metrics import WinnerWatch
 
     watch = WinnerWatch()
     for step in range(49):

@@ -14,15 +14,17 @@ from prefkit.config import Generate, Score
 from prefkit.distributed import Processes
 from prefkit.errors import TrainingError
 from prefkit.models.load.pipeline import load_pipeline
-from prefkit.train import budget, data, recompute, watch
+from prefkit.train import budget, recompute
 from prefkit.train import run as training
+from prefkit.train.data import batches as data
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.families.diffusers import DiffusersFamily
 from prefkit.train.jobs import Job
-from prefkit.train.offline import Loop
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.monitor import sample_monitor as watch
+from prefkit.train.monitor.validation import Validation
 from prefkit.train.run import make_loop, run_train
-from prefkit.train.validation import Validation
+from prefkit.train.setup import Plan, prepare
+from prefkit.train.trainer import Loop
 from prefkit.types import Candidate
 
 pytestmark = pytest.mark.standin
@@ -211,7 +213,7 @@ def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch
     def out(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("prefkit.train.looks.load_pipeline", out)
+    monkeypatch.setattr("prefkit.train.monitor.sample_eval.load_pipeline", out)
     store, recipe = run(**BIG, where="loading", **settings)
     with pytest.raises(TrainingError, match="in a look at samples. A look loads the VAE"):
         run_train(store, replace(recipe, generate=generate, score=score), "dpo")

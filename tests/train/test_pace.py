@@ -9,8 +9,8 @@ import pytest
 
 from prefkit.errors import UsageError
 from prefkit.train import pace
-from prefkit.train.offline import Loop
 from prefkit.train.run import run_train
+from prefkit.train.trainer import Loop
 
 ONE = Has(main=True, sum=lambda tensor: tensor)
 

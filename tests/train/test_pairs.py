@@ -15,10 +15,10 @@ from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
-from prefkit.train.data import order
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
-from prefkit.train.validation import split
+from prefkit.train.data.batches import order
+from prefkit.train.data.pairs import PairSource, read_pairs
+from prefkit.train.monitor.validation import split
+from prefkit.train.setup import Plan, prepare
 from prefkit.types import Candidate, Request
 
 

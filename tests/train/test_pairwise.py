@@ -10,7 +10,7 @@ import torch
 
 from prefkit import registry
 from prefkit.errors import UsageError
-from prefkit.train.pairwise import sides
+from prefkit.train.objectives._pairwise import sides
 from prefkit.types import Errors, Groups
 
 BETA = 300.0

@@ -10,7 +10,7 @@ from prefkit.config import Lora, Train
 from prefkit.errors import UsageError
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.lora import adapters
-from prefkit.train.reference import make_policy
+from prefkit.train.policy import make_policy
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from prefkit.store import Store
 from prefkit.tiny.captions import asked
 from prefkit.tiny.requests import requests
 from prefkit.tiny.scene import Scene, render
-from prefkit.train.lists import singles
-from prefkit.train.preflight import NONE, OWN, TOO_FEW, compare
+from prefkit.train.data.groups import singles
+from prefkit.train.monitor.preflight import NONE, OWN, TOO_FEW, compare
 from prefkit.train.run import run_train
 
 
@@ -117,20 +117,20 @@ def test_images_that_no_step_visits_are_measured_too(trained):
 
 def test_measured_once(trained, generated, monkeypatch):
     again = trained("copies", lambda candidate: candidate.image)
-    monkeypatch.setattr("prefkit.train.preflight.errors", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr("prefkit.train.monitor.preflight.errors", lambda *given: pytest.fail("measured again"))
     assert trained("copies", lambda candidate: candidate.image, steps=2) == again
 
 
 def test_an_interval_of_two_images_is_not_believed(trained, monkeypatch):
     """Of one image on either side the bootstrap's interval has no width, and any ratio above 1.25 was called far."""
-    monkeypatch.setattr("prefkit.train.preflight.singles", lambda pairs: singles(pairs)[:2])
+    monkeypatch.setattr("prefkit.train.monitor.preflight.singles", lambda pairs: singles(pairs)[:2])
     found = trained("two", lambda candidate: candidate.image)
     assert found["state"] == TOO_FEW and "ratio" not in found
 
 
 def test_candidates_of_other_adapters_are_not_the_starts(generated):
-    from prefkit.train.preflight import _candidates
-    from prefkit.train.prepare import Plan
+    from prefkit.train.monitor.preflight import _candidates
+    from prefkit.train.setup import Plan
 
     store, recipe = generated
     plan = Plan(store, recipe, recipe.train["dpo"], store.train("dpo"))

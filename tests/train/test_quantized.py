@@ -14,8 +14,8 @@ from prefkit.errors import UsageError
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.load.trained import trained_model
 from prefkit.train.families.diffusers import DiffusersFamily
-from prefkit.train.prepare import Plan
 from prefkit.train.run import run_train
+from prefkit.train.setup import Plan
 
 
 def test_full_weights_are_refused(run, monkeypatch):

@@ -22,9 +22,9 @@ from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.load.trained import trained_model
 from prefkit.store import litter
 from prefkit.train import checkpoint
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import Job, checked, make_loop, run_train
+from prefkit.train.setup import Plan, prepare
 
 ENTRY = """
 import json, pathlib, sys
@@ -99,7 +99,7 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(run, entry):
 
 
 def test_a_kill_beside_a_measurement_loses_none(run, monkeypatch):
-    from prefkit.train.offline import Loop
+    from prefkit.train.trainer import Loop
 
     def dies(loop, log):
         if loop.step == 2:

@@ -15,7 +15,8 @@ import safetensors.torch
 
 from prefkit.config import Choice, Lora, plain
 from prefkit.errors import UsageError
-from prefkit.train import checkpoint, sharding
+from prefkit.train import checkpoint
+from prefkit.train import fsdp as sharding
 from prefkit.train.jobs import load_objective
 from prefkit.train.run import run_train
 

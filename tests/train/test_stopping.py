@@ -11,9 +11,9 @@ import torch
 
 from prefkit.config import Lora
 from prefkit.errors import UsageError
+from prefkit.train.monitor.early_stop import EarlyStop
+from prefkit.train.monitor.validation import Validation
 from prefkit.train.run import run_train
-from prefkit.train.stopping import EarlyStop
-from prefkit.train.validation import Validation
 
 
 def test_it_waits_for_a_new_best(tmp_path):
@@ -34,7 +34,7 @@ def scripted(monkeypatch):
         step = measured.pop()
         return report(self, errors) | {"implicit_accuracy": [accuracies[step]] * 5}
 
-    from prefkit.train.offline import Loop
+    from prefkit.train.trainer import Loop
 
     validate = Loop._validate
 
@@ -75,7 +75,7 @@ def test_training_stops_and_its_result_is_the_best(run, scripted, capsys):
 
 def test_a_kill_between_a_new_best_and_its_checkpoint_leaves_the_best_before(run, scripted, monkeypatch):
     """Step 2 is the best that was ever measured, but the training that goes on ends with step 1 and knows nothing of it."""
-    from prefkit.train.offline import Loop
+    from prefkit.train.trainer import Loop
 
     def dies(loop):
         if loop.step == 2:

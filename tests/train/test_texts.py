@@ -12,12 +12,12 @@ from prefkit.cli.dry_run import plan
 from prefkit.config import Choice
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
-from prefkit.train import texts
-from prefkit.train.cache import Cache
-from prefkit.train.pairs import PairSource, read_pairs
-from prefkit.train.prepare import Plan, prepare
+from prefkit.train.data import prompt_cache as texts
+from prefkit.train.data.cache import Cache
+from prefkit.train.data.pairs import PairSource, read_pairs
+from prefkit.train.data.prompt_cache import Texts
 from prefkit.train.run import Job, make_loop, run_train
-from prefkit.train.texts import Texts
+from prefkit.train.setup import Plan, prepare
 
 
 def result(store):

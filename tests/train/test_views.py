@@ -12,12 +12,12 @@ import torch
 from PIL import Image, ImageOps
 
 from prefkit.errors import UsageError
-from prefkit.train.frames import fit, shown
-from prefkit.train.lists import Group
-from prefkit.train.offline import Loop
-from prefkit.train.pairs import PairRow, PairSource, Side, read_pairs
+from prefkit.train.data.aspect_buckets import fit, shown
+from prefkit.train.data.augment import CROPS, Views
+from prefkit.train.data.groups import Group
+from prefkit.train.data.pairs import PairRow, PairSource, Side, read_pairs
 from prefkit.train.run import run_train
-from prefkit.train.views import CROPS, Views
+from prefkit.train.trainer import Loop
 from prefkit.types import Candidate, Request
 
 WIDE = {"frame": (64, 64), "whole": (64, 128)}
@@ -109,7 +109,7 @@ def test_what_is_visited_is_cached_and_resume_and_kept_errors_are_exact(run, pai
     run_train(whole, recipe, "dpo")
     held = {s.key for p in framed_held(whole, recipe) for s in p.sides}
     (latents,) = (whole.folder / "train" / ".cache").glob("*/latents")
-    from prefkit.train.cache import Cache
+    from prefkit.train.data.cache import Cache
 
     assert set(Cache(latents).notes) == used | held and len(used) > 10
     parts, recipe = run(where="parts", steps=5, keep_reference=True, **settings)
@@ -122,8 +122,8 @@ def test_what_is_visited_is_cached_and_resume_and_kept_errors_are_exact(run, pai
 
 
 def framed_held(store, recipe):
-    from prefkit.train.frames import framed
-    from prefkit.train.validation import split
+    from prefkit.train.data.aspect_buckets import framed
+    from prefkit.train.monitor.validation import split
 
     source = PairSource.find(store, "main")
     return split(framed(read_pairs(source), source, store, 64), recipe.train["dpo"].validation)[1]

@@ -11,9 +11,9 @@ import torch
 from prefkit.cli.dry_run import plan
 from prefkit.config import Choice
 from prefkit.train import space
-from prefkit.train.cache import Cache
+from prefkit.train.data.cache import Cache
+from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.jobs import Job, visited
-from prefkit.train.pairs import PairSource, read_pairs
 from prefkit.train.run import run_train
 
 

@@ -55,7 +55,7 @@ def load_pipeline(
                out is there on paper (configuration and shapes) but its weights never enter memory
     config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
     in_turn    no weights now: each part is loaded when it is called, in the place of the one before (`pipe.turns`, see
-               models/in_turn.py), the denoiser with its adapters. A single file is loaded whole all the same
+               models/offload.py), the denoiser with its adapters. A single file is loaded whole all the same
     quantize   the denoiser's linear layers as nf4, int8 or fp8 (models/quantize.py)
     Raises UsageError for a path that is not there, a folder that is no pipeline, unknown names, missing safetensors;
     TrainingError for an adapter that changes a text encoder which is left out.

@@ -130,7 +130,7 @@ class DiffusersFamily:
     def draw(self, group: str, visit: int, like: Tensor) -> Draw:
         """A function of (group, visit) alone: time [1] and noise [1, *like.shape], float32, CPU.
 
-        group: a name for the draws, in which training has put train.seed (train/draws.py).
+        group: a name for the draws, in which training has put train.seed (train/data/draws.py).
         """
         import torch
 

@@ -3,7 +3,7 @@
     loss = (R - z)^2,    R = R_ca(winner) - R_ca(loser)
 
 R_ca  the calibrated reward of an image: the probability that it beats another image of the same request
-z     the margin of train/pairwise.py
+z     the margin of train/objectives/_pairwise.py
 
 Departures: within a pair the only other image is its partner, so R = p - (1 - p) = 2 p - 1 from the pair's p; with
 `target: score_gap` R is the pair's score_gap, for pairs whose scores are win rates already. The paper's weight by
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+from prefkit.train.objectives._pairwise import PairOptions, Pairwise, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+from prefkit.train.objectives._pairwise import PairOptions, Pairwise, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor

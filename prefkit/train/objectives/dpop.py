@@ -2,7 +2,7 @@
 
     loss = -log sigmoid(z - strength (beta / 2) max(0, -a_w))
 
-z, a_w    the margin and the winner's advantage, of train/pairwise.py
+z, a_w    the margin and the winner's advantage, of train/objectives/_pairwise.py
 strength  the paper's lambda: how much it costs when the policy is worse at a winner than the reference
 
 Departure: the paper's log ratio of likelihoods is the advantage a_w, with the beta / 2 that z has.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+from prefkit.train.objectives._pairwise import PairOptions, Pairwise, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,14 +2,14 @@
 
     loss = max(0, 1 - z)
 
-z  the margin of train/pairwise.py; pairs beyond z = 1 teach nothing more
+z  the margin of train/objectives/_pairwise.py; pairs beyond z = 1 teach nothing more
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefkit.train.pairwise import Pairwise, Terms
+from prefkit.train.objectives._pairwise import Pairwise, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """IPO: Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, 2310.12036.
 
-    loss = (z - 1/2)^2        with z of train/pairwise.py in the place of h
+    loss = (z - 1/2)^2        with z of train/objectives/_pairwise.py in the place of h
 
 z  the margin, (beta / 2) times the difference of advantages: its optimum is finite, so a pair is never pushed for ever
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefkit.train.pairwise import Pairwise, Terms
+from prefkit.train.objectives._pairwise import Pairwise, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor

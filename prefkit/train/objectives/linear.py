@@ -3,7 +3,7 @@
     loss = w (e_w - e_l),    w = clip(1/2 - slope z, least, 1 - least), without a gradient of its own
 
 e_w, e_l  the policy's squared error on winner and loser
-z         the margin of train/pairwise.py, against a reference that is the exponential moving average of the policy
+z         the margin of train/objectives/_pairwise.py, against a reference that is the exponential moving average of the policy
 slope     0.4 on z is the paper's 0.2 on beta h, for z = (beta / 2) h
 least     w stays between it and 1 minus it
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.train.pairwise import shown, sides
+from prefkit.train.objectives._pairwise import shown, sides
 
 if TYPE_CHECKING:
     from torch import Tensor

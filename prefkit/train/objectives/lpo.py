@@ -5,7 +5,7 @@
 a_j   advantage over the reference, r - e, of the j-th best image; one time and one noise for the whole list
 beta  as in dpo
 
-Lists are made from the pairs of a request, by their score gaps (train/lists.py).
+Lists are made from the pairs of a request, by their score gaps (train/data/groups.py).
 """
 
 from __future__ import annotations

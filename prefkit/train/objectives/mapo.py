@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefkit.train.pairwise import sides
+from prefkit.train.objectives._pairwise import sides
 
 if TYPE_CHECKING:
     from torch import Tensor

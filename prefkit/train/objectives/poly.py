@@ -2,7 +2,7 @@
 
     loss = -log sigmoid(z) + alpha (1 - sigmoid(z))
 
-z      the margin of train/pairwise.py
+z      the margin of train/objectives/_pairwise.py
 alpha  above 0 for noisy labels (pairs far on the wrong side count less), 0 is DPO, below 0 for labels that are too easy
 
 The formula is taken from accounts of the paper; no code of it is public.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefkit.train.pairwise import PairOptions, Pairwise, Terms
+from prefkit.train.objectives._pairwise import PairOptions, Pairwise, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor

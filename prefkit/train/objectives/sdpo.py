@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.train.pairwise import shown, sides
+from prefkit.train.objectives._pairwise import shown, sides
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from prefkit import output
 from prefkit.config import Online, Train
 from prefkit.errors import TrainingError, UsageError
 from prefkit.pair.normalise import NORMALISATIONS
-from prefkit.train.online.statistics import KINDS, RELATIVE
+from prefkit.train.online.advantages import KINDS, RELATIVE
 
 STEADY = 12  # groups below this collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
 MOST_SAMPLES = 1_000_000  # a round's images are kept until it is learned from

@@ -23,19 +23,20 @@ from prefkit.config import Online, Train
 from prefkit.models.memory import Room
 from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import Jury, Scores, values_of
-from prefkit.train import checkpoint, failures
-from prefkit.train.masks import mask_of
-from prefkit.train.metrics import Log, finite
+from prefkit.train import checkpoint
+from prefkit.train import diagnose as failures
+from prefkit.train.data.masks import mask_of
+from prefkit.train.monitor.metrics import Log, finite
+from prefkit.train.monitor.sample_monitor import NO_ROOM, StopRule, Watch
+from prefkit.train.monitor.samples import Asked, candidate_of
 from prefkit.train.online import guards
+from prefkit.train.online.advantages import Statistics, flat_groups
 from prefkit.train.online.rewards import Beside, rewards, unanswered
 from prefkit.train.online.rollout import Chains, Rollout
 from prefkit.train.online.rounds import Kept, Round, asked_in, shares
-from prefkit.train.online.statistics import Statistics, flat_groups
 from prefkit.train.online.updates import Updates
 from prefkit.train.online.weights import Average, Refreshed, inside, packed, unpacked
 from prefkit.train.online.window import stochastic
-from prefkit.train.samples import Asked, candidate_of
-from prefkit.train.watch import NO_ROOM, StopRule, Watch
 from prefkit.types import Candidate, Request
 
 

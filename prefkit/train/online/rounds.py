@@ -17,8 +17,8 @@ from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.litter import remove
 from prefkit.store.rows import candidate_row
+from prefkit.train.monitor.samples import Asked
 from prefkit.train.online.rollout import Chains
-from prefkit.train.samples import Asked
 from prefkit.types import Candidate, Request, digest
 
 GENERATOR = "policy"

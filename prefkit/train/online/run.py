@@ -21,23 +21,24 @@ from prefkit.models.sample import Sampled, Sampler
 from prefkit.score.scorer_set import Jury
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
-from prefkit.train import cache_keys, computing, draws
+from prefkit.train import precision as computing
 from prefkit.train.claim import claim, untrained
+from prefkit.train.data import cache_keys, draws
 from prefkit.train.export import export, sound_result
-from prefkit.train.offline import AUTOCAST
+from prefkit.train.monitor.sample_monitor import SEEDS, Watch
 from prefkit.train.online import guards
 from prefkit.train.online.loop import Loop
 from prefkit.train.online.noise import Noise
+from prefkit.train.online.pair_learner import PairLearner
 from prefkit.train.online.pairing import Chooser, pair_settings
-from prefkit.train.online.preferences import PairLearner
 from prefkit.train.online.rollout import Rollout, recordable
 from prefkit.train.online.rounds import Kept, set_aside
-from prefkit.train.online.steps import StepLearner
+from prefkit.train.online.step_learner import StepLearner
 from prefkit.train.online.updates import Updates
 from prefkit.train.online.weights import Refreshed
-from prefkit.train.prepare import Plan
-from prefkit.train.reference import make_policy
-from prefkit.train.watch import SEEDS, Watch
+from prefkit.train.policy import make_policy
+from prefkit.train.setup import Plan
+from prefkit.train.trainer import AUTOCAST
 from prefkit.types import Request
 
 REMEDY = (

@@ -12,8 +12,8 @@ from prefkit.config import Train
 from prefkit.distributed import Processes
 from prefkit.errors import TrainingError
 from prefkit.train import optimizers
-from prefkit.train.offline import SKIPPED, rate_factor
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
+from prefkit.train.trainer import SKIPPED, rate_factor
 
 
 class Updates:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
 
 
 def snapshot(policy: Policy) -> dict[str, Tensor]:

@@ -17,13 +17,13 @@ from prefkit.images import size as size_of
 from prefkit.models.trees import Tree, has_nan, map_tensors, to_device
 from prefkit.store import Store
 from prefkit.store.reader import CandidateReader
-from prefkit.train.cache import Cache
-from prefkit.train.draws import draw_key
-from prefkit.train.frames import fit
-from prefkit.train.masks import Masks
-from prefkit.train.pairs import PairRow, PairSource, Side, request_of
+from prefkit.train.data.aspect_buckets import fit
+from prefkit.train.data.augment import Views
+from prefkit.train.data.cache import Cache
+from prefkit.train.data.draws import draw_key
+from prefkit.train.data.masks import Masks
+from prefkit.train.data.pairs import PairRow, PairSource, Side, request_of
 from prefkit.train.posterior import seen
-from prefkit.train.views import Views
 from prefkit.types import Candidate, Draw, Groups, Request, digest
 
 ENCODE_ROWS = 32

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prefkit.images import size as size_of
 from prefkit.output import warn
 from prefkit.store import Store
-from prefkit.train.pairs import PairRow, PairSource, Side
+from prefkit.train.data.pairs import PairRow, PairSource, Side
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from prefkit.errors import DamagedError, UsageError
 from prefkit.store.tensors import load_tensors, save_tensors
-from prefkit.train.cache import part_path, set_damaged_aside
-from prefkit.train.data import Batch, PairData
+from prefkit.train.data.batches import Batch, PairData
+from prefkit.train.data.cache import part_path, set_damaged_aside
 
 PART_ROWS = 100_000
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from prefkit.config import Online, Train
-from prefkit.train.contract import loss_of
+from prefkit.train.objectives._contract import loss_of
 from prefkit.train.online.guards import check_drift
 from prefkit.train.online.pairing import chosen_pairs
 from prefkit.train.online.rollout import Rollout
 from prefkit.train.online.rounds import Round
 from prefkit.train.online.updates import Updates
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
 
 #: what an objective may log; a process without a sample of an update sums along in this order
 LOGGED = (

@@ -23,10 +23,10 @@ import numpy as np
 
 from prefkit import output
 from prefkit.store.files import sound_json, write_json
-from prefkit.train.data import Batch, PairData
-from prefkit.train.lists import Group, singles
-from prefkit.train.pairs import Side
-from prefkit.train.validation import BINS, VISIT, Times
+from prefkit.train.data.batches import Batch, PairData
+from prefkit.train.data.groups import Group, singles
+from prefkit.train.data.pairs import Side
+from prefkit.train.monitor.validation import BINS, VISIT, Times
 from prefkit.types import Candidate, digest
 
 IMAGES = 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.train.pairs import PairRow, Side
+from prefkit.train.data.pairs import PairRow, Side
 from prefkit.types import digest
 
 CLOSE = 1e-6  # of two sums of score gaps that should be one number

@@ -13,7 +13,7 @@ from torch import Tensor
 from prefkit.models.capture.maps import LAYOUT
 from prefkit.models.capture.wiring import Wiring
 from prefkit.store import Store
-from prefkit.train.pairs import Side, request_of
+from prefkit.train.data.pairs import Side, request_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,9 +18,9 @@ import torch
 from prefkit.config import Train
 from prefkit.models import trees
 from prefkit.models.trees import Tree
-from prefkit.train import validation
-from prefkit.train.cache import Cache
-from prefkit.train.data import PairData, ahead, fill_conditions
+from prefkit.train.data.batches import PairData, ahead, fill_conditions
+from prefkit.train.data.cache import Cache
+from prefkit.train.monitor import validation
 
 CACHES = ("full", "rolling", "off")
 WINDOW = 64

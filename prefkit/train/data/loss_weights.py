@@ -16,10 +16,10 @@ from prefkit.images import rgb
 from prefkit.models.trees import Tree
 from prefkit.store import Store
 from prefkit.train import own_noise
-from prefkit.train.data import PART_ROWS, PairData
-from prefkit.train.frames import shown
-from prefkit.train.masks import COLUMNS, SIDES, Masks, mask_of, weight_of
-from prefkit.train.pairs import Side
+from prefkit.train.data.aspect_buckets import shown
+from prefkit.train.data.batches import PART_ROWS, PairData
+from prefkit.train.data.masks import COLUMNS, SIDES, Masks, mask_of, weight_of
+from prefkit.train.data.pairs import Side
 from prefkit.types import digest
 
 

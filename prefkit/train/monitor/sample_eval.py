@@ -33,11 +33,12 @@ from prefkit.models.load.trained import trained_on
 from prefkit.models.predict import forward_as
 from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import Jury
-from prefkit.train import failures, stopping
-from prefkit.train.data import PairData
-from prefkit.train.offline import AUTOCAST, silenced
-from prefkit.train.pairs import PairRow
-from prefkit.train.watch import LOOKS, SEEDS, Watch
+from prefkit.train import diagnose as failures
+from prefkit.train.data.batches import PairData
+from prefkit.train.data.pairs import PairRow
+from prefkit.train.monitor import early_stop as stopping
+from prefkit.train.monitor.sample_monitor import LOOKS, SEEDS, Watch
+from prefkit.train.trainer import AUTOCAST, silenced
 from prefkit.types import Candidate, Request, caption_key, digest
 
 FIT = "A look loads the VAE, the text encoders and the scorers beside the training: free the device, or leave `watch` out."

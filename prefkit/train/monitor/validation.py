@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.train.data import Batch, PairData
-from prefkit.train.pairs import PairRow
+from prefkit.train.data.batches import Batch, PairData
+from prefkit.train.data.pairs import PairRow
 from prefkit.types import caption_key, digest
 
 BINS = 5

@@ -24,7 +24,7 @@ from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.models.lora import adapters
 from prefkit.models.trees import Tree
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
 
 SHARDS = ("none", "fsdp2", "zero2")
 

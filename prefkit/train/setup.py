@@ -19,13 +19,20 @@ from prefkit.models.capture.wiring import Wiring
 from prefkit.models.load.revision import base_revision, weights_revision
 from prefkit.store import Store
 from prefkit.store.files import read_json, remedy_for, sound_json, write_json
-from prefkit.train import beside, cache_keys, draws, failures, frames, posterior, preflight, texts, views
-from prefkit.train import data as caches
-from prefkit.train.cache import Cache, check_cache
-from prefkit.train.data import PairData
+from prefkit.train import diagnose as failures
+from prefkit.train import posterior
+from prefkit.train.data import aspect_buckets as frames
+from prefkit.train.data import augment as views
+from prefkit.train.data import batches as caches
+from prefkit.train.data import cache_keys, draws
+from prefkit.train.data import loss_weights as beside
+from prefkit.train.data import prompt_cache as texts
+from prefkit.train.data.batches import PairData
+from prefkit.train.data.cache import Cache, check_cache
+from prefkit.train.data.masks import Masks
+from prefkit.train.data.pairs import PairRow, PairSource
 from prefkit.train.jobs import Job, visited
-from prefkit.train.masks import Masks
-from prefkit.train.pairs import PairRow, PairSource
+from prefkit.train.monitor import preflight
 from prefkit.types import Request, digest
 
 WEIGHTS = {"no": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefkit import output
 from prefkit.config import Train
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
 
 
 def show(

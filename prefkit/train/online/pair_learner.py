@@ -14,13 +14,13 @@ from prefkit.models.trees import to_device
 from prefkit.output import warn
 from prefkit.pair.run import run_pair
 from prefkit.store import Store
-from prefkit.train.data import PairData
-from prefkit.train.lists import groups_of
-from prefkit.train.offline import Loop, over_heads
+from prefkit.train.data.batches import PairData
+from prefkit.train.data.groups import groups_of
+from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.online.rounds import Round, folder_of
 from prefkit.train.online.updates import Updates
-from prefkit.train.pairs import PairRow, PairSource, read_pairs
-from prefkit.train.reference import Policy
+from prefkit.train.policy import Policy
+from prefkit.train.trainer import Loop, over_heads
 from prefkit.types import Request, digest
 
 NAME = "main"

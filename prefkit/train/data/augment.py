@@ -20,8 +20,8 @@ from typing import Any
 from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.output import warn
-from prefkit.train.draws import draw_key
-from prefkit.train.pairs import PairRow, Side
+from prefkit.train.data.draws import draw_key
+from prefkit.train.data.pairs import PairRow, Side
 from prefkit.types import digest
 
 CROPS = 4

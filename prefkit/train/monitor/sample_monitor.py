@@ -18,7 +18,7 @@ from prefkit.output import warn
 from prefkit.score.diversity import mean_diversity, thumbnail
 from prefkit.score.scorer_set import Jury, values_of
 from prefkit.store.files import write_whole
-from prefkit.train.samples import Asked, candidate_of
+from prefkit.train.monitor.samples import Asked, candidate_of
 from prefkit.types import Request
 
 SEEDS = 2

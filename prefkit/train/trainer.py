@@ -21,20 +21,22 @@ from torch import Tensor
 from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.distributed import Processes
-from prefkit.train import checkpoint, failures, optimizers, pace, sharding
-from prefkit.train.contract import loss_of
+from prefkit.train import checkpoint, optimizers, pace
+from prefkit.train import diagnose as failures
+from prefkit.train import fsdp as sharding
 from prefkit.train.curriculum import stream
-from prefkit.train.data import Batch, PairData
-from prefkit.train.kept import KeptErrors
-from prefkit.train.metrics import Log, WinnerWatch, finite
-from prefkit.train.reference import Policy, errors_of
-from prefkit.train.stopping import EarlyStop, check, forget, keep
-from prefkit.train.texts import prepared
-from prefkit.train.validation import Validation
+from prefkit.train.data.batches import Batch, PairData
+from prefkit.train.data.prompt_cache import prepared
+from prefkit.train.data.reference_cache import KeptErrors
+from prefkit.train.monitor.early_stop import EarlyStop, check, forget, keep
+from prefkit.train.monitor.metrics import Log, WinnerWatch, finite
+from prefkit.train.monitor.validation import Validation
+from prefkit.train.objectives._contract import loss_of
+from prefkit.train.policy import Policy, errors_of
 from prefkit.types import Errors, digest
 
 if TYPE_CHECKING:
-    from prefkit.train.looks import Looks
+    from prefkit.train.monitor.sample_eval import Looks
 
 AUTOCAST = {"no": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "cosine", "linear")

@@ -42,7 +42,7 @@ class Side:
 
     key: sha256 of its bytes; column: 0 or 1, as in jpg_0; candidate: its id in the run's candidates, if it has one.
     frame: (height, width) that the image is brought to, whole: (height, width) before; the key then names the image in
-    this frame. flip, crop: a view of it (prefkit.train.views), under a key of its own; plain is then the key without.
+    this frame. flip, crop: a view of it (prefkit.train.data.augment), under a key of its own; plain is then the key without.
     """
 
     key: str

@@ -1,0 +1,1 @@
+"""What a training reads: pairs, their groups and batches, and the caches of what is computed once."""
