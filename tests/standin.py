@@ -10,7 +10,7 @@ matters are patched. Private names of torch are used, so it is for the versions 
 
 All tests of models, score, train and online that ask for no device run on it:
 
-    PREFKIT_TEST_DEVICE=cuda pytest -n 0 tests/models tests/score tests/train tests/online
+    PREFKIT_TEST_DEVICE=cuda pytest -n 0 tests/models tests/score tests/train tests/train/online
 """
 
 from __future__ import annotations

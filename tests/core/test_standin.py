@@ -18,7 +18,7 @@ TESTS = Path(__file__).parents[1]
 @pytest.mark.skipif(not standin.tested(), reason="the stand-in was tested with other versions of torch")
 @pytest.mark.skipif(bool(os.environ.get("PREFKIT_TEST_DEVICE")), reason="this is the process of the stand-in")
 def test_prefkit_on_a_card():
-    files = sorted(map(str, TESTS.glob("*/test_on_standin.py")))
+    files = sorted(map(str, TESTS.rglob("test_on_standin.py")))
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", "standin", *files]
     environment = os.environ | {"PREFKIT_TEST_DEVICE": "standin"}
     done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=900)

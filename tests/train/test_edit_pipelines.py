@@ -81,7 +81,7 @@ def write_recipe(folder, base, images, fixed, size):
     return folder / "recipe.yaml"
 
 
-TRAINED = [kontext, fill, flux2, instruct, qwen_edit_plus]  # SD inpainting: tests/train/test_inputs.py
+TRAINED = [kontext, fill, flux2, instruct, qwen_edit_plus]  # SD inpainting: tests/train/data/test_inputs.py
 
 
 @pytest.mark.parametrize("builder", TRAINED, ids=lambda f: f.__name__)

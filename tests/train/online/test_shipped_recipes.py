@@ -15,7 +15,7 @@ from prefkit.train.online import guards
 from prefkit.train.settings import check_settings
 from prefkit.types import Candidate
 
-FOLDER = Path(__file__).parents[2] / "pipelines" / "online"
+FOLDER = Path(__file__).parents[3] / "pipelines" / "online"
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

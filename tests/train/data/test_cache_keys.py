@@ -25,7 +25,7 @@ ALL = {"wiring", "latents", "conditions", "reference", "result"}
 TRAIN = {
     "pairs": ("other", RESULT),
     "objective": (Choice("ipo"), RESULT),
-    "online": (Online(), RESULT),  # its own fingerprint: test_fingerprint of tests/online
+    "online": (Online(), RESULT),  # its own fingerprint: test_fingerprint of tests/train/online
     "lora": (Lora(rank=8), RESULT),
     "family": ("FAMILY", ALL),
     "steps": (9, NOTHING),

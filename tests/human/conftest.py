@@ -1,0 +1,3 @@
+from tests.report.conftest import full, page
+
+__all__ = ["full", "page"]
