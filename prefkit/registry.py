@@ -15,7 +15,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -244,22 +244,3 @@ def _imported(kind: str, name: str, module: str) -> Any:
         raise PluginError(
             f"{kind} {name} could not be imported: {type(error).__name__}: {error}. Fix the module {module}, then try again."
         ) from error
-
-
-def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
-    """`plugin.Options(**given)`, values checked against the annotations. Raises UsageError with the nearest name."""
-    from prefkit.config.reader import build
-
-    if not hasattr(plugin, "Options"):
-        if given:
-            raise UsageError(f"{where or plugin}: takes no options, but was given {', '.join(given)}.")
-        return None
-    return build(plugin.Options, dict(given), where)
-
-
-def make(kind: str, name: str, given: Mapping[str, Any], where: str = "") -> Any:
-    """An instance of the plug-in class with its options checked."""
-    found = load_class(kind, name)
-    checked = options(found, given, where or f"{kind} {name}")
-    with guarded(f"{kind} {name}", "could not be created"):
-        return found(checked)

@@ -261,7 +261,7 @@ def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[st
 def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> str:
     from prefkit import config, registry
     from prefkit.cli.help import options_table
-    from prefkit.config import resolve
+    from prefkit.config import plugin_options, resolve
 
     texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
     if name not in (*NEXT, "compare"):
@@ -283,7 +283,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
         if name in plugins and values.use:
             plugin = registry.load(plugins[name], values.use)
             if hasattr(plugin, "Options"):
-                shown = registry.options(plugin, values.options)
+                shown = plugin_options.options(plugin, values.options)
                 texts += [f"options of {values.use}:", options_table(plugin.Options, shown, prefix), ""]
     for section in ("model", "requests") if name == "generate" else ():
         shown = getattr(recipe, section) if recipe else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.fit.tables import numbers, read_table
 from prefkit.paths import named, read_regular
-from prefkit.score.judge.backend import Question
+from prefkit.score.judge.question import Question
 from prefkit.score.judge.ratings import Scale
 from prefkit.types import Candidate, digest
 

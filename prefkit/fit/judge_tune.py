@@ -12,8 +12,8 @@ import numpy as np
 from prefkit.errors import UsageError
 from prefkit.fit.judge_data import Examples, check_tokens, level, read_ratings, read_scores
 from prefkit.fit.preferences import clustered, read_preferences, split_by_text
-from prefkit.score.judge.backend import Question, reads_as
 from prefkit.score.judge.compare import FIRST, SECOND, TEMPLATE, compare
+from prefkit.score.judge.question import Question, reads_as
 from prefkit.score.judge.ratings import expected, scale_of
 from prefkit.score.judge.templates import RATING, fill
 from prefkit.types import Candidate, caption_key

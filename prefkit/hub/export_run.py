@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.pair_reader import Pairs
 from prefkit.output import note
@@ -30,7 +31,7 @@ def run_export(
     export is left as it is and its counts are returned.
     """
     plugin = registry.load_class("exporter", layout)
-    options = registry.options(plugin, dict(flags or {}), f"export --as {layout}")
+    options = plugin_options.options(plugin, dict(flags or {}), f"export --as {layout}")
     source = Pairs(pairs)
     out = Path(out).expanduser()
     made = digest(layout, asdict(options), str(source.folder.resolve()), source.state())  # the folder itself is private

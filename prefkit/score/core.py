@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.models.memory import Room, free_memory, out_of_memory
 from prefkit.paths import read_regular
@@ -81,7 +82,7 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
             f"{where or 'scorer'}: {use} is no scorer: a function (images, prompts) -> list of numbers, or a class with "
             "spec, load and score, is needed."
         )
-    checked_options = registry.options(found, options, where or f"scorer {use}")
+    checked_options = plugin_options.options(found, options, where or f"scorer {use}")
     with guarded(f"scorer {use}", "could not be created"):
         made = found(checked_options)
     if not is_own(found):

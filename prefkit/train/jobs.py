@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefkit import registry
-from prefkit.config import Choice, Train
+from prefkit.config import Choice, Train, plugin_options
 from prefkit.train.curriculum import stream
 from prefkit.train.data.augment import Views
 from prefkit.train.data.groups import groups_of
@@ -68,4 +67,4 @@ def unique(groups: Iterable[Any]) -> list[Any]:
 
 
 def load_objective(name: str, config: Train) -> Any:
-    return registry.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")
+    return plugin_options.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")

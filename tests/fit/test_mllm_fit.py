@@ -19,8 +19,9 @@ from prefkit.fit.judge_data import Examples, asked, level, read_ratings
 from prefkit.fit.judge_tune import PairTask, correlation
 from prefkit.fit.preferences import split_by_text
 from prefkit.score.core import make_scorer
-from prefkit.score.judge.backend import JudgeOptions, Question, make_backend
+from prefkit.score.judge.backend import make_backend
 from prefkit.score.judge.compare import compare
+from prefkit.score.judge.question import JudgeOptions, Question
 from prefkit.score.judge.ratings import scale_of
 from prefkit.store.files import read_json
 from prefkit.types import Candidate

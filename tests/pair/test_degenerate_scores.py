@@ -9,8 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from prefkit import registry
-from prefkit.config import Pair
+from prefkit.config import Pair, plugin_options
 from prefkit.pair.choose import choose_by
 from prefkit.pair.normalise import NORMALISATIONS
 from prefkit.pair.pool import add_scores, read_pool
@@ -135,7 +134,7 @@ def test_neither_index_nor_generator_says_who_wins_among_equals(tmp_path):
         scores += [{"id": c.id, "value": float(int(digest(c.id), 16) % 2)} for c in made]
     store.scores("binary").append(scores)
     frame = add_scores(store, read_pool(store, Pair()), ["binary"])[0].frame
-    strategy = registry.make("strategy", "topk_bottomk", {"k": 1})
+    strategy = plugin_options.make("strategy", "topk_bottomk", {"k": 1})
     columns = {"binary": frame.binary.to_numpy()}
     found = choose_by(Pair(), strategy, columns, {"binary": 1.0}, {"binary": 1.0}, frame.request.to_numpy()).pairs
     assert len(found) > 900

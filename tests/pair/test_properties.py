@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.pair.block import ScoreTable, blocks
 from prefkit.pair.choose import choose_pairs
 from prefkit.pair.pool import Pool
@@ -38,7 +38,7 @@ def tables(draw, distinct=False, least=2):
 
 def fitted(name, value, scores, cap=3, ties=0.0):
     options = {CAPS.get(name, "max_pairs"): cap} | ({"m": 2} if name == "consensus" else {})
-    strategy = registry.make("strategy", name, options)
+    strategy = plugin_options.make("strategy", name, options)
     if hasattr(strategy, "fit") and not np.isnan(value).all():
         strategy.fit(ScoreTable(value, scores, np.full(scores.shape[1], ties)))
     return strategy
@@ -171,7 +171,7 @@ def test_the_fashiondpo_preset_is_the_published_rule():
     from prefkit.pair.run import settled
 
     raw = np.random.default_rng(5).normal(50, 12, (60, 7, 3))
-    strategy = registry.make("strategy", "threshold_all", {"preset": "fashiondpo"})
+    strategy = plugin_options.make("strategy", "threshold_all", {"preset": "fashiondpo"})
     config = settled(Pair(use="threshold_all"), strategy, "main")
     columns = {a: np.round(raw[..., s].ravel(), config.decimals) for s, a in enumerate("abc")}
     ones = dict.fromkeys(columns, 1.0)
@@ -192,7 +192,7 @@ def test_what_becomes_a_pair_is_better_than_the_tie_and_what_is_a_tie_is_not(nam
     groups = np.r_[np.zeros(len(scores) - 3, int), np.ones(3, int)]
     columns = {f"s{i}": scores[:, i] for i in range(scores.shape[1])}
     ones = dict.fromkeys(columns, 1.0)
-    strategy = registry.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
+    strategy = plugin_options.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
     found = choose_pairs(columns, ones, ones, groups, strategy, normalise=how, tie=tie, name=name)
     own = found.value if name != "per_scorer" else None
     for frame, kept in ((found.pairs, True), (found.ties, False)):
@@ -214,7 +214,7 @@ def test_under_ranks_a_monotone_transformation_of_a_scorer_changes_nothing(name,
     groups, ones = np.repeat([0, 1], count), dict.fromkeys(columns, 1.0)
     found = []
     for turned in (columns, {"a": np.exp(2 * columns["a"]), "b": columns["b"] ** 3 - 100}):
-        strategy = registry.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
+        strategy = plugin_options.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
         found.append(choose_pairs(turned, ones, ones, groups, strategy, normalise="rank", name=name).pairs)
     assert found[0].equals(found[1])
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefkit import registry
+from prefkit.config import plugin_options
 
 NAN = float("nan")
 
 
 def pairs(name, value, **options):
-    strategy = registry.make("strategy", name, options)
+    strategy = plugin_options.make("strategy", name, options)
     value = np.array(value)
     return strategy.pairs(value, value[:, None])
 

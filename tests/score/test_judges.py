@@ -13,8 +13,9 @@ from PIL import Image
 from prefkit.errors import UsageError
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.embed.bertscore import BertScore
-from prefkit.score.judge.backend import JudgeOptions, Question, Reply, make_backend
+from prefkit.score.judge.backend import make_backend
 from prefkit.score.judge.compare import compare
+from prefkit.score.judge.question import JudgeOptions, Question, Reply
 from prefkit.score.judge.ratings import expected, parse, scale_of
 from prefkit.score.judge.templates import fill
 from prefkit.score.scorers.mllm import _fashion_scale

@@ -231,8 +231,8 @@ def test_a_stage_says_it_once_and_its_table_is_whole(run, capsys):
 def test_encoders_take_the_precision_they_are_told(vlm, clip, encoder):
     from prefkit.score.embed.bertscore import BertScore
     from prefkit.score.embed.encoder import Encoder
-    from prefkit.score.judge.backend import JudgeOptions
     from prefkit.score.judge.local import LocalBackend
+    from prefkit.score.judge.question import JudgeOptions
 
     images = [Candidate(f"c{i}", "r", i, i, "a hat", png(30 + i)) for i in range(3)]
     makers = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.errors import UsageError
 from prefkit.models.schedule import Schedule
 from prefkit.train.policy import errors_of
@@ -23,7 +23,7 @@ def groups(order):
 
 
 def dpo(beta=2000.0):
-    return registry.make("objective", "dpo", {"beta": beta})
+    return plugin_options.make("objective", "dpo", {"beta": beta})
 
 
 def in_float64(beta, prediction, reference, x0, noise, time, kind):
@@ -86,7 +86,7 @@ def test_dpo_of_an_unmoved_policy_is_log_two_and_a_tie():
 
 
 def test_sft_is_the_winners_error():
-    sft = registry.make("objective", "sft", {})
+    sft = plugin_options.make("objective", "sft", {})
     residual = torch.randn(3, 4, 2)
     loss, metrics = sft.loss(errors_of(residual, False), None, groups([(0, 0), (1, 0), (2, 0)]))
     np.testing.assert_allclose(loss.numpy(), (residual.double().numpy() ** 2).mean((1, 2)), rtol=1e-6)
@@ -95,4 +95,4 @@ def test_sft_is_the_winners_error():
 
 def test_an_option_that_is_not_there():
     with pytest.raises(UsageError, match="beta"):
-        registry.make("objective", "dpo", {"betta": 1.0})
+        plugin_options.make("objective", "dpo", {"betta": 1.0})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.errors import UsageError
 from prefkit.train.objectives._pairwise import sides
 from prefkit.types import Errors, Groups
@@ -32,7 +32,7 @@ PAIRWISE = {
 
 def make(name, **options):
     beta = {} if name.split()[0] in ("mapo", "sft") else {"beta": BETA}
-    return registry.make("objective", name.split()[0], beta | options)
+    return plugin_options.make("objective", name.split()[0], beta | options)
 
 
 def batch(count=6, members=2, seed=0, p=None):

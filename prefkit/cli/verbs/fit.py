@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output, registry
+from prefkit.config import plugin_options
 from prefkit.distributed import group
 from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described, guarded
@@ -48,7 +49,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             f"fit takes the name of what to fit ({', '.join(registry.builtin(KIND))}) and its options as flags."
         )
     kind = registry.load_class(KIND, name)
-    options = registry.options(kind, _tree(flags), f"fit {name}")
+    options = plugin_options.options(kind, _tree(flags), f"fit {name}")
     with guarded(f"fitter {name}"):
         fitter = kind(options)
         shared = getattr(kind, "shared", False)

@@ -102,8 +102,8 @@ class MllmFitter:
         """Fit and write the folder, unless it is there. Returns its spec."""
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.judge_tune import PairTask, RatingTask, Tuning
-        from prefkit.score.judge.backend import JudgeOptions
         from prefkit.score.judge.local import LocalBackend
+        from prefkit.score.judge.question import JudgeOptions
 
         o = self.options
         backend = LocalBackend(JudgeOptions(o.model, o.revision, o.trust_remote_code))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.errors import TooManyFailures, UsageError
 from prefkit.hub.importing.archives import Unpacker
 from prefkit.hub.importing.earlier import totals
@@ -52,7 +53,7 @@ def run_import(
     layout = layout or sniff(source)
     _present(source)
     plugin = registry.load_class("importer", layout)
-    options = registry.options(plugin, dict(flags or {}), f"import --as {layout}")
+    options = plugin_options.options(plugin, dict(flags or {}), f"import --as {layout}")
     name = checked(name or layout)
     path = Path(source).expanduser()
     what = {"layout": layout, "source": str(path.resolve()) if path.exists() else source, "options": asdict(options),

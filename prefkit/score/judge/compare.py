@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described
-from prefkit.score.judge.backend import Backend, Question, Reply
+from prefkit.score.judge.question import Backend, Question, Reply
 from prefkit.score.judge.templates import fill
 from prefkit.score.numbers import read_number
 from prefkit.types import Candidate, Comparison

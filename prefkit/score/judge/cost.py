@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit.images import size as size_of
-from prefkit.score.judge.backend import JudgeOptions
+from prefkit.score.judge.question import JudgeOptions
 from prefkit.types import Candidate
 
 LETTERS_A_TOKEN = 4.0  # of English text, about

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
+from prefkit.score.judge.question import JudgeOptions, Question, Reply, reads_as
 from prefkit.types import digest
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from prefkit.errors import UsageError
 from prefkit.images import head_traits
 from prefkit.paths import read_regular
 from prefkit.score.core import undecodable
-from prefkit.score.judge.backend import JudgeOptions, Question, Reply, reads_as
+from prefkit.score.judge.question import JudgeOptions, Question, Reply, reads_as
 from prefkit.score.remote.answers import Answers, default_path
 from prefkit.score.remote.client import Answer, Client
 from prefkit.score.remote.connection import key_of

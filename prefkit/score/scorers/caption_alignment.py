@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefkit.score.embed.bertscore import BertScore
-from prefkit.score.judge.backend import JudgeOptions, Question, make_backend
+from prefkit.score.judge.backend import make_backend
 from prefkit.score.judge.cost import estimate
+from prefkit.score.judge.question import JudgeOptions, Question
 from prefkit.score.judge.templates import fill, places
 from prefkit.types import Candidate, Score, ScorerSpec
 

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
-from prefkit.score.judge.backend import JudgeOptions, Question, Reply, make_backend
+from prefkit.score.judge.backend import make_backend
 from prefkit.score.judge.compare import TEMPLATE as PAIRWISE
 from prefkit.score.judge.compare import Verdicts, compare
 from prefkit.score.judge.cost import estimate
+from prefkit.score.judge.question import JudgeOptions, Question, Reply
 from prefkit.score.judge.ratings import Scale, expected, parse, prefix_clash, scale_of
 from prefkit.score.judge.templates import ASPECT, FASHIONDPO, FASHIONDPO_NAMES, RATING, fill, places
 from prefkit.types import Candidate, Score, ScorerSpec, digest

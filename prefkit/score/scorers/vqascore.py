@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefkit.score.judge.backend import JudgeOptions, Question, Reply, make_backend
+from prefkit.score.judge.backend import make_backend
 from prefkit.score.judge.cost import estimate
+from prefkit.score.judge.question import JudgeOptions, Question, Reply
 from prefkit.score.judge.templates import fill, places
 from prefkit.types import Candidate, Score, ScorerSpec
 

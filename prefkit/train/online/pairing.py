@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prefkit import registry
-from prefkit.config import Online, Pair, Recipe
+from prefkit.config import Online, Pair, Recipe, plugin_options
 from prefkit.errors import UsageError
 from prefkit.pair.choose import choose_by, lacking, top_pairs
 from prefkit.pair.run import settled
@@ -47,7 +46,7 @@ class Chooser:
         """Raises UsageError for an entry that no round could be paired by."""
         pair = pair_settings(recipe, online, where)
         name = online.pair or "best against worst"
-        strategy = registry.make("strategy", pair.use, pair.options, f"pair.{name}")
+        strategy = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
         pair = settled(pair, strategy, name)
         if hasattr(strategy, "compared"):
             raise UsageError(f"{where}.pair: {pair.use} pairs what people or judges have compared, and a round's samples are "
@@ -60,7 +59,7 @@ class Chooser:
         if unknown:
             raise UsageError(f"pair.{name}: ties names {', '.join(unknown)}, which is not paired on; there are "
                              f"{', '.join(pair.weights)}.")  # fmt: skip
-        another = registry.make("strategy", pair.use, pair.options, f"pair.{name}")  # a trial leaves no trace
+        another = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")  # a trial leaves no trace
         _try(another, pair, signs, online.samples)
         return cls(strategy, None if online.pair is None else pair, signs, online.samples)
 

@@ -9,8 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from prefkit import registry
-from prefkit.config import Choice, Lora
+from prefkit.config import Choice, Lora, plugin_options
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.train.data.groups import groups_of, ranked, singles
@@ -72,7 +71,7 @@ def test_an_image_that_ever_won_is_desirable_and_shown_once():
 
 def test_flipped_lists_are_turned_round_as_a_whole():
     pairs = [pair(i, f"a{i}", f"b{i}", 1.0, request=str(i)) for i in range(40)]
-    objective = registry.make("objective", "lpo", {})
+    objective = plugin_options.make("objective", "lpo", {})
     plain, flipped = (groups_of(objective, pairs, "main", flip) for flip in (None, 0))
     turned = [a.sides != b.sides for a, b in zip(plain, flipped, strict=True)]
     assert 10 < sum(turned) < 30

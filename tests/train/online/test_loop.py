@@ -345,13 +345,15 @@ def test_another_minor_release_of_diffusers_continues_no_training(make, monkeypa
 
 
 def test_the_table_tells_the_batch_arithmetic_of_pairs_too(make, capsys):
-    from prefkit import registry
+    from prefkit.config import plugin_options
     from prefkit.train.online import guards
 
     _, recipe = make(train={"batch_size": 3, "accumulation": 2}, updates=2, epochs=3, requests=5, samples=4)
     config = recipe.train["up"]
     rows = {
-        name: guards.table("up", config, config.online, registry.make("objective", name, {}), {"sample_batch": 7}, 2)
+        name: guards.table(
+            "up", config, config.online, plugin_options.make("objective", name, {}), {"sample_batch": 7}, 2
+        )
         for name in ("ddpo", "d3po", "dpo")
     }
     told = {name: (row["updates per round"], row["micro-batch"], "advantages" in row) for name, row in rows.items()}

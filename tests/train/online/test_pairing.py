@@ -12,9 +12,9 @@ import safetensors.torch
 import prefkit
 from prefkit.cli.dry_run import plan
 from prefkit.config import Choice, Generate, Pair, Score
+from prefkit.config.plugin_options import make as make_plugin
 from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
-from prefkit.registry import make as make_plugin
 from prefkit.train.monitor.samples import Asked
 from prefkit.train.online.pairing import Chooser, chosen_pairs
 from prefkit.train.online.rounds import Round

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.config import reader as recipe
 from prefkit.generate.requests import read_requests
 from prefkit.score.core import make_scorer
@@ -24,7 +24,7 @@ def test_recipes_read_and_could_start(path):
     assert f"prefkit train -r pipelines/online/{path.name}" in path.read_text()
     for name, config in found.train.items():
         check_settings(name, config)
-        objective = registry.make("objective", config.objective.use, config.objective.options)
+        objective = plugin_options.make("objective", config.objective.use, config.objective.options)
         guards.check(name, config, config.online, objective)
         named = {*config.online.rewards, *config.online.watch}
         assert named <= found.score.keys() and (config.online.pair or "widest") in {"widest", *found.pair}

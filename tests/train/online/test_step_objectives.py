@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prefkit import registry
+from prefkit.config import plugin_options
 from prefkit.errors import UsageError
 from prefkit.train.online.noise import Noise, Step
 
@@ -15,7 +15,7 @@ SHAPE = (6, 4, 4, 4)
 
 
 def make(name, **options):
-    return registry.make("objective", name, options)
+    return plugin_options.make("objective", name, options)
 
 
 def steps(shift=0.01, seed=0, std=0.3):
