@@ -33,9 +33,9 @@ import torch
 from prefkit.config import Choice, Generate, Lora, Model, Online, Recipe, Requests, Score, Train
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.output import table
-from prefkit.score.scorer_set import Jury
+from prefkit.score.scorer_set import ScorerSet
 from prefkit.store import Store
-from prefkit.train.online.loop import Loop
+from prefkit.train.online.loop import OnlineTrainer
 from prefkit.train.online.noise import SMALLEST_STD, Noise, Times, gaussian
 from prefkit.train.online.rollout import recordable, step_times
 from prefkit.train.online.rounds import Kept
@@ -175,7 +175,7 @@ class Bare:
             self.backward(loss * share / len(steps))
 
 
-def learned_of(loop: Loop) -> int:
+def learned_of(loop: OnlineTrainer) -> int:
     """Steps with a density: a schedule that ends above no noise has one in its last step, too."""
     scheduler, steps = loop.rollout.pipe.scheduler, []
     for number, timestep in enumerate(scheduler.timesteps):
@@ -194,10 +194,10 @@ def jpeg_size(pixels: np.ndarray) -> float:
 
 def measure(rounds: int, samples: int, steps: int, folder: Path) -> dict[str, list[Seconds]]:
     recipe = recipe_of(folder, rounds + 1, samples, steps)
-    bare, clock, whole = Bare(recipe.train["up"], samples, steps), Clock(), Loop.round
+    bare, clock, whole = Bare(recipe.train["up"], samples, steps), Clock(), OnlineTrainer.round
     found: dict[str, list[Seconds]] = {"bound": [], "images": [], "round": [], "plain": [], "small": []}
     for place, name, part in (
-        (Jury, "score", "rewards, beside"),
+        (ScorerSet, "score", "rewards, beside"),
         (Kept, "begin", "storage"),
         (Kept, "write", "storage"),
         (Updates, "step", "optimizer"),
@@ -205,7 +205,7 @@ def measure(rounds: int, samples: int, steps: int, folder: Path) -> dict[str, li
     ):
         setattr(place, name, clock.around(part, getattr(place, name)))
 
-    def timed(loop: Loop, number: int) -> dict[str, float]:
+    def timed(loop: OnlineTrainer, number: int) -> dict[str, float]:
         shown: dict[str, float] = {}
         pipe = loop.rollout.pipe
         if number == 0:  # warms up
@@ -223,7 +223,7 @@ def measure(rounds: int, samples: int, steps: int, folder: Path) -> dict[str, li
             found[what].append(seconds)
         return shown
 
-    Loop.round = timed  # type: ignore[method-assign]
+    OnlineTrainer.round = timed  # type: ignore[method-assign]
     run_train(Store.create(folder), recipe, "up")
     return found
 

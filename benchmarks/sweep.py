@@ -4,7 +4,7 @@
 
 separate   each in a run folder of its own: latents, conditions and the reference's errors are computed eight times
 shared     one run: latents and conditions once, the reference beside the policy in every training
-kept       one run with keep_reference: the reference's errors once too
+kept       one run with cache_reference: the reference's errors once too
 
 CPU time over all threads, start-up included (loading, capture, caches, final export); the losses of the three must be
 equal to the last digit.
@@ -66,7 +66,7 @@ def sweep(folder: Path, model: str, args: argparse.Namespace, way: str) -> tuple
             batch_size=args.batch,
             learning_rate=rate,
             validation=0,
-            keep_reference=way == "kept",
+            cache_reference=way == "kept",
             device="cpu",
         )
         for number, (beta, rate) in enumerate(SETTINGS)

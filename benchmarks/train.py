@@ -52,7 +52,7 @@ from prefkit.train.data.batches import ahead
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.metrics import Log
 from prefkit.train.run import Job, make_loop
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 from prefkit.train.trainer import AUTOCAST
 
 WAYS = {
@@ -223,7 +223,7 @@ def loop_on(folder: Path, model: str, args: argparse.Namespace, way: str | None 
     recipe = Recipe(run=str(folder / "run"), model=Model(model), train={"dpo": config})
     store, processes = Store.create(recipe.run), Processes(args.device)
     source = PairSource.find(store, config.pairs)
-    plan = Plan(store, recipe, config, store.train("dpo"))
+    plan = ModelLoader(store, recipe, config, store.train("dpo"))
     data = prepare(plan, read_pairs(source), source, processes)
     return make_loop(plan, Job("dpo", config), data, store.train("dpo"), processes)
 
@@ -239,7 +239,7 @@ class Made:
 
 
 def one_step(loop, made: Made, log: Log) -> None:
-    """What Loop._steps does in a step that neither measures nor saves."""
+    """What Trainer._steps does in a step that neither measures nor saves."""
     begun = time.monotonic()
     shown = loop.update(loop.accumulate(made.next()))
     loop.step += 1

@@ -23,7 +23,7 @@ from typing import Any
 from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described, guarded
 
-ROOMS = {
+PLUGIN_PACKAGES = {
     "scorer": "prefkit.score.scorers",
     "strategy": "prefkit.pair.strategies",
     "objective": "prefkit.train.objectives",
@@ -53,7 +53,7 @@ MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # what can be imported by its
 
 
 def _room(kind: str) -> Path:
-    return Path(__file__).parent.joinpath(*ROOMS[kind].split(".")[1:])
+    return Path(__file__).parent.joinpath(*PLUGIN_PACKAGES[kind].split(".")[1:])
 
 
 def builtin(kind: str) -> dict[str, str]:
@@ -91,7 +91,7 @@ def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
     """The entry point called `name`; None for prefkit's own. Raises PluginError for two plug-ins of one name, naming both."""
     points = offered(kind).get(name, [])
-    places = [f"{ROOMS[kind]}.{name}"] * (name in builtin(kind)) + [
+    places = [f"{PLUGIN_PACKAGES[kind]}.{name}"] * (name in builtin(kind)) + [
         f"{p.value}" + (f" (package {p.dist.name})" if p.dist is not None else "") for p in points
     ]
     if len(places) > 1:
@@ -112,7 +112,7 @@ def load(kind: str, name: str) -> Any:
         return _attribute(kind, *name.rsplit(":", 1))
     point = one_of(kind, name)
     if point is None:
-        return _imported(kind, name, f"{ROOMS[kind]}.{name}").plugin
+        return _imported(kind, name, f"{PLUGIN_PACKAGES[kind]}.{name}").plugin
     try:
         with guarded(f"{kind} {name} ({point.value})"):
             return point.load()

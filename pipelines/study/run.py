@@ -64,7 +64,7 @@ class Study:
         budget = {key: value for key, value in strength.items() if key in TRAINING}
         budget["batch_size"] = round(s["train"]["batch_size"] * s["groups"].get(cell.objective, 1))
         train = s["train"] | budget | {"pairs": cell.strategy, "seed": cell.seed, "controls": controls}
-        train["keep_reference"] &= why_not_kept(load_class("objective", cell.objective)) is None
+        train["cache_reference"] &= why_not_kept(load_class("objective", cell.objective)) is None
         tree = s["recipe"] | {
             "run": str(self.out / f"seed-{cell.seed}"),
             "requests": {"source": str(self.requests), "split_column": "split"},

@@ -184,7 +184,7 @@ class Train:
     #: also SFT on the winners and DPO on randomly flipped pairs, as `train --controls`
     controls: bool = free(False)
     #: keep the frozen reference's errors on disk; a sweep (of beta, rate, objective) looks them up, with the same result
-    keep_reference: bool = free(False)
+    cache_reference: bool = free(False)
     #: none (every process holds the model) | fsdp2 (weights, gradients and optimizer states are shared out among the
     #: processes, a block's weights being gathered when it computes) | zero2 (gathered once per step). The result is the same
     shard: str = free("none")

@@ -1,6 +1,6 @@
 """Diffusion models, by looking instead of adapting.
 
-load        load_pipeline(base, revision=None, adapters={}, device, dtype, scheduler, parts, in_turn, quantize)
+load        load_pipeline(base, revision=None, adapters={}, device, dtype, scheduler, parts, sequential_offload, quantize)
             denoiser_name(pipe) -> "unet" | "transformer"
 revision    weights_revision(base, revision=None) -> str
             base_revision(model) -> {"base": ..., "config": ... for a single file that has one, "quantize": ... where it is}

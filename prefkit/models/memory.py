@@ -27,7 +27,7 @@ def free_memory() -> None:
         torch.mps.empty_cache()
 
 
-class Room:
+class AdaptiveBatchSize:
     """How many items are worked on at once: halved for good, and said once, where the device has no room for them.
 
     most: to begin with (None: all); who: whose batch it is. hint: ends the warning. remedy: what helps where one item
@@ -80,7 +80,7 @@ class Room:
 
 
 @contextmanager
-def decoding(vae: Any, room: Room) -> Iterator[None]:
+def decoding(vae: Any, room: AdaptiveBatchSize) -> Iterator[None]:
     """Let `vae.decode` split its batch where there is no room for it: what led to the latents is not done again."""
     import torch
 

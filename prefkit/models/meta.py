@@ -37,11 +37,13 @@ def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.d
         if part == "text" and (part not in wanted or (name == "safety_checker" and wanted == {"text"})):
             given[name] = None  # nobody checks images where none are made
         elif part is not None and part not in wanted:
-            given[name] = on_paper(entry, source, name, revision, dtype, device)
+            given[name] = on_meta_device(entry, source, name, revision, dtype, device)
     return given
 
 
-def on_paper(entry: list[str], source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
+def on_meta_device(
+    entry: list[str], source: str, name: str, revision: str | None, dtype: torch.dtype, device: str
+) -> Any:
     """An instance on the meta device that says it lives on `device`, so that a pipeline prepares its inputs there."""
     kind = getattr(importlib.import_module(entry[0]), entry[1])
     if entry[0] == "transformers":

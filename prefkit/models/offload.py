@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from prefkit.models.meta import LIBRARIES, components, on_paper, part_of
+from prefkit.models.meta import LIBRARIES, components, on_meta_device, part_of
 from prefkit.models.trees import Tree, leaves, map_tensors
 
 REMEMBERED = 64  # encoded prompts
@@ -32,7 +32,7 @@ class AnotherPart(Exception):
     """A part was called while only one other may be."""
 
 
-class Turns:
+class SequentialOffload:
     """Who is in memory: `part` of "denoiser", "vae", "text", or None, and its `modules` by component name.
 
     load: (part, dtype) -> {component: module}, with weights and on their device.
@@ -44,7 +44,7 @@ class Turns:
         self.modules: dict[str, Any] = {}
         self._only: str | None = None
 
-    def bring(self, part: str, dtype: torch.dtype) -> dict[str, Any]:
+    def activate(self, part: str, dtype: torch.dtype) -> dict[str, Any]:
         if self._only not in (None, part):
             raise AnotherPart(part)
         if self.part != part:
@@ -72,7 +72,9 @@ class Turns:
             torch.cuda.empty_cache()
 
 
-def stand_ins(source: str, revision: str | None, dtype: torch.dtype, device: str, turns: Turns) -> dict[str, Any]:
+def stand_ins(
+    source: str, revision: str | None, dtype: torch.dtype, device: str, turns: SequentialOffload
+) -> dict[str, Any]:
     """Component -> what to hand to from_pretrained in its place. A safety checker is left out: it changes no wiring.
 
     Components of other libraries than diffusers and transformers are not among them: they load at once and stay.
@@ -83,18 +85,18 @@ def stand_ins(source: str, revision: str | None, dtype: torch.dtype, device: str
         if name == "safety_checker":
             found[name] = None
         elif part is not None and entry[0] in LIBRARIES:
-            found[name] = _on_call(on_paper(entry, source, name, revision, dtype, device), name, part, turns)
+            found[name] = _on_call(on_meta_device(entry, source, name, revision, dtype, device), name, part, turns)
     return found
 
 
-def _on_call(module: Any, name: str, part: str, turns: Turns) -> Any:
+def _on_call(module: Any, name: str, part: str, turns: SequentialOffload) -> Any:
     """Make every forward inside `module`, which is on paper, be answered by the loaded one's."""
     kind = type(module)
     persistent = set(module.state_dict()) & {path for path, _ in module.named_buffers()}
     statistics = {path.split(".")[0] for path in persistent}
 
     def loaded() -> Any:
-        return turns.bring(part, module.dtype)[name]
+        return turns.activate(part, module.dtype)[name]
 
     def apply(self: Any, change: Any, *args: Any, **kwargs: Any) -> Any:
         """`float()` and the like; what is loaded later takes the paper's dtype."""

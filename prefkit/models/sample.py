@@ -15,7 +15,7 @@ from prefkit.errors import CaptureError
 from prefkit.models.capture.conditions import batch_rules, joined, quiet
 from prefkit.models.capture.record import known_arguments, replaced, stand_in
 from prefkit.models.latents import finite
-from prefkit.models.memory import Room, decoding
+from prefkit.models.memory import AdaptiveBatchSize, decoding
 from prefkit.models.trees import Tree, leaves
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Sampler:
         self.call = {"num_inference_steps": steps, **said, **(extra_call or {})}
         known_arguments(pipe, {*self.call, *per_request})
         self._encode = RememberedPrompts(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
-        self.room = Room(None, "decoding by the VAE", hint="; the samples stay the same but for rounding")
+        self.room = AdaptiveBatchSize(None, "decoding by the VAE", hint="; the samples stay the same but for rounding")
         self._together: bool | None = None  # whether a batch gives what each would alone; None: not looked yet
 
     def sample(

@@ -15,7 +15,7 @@ from typing import Any
 from prefkit import registry
 from prefkit.config import plugin_options
 from prefkit.errors import PluginError, PrefkitError, UsageError
-from prefkit.models.memory import Room, free_memory, out_of_memory
+from prefkit.models.memory import AdaptiveBatchSize, free_memory, out_of_memory
 from prefkit.paths import read_regular
 from prefkit.plugin_guard import guarded, is_own, lent, told, words
 from prefkit.score.contract import check_attributes, checked, scores_of
@@ -131,17 +131,19 @@ def _read(c: Candidate) -> Candidate:
     return dataclasses.replace(c, decoded=image, sha256=hashlib.sha256(data or b"").hexdigest())
 
 
-def score_batch(scorer: Scorer, items: Sequence[Candidate | Score], room: Room | None = None) -> list[Score]:
+def score_batch(
+    scorer: Scorer, items: Sequence[Candidate | Score], room: AdaptiveBatchSize | None = None
+) -> list[Score]:
     """One Score an item, in order. An exception is pinned on its item by scoring one by one; NaN is a failure.
 
     Out of memory, the batch is halved until it fits, and `room` remembers its size for the next.
     """
     live = [c for c in items if isinstance(c, Candidate)]
-    scores = iter(_fitted(scorer, live, room or Room()) if live else [])
+    scores = iter(_fitted(scorer, live, room or AdaptiveBatchSize()) if live else [])
     return [item if isinstance(item, Score) else next(scores) for item in items]
 
 
-def _fitted(scorer: Scorer, batch: Sequence[Candidate], room: Room) -> list[Score]:
+def _fitted(scorer: Scorer, batch: Sequence[Candidate], room: AdaptiveBatchSize) -> list[Score]:
     whole = scorer.scope == "within_request"
     found: list[Score] = []
     waiting = deque(batch)

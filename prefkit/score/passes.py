@@ -19,7 +19,7 @@ from prefkit.errors import PluginError, PrefkitError
 from prefkit.models.long_prompts import said
 from prefkit.output import Progress, warn
 from prefkit.plugin_guard import guarded, told
-from prefkit.score.core import FunctionScorer, Room, close, decoded_batches, score_batch
+from prefkit.score.core import AdaptiveBatchSize, FunctionScorer, close, decoded_batches, score_batch
 from prefkit.score.embed.encoder import Encoder
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
@@ -51,7 +51,7 @@ class Job:
     failure: PrefkitError | None = None
 
     def __post_init__(self) -> None:
-        self.room = Room(who=f"score {self.alias}")
+        self.room = AdaptiveBatchSize(who=f"score {self.alias}")
 
     @property
     def device(self) -> str:

@@ -13,7 +13,7 @@ from prefkit.distributed import device_of
 from prefkit.errors import UsageError
 from prefkit.plugin_guard import guarded
 from prefkit.score.contract import spec_of
-from prefkit.score.core import Room, missing_keys, score_batch
+from prefkit.score.core import AdaptiveBatchSize, missing_keys, score_batch
 from prefkit.score.overlap import in_order
 from prefkit.score.run import scorer_of, scorer_spec
 from prefkit.types import Candidate, Score
@@ -21,7 +21,7 @@ from prefkit.types import Candidate, Score
 Scores = dict[str, list[Score]]
 
 
-class Jury:
+class ScorerSet:
     """Scorers by alias. Raises UsageError for an alias that the recipe does not have."""
 
     def __init__(self, recipe: Recipe, aliases: Sequence[str], where: str) -> None:
@@ -32,7 +32,7 @@ class Jury:
             )
         self.settings = {alias: recipe.score[alias] for alias in aliases}
         self.scorers = {alias: scorer_of(recipe, alias) for alias in aliases}
-        self.rooms = {alias: Room(who=f"score {alias}") for alias in self.scorers}
+        self.rooms = {alias: AdaptiveBatchSize(who=f"score {alias}") for alias in self.scorers}
         self.current = ""
 
     def specs(self) -> dict[str, dict[str, Any]]:
@@ -96,7 +96,7 @@ class Jury:
                     scorer.close()
 
 
-def _scored(scorer: Any, room: Room, block: Sequence[Candidate]) -> list[Score]:
+def _scored(scorer: Any, room: AdaptiveBatchSize, block: Sequence[Candidate]) -> list[Score]:
     return score_batch(scorer, [c if c.error is None else Score(None, error=c.error) for c in block], room)
 
 

@@ -41,7 +41,7 @@ def check(name: str, recipe: Recipe, objective: Any, shard: str) -> None:
         "compile has not been tried with it": config.compile,
         f"optimizer {config.optimizer} has not been tried with it; take adamw": config.optimizer != "adamw",
         "watch samples in one process": bool(config.watch),
-        "with keep_reference processes would make unequal numbers of forwards": config.keep_reference,
+        "with cache_reference processes would make unequal numbers of forwards": config.cache_reference,
         f"objective {config.objective.use} moves its reference, weight by weight": objective.reference == "ema",
     }
     for reason, holds in why.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefkit.config import Choice, Train, plugin_options
 from prefkit.train.curriculum import stream
-from prefkit.train.data.augment import Views
+from prefkit.train.data.augment import Augmentation
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairRow
 from prefkit.train.monitor import validation
@@ -52,7 +52,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
         global_batch = config.batch_size * config.accumulation * processes
         length = config.steps * global_batch
         place = stream(groups, config, global_batch)
-        views = Views.of(config)
+        views = Augmentation.of(config)
         if not config.curriculum and not views.many:  # one permutation after the other: the first holds every group
             length = min(length, len(groups))
         seen = sorted({place(position) for position in range(length)})

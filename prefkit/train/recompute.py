@@ -15,7 +15,7 @@ import torch
 
 from prefkit.errors import UsageError
 from prefkit.train.data.batches import Batch
-from prefkit.train.data.prompt_cache import Texts
+from prefkit.train.data.prompt_cache import PromptEmbeddingCache
 
 MARGIN = 0.1  # of the memory: fragmentation, kernels' workspaces, other shapes of conditions
 GB = 1e9
@@ -107,7 +107,7 @@ def largest(loop: Any) -> Batch:
         return height * width * len(group.sides)
 
     group = max(groups, key=elements)
-    if isinstance(loop.data.conditions, Texts):
+    if isinstance(loop.data.conditions, PromptEmbeddingCache):
         loop.data.conditions.show(loop.data, [group])
     (batch,) = loop.data.batches(loop.family, [(group, 0)] * loop.config.batch_size)
     return batch

@@ -21,7 +21,7 @@ from prefkit.train import summary as table
 from prefkit.train.claim import claim, untrained
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
-from prefkit.train.data.reference_cache import KeptErrors
+from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.export import export, sound_result
 from prefkit.train.jobs import Job, jobs_of, load_objective
 from prefkit.train.monitor import early_stop as stopping
@@ -30,8 +30,8 @@ from prefkit.train.monitor.preflight import preflight
 from prefkit.train.monitor.sample_eval import looks_of
 from prefkit.train.policy import make_policy
 from prefkit.train.settings import check, check_start, is_online, make_objective
-from prefkit.train.setup import Plan, fingerprint, prepare
-from prefkit.train.trainer import Loop
+from prefkit.train.setup import ModelLoader, fingerprint, prepare
+from prefkit.train.trainer import Trainer
 
 REMEDY = (
     "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
@@ -89,7 +89,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
     processes = Processes(config.device)
     pairs = read_pairs(PairSource.find(store, config.pairs))
     config = budget.applied(config, budget.written(store.train(name)))
-    plan = Plan(store, recipe, config, store.train(name))
+    plan = ModelLoader(store, recipe, config, store.train(name))
     for job in jobs_of(name, config, config.controls):
         _claim(job, plan, pairs, processes, write=False)
         training, held = validation.split(pairs, job.config.validation)
@@ -115,7 +115,7 @@ def _budget(
     folder = store.train(jobs[0].name)
     found = processes.group.lead(lambda: None if untrained(folder) else budget.written(folder))
     if found is None:
-        plan = Plan(store, recipe, jobs[0].config, folder)
+        plan = ModelLoader(store, recipe, jobs[0].config, folder)
         data = prepare(plan, pairs, source, processes, jobs)
         with computing.computing(jobs[0].config, processes.device):
             found = budget.decide(lambda: make_loop(plan, jobs[0], data, folder, processes), began)
@@ -123,7 +123,7 @@ def _budget(
     return found
 
 
-def _claim(job: Job, plan: Plan, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
+def _claim(job: Job, plan: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
     """Whether this training is done. Raises FingerprintError where its folder holds another."""
     own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
     folder = plan.store.train(job.name)
@@ -139,7 +139,7 @@ def _run_jobs(
     processes: Processes,
     limit: int | None,
 ) -> list[dict[str, Any]]:
-    plan = Plan(store, recipe, jobs[0].config, store.train(jobs[0].name))
+    plan = ModelLoader(store, recipe, jobs[0].config, store.train(jobs[0].name))
 
     def begin() -> list[bool]:
         done = [_claim(job, plan, pairs, processes) for job in jobs]
@@ -175,7 +175,7 @@ def _finished(folder: Path, config: Train, write: bool) -> bool:
 
 
 def _train(
-    plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes, limit: int | None
+    plan: ModelLoader, job: Job, data: PairData, folder: Path, processes: Processes, limit: int | None
 ) -> dict[str, Any]:
     fit = "Free the device, or set precision: bf16, model.quantize or a smaller lora.rank."
     with failures.explained(job.name, processes.device, "loading the denoiser", fit):
@@ -223,7 +223,7 @@ def _train(
     return summary
 
 
-def _settle(loop: Loop, name: str) -> None:
+def _settle(loop: Trainer, name: str) -> None:
     """The weights that are the result: the last ones, or the best of those that decided when to stop."""
     if loop.looks is not None and loop.looks.stopped:
         path, say = loop.looks.path, output.warn
@@ -240,7 +240,7 @@ def _settle(loop: Loop, name: str) -> None:
         say(f"train {name}: {said}")
 
 
-def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Processes) -> Loop:
+def make_loop(plan: ModelLoader, job: Job, data: PairData, folder: Path, processes: Processes) -> Trainer:
     """The denoiser alone, made trainable, with the training pairs and those kept aside."""
     config = job.config
     objective = make_objective(job.name, config)
@@ -260,9 +260,9 @@ def make_loop(plan: Plan, job: Job, data: PairData, folder: Path, processes: Pro
     elif config.patience:
         raise _too_few(job.name)
     kept = None
-    if config.keep_reference and objective.reference == "frozen" and not objective.needs_residual:
-        kept = KeptErrors(plan.reference_folder())
+    if config.cache_reference and objective.reference == "frozen" and not objective.needs_residual:
+        kept = ReferenceErrorCache(plan.reference_folder())
     looks = looks_of(plan, config, data, training, held, folder)
-    loop = Loop(config, family, objective, policy, own, measured, processes, folder, kept, looks)
+    loop = Trainer(config, family, objective, policy, own, measured, processes, folder, kept, looks)
     loop.computed = computing.arrange(loop)
     return loop

@@ -52,7 +52,7 @@ def check(recipe: Recipe, name: str) -> Any:
                          "model.quantize to null, or train an adapter (lora: {rank: 16}).")  # fmt: skip
     objective = load_objective(name, config)
     sharding.check(name, recipe, objective, launch.shard_of(config))
-    if config.keep_reference:
+    if config.cache_reference:
         check_kept(name, objective, online=config.online is not None)
     if not is_online(config, objective):
         _check_objective(objective, config.objective.use)

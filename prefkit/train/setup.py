@@ -38,7 +38,7 @@ from prefkit.types import Request, digest
 WEIGHTS = {"no": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class Plan:
+class ModelLoader:
     """How the recipe's model is loaded for a training, and where its caches lie."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
@@ -91,11 +91,16 @@ class Plan:
         return self._masks
 
     def load(
-        self, device: Any, size: tuple[int, int], parts: set[str] | None, wiring: Wiring | None, in_turn: bool = False
+        self,
+        device: Any,
+        size: tuple[int, int],
+        parts: set[str] | None,
+        wiring: Wiring | None,
+        sequential_offload: bool = False,
     ) -> Any:
         """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at.
 
-        in_turn: text encoders, VAE and denoiser come when they are called, one at a time.
+        sequential_offload: text encoders, VAE and denoiser come when they are called, one at a time.
         """
         model = self.recipe.model
         settings = {
@@ -107,7 +112,7 @@ class Plan:
             "trust_remote_code": model.trust_remote_code,
             "config": model.config,
             "quantize": model.quantize,
-            **({"in_turn": True} if in_turn else {}),
+            **({"sequential_offload": True} if sequential_offload else {}),
         }
         call = {**self.call, "height": size[0], "width": size[1]}
         options = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
@@ -194,20 +199,20 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
     return {} if config.guidance is None else {"guidance_scale": config.guidance}
 
 
-def open_caches(plan: Plan, pairs: list[PairRow], source: PairSource) -> PairData:
+def open_caches(plan: ModelLoader, pairs: list[PairRow], source: PairSource) -> PairData:
     """The pairs, in their frames where a resolution is set, with whatever is cached."""
     store = plan.store
     if plan.config.resolution is not None:
-        pairs = frames.framed(pairs, source, store, plan.config.resolution)
+        pairs = frames.assign_buckets(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
     latents, conditions, *extra = map(Cache, plan.caches_read())
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
-    seen, masks = views.Views.of(plan.config), plan.masks(pairs)
+    seen, masks = views.Augmentation.of(plan.config), plan.masks(pairs)
     return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, seen, plan.config.seed)
 
 
 def prepare(
-    plan: Plan, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
+    plan: ModelLoader, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
 ) -> PairData:
     """All pairs, with latents and conditions of what these trainings visit: from the cache or made now, by all processes.
 
@@ -231,7 +236,7 @@ def prepare(
     # decided by one: processes that disagreed would wait for each other for ever
     ready = processes.group.told(wanted.encoded() and texted.complete() and preflight.complete(plan, data))
     if not ready:
-        family = family or plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
+        family = family or plan.load(processes.device, size, None, plan.wiring(), sequential_offload=True)
         doing = "encoding the pairs' images and prompts"
         with failures.explained(plan.folder.name, processes.device, doing, "Free the device, or set model.quantize."):
             _fill(plan, data, wanted, texted, family, source, processes)
@@ -241,18 +246,18 @@ def prepare(
     return texts.shown(plan, data, processes.device)
 
 
-def _capture(plan: Plan, size: tuple[int, int], processes: Processes) -> Any:
+def _capture(plan: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
     """The family, looked at by the main process, whose wiring the others read."""
     family: Any = None
     if processes.main:
-        family = plan.load(processes.device, size, None, None, in_turn=True)
+        family = plan.load(processes.device, size, None, None, sequential_offload=True)
         plan.keep_wiring(family.wiring)
     plan.agree(processes.group)
-    return family or plan.load(processes.device, size, None, plan.wiring(), in_turn=True)
+    return family or plan.load(processes.device, size, None, plan.wiring(), sequential_offload=True)
 
 
 def _fill(
-    plan: Plan,
+    plan: ModelLoader,
     data: PairData,
     wanted: PairData,
     texted: PairData,
@@ -293,7 +298,7 @@ def _agree(processes: Processes, cache: Cache) -> None:
     cache.keep(both)
 
 
-def fingerprint(config: Train, plan: Plan, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
+def fingerprint(config: Train, plan: ModelLoader, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
     """What the result means. At constant rate and without a curriculum, when it ends is not part of it.
 
     Nor is how a global batch is split, but for dropout, whose masks are drawn per micro-batch and process.

@@ -17,7 +17,7 @@ from prefkit.train.data.cache import Cache
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.jobs import jobs_of, visited
 from prefkit.train.monitor import validation
-from prefkit.train.setup import Plan, open_caches
+from prefkit.train.setup import ModelLoader, open_caches
 from prefkit.types import digest
 
 FLOAT32 = 4  # bytes; latents are kept in it
@@ -37,7 +37,7 @@ def cache_space(store: Store, recipe: Recipe, name: str, processes: int = 1) -> 
     """
     config = budget.applied(recipe.train[name], budget.written(store.train(name)))
     source = PairSource.find(store, config.pairs)
-    plan = Plan(store, recipe, config, store.train(name))
+    plan = ModelLoader(store, recipe, config, store.train(name))
     data = open_caches(plan, read_pairs(source), source)
     groups = visited(jobs_of(name, config, config.controls), data.pairs, processes)
     images = {side.key for group in groups for side in group.sides}

@@ -27,16 +27,16 @@ from prefkit.train import fsdp as sharding
 from prefkit.train.curriculum import stream
 from prefkit.train.data.batches import Batch, PairData
 from prefkit.train.data.prompt_cache import prepared
-from prefkit.train.data.reference_cache import KeptErrors
-from prefkit.train.monitor.early_stop import EarlyStop, check, forget, keep
-from prefkit.train.monitor.metrics import Log, WinnerWatch, finite
+from prefkit.train.data.reference_cache import ReferenceErrorCache
+from prefkit.train.monitor.early_stop import EarlyStopping, check, forget, keep
+from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.objectives._contract import loss_of
 from prefkit.train.policy import Policy, errors_of
 from prefkit.types import Errors, digest
 
 if TYPE_CHECKING:
-    from prefkit.train.monitor.sample_eval import Looks
+    from prefkit.train.monitor.sample_eval import SampleEvaluation
 
 AUTOCAST = {"no": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "cosine", "linear")
@@ -44,7 +44,7 @@ SKIPPED = 50  # steps in a row that fp16 may leave out: its scale halves at each
 
 
 @dataclass
-class Loop:
+class Trainer:
     """Everything that the loop works with. folder: train/<name>."""
 
     config: Train
@@ -55,8 +55,8 @@ class Loop:
     validation: Validation | None
     processes: Processes
     folder: Path
-    kept: KeptErrors | None = None
-    looks: Looks | None = None
+    kept: ReferenceErrorCache | None = None
+    looks: SampleEvaluation | None = None
     #: how the steps are computed, for the start-up table
     computed: dict[str, str] = field(default_factory=dict)
 
@@ -65,9 +65,9 @@ class Loop:
         self.optimizer = optimizers.make(config, self.policy.parameters(), self.processes.device.type)
         scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
-        self.watch = WinnerWatch()
+        self.watch = WinnerRegressionWarning()
         self.show(self.data)
-        self.stopping = EarlyStop(config.patience, self.folder) if config.patience else None
+        self.stopping = EarlyStopping(config.patience, self.folder) if config.patience else None
         self.pace = pace.Pace(config.validation_share, config.validate_every, self.folder)
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.shown: dict[str, float] = {}  # of the last step

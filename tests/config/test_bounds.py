@@ -15,11 +15,11 @@ from prefkit.errors import UsageError
 SETTINGS = [getattr(config, n) for n in ("Generate", "Score", "Compare", "Pair", "Train", "Online", "Lora", "Eval")]
 SETTINGS.append(config.Requests)
 UNBOUNDED = ("learning_rate", "max_grad_norm", "max_hours")  # nothing is counted or allocated by them
-ROOMS = ("scorer", "strategy", "objective", "exporter", "fitter")
+PLUGIN_PACKAGES = ("scorer", "strategy", "objective", "exporter", "fitter")
 
 
 def options():
-    for kind in ROOMS:
+    for kind in PLUGIN_PACKAGES:
         for name in registry.builtin(kind):
             found = getattr(registry.load(kind, name), "Options", None)
             if found is not None:

@@ -121,7 +121,7 @@ FREE = {
     "Online": {"watch_every", "sample_batch", "reward_timeout", "max_failed", "checkpoint_every", "keep_rounds"},
     "Train": {
         "controls",
-        "keep_reference",
+        "cache_reference",
         "gradient_checkpointing",
         "compile",
         "attention",

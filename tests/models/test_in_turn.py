@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from prefkit.errors import TrainingError
-from prefkit.models import offload as in_turn
+from prefkit.models import offload as sequential_offload
 from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import capture_conditions
 from prefkit.models.latents import encode
@@ -28,7 +28,7 @@ def image():
 @pytest.mark.parametrize("kind", TINY_KINDS)
 def test_wiring_conditions_and_latents_are_those_of_the_whole(load, kind):
     dtype = {"sdxl": "bf16"}.get(kind, "float32")
-    whole, parts = load(kind, dtype=dtype), load(kind, dtype=dtype, in_turn=True)
+    whole, parts = load(kind, dtype=dtype), load(kind, dtype=dtype, sequential_offload=True)
     wiring = capture(whole, **SIZE)
     assert dataclasses.asdict(capture(parts, **SIZE)) == dataclasses.asdict(wiring)
     ours, theirs = (capture_conditions(pipe, wiring, ["a red cat"], **SIZE)[0] for pipe in (parts, whole))
@@ -39,7 +39,7 @@ def test_wiring_conditions_and_latents_are_those_of_the_whole(load, kind):
 
 
 def test_a_capture_reads_no_part_more_often_than_said(load):
-    pipe = load("sd", in_turn=True)
+    pipe = load("sd", sequential_offload=True)
     read, found = [], pipe.turns.load
     pipe.turns.load = lambda part, dtype: read.append(part) or found(part, dtype)
     capture(pipe, **SIZE)
@@ -47,7 +47,7 @@ def test_a_capture_reads_no_part_more_often_than_said(load):
 
 
 def test_modules_inside_a_part_answer_too_and_follow_its_dtype(load):
-    pipe, whole = load("sd", in_turn=True), load("sd")
+    pipe, whole = load("sd", sequential_offload=True), load("sd")
     states = torch.randn(1, 3, 32)
     expected = whole.text_encoder.final_layer_norm(states)
     assert torch.equal(pipe.text_encoder.final_layer_norm(states), expected)  # what clip_skip does
@@ -77,15 +77,15 @@ def test_statistics_that_are_read_and_not_called_are_real(tmp_path):
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "Flux2Pipeline", "vae": ["diffusers", "AutoencoderKLFlux2"], "text_encoder": [null, null]}'
     )
-    turns = in_turn.Turns(lambda part, dtype: {"vae": vae.to(dtype)})
-    stub = in_turn.stand_ins(str(tmp_path), None, torch.float32, "cpu", turns)["vae"]
+    turns = sequential_offload.SequentialOffload(lambda part, dtype: {"vae": vae.to(dtype)})
+    stub = sequential_offload.stand_ins(str(tmp_path), None, torch.float32, "cpu", turns)["vae"]
     assert turns.part is None
     assert torch.equal(stub.bn.running_mean, vae.bn.running_mean) and turns.part == "vae"
 
 
 def test_one_part_only(load):
-    pipe = load("sd", in_turn=True)
-    with pytest.raises(in_turn.AnotherPart), pipe.turns.only("text"):
+    pipe = load("sd", sequential_offload=True)
+    with pytest.raises(sequential_offload.AnotherPart), pipe.turns.only("text"):
         pipe.vae.decode(torch.randn(1, 4, 8, 8))
     assert pipe.turns.part is None
     pipe.vae.decode(torch.randn(1, 4, 8, 8))
@@ -101,7 +101,7 @@ def test_prompts_are_remembered_by_what_is_in_them():
             return torch.full((1, 2), len(prompt[0]) * scale), None
 
     pipe = Pipe()
-    in_turn.remember_texts(pipe)
+    sequential_offload.remember_texts(pipe)
     ask = functools.partial(pipe.encode_prompt, ["one"])
     first = ask(image=image())[0]
     first.zero_()  # pipelines may work in place
@@ -123,7 +123,7 @@ def test_an_adapter_of_the_text_encoder_is_refused_with_the_denoiser_alone(load,
     for side, shape in (("A", (2, 32)), ("B", (32, 2))):
         state[f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{side}.weight"] = torch.randn(shape)
     safetensors.torch.save_file(state, path)
-    for options in ({"parts": {"denoiser"}}, {"in_turn": True}):
+    for options in ({"parts": {"denoiser"}}, {"sequential_offload": True}):
         with pytest.raises(TrainingError, match="also changes text_encoder"):
             pipe = load("sd", adapters={str(tmp_path): 1.0}, **options)
             capture(pipe, **SIZE)

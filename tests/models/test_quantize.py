@@ -121,7 +121,7 @@ def test_the_denoiser_and_nothing_else_is_in_few_bits(torchao, load, name, tenso
 def test_the_wiring_is_proven_under_quantisation_too(torchao, load, kind):
     plain = capture(load(kind), **SIZE)
     assert capture(load(kind, quantize="int8"), **SIZE) == plain
-    parts = load(kind, quantize="int8", in_turn=True)
+    parts = load(kind, quantize="int8", sequential_offload=True)
     seen, bring = {}, parts.turns.load
     parts.turns.load = lambda part, dtype: seen.setdefault(part, bring(part, dtype))
     assert capture(parts, **SIZE) == plain

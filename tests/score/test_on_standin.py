@@ -10,7 +10,7 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.score import passes
-from prefkit.score.core import Room, make_scorer, score_batch
+from prefkit.score.core import AdaptiveBatchSize, make_scorer, score_batch
 from prefkit.types import Candidate
 
 pytestmark = pytest.mark.standin
@@ -28,7 +28,7 @@ def batch(n):
 def test_scorers_halve_their_batch(capsys):
     scorer = make_scorer("clip", {"model": "tiny"})
     scorer.load("cuda:0", "float32")
-    room, items = Room(who="score align"), batch(8)
+    room, items = AdaptiveBatchSize(who="score align"), batch(8)
     standin.CALLS.clear()
     with standin.run_out(lambda name, shape: name in ("convolution", "conv2d") and shape[0] > 2):
         found = score_batch(scorer, items, room)
@@ -39,7 +39,7 @@ def test_scorers_halve_their_batch(capsys):
     fresh.load("cuda:0", "float32")
     assert [s.value for s in found] == pytest.approx([s.value for s in score_batch(fresh, items)], abs=1e-6)
     with standin.run_out(lambda name, shape: name in ("convolution", "conv2d")):
-        (alone,) = score_batch(make_loaded(), batch(9)[8:], Room())
+        (alone,) = score_batch(make_loaded(), batch(9)[8:], AdaptiveBatchSize())
     assert alone.value is None and "out of memory with this image alone" in alone.error
 
 
@@ -52,8 +52,8 @@ def make_loaded():
 def test_judges_halve_their_batch_and_sample_on_the_card(vlm, capsys):
     judge = make_scorer("mllm", {"model": str(vlm), "min_mass": 0.0})
     judge.load("cuda:0", "float32")
-    whole = score_batch(judge, batch(4), Room())
-    room = Room(who="score judge")
+    whole = score_batch(judge, batch(4), AdaptiveBatchSize())
+    room = AdaptiveBatchSize(who="score judge")
     with standin.run_out(lambda name, shape: name == "embedding" and shape[0] > 0 and full(judge)):
         parts = score_batch(judge, batch(4), room)
     assert room.most == 2 and "out of memory with 4 images" in capsys.readouterr().err

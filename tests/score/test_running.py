@@ -15,7 +15,7 @@ from PIL import Image
 from prefkit.api import Run
 from prefkit.config import Recipe, Score
 from prefkit.errors import PluginError
-from prefkit.score.core import Room, out_of_memory, score_batch
+from prefkit.score.core import AdaptiveBatchSize, out_of_memory, score_batch
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
@@ -182,7 +182,7 @@ def items(n):
 
 @pytest.mark.parametrize("says", [cuda_says, cpu_says, MemoryError])
 def test_out_of_memory_halves_the_batch_and_goes_on(says, capsys):
-    scorer, room = Small(5, says), Room(32, "score mine")
+    scorer, room = Small(5, says), AdaptiveBatchSize(32, "score mine")
     found = [s for _ in range(3) for s in score_batch(scorer, items(32), room)]
     assert found == [Value(float(i)) for i in range(32)] * 3
     assert scorer.sizes[:4] == [32, 16, 8, 4] and set(scorer.sizes[4:]) == {4} and room.most == 4

@@ -18,7 +18,7 @@ from prefkit.store import Store
 from prefkit.testing import TINY_KINDS, tiny_pipeline
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import Job, make_loop
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 
 torch.set_num_threads(1)
 PROMPTS = ["a red cat", "a dog in a hat", "two boats", "a green door", "a bowl of rice", "an old tree"]
@@ -122,7 +122,7 @@ def loop_of():
     def make(store, recipe, **changes):
         config = replace(recipe.train["dpo"], **changes)
         source = PairSource.find(store, "main")
-        plan = Plan(store, recipe, config, store.train("dpo"))
+        plan = ModelLoader(store, recipe, config, store.train("dpo"))
         data = prepare(plan, read_pairs(source), source, Processes("cpu"))
         return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
 

@@ -52,7 +52,7 @@ def test_it_is_the_training_of_the_steps_that_fit_and_goes_on_with_them(run, tic
     """A step, a measurement and a checkpoint take one tick each, so that a step costs 1 + 1/2 + 1/4."""
     ticks()
     store, recipe = run(where="hours", max_hours=40 * SECOND, **SETTINGS, **EVERY)
-    assert plan(store, recipe, ["train"], [], None)[0][0]["wanted"] == 40
+    assert plan(store, recipe, {"train": None}, [])[0][0]["wanted"] == 40
     first = run_train(store, recipe, "dpo", limit=5)
     found = read_json(store.train("dpo") / "budget.json")
     assert found["each"] == 1.75 and found["seconds"]["step"] == 1.0
@@ -60,7 +60,7 @@ def test_it_is_the_training_of_the_steps_that_fit_and_goes_on_with_them(run, tic
     assert found["fixed"] == 14 + 3 + 3 + 2
     steps = int((40 - 22) / 1.75)
     assert not first["done"] and f"pays for {steps} steps" in capsys.readouterr().err
-    assert plan(store, recipe, ["train"], [], None)[0][0]["wanted"] == steps
+    assert plan(store, recipe, {"train": None}, [])[0][0]["wanted"] == steps
     ticks(1000.0)  # a slower machine finishes what was begun
     summary = run_train(store, recipe, "dpo")
     assert summary["done"] and summary["steps"] == steps
@@ -102,7 +102,7 @@ def test_other_hours_are_other_steps_at_the_same_pace(run, ticks, schedule):
 
 
 def test_before_the_first_checkpoint_it_is_timed_anew_and_controls_take_as_many_steps(run, ticks, monkeypatch):
-    from prefkit.train.trainer import Loop
+    from prefkit.train.trainer import Trainer
 
     def dies(loop, limit=None):
         raise SystemExit("killed here")
@@ -110,7 +110,7 @@ def test_before_the_first_checkpoint_it_is_timed_anew_and_controls_take_as_many_
     ticks()
     store, recipe = run(max_hours=60 * SECOND, steps=1000, controls=True, checkpoint_every=1000)
     with monkeypatch.context() as patched:
-        patched.setattr(Loop, "run", dies)
+        patched.setattr(Trainer, "run", dies)
         with pytest.raises(SystemExit):
             run_train(store, recipe, "dpo")
     ticks(2.0)

@@ -9,12 +9,15 @@ import pytest
 from prefkit.config import Choice
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.train.curriculum import Curriculum
-from prefkit.train.data.pairs import PairRow, Side
+from prefkit.train.data.pairs import PairImage, PairRow
 from prefkit.train.run import run_train
 
 
 def pairs_of(gaps, kind="rank_gap"):
-    return [PairRow(f"p{i}", i, "x", None, Side("a", 0), Side("b", 1), **{kind: gap}) for i, gap in enumerate(gaps)]
+    return [
+        PairRow(f"p{i}", i, "x", None, PairImage("a", 0), PairImage("b", 1), **{kind: gap})
+        for i, gap in enumerate(gaps)
+    ]
 
 
 def test_easy_pairs_come_first_and_all_in_the_end():

@@ -18,7 +18,7 @@ from prefkit.models.capture.maps import BEHIND
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.testing import tiny_pipeline
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 from tests.models.editing import (
     CASES,
     SIZE,
@@ -103,7 +103,7 @@ def test_each_request_keeps_its_own_image(builder, tiny, tmp_path, monkeypatch):
         assert np.abs(np.asarray(image).astype(int) - np.asarray(c.pil())).max() <= 1
     run.score()
     run.pair()
-    plan = Plan(run.store, run.recipe, run.recipe.train["dpo"], run.store.train("dpo"))
+    plan = ModelLoader(run.store, run.recipe, run.recipe.train["dpo"], run.store.train("dpo"))
     source = PairSource.find(run.store, "main")
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
     beside = [data.conditions.get(data.condition_key(pair))[BEHIND] for pair in data.pairs]

@@ -9,7 +9,7 @@ import pytest
 from prefkit.train.run import run_train
 
 SETTINGS = {"steps": 5, "batch_size": 4, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 2, "validation": 1}
-OTHERWISE = {"batch_size": 1, "accumulation": 4, "gradient_checkpointing": True, "keep_reference": True}
+OTHERWISE = {"batch_size": 1, "accumulation": 4, "gradient_checkpointing": True, "cache_reference": True}
 
 
 def trajectory(store):

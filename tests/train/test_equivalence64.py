@@ -20,7 +20,7 @@ from prefkit.train.data.batches import Batch
 SETTINGS = {"steps": 3, "batch_size": 4, "schedule": "cosine", "warmup": 1}
 WAYS = {
     "split-checkpointed-kept": {
-        "batch_size": 1, "accumulation": 4, "gradient_checkpointing": True, "keep_reference": True,
+        "batch_size": 1, "accumulation": 4, "gradient_checkpointing": True, "cache_reference": True,
     },
     "compiled-checkpointed": {"compile": True, "gradient_checkpointing": True},
 }  # fmt: skip

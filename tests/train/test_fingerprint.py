@@ -12,7 +12,7 @@ from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.store.files import read_json
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import run_train
-from prefkit.train.setup import Plan, fingerprint
+from prefkit.train.setup import ModelLoader, fingerprint
 
 OBJECTIVE = """
 from prefkit.train.objectives.dpo import plugin
@@ -23,7 +23,7 @@ class Mine(plugin):
 
 def of(store, recipe, **changes):
     config = replace(recipe.train["dpo"], **changes)
-    plan = Plan(store, recipe, config, store.train("dpo"))
+    plan = ModelLoader(store, recipe, config, store.train("dpo"))
     return plan, fingerprint(config, plan, read_pairs(PairSource.find(store, "main")), Processes("cpu"))
 
 

@@ -141,7 +141,7 @@ def test_quantized_weights_are_not_cut(run):
     [
         {"precision": "fp16"},
         {"compile": True},
-        {"keep_reference": True},
+        {"cache_reference": True},
         {"objective": Choice("linear")},
         {"optimizer": "adafactor"},
         {"watch": ["jpeg"]},

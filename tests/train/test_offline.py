@@ -17,7 +17,7 @@ from prefkit.testing import TINY_KINDS
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.run import Job, make_loop, run_train
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 from prefkit.train.trainer import rate_factor
 
 
@@ -158,7 +158,7 @@ def test_flipping_touches_about_half_of_the_training_pairs_and_no_held_out_one(r
     store, recipe = run(rows=pair_rows(40), validation=8)
     source = PairSource.find(store, "main")
     pairs = read_pairs(source)
-    plan = Plan(store, recipe, recipe.train["dpo"], store.train("dpo"))
+    plan = ModelLoader(store, recipe, recipe.train["dpo"], store.train("dpo"))
     data = prepare(plan, pairs, source, Processes("cpu"))
     folder, processes = store.train("dpo"), Processes("cpu")
     plain = make_loop(plan, Job("a", recipe.train["dpo"]), data, folder, processes)
@@ -364,9 +364,9 @@ def test_the_startup_table(run, capsys):
 
 
 def test_a_warning_while_the_winner_gets_worse(capsys):
-    from prefkit.train.monitor.metrics import WinnerWatch
+    from prefkit.train.monitor.metrics import WinnerRegressionWarning
 
-    watch = WinnerWatch()
+    watch = WinnerRegressionWarning()
     for step in range(49):
         watch.update(step, -1.0)
     assert capsys.readouterr().err == ""

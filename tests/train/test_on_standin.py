@@ -23,8 +23,8 @@ from prefkit.train.jobs import Job
 from prefkit.train.monitor import sample_monitor as watch
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.run import make_loop, run_train
-from prefkit.train.setup import Plan, prepare
-from prefkit.train.trainer import Loop
+from prefkit.train.setup import ModelLoader, prepare
+from prefkit.train.trainer import Trainer
 from prefkit.types import Candidate
 
 pytestmark = pytest.mark.standin
@@ -62,20 +62,20 @@ def test_a_batch_that_is_not_moved_is_found(run, monkeypatch, where):
 
 def test_a_metric_that_is_made_on_the_cpu_is_found(run, monkeypatch):
     store, recipe = run(**BIG)
-    losses = Loop.losses
+    losses = Trainer.losses
 
     def on_the_cpu(self, batch):
         loss, metrics = losses(self, batch)
         return loss, {**metrics, "made": torch.ones(len(loss))}
 
-    monkeypatch.setattr(Loop, "losses", on_the_cpu)
+    monkeypatch.setattr(Trainer, "losses", on_the_cpu)
     with pytest.raises(RuntimeError, match="same device"):
         run_train(store, recipe, "dpo")
 
 
 def test_every_setting_that_looks_at_the_device_trains(run):
     """max_hours waits for the card, tf32 switches its products, rolling texts come and go, watch frees its memory."""
-    store, recipe = run(**BIG, precision="tf32", max_hours=5.0, text_cache="rolling", watch=["size"], watch_requests=2, validation=2, keep_reference=True)  # fmt: skip
+    store, recipe = run(**BIG, precision="tf32", max_hours=5.0, text_cache="rolling", watch=["size"], watch_requests=2, validation=2, cache_reference=True)  # fmt: skip
     recipe = replace(
         recipe,
         generate={"own": Generate(steps=2, guidance=3.0, device="cuda")},
@@ -144,8 +144,8 @@ def failing(owner, name, at):
 @pytest.mark.parametrize(
     ("owner", "name", "said"),
     [
-        (Loop, "accumulate", r"ran out of memory in step 1\. Try, in this order: batch_size 1 with accumulation 2"),
-        (Loop, "measure", r"ran out of memory in step 1\. Try"),
+        (Trainer, "accumulate", r"ran out of memory in step 1\. Try, in this order: batch_size 1 with accumulation 2"),
+        (Trainer, "measure", r"ran out of memory in step 1\. Try"),
         (training, "preflight", "ran out of memory in the preflight"),
         (training, "make_policy", "ran out of memory loading the denoiser"),
         (data, "fill_conditions", "ran out of memory encoding the pairs' images and prompts"),
@@ -163,7 +163,7 @@ def test_what_cannot_be_halved_is_explained(run, monkeypatch, owner, name, said)
 
         monkeypatch.setattr(owner, name, out)
     else:
-        target = Loop if owner is budget else owner
+        target = Trainer if owner is budget else owner
         function = "accumulate" if owner is budget else name
         monkeypatch.setattr(target, function, failing(target, function, always))
     with pytest.raises(TrainingError, match=said):
@@ -173,7 +173,7 @@ def test_what_cannot_be_halved_is_explained(run, monkeypatch, owner, name, said)
 def checkpointing(store, recipe):
     """What the loop on the card decides about it."""
     source, config = PairSource.find(store, "main"), recipe.train["dpo"]
-    plan, processes = Plan(store, recipe, config, store.train("dpo")), Processes("cuda")
+    plan, processes = ModelLoader(store, recipe, config, store.train("dpo")), Processes("cuda")
     found = prepare(plan, read_pairs(source), source, processes)
     return make_loop(plan, Job("dpo", config), found, store.train("dpo"), processes).computed["gradient checkpointing"]
 

@@ -10,7 +10,7 @@ import pytest
 from prefkit.errors import UsageError
 from prefkit.train import pace
 from prefkit.train.run import run_train
-from prefkit.train.trainer import Loop
+from prefkit.train.trainer import Trainer
 
 ONE = Has(main=True, sum=lambda tensor: tensor)
 
@@ -42,13 +42,13 @@ def measured(store):
 def test_a_resumed_training_keeps_the_pace_whatever_the_clock_says(run, monkeypatch):
     now, cost = [0.0], {"measure": 3.0, "accumulate": 1.0}
     for name in cost:
-        inner = getattr(Loop, name)
+        inner = getattr(Trainer, name)
 
         def timed(self, *given, name=name, inner=inner, **more):
             now[0] += cost[name]
             return inner(self, *given, **more)
 
-        monkeypatch.setattr(Loop, name, timed)
+        monkeypatch.setattr(Trainer, name, timed)
     monkeypatch.setattr(pace, "clock", lambda: now[0])
     settings = {"steps": 7, "validation": 2, "validate_every": 1, "validation_share": 1.0, "checkpoint_every": 1}
     store, recipe = run(**settings)

@@ -70,7 +70,7 @@ def test_training_on_samples_resumes_exactly_and_keeps_its_references(run):
     assert lines(whole)[1]["loss"] == pytest.approx(math.log(2), abs=1e-6)  # policy and reference see one sample
     plain, recipe = run(where="plain", **settings | {"posterior": "mean"})
     assert estimated == pytest.approx(2 * cache_space(plain, recipe, "dpo")["MB latents"])
-    parts, recipe = run(where="parts", keep_reference=True, **settings)
+    parts, recipe = run(where="parts", cache_reference=True, **settings)
     run_train(parts, recipe, "dpo", limit=3)
     run_train(parts, recipe, "dpo")
     assert lines(parts) == lines(whole)

@@ -85,7 +85,7 @@ def test_only_what_is_on_the_cpu_is_pinned(run, loop_of, monkeypatch):
 
 
 def test_a_pinned_batch_is_the_batch_with_every_tensor_pinned(run, loop_of, monkeypatch):
-    store, recipe = run(keep_reference=True)
+    store, recipe = run(cache_reference=True)
     loop = loop_of(store, recipe)
     loop.accumulate(loop.micro_batches(0))
     loop.kept.flush()

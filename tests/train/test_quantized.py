@@ -15,7 +15,7 @@ from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.load.trained import trained_model
 from prefkit.train.families.diffusers import DiffusersFamily
 from prefkit.train.run import run_train
-from prefkit.train.setup import Plan
+from prefkit.train.setup import ModelLoader
 
 
 def test_full_weights_are_refused(run, monkeypatch):
@@ -28,7 +28,7 @@ def test_full_weights_are_refused(run, monkeypatch):
 def test_caches_of_another_precision_do_not_mix(run):
     store, recipe = run()
     plans = [
-        Plan(
+        ModelLoader(
             store, replace(recipe, model=replace(recipe.model, quantize=name)), recipe.train["dpo"], store.train("dpo")
         )
         for name in (None, "nf4", "int8", "fp8")

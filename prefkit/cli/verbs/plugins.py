@@ -22,7 +22,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if flags or known.run_folder or known.recipe:
         raise UsageError("plugins takes neither a run nor a recipe; it only knows --json and -q.")
     rows: list[dict[str, Any]] = []
-    for kind in registry.ROOMS:
+    for kind in registry.PLUGIN_PACKAGES:
         own, others = registry.builtin(kind), registry.offered(kind)
         rows += [_row(kind, name, "prefkit", text) for name, text in own.items()]
         rows += [_row(kind, name, p.value, _summary(p), p) for name, points in others.items() for p in points]

@@ -98,14 +98,14 @@ def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, s
     for name in [name for name, value in record.steps[0].arguments.items() if _tensors(value)]:
         for state in states:
             x = [maps.STATE[state](step.before, level) for step, level in zip(record.steps, levels, strict=True)]
-            for entry in (*maps.INPUT, *maps.BESIDE):
+            for entry in (*maps.INPUT, *maps.EXTRA_INPUT):
                 behind = maps.held_behind(entry, record.steps[0].arguments[name], x[0])
-                if entry in maps.BESIDE and behind is None:
+                if entry in maps.EXTRA_INPUT and behind is None:
                     continue
                 seen = zip(record.steps, x, strict=True)  # what stands behind x_t must stay as it is from step to step
                 if all(_fits(s.arguments[name], maps.enter, entry, x_t, behind) for s, x_t in seen):
                     fits[name, state, entry] = x
-    entries = ", ".join((*maps.INPUT, *maps.BESIDE))
+    entries = ", ".join((*maps.INPUT, *maps.EXTRA_INPUT))
     tried = f"scheduler's sample -> argument of the denoiser (tried {', '.join(maps.STATE)} then {entries})"
     found = _only(pipe, tried, list(fits))
     return *found, fits[found]

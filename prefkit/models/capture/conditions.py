@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import CaptureError
-from prefkit.models.capture.maps import BEHIND, BESIDE, held_behind, same, stacked
+from prefkit.models.capture.maps import BEHIND, EXTRA_INPUT, held_behind, same, stacked
 from prefkit.models.capture.record import bind, known_arguments, replaced, run, stand_in
 from prefkit.models.capture.wiring import Wiring
 from prefkit.models.trees import Tree, leaves
@@ -126,7 +126,7 @@ def _arguments(pipe: Any, wiring: Wiring, asked: Mapping[str, Any], base: Mappin
             f"asked for with call arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
         )
     condition = {name: value for name, value in seen.items() if name not in (wiring.sample, wiring.time)}
-    if wiring.input in BESIDE:
+    if wiring.input in EXTRA_INPUT:
         condition[BEHIND] = held_behind(wiring.input, seen[wiring.sample], condition.pop(_OWN))
         if condition[BEHIND] is None:
             raise CaptureError(
@@ -146,7 +146,7 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> dict[str, An
 
     def note(net: nn.Module, args: Any, kwargs: Any) -> None:
         seen.update(bind(net, args, kwargs))
-        if wiring.input not in BESIDE:
+        if wiring.input not in EXTRA_INPUT:
             raise _Stop(seen)
 
     def step(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -158,7 +158,7 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> dict[str, An
     hook = net.register_forward_pre_hook(note, with_kwargs=True)
     try:
         with ExitStack() as stack:
-            if wiring.input in BESIDE:
+            if wiring.input in EXTRA_INPUT:
                 stack.enter_context(replaced(net, "forward", stand_in(net.forward, nothing)))
                 stack.enter_context(replaced(pipe.scheduler, "step", stand_in(pipe.scheduler.step, step)))
             return _run_until_stop(pipe, call)

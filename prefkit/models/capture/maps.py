@@ -17,12 +17,12 @@ STATE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "over_sqrt_sigma2_plus_1": lambda sample, sigma: sample / (sigma**2 + 1) ** 0.5,
 }
 
-#: leaf of the condition: what the denoiser's sample argument holds behind x_t, of inputs in BESIDE
+#: leaf of the condition: what the denoiser's sample argument holds behind x_t, of inputs in EXTRA_INPUT
 BEHIND = "behind_sample"
 
 
 # where a denoiser's sample argument holds more than x_t: name -> (dimensions, the one along which more follows)
-BESIDE: dict[str, tuple[int, int]] = {
+EXTRA_INPUT: dict[str, tuple[int, int]] = {
     "extra_channels": (4, 1),  # inpainting: mask and masked image
     "extra_tokens": (3, 1),  # editing: the tokens of the image to edit
     "extra_features": (3, 2),  # FLUX Fill and Control: more numbers in every token
@@ -30,8 +30,8 @@ BESIDE: dict[str, tuple[int, int]] = {
 
 
 def held_behind(name: str, seen: Any, x: Tensor) -> Tensor | None:
-    """What an argument of the denoiser holds behind x_t, by an entry of BESIDE; None for another, or where nothing is."""
-    dims, dim = BESIDE.get(name, (0, 0))
+    """What an argument of the denoiser holds behind x_t, by an entry of EXTRA_INPUT; None for another, or where nothing is."""
+    dims, dim = EXTRA_INPUT.get(name, (0, 0))
     if not isinstance(seen, Tensor) or not seen.ndim == x.ndim == dims or seen.shape[dim] <= x.shape[dim]:
         return None
     return seen.narrow(dim, x.shape[dim], seen.shape[dim] - x.shape[dim])
@@ -134,11 +134,11 @@ AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
 
 
 def enter(name: str, x: Tensor, behind: Tensor | None = None) -> Any:
-    """The denoiser's sample argument. behind: of inputs in BESIDE, what follows x_t."""
+    """The denoiser's sample argument. behind: of inputs in EXTRA_INPUT, what follows x_t."""
     if name in INPUT:
         return INPUT[name](x)
     assert behind is not None, "a condition without what belongs behind the sample"
-    return torch.cat([x, behind.to(x)], dim=BESIDE[name][1])
+    return torch.cat([x, behind.to(x)], dim=EXTRA_INPUT[name][1])
 
 
 def stacked(out: Any) -> Tensor:

@@ -18,7 +18,7 @@ class Wiring:
     sample          argument of the denoiser's forward that takes x_t
     time            argument that takes the time
     state           scheduler's sample -> x_t, a name in maps.STATE
-    input           x_t -> argument, a name in maps.INPUT or maps.BESIDE
+    input           x_t -> argument, a name in maps.INPUT or maps.EXTRA_INPUT
     output          network output -> scheduler's model_output, a name in maps.OUTPUT
     clock           schedule time -> argument, a name in maps.CLOCK
     layout, affine  final latents -> input of vae.decode, names in maps.LAYOUT and maps.AFFINE

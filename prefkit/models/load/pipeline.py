@@ -43,7 +43,7 @@ def load_pipeline(
     parts: Collection[str] | None = None,
     trust_remote_code: bool = False,
     config: str | None = None,
-    in_turn: bool = False,
+    sequential_offload: bool = False,
     quantize: str | None = None,
 ) -> Any:
     """A DiffusionPipeline on `device`, weights from safetensors.
@@ -54,7 +54,7 @@ def load_pipeline(
     parts      of {"denoiser", "vae", "text"}, default all. Text encoders left out are None; a denoiser or VAE left
                out is there on paper (configuration and shapes) but its weights never enter memory
     config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
-    in_turn    no weights now: each part is loaded when it is called, in the place of the one before (`pipe.turns`, see
+    sequential_offload    no weights now: each part is loaded when it is called, in the place of the one before (`pipe.turns`, see
                models/offload.py), the denoiser with its adapters. A single file is loaded whole all the same
     quantize   the denoiser's linear layers as nf4, int8 or fp8 (models/quantize.py)
     Raises UsageError for a path that is not there, a folder that is no pipeline, unknown names, missing safetensors;
@@ -69,11 +69,11 @@ def load_pipeline(
     source = located(base)
     variant = _check_source(source, wanted)
     _check_quantized(source, quantize, device)
-    in_turn = in_turn and not source.endswith(SINGLE_FILES)
+    sequential_offload = sequential_offload and not source.endswith(SINGLE_FILES)
     if source.endswith(SINGLE_FILES):
         pipe = from_single_file(source, torch_dtype, config)
         _still(pipe)  # diffusers (0.42.1) leaves a T5 in training mode, with its dropout on
-    elif in_turn:
+    elif sequential_offload:
         same: Any = {"revision": revision, "trust_remote_code": trust_remote_code, "quantize": quantize}
         whole = functools.partial(load_pipeline, base, **same)
         load = _part_loader(whole, device, adapters)
@@ -89,7 +89,7 @@ def load_pipeline(
         kind = _scheduler(scheduler)
         unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
         pipe.scheduler = kind.from_config({**unclipped, **pipe.scheduler.config})
-    if adapters and not in_turn:
+    if adapters and not sequential_offload:
         _load_adapters(pipe, adapters)
     return pipe.to(device)
 
@@ -208,9 +208,9 @@ def _in_turn(
     load: Callable[[str, torch.dtype], dict[str, Any]],
     variant: str | None,
 ) -> Any:
-    from prefkit.models.offload import Turns, remember_texts, stand_ins
+    from prefkit.models.offload import SequentialOffload, remember_texts, stand_ins
 
-    turns = Turns(load)
+    turns = SequentialOffload(load)
     given = functools.partial(stand_ins, source, revision, dtype, device, turns)
     pipe = _from_pretrained(source, revision, dtype, remote_code, given, variant)
     remember_texts(pipe)

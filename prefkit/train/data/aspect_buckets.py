@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prefkit.images import size as size_of
 from prefkit.output import warn
 from prefkit.store import Store
-from prefkit.train.data.pairs import PairRow, PairSource, Side
+from prefkit.train.data.pairs import PairImage, PairRow, PairSource
 from prefkit.types import digest
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOST = 0.2  # share of an image beyond which cropping is told
 
 
-def framed(pairs: list[PairRow], source: PairSource, store: Store, resolution: int) -> list[PairRow]:
+def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resolution: int) -> list[PairRow]:
     """The pairs with a frame on every side, and keys that tell images in different frames apart."""
     sizes = dict(_sizes(pairs, source, store))
     by_request: dict[tuple[str | None, str], list[float]] = {}
@@ -37,7 +37,7 @@ def framed(pairs: list[PairRow], source: PairSource, store: Store, resolution: i
     for pair in pairs:
         frame = frames[pair.request_id, pair.prompt]
         cut |= {side.key for side in pair.sides if _lost(sizes.get(side.key, frame), frame) > LOST}
-        win, lose = (_framed(side, frame, sizes.get(side.key)) for side in pair.sides)
+        win, lose = (_fitted_to(side, frame, sizes.get(side.key)) for side in pair.sides)
         found.append(replace(pair, win=win, lose=lose))
     if cut:
         warn(f"pairs {source.name}: {len(cut)} of {len(sizes)} images lose more than {LOST:.0%} to cropping, because the "
@@ -52,7 +52,7 @@ def bucket(aspect: float, resolution: int) -> tuple[int, int]:
     return tuple(max(step, round(edge / step) * step) for edge in (height, width))  # type: ignore[return-value]
 
 
-def fit(image: Image, side: Side) -> Image:
+def fit(image: Image, side: PairImage) -> Image:
     """Scaled until it covers the side's frame, and cropped there; mirrored where the view says so. As it is without."""
     from PIL import Image as pil
     from PIL import ImageOps
@@ -62,7 +62,7 @@ def fit(image: Image, side: Side) -> Image:
     return ImageOps.mirror(image) if side.flip else image
 
 
-def shown(side: Side) -> tuple[float, float, float, float]:
+def shown(side: PairImage) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of what `fit` leaves, in shares of the whole image, before it is mirrored."""
     if side.frame is None or side.whole is None:
         return 0.0, 0.0, 1.0, 1.0
@@ -72,7 +72,7 @@ def shown(side: Side) -> tuple[float, float, float, float]:
     return left, top, left + width, top + height
 
 
-def _framed(side: Side, frame: tuple[int, int], whole: tuple[int, int] | None) -> Side:
+def _fitted_to(side: PairImage, frame: tuple[int, int], whole: tuple[int, int] | None) -> PairImage:
     return replace(side, key=digest(side.key, frame, length=40), frame=frame, whole=whole)
 
 

@@ -21,7 +21,7 @@ from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.output import warn
 from prefkit.train.data.draws import draw_key
-from prefkit.train.data.pairs import PairRow, Side
+from prefkit.train.data.pairs import PairImage, PairRow
 from prefkit.types import digest
 
 CROPS = 4
@@ -30,7 +30,7 @@ SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Views:
+class Augmentation:
     """flips, crops: what a visit chooses from; crops are shares of what hangs over, 0 (left or top) to 1. seed: train.seed."""
 
     flips: tuple[bool, ...] = (False,)
@@ -42,7 +42,7 @@ class Views:
         return len(self.flips) * len(self.crops) > 1
 
     @classmethod
-    def of(cls, config: Train) -> Views:
+    def of(cls, config: Train) -> Augmentation:
         places = tuple(k / (CROPS - 1) for k in range(CROPS)) if config.crop == "random" else (CENTRE,)
         return cls((False, True) if config.flip else (False,), places, config.seed)
 
@@ -63,7 +63,7 @@ class Views:
                 if (flip, crop) != (False, CENTRE):
                     yield self._seen(group, flip, crop)
 
-    def keys(self, side: Side) -> Iterator[str]:
+    def keys(self, side: PairImage) -> Iterator[str]:
         """Under which its views may be cached; they have one size."""
         yield side.key
         for crop in self.crops:
@@ -77,7 +77,7 @@ class Views:
         return replace(group, sides=sides)
 
 
-def _of_side(side: Side, flip: bool, crop: float) -> Side:
+def _of_side(side: PairImage, flip: bool, crop: float) -> PairImage:
     if not _overhangs(side):
         crop = CENTRE
     if (flip, crop) == (False, CENTRE):
@@ -86,7 +86,7 @@ def _of_side(side: Side, flip: bool, crop: float) -> Side:
     return replace(side, key=key, plain=side.key, flip=flip, crop=crop)
 
 
-def _overhangs(side: Side) -> bool:
+def _overhangs(side: PairImage) -> bool:
     """Whether its frame hides a part of the image; of one that cannot be read nothing is known."""
     if side.frame is None or side.whole is None:
         return False

@@ -18,11 +18,11 @@ from prefkit.models.trees import Tree, has_nan, map_tensors, to_device
 from prefkit.store import Store
 from prefkit.store.reader import CandidateReader
 from prefkit.train.data.aspect_buckets import fit
-from prefkit.train.data.augment import Views
+from prefkit.train.data.augment import Augmentation
 from prefkit.train.data.cache import Cache
 from prefkit.train.data.draws import draw_key
 from prefkit.train.data.masks import Masks
-from prefkit.train.data.pairs import PairRow, PairSource, Side, request_of
+from prefkit.train.data.pairs import PairImage, PairRow, PairSource, request_of
 from prefkit.train.posterior import seen
 from prefkit.types import Candidate, Draw, Groups, Request, digest
 
@@ -37,7 +37,7 @@ class Batch:
 
     Draws are per sample; the members of a group have one time, and one noise unless each has its own.
     weight: [samples, ...] of the errors, as latents; None = 1 everywhere.
-    keys, reference: with keep_reference, names of the samples and, where all are known, the reference's errors by head.
+    keys, reference: with cache_reference, names of the samples and, where all are known, the reference's errors by head.
     """
 
     latents: torch.Tensor
@@ -67,7 +67,7 @@ class Batch:
 class PairData:
     """Pairs, or groups made of them, with their caches. `requests` by id give one what its caption does not say.
 
-    conditions: a Cache, or a texts.Texts that holds few of them at a time.
+    conditions: a Cache, or a texts.PromptEmbeddingCache that holds few of them at a time.
     beside: what lies beside the latents, by `beside_key`: weight and noise of one image. masks: what the weights are of.
     views: how a group's visits look at its images. seed: train.seed, which the draws of training visits hang on.
     """
@@ -80,12 +80,12 @@ class PairData:
         requests: dict[str, Request],
         beside: Cache | None = None,
         masks: Masks | None = None,
-        views: Views | None = None,
+        views: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         self.seed = seed
         self.pairs, self.latents, self.conditions, self.requests = pairs, latents, conditions, requests
-        self.beside, self.masks, self.views = beside, masks, views or Views()
+        self.beside, self.masks, self.views = beside, masks, views or Augmentation()
 
     def of(self, groups: Sequence[Any]) -> PairData:
         """The same caches, for these groups."""
@@ -103,7 +103,7 @@ class PairData:
         height, width = self.latents.notes[key]
         return height, width
 
-    def cached(self, side: Side) -> str | None:
+    def cached(self, side: PairImage) -> str | None:
         """Key of one of its views whose latents are there."""
         return next((key for key in self.views.keys(side) if key in self.latents), None)
 
@@ -111,7 +111,7 @@ class PairData:
         request = self.request(pair)
         return digest(request.prompt, request.extra, self.size(pair))
 
-    def beside_key(self, group: Any, side: Side) -> str:
+    def beside_key(self, group: Any, side: PairImage) -> str:
         """One image may be masked differently for several requests, or come from several seeds."""
         said = None if self.masks is None else self.masks.said(group, side)
         return digest(side.key, side.candidate, said)
@@ -224,7 +224,7 @@ def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tu
 
 def fill_latents(
     data: PairData,
-    wanted: Collection[Side],
+    wanted: Collection[PairImage],
     encode: Encode,
     source: PairSource,
     store: Store,
@@ -237,11 +237,11 @@ def fill_latents(
     takes the images whose key falls to it. Raises UsageError naming the row.
     """
     rank, processes = share
-    views: dict[str, dict[str, Side]] = {}  # by the plain view's key
+    views: dict[str, dict[str, PairImage]] = {}  # by the plain view's key
     for side in wanted:
         if side.key not in data.latents and int(side.key[:8], 16) % processes == rank:
             views.setdefault(side.plain or side.key, {})[side.key] = side
-    rows: dict[str, tuple[int, Side]] = {}
+    rows: dict[str, tuple[int, PairImage]] = {}
     for pair in data.pairs:
         for side in pair.sides:
             if side.key in views:
@@ -270,7 +270,7 @@ def fill_latents(
 
 
 def _candidates_of(
-    rows: dict[str, tuple[int, Side]], store: Store, generators: Sequence[str]
+    rows: dict[str, tuple[int, PairImage]], store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
     """(key, candidate) of rows that name a candidate of these generators (none given: of any)."""
     wanted = {side.candidate: key for key, (_, side) in rows.items() if side.candidate}
@@ -323,10 +323,10 @@ class _Writer:
     """Collects candidates and writes latents of their wanted views, a part at a time. views: by the plain key, by key."""
 
     def __init__(
-        self, cache: Cache, encode: Encode, source: PairSource, views: Mapping[str, Mapping[str, Side]]
+        self, cache: Cache, encode: Encode, source: PairSource, views: Mapping[str, Mapping[str, PairImage]]
     ) -> None:
         self.cache, self.encode, self.source, self.views = cache, encode, source, views
-        self.waiting: list[tuple[str, int, Side, Candidate]] = []
+        self.waiting: list[tuple[str, int, PairImage, Candidate]] = []
 
     def add(self, plain: str, row: int, candidate: Candidate) -> None:
         self.waiting += [(key, row, side, candidate) for key, side in self.views[plain].items()]
@@ -350,7 +350,7 @@ class _Writer:
         self.cache.append(found, notes)
         self.waiting = []
 
-    def _ready(self, row: int, side: Side, candidate: Candidate) -> tuple[Candidate, list[int]]:
+    def _ready(self, row: int, side: PairImage, candidate: Candidate) -> tuple[Candidate, list[int]]:
         """The candidate as it is encoded, and [height, width]. Latents that it holds are those of its own size alone."""
         size = self._stored_size(row, candidate) if candidate.payload is not None else None
         if size is not None and side.frame in (None, size) and not side.flip:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.train.data.pairs import PairRow, Side
+from prefkit.train.data.pairs import PairImage, PairRow
 from prefkit.types import digest
 
 CLOSE = 1e-6  # of two sums of score gaps that should be one number
@@ -22,7 +22,7 @@ class Group:
     row: int
     prompt: str
     request_id: str | None
-    sides: tuple[Side, ...]
+    sides: tuple[PairImage, ...]
     labels: tuple[float, ...]
     score_gap: float | None = None
     p: float = 1.0
@@ -111,5 +111,5 @@ def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]
     return values
 
 
-def _group(pair: PairRow, id: str, sides: tuple[Side, ...], labels: tuple[float, ...]) -> Group:
+def _group(pair: PairRow, id: str, sides: tuple[PairImage, ...], labels: tuple[float, ...]) -> Group:
     return Group(id, pair.row, pair.prompt, pair.request_id, sides, labels, pair.score_gap, pair.p)

@@ -19,7 +19,7 @@ from prefkit.train import own_noise
 from prefkit.train.data.aspect_buckets import shown
 from prefkit.train.data.batches import PART_ROWS, PairData
 from prefkit.train.data.masks import COLUMNS, SIDES, Masks, mask_of, weight_of
-from prefkit.train.data.pairs import Side
+from prefkit.train.data.pairs import PairImage
 from prefkit.types import digest
 
 
@@ -43,7 +43,7 @@ def fill(
     rank, processes = share
     wanted = {data.beside_key(pair, side): (pair, side) for pair in data.pairs for side in pair.sides}
     own = {k: v for k, v in wanted.items() if k not in data.beside and int(k[:8], 16) % processes == rank}
-    makers: dict[str, Callable[[Any, Side], Tensor]] = {}
+    makers: dict[str, Callable[[Any, PairImage], Tensor]] = {}
     if data.masks is not None:
         makers["weight"] = _weights(data, family, data.masks, store, own.values())
     if config.noise == "own" and own:
@@ -57,13 +57,13 @@ def fill(
     data.beside.append(part)
 
 
-def _weights(data: PairData, family: Any, masks: Masks, store: Store, sides: Any) -> Callable[[Any, Side], Tensor]:
+def _weights(data: PairData, family: Any, masks: Masks, store: Store, sides: Any) -> Callable[[Any, PairImage], Tensor]:
     wanted = {value for both in sides for value in masks.said(*both) if isinstance(value, str)}
     images: dict[str, bytes] = {}
     for batch in store.inputs().batches(["id", "bytes"]) if wanted else ():
         images |= {row["id"]: row["bytes"] for row in batch.to_pylist() if row["id"] in wanted}
 
-    def weight(pair: Any, side: Side) -> Tensor:
+    def weight(pair: Any, side: PairImage) -> Tensor:
         latents, (height, width) = data.latents.get(side.key)["latents"], data.size(pair)
         where = f"train.mask: row {pair.row} of the pairs, image {side.column}"
         said = masks.said(pair, side)
@@ -100,7 +100,7 @@ def _box(value: Any, where: str) -> dict[str, float]:
     return dict(zip(SIDES, map(float, value), strict=True))
 
 
-def _seen(box: dict[str, float], side: Side) -> dict[str, float]:
+def _seen(box: dict[str, float], side: PairImage) -> dict[str, float]:
     """The box in shares of what the side's view shows; empty where it shows nothing of it."""
     left, top, right, bottom = shown(side)
     x = [min(1.0, max(0.0, (box[edge] - left) / (right - left))) for edge in ("box_left", "box_right")]
@@ -113,14 +113,14 @@ def _seen(box: dict[str, float], side: Side) -> dict[str, float]:
 
 def _noises(
     data: PairData, family: Any, store: Store, generators: Sequence[str], sides: Any
-) -> Callable[[Any, Side], Tensor]:
+) -> Callable[[Any, PairImage], Tensor]:
     ids = {side.candidate for _, side in sides if side.candidate}
     dtypes = own_noise.dtypes(store, generators)
     known = {c.id: c for c in store.iter_candidates(generators, ids, COLUMNS)} if ids and generators else {}
     first, side = next(iter(sides))
     own_noise.prove(family, data.latents.get(side.key)["latents"], data.size(first))
 
-    def noise(pair: Any, side: Side) -> Tensor:
+    def noise(pair: Any, side: PairImage) -> Tensor:
         candidate = known.get(side.candidate or "")
         if candidate is None:
             raise UsageError(f"train.noise: row {pair.row} of the pairs, image {side.column}: the run holds no candidate "

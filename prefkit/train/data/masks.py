@@ -13,7 +13,7 @@ from torch import Tensor
 from prefkit.models.capture.maps import LAYOUT
 from prefkit.models.capture.wiring import Wiring
 from prefkit.store import Store
-from prefkit.train.data.pairs import Side, request_of
+from prefkit.train.data.pairs import PairImage, request_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +36,7 @@ class Masks:
         found = store.iter_candidates(ids=ids, columns=COLUMNS) if ids else ()
         self.candidates = {c.id: (c.extra, c.request_id) for c in found}
 
-    def extras(self, pair: Any, side: Side) -> list[Mapping[str, Any]]:
+    def extras(self, pair: Any, side: PairImage) -> list[Mapping[str, Any]]:
         """In the order in which they are asked."""
         asked = [request_of(pair, self.requests).extra]
         if side.candidate in self.candidates:
@@ -45,7 +45,7 @@ class Masks:
             asked = [extra, *([own.extra] if own else []), *asked]
         return asked
 
-    def said(self, pair: Any, side: Side) -> list[Any]:
+    def said(self, pair: Any, side: PairImage) -> list[Any]:
         """[value], [None] where the whole image counts, [] where nobody knows the key."""
         values = [extra[self.name] for extra in self.extras(pair, side) if self.name in extra]
         return [value for value in values if value is not None][:1] or values[:1]

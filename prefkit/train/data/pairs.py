@@ -37,7 +37,7 @@ HELD_OUT = ("test", "val", "eval")
 
 
 @dataclass(frozen=True)
-class Side:
+class PairImage:
     """One image of a pair.
 
     key: sha256 of its bytes; column: 0 or 1, as in jpg_0; candidate: its id in the run's candidates, if it has one.
@@ -63,14 +63,14 @@ class PairRow:
     row: int
     prompt: str
     request_id: str | None
-    win: Side
-    lose: Side
+    win: PairImage
+    lose: PairImage
     score_gap: float | None = None
     p: float = 1.0
     rank_gap: int | None = None
 
     @property
-    def sides(self) -> tuple[Side, Side]:
+    def sides(self) -> tuple[PairImage, PairImage]:
         return self.win, self.lose
 
     @property
@@ -201,7 +201,7 @@ def read_pairs(source: PairSource) -> list[PairRow]:
 
 
 def _pair(number: int, row: dict[str, Any], keys: tuple[str, str]) -> PairRow:
-    sides = [Side(key, i, row.get(f"candidate_{i}")) for i, key in enumerate(keys)]
+    sides = [PairImage(key, i, row.get(f"candidate_{i}")) for i, key in enumerate(keys)]
     win, lose = sides if row["label_0"] == 1 else sides[::-1]
     p = row.get("p")
     return PairRow(

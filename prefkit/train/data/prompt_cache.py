@@ -26,7 +26,7 @@ CACHES = ("full", "rolling", "off")
 WINDOW = 64
 
 
-class Texts:
+class PromptEmbeddingCache:
     """Conditions by key, as a Cache has them: a window of them in memory, others on `disk`.
 
     load: a family whose text encoders are on the device. stay: they stay there. window: steps.
@@ -84,7 +84,7 @@ def shown(plan: Any, data: PairData, device: Any) -> PairData:
 
     stay = plan.config.text_cache == "off"
     found = data.of(data.pairs)
-    found.conditions = Texts(data.conditions, load, device, 1 if stay else WINDOW, stay)
+    found.conditions = PromptEmbeddingCache(data.conditions, load, device, 1 if stay else WINDOW, stay)
     return found
 
 
@@ -94,7 +94,7 @@ def prepared(loop: Any, steps: Sequence[int], window: int | None = None) -> Iter
     window: steps whose conditions are encoded at once, overruling the text cache's.
     """
     texts = loop.data.conditions
-    if not isinstance(texts, Texts):
+    if not isinstance(texts, PromptEmbeddingCache):
         yield from ahead(loop.micro_batches, steps)
         return
     size = window or texts.window

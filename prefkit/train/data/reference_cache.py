@@ -24,7 +24,7 @@ from prefkit.train.data.cache import part_path, set_damaged_aside
 PART_ROWS = 100_000
 
 
-class KeptErrors:
+class ReferenceErrorCache:
     """Parts of keys [N] int64 and, by head, errors [N] float32; 12 bytes a sample for one head.
 
     A key is the first 64 bits of a hash over all that decides the error: latents, time, noise, weights and the key of
@@ -94,7 +94,7 @@ def check_kept(name: str, objective: Any, online: bool) -> None:
     """Raises UsageError where the reference's errors are not numbers that other trainings would find."""
     why = "online training learns from samples that no other training sees" if online else why_not_kept(objective)
     if why is not None:
-        raise UsageError(f"train.{name}.keep_reference: not with this objective: {why}. Leave keep_reference out.")
+        raise UsageError(f"train.{name}.cache_reference: not with this objective: {why}. Leave cache_reference out.")
 
 
 def why_not_kept(objective: Any) -> str | None:

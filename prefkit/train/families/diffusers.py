@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import CaptureError, UsageError
-from prefkit.models.memory import Room
+from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.types import Candidate, Draw, Request
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from prefkit.generate.inputs import Inputs
     from prefkit.models.capture.wiring import Wiring
-    from prefkit.models.offload import Turns
+    from prefkit.models.offload import SequentialOffload
     from prefkit.models.trees import Tree
 
 
@@ -45,8 +45,10 @@ class DiffusersFamily:
     ) -> None:
         self.time_sampling, self.call = time_sampling, dict(call or {})
         self.inputs = inputs
-        self.encoding = Room(encode_batch, "encoding by the VAE", hint="; the latents are the same", remedy=NO_ROOM)
-        self.decoding = Room(None, "decoding by the VAE", hint="; the images are the same", remedy=NO_ROOM)
+        self.encoding = AdaptiveBatchSize(
+            encode_batch, "encoding by the VAE", hint="; the latents are the same", remedy=NO_ROOM
+        )
+        self.decoding = AdaptiveBatchSize(None, "decoding by the VAE", hint="; the images are the same", remedy=NO_ROOM)
         self.example: Request | None = None
 
     def load(
@@ -54,7 +56,7 @@ class DiffusersFamily:
     ) -> None:
         """Load and, without a wiring from an earlier capture, look at the pipeline while it runs.
 
-        model: arguments of models.load.load_pipeline: base, revision, adapters, device, dtype, scheduler; with in_turn
+        model: arguments of models.load.load_pipeline: base, revision, adapters, device, dtype, scheduler; with sequential_offload
         the denoiser, `net`, is there on paper, which is enough to capture, encode and take conditions.
         parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError, TrainingError.
         """
@@ -104,7 +106,7 @@ class DiffusersFamily:
             self._encode_texts(turns, [functools.partial(condition, r) for r in requests])
         return [condition(r) for r in requests]
 
-    def _encode_texts(self, turns: Turns, conditions: Sequence[Callable[[], Tree]]) -> None:
+    def _encode_texts(self, turns: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
         """Let the pipeline remember its encoded prompts, so that text encoders and VAE do not take turns at every request."""
         from prefkit.models.offload import AnotherPart
 

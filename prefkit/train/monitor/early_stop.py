@@ -17,7 +17,7 @@ from prefkit.train.checkpoint import read_state
 BEST, LOOK = "best", "best-look"
 
 
-class EarlyStop:
+class EarlyStopping:
     """Stops after `patience` measurements in a row without a new best accuracy; the best measured weights are the result.
 
     The accuracy is the mean over the held-out pairs and their times, ties counting half: 0.5 at the start. folder: of

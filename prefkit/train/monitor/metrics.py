@@ -62,7 +62,7 @@ def _board(folder: Path, step: int, report_to: str) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-class WinnerWatch:
+class WinnerRegressionWarning:
     """Warns while the winner's smoothed advantage stays negative: the policy then gets worse at what it should like."""
 
     def __init__(self) -> None:

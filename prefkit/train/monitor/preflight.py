@@ -25,7 +25,7 @@ from prefkit import output
 from prefkit.store.files import sound_json, write_json
 from prefkit.train.data.batches import Batch, PairData
 from prefkit.train.data.groups import Group, singles
-from prefkit.train.data.pairs import Side
+from prefkit.train.data.pairs import PairImage
 from prefkit.train.monitor.validation import BINS, VISIT, Times
 from prefkit.types import Candidate, digest
 
@@ -98,7 +98,7 @@ def _makers(plan: Any) -> list[str]:
 
 
 def _group(candidate: Candidate, size: tuple[int, int]) -> Group:
-    side = Side(digest("preflight", candidate.id, size, length=40), 0, candidate.id, size)
+    side = PairImage(digest("preflight", candidate.id, size, length=40), 0, candidate.id, size)
     return Group(candidate.id, 0, candidate.prompt, candidate.request_id, (side,), (1.0,))
 
 

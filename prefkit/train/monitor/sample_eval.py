@@ -32,12 +32,12 @@ from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.load.trained import trained_on
 from prefkit.models.predict import forward_as
 from prefkit.models.sample import Sampled
-from prefkit.score.scorer_set import Jury
+from prefkit.score.scorer_set import ScorerSet
 from prefkit.train import diagnose as failures
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow
 from prefkit.train.monitor import early_stop as stopping
-from prefkit.train.monitor.sample_monitor import LOOKS, SEEDS, Watch
+from prefkit.train.monitor.sample_monitor import LOOKS, SEEDS, SampleMonitor
 from prefkit.train.trainer import AUTOCAST, silenced
 from prefkit.types import Candidate, Request, caption_key, digest
 
@@ -46,7 +46,7 @@ DROP = 0.5  # of a deviation, where stop_drop is 0
 DIVERSITY = 0.75  # share of the start's diversity below which it has fallen
 
 
-class Looks:
+class SampleEvaluation:
     """plan: what is loaded for a look; requests: what is looked at; folder: train/<name>.
 
     stopped: why the training is to end, "" while it is not.
@@ -62,8 +62,8 @@ class Looks:
         first = self.requests[0]  # what scorers lack, an unknown one, or its licence is told now
         self.jury().check(Candidate("", first.request_id, 0, 0, prompt=first.prompt, image=b"", extra=first.extra))
 
-    def jury(self) -> Jury:
-        return Jury(self.plan.recipe, self.config.watch, f"train.{self.folder.name}.watch")
+    def jury(self) -> ScorerSet:
+        return ScorerSet(self.plan.recipe, self.config.watch, f"train.{self.folder.name}.watch")
 
     @property
     def path(self) -> Path:
@@ -100,7 +100,7 @@ class Looks:
         jury.load()
         sample = self._sampler(loop)
         size, seed = self.config.batch_size, self.config.seed
-        watch = Watch(self.requests, sample, jury, self.config.watch, (), seed, size, self.folder / "watch")
+        watch = SampleMonitor(self.requests, sample, jury, self.config.watch, (), seed, size, self.folder / "watch")
         watch.first = self.first
         try:
             with silenced(loop.policy):
@@ -192,7 +192,7 @@ class Looks:
 
 def looks_of(
     plan: Any, config: Train, data: PairData, training: Sequence[PairRow], held: Sequence[PairRow], folder: Path
-) -> Looks | None:
+) -> SampleEvaluation | None:
     """None where nothing is watched. Raises UsageError."""
     if not config.watch:
         return None
@@ -207,7 +207,7 @@ def looks_of(
     if chose:
         output.warn(f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of it says that training fails, and "
                     "nothing about over-optimisation. Watch another scorer beside it.")  # fmt: skip
-    return Looks(plan, config, requests, folder)
+    return SampleEvaluation(plan, config, requests, folder)
 
 
 def not_trained_on(

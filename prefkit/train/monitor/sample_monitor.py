@@ -1,4 +1,4 @@
-"""Looks at requests that are not trained on: fixed seeds, the sampler that users run, scorers that were not the reward."""
+"""SampleEvaluation at requests that are not trained on: fixed seeds, the sampler that users run, scorers that were not the reward."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from prefkit.errors import TrainingError
 from prefkit.generate.generators import candidate_seed
 from prefkit.models.latents import NOT_FINITE
-from prefkit.models.memory import Room
+from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.models.sample import Sampled
 from prefkit.output import warn
 from prefkit.score.diversity import mean_diversity, thumbnail
-from prefkit.score.scorer_set import Jury, values_of
+from prefkit.score.scorer_set import ScorerSet, values_of
 from prefkit.store.files import write_whole
 from prefkit.train.monitor.samples import Asked, candidate_of
 from prefkit.types import Request
@@ -27,14 +27,14 @@ LOOKS = 2  # in a row
 NO_ROOM = "Free the device, or sample smaller images (generate.NAME.height and width)."
 
 
-class Watch:
+class SampleMonitor:
     """sample: (requests, seeds) -> images; jury: rewards and watched scorers. first: what the first look found."""
 
     def __init__(
         self,
         requests: Sequence[Request],
         sample: Callable[[Sequence[Request], Sequence[int]], list[Sampled]],
-        jury: Jury,
+        jury: ScorerSet,
         watched: Sequence[str],
         rewards: Sequence[str],
         seed: int,
@@ -43,7 +43,7 @@ class Watch:
     ) -> None:
         self.sample, self.jury, self.watched, self.rewards = sample, jury, list(watched), list(rewards)
         self.folder = folder
-        self.room = Room(
+        self.room = AdaptiveBatchSize(
             batch, "looking at samples", hint="; the samples stay the same but for rounding", remedy=NO_ROOM
         )
         self.asked = [

@@ -20,18 +20,18 @@ import torch
 
 from prefkit import interrupts, output
 from prefkit.config import Online, Train
-from prefkit.models.memory import Room
+from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.models.sample import Sampled
-from prefkit.score.scorer_set import Jury, Scores, values_of
+from prefkit.score.scorer_set import ScorerSet, Scores, values_of
 from prefkit.train import checkpoint
 from prefkit.train import diagnose as failures
 from prefkit.train.data.masks import mask_of
 from prefkit.train.monitor.metrics import Log, finite
-from prefkit.train.monitor.sample_monitor import NO_ROOM, StopRule, Watch
+from prefkit.train.monitor.sample_monitor import NO_ROOM, SampleMonitor, StopRule
 from prefkit.train.monitor.samples import Asked, candidate_of
 from prefkit.train.online import guards
 from prefkit.train.online.advantages import Statistics, flat_groups
-from prefkit.train.online.rewards import Beside, rewards, unanswered
+from prefkit.train.online.rewards import BackgroundWorker, rewards, unanswered
 from prefkit.train.online.rollout import Chains, Rollout
 from prefkit.train.online.rounds import Kept, Round, asked_in, shares
 from prefkit.train.online.updates import Updates
@@ -41,7 +41,7 @@ from prefkit.types import Candidate, Request
 
 
 @dataclass
-class Loop:
+class OnlineTrainer:
     """Everything that the loop works with. folder: train/<name>; export: writes the policy as it is to a folder."""
 
     config: Train
@@ -49,10 +49,10 @@ class Loop:
     policy: Refreshed
     rollout: Rollout
     learner: Any
-    jury: Jury
+    jury: ScorerSet
     kept: Kept
     updates: Updates
-    watch: Watch | None
+    watch: SampleMonitor | None
     requests: list[Request]
     spec: dict[str, Any]
     folder: Path
@@ -67,8 +67,8 @@ class Loop:
         self.statistics = Statistics(online.statistics, online.buffer, online.minimum)
         self.average = Average(self.policy, online.ema) if online.ema else None
         self.rule = StopRule(online.stop_drop)
-        self.beside = Beside()
-        self.room = Room(None, f"train {self.folder.name}, sampling", remedy=NO_ROOM)
+        self.beside = BackgroundWorker()
+        self.room = AdaptiveBatchSize(None, f"train {self.folder.name}, sampling", remedy=NO_ROOM)
         self.processes = self.updates.processes
         self.shown: dict[str, float] = {}  # of the last round
 

@@ -20,7 +20,7 @@ from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.online.rounds import Round, folder_of
 from prefkit.train.online.updates import Updates
 from prefkit.train.policy import Policy
-from prefkit.train.trainer import Loop, over_heads
+from prefkit.train.trainer import Trainer, over_heads
 from prefkit.types import Request, digest
 
 NAME = "main"
@@ -55,7 +55,7 @@ class PairLearner:
         if objective.reference == "ema":
             policy.start_average(objective.decay)
         nothing = PairData([], Memory(), self.conditions, {})  # type: ignore[arg-type]
-        self.loop = Loop(config, family, objective, policy, nothing, None, updates.processes, folder)
+        self.loop = Trainer(config, family, objective, policy, nothing, None, updates.processes, folder)
         self.loop.optimizer, self.loop.scaler = updates.optimizer, updates.scaler
 
     def learn(self, round_: Round, after_update: Any) -> dict[str, float]:

@@ -17,7 +17,7 @@ from prefkit.score.scorer_set import Scores
 from prefkit.types import Score
 
 
-class Beside:
+class BackgroundWorker:
     """Work in a thread of its own, in order. A job that never ends is given up, and those behind it go on elsewhere.
 
     The threads are daemons: one that is stuck in a scorer does not keep the program from ending.

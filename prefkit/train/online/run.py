@@ -18,16 +18,16 @@ from prefkit.generate.run import sync_requests
 from prefkit.models.capture.record import replaced
 from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.models.sample import Sampled, Sampler
-from prefkit.score.scorer_set import Jury
+from prefkit.score.scorer_set import ScorerSet
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
 from prefkit.train import precision as computing
 from prefkit.train.claim import claim, untrained
 from prefkit.train.data import cache_keys, draws
 from prefkit.train.export import export, sound_result
-from prefkit.train.monitor.sample_monitor import SEEDS, Watch
+from prefkit.train.monitor.sample_monitor import SEEDS, SampleMonitor
 from prefkit.train.online import guards
-from prefkit.train.online.loop import Loop
+from prefkit.train.online.loop import OnlineTrainer
 from prefkit.train.online.noise import Noise
 from prefkit.train.online.pair_learner import PairLearner
 from prefkit.train.online.pairing import Chooser, pair_settings
@@ -37,7 +37,7 @@ from prefkit.train.online.step_learner import StepLearner
 from prefkit.train.online.updates import Updates
 from prefkit.train.online.weights import Refreshed
 from prefkit.train.policy import make_policy
-from prefkit.train.setup import Plan
+from prefkit.train.setup import ModelLoader
 from prefkit.train.trainer import AUTOCAST
 from prefkit.types import Request
 
@@ -62,7 +62,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
     with processes.group.held(store.lock(f"train/{name}")):
         requests, watched = _requests(store, recipe, online, processes)
         settings = _generator(recipe, online, f"train.{name}.online")
-        plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
+        plan = ModelLoader(store, replace(recipe, generate={"policy": settings}), config, folder)
         own = _fingerprint(config, online, settings, plan, requests, jury)
 
         if processes.group.lead(lambda: _claim(folder, own, requests, online, recipe, plan)):
@@ -84,12 +84,12 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
         known = keep_known(known, read_requests(recipe.requests, recipe.model.inputs), store.folder)
     requests, _ = _shared_out(known, online)
     settings = _generator(recipe, online, f"train.{name}.online")
-    plan = Plan(store, replace(recipe, generate={"policy": settings}), config, folder)
+    plan = ModelLoader(store, replace(recipe, generate={"policy": settings}), config, folder)
     own = _fingerprint(config, online, settings, plan, requests, jury)
     claim(folder, own, lambda: _finished(folder, online, write=False), REMEDY, write=False)
 
 
-def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[Jury, Chooser | None]:
+def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, Chooser | None]:
     """Everything that can be wrong with the recipe before a request is read or weights are loaded. Raises UsageError.
 
     Returns the scorers, not loaded, and how pairs are chosen (None for an objective without pairs).
@@ -145,19 +145,19 @@ def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
     return found
 
 
-def _jury(recipe: Recipe, online: Online, where: str, objective: Any) -> Jury:
+def _jury(recipe: Recipe, online: Online, where: str, objective: Any) -> ScorerSet:
     """Scorers of the reward, of the pairs where the objective learns from pairs, of what is watched and of the mask."""
     learned = [alias for alias, weight in online.rewards.items() if weight]
     if objective.shape != "step":
         learned += pair_settings(recipe, online, where).weights
     aliases = dict.fromkeys([*learned, *online.watch, *([online.mask] if online.mask else [])])
-    jury = Jury(recipe, list(aliases), where)
+    jury = ScorerSet(recipe, list(aliases), where)
     jury.refuse_judges(list(dict.fromkeys(learned)), where)
     return jury
 
 
 def _fingerprint(
-    config: Train, online: Online, settings: Generate, plan: Plan, requests: list[Request], jury: Jury
+    config: Train, online: Online, settings: Generate, plan: ModelLoader, requests: list[Request], jury: ScorerSet
 ) -> dict[str, Any]:
     """What the result means; how long it runs is not part of it."""
     train = {k: v for k, v in content(config).items() if k not in ("pairs", "steps", "validation", "online")}
@@ -178,7 +178,7 @@ def _fingerprint(
 
 
 def _claim(
-    folder: Path, own: dict[str, Any], requests: list[Request], online: Online, recipe: Recipe, plan: Plan
+    folder: Path, own: dict[str, Any], requests: list[Request], online: Online, recipe: Recipe, plan: ModelLoader
 ) -> bool:
     """Whether the training is done."""
     done = claim(folder, own, lambda: _finished(folder, online), REMEDY)
@@ -203,16 +203,16 @@ def _finished(folder: Path, online: Online, write: bool = True) -> bool:
 
 
 def make_loop(
-    plan: Plan,
+    plan: ModelLoader,
     name: str,
     objective: Any,
     settings: Generate,
-    jury: Jury,
+    jury: ScorerSet,
     chooser: Chooser | None,
     requests: list[Request],
     watched: list[Request],
     processes: Processes,
-) -> Loop:
+) -> OnlineTrainer:
     """The pipeline whole, its denoiser made trainable, and what samples, scores and learns with it."""
     config, online, folder = plan.config, plan.config.online or Online(), plan.store.train(name)
     sampled = replace(settings, steps=online.steps or settings.steps)
@@ -234,7 +234,7 @@ def make_loop(
     else:
         learner = PairLearner(config, online, objective, policy, family, updates, pair, plan.recipe, folder)
     jury.load()
-    loop = Loop(
+    loop = OnlineTrainer(
         config,
         online,
         policy,
@@ -263,12 +263,12 @@ def _call(settings: Generate) -> dict[str, Any]:
 def _watch(
     rollout: Rollout,
     users: tuple[Sampler, Any],
-    jury: Jury,
+    jury: ScorerSet,
     watched: list[Request],
     config: Train,
     online: Online,
     folder: Path,
-) -> Watch:
+) -> SampleMonitor:
     """users: the sampler and the scheduler of the generator as it stands in the recipe."""
 
     def sample(requests: Sequence[Request], seeds: Sequence[int]) -> list[Sampled]:
@@ -277,10 +277,10 @@ def _watch(
 
     rewards = [alias for alias, weight in online.rewards.items() if weight]
     batch = online.sample_batch or config.batch_size
-    return Watch(watched, sample, jury, online.watch, rewards, config.seed, batch, folder / "watch")
+    return SampleMonitor(watched, sample, jury, online.watch, rewards, config.seed, batch, folder / "watch")
 
 
-def _facts(loop: Loop, settings: Generate, objective: Any) -> dict[str, Any]:
+def _facts(loop: OnlineTrainer, settings: Generate, objective: Any) -> dict[str, Any]:
     """What the start-up table says of the model as loaded."""
     online, rollout = loop.online, loop.rollout
     window = min(online.window or settings.steps, settings.steps)
@@ -301,7 +301,7 @@ def _facts(loop: Loop, settings: Generate, objective: Any) -> dict[str, Any]:
     return facts
 
 
-def _train(loop: Loop, plan: Plan, name: str, folder: Path, limit: int | None) -> dict[str, Any]:
+def _train(loop: OnlineTrainer, plan: ModelLoader, name: str, folder: Path, limit: int | None) -> dict[str, Any]:
     shown = loop.run(limit)
     done = bool(loop.stopped) or loop.number >= loop.online.rounds
     summary = {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from prefkit.errors import UsageError
 from prefkit.train.data.aspect_buckets import bucket, fit
-from prefkit.train.data.pairs import Side
+from prefkit.train.data.pairs import PairImage
 from prefkit.train.run import run_train
 from prefkit.types import Candidate
 
@@ -28,8 +28,8 @@ def test_buckets_keep_area_and_aspect(resolution, step):
 def test_an_image_is_scaled_without_distortion_and_cropped_around_the_centre():
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, 32:96] = 255  # a square in the middle of a wide image
-    assert np.asarray(fit(Image.fromarray(pixels), Side("a", 0, frame=(32, 32)))).min() > 200
-    wide = np.asarray(fit(Image.fromarray(pixels), Side("a", 0, frame=(32, 64)))).astype(int)
+    assert np.asarray(fit(Image.fromarray(pixels), PairImage("a", 0, frame=(32, 32)))).min() > 200
+    wide = np.asarray(fit(Image.fromarray(pixels), PairImage("a", 0, frame=(32, 64)))).astype(int)
     assert wide[:, :14].max() < 50 and wide[:, 18:46].min() > 200 and wide[:, 50:].max() < 50
 
 
@@ -75,13 +75,13 @@ def test_the_latents_are_those_of_the_image_in_its_frame(run, png, loop_of, fold
     (pair,) = loop.data.pairs
     for side in pair.sides:
         image = Image.open(io.BytesIO(rows[0][f"jpg_{side.column}"])).convert("RGB")
-        expected = family.latents([Candidate("x", "", 0, 0, decoded=fit(image, Side("a", 0, frame=(64, 64))))])[0]
+        expected = family.latents([Candidate("x", "", 0, 0, decoded=fit(image, PairImage("a", 0, frame=(64, 64))))])[0]
         torch.testing.assert_close(loop.data.latents.get(side.key)["latents"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_that_size_already_train_as_without(run):
     losses = []
-    for where, resolution in (("plain", None), ("framed", 64)):
+    for where, resolution in (("plain", None), ("assign_buckets", 64)):
         store, recipe = run(where=where, resolution=resolution, steps=2)
         run_train(store, recipe, "dpo")
         losses.append(

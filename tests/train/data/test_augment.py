@@ -13,20 +13,20 @@ from PIL import Image, ImageOps
 
 from prefkit.errors import UsageError
 from prefkit.train.data.aspect_buckets import fit, shown
-from prefkit.train.data.augment import CROPS, Views
+from prefkit.train.data.augment import CROPS, Augmentation
 from prefkit.train.data.groups import Group
-from prefkit.train.data.pairs import PairRow, PairSource, Side, read_pairs
+from prefkit.train.data.pairs import PairImage, PairRow, PairSource, read_pairs
 from prefkit.train.run import run_train
-from prefkit.train.trainer import Loop
+from prefkit.train.trainer import Trainer
 from prefkit.types import Candidate, Request
 
 WIDE = {"frame": (64, 64), "whole": (64, 128)}
-ALL = Views((False, True), tuple(k / (CROPS - 1) for k in range(CROPS)))
+ALL = Augmentation((False, True), tuple(k / (CROPS - 1) for k in range(CROPS)))
 
 
 def test_a_visit_has_one_view_for_all_its_images():
-    pair = PairRow("id", 0, "a", None, Side("a" * 40, 0, **WIDE), Side("b" * 40, 1, **WIDE))
-    three = Group("id", 0, "a", None, (*pair.sides, Side("c" * 40, 0, **WIDE)), (1.0, 0.0, 0.0))
+    pair = PairRow("id", 0, "a", None, PairImage("a" * 40, 0, **WIDE), PairImage("b" * 40, 1, **WIDE))
+    three = Group("id", 0, "a", None, (*pair.sides, PairImage("c" * 40, 0, **WIDE)), (1.0, 0.0, 0.0))
     seen = Counter()
     for visit in range(800):
         win, lose = ALL.at(pair, visit).sides
@@ -37,7 +37,7 @@ def test_a_visit_has_one_view_for_all_its_images():
     assert len(seen) == 2 * CROPS and min(seen.values()) > 60
     assert ALL.at(pair, -1) is pair  # measurements
     assert {group.win.key for group in ALL.every(pair)} == set(ALL.keys(pair.win)) and len(set(ALL.keys(pair.win))) == 9
-    whole = PairRow("id", 0, "a", None, *(Side(side.key, 0, None, (64, 64), (128, 128)) for side in pair.sides))
+    whole = PairRow("id", 0, "a", None, *(PairImage(side.key, 0, None, (64, 64), (128, 128)) for side in pair.sides))
     assert {side.crop for v in range(99) for side in ALL.at(whole, v).sides} == {0.5}  # nothing hangs over
 
 
@@ -46,14 +46,14 @@ def test_a_view_shows_the_part_it_says():
     pixels[:, :64, 0], pixels[:, 64:, 1] = 255, 255  # red on the left, green on the right
     picture = Image.fromarray(pixels)
     for crop, red in ((0.0, 64), (1 / 3, 43), (0.5, 32), (1.0, 0)):
-        side = Side("a", 0, **WIDE, crop=crop)
+        side = PairImage("a", 0, **WIDE, crop=crop)
         found = np.asarray(fit(picture, side)).astype(int)
         assert abs((found[..., 0].mean(0) > 127).sum() - red) <= 1
-        mirrored = np.asarray(fit(picture, Side("a", 0, **WIDE, crop=crop, flip=True))).astype(int)
+        mirrored = np.asarray(fit(picture, PairImage("a", 0, **WIDE, crop=crop, flip=True))).astype(int)
         assert (mirrored == found[:, ::-1]).all()
         left, top, right, bottom = shown(side)
         assert (left, right) == pytest.approx((crop / 2, crop / 2 + 0.5)) and (top, bottom) == (0, 1)
-    assert shown(Side("a", 0, frame=(64, 64), whole=(128, 64), crop=1.0)) == pytest.approx((0, 0.5, 1, 1))
+    assert shown(PairImage("a", 0, frame=(64, 64), whole=(128, 64), crop=1.0)) == pytest.approx((0, 0.5, 1, 1))
 
 
 def test_training_sees_each_view_encoded(run, loop_of):
@@ -96,14 +96,14 @@ def lines(store):
 
 def test_what_is_visited_is_cached_and_resume_and_kept_errors_are_exact(run, pair_rows, monkeypatch):
     used = set()
-    micro_batches = Loop.micro_batches
+    micro_batches = Trainer.micro_batches
 
     def noted(self, step):
         found = micro_batches(self, step)
         used.update(side.key for batches in found for b in batches for g in b.members for side in g.sides)
         return found
 
-    monkeypatch.setattr(Loop, "micro_batches", noted)
+    monkeypatch.setattr(Trainer, "micro_batches", noted)
     settings = {"rows": pair_rows(5, size=(96, 64)), "resolution": 64, "crop": "random", "flip": True, "validation": 1}
     whole, recipe = run(where="whole", steps=5, **settings)
     run_train(whole, recipe, "dpo")
@@ -112,21 +112,21 @@ def test_what_is_visited_is_cached_and_resume_and_kept_errors_are_exact(run, pai
     from prefkit.train.data.cache import Cache
 
     assert set(Cache(latents).notes) == used | held and len(used) > 10
-    parts, recipe = run(where="parts", steps=5, keep_reference=True, **settings)
+    parts, recipe = run(where="parts", steps=5, cache_reference=True, **settings)
     run_train(parts, recipe, "dpo", limit=3)
     run_train(parts, recipe, "dpo")
-    again = run(where="parts", steps=5, keep_reference=True, **settings)[1]
+    again = run(where="parts", steps=5, cache_reference=True, **settings)[1]
     (parts.train("dpo")).rename(parts.train("dpo").with_name("first"))
     run_train(parts, again, "dpo")  # from the kept errors of the reference
     assert lines(parts) == lines(whole)
 
 
 def framed_held(store, recipe):
-    from prefkit.train.data.aspect_buckets import framed
+    from prefkit.train.data.aspect_buckets import assign_buckets
     from prefkit.train.monitor.validation import split
 
     source = PairSource.find(store, "main")
-    return split(framed(read_pairs(source), source, store, 64), recipe.train["dpo"].validation)[1]
+    return split(assign_buckets(read_pairs(source), source, store, 64), recipe.train["dpo"].validation)[1]
 
 
 @pytest.mark.parametrize("kind", ["box", "image"])

@@ -15,7 +15,7 @@ from prefkit.store.files import read_json, write_json
 from prefkit.train.data import cache_keys
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import checked, run_train
-from prefkit.train.setup import Plan, fingerprint
+from prefkit.train.setup import ModelLoader, fingerprint
 
 NOTHING: set[str] = set()
 RESULT = {"result"}
@@ -58,7 +58,7 @@ TRAIN = {
     "watch_every": (7, NOTHING),
     "stop_drop": (0.7, RESULT),
     "controls": (True, NOTHING),
-    "keep_reference": (True, NOTHING),
+    "cache_reference": (True, NOTHING),
     "shard": ("fsdp2", NOTHING),
     "gradient_checkpointing": (True, NOTHING),
     "compile": (True, NOTHING),
@@ -82,7 +82,7 @@ MODEL = {
 
 def keys(store, recipe, **changes):
     config = replace(recipe.train["dpo"], **changes)
-    plan = Plan(store, recipe, config, store.train("dpo"))
+    plan = ModelLoader(store, recipe, config, store.train("dpo"))
     config = replace(config, mask=None)  # read from requests, which these pairs do not have
     return {
         "wiring": plan.wiring_file(),

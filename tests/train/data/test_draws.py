@@ -9,7 +9,7 @@ import torch
 
 from prefkit.config import Choice, Train
 from prefkit.store import Store
-from prefkit.train.data.augment import Views
+from prefkit.train.data.augment import Augmentation
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.jobs import Job
@@ -51,18 +51,18 @@ def test_views_and_flipped_labels_follow_the_seed(pair_rows, write_pairs, tmp_pa
     objective = type("Pairs", (), {"shape": "pair"})
     config = Train(flip=True)
     mirrored = {
-        seed: [Views.of(replace(config, seed=seed)).at(pair, v).win.flip for pair in pairs for v in range(8)]
+        seed: [Augmentation.of(replace(config, seed=seed)).at(pair, v).win.flip for pair in pairs for v in range(8)]
         for seed in (0, 1)
     }
     assert mirrored[0] != mirrored[1]
     assert all(30 < sum(found) < 66 for found in mirrored.values())  # of 96, each with probability 1/2
-    assert all(Views.of(replace(config, seed=seed)).at(pairs[0], -1) is pairs[0] for seed in (0, 1))
+    assert all(Augmentation.of(replace(config, seed=seed)).at(pairs[0], -1) is pairs[0] for seed in (0, 1))
     turned = {seed: Job("x", replace(config, seed=seed), flip=True).groups(objective, pairs) for seed in (0, 1)}
     assert turned[0] != turned[1] != groups_of(objective, pairs, "main")
 
 
 def test_errors_of_the_reference_are_kept_by_seed(run, pair_rows, loop_of):
-    store, recipe = run(rows=pair_rows(8), keep_reference=True, steps=2)
+    store, recipe = run(rows=pair_rows(8), cache_reference=True, steps=2)
     run_train(store, recipe, "dpo")
     mine, other = (loop_of(store, recipe, seed=seed) for seed in (0, 1))
     assert all(batch.reference is not None for step in range(2) for own in mine.micro_batches(step) for batch in own)

@@ -13,14 +13,14 @@ from prefkit.config import Choice, Lora, plugin_options
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.train.data.groups import groups_of, ranked, singles
-from prefkit.train.data.pairs import PairRow, PairSource, Side, read_pairs
+from prefkit.train.data.pairs import PairImage, PairRow, PairSource, read_pairs
 from prefkit.train.run import Job, make_loop, run_train
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 from prefkit.types import digest
 
 
 def pair(row, win, lose, gap=None, prompt="a cat", request="r"):
-    sides = [Side(digest(key), i) for i, key in enumerate((win, lose))]
+    sides = [PairImage(digest(key), i) for i, key in enumerate((win, lose))]
     return PairRow(f"{win}{lose}", row, prompt, request, *sides, score_gap=gap)
 
 
@@ -80,7 +80,7 @@ def test_flipped_lists_are_turned_round_as_a_whole():
 
 def loop_of(store, recipe):
     config, source = recipe.train["dpo"], PairSource.find(store, "main")
-    plan = Plan(store, recipe, config, store.train("dpo"))
+    plan = ModelLoader(store, recipe, config, store.train("dpo"))
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
     return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
 
@@ -148,7 +148,7 @@ def test_soft_labels_and_gaps_are_part_of_what_was_trained(run, pair_rows):
     found = []
     for where, change in (("a", {}), ("b", {"p": 0.8}), ("c", {"score_gap": 2.0})):
         store, recipe = run(where=where, rows=[row | change for row in rows])
-        plan = Plan(store, recipe, recipe.train["dpo"], store.train("dpo"))
+        plan = ModelLoader(store, recipe, recipe.train["dpo"], store.train("dpo"))
         pairs = read_pairs(PairSource.find(store, "main"))
         found.append(fingerprint(recipe.train["dpo"], plan, pairs, Processes("cpu"))["pairs"])
     assert len(set(found)) == 3

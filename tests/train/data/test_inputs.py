@@ -17,12 +17,12 @@ from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import read_requests
-from prefkit.models import offload as in_turn
+from prefkit.models import offload as sequential_offload
 from prefkit.models.capture.maps import BEHIND
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.store import Store
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 
 MAPPING = {"image": "extra.person", "mask_image": "extra.hole"}
 
@@ -93,10 +93,12 @@ def test_each_request_keeps_its_own_image_from_generation_to_evaluation(recipe, 
     run.score()
     run.pair()
     recipe_ = run.recipe
-    plan = Plan(store, recipe_, recipe_.train["dpo"], store.train("dpo"))
+    plan = ModelLoader(store, recipe_, recipe_.train["dpo"], store.train("dpo"))
     source = PairSource.find(store, "main")
-    gone, clear = [], in_turn.Turns.clear
-    monkeypatch.setattr(in_turn.Turns, "clear", lambda turns: gone.append(turns.part) or clear(turns))
+    gone, clear = [], sequential_offload.SequentialOffload.clear
+    monkeypatch.setattr(
+        sequential_offload.SequentialOffload, "clear", lambda turns: gone.append(turns.part) or clear(turns)
+    )
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
     texts = gone[::-1][: gone[::-1].index("denoiser")].count("text")
     assert texts == 3 < len(data.conditions)  # two looks at the batch, and all conditions at once

@@ -18,7 +18,7 @@ from prefkit.store.rows import candidate_row
 from prefkit.train.data.batches import order
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.validation import split
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 from prefkit.types import Candidate, Request
 
 
@@ -29,7 +29,7 @@ def read(folder):
 def prepared(store, recipe):
     source = PairSource.find(store, "main")
     pairs = read_pairs(source)
-    plan = Plan(store, recipe, recipe.train["dpo"], store.train("dpo"))
+    plan = ModelLoader(store, recipe, recipe.train["dpo"], store.train("dpo"))
     return plan, prepare(plan, pairs, source, Processes("cpu"))
 
 
@@ -181,7 +181,7 @@ def test_without_candidates_the_image_is_encoded_and_the_cache_is_kept(run, monk
     image = pair_rows(3)[0]["jpg_1"]
     expected = family.latents([Candidate("x", "", 0, 0, image=image)])[0]
     torch.testing.assert_close(data.latents.get(data.pairs[0].win.key)["latents"], expected, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(Plan, "load", lambda *_: pytest.fail("the cache is complete, nothing is to be loaded"))
+    monkeypatch.setattr(ModelLoader, "load", lambda *_: pytest.fail("the cache is complete, nothing is to be loaded"))
     _, again = prepared(store, recipe)
     assert torch.equal(
         again.latents.get(data.pairs[0].win.key)["latents"], data.latents.get(data.pairs[0].win.key)["latents"]

@@ -15,9 +15,9 @@ from prefkit.errors import UsageError
 from prefkit.train.data import prompt_cache as texts
 from prefkit.train.data.cache import Cache
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.data.prompt_cache import Texts
+from prefkit.train.data.prompt_cache import PromptEmbeddingCache
 from prefkit.train.run import Job, make_loop, run_train
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 
 
 def result(store):
@@ -35,14 +35,14 @@ def cached(store):
 def watched(monkeypatch):
     """What was held, and where the text encoder was, whenever a micro-batch's conditions were all there."""
     seen = []
-    show = Texts.show
+    show = PromptEmbeddingCache.show
 
     def noted(self, data, groups):
         show(self, data, groups)
         places = {p.device.type for p in self.family.pipe.text_encoder.parameters()} if self.family else set()
         seen.append((len(self.held), len({data.condition_key(group) for group in groups}), places))
 
-    monkeypatch.setattr(Texts, "show", noted)
+    monkeypatch.setattr(PromptEmbeddingCache, "show", noted)
     return seen
 
 
@@ -76,7 +76,7 @@ def test_text_encoders_come_to_the_device_for_a_window_alone(run, pair_rows, wat
     """The device is told by name only: what is seen is who is moved, and when."""
     store, recipe = run(rows=pair_rows(8), text_cache="rolling")
     config, source = recipe.train["dpo"], PairSource.find(store, "main")
-    made, processes = Plan(store, recipe, config, store.train("dpo")), Processes("cpu")
+    made, processes = ModelLoader(store, recipe, config, store.train("dpo")), Processes("cpu")
     data = prepare(made, read_pairs(source), source, processes, [Job("dpo", config)])
     loop = make_loop(made, Job("dpo", config), data, store.train("dpo"), processes)
     moved = []
@@ -92,7 +92,7 @@ def test_text_encoders_come_to_the_device_for_a_window_alone(run, pair_rows, wat
 def test_a_dry_run_says_what_each_takes(run, pair_rows):
     rows = [row | {"caption": f"thing {i}"} for i, row in enumerate(pair_rows(10))]
     store, recipe = run(rows=rows, steps=50, validation=1)
-    row = plan(store, recipe, ["train"], [], None)[0][0]
+    row = plan(store, recipe, {"train": None}, [])[0][0]
     each = row["MB conditions"] / 10
     assert row["MB conditions rolling"] == pytest.approx(10 * each) and row["MB conditions off"] == pytest.approx(
         3 * each

@@ -13,10 +13,10 @@ from prefkit.config import Choice
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.data.reference_cache import KeptErrors, keys_of
+from prefkit.train.data.reference_cache import ReferenceErrorCache, keys_of
 from prefkit.train.policy import Policy
 from prefkit.train.run import Job, make_loop, run_train
-from prefkit.train.setup import Plan, prepare
+from prefkit.train.setup import ModelLoader, prepare
 
 
 def trajectory(store, name="dpo"):
@@ -33,8 +33,8 @@ def fails(policy):
 
 
 def loop_of(store, recipe, **changes):
-    config = replace(recipe.train["dpo"], keep_reference=True, **changes)
-    plan = Plan(store, recipe, config, store.train("dpo"))
+    config = replace(recipe.train["dpo"], cache_reference=True, **changes)
+    plan = ModelLoader(store, recipe, config, store.train("dpo"))
     source = PairSource.find(store, "main")
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
     return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
@@ -45,7 +45,7 @@ def test_a_sweep_looks_the_reference_up_and_learns_the_same(run, monkeypatch, ki
     """Bit by bit: without the table, with it being made, and with it alone. 6 steps of 2 see 4 pairs' third visit."""
     plain, recipe = run(kind, where="plain", steps=6)
     run_train(plain, recipe, "dpo")
-    store, other = run(kind, where="kept", steps=6, keep_reference=True)
+    store, other = run(kind, where="kept", steps=6, cache_reference=True)
     config = other.train["dpo"]
     stronger = replace(config, objective=Choice("hinge", {"beta": 500.0}), learning_rate=1e-4)
     sweep = replace(other, train={"dpo": config, "again": config, "stronger": stronger})
@@ -63,7 +63,7 @@ def test_a_sweep_looks_the_reference_up_and_learns_the_same(run, monkeypatch, ki
 
 
 def test_full_weights_are_their_own_sweep(run, monkeypatch):
-    store, recipe = run(lora=None, keep_reference=True)
+    store, recipe = run(lora=None, cache_reference=True)
     half = replace(recipe.train["dpo"], precision="bf16")
     sweep = replace(recipe, train=recipe.train | {"again": recipe.train["dpo"], "half": half})
     run_train(store, sweep, "dpo")
@@ -76,7 +76,7 @@ def test_full_weights_are_their_own_sweep(run, monkeypatch):
 def test_a_training_goes_on_exactly_where_it_was_stopped(run):
     whole, recipe = run(where="whole", steps=5)
     run_train(whole, recipe, "dpo")
-    store, recipe = run(where="halted", steps=5, keep_reference=True)
+    store, recipe = run(where="halted", steps=5, cache_reference=True)
     run_train(store, recipe, "dpo", limit=3)
     run_train(store, recipe, "dpo")
     assert trajectory(store) == trajectory(whole)
@@ -103,16 +103,16 @@ def test_a_key_is_of_all_that_enters_the_network(run, pair_rows):
 
 
 def test_a_damaged_part_is_computed_again(run, capsys):
-    store, recipe = run(keep_reference=True, checkpoint_every=100)
+    store, recipe = run(cache_reference=True, checkpoint_every=100)
     run_train(store, recipe, "dpo")
     (part,) = (store.folder / "train" / ".cache").glob("*/reference/part-*")
-    known = len(KeptErrors(part.parent).keys)
+    known = len(ReferenceErrorCache(part.parent).keys)
     assert known == 16  # 4 steps of 2 pairs
     part.write_bytes(part.read_bytes()[:100])
     run_train(store, replace(recipe, train={"again": recipe.train["dpo"]}), "again")
     assert "is damaged" in capsys.readouterr().err
     assert trajectory(store) == trajectory(store, "again")
-    assert len(KeptErrors(part.parent).keys) == known
+    assert len(ReferenceErrorCache(part.parent).keys) == known
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,6 @@ def test_a_damaged_part_is_computed_again(run, capsys):
      ("sdpo", "residuals, a whole image each")],
 )  # fmt: skip
 def test_refused_where_there_is_nothing_to_keep(run, use, why):
-    store, recipe = run(objective=Choice(use), keep_reference=True)
+    store, recipe = run(objective=Choice(use), cache_reference=True)
     with pytest.raises(UsageError, match=why):
         run_train(store, recipe, "dpo")

@@ -38,7 +38,7 @@ def weights(store):
     [
         ("dpo", {}),
         ("dpo", {"curriculum": 2}),
-        ("dpo", {"accumulation": 2, "steps": 1, "keep_reference": True}),
+        ("dpo", {"accumulation": 2, "steps": 1, "cache_reference": True}),
         ("kto", {"seed": 3}),
         ("lpo", {"validation": 2}),
         ("sft", {}),
@@ -89,12 +89,12 @@ def test_controls_find_theirs(run, pair_rows):
 
 def test_a_dry_run_says_what_the_caches_will_take(run, pair_rows, monkeypatch):
     store, recipe = run(rows=pair_rows(12), steps=2)
-    row = plan(store, recipe, ["train"], [], None)[0][0]
+    row = plan(store, recipe, {"train": None}, [])[0][0]
     assert (row["images"], row["not cached"], row["by"]) == (8, 8, space.ARITHMETIC), row
     assert not (store.folder / "train").exists() or not list((store.folder / "train").rglob("part-*"))
     run_train(store, recipe, "dpo")
     latents, conditions = cached(store)
-    row_after = plan(store, recipe, ["train"], [], None)[0][0]
+    row_after = plan(store, recipe, {"train": None}, [])[0][0]
     assert row_after["not cached"] == 0 and row_after["by"] == "measured"
     assert row_after["MB latents"] == pytest.approx(latents.bytes() / 1e6, abs=1e-6)
     assert row_after["MB conditions"] == pytest.approx(conditions.bytes() / 1e6, abs=1e-6)

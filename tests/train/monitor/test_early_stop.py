@@ -11,13 +11,13 @@ import torch
 
 from prefkit.config import Lora
 from prefkit.errors import UsageError
-from prefkit.train.monitor.early_stop import EarlyStop
+from prefkit.train.monitor.early_stop import EarlyStopping
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.run import run_train
 
 
 def test_it_waits_for_a_new_best(tmp_path):
-    stop = EarlyStop(2, tmp_path)
+    stop = EarlyStopping(2, tmp_path)
     seen = [(stop.look(step, value), stop.over) for step, value in enumerate([0.5, 0.6, 0.6, 0.7, 0.7, 0.65])]
     assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
     assert (stop.best, stop.step) == (0.7, 3)
@@ -34,16 +34,16 @@ def scripted(monkeypatch):
         step = measured.pop()
         return report(self, errors) | {"implicit_accuracy": [accuracies[step]] * 5}
 
-    from prefkit.train.trainer import Loop
+    from prefkit.train.trainer import Trainer
 
-    validate = Loop._validate
+    validate = Trainer._validate
 
     def noted(self, log):
         measured.append(self.step)
         validate(self, log)
 
     monkeypatch.setattr(Validation, "report", told)
-    monkeypatch.setattr(Loop, "_validate", noted)
+    monkeypatch.setattr(Trainer, "_validate", noted)
 
 
 def final(store):
@@ -75,18 +75,18 @@ def test_training_stops_and_its_result_is_the_best(run, scripted, capsys):
 
 def test_a_kill_between_a_new_best_and_its_checkpoint_leaves_the_best_before(run, scripted, monkeypatch):
     """Step 2 is the best that was ever measured, but the training that goes on ends with step 1 and knows nothing of it."""
-    from prefkit.train.trainer import Loop
+    from prefkit.train.trainer import Trainer
 
     def dies(loop):
         if loop.step == 2:
             raise SystemExit("killed here")
         save(loop)
 
-    save = Loop.save
+    save = Trainer.save
     settings = {"validation": 2, "validate_every": 1, "checkpoint_every": 1, "learning_rate": 1e-2}
     store, recipe = run(steps=3, patience=2, **settings)
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(Loop, "save", dies)
+        patched.setattr(Trainer, "save", dies)
         run_train(store, recipe, "dpo")
     shorter = replace(recipe, train={"dpo": replace(recipe.train["dpo"], steps=1)})
     assert run_train(store, shorter, "dpo")["best_step"] == 1

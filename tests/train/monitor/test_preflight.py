@@ -130,10 +130,10 @@ def test_an_interval_of_two_images_is_not_believed(trained, monkeypatch):
 
 def test_candidates_of_other_adapters_are_not_the_starts(generated):
     from prefkit.train.monitor.preflight import _candidates
-    from prefkit.train.setup import Plan
+    from prefkit.train.setup import ModelLoader
 
     store, recipe = generated
-    plan = Plan(store, recipe, recipe.train["dpo"], store.train("dpo"))
+    plan = ModelLoader(store, recipe, recipe.train["dpo"], store.train("dpo"))
     assert len(_candidates(plan)) == 32
     plan.revision["adapters"] = [["another", 1.0]]
     assert _candidates(plan) == {}

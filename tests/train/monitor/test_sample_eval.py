@@ -19,7 +19,7 @@ from prefkit.models.load.trained import trained_model
 from prefkit.report.learning import training
 from prefkit.store.files import read_json
 from prefkit.train import budget
-from prefkit.train.monitor.sample_eval import Looks, not_trained_on
+from prefkit.train.monitor.sample_eval import SampleEvaluation, not_trained_on
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
@@ -166,7 +166,7 @@ def test_the_alarm_sounds_and_the_second_one_stops(watched, tmp_path, capsys):
     ],
 )
 def test_what_an_alarm_is(tmp_path, gain, diversity, accuracy, alarm):
-    found = Looks.__new__(Looks)
+    found = SampleEvaluation.__new__(SampleEvaluation)
     found.config, found.folder, found.diversity = Has(stop_drop=0.0, watch=["size"]), tmp_path, 1.0
     found.best, found.best_step, found.below, found.stopped = 9.0, 0, 0, ""
     assert found._judge(Has(step=3), {"gain": gain, "diversity": diversity}, accuracy) == alarm
@@ -182,7 +182,7 @@ def test_the_start_is_a_look_to_come_back_to(watched, tmp_path, capsys):
 
 def test_all_processes_learn_which_look_was_the_best(tmp_path):
     """They load its weights when the first one stops; only the first has seen it."""
-    other = Looks.__new__(Looks)
+    other = SampleEvaluation.__new__(SampleEvaluation)
     other.folder, other.best_step, other.stopped, other.right, other.steps = tmp_path, 0, "", 0.0, 0
 
     other.look(Has(step=60, processes=Has(main=False, group=Has(told=lambda own: ["scores fell", 40]))), None)
@@ -190,7 +190,7 @@ def test_all_processes_learn_which_look_was_the_best(tmp_path):
 
 
 def test_a_look_without_any_score_says_so(tmp_path, capsys):
-    found = Looks.__new__(Looks)
+    found = SampleEvaluation.__new__(SampleEvaluation)
     found.config, found.folder, found.diversity = Has(stop_drop=0.0, watch=["size"]), tmp_path, 1.0
     found.best, found.best_step, found.below, found.stopped = 0.0, 0, 0, ""
     assert not found._judge(Has(step=3), {"gain": float("nan"), "diversity": 1.0}, 0.6)

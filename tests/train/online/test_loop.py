@@ -130,16 +130,16 @@ from prefkit.models.load.pipeline import load_pipeline
 from prefkit.store import Store
 from prefkit.train import checkpoint
 from prefkit.train.online import run
-from prefkit.train.online.loop import Loop
+from prefkit.train.online.loop import OnlineTrainer
 from prefkit.train.online.rounds import Kept
 from prefkit.train.online.updates import Updates
-from prefkit.train.monitor.sample_monitor import Watch
+from prefkit.train.monitor.sample_monitor import SampleMonitor
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
 MOMENTS = [
     (checkpoint, "save", 1, True), (Kept, "begin", 1, True), (Kept, "write", 1, True), (Updates, "step", 1, True),
-    (Loop, "round", 1, True), (checkpoint, "save", 1, False), (Updates, "step", 3, True), (Watch, "look", 1, True),
+    (OnlineTrainer, "round", 1, True), (checkpoint, "save", 1, False), (Updates, "step", 3, True), (SampleMonitor, "look", 1, True),
     (run, "write_json", 1, False),
 ]
 store = Store(sys.argv[1])
@@ -188,16 +188,16 @@ def test_a_training_killed_again_and_again_equals_an_uninterrupted_one(make):
     ("name", "sides", "labels"), [("sft", 1, {1.0}), ("kto", 1, {0.0, 1.0}), ("lpo", 3, {0.0, 1.0})]
 )
 def test_objectives_on_winners_singles_and_lists_see_those(make, monkeypatch, name, sides, labels):
-    from prefkit.train.trainer import Loop
+    from prefkit.train.trainer import Trainer
 
     seen = []
-    losses = Loop.losses
+    losses = Trainer.losses
 
     def watched(loop, batch):
         seen.append(batch)
         return losses(loop, batch)
 
-    monkeypatch.setattr(Loop, "losses", watched)
+    monkeypatch.setattr(Trainer, "losses", watched)
     pair = {"all": Pair(use="all_pairs", normalise="none", tie=0)}
     store, recipe = make(objective=Choice(name), rounds=1, samples=3, updates=3, pair="all", **QUICK)
     run_train(store, replace(recipe, pair=pair), "up")
@@ -371,7 +371,7 @@ def test_the_table_tells_the_batch_arithmetic_of_pairs_too(make, capsys):
 def test_a_group_shares_its_window_however_it_is_cut_into_batches():
     from types import SimpleNamespace as Has
 
-    from prefkit.train.online.loop import Loop
+    from prefkit.train.online.loop import OnlineTrainer
     from prefkit.train.online.rounds import asked_in
 
     requests = [Request(name, name) for name in "abcd"]
@@ -386,7 +386,7 @@ def test_a_group_shares_its_window_however_it_is_cut_into_batches():
     )
     asked = asked_in(3, requests, 4, 6, seed=5)
     for start in range(0, 24, 5):
-        Loop._batch(loop, 3, [], asked[start : start + 5])
+        OnlineTrainer._batch(loop, 3, [], asked[start : start + 5])
     groups = torch.cat(active).view(4, 6, 9)
     assert (groups == groups[:, :1]).all() and len({tuple(group[0].tolist()) for group in groups}) > 1
 

@@ -11,7 +11,7 @@ import torch
 
 from prefkit.config import Choice, Score
 from prefkit.errors import TrainingError
-from prefkit.train.online.loop import Loop
+from prefkit.train.online.loop import OnlineTrainer
 from prefkit.train.online.step_learner import StepLearner
 from prefkit.train.run import run_train
 
@@ -81,7 +81,9 @@ def within(monkeypatch, owner, name, at):
 def test_a_round_is_sampled_in_smaller_batches(make, monkeypatch, capsys):
     store, recipe = make("sd", **CARD)
     run_train(store, recipe, "up")
-    within(monkeypatch, Loop, "_sample", lambda name, shape: name in ("convolution", "conv2d") and shape[0] > 4)
+    within(
+        monkeypatch, OnlineTrainer, "_sample", lambda name, shape: name in ("convolution", "conv2d") and shape[0] > 4
+    )
     full, recipe = make("sd", where="full", **CARD)
     assert run_train(full, recipe, "up")["done"]
     assert "train up, sampling: out of memory with 4 images at once. Going on with 2" in capsys.readouterr().err
@@ -94,6 +96,6 @@ def test_what_cannot_be_halved_is_explained(make, monkeypatch):
     within(monkeypatch, StepLearner, "learn", lambda name, shape: name in ("convolution", "conv2d"))
     with pytest.raises(TrainingError, match=r"ran out of memory in round 1\. Try, in this order: batch_size 2"):
         run_train(store, recipe, "up")
-    within(monkeypatch, Loop, "_sample", lambda name, shape: name in ("convolution", "conv2d"))
+    within(monkeypatch, OnlineTrainer, "_sample", lambda name, shape: name in ("convolution", "conv2d"))
     with pytest.raises(TrainingError, match="sampling: out of memory with one of the images alone"):
         run_train(store, replace(recipe), "up")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from prefkit.store import Store
-from prefkit.train.online.loop import Loop
+from prefkit.train.online.loop import OnlineTrainer
 from prefkit.train.online.pair_learner import PairLearner
 from prefkit.train.online.rounds import Round, folder_of
 
@@ -29,7 +29,7 @@ def test_whether_a_round_has_pairs(tmp_path, there):
 
 
 def test_why_a_training_stops():
-    loop = Loop.__new__(Loop)
+    loop = OnlineTrainer.__new__(OnlineTrainer)
     loop.watch, loop.online = object(), SimpleNamespace(watch_every=1, rounds=4)
     loop.number, loop.stopped = 2, ""
     loop.processes = SimpleNamespace(main=False, group=group("the watched scores have fallen"))

@@ -42,7 +42,7 @@ LEARN += [("pareto", "kto"), ("consensus", "lpo"), ("threshold_all", "sft")]
 
 def planned(store, recipe):
     """A dry run of the training, which raises what the run would end with."""
-    _, error = plan(store, recipe, ["train"], [], None)
+    _, error = plan(store, recipe, {"train": None}, [])
     if error is not None:
         raise error
 

@@ -14,9 +14,9 @@ from prefkit.errors import UsageError
 from prefkit.images import Background
 from prefkit.score.core import make_scorer
 from prefkit.score.run import scorer_of, scorer_spec
-from prefkit.score.scorer_set import Jury, values_of
+from prefkit.score.scorer_set import ScorerSet, values_of
 from prefkit.score.serve import Service, http_server
-from prefkit.train.online.rewards import Beside, rewards
+from prefkit.train.online.rewards import BackgroundWorker, rewards
 from prefkit.types import Candidate
 from prefkit.types import Score as Answer
 
@@ -43,7 +43,7 @@ def test_a_missing_score_makes_the_reward_missing_never_zero():
 
 
 def test_a_job_that_never_ends_is_given_up_and_the_others_go_on():
-    beside, never = Beside(), threading.Event()
+    beside, never = BackgroundWorker(), threading.Event()
     jobs = [beside.submit(lambda: 1), beside.submit(never.wait), beside.submit(lambda: 3)]
     assert [beside.result(job, 0.3) for job in jobs] == [1, None, 3]
     assert beside.result(beside.submit(lambda: 4), 5) == 4
@@ -62,7 +62,7 @@ def candidates(count):
 
 
 def jury(**score):
-    return Jury(Recipe(score=score), list(score), "train.up.online")
+    return ScorerSet(Recipe(score=score), list(score), "train.up.online")
 
 
 def test_remote_scorers_are_called_as_prefkit_score_calls_them(tmp_path):
@@ -130,10 +130,10 @@ def test_licences_of_rewards_are_asked_for(tmp_path):
 def test_a_scorer_online_is_the_scorer_of_its_table(monkeypatch):
     """The same checks, and the same meaning of its values: a round's tables are read as those of `prefkit score`."""
     with pytest.raises(UsageError, match=r"score\.size\.batch_size is 0"):
-        Jury(Recipe(score={"size": Score(use="jpeg", batch_size=0)}), ["size"], "train.up.online")
+        ScorerSet(Recipe(score={"size": Score(use="jpeg", batch_size=0)}), ["size"], "train.up.online")
     monkeypatch.setattr(Background, "said", lambda: ", background grey")
     settings = Score(use="jpeg")
     recipe = Recipe(score={"size": settings})
-    spec = Jury(recipe, ["size"], "train.up.online").specs()["size"]
+    spec = ScorerSet(recipe, ["size"], "train.up.online").specs()["size"]
     assert spec == scorer_spec(scorer_of(recipe, "size"), settings)
     assert spec["preprocessing"].endswith("background grey")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prefkit.config import Choice, Score
-from prefkit.score.scorer_set import Jury
+from prefkit.score.scorer_set import ScorerSet
 from prefkit.train.objectives.oft import OFT
 from prefkit.train.online.rollout import Rollout
 from prefkit.train.online.step_learner import StepLearner
@@ -20,7 +20,7 @@ QUICK = {"generate": {"steps": 3}}
 
 def test_rewards_are_computed_while_the_next_batch_is_sampled(make, monkeypatch):
     sampled, further = [], threading.Event()
-    sample, score = Rollout.sample, Jury.score
+    sample, score = Rollout.sample, ScorerSet.score
 
     def sampling(rollout, *given):
         sampled.append(len(given[0]))
@@ -33,7 +33,7 @@ def test_rewards_are_computed_while_the_next_batch_is_sampled(make, monkeypatch)
         return score(jury, groups)
 
     monkeypatch.setattr(Rollout, "sample", sampling)
-    monkeypatch.setattr(Jury, "score", scoring)
+    monkeypatch.setattr(ScorerSet, "score", scoring)
     store, recipe = make(rounds=1, sample_batch=2, **QUICK)
     assert run_train(store, recipe, "up")["done"] and sampled == [2, 2]
 

@@ -1,4 +1,4 @@
-"""Looks at what is not trained on, in whole trainings: what stops one, which adapter is the best, what a look samples."""
+"""SampleEvaluation at what is not trained on, in whole trainings: what stops one, which adapter is the best, what a look samples."""
 
 from __future__ import annotations
 
