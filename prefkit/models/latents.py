@@ -1,4 +1,4 @@
-"""Between PIL images and the latents that the scheduler works on."""
+"""Conversion between PIL images and the latents that the scheduler works on."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ NOT_FINITE = (
 def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
     """Images of one size -> [B, ...] float32 in the scheduler's layout, on the VAE's device.
 
-    The mode of the VAE's posterior, so that encoding twice gives the same; in float32 where the VAE asks for it.
+    The result is the mode of the VAE's posterior, so encoding is deterministic; in float32 if the VAE requires it.
     """
     return posterior(pipe, wiring, images)[0]
 
 
 @torch.no_grad()
 def posterior(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> tuple[Tensor, Tensor | None]:
-    """Mean (which is the mode) and standard deviation, as `encode`; no deviation where the VAE gives no distribution."""
+    """(mean, which is the mode; std or None if the VAE gives no distribution) of the posterior, in `encode`'s layout."""
     pixels = pipe.image_processor.preprocess(list(images))
     with _upcast(pipe.vae) as vae:
-        z, deviation = _moments(vae, wiring, pixels.to(vae.device, vae.dtype))
+        z, std = _moments(vae, wiring, pixels.to(vae.device, vae.dtype))
     divisor, offset = AFFINE[wiring.affine](pipe.vae, z.float())
-    laid_out = LAYOUT[wiring.layout][1]
-    return laid_out((z.float() - offset) * divisor), None if deviation is None else laid_out(
-        deviation.float() * divisor
-    )
+    from_grid = LAYOUT[wiring.layout][1]
+    return from_grid((z.float() - offset) * divisor), None if std is None else from_grid(std.float() * divisor)
 
 
 @torch.no_grad()
 def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-    """Final latents [B, ...] in the scheduler's layout -> images, as the pipeline itself would decode them.
+    """Final latents [B, ...] in the scheduler's layout -> images, decoded as by the pipeline.
 
-    size: (height, width) in pixels; packed tokens do not tell it, the default is a square. Raises TrainingError where
+    size: (height, width) in pixels, needed for packed tokens of images that are not square. Raises TrainingError if
     pixels are not finite.
     """
     to_grid = LAYOUT[wiring.layout][0]
-    height, width = _cells(wiring, latents, size)
+    if size is not None:
+        height, width = size[0] // wiring.downscale, size[1] // wiring.downscale
+    else:
+        height = width = 2 * round(latents.shape[1] ** 0.5)  # tokens are squares of 2 x 2 cells; grids need no size
     with _upcast(pipe.vae) as vae:
         grid = to_grid(latents.to(vae.device, vae.dtype), height, width)
         divisor, offset = AFFINE[wiring.affine](vae, grid)
@@ -62,15 +63,8 @@ def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | N
 
 
 def finite(batch: Tensor) -> Tensor:
-    """[B] bool: whether all numbers of each sample are."""
+    """[B] bool: True for samples whose numbers are all finite."""
     return torch.isfinite(batch).flatten(1).all(1)
-
-
-def _cells(wiring: Wiring, latents: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
-    if size is not None:
-        return size[0] // wiring.downscale, size[1] // wiring.downscale
-    side = 2 * round(latents.shape[1] ** 0.5)  # tokens are squares of 2 x 2 cells; grids need no size
-    return side, side
 
 
 def _moments(vae: Any, wiring: Wiring, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -82,12 +76,12 @@ def _moments(vae: Any, wiring: Wiring, pixels: Tensor) -> tuple[Tensor, Tensor |
 
 @contextmanager
 def _upcast(vae: Any) -> Iterator[Any]:
-    """Some VAEs overflow in float16 and say so: those work in float32 for the while."""
-    if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
-        yield vae
-        return
-    vae.float()
+    """The VAE, temporarily in float32 if its config says that it overflows in float16."""
+    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+    if upcast:
+        vae.float()
     try:
         yield vae
     finally:
-        vae.half()
+        if upcast:
+            vae.half()

@@ -15,9 +15,9 @@ from torch import Tensor
 from prefkit.errors import CaptureError, UsageError
 from prefkit.models.capture.conditions import quiet
 from prefkit.models.capture.maps import INPUT, LAYOUT
-from prefkit.models.capture.record import bind, run
+from prefkit.models.capture.record import bind, run_pipeline
 from prefkit.models.capture.wiring import Wiring
-from prefkit.models.dtypes import dtype_of
+from prefkit.models.precision import dtype_of
 from prefkit.store import Store
 
 PROOF = 20251109  # a seed like any other
@@ -76,7 +76,7 @@ def _first_input(family: Any, size: tuple[int, int]) -> Any:
     call = {"height": size[0], "width": size[1], **wiring.no_guidance, "num_inference_steps": 4}
     try:
         with quiet(pipe), torch.no_grad():
-            run(pipe, call | {"prompt": [""], "generator": [torch.Generator("cpu").manual_seed(PROOF)]})
+            run_pipeline(pipe, call | {"prompt": [""], "generator": [torch.Generator("cpu").manual_seed(PROOF)]})
     except _Seen as seen:
         return seen.sample
     finally:

@@ -317,7 +317,7 @@ def fingerprint(config: Train, plan: ModelLoader, pairs: list[PairRow], processe
     masks = plan.masks(pairs)
     if masks is not None:
         found["masks"] = digest([masks.said(pair, side) for pair in pairs for side in pair.sides])
-    if Background.said():
+    if Background.suffix():
         found["background"] = Background.name()
     if config.curriculum:
         found["rank_gaps"] = digest([pair.rank_gap for pair in pairs])
