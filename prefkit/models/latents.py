@@ -22,23 +22,22 @@ NOT_FINITE = (
 )
 
 
+@torch.no_grad()
 def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
     """Images of one size -> [B, ...] float32 in the scheduler's layout, on the VAE's device.
 
     The result is the mode of the VAE's posterior, so encoding is deterministic; in float32 if the VAE requires it.
     """
-    return posterior(pipe, wiring, images)[0]
-
-
-@torch.no_grad()
-def posterior(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> tuple[Tensor, Tensor | None]:
-    """(mean, which is the mode; std or None if the VAE gives no distribution) of the posterior, in `encode`'s layout."""
     pixels = pipe.image_processor.preprocess(list(images))
     with _upcast(pipe.vae) as vae:
-        z, std = _moments(vae, wiring, pixels.to(vae.device, vae.dtype))
-    divisor, offset = AFFINE[wiring.affine](pipe.vae, z.float())
-    from_grid = LAYOUT[wiring.layout][1]
-    return from_grid((z.float() - offset) * divisor), None if std is None else from_grid(std.float() * divisor)
+        pixels = pixels.to(vae.device, vae.dtype)
+        encoded = vae.encode(pixels.unsqueeze(2) if "frame" in wiring.layout else pixels)
+    if hasattr(encoded, "latent_dist"):
+        z = encoded.latent_dist.mode().float()
+    else:
+        z = (encoded.latents if hasattr(encoded, "latents") else encoded.latent).float()
+    divisor, offset = AFFINE[wiring.affine](pipe.vae, z)
+    return LAYOUT[wiring.layout][1]((z - offset) * divisor)
 
 
 @torch.no_grad()
@@ -65,13 +64,6 @@ def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | N
 def finite(batch: Tensor) -> Tensor:
     """[B] bool: True for samples whose numbers are all finite."""
     return torch.isfinite(batch).flatten(1).all(1)
-
-
-def _moments(vae: Any, wiring: Wiring, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    encoded = vae.encode(pixels.unsqueeze(2) if "frame" in wiring.layout else pixels)
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mode(), getattr(encoded.latent_dist, "std", None)
-    return (encoded.latents if hasattr(encoded, "latents") else encoded.latent), None
 
 
 @contextmanager
