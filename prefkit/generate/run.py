@@ -216,8 +216,20 @@ def _generate_batches(
     counts: dict[str, Any],
     present: int,
 ) -> None:
-    """present: number of earlier candidates. If there are none and the whole first batch fails, raise PrefkitError."""
-    writer, size = Writer(table, counts), settings.batch_size
+    """Generate, encode and write candidates, a part every FLUSH_ROWS rows or FLUSH_SECONDS.
+
+    present: number of earlier candidates. If there are none and the whole first batch fails, raise PrefkitError.
+    """
+    waiting: list[Future[Candidate]] = []
+    written, size = time.monotonic(), settings.batch_size
+
+    def write() -> None:
+        candidates = [future.result() for future in waiting]
+        waiting.clear()
+        for candidate in candidates:
+            counts[outcome(candidate)] += 1
+        table.append([candidate_row(candidate) for candidate in candidates])
+
     with ThreadPoolExecutor(2) as pool, Progress(f"generate {table.folder.name}", sum(map(len, batches))) as progress:
         try:
             for number, batch in enumerate(batches):
@@ -234,10 +246,13 @@ def _generate_batches(
                             f"generate {table.folder.name}: every candidate of the first batch failed: {first[0].error}"
                         )
                 for future in futures:
-                    writer.put(future)
+                    waiting.append(future)
+                    if len(waiting) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
+                        write()
+                        written = time.monotonic()
                 progress.update(len(batch))
         finally:
-            writer.close()
+            write()
 
 
 def outcome(candidate: Candidate) -> str:
@@ -290,25 +305,3 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
         payload = latents_payload(result["latents"])
     sha256 = hashlib.sha256(image).hexdigest()
     return Candidate(**base, image=image, sha256=sha256, payload=payload, extra=result.get("extra") or {})
-
-
-class Writer:
-    """Collects candidates while they are encoded, counts outcomes, and writes a part every FLUSH_ROWS rows or
-    FLUSH_SECONDS."""
-
-    def __init__(self, table: Table, counts: dict[str, Any]) -> None:
-        self.table, self.counts, self.last = table, counts, time.monotonic()
-        self.waiting: list[Future[Candidate]] = []
-
-    def put(self, future: Future[Candidate]) -> None:
-        self.waiting.append(future)
-        if len(self.waiting) >= FLUSH_ROWS or time.monotonic() - self.last > FLUSH_SECONDS:
-            self.close()
-
-    def close(self) -> None:
-        candidates = [future.result() for future in self.waiting]
-        self.waiting = []
-        for candidate in candidates:
-            self.counts[outcome(candidate)] += 1
-        self.table.append([candidate_row(candidate) for candidate in candidates])
-        self.last = time.monotonic()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from prefkit.errors import TrainingError
 from prefkit.errors import out_of_memory as out_of_memory  # re-exported for callers that handle it by this module
@@ -38,6 +37,15 @@ class AdaptiveBatchSize:
         self.most, self.who, self.remedy, self.warned = most, who, remedy, False
         self.hint = hint or "; a smaller batch_size saves the tries"
 
+    def halve(self, size: int) -> None:
+        self.most = size // 2
+        if not self.warned:
+            warn(
+                f"{self.who}: out of memory with {size} images at once. Continuing with {self.most}, and fewer if "
+                f"necessary{self.hint}."
+            )
+        self.warned = True
+
     def each(self, items: Sequence[A], work: Callable[[Sequence[A]], Sequence[B]]) -> list[B]:
         """One result per item, from batches of at most `most`. Raises TrainingError if a single item does not fit."""
         results: list[B] = []
@@ -47,13 +55,7 @@ class AdaptiveBatchSize:
             if batch is not None:
                 results += batch
                 continue
-            self.most = size // 2
-            if not self.warned:
-                warn(
-                    f"{self.who}: out of memory with {size} images at once. Continuing with {self.most}, and fewer if "
-                    f"necessary{self.hint}."
-                )
-            self.warned = True
+            self.halve(size)
             free_memory()
         return results
 
@@ -70,22 +72,3 @@ class AdaptiveBatchSize:
                     f"{self.who}: out of memory with one of the images alone ({reason}). {self.remedy}"
                 ) from error
         return None
-
-
-@contextmanager
-def decoding(vae: Any, batch_size: AdaptiveBatchSize) -> Iterator[None]:
-    """Let `vae.decode` split a batch that does not fit, without repeating the denoising that led to it."""
-    import torch
-
-    from prefkit.models.capture.record import replaced
-
-    decode = vae.decode
-
-    def split(z: Any, *args: Any, **kwargs: Any) -> Any:
-        if len(z) == 1 or kwargs.get("return_dict", True):
-            return decode(z, *args, **kwargs)
-        rows = batch_size.each(z.split(1), lambda part: decode(torch.cat(list(part)), *args, **kwargs)[0].split(1))
-        return (torch.cat(rows),)
-
-    with replaced(vae, "decode", split):
-        yield

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from prefkit.errors import CaptureError
 from prefkit.models.capture.conditions import batch_rules, joined, quiet
 from prefkit.models.capture.record import StopCall, check_call_arguments, replaced
 from prefkit.models.latents import finite
-from prefkit.models.memory import AdaptiveBatchSize, decoding
+from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.models.trees import Tree, leaves
 from prefkit.output import still_working
 
@@ -99,8 +99,8 @@ class Sampler:
             still_working(f"sampling batch {self._batches}: denoising step {next(steps)} of {total}", start)
             return result
 
-        with _checked_decoding(self.pipe) as decoded:
-            result = self._call(prompts, seeds, inputs, step)
+        decoded: list[Tensor] = []
+        result = self._call(prompts, seeds, inputs, step, decoded)
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
         latents = last[0].cpu()
         finite_pixels = torch.cat(decoded) if decoded else torch.ones(len(latents), dtype=torch.bool)
@@ -117,7 +117,7 @@ class Sampler:
                 raise StopCall(sample[-1])
 
             try:
-                self._call(prompts[-count:], seeds[-count:], inputs, stop)
+                self._call(prompts[-count:], seeds[-count:], inputs, stop, [])
             except StopCall as stopped:
                 return stopped.value
             finally:
@@ -130,8 +130,15 @@ class Sampler:
             return False
         return torch.allclose(both, initial_noise(1), rtol=1e-2, atol=1e-2)
 
-    def _call(self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any] | None, step: Any) -> Any:
-        """Call the pipeline with `step` instead of its scheduler's."""
+    def _call(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        inputs: Mapping[str, Any] | None,
+        step: Any,
+        decoded: list[Tensor],
+    ) -> Any:
+        """Call the pipeline with `step` instead of its scheduler's. decoded: see _decoding."""
         call = self.call | dict(inputs or {})
         call["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         if call.get("negative_prompt") is not None:
@@ -140,8 +147,8 @@ class Sampler:
             stack.enter_context(torch.no_grad())
             stack.enter_context(quiet(self.pipe))
             stack.enter_context(replaced(self.pipe.scheduler, "step", step))
-            if hasattr(self.pipe, "vae"):
-                stack.enter_context(decoding(self.pipe.vae, self._decode_batch))
+            if getattr(self.pipe, "vae", None) is not None:
+                stack.enter_context(_decoding(self.pipe.vae, self._decode_batch, decoded))
             if self._prompts is not None:
                 stack.enter_context(replaced(self.pipe, "encode_prompt", self._prompts))
             return self.pipe(prompt=list(prompts), output_type="pil", **call)
@@ -153,19 +160,26 @@ class Sampler:
 
 
 @contextmanager
-def _checked_decoding(pipe: Any) -> Iterator[list[Tensor]]:
-    """A list that receives, for every call of the VAE's decode, [B] bool: True for images with finite pixels."""
-    flags: list[Tensor] = []
-    vae = getattr(pipe, "vae", None)
-    vae_decode = getattr(vae, "decode", None)
+def _decoding(vae: Any, batch_size: AdaptiveBatchSize, decoded: list[Tensor]) -> Iterator[None]:
+    """Let `vae.decode` split a batch that does not fit, without repeating the denoising that led to it.
 
-    def decode(*args: Any, **kwargs: Any) -> Any:
-        result = vae_decode(*args, **kwargs)
-        flags.append(finite(result[0] if isinstance(result, tuple) else result.sample).cpu())
+    decoded: receives [B] bool from every call: True for images with finite pixels.
+    """
+    vae_decode = vae.decode
+
+    def checked(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = vae_decode(z, *args, **kwargs)
+        decoded.append(finite(result[0] if isinstance(result, tuple) else result.sample).cpu())
         return result
 
-    with replaced(vae, "decode", decode) if vae is not None else nullcontext():
-        yield flags
+    def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(z) == 1 or kwargs.get("return_dict", True):
+            return checked(z, *args, **kwargs)
+        rows = batch_size.each(z.split(1), lambda part: checked(torch.cat(list(part)), *args, **kwargs)[0].split(1))
+        return (torch.cat(rows),)
+
+    with replaced(vae, "decode", decode):
+        yield
 
 
 class PromptCache:

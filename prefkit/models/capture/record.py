@@ -142,7 +142,7 @@ class _Recorder:
         before, prediction = sample.detach().clone(), model_output.detach().clone()
         scheduler = self.pipe.scheduler
         converted: list[Tensor] = []
-        convert = getattr(scheduler, "convert_model_output", None)
+        convert: Any = getattr(scheduler, "convert_model_output", None)
 
         def listen(*args: Any, **kwargs: Any) -> Any:
             converted.append(convert(*args, **kwargs))

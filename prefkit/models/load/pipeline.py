@@ -49,8 +49,8 @@ def load_pipeline(
     """A DiffusionPipeline on `device`, weights from safetensors.
 
     adapters   LoRA by path or Hub id -> weight, loaded as adapters start0, start1, ... in this order
-    scheduler  class name of a diffusers scheduler to use instead, made from the old one's config; clip_sample (meant
-               for pixels, and on by default in some) is off unless that config mentions it
+    scheduler  class name of a diffusers scheduler to use instead, made from the old one's config; clip_sample (made for
+               pixels, and on by default in some) is off unless that config mentions it
     parts      of {"denoiser", "vae", "text"}, default all. Text encoders left out are None; a denoiser or VAE left
                out is on the meta device: configuration and shapes without weights
     config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
@@ -60,11 +60,10 @@ def load_pipeline(
     Raises UsageError for a missing path, a folder that is not a pipeline, unknown names, missing safetensors;
     TrainingError for an adapter that changes a text encoder which is left out.
     """
-    silence_bars("diffusers", "transformers")
-    _silence_truncation_warnings()
+    _silence_libraries()
     torch_dtype = dtype_of(dtype)
     wanted = set(PARTS if parts is None else parts)
-    if not wanted <= set(PARTS):
+    if wanted - set(PARTS):
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
     source = located(base)
     variant = _check_source(source, wanted)
@@ -76,13 +75,8 @@ def load_pipeline(
     elif sequential_offload:
         from prefkit.models.offload import SequentialOffload, cache_prompts, meta_components
 
-        same: Any = {
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "quantize": quantize,
-            "device": device,
-        }
-        offload = SequentialOffload(partial(_load_part, partial(load_pipeline, base, **same), adapters))
+        load: Any = partial(load_pipeline, base, revision=revision, trust_remote_code=trust_remote_code, device=device)
+        offload = SequentialOffload(partial(_load_part, partial(load, quantize=quantize), adapters))
         pipe = open_pipeline(lambda: meta_components(source, revision, torch_dtype, device, offload))
         cache_prompts(pipe)
         pipe.sequential_offload = offload
@@ -95,9 +89,7 @@ def load_pipeline(
 
         pipe = open_pipeline(replacements)
     if scheduler is not None:
-        kind = _scheduler(scheduler)
-        unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
-        pipe.scheduler = kind.from_config({**unclipped, **pipe.scheduler.config})
+        _set_scheduler(pipe, scheduler)
     if adapters:
         _load_adapters(pipe, adapters)
     return pipe.to(device)
@@ -209,6 +201,12 @@ def _scheduler(name: str) -> Any:
     return kind
 
 
+def _set_scheduler(pipe: Any, name: str) -> None:
+    kind = _scheduler(name)
+    unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
+    pipe.scheduler = kind.from_config({**unclipped, **pipe.scheduler.config})
+
+
 def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
     denoiser = denoiser_name(pipe)
     net = getattr(pipe, denoiser)
@@ -317,7 +315,8 @@ def silence_bars(*libraries: str) -> None:
 TRUNCATION = ("The following part of your input was truncated", "Token indices sequence length is longer")
 
 
-def _silence_truncation_warnings() -> None:
+def _silence_libraries() -> None:
+    silence_bars("diffusers", "transformers")
     for name in ("diffusers", "transformers"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(_no_truncation)  # adding it again has no effect

@@ -160,7 +160,9 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[
         state, config = _joined(net, names)
     config = _with_dropout(config, 0.0)  # a program that loads this with diffusers would switch it on again
     settings = {f"{denoiser}.{key}": value for key, value in config.to_dict().items()}
-    described = json.dumps(settings, default=_plain, sort_keys=True)
+    described = json.dumps(
+        settings, default=lambda v: sorted(v) if isinstance(v, (set, frozenset)) else str(v), sort_keys=True
+    )
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / ADAPTER_FILE
     safetensors.torch.save_file(
@@ -213,7 +215,3 @@ def _joined(net: Any, names: Sequence[str]) -> tuple[dict[str, Tensor], Any]:
         r=most, lora_alpha=most, target_modules=list(ranks), rank_pattern=pattern, alpha_pattern=dict(pattern)
     )
     return state, config
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
