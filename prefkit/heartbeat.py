@@ -1,8 +1,8 @@
 """Heartbeats of the processes of one launch: a process that dies, or ends with an error, ends the others.
 
-Every process increments a number in the launch's key-value store and reads the numbers of the others. A number that does
-not change for SILENCE seconds belongs to a process that was killed. This works while the main thread waits in a
-collective that no other process will join: the heartbeat's thread then ends the process.
+Every process increments a number in the launch's key-value store and reads those of the others. A number that does not
+change for SILENCE seconds belongs to a process that was killed. This works while the main thread waits in a collective
+that no other process will join: the heartbeat's thread then ends the process.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Heartbeat(threading.Thread):
         while not self.store.check([f"beat/{other}" for other in self.last]):
             if time.monotonic() > deadline:
                 raise ProcessError(
-                    f"process {self.rank} waited for {START:.0f} s, and not all of the {self.count} processes have started. "
-                    "Look at the launcher's output for the others."
+                    f"process {self.rank} waited for {START:.0f} s, and not all of the {self.count} processes have "
+                    "started. Look at the launcher's output for the others."
                 )
             time.sleep(0.05)
         self.start()
@@ -71,8 +71,8 @@ class Heartbeat(threading.Thread):
                 self.failure.exit_code, self.failure.elsewhere = code, True
             elif not value.startswith(ENDED) and time.monotonic() - when > SILENCE:
                 self.failure = ProcessError(
-                    f"process {other} of {self.count} was killed, or its machine is gone: no heartbeat for {SILENCE:.0f} s. "
-                    "Finished work is kept; the same command continues."
+                    f"process {other} of {self.count} was killed, or its machine is gone: no heartbeat for "
+                    f"{SILENCE:.0f} s. Finished work is kept; the same command continues."
                 )
 
     def _read(self) -> None:
@@ -83,7 +83,7 @@ class Heartbeat(threading.Thread):
                 self.last[other] = (value, time.monotonic())
 
     def check(self) -> None:
-        """Raise the failure, if there is one, or ProcessError if another process has ended while this one waits for it."""
+        """Raise the failure, if any, or ProcessError if another process has ended while this one waits for it."""
         if self.failure is not None:
             raise self.failure
         for other, (value, _) in self.last.items():
@@ -93,7 +93,7 @@ class Heartbeat(threading.Thread):
                 )
 
     def end(self, code: int, hosting: bool) -> None:
-        """Publish that this process ends. hosting: this process holds the store, so wait for the others to end first."""
+        """Publish that this process ends. hosting: it holds the store, so wait for the others to end first."""
         self.stopping.set()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(EVERY)
@@ -119,7 +119,8 @@ class Heartbeat(threading.Thread):
 
 
 def store_lost(error: Exception) -> ProcessError:
+    reason = " ".join(str(error).split())[:120]
     return ProcessError(
-        f"the launch is over: its key-value store, which the launcher or process 0 holds, is gone ({' '.join(str(error).split())[:120]}). "
+        f"the launch is over: its key-value store, which the launcher or process 0 holds, is gone ({reason}). "
         "Finished work is kept; the same command continues."
     )

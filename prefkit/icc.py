@@ -18,7 +18,7 @@ SRGB, CONVERTED, BROKEN = "", "profile", "broken_profile"
 def to_srgb(image: Image, profile: bytes | None) -> Image:
     """Pixels of mode L, RGB, CMYK or LAB -> the same image, or a new RGB one if its profile is not sRGB.
 
-    Uses the perceptual intent, as viewers do. Ignores a broken profile, and one of another colour space than the pixels.
+    Uses the perceptual intent, as viewers do. Ignores a broken profile, and one of a colour space unlike the pixels'.
     """
     kind = kind_of(profile, image.mode)
     if kind == CONVERTED:
@@ -56,7 +56,7 @@ def _by_table(image: Image, transform: Any) -> Image:
 
 @functools.lru_cache(32)
 def _transform(profile: bytes) -> tuple[str, Any, bool]:
-    """(mode of the pixels, transform to sRGB, True if it is sRGB itself). Raises ImageCms' errors for a broken profile."""
+    """(mode of the pixels, transform to sRGB, True if it is sRGB). Raises ImageCms' errors for a broken profile."""
     from PIL import ImageCms
 
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))

@@ -4,8 +4,8 @@ The rules. RULES is their version; every cache and fingerprint of something made
 
 - the EXIF orientation is applied; of several frames (GIF, WebP, APNG, TIFF) the first one counts
 - a colour profile is converted to sRGB; one that is sRGB, or broken, leaves pixels as stored (prefkit/icc.py)
-- more than 8 bits are scaled: integers of 9 to 16 bits by their full range. Floats and integers of 32 bits have no known
-  range, so the largest value decides: up to 1 (floats only), 255 or 65535, else the integer's full range or, for
+- more than 8 bits are scaled: integers of 9 to 16 bits by their full range. The range of floats and integers of 32 bits
+  is unknown, so the largest value decides: up to 1 (floats only), 255 or 65535, else the integer's full range or, for
   floats, the largest value itself. Values below 0 are black; values that are not finite make the image damaged
 - transparency is composited on the background: white, unless the recipe's `background` says otherwise
 """
@@ -171,7 +171,7 @@ def _sample(image: Image) -> str:
 def traits(source: Source) -> frozenset[str]:
     """The TRAITS that make the displayed image differ from its stored RGB numbers. Raises as `rgb`.
 
-    transparent: some pixel is not opaque; profile: a colour profile that is not sRGB; deep: more than 8 bits; turned: by
+    transparent: some pixel is not opaque; profile: a colour profile other than sRGB; deep: more than 8 bits; turned: by
     EXIF; animated: several frames.
     """
     with _image(source) as image:
@@ -202,8 +202,8 @@ def head_traits(image: Image, source: Source) -> set[str]:
 def shown(data: bytes) -> bytes:
     """The encoded image as any decoder shows it: the same bytes if they need none of the rules, else `rgb` as PNG.
 
-    For programs that do not decode with this module: servers, other trainers. Damaged bytes are returned unchanged; their
-    reader reports the error.
+    For programs that do not decode with this module: servers, other trainers. Damaged bytes are returned unchanged;
+    their reader reports the error.
     """
     try:
         with _image(data) as image:
@@ -260,7 +260,7 @@ def png_has_metadata(source: Source) -> bool:
 
 @contextmanager
 def _image(source: Source) -> Iterator[Image]:
-    """An opened image, not decoded. Other errors (SyntaxError, struct.error, DecompressionBombError) become ValueErrors."""
+    """An opened image, not decoded. Any error but OSError (SyntaxError, struct.error, ...) becomes a ValueError."""
     from PIL import Image
 
     try:

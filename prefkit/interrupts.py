@@ -34,7 +34,7 @@ _children: set[subprocess.Popen[Any]] = set()
 
 @contextmanager
 def handled(at_once: bool = False) -> Iterator[None]:
-    """Handle both signals as described above. at_once: a second one ends the program (the command line), else it raises.
+    """Handle both signals as described above. at_once: a second one ends the program (command line), else it raises.
 
     Has no effect outside of the main thread; an ignored signal (a shell's background job) stays ignored.
     """
@@ -77,7 +77,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def end_now() -> None:
-    """Exit without cleaning up: tables and files are renamed to their names when complete, so the disk is consistent."""
+    """Exit without cleaning up: tables and files get their names when complete, so the disk is consistent."""
     for process in list(_children):
         with suppress(OSError):
             kill_tree(process)

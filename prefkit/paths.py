@@ -53,8 +53,7 @@ def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
 def named(folder: Path, name: str, root: Path | None = None) -> Path:
     """The file that `name` in a table refers to: an absolute path (or from ~), or one relative to `folder`.
 
-    Raises ValueError for a relative path that leads out of `root` (default: the folder). Links are not checked: the user
-    made them.
+    Raises ValueError for a relative path out of `root` (default: the folder). Links are the user's, and not checked.
     """
     try:
         path = Path(name).expanduser()

@@ -203,8 +203,8 @@ def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
     images = [name for name in parameters if re.search("^(mask_|control_)?image$", name)]
     if images and not any(name in arguments for name in images):
         return (
-            f". {type(pipe).__name__} takes {', '.join(images)}, and no request gives it: model: {{inputs: {{{images[0]}: "
-            "extra.COLUMN}}, where COLUMN of the source holds paths of images."
+            f". {type(pipe).__name__} takes {', '.join(images)}, and no request gives it: set model: {{inputs: "
+            f"{{{images[0]}: extra.COLUMN}}}}, where COLUMN of the source holds paths of images."
         )
     wrong = [f"{name} = {arguments[name]!r}" for name in images if isinstance(arguments.get(name), (str, int, float))]
     return f". model.inputs gave {', '.join(wrong)}, which is neither an image nor a path to one." if wrong else ""

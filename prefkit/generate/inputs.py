@@ -1,8 +1,8 @@
 """Images (and numbers) from a request for the pipeline's call: `model: {inputs: {image: extra.person}}`.
 
-In a source of requests such a field is a path (absolute, or relative to the source's folder), an image as bytes, as a data
-URI or as base64, or a list of them. The bytes are stored in the run's inputs/ table and the field becomes their SHA-256, so
-that a request with the same image is the same request regardless of the path. Other values are passed on unchanged.
+In a source of requests such a field is a path (absolute, or relative to the source's folder), an image as bytes, data
+URI or base64, or a list of them. The bytes are stored in the run's inputs/ table and the field becomes their SHA-256,
+so that a request with the same image is the same request regardless of the path. Other values are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
     for argument, field in mapping.items():
         if not re.fullmatch(r"extra\..+", str(field)):
             raise UsageError(
-                f"model.inputs.{argument}: {field!r} is not a field of a request; write extra.NAME, where NAME is a column of "
-                "the source of requests."
+                f"model.inputs.{argument}: {field!r} is not a field of a request; write extra.NAME, NAME being a "
+                "column of the source of requests."
             )
     return {argument: field.removeprefix("extra.") for argument, field in mapping.items()}
 
@@ -127,8 +127,8 @@ class Inputs:
         missing = [key for key in self.fields.values() if key not in request.extra]
         if missing:
             raise UsageError(
-                f"the request {request.prompt!r} has no {missing[0]}, which model.inputs names. Add that column to the source "
-                "of requests; pairs from elsewhere need the run's own requests (request_id)."
+                f"the request {request.prompt!r} has no {missing[0]}, which model.inputs names. Add that column to the "
+                "source of requests; pairs from elsewhere need the run's own requests (request_id)."
             )
         return {argument: self._value(request.extra[key]) for argument, key in self.fields.items()}
 
@@ -156,7 +156,7 @@ class Inputs:
         part = self._part(self.rows[name][0]) if name in self.rows else None
         if part is None:
             raise UsageError(
-                f"the run's inputs/ holds no image {name}. Run `prefkit generate` with the source of requests that names it."
+                f"the run's inputs/ holds no image {name}. Run `prefkit generate` with the source that names it."
             )
         return _decoded(part.column("bytes")[self.rows[name][1]].as_py(), f"input {name}")
 

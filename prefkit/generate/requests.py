@@ -88,15 +88,14 @@ def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str |
         if changed:
             raise UsageError(
                 f"the request {new.request_id!r} of {where} has another {' and another '.join(changed)} now "
-                f"({_brief(new)} instead of {_brief(before)}), but its images and scores belong to the old one. Give the "
-                "changed request a request_id of its own, restore it, or give the run (or the evaluation) another name."
+                f"({_brief(new)} instead of {_brief(before)}), but its images and scores belong to the old one. "
+                "Restore it, give it a request_id of its own, or give the run (or the evaluation) another name."
             )
     moved = sum(old.get(r.request_id, r).split != r.split for r in wanted)
     if moved:
         note(
-            f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, though the recipe would now "
-            "give another: a request that may have been trained on must not become held out. To split again, use a new run "
-            "folder."
+            f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, which the recipe would "
+            "now change: a request that may have been trained on must not become held out. To split again, use a new run."
         )
     return [replace(r, split=old.get(r.request_id, r).split) for r in wanted]
 
@@ -169,8 +168,8 @@ def _report(config: Requests, counts: Counter[str], dropped: Counter[str], every
         warn(
             f"{column} is not used: every row is taken."
             if every_row
-            else f"{column} does not decide what is held out: a hash of the prompt does (requests.test_share). To use the "
-            "column, set requests.split_column: split."
+            else f"{column} does not decide what is held out: a hash of the prompt does (requests.test_share). To use "
+            "it, set requests.split_column: split."
         )
 
 

@@ -71,13 +71,13 @@ def checked(
         splits = ", ".join(sorted({r.split for r in requests}))
         raise UsageError(
             f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; there are only "
-            f"requests in {splits}. Add prompts, lower requests.test_share, or name other splits as generate.{name}.splits."
+            f"requests in {splits}. Add prompts, lower requests.test_share, or set other generate.{name}.splits."
         )
     wanted = len(chosen) * settings.n
     if wanted > MOST_CANDIDATES:
         raise UsageError(
-            f"generate.{name}.n is {settings.n}: with {len(chosen):,} requests that is {wanted:,} candidates, and a run "
-            f"holds at most {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
+            f"generate.{name}.n is {settings.n}: with {len(chosen):,} requests that is {wanted:,} candidates, more "
+            f"than the {MOST_CANDIDATES:,} of a run. Lower n, or give fewer requests."
         )
     model = model_of(store, recipe, settings)
     if settings.use == "diffusers" and not model.base:
@@ -111,8 +111,8 @@ def check(name: str, settings: Generate) -> None:
     bounds.check(settings, f"generate.{name}")
     if settings.model is not None and settings.use != "diffusers":
         raise UsageError(
-            f"generate.{name}.model: {settings.model} is a trained diffusers model, and {settings.use} would not load it. "
-            "Write `use: diffusers`, or leave `model` out."
+            f"generate.{name}.model: {settings.model} is a trained diffusers model, and {settings.use} would not load "
+            "it. Write `use: diffusers`, or leave `model` out."
         )
     if settings.format not in FORMATS:
         raise UsageError(f"generate.{name}.format: {settings.format!r} is not known; choose {' or '.join(FORMATS)}.")
@@ -181,8 +181,8 @@ def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
     """Raise StoreError if processes read different requests, as on a slow network file system."""
     if len(set(processes.gather(digest([job[3] for job in jobs])))) > 1:
         raise StoreError(
-            f"generate.{name}: the processes do not see the same requests. Are the run folder and the source of the requests "
-            "shared by all machines? Run the same command again."
+            f"generate.{name}: the processes read different requests. Check that all machines share the run folder and "
+            "the source of the requests, and run the same command again."
         )
 
 

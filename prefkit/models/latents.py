@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NOT_FINITE = (
-    "the image is not finite: the denoiser's latents or the VAE's pixels overflowed to NaN or infinity, and would show as "
-    "black. Use another dtype, --dtype bfloat16 or --dtype float32 (train: precision), or a VAE that is made for float16."
+    "the image is not finite: the denoiser's latents or the VAE's pixels overflowed to NaN or infinity, shown as "
+    "black. Use another dtype, --dtype bfloat16 or --dtype float32 (train: precision), or a VAE made for float16."
 )
 
 

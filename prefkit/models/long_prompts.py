@@ -34,8 +34,8 @@ def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 
 def truncation_warning(stage: str, count: int, total: int, limit: int) -> str:
-    verb = "is" if count == 1 else "are"
-    return f"{stage}: {count} of {total} prompts {verb} longer than the text encoder reads ({limit} tokens); the rest is cut."
+    longer = f"{'is' if count == 1 else 'are'} longer than the text encoder reads ({limit} tokens)"
+    return f"{stage}: {count} of {total} prompts {longer}; the rest is cut."
 
 
 def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int | None]]:

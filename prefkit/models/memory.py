@@ -29,8 +29,8 @@ def free_memory() -> None:
 class AdaptiveBatchSize:
     """A batch size that is halved for good, with one warning, when the device runs out of memory.
 
-    most: initial size (None: all items). who: owner of the batch, for messages. hint: end of the warning. remedy: advice
-    for a single item that does not fit; without one, the error of that item is raised unchanged.
+    most: initial size (None: all items). who: owner of the batch, for messages. hint: end of the warning. remedy:
+    advice for a single item that does not fit; without one, the error of that item is raised unchanged.
     """
 
     def __init__(self, most: int | None = None, who: str = "the scorer", hint: str = "", remedy: str = "") -> None:

@@ -28,7 +28,7 @@ def components(source: str, revision: str | None) -> dict[str, list[str]]:
 
 
 def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Arguments of from_pretrained that replace the components of the pipeline `source` outside of the `wanted` parts."""
+    """Arguments of from_pretrained that replace the components of pipeline `source` outside of `wanted`."""
     if wanted == set(PARTS):
         return {}
     replacements: dict[str, Any] = {}

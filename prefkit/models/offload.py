@@ -110,7 +110,7 @@ def _loaded_on_call(module: Any, name: str, part: str, offload: SequentialOffloa
         return self if dtype is None else nn.Module.to(self, dtype)
 
     def attribute(self: Any, key: str) -> Any:
-        """Take children with statistics from the loaded module: FLUX.2 reads its VAE's batch norm without calling it."""
+        """Take children with statistics from the loaded module: FLUX.2 reads its VAE's batch norm without a call."""
         return getattr(loaded(), key) if key in statistics else kind.__getattr__(self, key)
 
     for path, child in module.named_modules():

@@ -1,4 +1,4 @@
-"""Precisions: dtypes by their name in a recipe, and the exact dtype of a device. Importing this does not import torch."""
+"""Precisions: dtypes by their name in a recipe, and the exact dtype of a device. Does not import torch by itself."""
 
 from __future__ import annotations
 

@@ -20,18 +20,15 @@ def compute_dtype(net: Any) -> torch.dtype:
     return next(p.dtype for p in net.parameters() if p.is_floating_point())
 
 
-def predict(
-    net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree, dtype: torch.dtype | None = None
-) -> Tensor:
+def predict(net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree) -> Tensor:
     """The model_output for scheduler.step: [B, ...] float32, in the scheduler's layout and sign.
 
     x_t:       [B, ...], in the scheduler's layout (VP models: signal-preserving, as the denoiser sees it)
     time:      [B], index (epsilon, v) or sigma in 0..1 (flow)
     condition: a Tree for B samples (`collate`)
-    dtype:     of the sample as the network takes it, default `compute_dtype(net)`
     """
     rest = {name: value for name, value in condition.items() if name != EXTRA_INPUT_KEY}
-    x = denoiser_input(wiring.input, x_t.to(dtype or compute_dtype(net)), condition.get(EXTRA_INPUT_KEY))
+    x = denoiser_input(wiring.input, x_t.to(compute_dtype(net)), condition.get(EXTRA_INPUT_KEY))
     arguments = {wiring.sample: x, wiring.time: CLOCK[wiring.clock](time, wiring.train_steps)}
     out = stacked(net(**arguments, **rest, return_dict=False))
     return OUTPUT[wiring.output](out, x_t).float()

@@ -1,7 +1,7 @@
 """Quantisation of the denoiser's linear layers by diffusers' configs; adapters trained on top stay float32.
 
-nf4   4 bits, normal-float with quantised constants (QLoRA, arXiv 2305.14314): bitsandbytes, which diffusers runs on GPUs only
-int8  8 bits, symmetric, a scale per output row: torchao's weight-only form, which has no outlier path and runs on CPUs too
+nf4   4 bits, normal-float with quantised constants (QLoRA, arXiv 2305.14314): bitsandbytes, in diffusers on GPUs only
+int8  8 bits, symmetric, a scale per output row: torchao's weight-only form, without an outlier path, also on CPUs
 fp8   8 bits, e4m3, a scale per output row: torchao's weight-only form; sums are made in the network's dtype
 Convolutions, norms and embeddings keep the dtype of the pipeline.
 """

@@ -74,9 +74,9 @@ class Sampler:
     ) -> list[Sampled]:
         """One image per (prompt, seed). Each initial noise comes from its own CPU generator, regardless of the batch.
 
-        inputs: further arguments of this call (an image to edit), shared by all of its prompts. With inputs, some pipelines
-        take one prompt at a time (Qwen-Image-Edit), or draw extra numbers for the first sample of a batch (FLUX Fill); for
-        those, prompts are sampled one by one.
+        inputs: further arguments of this call (an image to edit), shared by all of its prompts. With them, some
+        pipelines take one prompt at a time (Qwen-Image-Edit), or draw extra numbers for the first sample of a batch
+        (FLUX Fill): these prompts are sampled one by one.
         """
         if inputs and len(prompts) > 1 and self._batchable is None:
             self._batchable = self._same_noise_as_alone(prompts[:2], seeds[:2], inputs)

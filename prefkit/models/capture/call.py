@@ -23,9 +23,8 @@ def capture(
 ) -> Wiring:
     """Run `pipe` on two prompts and prove how it is wired.
 
-    Capture before torch.compile, DDP or adapters. call: further call arguments that affect the condition; guidance may be
-    among them. Raises CaptureError, naming the class and the maps tried, if no known map reproduces the numbers, or if
-    two that disagree do.
+    Capture before torch.compile, DDP or adapters. call: further call arguments that affect the condition, such as the
+    guidance. Raises CaptureError if no known map reproduces the numbers, or if two that disagree do.
     """
     denoiser = denoiser_name(pipe)
     if getattr(pipe, "vae", None) is None:
@@ -40,9 +39,8 @@ def capture(
     if len(record.steps) < 2 or record.decoded is None or not record.images:
         raise CaptureError(
             f"{type(pipe).__name__}: a run of {STEPS} steps made {len(record.steps)} scheduler steps, "
-            f"{'no' if record.decoded is None else 'a'} call of vae.decode and {len(record.images)} images; at least two "
-            "steps, one decoding and one image are needed. Video is not supported; any other such model needs a family of "
-            "its own."
+            f"{'no' if record.decoded is None else 'a'} call of vae.decode and {len(record.images)} images; two steps, "
+            "one decoding and one image are needed. Video is not supported; other models need a family of their own."
         )
     prove.prove_chain(pipe, record)
     sample, state, entry, states = _sample_argument(pipe, prediction, record)
@@ -74,7 +72,7 @@ def _only(pipe: Any, question: str, fits: list[Any]) -> Any:
     if len(fits) != 1:
         result = "none of the known maps fits" if not fits else f"these fit and disagree: {', '.join(map(str, fits))}"
         raise CaptureError(
-            f"{type(pipe).__name__}: {question}: {result}. prefkit does not guess; such a model needs a family of its own."
+            f"{type(pipe).__name__}: {question}: {result}. prefkit does not guess; the model needs a family of its own."
         )
     return fits[0]
 

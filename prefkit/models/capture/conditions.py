@@ -56,7 +56,7 @@ def find_call(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Call arguments (that request len(prompts) samples, that disable classifier-free guidance).
 
-    The samples are requested by a list of prompts or, for pipelines that take one prompt at a time (Qwen-Image-Edit), as
+    The samples are requested by a list of prompts or, for pipelines that take one at a time (Qwen-Image-Edit), as
     several images of the last one. With both the denoiser is called once a step, with one sample each.
     """
     errors: list[CaptureError] = []

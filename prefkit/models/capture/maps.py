@@ -36,7 +36,7 @@ EXTRA_INPUT_KEY = "behind_sample"
 
 
 def extra_input_of(name: str, argument: Any, x: Tensor) -> Tensor | None:
-    """The part of the denoiser's sample argument that follows x_t, by an entry of EXTRA_INPUT; None if there is none."""
+    """The part of the denoiser's sample argument that follows x_t, by an entry of EXTRA_INPUT; None without one."""
     dims, dim = EXTRA_INPUT.get(name, (0, 0))
     if not isinstance(argument, Tensor) or not argument.ndim == x.ndim == dims or argument.shape[dim] <= x.shape[dim]:
         return None
@@ -120,10 +120,7 @@ def _per_square(values: Tensor, like: Tensor) -> Tensor:
 
 # grid -> input of vae.decode, as z / divisor + offset: name -> (vae, z) -> (divisor, offset)
 AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
-    "mean_std": lambda vae, z: (
-        1 / _per_channel(vae.config.latents_std, z),
-        _per_channel(vae.config.latents_mean, z),
-    ),
+    "mean_std": lambda vae, z: (1 / _per_channel(vae.config.latents_std, z), _per_channel(vae.config.latents_mean, z)),
     "mean_std_scale": lambda vae, z: (
         vae.config.scaling_factor / _per_channel(vae.config.latents_std, z),
         _per_channel(vae.config.latents_mean, z),

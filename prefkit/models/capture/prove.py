@@ -53,8 +53,8 @@ def log_sigma_at(scheduler: Any, time: float) -> float:
 def noise_level(pipe: Any, prediction: str, step: Step) -> float:
     """sigma of x_t: 0..1 for flow, noise over signal for VP.
 
-    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is the exact one. If it is more
-    than a step away from alphas_cumprod (interpolated half steps), alphas_cumprod holds.
+    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is the exact one. If it is
+    more than a step away from alphas_cumprod (interpolated half steps), alphas_cumprod holds.
     """
     if prediction == "flow":
         return step.time / pipe.scheduler.config.num_train_timesteps
@@ -86,8 +86,8 @@ def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Te
         ):
             return
     raise CaptureError(
-        f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}: the scheduler's steps do not follow from prediction "
-        f"type {prediction!r} and its noise schedule. Either the type is wrong, or the scheduler does not expose it; try "
+        f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}: the scheduler's steps do not follow from the "
+        f"prediction type {prediction!r}. Either the type is wrong, or the scheduler does not expose it; try "
         "DDIMScheduler (or FlowMatchEulerDiscreteScheduler) as model.scheduler."
     )
 
@@ -97,9 +97,9 @@ def prove_chain(pipe: Any, record: Record) -> None:
     for step, following in itertools.pairwise(record.steps):
         if not same(following.before, step.after, _limit(step.after)):
             raise CaptureError(
-                f"{type(pipe).__name__} changes the sample between two scheduler steps, as inpainting by blending does: its "
-                "images do not come from its network alone. Use this model's text-to-image pipeline, or a network that "
-                "takes the image itself (extra channels or tokens)."
+                f"{type(pipe).__name__} changes the sample between two scheduler steps, as inpainting by blending "
+                "does: its images do not come from its network alone. Use this model's text-to-image pipeline, or a "
+                "network that takes the image itself (extra channels or tokens)."
             )
 
 

@@ -94,8 +94,8 @@ def run_pipeline(pipe: Any, call: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise CaptureError(
             f"{type(pipe).__name__} could not be run on prompts alone: {type(error).__name__}: {error}. Put its other "
-            "arguments into generate.NAME.call or, if they differ between requests, into model.inputs; a model that makes "
-            "no images from text needs a family."
+            "arguments into generate.NAME.call or, if they differ between requests, into model.inputs; a model without "
+            "prompts needs a family."
         ) from error
 
 
@@ -135,8 +135,7 @@ class _Recorder:
         if len(self.pending) != 1:
             raise CaptureError(
                 f"{type(self.pipe).__name__} called its {self.denoiser} {len(self.pending)} times before one scheduler "
-                "step; only pipelines that call it once a step can be trained. Switch off the option that adds calls, or "
-                "write a family."
+                "step; only one call a step is supported. Disable the option that adds calls, or write a family."
             )
         arguments, output = self.pending.pop()
         before, prediction = sample.detach().clone(), model_output.detach().clone()

@@ -27,7 +27,7 @@ class Wiring:
     prediction: str  # type of the network's prediction: "epsilon" | "v_prediction" | "flow"
     train_steps: int  # the scheduler's num_train_timesteps
     no_guidance: Mapping[str, Any]  # call arguments that disable classifier-free guidance: {"guidance_scale": 1.0}
-    # leaf of the condition ("added_cond_kwargs.text_embeds") -> batch dimension, "list" (an entry per sample) or "shared"
+    # leaf of the condition ("added_cond_kwargs.text_embeds") -> batch dimension, "list" (entry per sample) or "shared"
     batch: Mapping[str, int | str]
 
     def to_json(self) -> str:

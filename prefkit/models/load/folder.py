@@ -14,7 +14,7 @@ from prefkit.models.meta import PARTS, part_of
 from prefkit.tiny import located
 
 INDEX = "model_index.json"
-#: diffusion_pytorch_model.safetensors, model.fp16.safetensors, and the first of several model.fp16-00001-of-00002.safetensors
+#: diffusion_pytorch_model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.safetensors", re.ASCII
 )
@@ -40,9 +40,7 @@ def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)):
             continue
         if not (folder / name).is_dir():
-            raise UsageError(
-                f"{source} is incomplete: {INDEX} names the part {name}, but the folder {name} is missing. {COPY_AGAIN}"
-            )
+            raise UsageError(f"{source} is incomplete: {INDEX} names the part {name}, which is missing. {COPY_AGAIN}")
         if part_of(name) in wanted:
             names = _variants(folder / name, source)
             if None not in names:
@@ -53,7 +51,7 @@ def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
     if not common:
         parts = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in variants.items())
         raise UsageError(
-            f"{source}: its parts hold weights of different variants only ({parts}). Download all parts of one variant."
+            f"{source}: its parts hold weights of different variants only ({parts}). Download one variant."
         )
     return "fp16" if "fp16" in common else min(common)
 
@@ -81,8 +79,8 @@ def _variants(folder: Path, source: str) -> set[str | None]:
         return variants
     if any(name.endswith((".bin", ".pt", ".ckpt", ".msgpack")) for name in names):
         raise UsageError(
-            f"{folder} holds no .safetensors weights, only formats that can run code when they are read, and prefkit reads "
-            f"none of those. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
+            f"{folder} holds no .safetensors weights, only formats that can run code when they are read, which prefkit "
+            f"refuses. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
         )
     raise UsageError(
         f"{source} is incomplete: {folder} holds no weights (looked for model.safetensors or "
@@ -98,8 +96,8 @@ def _check_shards(index: Path) -> None:
     missing = sorted(str(name) for name in shards if not (index.parent / str(name)).is_file())
     if missing:
         raise UsageError(
-            f"{index.parent} is incomplete: {len(missing)} of the {len(shards)} files of its weights are missing, the first "
-            f"being {missing[0]}. Let the download finish, or copy the whole folder again."
+            f"{index.parent} is incomplete: {len(missing)} of the {len(shards)} files of its weights are missing, the "
+            f"first being {missing[0]}. Let the download finish, or copy the whole folder again."
         )
 
 
@@ -107,13 +105,13 @@ def not_a_pipeline(folder: Path) -> str:
     """An error message for a folder without model_index.json: its actual content, and the path to give."""
     names = {path.name for path in folder.iterdir()}
     give = (
-        "Give the folder that save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes under "
-        "model.adapters."
+        "Give the folder that save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes "
+        "under model.adapters."
     )
     if not names:
         return f"{folder} is an empty folder. {give}"
     if "pytorch_lora_weights.safetensors" in names or "adapter_config.json" in names:
-        return f"{folder} is a LoRA adapter, not a pipeline: give it as model.adapters: {{{folder}: 1}}, and its base as model.base."
+        return f"{folder} is a LoRA adapter: give it as model.adapters: {{{folder}: 1}}, and its base as model.base."
     if "config.json" in names and (folder.parent / INDEX).is_file():
         return f"{folder} is one part of a pipeline. Give its parent folder: {folder.parent}."
     inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))

@@ -121,9 +121,7 @@ def check_model(model: Model, device: str, dtype: str = "float32", scheduler: st
     for adapter in model.adapters:
         path = Path(located(adapter))
         if path.is_dir() and not any(path.glob("*.safetensors")):
-            raise UsageError(
-                f"the adapter {adapter} is a folder without .safetensors weights. Give the adapter's own folder."
-            )
+            raise UsageError(f"the adapter {adapter} is a folder without .safetensors weights. Give another folder.")
         if not path.exists() and (_looks_local(adapter) or adapter.count("/") != 1):
             raise UsageError(f"the adapter {adapter} was not found. Give an existing file or folder, or a Hub id.")
     if model.config is not None:
@@ -148,9 +146,7 @@ def _check_source(source: str, wanted: Collection[str]) -> str | None:
     if not path.exists() and _looks_local(source):
         raise UsageError(f"{source} does not exist. Give an existing folder or file, or a Hub id such as owner/name.")
     if path.is_file() and not source.endswith(SINGLE_FILES):
-        raise UsageError(
-            f"{source} is neither a folder nor a .safetensors or .ckpt file, so no pipeline is read from it."
-        )
+        raise UsageError(f"{source} is neither a folder nor a .safetensors or .ckpt file, so it is not a pipeline.")
     return variant_of(source, wanted)
 
 
@@ -254,8 +250,7 @@ def _adapter_file(source: str) -> Path:
         files = [file for file in huggingface_hub.list_repo_files(source) if file.endswith(".safetensors")]
         if len(files) != 1:
             raise UsageError(
-                f"{source} holds {len(files)} .safetensors files, none called {ADAPTER_FILE}. Download the one to use and "
-                "give its path."
+                f"{source} holds {len(files)} .safetensors files, none called {ADAPTER_FILE}. Give the path of one."
             ) from None
         return Path(huggingface_hub.hf_hub_download(source, files[0]))
 

@@ -39,7 +39,7 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
 
 
 def base_revision(model: Model) -> dict[str, str]:
-    """Revision of the base and, if set, of a single file's configuration ("config") and the quantisation ("quantize")."""
+    """Revision of the base, of a single file's configuration ("config", if set), and the quantisation ("quantize")."""
     config = {} if model.config is None else {"config": weights_revision(model.config)}
     bits = {} if model.quantize is None else {"quantize": model.quantize}
     return {"base": weights_revision(model.base, model.revision), **config, **bits}
@@ -70,7 +70,7 @@ def _commit(repository: str, revision: str | None) -> str:
         sha = _cached_commit(repository, revision)
         if sha is None:
             raise UsageError(
-                f"{repository} does not exist as a path or in the local Hub cache, and the Hub did not answer for it "
+                f"{repository} does not exist as a path or in the local Hub cache, and the Hub did not answer "
                 f"({type(error).__name__}). Check the name, the network, or your access to it."
             ) from error
     assert sha is not None

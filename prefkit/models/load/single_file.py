@@ -11,7 +11,7 @@ from prefkit.errors import UsageError
 def from_single_file(source: str, dtype: Any, config: str | None) -> Any:
     """Load a pipeline from one file. Raises UsageError.
 
-    config: folder or Hub id with the configuration and the parts that the file lacks; None: diffusers finds it on the Hub.
+    config: folder or Hub id with the configuration and the parts that the file lacks, by default found by diffusers.
     """
     import diffusers
     from diffusers.loaders.single_file_utils import (
@@ -31,8 +31,8 @@ def from_single_file(source: str, dtype: Any, config: str | None) -> Any:
         )
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, SingleFileComponentError) as error:
         raise UsageError(
-            f"no pipeline could be read from the single file {source}: {' '.join(str(error).split())[:400]} A single file "
-            "holds weights only; its configuration, and the parts that it lacks, come from the Hub, or from the pipeline "
+            f"no pipeline could be read from the single file {source}: {' '.join(str(error).split())[:400]} It holds "
+            "weights only; its configuration, and the parts that it lacks, come from the Hub, or from the pipeline "
             "folder given as model.config."
         ) from error
 

@@ -35,7 +35,7 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
         return replace(model, base=str(final), revision=None, adapters={}, config=None)
     known = sorted(path.parent.name for path in folder.parent.glob("*/final"))
     raise NotYet(
-        f"train/{name} of {store_folder} has no result (results: {', '.join(known) or 'none'}). Run `prefkit train` for it, "
+        f"train/{name} of {store_folder} has no result (results: {', '.join(known) or 'none'}). Run `prefkit train`, "
         "or let it finish.",
         "train",
         [name],
@@ -43,13 +43,13 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
 
 
 def _check_base(folder: Path, model: Model) -> None:
-    """Raise UsageError for a result trained from another base: its adapter, or a comparison with this base, is invalid."""
+    """Raise UsageError for a result trained from another base, which fits neither its adapter nor a comparison."""
     start = read_json(folder / "spec.json")["model"]
     then, now = {k: start[k] for k in ("base", "config", "quantize") if k in start}, base_revision(model)
     if then != now:
         raise UsageError(
-            f"{folder} was trained from another model than model.base {model.base} (its weights were {then}, now they are "
-            f"{now}). Set model as it was in that training, or train again from this model under another name."
+            f"{folder} was trained from another model than model.base {model.base} (weights then {then}, now {now}). "
+            "Set model as it was in that training, or train again from this model under another name."
         )
 
 

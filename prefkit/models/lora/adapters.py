@@ -54,13 +54,7 @@ def layers_active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]
 
 
 def add_lora(
-    net: Any,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str] | None = None,
-    dropout: float = 0.0,
-    name: str = POLICY,
-    seed: int = 0,
+    net: Any, rank: int, alpha: float, targets: Sequence[str] | None = None, dropout: float = 0.0, seed: int = 0
 ) -> int:
     """Stack a new float32 adapter on `net` and its existing adapters; everything else is frozen.
 
@@ -70,9 +64,7 @@ def add_lora(
     from peft import LoraConfig
 
     if not hasattr(net, "add_adapter"):
-        raise TrainingError(
-            f"{type(net).__name__} takes no adapters in diffusers; train its full weights (lora: null)."
-        )
+        raise TrainingError(f"{type(net).__name__} takes no adapters in diffusers; train full weights (lora: null).")
     start = active_adapters(net)
     config = LoraConfig(
         r=rank,
@@ -84,40 +76,40 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            net.add_adapter(config, adapter_name=name)
+            net.add_adapter(config, adapter_name=POLICY)
         except ValueError as error:
             linear = {path.rpartition(".")[2] for path, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
             raise TrainingError(
-                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; name modules of this "
-                f"network as lora.targets. Its linear ones end in {', '.join(sorted(linear))}."
+                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; set lora.targets "
+                f"to modules of this network. Its linear ones end in {', '.join(sorted(linear))}."
             ) from error
-    return _train_only(net, name, [*start, name])
+    return _train_only(net, [*start, POLICY])
 
 
-def continue_lora(net: Any, start: str = "start0", name: str = POLICY, dropout: float = 0.0) -> int:
+def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
     """Train a copy of a loaded adapter instead of it; the loaded one stays frozen, as (part of) the reference.
 
     dropout: of the copy, regardless of the loaded one's. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
-    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=name)
+    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
                 continue
-            layer.scaling[name] = layer.scaling[start]
+            layer.scaling[POLICY] = layer.scaling[start]
             for pair in (layer.lora_A, layer.lora_B):
-                pair[name].weight.copy_(pair[start].weight)
-    return _train_only(net, name, [name if active == start else active for active in before])
+                pair[POLICY].weight.copy_(pair[start].weight)
+    return _train_only(net, [POLICY if active == start else active for active in before])
 
 
-def _train_only(net: Any, name: str, active: Sequence[str]) -> int:
+def _train_only(net: Any, active: Sequence[str]) -> int:
     net.requires_grad_(False)
     count = 0
     for _, layer in lora_layers(net):
         layer._active_adapter = list(active)
-        if name in layer.lora_A:
-            for module in (layer.lora_A[name], layer.lora_B[name]):
+        if POLICY in layer.lora_A:
+            for module in (layer.lora_A[POLICY], layer.lora_B[POLICY]):
                 module.to(torch.float32).requires_grad_(True)
                 count += sum(parameter.numel() for parameter in module.parameters())
     return count
@@ -133,27 +125,27 @@ def lora_state(net: Any, name: str = POLICY) -> dict[str, Tensor]:
     return state
 
 
-def load_lora_state(net: Any, state: dict[str, Tensor], name: str = POLICY) -> None:
-    """Copy saved weights into an existing adapter. Raises TrainingError if the keys differ."""
-    weights = lora_state(net, name)
+def load_lora_state(net: Any, state: dict[str, Tensor]) -> None:
+    """Copy saved weights into the trained adapter. Raises TrainingError if the keys differ."""
+    weights = lora_state(net)
     differing = sorted(weights.keys() ^ state.keys())
     if differing:
         raise TrainingError(
-            f"the saved adapter does not belong to this network: {len(differing)} keys differ, the first is {differing[0]}."
+            f"the saved adapter is of another network: {len(differing)} keys differ, as {differing[0]}."
         )
     with torch.no_grad():
         for key, tensor in weights.items():
             tensor.copy_(state[key])
 
 
-def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[str] | None = None) -> Path:
-    """Write `folder`/pytorch_lora_weights.safetensors that diffusers' load_lora_weights turns into this network.
+def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
+    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, for diffusers' load_lora_weights.
 
-    denoiser: "unet" | "transformer", the key prefix. names: adapters to export together, default the active ones.
+    denoiser: "unet" | "transformer", the key prefix.
     """
     import safetensors.torch
 
-    names = list(names or active_adapters(net))
+    names = active_adapters(net)
     if len(names) == 1 and _as_configured(net, names[0]):
         state, config = lora_state(net, names[0]), net.peft_config[names[0]]
     else:

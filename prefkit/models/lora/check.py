@@ -2,8 +2,8 @@
 
 Every LoRA layout consists of pairs of factors, and changes weights by strength * up @ down. Loaders rename, split and
 reorder the factors, and multiply strengths into them or store them separately; none of that changes the sum over all
-layers of the squared Frobenius norm of strength * up @ down. It is computed from the file and from the loaded layers: if a
-loader drops a layer or scales it wrongly, the two differ.
+layers of the squared Frobenius norm of strength * up @ down. It is computed from the file and from the loaded layers:
+if a loader drops a layer or scales it wrongly, the two differ.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def refuse_unread(state: Mapping[str, Tensor], source: str) -> None:
     elif key in lone:
         kind = "a LoRA with half a pair of factors"
     raise UsageError(
-        f"the adapter {source} {f'is {kind}: it ' if kind else ''}holds {len(unread)} weights that prefkit does not read, the "
-        f"first being {key}. prefkit loads an adapter completely or not at all, and reads LoRA only. Merge it into the base "
-        "with the program that made it and start from that, or convert it to a LoRA."
+        f"the adapter {source} {f'is {kind}: it ' if kind else ''}holds {len(unread)} weights that prefkit does not "
+        f"read, the first being {key}. Adapters are loaded completely or not at all. Merge it into the base with the "
+        "program that made it and start from that, or convert it to a LoRA."
     )
 
 
@@ -96,8 +96,8 @@ def check_whole(pipe: Any, name: str, state: Mapping[str, Tensor], metadata: Map
     if not complete or abs(in_file - sum(map(_squared, magnitudes))) > TOTAL_TOLERANCE * in_file:
         raise UsageError(
             f"the adapter {source} would be read in part or at another strength: by its file it changes {len(written)} "
-            f"layers by {sum(written) ** 0.5:.4g} together, as loaded {len(loaded)} by {sum(loaded) ** 0.5:.4g}. It was made "
-            "for another model, or its layout is unknown; convert it to diffusers' layout with the program that made it."
+            f"layers by {sum(written) ** 0.5:.4g} together, as loaded {len(loaded)} by {sum(loaded) ** 0.5:.4g}. It "
+            "belongs to another model, or its layout is unknown; convert it to diffusers' layout with its own program."
         )
 
 
@@ -121,6 +121,6 @@ def _squared(tensor: Tensor) -> float:
 
 
 def _norm(down: Tensor, up: Tensor) -> float:
-    """Squared Frobenius norm of up @ down, without the product: down [r, ...], up [out, r, ...] (1 x 1 for convolutions)."""
+    """Squared Frobenius norm of up @ down without the product: down [r, ...], up [out, r, ...] (or 1 x 1 kernels)."""
     a, b = down.detach().flatten(1).float(), up.detach().flatten(1).float()
     return float(((b.T @ b) * (a @ a.T)).sum())

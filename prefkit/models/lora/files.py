@@ -1,8 +1,8 @@
 """Export of a trained adapter for other programs, and the layouts of adapter files.
 
 diffusers  the file that training writes: `unet.PATH.lora_A.weight` with its configuration as metadata
-kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for transformers the original
-           code's paths, with fused layers (lora/names.py)
+kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for transformers the paths
+           of the original code, with fused layers (lora/names.py)
 comfyui    for UNets the same; for transformers `transformer.PATH.lora_A.weight`, without an alpha
 
 In the latter two the strength, alpha / rank, is multiplied into the weights, so that alpha = rank.
@@ -51,8 +51,8 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
     paths = [path for path in (source, source / ADAPTER_FILE, source / "final" / ADAPTER_FILE) if path.is_file()]
     if not paths:
         raise UsageError(
-            f"export: {source} holds no adapter ({ADAPTER_FILE}). Give RUN/train/NAME of a finished training with lora; full "
-            "weights are a pipeline folder already."
+            f"export: {source} holds no adapter ({ADAPTER_FILE}). Give RUN/train/NAME of a finished training with "
+            "lora; full weights are a pipeline folder already."
         )
     path = paths[0]
     name = next((p.name for p in path.parents if p.parent.name == "train"), "adapter")
@@ -93,8 +93,8 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
         named = kohya_layers(paths, network or "network whose class the file does not name")
     elif network is not None and network not in COMFYUI:  # without a class, the names are assumed to be known
         raise UsageError(
-            f"export: it is unknown where ComfyUI's loader puts the layers of a {network}; it silently ignores layers that it "
-            f"does not know. Known are UNets and {', '.join(COMFYUI)}. Use --as diffusers."
+            f"export: it is unknown where ComfyUI's loader puts the layers of a {network}; it silently ignores unknown "
+            f"layers. Known are UNets and {', '.join(COMFYUI)}. Use --as diffusers."
         )
     else:
         return {f"{m}.lora_{side}.weight": tensor for m, pair in factors.items() for side, tensor in zip("AB", pair)}

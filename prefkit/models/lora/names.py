@@ -2,7 +2,7 @@
 
 kohya    sd-scripts (networks/lora_flux.py, lora_sd3.py at 48d368fa, 2026-02) and musubi-tuner name a layer after the
          original code of FLUX and SD 3, where queries, keys and values are one layer: `lora_unet_` and the path with
-         underscores. Like their split layers, a fused layer is written as block-diagonal low-rank factors of n times the rank.
+         underscores. A fused layer is written, as by them, as block-diagonal low-rank factors of n times the rank.
 comfyui  reads diffusers' own names, `transformer.PATH`, of the networks for which its loader has a map
          (comfy/lora.py and comfy/utils.py as of 2026).
 """
@@ -101,8 +101,8 @@ HEIGHTS = {"proj_mlp": 4}
 def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[str, tuple[Any, Any]]:
     """Rename the layers of a transformer: path -> (down [r, in], up [out, r]) to kohya's name -> factors of its layer.
 
-    All factors have the same rank. Parts of a fused layer without an adapter get zeros. Raises UsageError for a network or
-    a layer without such a name.
+    All factors have the same rank. Parts of a fused layer without an adapter get zeros. Raises UsageError for a network
+    or a layer without such a name.
     """
     if network not in KOHYA:
         raise UsageError(
@@ -117,8 +117,8 @@ def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[st
         layer = next((name for name, parts in table.items() if match and match[3] in parts), None)
         if match is None or layer is None:
             raise UsageError(
-                f"export: kohya has no name for the layer {path} of a {network} that is certain. Use --as comfyui, or --as "
-                "diffusers; or train without it (lora.targets)."
+                f"export: kohya has no name for the layer {path} of a {network}. Use --as comfyui, or --as diffusers; "
+                "or train without it (lora.targets)."
             )
         name = f"lora_unet_{blocks}_{match[2]}_{layer}"
         factors.setdefault(name, {})[match[3]], fused[name] = pair, table[layer]
