@@ -43,14 +43,7 @@ def handled(at_once: bool = False) -> Iterator[None]:
         return
     if not _state.depth:
         _state.first, _state.at_once = None, at_once
-    with _installed():
-        yield
-
-
-@contextmanager
-def _installed() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    before = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) != signal.SIG_IGN}
     _state.depth += 1
     try:
         for number in before:
@@ -96,9 +89,7 @@ def after_the_step() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    if not _state.depth:
-        _state.first, _state.at_once = None, False
-    with _installed():
+    with handled():
         _state.step = event
         try:
             yield event

@@ -20,15 +20,7 @@ from prefkit.models.trees import Tree, leaves
 from prefkit.types import digest
 
 #: call arguments that prefkit sets itself
-RESERVED = {
-    "prompt",
-    "num_inference_steps",
-    "generator",
-    "latents",
-    "num_images_per_prompt",
-    "output_type",
-    "return_dict",
-}
+FIXED = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")
 
 
 @contextmanager
@@ -48,7 +40,7 @@ def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int |
     size = {"height": height, "width": width}  # InstructPix2Pix takes neither: it uses the size of its image
     check_call_arguments(pipe, set(call) - set(size))
     arguments = dict(call) | {k: v for k, v in size.items() if v is not None}
-    return {k: v for k, v in arguments.items() if k in known and k not in RESERVED and not k.startswith("negative_")}
+    return {k: v for k, v in arguments.items() if k in known and k not in FIXED and not k.startswith("negative_")}
 
 
 def find_call(
@@ -69,17 +61,13 @@ def find_call(
 
 
 def _find_no_guidance(pipe: Any, denoiser: str, several: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments without which the denoiser gets more samples. A guidance_scale that is an input of the network (FLUX)
-    adds no samples and is left unchanged."""
+    """Call arguments that disable guidance. A guidance_scale that is an input of the network (FLUX) stays unchanged."""
     known = inspect.signature(type(pipe).__call__).parameters
     fixed = {"true_cfg_scale": 1.0} if "true_cfg_scale" in known else {}
-    tries: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {})]  # (arguments tried, arguments then needed)
-    if "guidance_scale" in known:
-        off = ({"guidance_scale": 1.0}, {"guidance_scale": 0.0})
-        tries = [({"guidance_scale": 4.0}, {}), (off[0], off[0]), (off[1], off[1])]
-    for tried, needed in tries:
-        if _samples_per_step(pipe, denoiser, dict(base) | fixed | tried | dict(several)) == [_samples(several)]:
-            return fixed | needed
+    for scale in (4.0, 1.0, 0.0) if "guidance_scale" in known else (None,):
+        guidance = {} if scale is None else {"guidance_scale": scale}
+        if _samples_per_step(pipe, denoiser, dict(base) | fixed | guidance | dict(several)) == [_samples(several)]:
+            return fixed | ({} if scale == 4.0 else guidance)
     raise CaptureError(
         f"{type(pipe).__name__}: classifier-free guidance could not be disabled (tried guidance_scale 4, 1 and 0): the "
         "denoiser never got exactly one sample per prompt and step. Such a model needs a family of its own."
