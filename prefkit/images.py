@@ -46,7 +46,7 @@ class Background:
 
     @classmethod
     def set(cls, name: str) -> None:
-        """name: a CSS colour (white, #f5f5dc). Raises ValueError."""
+        """Set the colour by a CSS name (white, #f5f5dc). Raises ValueError."""
         from PIL import ImageColor
 
         cls.colour = ImageColor.getrgb(name)[:3]
@@ -184,7 +184,7 @@ def traits(source: Source) -> frozenset[str]:
 
 
 def head_traits(image: Image, source: Source) -> set[str]:
-    """TRAITS by the head of an opened file alone: "transparent" then means that it may be."""
+    """TRAITS by the head of an opened file alone; "transparent" is then only a possibility."""
     sample = _sample(image)
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F"))
     mode = "L" if grey else image.mode if image.mode in icc.MODES.values() else "RGB"
@@ -273,5 +273,5 @@ def _image(source: Source) -> Iterator[Image]:
 
 
 def _opened(source: Source) -> BinaryIO:
-    """Raises OSError for anything but a regular file."""
+    """Open for reading. Raises OSError for anything but a regular file."""
     return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)

@@ -196,7 +196,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
 
 
 def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
-    """A probable cause of a failed call: images are missing, or arguments for images are none."""
+    """A probable cause of a failed call: image arguments that are missing, or that are not images."""
     import inspect
 
     parameters = inspect.signature(type(pipe).__call__).parameters

@@ -123,7 +123,7 @@ class Inputs:
         self._image = functools.lru_cache(CACHED_IMAGES)(self._read)
 
     def of(self, request: Request) -> dict[str, Any]:
-        """Raises UsageError for a request without the field, and for an image that the run does not hold."""
+        """Arguments by name. Raises UsageError for a request without the field, and for an image missing in the run."""
         missing = [key for key in self.fields.values() if key not in request.extra]
         if missing:
             raise UsageError(

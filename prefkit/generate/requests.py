@@ -94,8 +94,8 @@ def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str |
     moved = sum(old.get(r.request_id, r).split != r.split for r in wanted)
     if moved:
         note(
-            f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, which the recipe would "
-            "now change: a request that may have been trained on must not become held out. To split again, use a new run."
+            f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, unlike in the recipe "
+            "now: a request that may have been trained on must not become held out. Use a new run to split again."
         )
     return [replace(r, split=old.get(r.request_id, r).split) for r in wanted]
 

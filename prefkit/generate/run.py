@@ -60,7 +60,7 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
 def checked(
     store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
 ) -> tuple[list[Job], set[str], dict[str, Any]]:
-    """(all wanted jobs in order, existing ids, the spec), after all checks that need no weights. Writes nothing.
+    """Return all wanted jobs in order, existing ids and the spec, after all checks that need no weights.
 
     Raises UsageError, PluginError, and FingerprintError if existing candidates were made with other settings.
     """

@@ -11,7 +11,7 @@ BATCH = 1000
 
 
 def too_long(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """(number of prompts that every text encoder truncates, tokens that the longest-reading encoder reads).
+    """Count the prompts that every text encoder truncates. Returns (count, most tokens that an encoder reads).
 
     If several encoders read a prompt (77 tokens by CLIP, 256 by T5), it counts only if all of them truncate it. call:
     further arguments of the pipeline's call. (0, 0) for a pipeline without limits.
@@ -39,7 +39,7 @@ def truncation_warning(stage: str, count: int, total: int, limit: int) -> str:
 
 
 def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int | None]]:
-    """(tokenizer, number of its tokens that the text encoder reads; None for no limit)"""
+    """Pairs of (tokenizer, number of its tokens that the text encoder reads, None for no limit)."""
     parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
     max_length = call.get("max_sequence_length", parameter.default if parameter is not None else None)
     for name, tokenizer in getattr(pipe, "components", {}).items():

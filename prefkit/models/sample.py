@@ -95,7 +95,8 @@ class Sampler:
         def step(*args: Any, **kwargs: Any) -> Any:
             result = scheduler_step(*args, **kwargs)
             last[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
-            total = len(getattr(scheduler, "timesteps", ())) or self.call["num_inference_steps"]
+            timesteps = getattr(scheduler, "timesteps", None)
+            total = self.call["num_inference_steps"] if timesteps is None else len(timesteps)
             still_working(f"sampling batch {self._batches}: denoising step {next(steps)} of {total}", start)
             return result
 

@@ -21,7 +21,7 @@ TIME_SAMPLING = ("uniform", "logit_normal")
 
 @dataclass(frozen=True)
 class Schedule:
-    """prediction: "epsilon" | "v_prediction" | "flow". alphas_cumprod: [T] float64, None for flow."""
+    """A noise schedule. prediction: "epsilon" | "v_prediction" | "flow". alphas_cumprod: [T] float64, None for flow."""
 
     prediction: str
     alphas_cumprod: Tensor | None = None

@@ -88,7 +88,7 @@ def _fits(recorded: Any, attempt: Callable[..., Any], *arguments: Any) -> bool:
 
 
 def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, str, str, list[Tensor]]:
-    """(argument, STATE name, INPUT name, x_t of each step)"""
+    """Find (argument, STATE name, INPUT name, x_t of each step)."""
     fits: dict[tuple[str, str, str], list[Tensor]] = {}
     levels = [prove.noise_level(pipe, prediction, step) for step in record.steps]
     states = ["identity"] if prediction == "flow" else list(maps.STATE)
@@ -119,7 +119,7 @@ def _outputs(record: Record) -> list[str]:
 
 
 def _time_argument(pipe: Any, prediction: str, record: Record, sample: str) -> tuple[str, str]:
-    """(argument, CLOCK name)"""
+    """Find (argument, CLOCK name)."""
     steps = pipe.scheduler.config.num_train_timesteps
     fits = [
         (name, clock)
@@ -142,7 +142,7 @@ def _clock_fits(clock: str, prediction: str, steps: int, time: float, argument: 
 
 
 def _latent_map(pipe: Any, final: Tensor, decoded: Tensor) -> tuple[str, str]:
-    """(LAYOUT name, AFFINE name) that lead from the scheduler's last sample to the input of vae.decode."""
+    """Find the (LAYOUT name, AFFINE name) that lead from the scheduler's last sample to the input of vae.decode."""
     height, width = decoded.shape[-2:]
     fits: dict[tuple[str, str], tuple[Any, Any]] = {}
     for layout, (to_grid, _) in maps.LAYOUT.items():

@@ -46,10 +46,10 @@ def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int |
 def find_call(
     pipe: Any, denoiser: str, prompts: Sequence[str], base: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Call arguments (that request len(prompts) samples, that disable classifier-free guidance).
+    """Find call arguments that request len(prompts) samples, and others that disable classifier-free guidance.
 
     The samples are requested by a list of prompts or, for pipelines that take one at a time (Qwen-Image-Edit), as
-    several images of the last one. With both the denoiser is called once a step, with one sample each.
+    several images of the last prompt. With both, the denoiser is called once per step, with one input per sample.
     """
     errors: list[CaptureError] = []
     for several in ({"prompt": list(prompts)}, {"prompt": [prompts[-1]], "num_images_per_prompt": len(prompts)}):
@@ -128,9 +128,9 @@ def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapp
 
 
 def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """(arguments of the denoiser's first call, x_t if the sample argument holds more than x_t).
+    """Return the arguments of the denoiser's first call and, for a pipeline with an extra input, x_t.
 
-    The scheduler gets that x_t, so in this case a dummy output of the denoiser leads to the scheduler's step.
+    That x_t is an argument of the scheduler's step, which is reached with zeros as the denoiser's output.
     """
     net = getattr(pipe, wiring.denoiser)
     arguments: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base
 
 
 def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
-    """path -> batch dimension (it doubles) | "list" | "shared" (equal). Raises CaptureError if none of them holds."""
+    """Rule of each leaf: its batch dimension (it doubles), "list" or "shared" (equal). Raises CaptureError if none."""
     rules: dict[str, int | str] = {}
 
     def visit(one: Tree, two: Tree, path: str) -> None:

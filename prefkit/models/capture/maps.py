@@ -36,7 +36,7 @@ EXTRA_INPUT_KEY = "behind_sample"
 
 
 def extra_input_of(name: str, argument: Any, x: Tensor) -> Tensor | None:
-    """The part of the denoiser's sample argument that follows x_t, by an entry of EXTRA_INPUT; None without one."""
+    """The part of the sample argument that follows x_t, as in EXTRA_INPUT[name]; None if there is none."""
     dims, dim = EXTRA_INPUT.get(name, (0, 0))
     if not isinstance(argument, Tensor) or not argument.ndim == x.ndim == dims or argument.shape[dim] <= x.shape[dim]:
         return None

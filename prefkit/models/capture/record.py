@@ -30,10 +30,10 @@ class Step:
 
     arguments: dict[str, Any]  # the denoiser's arguments, named as in its class's forward
     output: Tensor  # the denoiser's output, stacked to one tensor
-    model_output: Tensor  # the scheduler's arguments ...
-    time: float
-    before: Tensor
-    after: Tensor  # ... and its prev_sample
+    model_output: Tensor  # the scheduler's `model_output`
+    time: float  # its `timestep`
+    before: Tensor  # its `sample`
+    after: Tensor  # its `prev_sample`
     sigma: float | None = None  # noise level at this step, if the scheduler keeps a list of sigmas
     original: Tensor | None = None  # pred_original_sample, if the scheduler returns it
     converted: Tensor | None = None  # result of convert_model_output, if the scheduler has that method

@@ -158,7 +158,7 @@ def _from_pretrained(
     variant: str | None,
     arguments: Callable[[], dict[str, Any]],
 ) -> Any:
-    """arguments: further ones of from_pretrained, such as replacements of components. Raises UsageError."""
+    """Load a folder or Hub id. arguments: further ones of from_pretrained (replaced components). Raises UsageError."""
     from diffusers import DiffusionPipeline
 
     if variant is not None:

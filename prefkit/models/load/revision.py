@@ -52,7 +52,7 @@ def _file_hash(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _content_hash(path: str, size: int, mtime: int) -> str:
-    """size and mtime are part of the cache key only: a changed file is read again, an unchanged one is not."""
+    """SHA-256 of a file. size and mtime only belong to the cache key, so that a changed file is read again."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -43,7 +43,7 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
 
 
 def _check_base(folder: Path, model: Model) -> None:
-    """Raise UsageError for a result trained from another base, which fits neither its adapter nor a comparison."""
+    """Raise UsageError for training from another base: the adapter would not fit, and a comparison would mislead."""
     start = read_json(folder / "spec.json")["model"]
     then, now = {k: start[k] for k in ("base", "config", "quantize") if k in start}, base_revision(model)
     if then != now:

@@ -106,7 +106,7 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
 
 
 def with_unit_strength(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
-    """Name -> (down, up, strength) to name -> (down, up) of strength 1 and of one rank, padded with zeros.
+    """Multiply each strength into the factors, and pad them to one rank: (down, up, strength) to (down, up) by name.
 
     diffusers misreads layers of different rank or alpha in a file without configuration (0.42.1: the names in its
     alpha_pattern are not those of the modules).

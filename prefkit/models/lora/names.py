@@ -99,7 +99,7 @@ HEIGHTS = {"proj_mlp": 4}
 
 
 def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[str, tuple[Any, Any]]:
-    """Rename the layers of a transformer: path -> (down [r, in], up [out, r]) to kohya's name -> factors of its layer.
+    """Rename the layers of a transformer from diffusers' paths to kohya's names. Factors: down [r, in], up [out, r].
 
     All factors have the same rank. Parts of a fused layer without an adapter get zeros. Raises UsageError for a network
     or a layer without such a name.
