@@ -13,7 +13,6 @@ import gc
 import hashlib
 import inspect
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,17 +113,14 @@ def _loaded_on_call(module: Any, name: str, part: str, offload: SequentialOffloa
         return getattr(loaded(), key) if key in statistics else kind.__getattr__(self, key)
 
     for path, child in module.named_modules():
-        child.forward = _redirected(child, path, loaded)
+        redirected = functools.partial(_call_loaded, loaded, path)
+        child.forward = functools.wraps(child.forward)(redirected)
     module.__class__ = type(kind.__name__, (kind,), {"_apply": apply, "to": to, "__getattr__": attribute})
     return module
 
 
-def _redirected(child: nn.Module, path: str, loaded: Callable[[], Any]) -> Callable[..., Any]:
-    @functools.wraps(child.forward)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return loaded().get_submodule(path)(*args, **kwargs)
-
-    return forward
+def _call_loaded(loaded: Callable[[], Any], path: str, *args: Any, **kwargs: Any) -> Any:
+    return loaded().get_submodule(path)(*args, **kwargs)
 
 
 def cache_prompts(pipe: Any) -> None:
@@ -132,15 +128,15 @@ def cache_prompts(pipe: Any) -> None:
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         return
-    cache: OrderedDict[str, Tree] = OrderedDict()
+    cache: dict[str, Tree] = {}
 
     @functools.wraps(encode)
     def cached(*args: Any, **kwargs: Any) -> Any:
         key = _content_hash(inspect.signature(encode).bind(*args, **kwargs).arguments)
         if key not in cache:
             cache[key] = encode(*args, **kwargs)
-            while len(cache) > CACHED_PROMPTS:
-                cache.popitem(last=False)
+            if len(cache) > CACHED_PROMPTS:
+                del cache[next(iter(cache))]
         return map_tensors(torch.clone, cache[key])
 
     pipe.encode_prompt = cached

@@ -16,12 +16,9 @@ import torch
 from prefkit.errors import UsageError
 from prefkit.models.meta import components, part_of
 
-#: name -> library
 LIBRARY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
-#: name -> class of torchao.quantization
-TORCHAO = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
-#: name -> device types that do not support it
-UNSUPPORTED = {"nf4": ("cpu",), "fp8": ("mps",)}
+TORCHAO = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}  # classes of torchao.quantization
+UNSUPPORTED = {"nf4": "cpu", "fp8": "mps"}  # device type that does not support it
 
 
 def check_quantize(name: str | None, device: str | None = None) -> None:
@@ -33,8 +30,8 @@ def check_quantize(name: str | None, device: str | None = None) -> None:
     if importlib.util.find_spec(LIBRARY[name]) is None:
         raise UsageError(f'model.quantize: {name} needs {LIBRARY[name]}: pip install "prefkit[quantize]"')
     kind = None if device is None else torch.device(device).type
-    if kind in UNSUPPORTED.get(name, ()):
-        supported = [other for other in LIBRARY if kind not in UNSUPPORTED.get(other, ())]
+    if kind is not None and kind == UNSUPPORTED.get(name):
+        supported = [other for other in LIBRARY if kind != UNSUPPORTED.get(other)]
         raise UsageError(f"model.quantize: {name} does not run on {kind}; there, choose {' or '.join(supported)}.")
 
 
