@@ -234,3 +234,19 @@ class Progress:
         extra = "".join(f"  {k} {_cell(v)}" for k, v in shown.items())
         text = safe(f"{self.label}  {self.done}/{self.total}  {duration(left)} left{extra}", keep="")
         _tell(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n")
+
+
+_last_sign = 0.0
+
+
+def still_working(text: str, since: float) -> None:
+    """Show that long work continues: at most one line every 30 s, the first 30 s after `since` (time.monotonic).
+
+    On a terminal the text replaces the progress line until its next update, at most once a second.
+    """
+    global _last_sign
+    now, live = time.monotonic(), sys.stderr.isatty()
+    if quiet or not main or now - max(since, _last_sign) < (1.0 if live else LINE_EVERY):
+        return
+    _last_sign = now
+    _tell(f"\r\x1b[K{message(text)}\r" if live else message(text), end="" if live else "\n")
