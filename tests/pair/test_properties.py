@@ -228,7 +228,7 @@ def test_votes_prefer_what_more_people_chose_however_they_were_shown(said, bradl
     pool = Pool(pd.DataFrame({"row": np.arange(6), "request": np.repeat([0, 1], 3)}), ids, ids, pa.table({}), ["own"])
     share = {"a": 1.0, "b": 0.0, "tie": 0.5}
     rows = {(min(a, b), max(a, b), judge): share[o] if a < b else 1 - share[o] for a, b, o, judge in said if a != b}
-    votes = pd.DataFrame([(f"c{a}", f"c{b}", str(j), s) for (a, b, j), s in rows.items()], columns=["a", "b", "judge", "share"])  # fmt: skip
+    votes = pd.DataFrame([(f"c{a}", f"c{b}", str(j), s) for (a, b, j), s in rows.items()], columns=["a", "b", "judge", "fraction"])  # fmt: skip
     found = compared_pairs(pool, votes, bradley_terry, 1.0, 1)
     inside = {(a, b) for a, b, _ in rows if a // 3 == b // 3}
     assert {(min(w, x), max(w, x)) for w, x in zip(found.win, found.lose)} == inside and len(found) == len(inside)
