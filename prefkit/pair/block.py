@@ -15,7 +15,7 @@ CELLS = 1 << 22  # candidate pairs per block: a few hundred MB at most
 class ScoreTable:
     """All candidates of a run, for strategies that need more than one request (`fit`).
 
-    value [T], scores [T, S] (higher is better, NaN = missing), ties [S]: smaller differences are ties, aliases [S].
+    value [T], scores [T, S] (higher is better, NaN = missing), ties [S]: differences up to this are ties; names of the scores.
     """
 
     value: np.ndarray

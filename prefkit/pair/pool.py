@@ -101,7 +101,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
 
 
 def _missing(store: Store, name: str) -> str:
-    return f"there are no {name} in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+    return f"{store.folder} has no {name}: run `prefkit generate {pasted(store.folder)}` first."
 
 
 def hashed(ids: pa.ChunkedArray) -> np.ndarray:

@@ -178,7 +178,7 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     """Return the weight of each score to pair on. Raises UsageError for a missing table, or if `needed` and none is left."""
     known = store.names("scores")
     if not known and needed:
-        text = f"there are no scores in {store.folder}: run `prefkit score {pasted(store.folder)}` first."
+        text = f"{store.folder} has no scores: run `prefkit score {pasted(store.folder)}` first."
         raise NotYet(text, "score", list(config.weights))
     evaluation_only = {a for a in known if (store.scores(a).spec() or {}).get("evaluation_only")}
     weights = dict(config.weights) or {a: 1.0 for a in known if a not in evaluation_only}
@@ -251,10 +251,10 @@ def _model_name(store: Store, generator: str) -> str:
     return f"{generator}@{spec.get('model') or spec.get('code') or 'unknown'}"
 
 
-def _why_empty(pool: Pool, counts: dict[str, Any], aliases: list[str]) -> str:
+def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
     """Explain why no pair is left, with the fix."""
     if not len(pool) and counts.get("missing_scores"):
-        return f"No candidate has all of the scores {', '.join(aliases)}: the column `error` of their tables has the reasons."
+        return f"No candidate has all of the scores {', '.join(scores)}: the column `error` of their tables has the reasons."
     if not len(pool):
         if counts["decided_reject"] or counts["decided_remove"]:
             return "decisions.csv rejects or removes every candidate."
@@ -262,7 +262,7 @@ def _why_empty(pool: Pool, counts: dict[str, Any], aliases: list[str]) -> str:
         if removed:
             numbers = ", ".join(f"{n} {k}" for k, n in removed.items())
             return f"No image shows anything ({numbers}). Check the images; `degenerate: keep` pairs them all the same."
-        return "There is no candidate with an image: run `prefkit generate`."
+        return "No candidate has an image: run `prefkit generate`."
     if counts.get("ties"):
         return (
             f"All {counts['ties']} would be ties (gap at or below {counts['tie_threshold']}): the scores do not distinguish the "

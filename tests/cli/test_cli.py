@@ -73,7 +73,7 @@ def test_dry_run_writes_nothing(recipe, cli):
         (["generate", "x", "--model.base", "/none/here", "--requests.source", "none.txt"], "none.txt is not there"),
         (["score", "x", "--use", "clop"], "no scorer is called 'clop'"),
         (["score", "x", "--use", "jpeg"], "nothing to score"),
-        (["pair", "x"], "there are no scores"),
+        (["pair", "x"], "has no scores"),
         (["train", "x"], "pairs"),
         (["report", "x"], "is not a run folder"),
     ],

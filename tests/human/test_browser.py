@@ -17,7 +17,7 @@ from report_synthetic import NASTY, candidates, full_run, requests, store_rows
 from prefkit.human.page import Ask, write_vote_page
 from prefkit.human.votes import import_votes, read_file
 from prefkit.report import contact_sheet
-from prefkit.report.contact_decisions import add_decisions
+from prefkit.report.contact import add_decisions
 from prefkit.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -49,7 +49,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.models or known.eval or known.set or known.repeats is not None or known.sidecar:
         raise UsageError("--models, --eval, --set, --repeats and --sidecar go with --vote.")
     if known.decisions:
-        from prefkit.report.contact_decisions import add_decisions
+        from prefkit.report.contact import add_decisions
 
         output.emit(add_decisions(run.store, known.decisions), known.json)
         output.hint(f"next: prefkit pair {output.pasted(run.folder)}")
