@@ -145,8 +145,9 @@ def _evaluations(votes: pd.DataFrame, candidates: pd.DataFrame) -> list[dict[str
     both["against"] = np.where(turned, both.model_2, both.model_1)
     both["model"] = np.where(turned, both.model_1, both.model_2)
     rows = []
-    for key, frame in both.groupby(["eval_1", "set_1", "against", "model"]):
+    for (name, set_name, against, model), frame in both.groupby(["eval_1", "set_1", "against", "model"]):
         rate = mean_of_groups(frame.won.to_numpy(np.float64), frame.groupby("request_id_1").ngroup().to_numpy())
-        row = dict(zip(("eval", "set", "against", "model"), key)) | {"annotators": int(frame.judge.nunique())}
-        rows.append({**row, "win_rate": asdict(rate), "ties": float((frame.verdict == 0).mean())})
+        models = {"eval": name, "set": set_name, "against": against, "model": model}
+        numbers = {"annotators": int(frame.judge.nunique()), "ties": float((frame.verdict == 0).mean())}
+        rows.append({**models, **numbers, "win_rate": asdict(rate)})
     return rows

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from prefkit.errors import UsageError
 from prefkit.human.pairs import VotePair, find_set, of_eval, within_requests
 from prefkit.output import warn
 from prefkit.report import html
+from prefkit.report.pictures import data_uri, webp
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_atomic, write_json
 from prefkit.types import digest
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 VERSION = 1
 #: a page with more bytes is slow to open and to send, and --sidecar is advised
@@ -70,7 +68,7 @@ def write_vote_page(store: Store, settings: VoteSettings) -> dict[str, Any]:
     if settings.sidecar:
         sources = _sidecar(images, path.with_name(f"{path.stem}-images"), salt, page)
     else:
-        sources = {n: "data:image/webp;base64," + base64.b64encode(data).decode() for n, data in images.items()}
+        sources = {name: data_uri(data) for name, data in images.items()}
     prompts = {r.request_id: r.prompt for folder in [store, *stores.values()] for r in folder.requests()}
     text = _page(settings, key, sources, prompts, salt)
     write_json(key_path, key)
@@ -110,7 +108,9 @@ def _with_images(stores: dict[str, Store], pairs: list[VotePair], side: int) -> 
     for name, store in stores.items():
         for c in store.iter_candidates(ids=wanted[name], columns=columns):
             try:
-                images[c.id] = _webp(c.pil(), side)  # one at a time: a thousand decoded images fill the memory
+                image = c.pil()  # one at a time: a thousand decoded images fill the memory
+                image.thumbnail((side, side), Image.Resampling.LANCZOS)
+                images[c.id] = webp(image, 92)  # no visible artefacts
             except (OSError, ValueError, SyntaxError) as error:
                 warn(f"candidate {c.id} is left out: its image cannot be read ({' '.join(str(error).split())[:120]}).")
     pairs = [pair for pair in pairs if pair.a in images and pair.b in images]
@@ -125,16 +125,6 @@ def _sidecar(images: dict[str, bytes], folder: Path, salt: str, page: str) -> di
     for name, file in names.items():
         write_atomic(folder / file, images[name])
     return {name: f"{folder.name}/{file}" for name, file in names.items()}
-
-
-def _webp(image: Image, side: int) -> bytes:
-    """Encode at most `side` pixels wide and high, without metadata, at a quality without visible artefacts."""
-    from PIL import Image as pil
-
-    image.thumbnail((side, side), pil.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=92, method=2)
-    return buffer.getvalue()
 
 
 def _page(

@@ -49,7 +49,7 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
             f"import: {source} holds no file of votes. The page of `prefkit report RUN --vote` saves such files."
         )
     bodies = {file: read_file(store.folder, file) for file in files}
-    _check_agreeing(bodies)
+    _check_agreeing(store.folder, bodies)
     counts = dict.fromkeys(("files", "annotators", "votes", "skipped", "comparisons"), 0)
     with store.lock(f"comparisons/{name}"):
         table = store.comparisons(name)
@@ -100,7 +100,6 @@ def read_file(folder: Path, path: Path) -> dict[str, Any]:
     _check_entries(path, read_json(key)["pairs"], votes)
     if body.get("check") != checksum(page, annotator, votes):
         raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: edited or cut short. {FIX}")
-    _check_unchanged(path, _copy(folder, body), votes)
     return body
 
 
@@ -141,30 +140,22 @@ def _check_entries(path: Path, pairs: list[dict[str, Any]], votes: list[Any]) ->
             raise UsageError(f"{path} vote {number}: a repeated pair must have its sides swapped. {FIX}")
 
 
-def _check_agreeing(bodies: dict[Path, dict[str, Any]]) -> None:
-    """Raise UsageError if two files of one annotator (e.g. saved before and after an undo) disagree on a pair."""
+def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
+    """Raise UsageError if two files of one annotator disagree on a pair; a file imported before counts too."""
+    copies = {_copy(folder, body) for body in bodies.values()}
     first: dict[tuple[str, str, str], tuple[Path, str, str]] = {}
-    for path, body in bodies.items():
+    for path, body in [*((copy, read_json(copy)) for copy in copies if copy.exists()), *bodies.items()]:
         for number, vote in enumerate(body["votes"], 1):
             key = (body["page"], body["annotator"], vote["pair"])
             other, order, choice = first.setdefault(key, (path, vote["order"], vote["choice"]))
             if (order, choice) != (vote["order"], vote["choice"]):
+                fix = "Import only the file that was saved last."
+                if other in copies:
+                    fix = f"To replace it, remove {other} and the comparisons, then import all files again."
                 raise UsageError(
                     f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, but {other} of the same annotator has "
-                    f"{choice!r}. Import only the file that was saved last."
+                    f"{choice!r}. {fix}"
                 )
-
-
-def _check_unchanged(path: Path, copy: Path, votes: list[dict[str, Any]]) -> None:
-    """Raise UsageError if a vote differs from the one imported before."""
-    before = {v["pair"]: v for v in read_json(copy)["votes"]} if copy.exists() else {}
-    for number, vote in enumerate(votes, 1):
-        old = before.get(vote["pair"], vote)
-        if (old["order"], old["choice"]) != (vote["order"], vote["choice"]):
-            raise UsageError(
-                f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, which this annotator's earlier file imported "
-                f"as {old['choice']!r}. To replace it, remove {copy} and the comparisons, then import all files again."
-            )
 
 
 def _copy(folder: Path, body: dict[str, Any]) -> Path:

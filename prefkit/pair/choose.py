@@ -31,26 +31,25 @@ class Outcome:
     ties_of: np.ndarray
 
 
-def choose_pairs(
+def choose_by(
+    config: Pair,
+    strategy: Any,
     columns: Mapping[str, np.ndarray],
     signs: Mapping[str, float],
     weights: Mapping[str, float],
     groups: np.ndarray,
-    strategy: Any,
-    *,
-    normalise: str = "centred",
-    scope: str = "request",
-    tie: float = 0.0,
-    ties: Mapping[str, float] | None = None,
-    name: str = "",
 ) -> Outcome:
-    """columns: alias -> [N] float64, NaN = missing; groups [N] sorted int: the request of each candidate.
+    """Choose pairs with the settings of a `pair` entry, except top_pairs; the stage and online training share this code.
 
-    A pair whose gap is at most `tie` (or, if one scorer decided, that scorer's threshold) is a tie. Raises PluginError
-    for a strategy that breaks its contract.
+    columns: alias -> [N] float64, NaN = missing; groups [N] sorted int: the request of each candidate. A pair whose gap is
+    at most `tie` (or, if one scorer decided, that scorer's threshold) is a tie. Raises PluginError for a strategy that
+    breaks its contract.
     """
-    value, scores = combine(columns, signs, weights, groups, normalise, scope)
-    ties_of = np.array([(ties or {}).get(alias, 0.0) for alias in weights])
+    name = config.use
+    if config.decimals is not None:
+        columns = {alias: np.round(columns[alias], config.decimals) for alias in weights}
+    value, scores = combine(columns, signs, weights, groups, config.normalise, config.scope)
+    ties_of = np.array([config.ties.get(alias, 0.0) for alias in weights])
     if hasattr(strategy, "fit"):
         table = (value, scores, ties_of)
         if not is_own(strategy):  # another plug-in may sort its table in place
@@ -63,23 +62,8 @@ def choose_pairs(
     ]
     pairs = pd.concat(parts or [_described(of_requests([]), np.zeros((0, 0), int), value, scores, ties_of)])
     pairs = pairs.iloc[np.argsort(groups[pairs.win.to_numpy()], kind="stable")]
-    tied = pairs.score_gap.to_numpy() <= np.where(pairs.by.to_numpy() >= 0, 0.0, tie)
+    tied = pairs.score_gap.to_numpy() <= np.where(pairs.by.to_numpy() >= 0, 0.0, tie_of(config))
     return Outcome(pairs[~tied].reset_index(drop=True), pairs[tied].reset_index(drop=True), value, scores, ties_of)
-
-
-def choose_by(
-    config: Pair,
-    strategy: Any,
-    columns: Mapping[str, np.ndarray],
-    signs: Mapping[str, float],
-    weights: Mapping[str, float],
-    groups: np.ndarray,
-) -> Outcome:
-    """Call `choose_pairs` with the settings of a `pair` entry, except top_pairs; the stage and online training share it."""
-    if config.decimals is not None:
-        columns = {alias: np.round(columns[alias], config.decimals) for alias in weights}
-    settings: dict[str, Any] = {"normalise": config.normalise, "scope": config.scope, "ties": config.ties}
-    return choose_pairs(columns, signs, weights, groups, strategy, name=config.use, tie=tie_of(config), **settings)
 
 
 def tie_of(config: Pair) -> float:

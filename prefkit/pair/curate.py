@@ -73,34 +73,11 @@ def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def exact_duplicates(pool: Pool) -> np.ndarray:
-    """[N] bool: the image has the same bytes as an earlier one of its request. Images without sha256 are unequal."""
-    keys, groups = _keys(pool.sha256)[pool.frame.row.to_numpy()], pool.frame.request.to_numpy()
-    suspects = np.zeros(len(pool), bool)
-    for members in blocks(groups):
-        row_keys = np.sort(keys[members], axis=1)
-        suspects[members[(row_keys[:, 1:] == row_keys[:, :-1]).any(axis=1)]] = True
-    duplicates = np.zeros(len(pool), bool)
-    rows = np.flatnonzero(suspects)
-    if len(rows):
-        sha = pd.Series(pool.sha256.take(pa.array(pool.frame.row.to_numpy()[rows])).to_pylist(), dtype=object)
-        table = pd.DataFrame({"request": groups[rows], "sha": sha})
-        duplicates[rows] = (table.duplicated() & table.sha.notna()).to_numpy()
-    return duplicates
-
-
-def _keys(texts: pa.ChunkedArray) -> np.ndarray:
-    """[N] uint64: equal for equal texts, and almost always different for different ones."""
-    lengths = pc.min_max(pc.binary_length(texts)).as_py()
-    if texts.null_count or not len(texts) or lengths["min"] != lengths["max"] or lengths["min"] < 16:
-        codes = texts.combine_chunks().dictionary_encode().indices
-        return pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.uint64)
-    width, keys = lengths["min"], []
-    for chunk in texts.chunks:
-        start, data = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset], chunk.buffers()[2]
-        letters = np.frombuffer(data, np.uint8, len(chunk) * width, start).reshape(-1, width)
-        words = np.ascontiguousarray(letters[:, :16]).view(np.uint64)
-        keys.append(words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1])
-    return np.concatenate(keys)
+    """[N] bool: the image has the same SHA-256 as an earlier one of its request. Images without one are unequal."""
+    sha = pool.sha256.take(pa.array(pool.frame.row.to_numpy()))
+    keys = pd.util.hash_array(sha.to_numpy().astype(object), categorize=False)
+    repeated = pd.DataFrame({"request": pool.frame.request.to_numpy(), "key": keys}).duplicated().to_numpy()
+    return repeated & pc.is_valid(sha).to_numpy()
 
 
 def near_duplicates(groups: np.ndarray, stats: pd.DataFrame) -> np.ndarray:

@@ -16,39 +16,29 @@ from prefkit.store.parquet import ROW_GROUP_BYTES, Shards
 
 ROWS = 1 << 17  # pairs whose scalars are in memory at a time
 REPEATED = ("caption", "request_id", "strategy", "model_0", "model_1")
+TEXT, NUMBER = pa.string(), pa.float64()
 IMAGES = [("jpg_0", pa.binary()), ("jpg_1", pa.binary())]
-TEXTS = ("caption", "request_id", "candidate_0", "candidate_1", "image_0_uid", "image_1_uid")
 FIXED: list[tuple[str, pa.DataType]] = [
     *IMAGES,
-    ("label_0", pa.float64()),
-    ("label_1", pa.float64()),
-    *((name, pa.string()) for name in TEXTS),
-    ("seed_0", pa.int64()),
-    ("seed_1", pa.int64()),
-    ("model_0", pa.string()),
-    ("model_1", pa.string()),
-    ("score_gap", pa.float64()),
+    *((name, NUMBER) for name in ("label_0", "label_1")),
+    *((name, TEXT) for name in ("caption", "request_id", "candidate_0", "candidate_1", "image_0_uid", "image_1_uid")),
+    *((name, pa.int64()) for name in ("seed_0", "seed_1")),
+    *((name, TEXT) for name in ("model_0", "model_1")),
+    ("score_gap", NUMBER),
     ("rank_gap", pa.int32()),
-    ("p", pa.float64()),
-    ("agreement", pa.float64()),
-    ("strategy", pa.string()),
+    *((name, NUMBER) for name in ("p", "agreement")),
+    ("strategy", TEXT),
 ]
+MEMBERS = {"candidate": TEXT, "image_uid": TEXT, "rank": pa.int32(), "value": NUMBER}  # lists in a row of lists/
 LISTS = pa.schema(
-    [
-        ("caption", pa.string()),
-        ("request_id", pa.string()),
-        ("candidate", pa.list_(pa.string())),
-        ("image_uid", pa.list_(pa.string())),
-        ("rank", pa.list_(pa.int32())),
-        ("value", pa.list_(pa.float64())),
-    ]
+    [("caption", TEXT), ("request_id", TEXT), *((name, pa.list_(kind)) for name, kind in MEMBERS.items())]
 )
 
 
 def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
     """Columns of a pair set with these scores, with or without the images."""
     fixed = FIXED if images else FIXED[len(IMAGES) :]
-    return pa.schema(fixed + [(f"score_{side}_{alias}", pa.float64()) for alias in aliases for side in (0, 1)])
+    return pa.schema(fixed + [(f"score_{side}_{alias}", NUMBER) for alias in aliases for side in (0, 1)])
 
 
 class PairTable:
@@ -181,17 +171,13 @@ def _list_rows(table: PairTable, value: np.ndarray, order: np.ndarray, part: pd.
     rows = pa.array(frame.row.to_numpy()[members])
     request = pa.array(frame.request.to_numpy()[part.win.to_numpy()])
 
-    def listed(values: Any, kind: pa.DataType) -> pa.Array:
-        flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat.cast(kind))
-
-    return pa.table(
-        {
-            "caption": pool.requests["prompt"].take(request),
-            "request_id": pool.requests["request_id"].take(request),
-            "candidate": listed(pool.ids.take(rows), pa.string()),
-            "image_uid": listed(pool.sha256.take(rows), pa.string()),
-            "rank": listed(rank, pa.int32()),
-            "value": listed(value[members], pa.float64()),
-        }
-    )
+    columns = {
+        "candidate": pool.ids.take(rows).combine_chunks(),
+        "image_uid": pool.sha256.take(rows).combine_chunks(),
+        "rank": pa.array(rank),
+        "value": pa.array(value[members]),
+    }
+    starts = pa.array(offsets, pa.int32())
+    texts = [pool.requests[name].take(request) for name in ("prompt", "request_id")]
+    lists = [pa.ListArray.from_arrays(starts, columns[name].cast(kind)) for name, kind in MEMBERS.items()]
+    return pa.table([*texts, *lists], schema=LISTS)

@@ -34,10 +34,8 @@ def prompt_keys(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _in_several(keys: np.ndarray, split: np.ndarray) -> np.ndarray:
     """[N] bool: the key occurs in more than one split."""
-    low, high = np.full(keys.max() + 1, np.iinfo(np.int32).max), np.full(keys.max() + 1, -1)
-    np.minimum.at(low, keys, split)
-    np.maximum.at(high, keys, split)
-    return (low != high)[keys]
+    splits = pd.Series(split).groupby(keys)
+    return (splits.transform("min") != splits.transform("max")).to_numpy()
 
 
 def _images(pool: Pool, members: np.ndarray, split: np.ndarray, stats: pd.DataFrame | None) -> int:
@@ -47,7 +45,7 @@ def _images(pool: Pool, members: np.ndarray, split: np.ndarray, stats: pd.DataFr
         return 0
     if stats is None:
         sha = pool.sha256.take(pa.array(frame.row.to_numpy())).combine_chunks().dictionary_encode().indices
-        return int(_in_several(pc.fill_null(sha, -1).to_numpy(zero_copy_only=False) + 1, side).sum())
+        return int(_in_several(pc.fill_null(sha, -1).to_numpy(zero_copy_only=False), side).sum())
     rows = stats.iloc[members]
     return int(twins(rows["hash"].to_numpy().astype(np.uint64), thumbs_of(rows), side).sum())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from prefkit.errors import UsageError
 from prefkit.pair.block import blocks
@@ -44,9 +45,7 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
         values = in_range(values)
     result = np.full(len(values), np.nan)
     codes = groups[present].astype(np.int64) if scope == "request" else np.zeros(len(present), np.int64)
-    function = {"centred": _standardised, "zscore": _standardised, "rank": _ranks, "winrate": _winrate}.get(
-        how, _scaled
-    )
+    function = {"centred": _standardised, "zscore": _standardised, "winrate": _winrate}.get(how, _scaled)
     with np.errstate(over="ignore", under="ignore"):  # exp and sigmoid of differences too large for a float are 0 or 1
         result[present] = function(values[present], codes, how)
     return result
@@ -72,30 +71,15 @@ def _standardised(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray
 
 
 def _scaled(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray:
-    size = int(codes.max()) + 1
-    high = np.full(size, -np.inf)
-    np.maximum.at(high, codes, values)
+    grouped = pd.Series(values).groupby(codes)
+    low, high = (grouped.transform(name).to_numpy() for name in ("min", "max"))
     if how == "softmax":
-        weight = np.exp(values - high[codes])
+        weight = np.exp(values - high)
         return weight / np.bincount(codes, weight)[codes]
-    low = np.full(size, np.inf)
-    np.minimum.at(low, codes, values)
-    span = (high - low)[codes]
-    return np.where(span > 0, (values - low[codes]) / np.where(span > 0, span, 1.0), 0.0)
-
-
-def _ranks(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray:
-    order = np.lexsort((values, codes))
-    v, c = values[order], codes[order]
-    start = np.r_[True, c[1:] != c[:-1]]
-    run = np.cumsum(start | np.r_[True, v[1:] != v[:-1]]) - 1
-    rank = np.arange(len(v)) - np.flatnonzero(start)[np.cumsum(start) - 1]
-    mean = (np.bincount(run, rank) / np.bincount(run))[run]
-    count = np.bincount(codes)[c]
-    equal = np.bincount(run)[run] == count
-    result = np.empty(len(v))
-    result[order] = np.where(equal, 0.0, mean / np.maximum(count - 1, 1))
-    return result
+    if how == "minmax":
+        return np.where(high > low, (values - low) / np.where(high > low, high - low, 1.0), 0.0)
+    count = np.bincount(codes)[codes]
+    return np.where(high > low, (grouped.rank().to_numpy() - 1) / np.maximum(count - 1, 1), 0.0)
 
 
 def _winrate(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from prefkit.images import rgb
 from prefkit.output import warn
@@ -38,11 +39,20 @@ def thumbnail(source: bytes | str, side: int) -> str | None:
     try:
         small = rgb(source, draft=side)
         small.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=2.0)
-        buffer = io.BytesIO()
-        small.save(buffer, "WEBP", quality=74, method=2)
+        return data_uri(webp(small, 74))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def webp(image: Any, quality: int) -> bytes:
+    """Encode a PIL image as WebP without metadata."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=2)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
 def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:

@@ -163,7 +163,7 @@ def test_one_bad_file_in_a_folder_and_nothing_is_written(run, tmp_path):
 def test_an_annotator_who_says_otherwise_later_is_asked_about(run, tmp_path):
     import_votes(run, save(tmp_path / "1.json", SAID))
     changed = [vote("p0", "ab", "right"), *SAID[1:]]
-    with pytest.raises(UsageError, match=r"2\.json vote 1: 'right' on pair p0.*as 'left'"):
+    with pytest.raises(UsageError, match=r"2\.json vote 1: 'right' on pair p0.*has 'left'\. To replace it"):
         import_votes(run, save(tmp_path / "2.json", changed))
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prefkit.config import Pair
 from prefkit.errors import PluginError
 from prefkit.pair.block import Chosen
-from prefkit.pair.choose import choose_pairs
+from prefkit.pair.choose import choose_by
 from prefkit.pair.contract import COLUMNS, check_table, pairs_of
 
 GROUPS = np.repeat([0, 1], 3)
@@ -31,7 +32,8 @@ class Blocks(Fixed):
 
 
 def choose(strategy):
-    return choose_pairs({"a": VALUES}, {"a": 1.0}, {"a": 1.0}, GROUPS, strategy, normalise="none", name="mine")
+    settings = Pair(use="mine", normalise="none")
+    return choose_by(settings, strategy, {"a": VALUES}, {"a": 1.0}, {"a": 1.0}, GROUPS)
 
 
 @pytest.mark.parametrize(
