@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from prefkit.store.table import Table
 VERSION = 4  # a new version measures all images again
 SIDE = 128  # pixels of the longer side for brightness, saturation and extremes
 THREADS, ROWS = 4, 4096
+COLUMNS = ["id", "image", "path"]
 FEATURES = ("file_size", "sharpness", "brightness", "saturation")
 SCHEMA = pa.schema(
     [("id", pa.string()), ("error", pa.string()), ("hash", pa.uint64()), ("thumb", pa.binary(48))]
@@ -53,27 +54,20 @@ def image_stats(store: Store, generators: Sequence[str], wanted: set[str], write
 def _fill(store: Store, table: Table, generators: Sequence[str], missing: set[str]) -> None:
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for part in latest([store.candidates(name) for name in generators], ["id", "image", "path"], missing):
-            for row in pool.map(measure, _images(part, missing)):
-                rows.append(row)
+        for part in latest([store.candidates(name) for name in generators], COLUMNS, missing):
+            for batch in part.to_batches(max_chunksize=64):
+                rows += pool.map(measure, (item for item in batch.to_pylist() if item["id"] in missing))
                 if len(rows) >= ROWS:
                     table.append(rows)
                     rows = []
     table.append(rows)
 
 
-def _images(part: pa.Table, missing: set[str]) -> Iterator[tuple[str, bytes | None, str | None]]:
-    for batch in part.to_batches(max_chunksize=64):
-        for i, name in enumerate(batch.column("id").to_pylist()):
-            if name in missing:
-                yield name, batch.column("image")[i].as_py(), batch.column("path")[i].as_py()
-
-
-def measure(item: tuple[str, bytes | None, str | None]) -> dict[str, Any]:
-    """Return a row of the table for (id, encoded image or None, path or None)."""
+def measure(item: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the table for an item with id, image (encoded, or None) and path (or None)."""
     from PIL import Image
 
-    name, data, path = item
+    name, data, path = (item[column] for column in COLUMNS)
     try:
         data = data if data is not None else read_regular(path or "")
         picture, present = rgb(data), traits(data)

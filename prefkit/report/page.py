@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +17,6 @@ from prefkit.store.state import status
 if TYPE_CHECKING:
     from prefkit.config import Recipe
 
-SECTIONS = {
-    "run": "What was run",
-    "scores": "Scores",
-    "pairs": "Pairs",
-    "audit": "Audit",
-    "training": "Training",
-    "evaluation": "Evaluation",
-    "votes": "Votes",
-    "failures": "Failures",
-}
 FOOTER = "Made by prefkit. Thumbnails are reduced; the run folder holds the original images."
 
 
@@ -37,22 +28,19 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
     """
     state = status(store)
     evaluations = evidence.results(store)
-    audited = audits(store)
-    anchors = {anchor: title for anchor, title in SECTIONS.items() if anchor != "audit" or audited}
-    body = [
-        overview.header(store, state, anchors),
-        evidence.outcome(evaluations),
-        "<main>",
+    sections = [
         overview.what_was_run(store, state, recipe),
         overview.scores(store, score_table(store), state),
         learning.pairs(store),
-        audited,
+        audits(store),
         learning.training(store),
         evidence.evaluation(store, evaluations),
         votes.section(store),
         overview.failures(store, candidate_index(store)),
-        f"</main><footer>{FOOTER}</footer>",
     ]
+    main = f"<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
+    anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
+    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), main]
     path = store.folder / "report.html"
     write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
     return path

@@ -125,7 +125,7 @@ def reads() -> dict[str, Callable[[Path], Any]]:
         return Taken({"image": "extra.i"}, path.parent, None).take({"i": path.name})
 
     return {
-        "rgb": rgb, "size": size, "png": said_in_png, "look": lambda p: measure(("c", None, str(p)))["hash"],
+        "rgb": rgb, "size": size, "png": said_in_png, "look": lambda p: measure({"id": "c", "image": None, "path": str(p)})["hash"],
         "score": lambda p: _read(of(p)), "judge": lambda p: stored(of(p)), "remote": lambda p: file_bytes(of(p)),
         "pil": lambda p: of(p).pil(), "ratings": rated, "inputs": taken, "fit": lambda p: files_digest([p]),
         "report": lambda p: thumbnail(str(p), 32) or {}["none"], "train": lambda p: _encoded({"path": str(p)}) or {}["none"],
