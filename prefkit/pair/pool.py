@@ -16,7 +16,10 @@ from prefkit.output import pasted
 from prefkit.store import Store
 from prefkit.store.latest import located
 
-COLUMNS = ["id", "request_id", "index", "seed", "sha256", "error"]
+TEXT = pa.large_string()
+SCHEMA = pa.schema(
+    [*((name, TEXT) for name in ("id", "request_id", "sha256", "error")), ("index", pa.int64()), ("seed", pa.int64())]
+)
 #: prefix of the error of an image that the pipeline's safety checker blanked
 FLAGGED = "safety checker"
 
@@ -48,7 +51,7 @@ class Pool:
         """[N] bool: the candidates with one of these ids."""
         if not ids:
             return np.zeros(len(self.frame), bool)
-        matches = pc.is_in(self.ids, value_set=pa.array(ids, pa.large_string())).to_numpy(zero_copy_only=False)
+        matches = pc.is_in(self.ids, value_set=pa.array(ids, TEXT)).to_numpy(zero_copy_only=False)
         return matches[self.frame.row.to_numpy()]
 
 
@@ -66,38 +69,23 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
     if not (store.folder / "requests.parquet").exists():
         raise NotYet(_missing(store, "requests"), "generate")
     requests = store.request_table(["request_id", "prompt", "split"])
-    names = requests["request_id"].cast(pa.large_string()).combine_chunks()
-    tables, frames, flagged, start = [], [], 0, 0
-    for path, _, part in located([store.candidates(name) for name in generators], COLUMNS):
-        if part["error"].null_count < len(part):
-            flagged += pc.sum(pc.fill_null(pc.starts_with(part["error"], FLAGGED), False)).as_py() or 0
-            part = part.filter(pc.is_null(part["error"]))
-        texts = [part[name].cast(pa.large_string()) for name in ("id", "request_id", "sha256")]
-        columns = {
-            "row": np.arange(start, start + len(part)),
-            "generator": np.full(len(part), generators.index(path.parent.name), np.int16),
-            "index": part["index"].to_numpy(),
-            "seed": part["seed"].to_numpy(),
-            "hash": hashed(texts[0]),
-        }
-        frames.append(pd.DataFrame(columns))
-        tables.append(texts)
-        start += len(part)
-    ids, request_ids, sha256 = (
-        pa.chunked_array([c for t in tables for c in t[i].chunks], pa.large_string()) for i in range(3)
-    )
-    del tables
-    empty = pd.DataFrame(columns=["row", "generator", "index", "seed", "hash"], dtype=int)
-    frame = pd.concat(frames or [empty], ignore_index=True)
-    # all parts at once: every call builds a hash table of all requests
-    codes = pc.fill_null(pc.index_in(request_ids, value_set=names), -1).to_numpy()
+    names = requests["request_id"].cast(TEXT).combine_chunks()
+    parts, numbers = [SCHEMA.empty_table()], [np.zeros(0, np.int16)]
+    for path, _, part in located([store.candidates(name) for name in generators], SCHEMA.names):
+        parts.append(part.select(SCHEMA.names).cast(SCHEMA))
+        numbers.append(np.full(len(part), generators.index(path.parent.name), np.int16))
+    table = pa.concat_tables(parts).append_column("generator", pa.array(np.concatenate(numbers)))
+    flagged = pc.sum(pc.fill_null(pc.starts_with(table["error"], FLAGGED), False)).as_py() or 0
+    table = table.filter(pc.is_null(table["error"]))
+    columns = {name: table[name].to_numpy() for name in ("generator", "index", "seed")}
+    frame = pd.DataFrame({"row": np.arange(len(table)), **columns})
+    codes = pc.fill_null(pc.index_in(table["request_id"], value_set=names), -1).to_numpy()
     frame.insert(1, "request", codes.astype(np.int32))
-    frame = frame[frame.request.to_numpy() >= 0] if (frame.request < 0).any() else frame
-    key = (frame["request"].to_numpy().astype(np.int64) << 32) + frame["hash"].to_numpy().astype(np.int64)
-    frame = frame.drop(columns="hash").iloc[np.argsort(key, kind="stable")].reset_index(drop=True)
+    order = np.argsort((codes.astype(np.int64) << 32) + hashed(table["id"]), kind="stable")
+    frame = frame.iloc[order[codes[order] >= 0]].reset_index(drop=True)
     if limit is not None:
         frame = frame[frame.request.isin(pd.unique(frame.request)[:limit])]
-    return Pool(frame, ids, sha256, requests, generators, flagged)
+    return Pool(frame, table["id"], table["sha256"], requests, generators, flagged)
 
 
 def _missing(store: Store, name: str) -> str:
@@ -117,7 +105,7 @@ def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict
         table = store.scores(alias)
         specs[alias] = table.spec() or {}
         parts = table.read(["id", "value"])
-        column = _joined(pool.ids, parts["id"].cast(pa.large_string()), parts["value"].to_numpy())
+        column = _joined(pool.ids, parts["id"].cast(TEXT), parts["value"].to_numpy())
         frame[alias] = column[frame.row.to_numpy()]
     return replace(pool, frame=frame), specs
 
