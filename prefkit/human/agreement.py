@@ -98,8 +98,9 @@ def _scorers(
 def against_votes(
     alias: str, gap: np.ndarray, scored: np.ndarray, counts: np.ndarray, groups: np.ndarray
 ) -> dict[str, Any]:
-    """[U] sign of the scorer's gap, [U] bool: both sides have a score, [U, 3] votes, [U] request codes.
+    """Measure the agreement of a scorer with the votes on U pairs.
 
+    gap [U]: sign of the scorer's gap; scored [U] bool: both sides have a score; counts [U, 3]; groups [U]: the request.
     Every clear vote counts the same; a gap of exactly 0 counts 1/2. People's ties are left out. Against the majority every
     pair counts the same; pairs without a majority are left out.
     """

@@ -13,7 +13,7 @@ COLUMNS = ["id", "id_a", "id_b", "outcome", "judge", "order", "aspect", "time"]
 
 
 def verdicts(store: Store, people: bool) -> pd.DataFrame:
-    """first, second, verdict (1: first is better, -1, 0 tie), judge, left (1: left one chosen, NaN: unknown), showing.
+    """Read first, second, verdict (1: first is better, -1, 0 tie), judge, left (1: left chosen, NaN: unknown), showing.
 
     people: imported comparisons (votes); otherwise those of model judges. first < second by id, so that both orders of a
     pair are one pair. showing 0 is a judge's first verdict on a pair, 1 the second, by time. Failed ones are left out.
@@ -57,7 +57,7 @@ def evaluations(store: Store) -> dict[tuple[str, str, str], Store]:
 
 
 def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.DataFrame:
-    """id, request_id, index, and eval, set, model (empty for the run's own); the run's own candidates come first."""
+    """Read id, request_id, index, eval, set, model; the run's own candidates come first, with an empty eval, set and model."""
     frames = []
     for (name, set_name, model), folder in {("", "", ""): store, **folders}.items():
         index = candidate_index(folder)[["id", "request_id", "index"]]
@@ -66,7 +66,7 @@ def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.D
 
 
 def scores(store: Store, folders: dict[tuple[str, str, str], Store]) -> dict[str, pd.Series]:
-    """alias -> value by candidate id, turned so that higher is better; of the run and of its evaluations' images.
+    """Read the scores of the run and of its evaluations: alias -> value by candidate id, turned so that higher is better.
 
     A scorer with another specification in an evaluation is separate, as "alias (evaluation)".
     """

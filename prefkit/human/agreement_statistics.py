@@ -75,7 +75,7 @@ def verdict_counts(units: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
 
 
 def raw_agreement(counts: np.ndarray) -> Estimate:
-    """Fraction of agreeing annotator pairs, mean over the units with at least two verdicts; ties agree with ties alone."""
+    """Fraction of agreeing annotator pairs, mean over the units with at least two verdicts; a tie agrees only with a tie."""
     counts = counts[counts.sum(axis=1) >= 2]
     n = counts.sum(axis=1)
     agreeing = (counts * (counts - 1)).sum(axis=1) / np.maximum(n * (n - 1), 1)

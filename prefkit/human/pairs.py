@@ -109,7 +109,7 @@ def _ranked(pairs: Iterable[VotePair], seed: int) -> Iterable[tuple[int, VotePai
 
 
 def _drawn(request: str, ids: Sequence[str], n: int, seed: int) -> list[VotePair]:
-    """Draw n pairs of one request without listing all: 20,000 images of one prompt have 200 million."""
+    """Draw n pairs of one request without listing all: 20,000 images of one prompt have 200 million pairs."""
     total = comb(len(ids), 2)
     chosen = Random(digest("drawn", seed, request)).sample(range(total), min(n, total))
     later = [(1 + isqrt(1 + 8 * k)) // 2 for k in chosen]  # the k-th of (0, 1), (0, 2), (1, 2), (0, 3), ...

@@ -57,8 +57,10 @@ def audit(pool: Pool, outcome: Outcome, aliases: list[str], stats: pd.DataFrame 
 
 
 def agreement(scores: np.ndarray, groups: np.ndarray, ties: np.ndarray) -> dict[str, Any]:
-    """agreement (fraction of the candidate pairs ordered by both scorers that they order alike) and rank_correlation
-    (mean over requests of Spearman's rho) of every two scorers, each an S x S list of [value, low, high], or null.
+    """Return two S x S matrices over the scorers, with entries [value, low, high] or null.
+
+    agreement: fraction of alike orderings among the candidate pairs that both scorers order; rank_correlation: mean over
+    requests of Spearman's rho.
 
     scores [N, S] higher is better, NaN = missing; groups [N] sorted; intervals: bootstrap over requests.
     """

@@ -64,7 +64,7 @@ class BlockStrategy:
 
 
 def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield [R, N] indices of R requests of N candidates until every request has come once; groups [T] is sorted."""
+    """Yield the blocks: [R, N] indices of R requests with N candidates each. groups [T], sorted: the requests."""
     if not len(groups):
         return
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
@@ -77,7 +77,7 @@ def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """value [R, N] -> winner and loser [R, P] of all N (N - 1) / 2 pairs, and gap >= 0."""
+    """Return winner and loser [R, P] of all P = N (N - 1) / 2 pairs, and the gap >= 0, for value [R, N]."""
     i, j = np.triu_indices(value.shape[1], 1)
     difference = value[:, i] - value[:, j]
     up = difference >= 0
@@ -85,7 +85,7 @@ def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def at(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """scores [R, N, S], index [R, P] -> [R, P, S]"""
+    """Select candidates by index within their request: scores [R, N, S], index [R, P] -> [R, P, S]."""
     return np.take_along_axis(scores, index[:, :, None], axis=1)
 
 

@@ -19,7 +19,7 @@ from prefkit.plugin_guard import guarded, is_own
 
 @dataclass(frozen=True)
 class Outcome:
-    """pairs and ties: win, lose (indices into the table), score_gap, rank_gap, p, agreement, conflict, by.
+    """The chosen pairs and the ties: win, lose (indices into the table), score_gap, rank_gap, p, agreement, conflict, by.
 
     value [N] and scores [N, S] are the numbers they were chosen by; ties_of [S] the tie thresholds of single scorers.
     """
@@ -99,7 +99,8 @@ def _chosen(
 def _described(
     chosen: Chosen, members: np.ndarray, value: np.ndarray, scores: np.ndarray, ties_of: np.ndarray
 ) -> pd.DataFrame:
-    """agreement: fraction of the present scores that rank the winner higher; conflict: scorers disagree on the pair."""
+    """Return a row per pair. agreement: fraction of the present scores that rank the winner higher; conflict: one score
+    ranks the winner higher, and another ranks the loser higher."""
     win, lose = members[chosen.row, chosen.win], members[chosen.row, chosen.lose]
     order = np.argsort(-value[members], axis=1, kind="stable")
     ranks = np.empty(order.shape, np.int32)

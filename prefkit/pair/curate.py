@@ -25,7 +25,7 @@ SATURATED = 0.95  # mean saturation, and fraction of pixels with all channels at
 def curate(
     store: Store, pool: Pool, config: Pair, counts: dict[str, Any], write: bool = True
 ) -> tuple[Pool, pd.DataFrame | None]:
-    """Return the curated pool and its image statistics [N], or None if no image was measured; count each kind removed.
+    """Return the curated pool and its image statistics [N], or None if no image was measured; add `counts` per reason.
 
     A candidate with the decision `keep` stays, unless its image cannot be read. The first of equal candidates stays.
     write: False reads no image, for a dry run: without stored statistics, none is removed by its looks.
@@ -65,7 +65,7 @@ def curate(
 
 
 def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
-    """black: 99 % of the pixels below BLACK_LEVEL; blank: one colour; saturated: nearly all pixels a pure hue."""
+    """Return a mask per kind. black: 99 % of the pixels below BLACK_LEVEL; blank: one colour; saturated: nearly all pixels a pure hue."""
     black = (stats.lightest < BLACK_LEVEL).to_numpy()
     blank = (stats["std"] < BLANK_STD).to_numpy() & ~black
     saturated = ((stats.saturation > SATURATED) & (stats.extreme > SATURATED)).to_numpy() & ~black & ~blank

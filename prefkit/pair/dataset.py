@@ -42,7 +42,7 @@ def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
 
 
 class PairTable:
-    """Converts pairs to Arrow tables: `pairs` has win and lose (indices into the pool's frame), and a row per pair."""
+    """Converts pairs, given by win and lose as indices into the pool's frame, to Arrow tables and files."""
 
     def __init__(self, pool: Pool, models: list[str], aliases: list[str], strategy: str) -> None:
         self.pool, self.aliases = pool, aliases

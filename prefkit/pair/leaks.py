@@ -14,8 +14,11 @@ from prefkit.pair.pool import Pool
 
 
 def leaks(pool: Pool, members: np.ndarray, stats: pd.DataFrame | None) -> dict[str, Any]:
-    """prompts: requests whose prompt, reduced to letters and digits, also occurs in another split; examples: five of
-    these prompts; images: how many of `members` (indices of paired candidates) also occur in another split."""
+    """Count prompts and images that occur in several splits.
+
+    prompts: requests whose prompt, reduced to letters and digits, also occurs in another split; examples: five of these
+    prompts; images: the number of `members` (indices of paired candidates) that also occur in another split.
+    """
     split = pool.requests["split"].combine_chunks().dictionary_encode().indices.to_numpy()
     if len(np.unique(split)) < 2:
         return {"prompts": 0, "examples": [], "images": 0}

@@ -17,7 +17,7 @@ LARGEST = 1e300
 
 
 def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "request") -> np.ndarray:
-    """Normalise values [N] float64 (NaN = missing); groups [N] int: the request of each. Higher stays higher.
+    """Normalise values [N] float64 (NaN = missing); groups [N] int: the request of each. The order is kept.
 
     centred  minus the request's mean, divided by the pooled within-request standard deviation
              sqrt(sum of squares / sum of (n_r - 1)): a request that is only noise stays small

@@ -26,7 +26,7 @@ FLAGGED = "safety checker"
 
 @dataclass(frozen=True)
 class Pool:
-    """frame: row (into ids and sha256), request (into requests), generator, index, seed, and a column per score.
+    """The candidates of a run. frame: row (into ids and sha256), request (into requests), generator, index, seed, and a column per score.
 
     Sorted by request, then by a hash of the candidate's id: strategies break ties between equal scores by this order, and
     neither the index nor the generator should decide. requests: request_id, prompt, split. flagged: number of

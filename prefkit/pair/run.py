@@ -155,7 +155,7 @@ def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
 
 
 def settled(config: Pair, strategy: Any, name: str) -> Pair:
-    """Return the settings with those that the strategy's preset prescribes. Raises UsageError for invalid ones."""
+    """Return the settings, completed by those that the strategy's preset prescribes. Raises UsageError for invalid ones."""
     for key, value in getattr(strategy, "fixes", {}).items():
         default = next(f.default for f in fields(Pair) if f.name == key)
         if getattr(config, key) not in (default, value):
@@ -210,7 +210,7 @@ def _tables(votes: pd.DataFrame) -> list[str]:
 
 
 def check_size(strategy: Any, largest: int, name: str, config: Pair) -> None:
-    """Raise UsageError if the strategy needs more than `largest`, the most candidates that a request has."""
+    """Raise UsageError if the strategy needs more candidates per request than the largest request has."""
     needs = getattr(strategy, "needs", 2)
     if largest < needs:
         fix = f"Use k up to {largest // 2}, or generate more (n)." if largest > 1 else "Generate at least two (n)."

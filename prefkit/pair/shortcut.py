@@ -1,4 +1,4 @@
-"""Shortcuts: how well simple features such as file size, brightness or seed predict the winner, cross-validated."""
+"""Shortcuts: the accuracy with which simple features (file size, brightness, seed, ...) predict the winner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ FOLDS, ROUNDS, RIDGE = 5, 2000, 1.0
 
 
 def shortcuts(features: dict[str, np.ndarray], win: np.ndarray, lose: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """name -> {accuracy, low, high, warn}; features: name -> [N] or [N, D]; win, lose [P]; groups [P]: the request.
+    """Measure how well features predict the winner: name -> {accuracy, low, high, warn}.
+
+    features: name -> [N] or [N, D]; win, lose [P]: indices; groups [P]: the request.
 
     Each feature alone, and `all` together: a logistic regression without intercept on the difference winner - loser,
     fitted on four fifths of the requests and evaluated on the rest. A difference of 0 counts 1/2. Intervals: percentile

@@ -20,9 +20,10 @@ def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
     known = store.names("comparisons")
     unknown = [name for name in tables if name not in known]
     if unknown or not known:
+        missing = f"comparisons called {', '.join(unknown)}" if unknown else "comparisons"
+        choices = f" Choose from {', '.join(known)}." if known else ""
         raise UsageError(
-            f"pair: no comparisons called {', '.join(unknown) or '(any)'}; there are {', '.join(known) or 'none'}. "
-            "Import votes with `prefkit import`, or run `prefkit compare`."
+            f"pair: {store.folder} has no {missing}.{choices} Import votes with `prefkit import`, or run `prefkit compare`."
         )
     frames = [store.comparisons(name).frame().assign(table=name) for name in tables or known]
     frame = pd.concat(frames, ignore_index=True)

@@ -110,7 +110,7 @@ def training(store: Store) -> str:
 
 
 def _preflight(folder: Path) -> str:
-    """The reference's error on the pairs' images against that on its own samples; "" if it was not measured."""
+    """The table of the reference's error on the pairs' images and on its own samples; "" if it was not measured."""
     path = folder / "preflight.json"
     if not path.exists():
         return ""

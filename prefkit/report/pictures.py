@@ -56,7 +56,7 @@ def data_uri(data: bytes) -> str:
 
 
 def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:
-    """(id, bytes or file name) of the wanted candidates in one part; those before the damage of a damaged part."""
+    """(id, bytes or file name) of the wanted candidates in one part; of a damaged part, those before the damage."""
     import pyarrow as pa
 
     sources = []

@@ -23,7 +23,7 @@ class PerScorer(BlockStrategy):
         self.needs = 2 * options.k
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """Choose pairs by each scorer; the gap is that scorer's. A pair chosen twice counts once, with its widest gap."""
+        """Choose pairs by each score, with its gap. A pair chosen twice counts once, with the widest gap."""
         parts = []
         ties = np.broadcast_to(self.ties, scores.shape[2])
         for s in range(scores.shape[2]):
