@@ -1,1 +1,1 @@
-"""People's votes: the page to vote on, the votes that come back, and how far they agree with each other and with scorers."""
+"""Human votes: the voting page, the import of its files, and the agreement of people with each other and with scorers."""

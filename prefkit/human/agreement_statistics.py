@@ -1,7 +1,7 @@
-"""How much annotators agree, with each other and with scorers. Pure numpy, float64; knows of no files.
+"""Statistics of agreement between annotators, and with scorers. Pure numpy, float64.
 
 A verdict is 1 (the pair's first candidate is better), -1 (the second) or 0 (tie). Every interval is a percentile bootstrap
-over whole groups (pairs, or requests), because what was said within one is not independent.
+over whole groups (pairs, or requests), because verdicts within a group are not independent.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLES = 2000
-#: numbers drawn for one bootstrap at most; with very many groups fewer samples tell as much
+#: numbers drawn for one bootstrap at most; with very many groups fewer samples suffice
 MOST_DRAWS = 40_000_000
 VERDICTS = (-1, 0, 1)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """value with a 95 % interval, of `n` things in `groups` groups. All None where nothing could be estimated."""
+    """A value with its 95 % interval, from n items in `groups` groups. value, low, high: None if undefined."""
 
     value: float | None
     low: float | None
@@ -29,7 +29,7 @@ class Estimate:
 
 
 def bootstrap(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
-    """sums: [G, K] sums per group, of which `statistic` makes [S] numbers from [S, K] totals (NaN: undefined).
+    """sums: [G, K] sums per group; statistic: [S, K] totals -> [S] numbers (NaN: undefined).
 
     Groups are resampled with replacement (Efron & Tibshirani 1993, chapter 13), as counts that are multinomial.
     """
@@ -48,21 +48,17 @@ def bootstrap(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n
     return Estimate(value, float(low), float(high), n, groups)
 
 
-def share(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of [n] values in 0..1, each counting the same; groups: [n] codes 0..G-1, each occurring."""
-    values = np.asarray(values, np.float64)
-    if not len(values):
-        return Estimate(None, None, None, 0, 0)
+def fraction(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of [n] values in 0..1, each counting the same; groups: [n] integers."""
+    values, groups = np.asarray(values, np.float64), np.unique(groups, return_inverse=True)[1]
     sums = np.stack([np.bincount(groups, values), np.bincount(groups)], axis=1).astype(np.float64)
     return bootstrap(sums, ratio, len(values), seed)
 
 
-def mean_of_groups(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Estimate:
+def mean_of_groups(values: np.ndarray, groups: np.ndarray) -> Estimate:
     """Mean over groups of each group's mean: every group counts the same."""
-    if not len(values):
-        return Estimate(None, None, None, 0, 0)
     means = np.bincount(groups, np.asarray(values, np.float64)) / np.bincount(groups)
-    return bootstrap(np.stack([means, np.ones(len(means))], axis=1), ratio, len(values), seed)
+    return bootstrap(np.stack([means, np.ones(len(means))], axis=1), ratio, len(values))
 
 
 def ratio(totals: np.ndarray) -> np.ndarray:
@@ -72,14 +68,14 @@ def ratio(totals: np.ndarray) -> np.ndarray:
 
 
 def verdict_counts(units: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
-    """[n] unit codes 0..U-1 and [n] verdicts -> [U, 3] how often each of -1, 0, 1 was said of a unit."""
+    """[n] unit codes 0..U-1 and [n] verdicts -> [U, 3] counts of the verdicts -1, 0, 1 per unit."""
     counts = np.zeros((int(units.max()) + 1 if len(units) else 0, len(VERDICTS)))
     np.add.at(counts, (units, np.asarray(verdicts, np.int64) + 1), 1)
     return counts
 
 
 def raw_agreement(counts: np.ndarray) -> Estimate:
-    """Share of agreeing annotator pairs, mean over the units with at least two verdicts; ties agree with ties alone."""
+    """Fraction of agreeing annotator pairs, mean over the units with at least two verdicts; a tie agrees only with a tie."""
     counts = counts[counts.sum(axis=1) >= 2]
     n = counts.sum(axis=1)
     agreeing = (counts * (counts - 1)).sum(axis=1) / np.maximum(n * (n - 1), 1)
@@ -87,10 +83,10 @@ def raw_agreement(counts: np.ndarray) -> Estimate:
 
 
 def krippendorff_alpha(counts: np.ndarray) -> Estimate:
-    """Nominal alpha of [U, V] counts, 1 - D_observed / D_expected; units with fewer than two verdicts say nothing.
+    """Nominal alpha of [U, V] counts, 1 - D_observed / D_expected; units with fewer than two verdicts are left out.
 
     Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": the coincidence matrix o_cc' sums over units
-    n_uc (n_uc' - [c = c']) / (n_u - 1). 1 is full agreement, 0 what chance gives. Undefined where all say the same.
+    n_uc (n_uc' - [c = c']) / (n_u - 1). 1 is full agreement, 0 the agreement by chance. Undefined if all verdicts are equal.
     """
     counts = counts[counts.sum(axis=1) >= 2]
     n = counts.sum(axis=1)
@@ -103,26 +99,25 @@ def _alpha(totals: np.ndarray, kinds: int) -> np.ndarray:
     """[S, V * V] coincidences -> [S]."""
     matrix = totals.reshape(len(totals), kinds, kinds)
     margins = matrix.sum(axis=2)
-    whole = margins.sum(axis=1)
+    total = margins.sum(axis=1)
     same = np.trace(matrix, axis1=1, axis2=2)
-    expected = (whole**2 - (margins**2).sum(axis=1)) / (whole - 1)
+    expected = (total**2 - (margins**2).sum(axis=1)) / (total - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(expected > 0, 1 - (whole - same) / expected, np.nan)
+        return np.where(expected > 0, 1 - (total - same) / expected, np.nan)
 
 
 def majority(counts: np.ndarray) -> np.ndarray:
-    """[U, 3] counts of -1, 0, 1 -> [U]: 1 or -1 where more chose that candidate than the other, else 0. Ties have no say."""
+    """[U, 3] counts of -1, 0, 1 -> [U]: 1 or -1 for the candidate with more votes, else 0. Ties do not count."""
     return np.sign(counts[:, 2] - counts[:, 0])
 
 
 def leave_one_out(units: np.ndarray, verdicts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well one annotator foretells the others, measured as scorers are: a tie of theirs counts 1/2.
+    """Agreement of one annotator with the others, measured as for scorers: a tie of the annotator counts 1/2.
 
-    [n] units and verdicts -> two [n]: share of the others' clear votes that the verdict agrees with; and whether it is the
-    majority of the others. NaN where the others said nothing clear.
+    [n] units and verdicts -> two [n]: fraction of the others' clear votes that the verdict agrees with; 1 if it is the
+    majority of the others, else 0. NaN without a clear vote, or a majority, of the others.
     """
-    own = np.eye(3)[np.asarray(verdicts, np.int64) + 1]
-    others = counts[units] - own
+    others = counts[units] - np.eye(3)[np.asarray(verdicts, np.int64) + 1]
     clear = others[:, 0] + others[:, 2]
     lead = majority(others)
     with np.errstate(invalid="ignore", divide="ignore"):

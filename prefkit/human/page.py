@@ -1,37 +1,34 @@
-"""The voting page: one static file for any number of annotators, and the key to it, which stays in the run folder."""
+"""The voting page: one static file for any number of annotators; the key to its pairs stays in the run folder."""
 
 from __future__ import annotations
 
-import base64
-import io
 import secrets
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from prefkit.errors import UsageError
 from prefkit.human.pairs import VotePair, find_set, of_eval, within_requests
 from prefkit.output import warn
 from prefkit.report import html
+from prefkit.report.pictures import data_uri, webp
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_atomic, write_json
 from prefkit.types import digest
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 VERSION = 1
-#: above this many bytes a page is slow to open and to send, and --sidecar is advised
+#: a page with more bytes is slow to open and to send, and --sidecar is advised
 LARGE = 60 << 20
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is asked. models: two names of an evaluation, or none for candidates of the run against each other.
+class VoteSettings:
+    """Settings of a voting page. models: two names of an evaluation, or none to compare candidates of the run.
 
-    n: pairs; repeats: how many of them are shown again with sides swapped (None: a tenth); side: bound in pixels;
-    sidecar: images in a folder beside the page instead of in it.
+    n: pairs; repeats: how many of them are shown again with sides swapped (None: a tenth); side: largest width and height
+    in pixels; sidecar: images in a folder next to the page instead of in it.
     """
 
     models: tuple[str, ...] = ()
@@ -45,47 +42,45 @@ class Ask:
     question: str = "Which picture is better?"
 
 
-def write_vote_page(store: Store, ask: Ask) -> dict[str, Any]:
+def write_vote_page(store: Store, settings: VoteSettings) -> dict[str, Any]:
     """Write RUN/vote-PAGE.html and RUN/votes/PAGE.json (the key). Returns {page, path, key, pairs, repeats, bytes}.
 
     The same question on the same candidates gives the same page id, so that votes on either copy can be imported.
-    Raises UsageError where there is nothing to compare.
+    Raises UsageError if there is nothing to compare.
     """
-    if ask.models:
-        name, set_name = find_set(store, ask.models, ask.eval, ask.set)
-        pairs = of_eval(store, name, set_name, ask.models, ask.n, ask.seed)
-        stores = {model: Store(store.eval(name) / set_name / model) for model in ask.models}
-        source = {"eval": name, "set": set_name, "models": list(ask.models)}
+    if settings.models:
+        name, set_name = find_set(store, settings.models, settings.eval, settings.set)
+        pairs = of_eval(store, name, set_name, settings.models, settings.n, settings.seed)
+        stores = {model: Store(store.eval(name) / set_name / model) for model in settings.models}
+        source = {"eval": name, "set": set_name, "models": list(settings.models)}
     else:
-        if ask.eval or ask.set:
-            raise UsageError("--eval and --set say where --models are compared; add --models base,NAME.")
-        pairs, stores, source = within_requests(store, ask.n, ask.seed), {"": store}, {}
-    pairs, sources = _with_pictures(stores, pairs, ask.side)
+        if settings.eval or settings.set:
+            raise UsageError("--eval and --set choose where --models are compared; add --models base,NAME.")
+        pairs, stores, source = within_requests(store, settings.n, settings.seed), {"": store}, {}
+    pairs, images = _with_images(stores, pairs, settings.side)
     salt = _salt(store)
-    repeats = min(len(pairs), ask.repeats if ask.repeats is not None else -(-len(pairs) // 10))
-    page = digest("vote", salt, [asdict(pair) for pair in pairs], repeats, ask.question, length=10)
-    items = _items(pairs, repeats, salt, page)
-    key = {
-        "version": VERSION,
-        "page": page,
-        "run": html.plain(store.folder.resolve().name, 80),
-        "seed": ask.seed,
-        **source,
-    }
-    key |= {"question": ask.question, "pairs": items}
-    path = store.folder / f"vote-{page}.html"
-    pictures = _encode(sources, pairs, ask, salt, page, path.with_name(f"{path.stem}-images"))
-    text = _page(store, ask, key, pictures, salt)
-    write_json(store.folder / "votes" / f"{page}.json", key)
+    repeats = min(len(pairs), settings.repeats if settings.repeats is not None else -(-len(pairs) // 10))
+    page = digest("vote", salt, [asdict(pair) for pair in pairs], repeats, settings.question, length=10)
+    run = html.plain(store.folder.resolve().name, 80)
+    key = {"version": VERSION, "page": page, "run": run, "seed": settings.seed, **source}
+    key |= {"question": settings.question, "pairs": _items(pairs, repeats, salt, page)}
+    path, key_path = store.folder / f"vote-{page}.html", store.folder / "votes" / f"{page}.json"
+    if settings.sidecar:
+        sources = _sidecar(images, path.with_name(f"{path.stem}-images"), salt, page)
+    else:
+        sources = {name: data_uri(data) for name, data in images.items()}
+    prompts = {r.request_id: r.prompt for folder in [store, *stores.values()] for r in folder.requests()}
+    text = _page(settings, key, sources, prompts, salt)
+    write_json(key_path, key)
     write_atomic(path, text)
     if len(text) > LARGE:
-        warn(f"{path} has {len(text) >> 20} MB. --sidecar keeps the images beside it, --side 512 makes them smaller.")
-    found = {"page": page, "path": str(path), "pairs": len(pairs), "repeats": repeats, "bytes": len(text.encode())}
-    return {**found, "key": str(store.folder / "votes" / f"{page}.json")}
+        warn(f"{path} has {len(text) >> 20} MB. --sidecar stores the images next to it, --side 512 makes them smaller.")
+    counts = {"pairs": len(pairs), "repeats": repeats, "bytes": len(text.encode())}
+    return {"page": page, "path": str(path), **counts, "key": str(key_path)}
 
 
 def _salt(store: Store) -> str:
-    """One of the run, so that an annotator has one name on all its pages; the tables do not hold it."""
+    """The salt of the run, so that an annotator has the same name on all its pages; the tables do not contain it."""
     path = store.folder / "votes" / "salt.json"
     if not path.exists():
         write_json(path, {"salt": secrets.token_hex(16)})
@@ -93,96 +88,62 @@ def _salt(store: Store) -> str:
 
 
 def _items(pairs: list[VotePair], repeats: int, salt: str, page: str) -> list[dict[str, Any]]:
-    """The pairs under names that say nothing, then those shown again (`again`: the name of the first showing)."""
-    found = [{"pair": digest(salt, page, i, length=12), **asdict(pair)} for i, pair in enumerate(pairs)]
-    chosen = sorted(found, key=lambda item: digest("again", salt, item["pair"]))[:repeats]
-    again = [
-        {**item, "pair": digest(salt, page, "again", item["pair"], length=12), "again": item["pair"]} for item in chosen
-    ]
-    return [*found, *again]
+    """The pairs under anonymous names, then the repeated ones (`again`: the name of the first showing)."""
+    items = [{"pair": digest(salt, page, i, length=12), **asdict(pair)} for i, pair in enumerate(pairs)]
+    chosen = sorted(items, key=lambda item: digest("again", salt, item["pair"]))[:repeats]
+    for item in chosen:
+        name = digest(salt, page, "again", item["pair"], length=12)
+        items.append({**item, "pair": name, "again": item["pair"]})
+    return items
 
 
-def _with_pictures(
-    stores: dict[str, Store], pairs: list[VotePair], side: int
-) -> tuple[list[VotePair], dict[str, bytes]]:
-    """The pairs whose two images can be read, and these by id, as they are shown. Raises UsageError where no pair is left."""
+def _with_images(stores: dict[str, Store], pairs: list[VotePair], side: int) -> tuple[list[VotePair], dict[str, bytes]]:
+    """Return the pairs whose two images can be read, and their images by id as WebP. Raises UsageError if none is left."""
     wanted: dict[str, set[str]] = {name: set() for name in stores}
     for pair in pairs:
         wanted[pair.model_a].add(pair.a)
         wanted[pair.model_b].add(pair.b)
-    found: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
+    columns = ["id", "request_id", "index", "seed", "image", "path"]
     for name, store in stores.items():
-        for c in store.iter_candidates(
-            ids=wanted[name], columns=["id", "request_id", "index", "seed", "image", "path"]
-        ):
+        for c in store.iter_candidates(ids=wanted[name], columns=columns):
             try:
-                found[c.id] = _webp(c.pil(), side)  # at once: decoded, a thousand pictures fill the memory
+                image = c.pil()  # one at a time: a thousand decoded images fill the memory
+                image.thumbnail((side, side), Image.Resampling.LANCZOS)
+                images[c.id] = webp(image, 92)  # no visible artefacts
             except (OSError, ValueError, SyntaxError) as error:
                 warn(f"candidate {c.id} is left out: its image cannot be read ({' '.join(str(error).split())[:120]}).")
-    kept = [pair for pair in pairs if pair.a in found and pair.b in found]
-    if not kept:
-        raise UsageError(
-            "no pair has two images that can be read. `prefkit generate` makes those that are damaged again."
-        )
-    return kept, found
+    pairs = [pair for pair in pairs if pair.a in images and pair.b in images]
+    if not pairs:
+        raise UsageError("no pair has two readable images. `prefkit generate` makes damaged ones again.")
+    return pairs, {name: images[name] for name in dict.fromkeys(n for pair in pairs for n in (pair.a, pair.b))}
 
 
-def _encode(
-    images: dict[str, bytes], pairs: list[VotePair], ask: Ask, salt: str, page: str, folder: Path
-) -> dict[str, str]:
-    """Source of the image by candidate id: a data URI, or a file under `folder` whose name says nothing."""
-    place: Callable[[str, bytes], str] = _data_uri
-    if ask.sidecar:
-
-        def place(name: str, data: bytes) -> str:
-            file = f"{digest(salt, page, name, length=16)}.webp"
-            write_atomic(folder / file, data)
-            return f"{folder.name}/{file}"
-
-    wanted: Iterable[str] = dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b))
-    return {name: place(name, images[name]) for name in wanted}
+def _sidecar(images: dict[str, bytes], folder: Path, salt: str, page: str) -> dict[str, str]:
+    """Write the images to `folder` under anonymous names, and return their relative paths by candidate id."""
+    names = {name: f"{digest(salt, page, name, length=16)}.webp" for name in images}
+    for name, file in names.items():
+        write_atomic(folder / file, images[name])
+    return {name: f"{folder.name}/{file}" for name, file in names.items()}
 
 
-def _data_uri(name: str, data: bytes) -> str:
-    return "data:image/webp;base64," + base64.b64encode(data).decode()
-
-
-def _webp(image: Image, side: int) -> bytes:
-    """At most `side` pixels wide and high, without metadata; at a quality whose traces nobody votes on."""
-    from PIL import Image as pil
-
-    image.thumbnail((side, side), pil.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=92, method=2)
-    return buffer.getvalue()
-
-
-def _page(store: Store, ask: Ask, key: dict[str, Any], pictures: dict[str, str], salt: str) -> str:
-    prompts = {r.request_id: r.prompt for r in store.requests()}
-    for model in ask.models:
-        prompts |= {r.request_id: r.prompt for r in Store(store.eval(key["eval"]) / key["set"] / model).requests()}
-    # images in the order of a hash: their place in the file must not say which model made them
-    names = sorted(pictures, key=lambda name: digest(salt, key["page"], "place", name))
-    place = {name: i for i, name in enumerate(names)}
+def _page(
+    settings: VoteSettings, key: dict[str, Any], sources: dict[str, str], prompts: dict[str, str], salt: str
+) -> str:
+    # images in the order of a hash: their position in the file must not reveal the model
+    names = sorted(sources, key=lambda name: digest(salt, key["page"], "place", name))
+    index = {name: i for i, name in enumerate(names)}
     number = {item["pair"]: i for i, item in enumerate(key["pairs"])}
-    items = [
-        {
-            "pair": item["pair"],
-            "prompt": html.plain(prompts.get(item["request_id"], ""), 1200),
-            "a": place[item["a"]],
-            "b": place[item["b"]],
-            **({"again": number[item["again"]]} if "again" in item else {}),
-        }
-        for item in key["pairs"]
-    ]
+    items = []
+    for item in key["pairs"]:
+        prompt = html.plain(prompts.get(item["request_id"], ""), 1200)
+        again = {"again": number[item["again"]]} if "again" in item else {}
+        items.append({"pair": item["pair"], "prompt": prompt, "a": index[item["a"]], "b": index[item["b"]], **again})
     data = {"version": VERSION, "page": key["page"], "run": key["run"], "salt": salt, "pairs": items}
-    data["images"] = [pictures[name] for name in names]
-    here = Path(__file__)
-    body = here.with_name("vote.html").read_text(encoding="utf-8").replace("{question}", html.text(ask.question, 200))
-    return html.page(
-        ask.question,
-        body + html.data("data", data),
-        script=here.with_name("vote.js").read_text(encoding="utf-8"),
-        style=here.with_name("vote.css").read_text(encoding="utf-8"),
-        images="data: file: 'self'" if ask.sidecar else "data:",
+    data["images"] = [sources[name] for name in names]
+    body, script, style = (
+        Path(__file__).with_name(f"vote.{kind}").read_text(encoding="utf-8") for kind in ("html", "js", "css")
     )
+    body = body.replace("{question}", html.text(settings.question, 200)) + html.data("data", data)
+    images = "data: file: 'self'" if settings.sidecar else "data:"
+    return html.page(settings.question, body, script=script, style=style, images=images)

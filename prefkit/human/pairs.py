@@ -1,13 +1,14 @@
-"""Which two pictures are shown side by side: candidates of one request, or base against tuned at equal seeds."""
+"""Selection of the pairs to vote on: candidates of one request, or base and tuned models at equal seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, isqrt
 from random import Random
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from prefkit.errors import UsageError
 from prefkit.output import pasted
@@ -15,14 +16,12 @@ from prefkit.store import Store
 from prefkit.store.frames import candidate_index
 from prefkit.types import digest
 
-MANY = 200  # candidates of one request whose pairs are drawn instead of ranked
-if TYPE_CHECKING:
-    import pandas as pd
+MANY = 200  # with more candidates in a request, pairs are drawn without listing all of them
 
 
 @dataclass(frozen=True)
 class VotePair:
-    """a and b are candidate ids in an order that a hash chose, so that the place says nothing about the model."""
+    """Two candidate ids, in an order chosen by a hash, so that the position says nothing about the model."""
 
     request_id: str
     a: str
@@ -32,74 +31,69 @@ class VotePair:
 
 
 def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
-    """At most n pairs of candidates that answer one request, as evenly over the requests as possible, chosen by hash.
+    """Choose at most n pairs of candidates of one request by hash, as evenly over the requests as possible.
 
-    Failed, rejected and removed candidates are never shown. Raises UsageError where no request has two others.
+    Failed, rejected and removed candidates are left out. Raises UsageError if no request has two candidates left.
     """
     frame = _shown(candidate_index(store), store)
-    found = []
+    ranked: list[tuple[int, VotePair]] = []
     for request, members in frame.groupby("request_id", sort=True):
         ids = sorted(members.id)
         if len(ids) > MANY:
-            found += list(enumerate(_drawn(str(request), ids, n, seed)))
+            ranked += enumerate(_drawn(str(request), ids, n, seed))
         else:
-            found += _ranked([_ordered(str(request), a, b, seed) for a, b in combinations(ids, 2)], seed)
-    if not found:
+            ranked += _ranked((_ordered(str(request), a, b, seed) for a, b in combinations(ids, 2)), seed)
+    if not ranked:
         raise UsageError(
-            f"no request of {store.folder} has two candidates to compare. `prefkit generate {pasted(store.folder)} --n 4` makes some."
+            f"no request of {store.folder} has two candidates to compare. Generate more with "
+            f"`prefkit generate {pasted(store.folder)} --n 4`."
         )
-    return _first(found, n, seed)
+    return _first(ranked, n, seed)
 
 
 def of_eval(store: Store, name: str, set_name: str, models: Sequence[str], n: int, seed: int) -> list[VotePair]:
-    """At most n pairs of two models of an evaluation, each at one request, index and seed, chosen by hash."""
+    """Choose at most n pairs of two models of an evaluation by hash, each at one request, index and seed."""
     frames = []
     for model in models:
-        folder = Store(store.eval(name) / set_name / model)
-        frame = _shown(candidate_index(folder), store)
+        frame = _shown(candidate_index(Store(store.eval(name) / set_name / model)), store)
         frames.append(frame[["id", "request_id", "index", "seed"]])
     both = frames[0].merge(frames[1], on=["request_id", "index", "seed"])
-    found = []
+    both = both[both.id_x != both.id_y]  # equal for a model that is the base itself
+    ranked: list[tuple[int, VotePair]] = []
     for request, members in both.groupby("request_id", sort=True):
-        pairs = [
-            _ordered(str(request), x, y, seed, *models)
-            for x, y in sorted(zip(members.id_x, members.id_y))
-            if x != y  # a model that is the base itself
-        ]
-        found += _ranked(pairs, seed)
-    if not found:
+        ids = sorted(zip(members.id_x, members.id_y))
+        ranked += _ranked((_ordered(str(request), x, y, seed, *models) for x, y in ids), seed)
+    if not ranked:
         raise UsageError(
-            f"{' and '.join(models)} share no request and seed in {store.eval(name) / set_name}. Run `prefkit eval "
+            f"{' and '.join(models)} have no request and seed in common in {store.eval(name) / set_name}. Run `prefkit eval "
             f"{store.folder}` with both models first."
         )
-    return _first(found, n, seed)
+    return _first(ranked, n, seed)
 
 
 def find_set(store: Store, models: Sequence[str], name: str | None, set_name: str | None) -> tuple[str, str]:
-    """(evaluation, set) that holds images of both models. Raises UsageError where none or several do."""
+    """Find the (evaluation, set) with images of both models. Raises UsageError if none or several match."""
     if len(models) != 2 or models[0] == models[1]:
-        raise UsageError("--models wants two names of one evaluation, as in --models base,dpo.")
-    every = [
-        (found, folder.name)
-        for found in store.names("eval")
-        for folder in sorted(store.eval(found).iterdir())
+        raise UsageError("--models must be two names of one evaluation, as in --models base,dpo.")
+    sets = [
+        (evaluation, folder.name)
+        for evaluation in store.names("eval")
+        for folder in sorted(store.eval(evaluation).iterdir())
         if folder.is_dir() and all((folder / model / "run.json").exists() for model in models)
     ]
-    fits = [(e, s) for e, s in every if name in (None, e) and set_name in (None, s)]
-    if len(fits) == 1:
-        return fits[0]
-    there = ", ".join(f"--eval {e} --set {s}" for e, s in fits or every)
-    if fits:
-        raise UsageError(f"{' and '.join(models)} are in several evaluations; choose one: {there}.")
-    raise UsageError(
-        f"no evaluation of {store.folder} holds images of {' and '.join(models)}"
-        + (f"; there is {there}." if there else ". Run `prefkit eval` first; its models are the names to give.")
-    )
+    matches = [(e, s) for e, s in sets if name in (None, e) and set_name in (None, s)]
+    if len(matches) == 1:
+        return matches[0]
+    choices = ", ".join(f"--eval {e} --set {s}" for e, s in matches or sets)
+    if matches:
+        raise UsageError(f"{' and '.join(models)} are in several evaluations; choose one: {choices}.")
+    fix = f"Use {choices}." if choices else "Run `prefkit eval` first, and give the names of its models."
+    raise UsageError(f"no evaluation of {store.folder} holds images of {' and '.join(models)}. {fix}")
 
 
 def _shown(frame: pd.DataFrame, store: Store) -> pd.DataFrame:
-    decided = store.decisions()
-    hidden = set(decided[decided.verdict != "keep"].id.astype(str))
+    decisions = store.decisions()
+    hidden = set(decisions[decisions.verdict != "keep"].id.astype(str))
     return frame[frame.error.isna() & ~frame.id.isin(hidden)]
 
 
@@ -109,19 +103,20 @@ def _ordered(request: str, a: str, b: str, seed: int, model_a: str = "", model_b
     return VotePair(request, a, b, model_a, model_b)
 
 
-def _ranked(pairs: list[VotePair], seed: int) -> list[tuple[int, VotePair]]:
-    """The pairs of one request with their places in the order of a hash."""
-    return list(enumerate(sorted(pairs, key=lambda p: digest("pair", seed, *sorted((p.a, p.b))))))
+def _ranked(pairs: Iterable[VotePair], seed: int) -> Iterable[tuple[int, VotePair]]:
+    """The pairs of one request, numbered in the order of a hash."""
+    return enumerate(sorted(pairs, key=lambda p: digest("pair", seed, *sorted((p.a, p.b)))))
 
 
 def _drawn(request: str, ids: Sequence[str], n: int, seed: int) -> list[VotePair]:
-    """n of the pairs of one request, without making them all: 20,000 images under one prompt are 200 million."""
-    chosen = Random(digest("drawn", seed, request)).sample(range(comb(len(ids), 2)), min(n, comb(len(ids), 2)))
+    """Draw n pairs of one request without listing all: 20,000 images of one prompt have 200 million pairs."""
+    total = comb(len(ids), 2)
+    chosen = Random(digest("drawn", seed, request)).sample(range(total), min(n, total))
     later = [(1 + isqrt(1 + 8 * k)) // 2 for k in chosen]  # the k-th of (0, 1), (0, 2), (1, 2), (0, 3), ...
     return [_ordered(request, ids[k - comb(j, 2)], ids[j], seed) for k, j in zip(chosen, later)]
 
 
 def _first(ranked: list[tuple[int, VotePair]], n: int, seed: int) -> list[VotePair]:
-    """Every request's first pair before any request's second one."""
+    """The first n pairs, with every request's first pair before any request's second one."""
     order = sorted(ranked, key=lambda item: (item[0], digest("request", seed, item[1].request_id)))
     return [pair for _, pair in order[:n]]

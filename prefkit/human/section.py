@@ -1,139 +1,108 @@
-"""The section on votes: sentences, tables, and agreement.json beside the page."""
+"""The report section on votes: sentences, tables, and agreement.json next to the page."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefkit.human.agreement import FEW, assess
 from prefkit.report import html, plot
 from prefkit.report.evidence import results
+from prefkit.store import Store
 from prefkit.store.files import write_json
 
-if TYPE_CHECKING:
-    from prefkit.store import Store
-
 LEAD = (
-    "Blind votes of people on two pictures of one request. Every clear vote counts the same; a scorer that has no preference "
-    "counts half, ties of people are left out and stated. Intervals are 95 %: of scorers and of win rates a bootstrap over "
-    "requests, of annotators one over pairs. A scorer can hardly agree with people more than they do with each other."
+    "Blind votes of people on two images of one request. Every clear vote counts the same; a scorer without a preference "
+    "counts half; ties of people are left out and reported. Intervals are 95 %: a bootstrap over requests for scorers and win "
+    "rates, over pairs for annotators. A scorer can hardly agree with people more than they agree with each other."
 )
-LITTLE = f'<p class="quiet">▵ fewer than {FEW} requests or pairs: the interval is too narrow.</p>'
+FEW_NOTE = f'<p class="quiet">▵ fewer than {FEW} requests or pairs: the interval is too narrow.</p>'
+INTERVAL = ["95 % interval", "", "Of"]
 
 
 def section(store: Store) -> str:
-    """The section, and RUN/agreement.json with the same numbers. Nothing was voted on: how to begin."""
-    found = assess(store)
+    """Return the section and write its numbers to RUN/agreement.json; without votes, explain how to collect them."""
+    result = assess(store)
     path = store.folder / "agreement.json"
-    if found is None:
+    if result is None:
         path.unlink(missing_ok=True)
-        begin = "Nobody has voted yet. <code>prefkit report RUN --vote</code> writes the page to vote on."
-        return html.section("votes", "Votes", html.missing(begin))
-    write_json(path, found)
-    lines = "".join(f"<li>{html.text(row['sentence'], 200)}</li>" for row in found["scorers"].values())
-    body = f'<ul class="outcome">{lines}</ul>' if lines else html.missing("No scorer has scored what people voted on.")
-    body += _people(found) + _scorers(found) + _evaluations(store, found["evaluations"])
+        note = "Nobody has voted yet. <code>prefkit report RUN --vote</code> writes the page to vote on."
+        return html.section("votes", "Votes", html.missing(note))
+    write_json(path, result)
+    lines = "".join(f"<li>{html.text(row['sentence'], 200)}</li>" for row in result["scorers"].values())
+    body = f'<ul class="outcome">{lines}</ul>' if lines else html.missing("No scorer has scored the pairs voted on.")
+    body += _people(result) + _scorers(result) + _evaluations(store, result["evaluations"])
     return html.section("votes", "Votes", body, LEAD)
 
 
-def _people(found: dict[str, Any]) -> str:
-    several = found["pairs_of_several"]
+def _people(result: dict[str, Any]) -> str:
+    several = result["pairs_of_several"]
     rows = [
-        ["Annotators agree (raw, ties count as a verdict)", *_cells(found["agreement"], several, "pairs")],
-        ["Krippendorff's alpha (nominal: a, b, tie)", *_cells(found["alpha"], several, "pairs", percent=False)],
-        ["The same verdict on a pair shown again", *_cells(found["consistency"], found["consistency"]["n"], "repeats")],
-        ["Chose the left of two (50 % without a habit)", *_cells(found["left"], found["left"]["n"], "votes")],
+        ["Annotators agree (raw, ties count as a verdict)", *_cells(result["agreement"], "pairs", several)],
+        ["Krippendorff's alpha (nominal: a, b, tie)", *_cells(result["alpha"], "pairs", several, percent=False)],
+        ["The same verdict on a repeated pair", *_cells(result["consistency"], "repeats")],
+        ["Chose the left image (50 % without a habit)", *_cells(result["left"], "votes")],
     ]
     caption = (
-        f"{found['votes']:,} votes of {found['annotators']:,} annotators on {found['pairs']:,} pairs, {several:,} of them seen "
-        f"by several; {found['ties']:.0%} ties"
+        f"{result['votes']:,} votes of {result['annotators']:,} annotators on {result['pairs']:,} pairs, {several:,} of them seen "
+        f"by several; {result['ties']:.0%} ties"
     )
-    return html.table(["People", "", "95 % interval", "", "Of"], rows, caption) + _few(
-        [found[k] for k in ("agreement", "consistency", "left")]
-    )
+    few = _few([result[key] for key in ("agreement", "consistency", "left")])
+    return html.table(["People", "", *INTERVAL], rows, caption) + few
 
 
-def _scorers(found: dict[str, Any]) -> str:
-    human = found["human"]
-    ceiling = ["<b>an annotator, against the others</b>", *_cells(human["votes"], human["votes"]["n"], "votes"),
-               *_cells(human["majority"], human["majority"]["n"], "votes"), "–", "–"]  # fmt: skip
-    rows = [ceiling] if human["votes"]["value"] is not None else []
-    ranked = sorted(found["scorers"].items(), key=lambda item: -item[1]["votes"]["value"])
-    for alias, row in ranked:
-        cells = [
-            *_cells(row["votes"], row["votes"]["n"], "votes"),
-            *_cells(row["majority"], row["majority"]["n"], "pairs"),
-        ]
+def _scorers(result: dict[str, Any]) -> str:
+    human, scorers = result["human"], result["scorers"]
+    rows = []
+    if human["votes"]["value"] is not None:
+        cells = [*_cells(human["votes"], "votes"), *_cells(human["majority"], "votes")]
+        rows.append(["<b>an annotator, against the others</b>", *cells, "–", "–"])
+    for alias, row in sorted(scorers.items(), key=lambda item: -item[1]["votes"]["value"]):
+        cells = [*_cells(row["votes"], "votes"), *_cells(row["majority"], "pairs")]
         rows.append([html.text(alias, 60), *cells, f"{row['even']:,}", f"{row['unscored']:,}"])
     if not rows:
         return ""
-    head = [
-        "Agrees with",
-        "single votes",
-        "95 % interval",
-        "",
-        "Of",
-        "the majority",
-        "95 % interval",
-        "",
-        "Of",
-        "No preference",
-        "No score",
-    ]
-    return html.table(head, rows) + _few([row["votes"] for row in found["scorers"].values()])
+    head = ["Agrees with", "single votes", *INTERVAL, "the majority", *INTERVAL, "No preference", "No score"]
+    return html.table(head, rows) + _few([row["votes"] for row in scorers.values()])
 
 
 def _evaluations(store: Store, rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     judged = results(store)
-    shown = []
+    cells = []
     for row in rows:
-        rate = row["win_rate"]
-        name, set_name, model = row["eval"], row["set"], row["model"]
-        judges = (
-            judged.get(name, {}).get("sets", {}).get(set_name, {}).get(model, {}) if row["against"] == "base" else {}
-        )
-        beside = "; ".join(
-            f"{html.text(alias, 40)} {found['win_rate']:.0%}"
-            for alias, found in judges.items()
-            if found.get("win_rate") is not None
-        )
-        words = f"{html.text(model, 60)} over {html.text(row['against'], 60)}"
-        shown.append(
-            [
-                words,
-                html.text(f"{name}, {set_name}", 80),
-                beside or "–",
-                *_cells(rate, rate["n"], "votes"),
-                f"{row['ties']:.0%}",
-                f"{rate['groups']:,}",
-                f"{row['annotators']:,}",
-            ]
-        )
+        name, set_name, model, against, rate = (row[key] for key in ("eval", "set", "model", "against", "win_rate"))
+        models = judged.get(name, {}).get("sets", {}).get(set_name, {}) if against == "base" else {}
+        rates = {alias: result.get("win_rate") for alias, result in models.get(model, {}).items()}
+        judges = "; ".join(f"{html.text(alias, 40)} {value:.0%}" for alias, value in rates.items() if value is not None)
+        title = f"{html.text(model, 60)} over {html.text(against, 60)}"
+        numbers = [f"{row['ties']:.0%}", f"{rate['groups']:,}", f"{row['annotators']:,}"]
+        cells.append([title, html.text(f"{name}, {set_name}", 80), judges or "–", *_cells(rate, "votes"), *numbers])
     head = [
         "People chose",
         "Evaluation",
         "Its judges' win rates",
         "Win rate",
-        "95 % interval",
-        "",
-        "Of",
+        *INTERVAL,
         "Ties",
         "Requests",
         "Annotators",
     ]
-    return "<h3>Votes on evaluations</h3>" + html.table(head, shown, left=3) + _few([row["win_rate"] for row in rows])
+    return "<h3>Votes on evaluations</h3>" + html.table(head, cells, left=3) + _few([row["win_rate"] for row in rows])
 
 
-def _cells(found: dict[str, Any], n: int, what: str, percent: bool = True) -> list[str]:
-    """value, interval in words, interval as a picture, of how many."""
-    if found["value"] is None:
-        return ["–", "–", "", f"{n:,} {what}"]
-    value, low, high = (f"{found[key]:.0%}" if percent else f"{found[key]:.2f}" for key in ("value", "low", "high"))
-    mark = " ▵" if found["groups"] < FEW else ""
-    drawn = plot.interval(found["low"], found["value"], found["high"], "share") if percent else ""
-    return [value, f"{low} to {high}{mark}", drawn, f"{n:,} {what}"]
+def _cells(estimate: dict[str, Any], unit: str, n: int | None = None, percent: bool = True) -> list[str]:
+    """Value, interval as text, interval as a plot, and the number of items."""
+    count = f"{estimate['n'] if n is None else n:,} {unit}"
+    if estimate["value"] is None:
+        return ["–", "–", "", count]
+    value, low, high = (
+        f"{estimate[key]:.0%}" if percent else f"{estimate[key]:.2f}" for key in ("value", "low", "high")
+    )
+    mark = " ▵" if estimate["groups"] < FEW else ""
+    drawn = plot.interval(estimate["low"], estimate["value"], estimate["high"], "fraction") if percent else ""
+    return [value, f"{low} to {high}{mark}", drawn, count]
 
 
 def _few(estimates: list[dict[str, Any]]) -> str:
-    return LITTLE if any(e["value"] is not None and e["groups"] < FEW for e in estimates) else ""
+    return FEW_NOTE if any(e["value"] is not None and e["groups"] < FEW for e in estimates) else ""

@@ -1,18 +1,18 @@
 "use strict";
-/* The voting page. State: who votes, and their votes in order. Kept by the browser after every vote, and as a file on demand.
-   Who sees what first, and on which side, follows from the page and the annotator alone: a reload shows the same order. */
+/* The voting page. State: the annotator and their votes in order, stored by the browser after every vote, and in a file on demand.
+   Page and annotator determine the order of the pairs and their sides, so that a reload shows the same order. */
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const CHOICES = ["left", "right", "tie", "skip"];
 const KEYS = { arrowleft: "left", arrowright: "right", arrowdown: "tie", a: "left", b: "right", t: "tie", s: "skip", u: "undo", backspace: "undo" };
-const GAP = 10; // a pair comes again after at least so many others, where there are so many
+const GAP = 10; // a pair is repeated after at least this many others, if possible
 
 let annotator = "", queue = [], votes = [], ready = false, showing = 0;
 
-/* -- numbers from words --------------------------------------------------------------------------------------------- */
+/* -- hashes and random numbers --------------------------------------------------------------------------------------------- */
 
-/** SHA-256 (FIPS 180-4) of a text's UTF-8, as hex. The browser's own one is missing where a page is opened over plain http. */
+/** SHA-256 (FIPS 180-4) of a text's UTF-8, as hex. Browsers provide it only on secure pages, not over plain http. */
 function sha256(text) {
   const bytes = new TextEncoder().encode(text), size = ((bytes.length + 8) >> 6) + 1;
   const block = new DataView(new ArrayBuffer(size * 64));
@@ -45,13 +45,13 @@ function sha256(text) {
 
 const named = (name) => "person-" + sha256(data.salt + "\0" + name.normalize("NFKC").trim().toLowerCase()).slice(0, 12);
 
-/** Whole numbers 0..n-1 that follow from the page and the annotator. */
+/** Returns a function n -> integer in 0..n-1, determined by the page and the annotator. */
 function dice() {
   let turn = 0;
   return (n) => Math.floor(parseInt(sha256([data.page, annotator, turn++].join(" ")).slice(0, 8), 16) / 2 ** 32 * n);
 }
 
-/** The annotator's own order: shuffled, sides drawn; what comes again comes later and with sides swapped. */
+/** The annotator's order: pairs shuffled, sides drawn; a repeated pair comes later, with its sides swapped. */
 function ordered() {
   const roll = dice(), first = data.pairs.filter((p) => p.again === undefined), swapped = new Map(), found = [];
   for (let i = first.length - 1; i > 0; i--) {
@@ -70,7 +70,7 @@ function ordered() {
   return found;
 }
 
-/* -- what is kept --------------------------------------------------------------------------------------------------- */
+/* -- storage --------------------------------------------------------------------------------------------------- */
 
 const place = (who) => ["prefkit-vote", data.page, who].join(" ");
 
@@ -79,7 +79,7 @@ function remember(who) {
     localStorage.setItem(place(""), who);
     if (who) localStorage.setItem(place(who), JSON.stringify(votes));
   } catch {
-    say("This browser keeps nothing for this page: save to a file before you close it.", true);
+    say("This browser does not store votes: save them to a file before you close the page.", true);
   }
 }
 
@@ -99,7 +99,7 @@ function last() {
   }
 }
 
-/** Votes as they can be; raises Error where they are not. */
+/** Returns valid votes unchanged; throws an Error otherwise. */
 function checked(list) {
   const known = new Set(data.pairs.map((p) => p.pair));
   for (const v of list) {
@@ -131,13 +131,13 @@ async function load(file) {
     const here = kept(body.annotator), seen = new Set(body.votes.map((v) => v.pair));
     enter(body.annotator, [...body.votes, ...here.filter((v) => !seen.has(v.pair))]);
     remember(annotator);
-    say(`${votes.length} votes are back.`);
+    say(`${votes.length} votes are restored.`);
   } catch (error) {
     say(`${file.name} cannot be used: ${error.message}.`, true);
   }
 }
 
-/* -- what is shown -------------------------------------------------------------------------------------------------- */
+/* -- display -------------------------------------------------------------------------------------------------- */
 
 function say(text, bad = false) {
   at("say").textContent = text;
@@ -184,7 +184,7 @@ async function show() {
   try {
     await Promise.all(images);
   } catch {
-    if (turn === showing) say("A picture cannot be loaded; skip this one. Is the folder of images beside the page?", true);
+    if (turn === showing) say("A picture cannot be loaded; skip this one. Is the folder of images next to the page?", true);
     return;
   }
   if (turn !== showing) return;
@@ -196,7 +196,7 @@ function choose(choice) {
   if (choice === "undo") {
     if (!votes.length) return;
     votes.pop();
-    say("The last vote is taken back.");
+    say("The last vote is undone.");
   } else if (choice === "save") {
     return save();
   } else if (choice === "leave") {
@@ -228,11 +228,11 @@ document.querySelectorAll("[data-choice]").forEach((b) => b.addEventListener("cl
 at("who").addEventListener("submit", (event) => {
   event.preventDefault();
   const name = at("name").value;
-  if (!name.trim()) return say("Write a name, or any word.", true);
+  if (!name.trim()) return say("Enter a name, or a word.", true);
   const who = named(name);
   enter(who, kept(who));
   remember(who);
-  say(votes.length ? `Welcome back: ${votes.length} votes are here.` : "");
+  say(votes.length ? `Welcome back: ${votes.length} votes are restored.` : "");
 });
 at("load").addEventListener("change", (event) => {
   if (event.target.files.length) load(event.target.files[0]);
@@ -242,7 +242,7 @@ window.addEventListener("storage", (event) => { // the same annotator votes in a
   if (annotator && event.key === place(annotator)) {
     votes = kept(annotator);
     show();
-  } else if (!annotator && event.key === place("") && last()) { // a reload that was quicker than the memory of the page before
+  } else if (!annotator && event.key === place("") && last()) { // a reload before the previous page had stored its votes
     enter(last(), kept(last()));
   }
 });

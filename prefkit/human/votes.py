@@ -1,7 +1,7 @@
-"""The files that voting pages save (`prefkit report RUN --vote`) -> comparisons/NAME.
+"""Import of the files that voting pages save (`prefkit report RUN --vote`) as comparisons/NAME.
 
-A file names the page and an annotator's salted name; which candidates a pair is stands in RUN/votes/PAGE.json alone.
-Its `check` finds files that were cut short, damaged or edited by hand; it is a checksum, no signature.
+A file names the page and the salted name of an annotator; only RUN/votes/PAGE.json maps its pairs to candidates.
+Its `check` detects files that are truncated, damaged or edited by hand; it is a checksum, not a signature.
 """
 
 from __future__ import annotations
@@ -12,84 +12,82 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.hub.importing.walk import kind_of, told
 from prefkit.output import warn
 from prefkit.paths import open_regular, read_regular
+from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.rows import comparison_row
 from prefkit.types import Comparison
-
-if TYPE_CHECKING:
-    from prefkit.store import Store
 
 VERSION = 1
 MOST_BYTES = 64 << 20
 CHOICES = {"left": ("a", "b"), "right": ("b", "a"), "tie": ("tie", "tie"), "skip": (None, None)}
 ANNOTATOR = re.compile(r"person-[0-9a-f]{12}")
 MARK = b'"prefkit_votes"'
-REMEDY = "Ask for the file again as the page saved it."
+FIX = "Ask for the file again as the page saved it."
 
 
 def vote_files(source: str | Path) -> list[Path]:
-    """The saved votes that `source` is, or that lie in it as a folder; none where it is something else."""
+    """Return the saved votes at `source`, a file or a folder; none if it is something else."""
     path = Path(source).expanduser()
     members = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
     return [file for file in members if MARK in _head(file)]
 
 
 def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[str, int]:
-    """Import one saved file, or all of a folder, as comparisons/NAME. Returns counts; what is known already adds nothing.
+    """Import one saved file, or all of a folder, as comparisons/NAME. Returns counts; known votes add nothing.
 
     All files are checked before anything is written. Raises UsageError naming file and entry.
     """
     files = vote_files(source)
     if not files:
         raise UsageError(
-            f"import: {source} is no file of votes and holds none: prefkit report RUN --vote makes the page that saves them."
+            f"import: {source} holds no file of votes. The page of `prefkit report RUN --vote` saves such files."
         )
-    found = {file: read_file(store.folder, file) for file in files}
-    _agreeing(found)
+    bodies = {file: read_file(store.folder, file) for file in files}
+    _check_agreeing(store.folder, bodies)
     counts = dict.fromkeys(("files", "annotators", "votes", "skipped", "comparisons"), 0)
     with store.lock(f"comparisons/{name}"):
         table = store.comparisons(name)
         table.claim({"name": name, "imported": "votes"}, "Give the votes another --name.", empty=False)
         known = table.ids()
-        for body in found.values():
-            said = list(comparisons(store.folder, body))
-            rows = [row for row in map(comparison_row, said) if row["id"] not in known]
-            rows = list({row["id"]: row for row in rows}.values())
-            table.append(rows)
-            known |= {row["id"] for row in rows}
-            counts["votes"] += len(said)
-            counts["skipped"] += len(body["votes"]) - len(said)
+        for body in bodies.values():
+            votes = list(comparisons(store.folder, body))
+            rows = {row["id"]: row for row in map(comparison_row, votes) if row["id"] not in known}
+            table.append(list(rows.values()))
+            known |= rows.keys()
+            counts["votes"] += len(votes)
+            counts["skipped"] += len(body["votes"]) - len(votes)
             counts["comparisons"] += len(rows)
             copy = _copy(store.folder, body)
             if not copy.exists() or len(read_json(copy)["votes"]) < len(body["votes"]):
                 write_json(copy, body)
     path = Path(source).expanduser()
-    left = Counter(kind_of(file) for file in path.iterdir() if file not in found) if path.is_dir() else Counter()
-    if left:
-        warn(f"{source}: {told(left)}")
-    counts["files"], counts["annotators"] = len(files), len({body["annotator"] for body in found.values()})
+    ignored = Counter(kind_of(file) for file in path.iterdir() if file not in bodies) if path.is_dir() else Counter()
+    if ignored:
+        warn(f"{source}: {told(ignored)}")
+    counts["files"], counts["annotators"] = len(files), len({body["annotator"] for body in bodies.values()})
     return counts
 
 
 def votes(path: Path) -> Iterator[Comparison]:
-    """The votes of a saved file that lies in the run folder (RUN/votes/PAGE.ANNOTATOR.json)."""
+    """Yield the votes of a saved file in the run folder (RUN/votes/PAGE.ANNOTATOR.json)."""
     folder = path.resolve().parent.parent
     return comparisons(folder, read_file(folder, path))
 
 
 def read_file(folder: Path, path: Path) -> dict[str, Any]:
-    """A saved file, checked against the page of this run folder. Raises UsageError naming file and entry."""
+    """Read a saved file and check it against the page of this run folder. Raises UsageError naming file and entry."""
     body = _parsed(path)
-    page, who, said = body.get("page"), body.get("annotator"), body.get("votes")
+    page, annotator, votes = body.get("page"), body.get("annotator"), body.get("votes")
     if body.get("prefkit_votes") != VERSION:
         raise UsageError(
-            f"{path}: written by another version of the page ({body.get('prefkit_votes')!r}, not {VERSION}). Use this prefkit's page."
+            f"{path}: written by another version of the page ({body.get('prefkit_votes')!r}, not {VERSION}). Vote on a page made "
+            "by this version of prefkit."
         )
     key = folder / "votes" / f"{page}.json"
     if not isinstance(page, str) or not re.fullmatch(r"[0-9a-f]{10}", page) or not key.exists():
@@ -97,19 +95,16 @@ def read_file(folder: Path, path: Path) -> dict[str, Any]:
             f"{path}: its page {str(page)[:20]!r} (of a run {str(body.get('run'))[:60]!r}) was not made from {folder}. "
             "Import it into the run that made the page."
         )
-    if not isinstance(who, str) or not ANNOTATOR.fullmatch(who) or not isinstance(said, list):
-        raise UsageError(f"{path}: it has no annotator or no list of votes. {REMEDY}")
-    _entries(path, read_json(key)["pairs"], said)
-    if body.get("check") != checksum(page, who, said):
-        raise UsageError(
-            f"{path}: its {len(said)} votes are not those that the page saved: edited or cut short. {REMEDY}"
-        )
-    _unchanged(path, _copy(folder, body), said)
+    if not isinstance(annotator, str) or not ANNOTATOR.fullmatch(annotator) or not isinstance(votes, list):
+        raise UsageError(f"{path}: it has no annotator or no list of votes. {FIX}")
+    _check_entries(path, read_json(key)["pairs"], votes)
+    if body.get("check") != checksum(page, annotator, votes):
+        raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: edited or cut short. {FIX}")
     return body
 
 
 def comparisons(folder: Path, body: dict[str, Any]) -> Iterator[Comparison]:
-    """A checked file's votes, in order; skipped pairs are none."""
+    """Yield the votes of a checked file in order, without skipped pairs."""
     pairs = {item["pair"]: item for item in read_json(folder / "votes" / f"{body['page']}.json")["pairs"]}
     for vote in body["votes"]:
         outcome = CHOICES[vote["choice"]][vote["order"] == "ba"]
@@ -119,60 +114,48 @@ def comparisons(folder: Path, body: dict[str, Any]) -> Iterator[Comparison]:
             yield Comparison(pair["a"], pair["b"], outcome, body["annotator"], order=vote["order"], time=seconds)
 
 
-def checksum(page: str, annotator: str, said: list[dict[str, Any]]) -> str:
-    """As prefkit/human/vote.js has it."""
-    lines = [f"{v['pair']} {v['order']} {v['choice']} {v['time']}" for v in said]
-    return hashlib.sha256("\n".join([page, annotator, str(len(said)), *lines]).encode()).hexdigest()[:16]
+def checksum(page: str, annotator: str, votes: list[dict[str, Any]]) -> str:
+    """Return the checksum of a file, computed as in prefkit/human/vote.js."""
+    lines = [f"{v['pair']} {v['order']} {v['choice']} {v['time']}" for v in votes]
+    return hashlib.sha256("\n".join([page, annotator, str(len(votes)), *lines]).encode()).hexdigest()[:16]
 
 
-def _entries(path: Path, pairs: list[dict[str, Any]], said: list[Any]) -> None:
+def _check_entries(path: Path, pairs: list[dict[str, Any]], votes: list[Any]) -> None:
     known = {item["pair"]: item for item in pairs}
     orders: dict[str, str] = {}
-    for number, vote in enumerate(said, 1):
+    for number, vote in enumerate(votes, 1):
         where = f"{path} vote {number}"
         if not isinstance(vote, dict) or not {"pair", "order", "choice", "time"} <= set(vote):
-            raise UsageError(f"{where}: it is no vote with pair, order, choice and time. {REMEDY}")
-        pair, order, choice, when = (vote[key] for key in ("pair", "order", "choice", "time"))
+            raise UsageError(f"{where}: a vote must have pair, order, choice and time. {FIX}")
+        pair, order, choice, time = (vote[key] for key in ("pair", "order", "choice", "time"))
         if not isinstance(pair, str) or pair not in known:
-            raise UsageError(f"{where}: there is no pair {str(pair)[:40]!r} on this page. {REMEDY}")
+            raise UsageError(f"{where}: unknown pair {str(pair)[:40]!r}. {FIX}")
         if pair in orders:
-            raise UsageError(f"{where}: pair {pair} was voted on before in this file. {REMEDY}")
-        if order not in ("ab", "ba") or choice not in CHOICES or type(when) is not int or not 0 < when < 10**14:
-            raise UsageError(
-                f"{where}: order {order!r}, choice {choice!r}, time {when!r} is nothing the page saves. {REMEDY}"
-            )
+            raise UsageError(f"{where}: pair {pair} occurs twice in this file. {FIX}")
+        if order not in ("ab", "ba") or choice not in CHOICES or type(time) is not int or not 0 < time < 10**14:
+            raise UsageError(f"{where}: invalid order {order!r}, choice {choice!r} or time {time!r}. {FIX}")
         orders[pair] = order
-    for number, vote in enumerate(said, 1):
+    for number, vote in enumerate(votes, 1):
         if orders.get(known[vote["pair"]].get("again", "")) == vote["order"]:
-            raise UsageError(
-                f"{path} vote {number}: a repeated pair has its sides as before, which the page never does. {REMEDY}"
-            )
+            raise UsageError(f"{path} vote {number}: a repeated pair must have its sides swapped. {FIX}")
 
 
-def _agreeing(found: dict[Path, dict[str, Any]]) -> None:
-    """Two files of one annotator (saved twice, a vote taken back in between) must not say two things of one pair."""
+def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
+    """Raise UsageError if two files of one annotator disagree on a pair; a file imported before counts too."""
+    copies = {_copy(folder, body) for body in bodies.values()}
     first: dict[tuple[str, str, str], tuple[Path, str, str]] = {}
-    for path, body in found.items():
+    for path, body in [*((copy, read_json(copy)) for copy in copies if copy.exists()), *bodies.items()]:
         for number, vote in enumerate(body["votes"], 1):
             key = (body["page"], body["annotator"], vote["pair"])
             other, order, choice = first.setdefault(key, (path, vote["order"], vote["choice"]))
             if (order, choice) != (vote["order"], vote["choice"]):
+                fix = "Import only the file that was saved last."
+                if other in copies:
+                    fix = f"To replace it, remove {other} and the comparisons, then import all files again."
                 raise UsageError(
-                    f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, where {other} of the same annotator has "
-                    f"{choice!r}. Import the one that was saved last, alone."
+                    f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, but {other} of the same annotator has "
+                    f"{choice!r}. {fix}"
                 )
-
-
-def _unchanged(path: Path, copy: Path, said: list[dict[str, Any]]) -> None:
-    """Votes that were imported before must not say something else now."""
-    before = {v["pair"]: v for v in read_json(copy)["votes"]} if copy.exists() else {}
-    for number, vote in enumerate(said, 1):
-        old = before.get(vote["pair"], vote)
-        if (old["order"], old["choice"]) != (vote["order"], vote["choice"]):
-            raise UsageError(
-                f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, which this annotator's earlier file imported "
-                f"as {old['choice']!r}. To let the new one hold, remove {copy} and the comparisons, then import all files again."
-            )
 
 
 def _copy(folder: Path, body: dict[str, Any]) -> Path:
@@ -183,7 +166,7 @@ def _head(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             return file.read(200)
-    except OSError:  # a pipe, a broken link, a file of somebody else: no votes
+    except OSError:  # a pipe, a broken link, or a file without read permission holds no votes
         return b""
 
 
@@ -195,5 +178,5 @@ def _parsed(path: Path) -> dict[str, Any]:
         return body
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path}: not the JSON that a voting page saves ({error}); perhaps cut short. {REMEDY}"
+            f"{path}: not the JSON that a voting page saves ({error}); it may be cut short. {FIX}"
         ) from error

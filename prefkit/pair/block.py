@@ -1,20 +1,21 @@
-"""Requests with equally many candidates side by side, so that strategies work on whole arrays."""
+"""Blocks of requests that have equally many candidates, so that strategies work on whole arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-CELLS = 1 << 22  # candidate pairs handled at a time: a few hundred MB at most
+CELLS = 1 << 22  # candidate pairs per block: a few hundred MB at most
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """All candidates of a run, for strategies that need more than a request (`fit`).
+    """All candidates of a run, for strategies that need more than one request (`fit`).
 
-    value [T], scores [T, S] (higher is wanted, NaN = missing), ties [S]: differences up to it are none, aliases [S].
+    value [T], scores [T, S] (higher is better, NaN = missing), ties [S]: differences up to this are ties; names of the scores.
     """
 
     value: np.ndarray
@@ -25,7 +26,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Pairs of a block: row of the request, winner's and loser's place in it, gap; by: the scorer that decided, or -1."""
+    """Pairs of a block: row of the request, index of winner and loser in it, gap; by: the deciding scorer, or -1."""
 
     row: np.ndarray
     win: np.ndarray
@@ -34,61 +35,79 @@ class Chosen:
     by: np.ndarray | None = None
 
 
+class BlockStrategy:
+    """Base of the built-in strategies on scores: a subclass implements `block`, and `pairs` applies it to one request.
+
+    needs: candidates that a request must have. ties [S]: differences of a scorer up to this are ties.
+    """
+
+    needs = 2
+    ties: np.ndarray | float = 0.0
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def fit(self, table: ScoreTable) -> None:
+        self.ties = table.ties
+
+    def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
+        """Choose pairs from R requests of N candidates: value [R, N], scores [R, N, S]."""
+        raise NotImplementedError
+
+    def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
+        """Choose (winner, loser, gap >= 0) from one request: value [N], scores [N, S]; NaN in value skips a candidate."""
+        present = np.flatnonzero(~np.isnan(value))
+        if len(present) < 2:
+            return []
+        chosen = self.block(value[None, present], scores[None, present])
+        return [(int(present[w]), int(present[x]), float(g)) for w, x, g in zip(chosen.win, chosen.lose, chosen.gap)]
+
+
 def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
-    """groups [T], equal ones side by side -> [R, N] indices of R requests of N candidates, all requests in the end."""
+    """Yield the blocks: [R, N] indices of R requests with N candidates each. groups [T], sorted: the requests."""
     if not len(groups):
         return
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
     sizes = np.diff(np.r_[starts, len(groups)])
     for size in np.unique(sizes):
-        mine = starts[sizes == size]
+        first = starts[sizes == size]
         step = max(1, CELLS // int(size) ** 2)
-        for i in range(0, len(mine), step):
-            yield mine[i : i + step, None] + np.arange(size)
-
-
-def single(strategy: object, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
-    """`strategy.block` on one request: value [N], scores [N, S], candidates of value NaN are passed over."""
-    there = np.flatnonzero(~np.isnan(value))
-    if len(there) < 2:
-        return []
-    found = strategy.block(value[None, there], scores[None, there])  # type: ignore[attr-defined]
-    return [(int(there[w]), int(there[x]), float(g)) for w, x, g in zip(found.win, found.lose, found.gap)]
-
-
-def capped(pairs: tuple[np.ndarray, ...], most: int, spread: bool = False) -> Chosen:
-    """At most `most` pairs per request, widest first: the widest, or (spread) evenly from the widest to the narrowest."""
-    row, win, lose, gap = pairs
-    order = np.lexsort((lose, win, -gap, row))
-    row, win, lose, gap = row[order], win[order], lose[order], gap[order]
-    first = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, int)
-    count = np.diff(np.r_[first, len(row)])
-    place = np.arange(len(row)) - np.repeat(first, count)
-    total = np.repeat(count, count)
-    if spread and most > 1:
-        # place i is kept where the line from 0 to total-1, cut into most-1 steps, lands on it
-        step = np.maximum(total - 1, 1)
-        slot = -(-place * (most - 1) // step)
-        keep = (total <= most) | (slot * step // (most - 1) == place)
-    else:
-        keep = place < most
-    return Chosen(row[keep], win[keep], lose[keep], gap[keep])
+        for i in range(0, len(first), step):
+            yield first[i : i + step, None] + np.arange(size)
 
 
 def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """value [R, N] -> winner and loser [R, P] of all N (N - 1) / 2 pairs, and gap >= 0."""
+    """Return winner and loser [R, P] of all P = N (N - 1) / 2 pairs, and the gap >= 0, for value [R, N]."""
     i, j = np.triu_indices(value.shape[1], 1)
     difference = value[:, i] - value[:, j]
     up = difference >= 0
     return np.where(up, i, j), np.where(up, j, i), np.abs(difference)
 
 
-def at(scores: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """scores [R, N, S], place [R, P] -> [R, P, S]"""
-    return np.take_along_axis(scores, place[:, :, None], axis=1)
+def at(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Select candidates by index within their request: scores [R, N, S], index [R, P] -> [R, P, S]."""
+    return np.take_along_axis(scores, index[:, :, None], axis=1)
 
 
-def pick(mask: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """mask [R, P] -> row numbers, then the entries of each [R, P] array."""
-    rows, columns = np.nonzero(mask)
-    return (rows, *(a[rows, columns] for a in arrays))
+def capped(
+    mask: np.ndarray, win: np.ndarray, lose: np.ndarray, gap: np.ndarray, most: int, spread: bool = False
+) -> Chosen:
+    """Choose at most `most` of the masked pairs per request, all [R, P], in descending order of the gap.
+
+    The widest are chosen or, with `spread`, pairs at even distances from the widest to the narrowest.
+    """
+    row, win, lose, gap = np.nonzero(mask)[0], win[mask], lose[mask], gap[mask]
+    order = np.lexsort((lose, win, -gap, row))
+    row, win, lose, gap = row[order], win[order], lose[order], gap[order]
+    first = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, int)
+    count = np.diff(np.r_[first, len(row)])
+    rank = np.arange(len(row)) - np.repeat(first, count)
+    total = np.repeat(count, count)
+    if spread and most > 1:
+        # rank i is kept where the line from 0 to total-1, cut into most-1 steps, meets it
+        step = np.maximum(total - 1, 1)
+        slot = -(-rank * (most - 1) // step)
+        keep = (total <= most) | (slot * step // (most - 1) == rank)
+    else:
+        keep = rank < most
+    return Chosen(row[keep], win[keep], lose[keep], gap[keep])

@@ -1,4 +1,4 @@
-"""README.md of a pair set: the configs that `load_dataset` reads, and what was done, in numbers."""
+"""README.md of a pair set: the configs that `load_dataset` reads, the settings, and the counts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from prefkit.pair.dataset import pair_schema
 def card(
     name: str, splits: dict[str, int], spec: dict[str, Any], counts: dict[str, Any], config: Pair, warnings: list[str]
 ) -> str:
+    """Return the card as Markdown with a YAML head."""
     numbers = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in counts.items() if key != "splits")
     warned = "".join(f"\n> {text}\n" for text in warnings)
-    head = yaml.safe_dump(configs(splits, list(spec["scorers"]), counts, config), sort_keys=False)
+    head = yaml.safe_dump(_configs(splits, list(spec["scorers"]), counts, config), sort_keys=False)
     return f"""---
 {head}---
 
@@ -32,45 +33,44 @@ normalisation `{config.normalise}` per {config.scope}, missing scores `{config.m
 {_chosen_by(spec)}
 
 `jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser (no ties),
-`caption` is the prompt. Which side wins is decided by a hash. `candidate_0/1` name the images' candidates,
-`score_<side>_<name>` their raw scores, `score_gap` {_gap(spec)}, `p` the probability that the winner wins. `audit.json` says how the pairs are spread, how the scorers agree, and what else predicts the winner.
+`caption` is the prompt. A hash decides on which side the winner is. `candidate_0/1` are the ids of the images' candidates,
+`score_<side>_<name>` their raw scores, `score_gap` {_gap(spec)}, `p` the probability that the winner wins. `audit.json` holds the pairs per request, the agreement of the scorers, and the features that predict the winner.
 """
 
 
 def _chosen_by(spec: dict[str, Any]) -> str:
     if "comparisons" in spec:
         return f"The winners follow from the verdicts in {', '.join(spec['comparisons'])}; no score chose them."
-    rows = [
-        f"| {alias} | {weight:g} | {spec['scorers'][alias].get('name')} {spec['scorers'][alias].get('version')} "
-        f"| {spec['scorers'][alias].get('formula')} | {'higher' if spec['scorers'][alias].get('higher_is_better', True) else 'lower'} |"
-        for alias, weight in spec["weights"].items()
-    ]
+    rows = []
+    for alias, weight in spec["weights"].items():
+        scorer = spec["scorers"][alias]
+        better = "higher" if scorer.get("higher_is_better", True) else "lower"
+        name = f"{scorer.get('name')} {scorer.get('version')}"
+        rows.append(f"| {alias} | {weight:g} | {name} | {scorer.get('formula')} | {better} |")
     return "\n".join(["| score | weight | scorer | formula | better |", "|---|---|---|---|---|", *rows])
 
 
 def _gap(spec: dict[str, Any]) -> str:
     if "comparisons" in spec:
-        return "the winner's share of the votes minus the loser's (with `bradley_terry`: the difference of fitted strengths)"
+        return "the winner's fraction of the votes minus the loser's (with `bradley_terry`: the difference of fitted strengths)"
     return "the difference of the combined score (the weighted mean of the normalised scores)"
 
 
-def configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any], config: Pair) -> dict[str, Any]:
-    """default; gallery: the same files with the images shown; ties and lists where there are any."""
+def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any], config: Pair) -> dict[str, Any]:
+    """Return the YAML head. gallery: the files of `default` with the images decoded; ties and lists if they exist."""
 
-    def files(folder: str = "") -> list[dict[str, str]]:
-        return [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in splits]
+    def files(names: Any, folder: str = "") -> list[dict[str, str]]:
+        return [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in names]
 
-    found: list[dict[str, Any]] = [{"config_name": "default", "data_files": files()}]
-    head: dict[str, Any] = {"configs": found}
+    configs: list[dict[str, Any]] = [{"config_name": "default", "data_files": files(splits)}]
+    head: dict[str, Any] = {"configs": configs}
     if config.embed:
-        found.append({"config_name": "gallery", "data_files": files()})
-        kinds = [{"name": f.name, "dtype": _dtype(f.type)} for f in pair_schema(aliases)]
-        head["dataset_info"] = [{"config_name": "gallery", "features": kinds}]
+        configs.append({"config_name": "gallery", "data_files": files(splits)})
+        features = [{"name": f.name, "dtype": _dtype(f.type)} for f in pair_schema(aliases)]
+        head["dataset_info"] = [{"config_name": "gallery", "features": features}]
     for extra in ("ties", "lists"):
-        there = counts.get(f"{extra}_splits") or []
-        if there:
-            paths = [{"split": split, "path": f"{extra}/{split}/*.parquet"} for split in there]
-            found.append({"config_name": extra, "data_files": paths})
+        if extra_splits := counts.get(f"{extra}_splits"):
+            configs.append({"config_name": extra, "data_files": files(extra_splits, f"{extra}/")})
     return head
 
 

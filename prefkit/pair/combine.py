@@ -1,4 +1,4 @@
-"""Several scorers' numbers as one value per candidate: normalised in the open, then their weighted mean."""
+"""Combine several scores into one value per candidate: the weighted mean of the normalised scores."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def combine(
     how: str,
     scope: str = "request",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(value [N], scores [N, S] normalised and turned so that higher is wanted, columns in the order of `weights`).
+    """Return (value [N], scores [N, S]): scores normalised, higher is better, columns in the order of `weights`.
 
-    value is the sum of |weight| * score over the sum of |weight| of the scores that are there, so that gaps, ties and p
-    do not depend on the size of the weights; NaN where a candidate has none. A negative weight turns its score round.
+    value is the sum of |weight| * score over the sum of |weight|, both over the present scores, so that gaps, ties and p
+    do not depend on the size of the weights; NaN for a candidate without scores. A negative weight inverts its score.
     """
-    turned = {a: columns[a] * (signs[a] * np.sign(w)) for a, w in weights.items()}
-    scores = np.stack([normalise(values, groups, how, scope) for values in turned.values()], axis=1)
-    shares = np.abs(np.array(list(weights.values()), dtype=np.float64))
-    gone = np.isnan(scores)
-    if not gone.any():
-        return scores @ (shares / shares.sum()), scores
-    there = (~gone) @ shares
-    total = np.where(gone, 0.0, scores) @ shares
-    return np.where(there > 0, total / np.where(there > 0, there, 1.0), np.nan), scores
+    signed = (columns[alias] * (signs[alias] * np.sign(weight)) for alias, weight in weights.items())
+    scores = np.stack([normalise(values, groups, how, scope) for values in signed], axis=1)
+    sizes = np.abs(np.array(list(weights.values()), dtype=np.float64))
+    missing = np.isnan(scores)
+    if not missing.any():
+        return scores @ (sizes / sizes.sum()), scores
+    present = (~missing) @ sizes
+    total = np.where(missing, 0.0, scores) @ sizes
+    return np.where(present > 0, total / np.where(present > 0, present, 1.0), np.nan), scores

@@ -16,45 +16,33 @@ from prefkit.store.parquet import ROW_GROUP_BYTES, Shards
 
 ROWS = 1 << 17  # pairs whose scalars are in memory at a time
 REPEATED = ("caption", "request_id", "strategy", "model_0", "model_1")
+TEXT, NUMBER = pa.string(), pa.float64()
 IMAGES = [("jpg_0", pa.binary()), ("jpg_1", pa.binary())]
 FIXED: list[tuple[str, pa.DataType]] = [
     *IMAGES,
-    ("label_0", pa.float64()),
-    ("label_1", pa.float64()),
-    ("caption", pa.string()),
-    ("request_id", pa.string()),
-    ("candidate_0", pa.string()),
-    ("candidate_1", pa.string()),
-    ("image_0_uid", pa.string()),
-    ("image_1_uid", pa.string()),
-    ("seed_0", pa.int64()),
-    ("seed_1", pa.int64()),
-    ("model_0", pa.string()),
-    ("model_1", pa.string()),
-    ("score_gap", pa.float64()),
+    *((name, NUMBER) for name in ("label_0", "label_1")),
+    *((name, TEXT) for name in ("caption", "request_id", "candidate_0", "candidate_1", "image_0_uid", "image_1_uid")),
+    *((name, pa.int64()) for name in ("seed_0", "seed_1")),
+    *((name, TEXT) for name in ("model_0", "model_1")),
+    ("score_gap", NUMBER),
     ("rank_gap", pa.int32()),
-    ("p", pa.float64()),
-    ("agreement", pa.float64()),
-    ("strategy", pa.string()),
+    *((name, NUMBER) for name in ("p", "agreement")),
+    ("strategy", TEXT),
 ]
+MEMBERS = {"candidate": TEXT, "image_uid": TEXT, "rank": pa.int32(), "value": NUMBER}  # lists in a row of lists/
 LISTS = pa.schema(
-    [
-        ("caption", pa.string()),
-        ("request_id", pa.string()),
-        ("candidate", pa.list_(pa.string())),
-        ("image_uid", pa.list_(pa.string())),
-        ("rank", pa.list_(pa.int32())),
-        ("value", pa.list_(pa.float64())),
-    ]
+    [("caption", TEXT), ("request_id", TEXT), *((name, pa.list_(kind)) for name, kind in MEMBERS.items())]
 )
 
 
-def pair_schema(aliases: list[str]) -> pa.Schema:
-    return pa.schema(FIXED + [(f"score_{side}_{alias}", pa.float64()) for alias in aliases for side in (0, 1)])
+def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
+    """Columns of a pair set with these scores, with or without the images."""
+    fixed = FIXED if images else FIXED[len(IMAGES) :]
+    return pa.schema(fixed + [(f"score_{side}_{alias}", NUMBER) for alias in aliases for side in (0, 1)])
 
 
 class PairTable:
-    """Pairs as Arrow tables: `pairs` has win and lose (places in the pool's frame) and what is said of each pair."""
+    """Converts pairs, given by win and lose as indices into the pool's frame, to Arrow tables and files."""
 
     def __init__(self, pool: Pool, models: list[str], aliases: list[str], strategy: str) -> None:
         self.pool, self.aliases = pool, aliases
@@ -62,40 +50,50 @@ class PairTable:
         self.names = pa.array([strategy, *(f"{strategy}:{alias}" for alias in aliases)])
 
     def splits(self, pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Splits in alphabetical order, the pairs of each in order."""
+        """Yield the splits in alphabetical order, with the pairs of each in order."""
         encoded = self.pool.requests["split"].combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()[self.pool.frame.request.to_numpy()[pairs.win.to_numpy()]]
         names = encoded.dictionary.to_pylist()
         for name in sorted(names):
-            mine = codes == names.index(name)
-            if mine.any():
-                yield name, pairs[mine] if not mine.all() else pairs
+            mask = codes == names.index(name)
+            if mask.any():
+                yield name, pairs[mask]
 
     def scalars(self, pairs: pd.DataFrame, tie: bool = False) -> pa.Table:
-        """All columns but the images. Side 0 is the winner for half of the pairs, by a hash of the two ids."""
+        """All columns but the images. The winner is side 0 of half of the pairs, by a hash of the two ids."""
         frame = self.pool.frame
-        rows = {side: pairs[side].to_numpy() for side in ("win", "lose")}
-        ids = {s: self.pool.ids.take(pa.array(frame.row.to_numpy()[r])) for s, r in rows.items()}
-        flipped = _flipped(ids["win"], ids["lose"])
-        sides = (np.where(flipped, rows["lose"], rows["win"]), np.where(flipped, rows["win"], rows["lose"]))
-        request = pa.array(frame.request.to_numpy()[rows["win"]])
-        found: dict[str, Any] = {
+        win, lose = pairs.win.to_numpy(), pairs.lose.to_numpy()
+        flipped = _flipped(*(self.pool.ids.take(pa.array(frame.row.to_numpy()[side])) for side in (win, lose)))
+        request = pa.array(frame.request.to_numpy()[win])
+        columns: dict[str, Any] = {
             "caption": self.pool.requests["prompt"].take(request),
             "request_id": self.pool.requests["request_id"].take(request),
             "strategy": self.names.take(pa.array(pairs["by"].to_numpy() + 1)),
         }
-        found |= {key: pairs[key].to_numpy() for key in ("score_gap", "rank_gap", "p", "agreement")}
-        for i, side in enumerate(sides):
-            place = pa.array(frame.row.to_numpy()[side])
-            found[f"label_{i}"] = np.full(len(pairs), 0.5) if tie else (flipped == bool(i)).astype(np.float64)
-            found[f"candidate_{i}"] = self.pool.ids.take(place)
-            found[f"image_{i}_uid"] = self.pool.sha256.take(place)
-            found[f"seed_{i}"] = frame.seed.to_numpy()[side]
-            found[f"model_{i}"] = self.models.take(pa.array(frame.generator.to_numpy()[side]))
+        columns |= {key: pairs[key].to_numpy() for key in ("score_gap", "rank_gap", "p", "agreement")}
+        for i, side in enumerate((np.where(flipped, lose, win), np.where(flipped, win, lose))):
+            row = pa.array(frame.row.to_numpy()[side])
+            columns[f"label_{i}"] = np.full(len(pairs), 0.5) if tie else (flipped == bool(i)).astype(np.float64)
+            columns[f"candidate_{i}"] = self.pool.ids.take(row)
+            columns[f"image_{i}_uid"] = self.pool.sha256.take(row)
+            columns[f"seed_{i}"] = frame.seed.to_numpy()[side]
+            columns[f"model_{i}"] = self.models.take(pa.array(frame.generator.to_numpy()[side]))
             for alias in self.aliases:
-                found[f"score_{i}_{alias}"] = pa.array(frame[alias].to_numpy()[side], from_pandas=True)
-        schema = pa.schema([f for f in pair_schema(self.aliases) if not f.name.startswith("jpg_")])
-        return pa.table({name: found[name] for name in schema.names}).cast(schema)
+                columns[f"score_{i}_{alias}"] = pa.array(frame[alias].to_numpy()[side], from_pandas=True)
+        schema = pair_schema(self.aliases, images=False)
+        return pa.table({name: columns[name] for name in schema.names}).cast(schema)
+
+    def write(
+        self, pairs: pd.DataFrame, folder: Path, schema: pa.Schema, write: Callable[[pd.DataFrame, Shards], None]
+    ) -> dict[str, int]:
+        """Write SPLIT/part-*.parquet, ROWS pairs at a time, and return the rows per split."""
+        splits = {}
+        for split, part in self.splits(pairs):
+            with Shards(folder / split, schema, repeated=None if schema is LISTS else REPEATED) as shards:
+                for start in range(0, len(part), ROWS):
+                    write(part.iloc[start : start + ROWS], shards)
+            splits[split] = len(part)
+        return splits
 
 
 def _flipped(win: pa.ChunkedArray, lose: pa.ChunkedArray) -> np.ndarray:
@@ -104,53 +102,50 @@ def _flipped(win: pa.ChunkedArray, lose: pa.ChunkedArray) -> np.ndarray:
     return (mixed >> np.uint64(63)).astype(bool)
 
 
-def write_pairs(table: PairTable, pairs: pd.DataFrame, folder: Path, image: Callable[[str], bytes] | None) -> dict[str, int]:  # fmt: skip
-    """SPLIT/part-*.parquet; image gives a candidate's bytes, None leaves the image columns null. Rows per split.
+def write_pairs(
+    table: PairTable, pairs: pd.DataFrame, folder: Path, image: Callable[[str], bytes] | None
+) -> dict[str, int]:
+    """Write SPLIT/part-*.parquet and return the rows per split; without `image`, the image columns are null.
 
-    Deterministic bytes for the same pairs; memory does not grow with their number.
+    image: candidate id -> encoded bytes. The same pairs give the same bytes; memory does not grow with their number.
     """
-    splits = {}
-    for split, part in table.splits(pairs):
-        with Shards(folder / split, pair_schema(table.aliases), repeated=REPEATED) as shards:
-            for start in range(0, len(part), ROWS):
-                _embed(table.scalars(part.iloc[start : start + ROWS]), shards, image)
-        splits[split] = len(part)
-    return splits
+    return table.write(
+        pairs, folder, pair_schema(table.aliases), lambda part, shards: _embed(table.scalars(part), shards, image)
+    )
 
 
 def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes] | None) -> None:
-    """Write rows with their images, which are fetched as they are written, and hold what scorers saw of them."""
+    """Write rows with their images, as scorers saw them, which are fetched group by group."""
     if image is None:
         nulls = pa.nulls(len(scalars), pa.binary())
         shards.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls))
         return
     names = [scalars[f"candidate_{i}"].to_pylist() for i in (0, 1)]
-    held: tuple[list[bytes], list[bytes]] = ([], [])
+    group: tuple[list[bytes], list[bytes]] = ([], [])
     size = start = 0
     for row, sides in enumerate(zip(*names)):
-        for kept, name in zip(held, sides):
-            kept.append(shown(image(name)))
-            size += len(kept[-1])
+        for column, name in zip(group, sides):
+            column.append(shown(image(name)))
+            size += len(column[-1])
         if size >= ROW_GROUP_BYTES or row == len(scalars) - 1:
             part = scalars.slice(start, row + 1 - start)
-            for i, kept in enumerate(held):
-                part = part.add_column(i, f"jpg_{i}", pa.array(kept, pa.binary()))
+            for i, column in enumerate(group):
+                part = part.add_column(i, f"jpg_{i}", pa.array(column, pa.binary()))
             shards.write(part)
-            held, size, start = ([], []), 0, row + 1
+            group, size, start = ([], []), 0, row + 1
 
 
-def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> int:
-    """ties/SPLIT/part-*.parquet: pairs within the tie threshold, labels 1/2, ids and scalars without images."""
-    schema = pa.schema([f for f in pair_schema(table.aliases) if not f.name.startswith("jpg_")])
-    for split, part in table.splits(ties):
-        with Shards(folder / "ties" / split, schema, repeated=REPEATED) as shards:
-            for start in range(0, len(part), ROWS):
-                shards.write(table.scalars(part.iloc[start : start + ROWS], tie=True))
-    return len(ties)
+def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> None:
+    """Write ties/SPLIT/part-*.parquet: pairs within the tie threshold, labels 1/2, ids and scalars without images."""
+    schema = pair_schema(table.aliases, images=False)
+    table.write(ties, folder / "ties", schema, lambda part, shards: shards.write(table.scalars(part, tie=True)))
 
 
 def write_lists(table: PairTable, value: np.ndarray, folder: Path) -> int:
-    """lists/SPLIT/part-*.parquet: per request its candidates best first, equal values sharing a rank."""
+    """Write lists/SPLIT/part-*.parquet and return the number of lists.
+
+    A list holds the candidates of a request, best first; equal values have the same rank.
+    """
     frame = table.pool.frame
     order = np.lexsort((-value, frame.request.to_numpy()))
     order = order[~np.isnan(value[order])]
@@ -159,10 +154,9 @@ def write_lists(table: PairTable, value: np.ndarray, folder: Path) -> int:
     ends = np.r_[first[1:], len(order)].astype(np.int64)
     differ = value[order[ends - 1]] < value[order[first]] if len(first) else np.zeros(0, bool)
     lists = pd.DataFrame({"win": order[first], "start": first, "end": ends})[differ]
-    for split, part in table.splits(lists):
-        with Shards(folder / "lists" / split, LISTS) as shards:
-            for begin in range(0, len(part), ROWS):
-                shards.write(_list_rows(table, value, order, part.iloc[begin : begin + ROWS]))
+    table.write(
+        lists, folder / "lists", LISTS, lambda part, shards: shards.write(_list_rows(table, value, order, part))
+    )
     return len(lists)
 
 
@@ -170,24 +164,20 @@ def _list_rows(table: PairTable, value: np.ndarray, order: np.ndarray, part: pd.
     frame, pool = table.pool.frame, table.pool
     start, size = part.start.to_numpy(), (part.end - part.start).to_numpy()
     offsets = np.r_[0, np.cumsum(size)]
-    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - start, size)
-    members, inside = order[place], np.arange(offsets[-1]) - np.repeat(offsets[:-1], size)
-    new = (inside == 0) | np.r_[True, np.diff(value[members]) != 0]
+    index = np.arange(offsets[-1]) - np.repeat(offsets[:-1], size)  # within the list
+    members = order[index + np.repeat(start, size)]
+    new = (index == 0) | np.r_[True, np.diff(value[members]) != 0]
     rank = np.maximum.accumulate(np.where(new, np.arange(len(members)), 0)) - np.repeat(offsets[:-1], size)
     rows = pa.array(frame.row.to_numpy()[members])
     request = pa.array(frame.request.to_numpy()[part.win.to_numpy()])
 
-    def listed(values: Any, kind: pa.DataType) -> pa.Array:
-        flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat.cast(kind))
-
-    return pa.table(
-        {
-            "caption": pool.requests["prompt"].take(request),
-            "request_id": pool.requests["request_id"].take(request),
-            "candidate": listed(pool.ids.take(rows), pa.string()),
-            "image_uid": listed(pool.sha256.take(rows), pa.string()),
-            "rank": listed(rank, pa.int32()),
-            "value": listed(value[members], pa.float64()),
-        }
-    )
+    columns = {
+        "candidate": pool.ids.take(rows).combine_chunks(),
+        "image_uid": pool.sha256.take(rows).combine_chunks(),
+        "rank": pa.array(rank),
+        "value": pa.array(value[members]),
+    }
+    starts = pa.array(offsets, pa.int32())
+    texts = [pool.requests[name].take(request) for name in ("prompt", "request_id")]
+    lists = [pa.ListArray.from_arrays(starts, columns[name].cast(kind)) for name, kind in MEMBERS.items()]
+    return pa.table([*texts, *lists], schema=LISTS)

@@ -1,4 +1,4 @@
-"""Whether splits share what should tell them apart: prompts that are nearly one, images that are nearly one."""
+"""Leaks between splits: prompts and images that are nearly equal to one in another split."""
 
 from __future__ import annotations
 
@@ -13,68 +13,66 @@ from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS, thumbs_of
 from prefkit.pair.pool import Pool
 
 
-def leaks(pool: Pool, members: np.ndarray, seen: pd.DataFrame | None) -> dict[str, Any]:
-    """prompts: requests of the run whose prompt, read as letters and digits alone, stands in another split too;
-    examples of them; images: of `members` (places of paired candidates), those that are in another split too."""
+def leaks(pool: Pool, members: np.ndarray, stats: pd.DataFrame | None) -> dict[str, Any]:
+    """Count prompts and images that occur in several splits.
+
+    prompts: requests whose prompt, reduced to letters and digits, also occurs in another split; examples: five of these
+    prompts; images: the number of `members` (indices of paired candidates) that also occur in another split.
+    """
     split = pool.requests["split"].combine_chunks().dictionary_encode().indices.to_numpy()
     if len(np.unique(split)) < 2:
         return {"prompts": 0, "examples": [], "images": 0}
     keys = prompt_keys(pool.requests["prompt"]).combine_chunks().dictionary_encode().indices.to_numpy()
     shared = _in_several(keys, split)
     examples = pool.requests["prompt"].take(pa.array(np.flatnonzero(shared)[:5])).to_pylist()
-    return {
-        "prompts": int(shared.sum()),
-        "examples": examples,
-        "images": _images(pool, np.unique(members), split, seen),
-    }
+    images = _images(pool, np.unique(members), split, stats)
+    return {"prompts": int(shared.sum()), "examples": examples, "images": images}
 
 
 def prompt_keys(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Lower case, NFKC, everything but letters and digits as one space: 'A red hat.' and 'a  red hat' are one."""
+    """Lower case, NFKC, everything but letters and digits as one space: 'A red hat.' and 'a  red hat' are equal."""
     plain = pc.utf8_lower(pc.utf8_normalize(prompts, "NFKC"))
     return pc.utf8_trim(pc.replace_substring_regex(plain, r"[^\p{L}\p{N}]+", " "), " ")
 
 
 def _in_several(keys: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """[N] bool: the key occurs under more than one split."""
-    low, high = np.full(keys.max() + 1, np.iinfo(np.int32).max), np.full(keys.max() + 1, -1)
-    np.minimum.at(low, keys, split)
-    np.maximum.at(high, keys, split)
-    return (low != high)[keys]
+    """[N] bool: the key occurs in more than one split."""
+    splits = pd.Series(split).groupby(keys)
+    return (splits.transform("min") != splits.transform("max")).to_numpy()
 
 
-def _images(pool: Pool, members: np.ndarray, split: np.ndarray, seen: pd.DataFrame | None) -> int:
+def _images(pool: Pool, members: np.ndarray, split: np.ndarray, stats: pd.DataFrame | None) -> int:
     frame = pool.frame.iloc[members]
     side = split[frame.request.to_numpy()]
     if not len(members) or len(np.unique(side)) < 2:
         return 0
-    if seen is None:
+    if stats is None:
         sha = pool.sha256.take(pa.array(frame.row.to_numpy())).combine_chunks().dictionary_encode().indices
-        return int(_in_several(pc.fill_null(sha, -1).to_numpy(zero_copy_only=False) + 1, side).sum())
-    looked = seen.iloc[members]
-    return int(twins(looked["hash"].to_numpy().astype(np.uint64), thumbs_of(looked), side).sum())
+        return int(_in_several(pc.fill_null(sha, -1).to_numpy(zero_copy_only=False), side).sum())
+    rows = stats.iloc[members]
+    return int(twins(rows["hash"].to_numpy().astype(np.uint64), thumbs_of(rows), side).sum())
 
 
 def twins(hashes: np.ndarray, thumbs: np.ndarray, side: np.ndarray) -> np.ndarray:
     """[N] bool: another side has an image within NEAR_BITS of the hash and NEAR_LEVELS of the thumbnail.
 
-    hashes [N] uint64, thumbs [N, 48], side [N]. Two hashes that differ in NEAR_BITS have one of NEAR_BITS + 1 bands of
-    bits in common, so each band sorts the images such that twins stand close: by band, then by one cell of the thumbnail.
+    hashes [N] uint64, thumbs [N, 48], side [N]. Two hashes that differ in NEAR_BITS agree in one of NEAR_BITS + 1 bands
+    of bits. Sorting by a band, then by one cell of the thumbnail, therefore brings twins close together.
     """
-    found = np.zeros(len(hashes), bool)
+    twin = np.zeros(len(hashes), bool)
     cell = thumbs[:, int(np.argmax(thumbs.std(axis=0)))]
     for bits in np.array_split(np.arange(64, dtype=np.uint64), NEAR_BITS + 1):
         band = hashes & np.bitwise_or.reduce(np.uint64(1) << bits)
         order = np.lexsort((cell, band))
-        here, step = np.arange(len(order) - 1), 1
-        while len(here):
-            i, j = order[here], order[here + step]
+        start, step = np.arange(len(order) - 1), 1
+        while len(start):
+            i, j = order[start], order[start + step]
             together = (band[i] == band[j]) & (cell[j] - cell[i] <= NEAR_LEVELS)
-            here, i, j = here[together], i[together], j[together]
+            start, i, j = start[together], i[together], j[together]
             like = (side[i] != side[j]) & (np.bitwise_count(hashes[i] ^ hashes[j]) <= NEAR_BITS)
             i, j = i[like], j[like]
             near = np.abs(thumbs[i] - thumbs[j]).max(axis=1, initial=0) <= NEAR_LEVELS
-            found[i[near]] = found[j[near]] = True
+            twin[i[near]] = twin[j[near]] = True
             step += 1
-            here = here[here + step < len(order)]
-    return found
+            start = start[start + step < len(order)]
+    return twin

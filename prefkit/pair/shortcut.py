@@ -1,4 +1,4 @@
-"""Does something cheap name the winner? Accuracy of file size, brightness, seed and the like, cross-validated."""
+"""Shortcuts: the accuracy with which simple features (file size, brightness, seed, ...) predict the winner."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ FOLDS, ROUNDS, RIDGE = 5, 2000, 1.0
 
 
 def shortcuts(features: dict[str, np.ndarray], win: np.ndarray, lose: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """name -> {accuracy, low, high, warn}; features: name -> [N] or [N, D]; win, lose [P]; groups [P]: the request.
+    """Measure how well features predict the winner: name -> {accuracy, low, high, warn}.
+
+    features: name -> [N] or [N, D]; win, lose [P]: indices; groups [P]: the request.
 
     Each feature alone, and `all` together: a logistic regression without intercept on the difference winner - loser,
-    fitted on four fifths of the requests and asked about the rest. A difference of 0 counts 1/2. Intervals: percentile
-    bootstrap over requests, 95 % for all features at once (Bonferroni), for with an interval of 95 % each, three of ten
-    clean pair sets got a warning. warn: the interval lies above 1/2. Fewer than ten requests give {}.
+    fitted on four fifths of the requests and evaluated on the rest. A difference of 0 counts 1/2. Intervals: percentile
+    bootstrap over requests, 95 % for all features at once (Bonferroni): with separate intervals of 95 %, three of ten
+    clean pair sets got a warning. warn: the interval is above 1/2. Fewer than ten requests give {}.
     """
     codes = np.unique(groups, return_inverse=True)[1]
     if not len(codes) or codes.max() + 1 < 2 * FOLDS:
         return {}
-    rng = np.random.default_rng(0)
-    fold = rng.permutation(codes.max() + 1) % FOLDS
+    fold = np.random.default_rng(0).permutation(codes.max() + 1) % FOLDS
     differences = {name: _difference(values, win, lose) for name, values in features.items()}
     if len(differences) > 1:
         differences["all"] = np.concatenate(list(differences.values()), axis=1)
-    found = {}
+    count = np.bincount(codes).astype(float)
+    rows = {}
     for name, x in differences.items():
         right = cross_validated(x, fold[codes])
-        low, high = bootstrap_mean(right, codes, 0.05 / len(differences))
-        mean = float(right.mean())
-        found[name] = {"accuracy": mean, "low": low, "high": high, "warn": low > 0.5}
-    return found
+        low, high = bootstrap_ratio(np.bincount(codes, right), count, ROUNDS, 0.05 / len(differences))
+        rows[name] = {"accuracy": float(right.mean()), "low": low, "high": high, "warn": low > 0.5}
+    return rows
 
 
 def _difference(values: np.ndarray, win: np.ndarray, lose: np.ndarray) -> np.ndarray:
@@ -42,7 +43,7 @@ def _difference(values: np.ndarray, win: np.ndarray, lose: np.ndarray) -> np.nda
 
 
 def cross_validated(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """x [P, D] winner - loser, fold [P] -> [P]: 1 where the held-out prediction is right, 1/2 where it says nothing."""
+    """x [P, D] winner - loser, fold [P] -> [P]: 1 for a correct held-out prediction, 1/2 for an undecided one."""
     right = np.full(len(x), 0.5)
     for number in np.unique(fold):
         held = fold == number
@@ -67,15 +68,7 @@ def fit_logistic(x: np.ndarray, steps: int = 25) -> np.ndarray:
     return weights
 
 
-def bootstrap_mean(values: np.ndarray, codes: np.ndarray, level: float = 0.05) -> tuple[float, float]:
-    """Percentile interval (1 - level) of the mean of values [P], requests drawn with replacement; codes 0..R-1."""
-    total, count = np.bincount(codes, values), np.bincount(codes).astype(float)
-    return bootstrap_ratio(total, count, ROUNDS, level)
-
-
-def bootstrap_ratio(
-    total: np.ndarray, count: np.ndarray, rounds: int = ROUNDS, level: float = 0.05
-) -> tuple[float, float]:
+def bootstrap_ratio(total: np.ndarray, count: np.ndarray, rounds: int, level: float = 0.05) -> tuple[float, float]:
     """Percentile interval (1 - level) of sum(total) / sum(count), both [R], R drawn with replacement."""
     rng, size = np.random.default_rng(0), len(total)
     if not size or not count.sum():

@@ -1,4 +1,4 @@
-"""What a run holds: counts for the terminal, one static page for people who would rather look than read."""
+"""Reports of a run: counts for the terminal, one static page, and contact sheets for decisions."""
 
 from prefkit.report.contact import contact_sheet
 from prefkit.report.page import write_report

@@ -1,68 +1,53 @@
-"""The audit of a pair set: spread, agreement of scorers, and what else names the winner."""
+"""The report section on the audit of pair sets: pairs per request, agreement of scorers, features that predict the winner."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefkit.report import html
+from prefkit.store import Store
 from prefkit.store.files import read_json
 
-if TYPE_CHECKING:
-    from prefkit.store import Store
-
-CURATED = (
-    "flagged_by_safety_checker",
-    "decided_reject",
-    "decided_remove",
-    "exact_duplicates",
-    "near_duplicates",
-    "black",
-    "blank",
-    "saturated",
-    "unreadable",
-    "missing_scores",
+#: counts of removed candidates, in the order shown
+REMOVED = (
+    *("flagged_by_safety_checker", "decided_reject", "decided_remove", "exact_duplicates", "near_duplicates"),
+    *("black", "blank", "saturated", "unreadable", "missing_scores"),
+)
+LEAD = (
+    "Candidates removed before pairing, pairs per request, and features that predict the winner. Intervals: 95 %, "
+    "bootstrap over requests."
 )
 
 
 def audits(store: Store) -> str:
-    """A section for all pair sets that were made with an audit; empty without any."""
+    """Return a section on all pair sets that have an audit, or "" without any."""
     paths = {name: store.pairs(name) / "audit.json" for name in store.names("pairs")}
     body = "".join(_audit(name, read_json(path)) for name, path in paths.items() if path.exists())
-    lead = "What was taken out, how the pairs are spread, and whether something cheap names the winner. Intervals: 95 %, bootstrap over requests."
-    return html.section("audit", "Audit of the pairs", body, lead) if body else ""
+    return html.section("audit", "Audit of the pairs", body, LEAD) if body else ""
 
 
 def _audit(name: str, report: dict[str, Any]) -> str:
-    warned = "".join(
-        f'<p class="missing warn">{html.text(text[:1].upper() + text[1:])}</p>' for text in report.get("warnings", [])
-    )
-    counts = report.get("counts", {})
+    warnings = [html.text(text[:1].upper() + text[1:]) for text in report.get("warnings", [])]
+    counts, leaks = report.get("counts", {}), report.get("splits", {})
+    without = f"{html.number(report['requests_without_pairs'])} of {html.number(report['requests'])}"
     rows = [
         ["pairs", html.number(report["pairs"])],
-        [
-            "requests without pairs",
-            f"{html.number(report['requests_without_pairs'])} of {html.number(report['requests'])}",
-        ],
-        ["tie rate", _share(report["tie_rate"])],
-        ["pairs on which scorers conflict", _share(report["conflict_share"])],
+        ["requests without pairs", without],
+        ["tie rate", _percent(report["tie_rate"])],
+        ["pairs on which scorers conflict", _percent(report["conflict_share"])],
+        *([key.replace("_", " "), html.number(counts[key])] for key in REMOVED if counts.get(key)),
+        *([f"{k} with a twin in another split", html.number(leaks[k])] for k in ("prompts", "images") if k in leaks),
     ]
-    rows += [[key.replace("_", " "), html.number(counts[key])] for key in CURATED if counts.get(key)]
-    leaks = report.get("splits", {})
-    rows += [
-        [f"{key} with a twin in another split", html.number(leaks[key])]
-        for key in ("prompts", "images")
-        if key in leaks
-    ]
-    spread = [[html.text(size), html.number(count)] for size, count in report["pairs_per_request"].items()]
-    tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], spread), _shortcuts(report)]
-    for key, title in (
-        ("agreement", "Pairs of candidates ordered alike"),
-        ("rank_correlation", "Rank correlation within requests"),
-    ):
-        if report.get(key):
-            tables.append(_matrix(title, report["scorers"], report[key]))
-    spread_out = "".join(f"<div>{table}</div>" for table in tables)
-    return f'<h3>{html.text(name, 60)}</h3>{warned}<div class="beside">{spread_out}</div>'
+    sizes = [[html.text(size), html.number(count)] for size, count in report["pairs_per_request"].items()]
+    tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], sizes), _shortcuts(report)]
+    titles = {
+        "agreement": "Pairs of candidates ordered alike",
+        "rank_correlation": "Rank correlation within requests",
+    }
+    tables += [_matrix(title, report["scorers"], report[key]) for key, title in titles.items() if report.get(key)]
+    warned = "".join(f'<p class="missing warn">{text}</p>' for text in warnings)
+    columns = "".join(f"<div>{table}</div>" for table in tables)
+    return f'<h3>{html.text(name, 60)}</h3>{warned}<div class="columns">{columns}</div>'
 
 
 def _matrix(title: str, names: list[str], cells: list[list[Any]]) -> str:
@@ -72,27 +57,20 @@ def _matrix(title: str, names: list[str], cells: list[list[Any]]) -> str:
 
 def _shortcuts(report: dict[str, Any]) -> str:
     if not report["shortcuts"]:
-        return html.missing("Too few requests to ask what else names the winner.")
-    rows = [
-        [
-            html.text(name.replace("_", " ")),
-            _interval([row["accuracy"], row["low"], row["high"]]),
-            "above chance" if row["warn"] else "–",
-        ]
-        for name, row in report["shortcuts"].items()
-    ]
-    body = html.table(
-        ["Winner predicted from", "Accuracy", ""],
-        rows,
-        caption="Cross-validated by request; chance is 0.5. Intervals: 95 % for all rows at once",
-    )
+        return html.missing("Not enough requests to measure which features predict the winner.")
+    rows = []
+    for name, row in report["shortcuts"].items():
+        accuracy = _interval([row["accuracy"], row["low"], row["high"]])
+        rows.append([html.text(name.replace("_", " ")), accuracy, "above chance" if row["warn"] else "–"])
+    caption = "Cross-validated by request; chance is 0.5. Intervals: 95 % for all rows at once"
+    body = html.table(["Winner predicted from", "Accuracy", ""], rows, caption)
     absent = ", ".join(html.text(name.replace("_", " ")) for name in report.get("not_measured", []))
-    return body + (html.missing(f"Images were not looked at, so that these are missing: {absent}.") if absent else "")
+    return body + (html.missing(f"Not measured, because no image was read: {absent}.") if absent else "")
 
 
 def _interval(cell: list[float] | None) -> str:
     return f"{cell[0]:.2f} [{cell[1]:.2f}, {cell[2]:.2f}]" if cell else "–"
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"

@@ -1,11 +1,11 @@
 "use strict";
-/* Deciding on a contact sheet. Marks are kept by the browser and leave it as lines for decisions.csv, on demand. */
+/* Decisions on a contact sheet. The browser stores the marks, and saves them as lines for decisions.csv on demand. */
 
 const known = JSON.parse(document.getElementById("known").textContent); // {sheet, verdicts: {id: verdict}}
 const at = (id) => document.getElementById(id);
 const KEYS = { k: "keep", r: "reject", x: "remove", 0: "", backspace: "", delete: "" };
 const cells = [...document.querySelectorAll(".decide")];
-let marks = {}; // id -> {verdict, reason}, only where it differs from what decisions.csv says
+let marks = {}; // id -> {verdict, reason}, only if it differs from decisions.csv
 
 const place = "prefkit-decide " + known.sheet;
 
@@ -15,7 +15,7 @@ function recall() {
     for (const [id, mark] of Object.entries(JSON.parse(localStorage.getItem(place) || "{}"))) {
       if (["keep", "reject", "remove"].includes(mark.verdict)) marks[id] = { verdict: mark.verdict, reason: String(mark.reason) };
     }
-  } catch { /* nothing is kept here */ }
+  } catch { /* no storage */ }
   show();
 }
 
@@ -24,7 +24,7 @@ function remember() {
   try {
     localStorage.setItem(place, JSON.stringify(marks));
   } catch {
-    at("marked").textContent += "; this browser keeps none, save before you close the page";
+    at("marked").textContent += "; this browser does not store them, save before you close the page";
   }
 }
 
@@ -36,7 +36,7 @@ function show() {
     cell.querySelector(".why").textContent = mark ? `${mark.verdict}${mark.reason ? ": " + mark.reason : ""} (new)` : "";
     cell.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.mark === cell.dataset.verdict));
   }
-  const n = cells.filter((c) => marks[c.dataset.id]).length; // marks of the run's other sheets are kept, not saved from here
+  const n = cells.filter((c) => marks[c.dataset.id]).length; // marks of the run's other sheets are stored, but not saved from this one
   at("marked").textContent = `${n} new decision${n === 1 ? "" : "s"}`;
   at("save").disabled = at("clear").disabled = !n;
 }
@@ -48,7 +48,7 @@ function decide(cell, verdict) {
   remember();
 }
 
-/** The cell in this direction from the one with focus, by what is on the screen. */
+/** The nearest cell on the screen in this direction from the one with focus. */
 function step(cell, key) {
   const i = cells.indexOf(cell);
   if (key === "arrowright") return cells[i + 1];

@@ -1,51 +1,46 @@
-"""contact.html: all candidates of some requests with ids and scores, to decide on (decisions.csv)."""
+"""contact.html: all candidates of some requests with ids and scores; and the decisions made on it (decisions.csv)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from prefkit.errors import UsageError
 from prefkit.registry import nearest
 from prefkit.report import html
 from prefkit.report.pictures import thumbnails
-from prefkit.store.decisions import VERDICTS
+from prefkit.store import Store
+from prefkit.store.decisions import COLUMNS, VERDICTS, append_decisions, read_decisions
 from prefkit.store.files import write_atomic
 from prefkit.store.frames import INDEX, candidate_index, score_table
+from prefkit.tables.delimited import header
 from prefkit.types import digest
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from prefkit.store import Store
 
 SIDE = 224
 MOST = 1000
-HOW = (
-    "To decide, press a button, or with a candidate in focus K (keep), R (reject), X (remove), 0 (take back) and the arrows. "
-    "Save, then <code>prefkit report RUN --decisions FILE</code> adds the lines to decisions.csv in the run folder "
-    "(<code>id,verdict,reason,by</code>; writing them by hand does the same). A click selects a whole id."
+HELP = (
+    "To decide, press a button, or focus a candidate and press K (keep), R (reject), X (remove) or 0 (undo); the arrow keys "
+    "move the focus. Save, then <code>prefkit report RUN --decisions FILE</code> adds the lines to decisions.csv in the run "
+    "folder (<code>id,verdict,reason,by</code>; you can also write them by hand). A click selects a complete id."
 )
 BAR = """<div id="bar" hidden><label>Reason <input id="reason" maxlength="200"></label><label>By <input id="by" maxlength="80"></label>
-<button id="save">Save decisions</button><button id="clear">Take all back</button><span id="marked" role="status"></span></div>"""
+<button id="save">Save decisions</button><button id="clear">Undo all</button><span id="marked" role="status"></span></div>"""
 MARKS = "".join(f'<button data-mark="{verdict}" tabindex="-1">{verdict}</button>' for verdict in VERDICTS)
 
 
 def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter: str | None = None) -> Path:
-    """Write RUN/contact.html and return its path: the candidates of these requests, of this filter, or of both at once.
+    """Write RUN/contact.html and return its path: the candidates that match the requests, the filter, or both.
 
-    filter: a pandas query over the aliases and generator, request_id, index, seed, e.g. "align < 0.2"; a score of one of
-    these names is called score_NAME. The page holds
-    at most 1,000 candidates and says how many there are. Raises UsageError: neither given, an unknown request, a query
-    that does not parse, or nothing found.
+    filter: a pandas query over the score names and generator, request_id, index, seed, e.g. "align < 0.2"; a score with
+    one of these names becomes score_NAME. The page shows at most 1,000 candidates, and the total. Raises UsageError if
+    neither is given, for an unknown request, for an invalid query, or if nothing matches.
     """
     if not request_ids and not filter:
         raise UsageError("a contact sheet needs requests or a filter: `--request ID` or `--filter 'align < 0.2'`.")
-    table = (
-        candidate_index(store).drop_duplicates("id").set_index("id")
-    )  # generators of equal settings share candidates
+    table = candidate_index(store).drop_duplicates("id").set_index("id")  # generators may share candidates
     table = table.join(score_table(store).rename(columns=_column))
     if request_ids:
         _check_requests(table, request_ids)
@@ -53,7 +48,7 @@ def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter
     if filter:
         table = _filtered(table, filter)
     if table.empty:
-        raise UsageError(f"no candidate of {store.folder} answers {filter or ', '.join(request_ids or [])!r}.")
+        raise UsageError(f"no candidate of {store.folder} matches {filter or ', '.join(request_ids or [])!r}.")
     total = len(table)
     table = table.sort_values(["request_id", "generator", "index"], kind="stable").iloc[:MOST]
     path = store.folder / "contact.html"
@@ -77,8 +72,6 @@ def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
 
 
 def _filtered(table: pd.DataFrame, query: str) -> pd.DataFrame:
-    import pandas as pd
-
     columns = [name for name in table.columns if name != "error"]
     try:
         # empty scopes: a query sees columns, not this program's variables
@@ -86,25 +79,25 @@ def _filtered(table: pd.DataFrame, query: str) -> pd.DataFrame:
     except pd.errors.UndefinedVariableError as error:
         unknown = str(error).split("'")[1::2]
         raise UsageError(
-            f"--filter: there is no column {', '.join(unknown)}.{nearest(''.join(unknown[:1]), columns)} Columns are "
+            f"--filter: unknown column {', '.join(unknown)}.{nearest(''.join(unknown[:1]), columns)} The columns are "
             f"{', '.join(columns)}."
         ) from error
     except Exception as error:  # pandas raises whatever Python's parser and the operators raise
         raise UsageError(
-            f"--filter: {query[:200]!r} is not a query over the scores ({str(error)[:200] or 'it cannot be read'}). Columns are "
-            f'{", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
+            f"--filter: {query[:200]!r} is not a query over the scores ({str(error)[:200] or 'it cannot be parsed'}). The columns "
+            f'are {", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
         ) from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:
         raise UsageError(
-            f'filter {query!r} gives no yes or no for each candidate; write a comparison, e.g. "align < 0.2".'
+            f'--filter: {query!r} is not a condition on candidates; write a comparison, e.g. "align < 0.2".'
         )
     return table[mask]
 
 
 def _body(store: Store, table: pd.DataFrame, total: int) -> str:
     prompts = {r.request_id: r.prompt for r in store.requests()}
-    decided = store.decisions()
-    verdicts = dict(zip(decided.id.astype(str), decided.verdict.astype(str)))
+    decisions = store.decisions()
+    verdicts = dict(zip(decisions.id.astype(str), decisions.verdict.astype(str)))
     images = thumbnails(store, table.index, SIDE)
     aliases = {alias: _column(alias) for alias in store.names("scores")}
     parts = []
@@ -114,10 +107,10 @@ def _body(store: Store, table: pd.DataFrame, total: int) -> str:
         parts.append(f'<section>{head}<div class="sheet">{cells}</div></section>')
     shown = f"{total:,} candidates" if total == len(table) else f"the first {len(table):,} of {total:,} candidates"
     title = html.text(store.folder.resolve().name, 80)
-    head = f'<header><h1>{title}: contact sheet</h1><p class="lead">{shown}. {HOW}</p></header>'
+    head = f'<header><h1>{title}: contact sheet</h1><p class="lead">{shown}. {HELP}</p></header>'
     listed = set(table.index.astype(str))
-    known = {"sheet": digest("sheet", str(store.folder.resolve()), length=8)}
-    data = html.data("known", known | {"verdicts": {k: v for k, v in verdicts.items() if k in listed}})
+    sheet = digest("sheet", str(store.folder.resolve()), length=8)
+    data = html.data("known", {"sheet": sheet, "verdicts": {k: v for k, v in verdicts.items() if k in listed}})
     return f"{head}{BAR}<main>{''.join(parts)}</main>{data}"
 
 
@@ -133,6 +126,34 @@ def _cell(
     if name in verdicts:
         lines.append(f'<span class="tag">{html.text(verdicts[str(name)])}</span>')
     picture = html.picture(images.get(str(name)), f"candidate {name}", "<br>".join(lines))
-    own = html.text(name, 200)
+    key = html.text(name, 200)
     marks = f'<div class="marks" role="group" aria-label="Decision">{MARKS}</div><p class="why"></p>'
-    return f'<div class="decide" tabindex="0" role="group" aria-label="Candidate {own}" data-id="{own}">{picture}{marks}</div>'
+    return f'<div class="decide" tabindex="0" role="group" aria-label="Candidate {key}" data-id="{key}">{picture}{marks}</div>'
+
+
+def add_decisions(store: Store, source: str | Path) -> dict[str, int]:
+    """Append the new lines of `source`, a file saved by a contact sheet, to RUN/decisions.csv.
+
+    Every line is checked first: a known verdict on a candidate of this run. The existing bytes of decisions.csv are kept.
+    Returns {new, known}. Raises UsageError and StoreError naming file and line or id.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--decisions: {path} does not exist. The contact sheet saves it as decisions-….csv.")
+    decisions = read_decisions(path)
+    ids = set(candidate_index(store).id)
+    for name in decisions.id:
+        if name not in ids:
+            raise UsageError(
+                f"{path}: {name!r} is not a candidate of {store.folder}. Is it from another run's contact sheet?"
+            )
+    target = store.folder / "decisions.csv"
+    with store.lock("decisions"):
+        known = set(read_decisions(target)[list(COLUMNS)].itertuples(index=False, name=None))
+        new = [row for row in decisions[list(COLUMNS)].itertuples(index=False, name=None) if row not in known]
+        if new:
+            missing = set(COLUMNS) - set(header(target, str(target)).names) if target.exists() else set()
+            if missing:
+                raise UsageError(f"{target}: add the column {', '.join(sorted(missing))} to its first line.")
+            append_decisions(target, [dict(zip(COLUMNS, row)) for row in new])
+    return {"new": len(new), "known": len(decisions) - len(new)}

@@ -1,16 +1,14 @@
-"""The section on evaluation: outcome, table with intervals, missing controls, correlation of the judges."""
+"""The report section on evaluation: outcome, table with intervals, missing controls, correlation of the judges."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prefkit.report import aspects, grids, html, plot
+from prefkit.report import grids, html, plot
+from prefkit.store import Store
 from prefkit.store.files import read_json
 
-if TYPE_CHECKING:
-    from prefkit.store import Store
-
-SIGNS = {"better": "▲", "worse": "▼", "no difference shown": "○", "nothing changed": "="}
+SYMBOLS = {"better": "▲", "worse": "▼", "no difference shown": "○", "nothing changed": "="}
 HEAD = ["Model", "Judge", "", "Verdict", "Base", "Tuned", "Win rate", "", "95 % interval", "Ties", "Requests"]
 FURTHER = ["Detectable", "Best of N"]
 DISTANCES = {
@@ -19,53 +17,63 @@ DISTANCES = {
     "moved": "Moved at equal seed",
     "seed_distance": "Seeds of base apart",
 }
-#: by used_for_pairs: what stands behind a judge's name, and its tag; None = nobody knows
-BEHIND = {True: "", False: " (held-out judge)", None: " (unknown whether it was the training signal)"}
+ASPECTS = ["Model", "Judge", "Aspect", "Base", "Tuned", "Two seeds differ, base", "tuned"]
+ASPECTS_NOTE = (
+    "Means of the judges' aspects, and the probability that two seeds of one request differ in them: a tuned model should "
+    "vary them as often as the base."
+)
+#: by used_for_pairs (None = unknown): the suffix of a judge's name, and its tag
+SUFFIX = {True: "", False: " (held-out judge)", None: " (unknown whether it was the training signal)"}
 TAGS = {
     True: '<span class="tag">training signal</span>',
     False: '<span class="tag held">held out</span>',
     None: '<span class="tag">training signal: unknown</span>',
 }
-#: images of at most this many sets are shown; the tables hold all
+#: the page shows images of at most this many sets; the tables hold all
 GRIDS = 2
+LEAD = (
+    "Base and tuned draw the same requests at the same seeds. The win rate of a request is the mean over seeds, ties count "
+    "half; its interval is a bootstrap over requests. A judge that chose the pairs or was the reward is the training signal, "
+    "so only a held-out judge counts as evidence; it is unknown for imported pairs that do not record what chose them. "
+    "Best of N: how many base samples one would have to draw and choose from."
+)
 
 
 def results(store: Store) -> dict[str, dict[str, Any]]:
-    """result.json by the evaluation's name."""
+    """Read result.json of each evaluation."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
-def outcome(found: dict[str, dict[str, Any]]) -> str:
-    """One line per trained model for the top of the page: what each judge found."""
+def outcome(evaluations: dict[str, dict[str, Any]]) -> str:
+    """One line per trained model for the top of the page, with the verdict of each judge."""
     lines = []
-    for name, result in found.items():
+    for name, result in evaluations.items():
         for set_name, models in result.get("sets", {}).items():
+            where = html.text(f"{name}, {set_name}", 80)
             for model, scorers in models.items():
                 if not grids.is_variant(model) and scorers:
-                    words = "; ".join(_finding(alias, row) for alias, row in scorers.items())
-                    where = html.text(f"{name}, {set_name}", 80)
-                    lines.append(
-                        f'<li><b>{html.text(model, 60)}</b> <span class="quiet">({where})</span>: {words}</li>'
-                    )
+                    verdicts = "; ".join(_finding(alias, row) for alias, row in scorers.items())
+                    title = f'<b>{html.text(model, 60)}</b> <span class="quiet">({where})</span>'
+                    lines.append(f"<li>{title}: {verdicts}</li>")
     return f'<ul class="outcome">{"".join(lines)}</ul>' if lines else ""
 
 
 def _finding(alias: str, row: dict[str, Any]) -> str:
-    judge = BEHIND[row.get("used_for_pairs")]
     rate = "" if row["win_rate"] is None else f", wins {row['win_rate']:.0%} of the time"
-    return f"{_verdict(row['verdict'])} by {html.text(alias, 40)}{judge}{rate}"
+    return f"{_verdict(row['verdict'])} by {html.text(alias, 40)}{SUFFIX[row.get('used_for_pairs')]}{rate}"
 
 
 def _verdict(word: str) -> str:
-    return f'<span class="verdict {html.text(word.split()[0])}">{SIGNS.get(word, "")} {html.text(word)}</span>'
+    return f'<span class="verdict {html.text(word.split()[0])}">{SYMBOLS.get(word, "")} {html.text(word)}</span>'
 
 
-def evaluation(store: Store, found: dict[str, dict[str, Any]]) -> str:
-    if not found:
+def evaluation(store: Store, evaluations: dict[str, dict[str, Any]]) -> str:
+    """The section with tables and images of every evaluation."""
+    if not evaluations:
         return html.section("evaluation", "Evaluation", html.missing("Nothing has been evaluated yet."))
     parts, shown = [], 0
-    for name, result in found.items():
+    for name, result in evaluations.items():
         parts.append(f"<h3>{html.text(name, 60)}</h3>{_caveats(result)}")
         for set_name, models in result.get("sets", {}).items():
             parts.append(f"<h3>{html.text(name, 60)} on {html.text(set_name, 60)}</h3>")
@@ -75,32 +83,31 @@ def evaluation(store: Store, found: dict[str, dict[str, Any]]) -> str:
             else:
                 parts.append(html.missing("Images of this set are in the run folder."))
             shown += 1
-    return html.section(
-        "evaluation",
-        "Evaluation",
-        "".join(parts),
-        "Base and tuned draw the same requests at the same seeds. The win rate is per request the mean over seeds, ties "
-        "half; its interval is a bootstrap over requests. A judge that chose the pairs or was the reward is the training signal, "
-        "so only a held-out judge counts as evidence; where pairs came from elsewhere and do not say what chose them, it is "
-        "unknown which a judge is. Best of N: how many base samples one would have to draw and choose from.",
-    )
+    return html.section("evaluation", "Evaluation", "".join(parts), LEAD)
 
 
 def _table(models: dict[str, dict[str, Any]]) -> str:
-    ordered = sorted(models, key=grids.is_variant)
-    rows = [_row(model, alias, row) for model in ordered for alias, row in models[model].items()]
-    return html.table([*HEAD, *FURTHER], rows, left=4) + _distances(models) + aspects.table(models)
+    ordered = {model: models[model] for model in sorted(models, key=grids.is_variant)}
+    rows = [_row(model, alias, row) for model, scorers in ordered.items() for alias, row in scorers.items()]
+    # diversity is the same for all judges of a model
+    first: dict[str, dict[str, Any]] = {model: next(iter(scorers.values()), {}) for model, scorers in ordered.items()}
+    distances = [
+        [html.text(model, 60), *(html.number(row.get(key)) for key in DISTANCES)] for model, row in first.items()
+    ]
+    caption = "How much the images vary: root mean square over pixels of 32 x 32 versions, 0 to 1"
+    main = html.table([*HEAD, *FURTHER], rows, left=4)
+    return main + html.table(["Model", *DISTANCES.values()], distances, caption) + _aspects(ordered)
 
 
 def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
     known = row["win_rate"] is not None
-    reach = f"{row['ci_low']:.2f} to {row['ci_high']:.2f}" if known else "–"
+    interval = f"{row['ci_low']:.2f} to {row['ci_high']:.2f}" if known else "–"
     drawn = plot.interval(row["ci_low"], row["win_rate"], row["ci_high"]) if known else ""
     left_out = row.get("requests_left_out")
-    missed = f'<br><span class="warn">{left_out:,} without</span>' if left_out else ""
+    without = f'<br><span class="warn">{left_out:,} without</span>' if left_out else ""
     detectable = row["minimum_detectable"]
-    resting = row.get("best_of_requests", row["n_requests"])
-    partly = f'<br><span class="warn">of {resting:,} requests</span>' if resting < row["n_requests"] else ""
+    used = row.get("best_of_requests", row["n_requests"])
+    partly = f'<br><span class="warn">of {used:,} requests</span>' if used < row["n_requests"] else ""
     return [
         f'<span class="name">{html.text(model, 40)}</span>',
         html.text(alias, 40),
@@ -110,46 +117,51 @@ def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
         html.number(row["tuned"]),
         f"{row['win_rate']:.2f}" if known else "–",
         drawn,
-        reach,
+        interval,
         f"{row['tie_share']:.0%}" if known else "–",
-        html.number(row["n_requests"]) + missed,
+        html.number(row["n_requests"]) + without,
         "–" if detectable is None else f"±{detectable:.2f}",
         html.number(row["best_of_n"]) + partly,
     ]
 
 
-def _distances(models: dict[str, dict[str, Any]]) -> str:
-    """Diversity within the request beside the scores: one row per model, from any of its judges."""
+def _aspects(models: dict[str, dict[str, Any]]) -> str:
+    """The table of aspects, or "" if no judge has any; an aspect of several judges is shown for the first of them."""
     rows = []
-    for model in sorted(models, key=grids.is_variant):
-        row: dict[str, Any] = next(iter(models[model].values()), {})
-        rows.append([html.text(model, 60), *(html.number(row.get(key)) for key in DISTANCES)])
-    caption = "How much the images vary: root mean square over pixels of 32 x 32 versions, 0 to 1"
-    return html.table(["Model", *DISTANCES.values()], rows, caption)
+    for model, scorers in models.items():
+        seen: set[str] = set()
+        for alias, row in scorers.items():
+            for name, values in row.get("aspects", {}).items():
+                if name not in seen:
+                    seen.add(name)
+                    names = [html.text(text, 40) for text in (model, alias, name.replace("_", " "))]
+                    numbers = [values[key] for key in ("base", "tuned", "differ_base", "differ_tuned")]
+                    rows.append(names + ["–" if value is None else f"{value:.2f}" for value in numbers])
+    return f'{html.table(ASPECTS, rows, left=3)}<p class="quiet">{ASPECTS_NOTE}</p>' if rows else ""
 
 
 def _caveats(result: dict[str, Any]) -> str:
-    """What the reader must know beside the table: missing controls, training prompts, correlated judges."""
+    """Missing controls, training prompts in the test set, scores left out, correlated judges."""
     parts = []
     absent = result.get("controls", {}).get("missing", [])
     if absent:
         items = "".join(f"<li>{html.text(item)}</li>" for item in absent)
         parts.append(f'<div class="missing"><b>Controls that are missing</b><ul>{items}</ul></div>')
-    for name, count in result.get("settings", {}).get("in_training", {}).items():
+    settings = result.get("settings", {})
+    for name, count in settings.get("in_training", {}).items():
         if count:
             parts.append(f'<p class="warn">Prompts of {html.text(name, 60)} that are training prompts: {count:,}.</p>')
-    if silent := result.get("settings", {}).get("training_unknown"):
-        trained = html.text(", ".join(silent), 200)
+    if unknown := settings.get("training_unknown"):
+        models = html.text(", ".join(unknown), 200)
         parts.append(
-            f'<p class="warn">No record of what {trained} was trained on: further prompts may be training ones.</p>'
+            f'<p class="warn">No record of what {models} was trained on: more prompts may be training prompts.</p>'
         )
     for alias, reason in result.get("left_out", {}).items():
         parts.append(f"<p>{html.text(alias, 40)} is left out: {html.text(reason)}.</p>")
-    found = result.get("correlations", {})
-    if len(found) > 1:
-        names = list(found)
-        parts.append(
-            '<p class="quiet">Rank correlation of the judges on base images. A judge that follows the reward closely says little of its own.</p>'
-        )
-        parts.append(plot.matrix(names, [[found[a].get(b) for b in names] for a in names]))
+    correlations = result.get("correlations", {})
+    if len(correlations) > 1:
+        note = "Rank correlation of the judges on base images. A judge that follows the reward closely adds little evidence."
+        names = list(correlations)
+        matrix = plot.matrix(names, [[correlations[a].get(b) for b in names] for a in names])
+        parts.append(f'<p class="quiet">{note}</p>{matrix}')
     return "".join(parts)

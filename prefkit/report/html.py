@@ -1,4 +1,4 @@
-"""HTML by hand: everything that comes from data goes through `text`, and the page may load nothing."""
+"""HTML elements of the pages: all data passes through `text`, and a page loads nothing."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; scrip
 
 
 def text(value: Any, limit: int = 400) -> str:
-    """Escaped, without control characters, cut to `limit` characters with the full length stated."""
+    """Escape a value, replace control characters, and cut it to `limit` characters, stating the full length."""
     return html.escape(plain(value, limit), quote=True)
 
 
 def plain(value: Any, limit: int = 400) -> str:
-    """The same unescaped, for what a script sets as text."""
+    """Do the same as `text` without escaping, for strings that a script sets as text."""
     shown = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
     return f"{shown[:limit].rstrip()}… ({len(shown):,} characters)" if len(shown) > limit else shown
 
 
 def prompt(value: str, limit: int = 220) -> str:
-    """A prompt, isolated from the direction of the text around it."""
+    """A prompt, isolated from the writing direction of the text around it."""
     shown = text(value, limit) if value.strip() else '<span class="quiet">(blank prompt)</span>'
     return f'<p class="prompt"><bdi>{shown}</bdi></p>'
 
 
 def number(value: Any) -> str:
-    """Three or four significant digits; a dash for what is missing or not finite."""
+    """Format with three or four significant digits; a dash for a missing or infinite number."""
     if value is None or value != value or (isinstance(value, float) and isinf(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -48,7 +48,7 @@ def number(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", left: int = 1) -> str:
-    """Cells are HTML already; the first `left` columns are words, the others numbers."""
+    """A table of cells that are HTML; the first `left` columns hold text, the others numbers."""
     kind = ["" if i < left else ' class="n"' for i in range(len(head))]
     top = "".join(f'<th scope="col"{k}>{name}</th>' for k, name in zip(kind, head))
     body = "".join("<tr>" + "".join(f"<td{k}>{cell}</td>" for k, cell in zip(kind, row)) + "</tr>\n" for row in rows)
@@ -70,8 +70,8 @@ def picture(source: str | None, alt: str, caption: str = "", mark: str = "") -> 
     return f'<figure class="thumb {mark}">{image}{below}</figure>'
 
 
-def missing(what: str) -> str:
-    return f'<p class="missing">{what}</p>'
+def missing(note: str) -> str:
+    return f'<p class="missing">{note}</p>'
 
 
 def section(anchor: str, title: str, body: str, lead: str = "") -> str:
@@ -80,17 +80,17 @@ def section(anchor: str, title: str, body: str, lead: str = "") -> str:
 
 
 def data(name: str, value: Any) -> str:
-    """JSON for a page's own script, as an element that no browser runs and no text in it can end."""
-    written = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        written = written.replace(sign, f"\\u{ord(sign):04x}")
-    return f'<script type="application/json" id="{name}">{written}</script>'
+    """JSON for the script of a page, as an element that browsers do not run and that its text cannot close."""
+    encoded = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        encoded = encoded.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" id="{name}">{encoded}</script>'
 
 
 def page(title: str, body: str, script: str = "", style: str = "", images: str = "data:") -> str:
-    """A whole document that loads nothing: style inline, images as data URIs (unless `images` allows other sources).
+    """A complete document that loads nothing: style inline, images as data URIs (unless `images` allows other sources).
 
-    script: the one program that may run on it, by its hash; without it none may.
+    script: the only script that may run on the page, allowed by its hash.
     """
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
     allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"

@@ -1,49 +1,71 @@
-"""The sections on pairs and on training."""
+"""The report sections on pairs and on training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from prefkit.report import html, plot, watched
+from prefkit.report import html, plot
 from prefkit.report.pictures import thumbnail, thumbnails
+from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.frames import Pairs
 from prefkit.store.state import metrics
 
-if TYPE_CHECKING:
-    from prefkit.store import Store
-
 EXTREMES = 12
 SIDE = 200
-#: a run with more pair sets or trained models is cut, and the page says so
+#: the page shows at most this many pair sets and trained models, and names the rest
 PAIR_SETS, CURVED = 3, 6
+PLAIN = "^(?!validation/|watch/|score/|seconds/).*"
+#: kinds of curves in the order shown: title, label of the axis, line of reference, pattern of the metrics' names
+CURVES: list[tuple[str, str, float | None, str]] = [
+    ("reward", "reward", None, "^reward$"),
+    ("scores of the rewards", "score", None, "^score/"),
+    ("held-out scores", "score", None, "^watch/.*/mean$"),
+    ("gain of the held-out scores", "std", 0.0, "^watch/gain$"),
+    ("diversity of the watched requests", "diversity", None, "^watch/diversity$"),
+    ("ratio", "ratio", 1.0, "^ratio$"),
+    ("fraction clipped", "fraction", 0.0, "^(clip_high|clip_low|clamped)$"),
+    ("KL", "KL", 0.0, "^(approx_)?kl$"),
+    ("loss", "loss", None, "^(?!validation/|watch/|score/|seconds/|.*(accuracy|margin|advantage)).*loss"),
+    ("implicit accuracy", "accuracy", 0.5, f"{PLAIN}accuracy"),
+    ("margin", "margin", 0.0, f"{PLAIN}margin"),
+    ("winner and loser advantage", "advantage", 0.0, f"{PLAIN}advantage"),
+    ("validation margin by timestep", "margin", 0.0, "^validation/margin(/|$)"),
+    ("validation accuracy by timestep", "accuracy", 0.5, "^validation/implicit_accuracy(/|$)"),
+    ("validation winner advantage by timestep", "advantage", 0.0, "^validation/win_advantage(/|$)"),
+    ("score gap", "score gap", None, f"{PLAIN}gap"),
+    ("gradient norm", "norm", None, f"{PLAIN}grad"),
+    ("learning rate", "learning rate", None, f"{PLAIN}learning_rate|^lr$"),
+]
 
 
 def pairs(store: Store) -> str:
+    """The section on pair sets: histogram of the gaps, widest and narrowest pairs."""
     names = store.names("pairs")
     if not names:
         return html.section("pairs", "Pairs", html.missing("No pairs have been made yet."))
-    body = "".join(_pair_set(store, name) for name in names[:PAIR_SETS]) + _cut(names, PAIR_SETS)
+    body = "".join(_pair_set(store, name) for name in names[:PAIR_SETS]) + _rest(names, PAIR_SETS)
     lead = "The gap is the difference of the combined, normalised score between winner and loser. Winners are outlined."
     return html.section("pairs", "Pairs", body, lead)
 
 
 def _pair_set(store: Store, name: str) -> str:
-    found = Pairs(store.pairs(name))
+    pair_set = Pairs(store.pairs(name))
     title = f"<h3>{html.text(name, 60)}</h3>"
-    known = found.gaps[np.isfinite(found.gaps)]
-    if not len(known):
-        reason = "its pairs carry no score gap" if len(found.gaps) else "it holds no pair"
+    gaps = pair_set.gaps[np.isfinite(pair_set.gaps)]
+    if not len(gaps):
+        reason = "its pairs have no score gap" if len(pair_set.gaps) else "it holds no pair"
         return title + html.missing(f"Nothing to show of this set: {reason}.")
-    caption = f"{len(found.gaps):,} pairs; median gap {html.number(float(np.median(known)))}"
-    body = f'<div class="plots">{html.figure(plot.histogram(known, "score gap", "pairs"), caption)}</div>'
-    widest, narrowest = found.extremes(EXTREMES)
-    rows = {number: found.row(number) for number in [*widest, *narrowest]}
+    caption = f"{len(pair_set.gaps):,} pairs; median gap {html.number(float(np.median(gaps)))}"
+    body = f'<div class="plots">{html.figure(plot.histogram(gaps, "score gap", "pairs"), caption)}</div>'
+    widest, narrowest = pair_set.extremes(EXTREMES)
+    rows = {number: pair_set.row(number) for number in [*widest, *narrowest]}
     absent = [r[f"candidate_{i}"] for r in rows.values() for i in (0, 1) if r.get(f"jpg_{i}") is None]
     images = thumbnails(store, [name for name in absent if name], SIDE)
     for label, numbers in (("widest", widest), ("narrowest", narrowest)):
@@ -54,23 +76,21 @@ def _pair_set(store: Store, name: str) -> str:
 
 
 def _pair(row: Mapping[str, Any], images: Mapping[str, str | None]) -> str:
-    """Winner left, loser right."""
+    """A card with the winner left and the loser right."""
     won = 0 if row["label_0"] >= row["label_1"] else 1
     sides = []
     for side, word in ((won, "win"), (1 - won, "lose")):
-        blob = row.get(f"jpg_{side}")
+        blob, prefix = row.get(f"jpg_{side}"), f"score_{side}_"
         source = thumbnail(blob, SIDE) if blob is not None else images.get(row.get(f"candidate_{side}") or "")
-        prefix = f"score_{side}_"
-        values = [
-            f"{html.text(k.removeprefix(prefix), 24)} {html.number(v)}" for k, v in row.items() if k.startswith(prefix)
-        ]
-        caption = "<br>".join([f"<b>{word}</b>", *values])
-        sides.append(html.picture(source, f"{word}: {row.get('caption') or ''}", caption, word))
+        scores = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+        lines = [f"<b>{word}</b>", *(f"{html.text(k, 24)} {html.number(v)}" for k, v in scores.items())]
+        sides.append(html.picture(source, f"{word}: {row.get('caption') or ''}", "<br>".join(lines), word))
     gap = f'<p class="quiet">gap {html.number(row["score_gap"])}</p>'
     return f'<div class="card">{html.prompt(row.get("caption") or "", 90)}<div class="two">{"".join(sides)}</div>{gap}</div>'
 
 
 def training(store: Store) -> str:
+    """The section on trainings: curves, preflight measurement and sample evaluations of each."""
     names = store.names("train")
     if not names:
         return html.section("training", "Training", html.missing("Nothing has been trained yet."))
@@ -81,38 +101,61 @@ def training(store: Store) -> str:
         parts.append(f'<h3>{html.text(name, 60)} <span class="tag">{state}</span></h3>')
         plots = "".join(_curves(rows))
         parts.append(f'<div class="plots">{plots}</div>' if plots else html.missing("No step has been recorded yet."))
-        parts.append(_preflight(store.train(name)))
-        parts.append(watched.summary(rows))
-    return html.section(
-        "training",
-        "Training",
-        "".join(parts) + _cut(names, CURVED),
-        "Margins are measured against the frozen start: winner advantage above 0 means that winners became likelier. "
-        "Long curves are averaged over runs of neighbouring steps.",
+        parts += [_preflight(store.train(name)), _sample_evaluations(rows)]
+    lead = (
+        "Margins are relative to the frozen reference: a winner advantage above 0 means that winners became likelier. "
+        "Long curves are averaged over neighbouring steps."
     )
+    return html.section("training", "Training", "".join(parts) + _rest(names, CURVED), lead)
 
 
 def _preflight(folder: Path) -> str:
-    """The start's error on the pairs' images against its own samples; nothing for a training without the measurement."""
+    """The table of the reference's error on the pairs' images and on its own samples; "" if it was not measured."""
     path = folder / "preflight.json"
     if not path.exists():
         return ""
-    found = read_json(path)
-    if "ratio" not in found:
-        return html.missing(f"Preflight, the start's error on the pairs' images: {html.text(found['state'])}.")
-    low, high = found["interval"]
-    verdict = "far apart" if found["far"] else "not far apart"
+    result = read_json(path)
+    if "ratio" not in result:
+        return html.missing(f"Preflight, the reference's error on the pairs' images: {html.text(result['state'])}.")
+    low, high = result["interval"]
+    verdict = "far apart" if result["far"] else "not far apart"
     caption = (
-        f"Preflight, before the first step: the start's error on {found['images']} of the pairs' images is {found['ratio']:.2f} "
-        f"[{low:.2f}, {high:.2f}] times that on {found['own']} of its own samples: {verdict}."
+        f"Preflight, before the first step: the reference's error on {result['images']} of the pairs' images is "
+        f"{result['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on {result['own']} of its own samples: {verdict}."
     )
-    columns = zip(found["bins"], found["error"], found["own_error"], found["bin_ratio"], strict=True)
+    columns = zip(result["bins"], result["error"], result["own_error"], result["bin_ratio"], strict=True)
     rows = [[html.text(name), *map(html.number, values)] for name, *values in columns]
     return html.table(["time", "pairs' images", "own samples", "ratio"], rows, caption)
 
 
+def _sample_evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first and last evaluation of samples in an offline training, and its over-optimisation alarms; "" without any."""
+    evaluations = [(row["step"], row["watch"]) for row in rows if "alarm" in row.get("watch", {})]
+    if not evaluations:
+        return ""
+    alarms = [(step, result) for step, result in evaluations if result["alarm"]]
+    (start, first), (end, last) = evaluations[0], evaluations[-1]
+    scored = [alias for alias, value in last.items() if isinstance(value, Mapping)]
+    if alarms:
+        step, result = alarms[-1]
+        accuracy = result.get("implicit_accuracy")
+        verdict = (
+            f"Over-optimisation alarm at step {', '.join(f'{step:,}' for step, _ in alarms)}. At step {step:,}, held-out scores "
+            f"({html.text(', '.join(scored), 200)}) had changed by {result['gain']:+.2f} std on requests outside the training "
+            f"set{'' if accuracy is None else f' while training accuracy was {accuracy:.2f}'}."
+        )
+    else:
+        verdict = f"No over-optimisation alarm in {len(evaluations)} evaluations of requests outside the training set."
+    table = [
+        [html.text(alias, 40), *(html.number(result[alias]["mean"]) for result in (first, last))] for alias in scored
+    ]
+    table.append(["diversity within a request", html.number(first["diversity"]), html.number(last["diversity"])])
+    heads = ["held out", f"step {start:,}", f"step {end:,}"]
+    return html.table(heads, table, f"{verdict} Gain since the start: {last['gain']:+.2f} std.")
+
+
 def _curves(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """One figure per kind of metric that the run recorded."""
+    """Yield one figure per kind of metric that the training recorded."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     for i, row in enumerate(rows):
         for key, value in flat(row):
@@ -124,81 +167,29 @@ def _curves(rows: list[dict[str, Any]]) -> Iterator[str]:
     for key, (_, ys) in series.items():
         if any(math.isfinite(y) for y in ys):
             kinds.setdefault(kind(key), []).append(key)
-    for title, unit, zero in CURVES:
+    for title, unit, zero, _ in CURVES:
         keys = kinds.get(title, [])
-        if not keys:
-            continue
-        ordered = "by timestep" in title
-        drawn = {key: series[key] for key in keys}
-        caption = f"<b>{title}</b>{''.join(_key(k, i, len(keys), ordered) for i, k in enumerate(keys)) if len(keys) > 1 else ''}"
-        yield html.figure(plot.lines(drawn, unit, zero=zero, ordered=ordered), caption)
+        if keys:
+            ordered = "by timestep" in title
+            legend = "".join(_key(k, i, len(keys), ordered) for i, k in enumerate(keys)) if len(keys) > 1 else ""
+            svg = plot.lines({key: series[key] for key in keys}, unit, zero=zero, ordered=ordered)
+            yield html.figure(svg, f"<b>{title}</b>{legend}")
 
 
 def _key(key: str, i: int, count: int, ordered: bool) -> str:
     css, inline = plot.style(i, count, ordered)
-    return f' <span class="named"><span class="key {css}"{inline}></span>{html.text(shortened(key), 40)}</span>'
-
-
-#: kinds of curves in the order shown: title, label of the axis, line of reference
-CURVES: list[tuple[str, str, float | None]] = [
-    ("reward", "reward", None),
-    ("scores of the rewards", "score", None),
-    ("held-out scores", "score", None),
-    ("gain of the held-out scores", "deviations", 0.0),
-    ("diversity of the watched requests", "diversity", None),
-    ("ratio", "ratio", 1.0),
-    ("share clipped", "share", 0.0),
-    ("KL", "KL", 0.0),
-    ("loss", "loss", None),
-    ("implicit accuracy", "accuracy", 0.5),
-    ("margin", "margin", 0.0),
-    ("winner and loser advantage", "advantage", 0.0),
-    ("validation margin by timestep", "margin", 0.0),
-    ("validation accuracy by timestep", "accuracy", 0.5),
-    ("validation winner advantage by timestep", "advantage", 0.0),
-    ("score gap", "score gap", None),
-    ("gradient norm", "norm", None),
-    ("learning rate", "learning rate", None),
-]
+    name = key.split("/")[1] if key.startswith("watch/") else key.rsplit("/", 1)[-1]
+    shown = html.text(name.replace("_", " "), 40)
+    return f' <span class="named"><span class="key {css}"{inline}></span>{shown}</span>'
 
 
 def kind(key: str) -> str:
-    """Which figure a metric belongs to; "" for none."""
-    if key.startswith("validation/"):
-        measured = {"margin": "margin", "implicit_accuracy": "accuracy", "win_advantage": "winner advantage"}
-        name = measured.get(key.split("/")[1])
-        return f"validation {name} by timestep" if name else ""
-    if key.startswith("watch/"):
-        whole = {"watch/gain": "gain of the held-out scores", "watch/diversity": "diversity of the watched requests"}
-        return whole.get(key, "held-out scores" if key.endswith("/mean") else "")
-    if key.startswith(("score/", "seconds/")):
-        return "scores of the rewards" if key.startswith("score/") else ""
-    online = {"reward": "reward", "ratio": "ratio", "approx_kl": "KL", "kl": "KL"}
-    online |= {"clip_high": "share clipped", "clip_low": "share clipped", "clamped": "share clipped"}
-    if key in online:
-        return online[key]
-    for word, title in (
-        ("accuracy", "implicit accuracy"),
-        ("margin", "margin"),
-        ("advantage", "winner and loser advantage"),
-        ("loss", "loss"),
-        ("gap", "score gap"),
-        ("grad", "gradient norm"),
-        ("learning_rate", "learning rate"),
-    ):
-        if word in key:
-            return title
-    return "learning rate" if key == "lr" else ""
-
-
-def shortened(key: str) -> str:
-    if key.startswith("watch/"):
-        return key.split("/")[1].replace("_", " ")
-    return key.rsplit("/", 1)[-1].replace("_", " ")
+    """Return the title of the figure that shows a metric, or "" for none."""
+    return next((title for title, _, _, pattern in CURVES if re.search(pattern, key)), "")
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers by path; the entries of a list are named by the `bins` beside it. null counts as NaN.
+    """Yield numbers by path; the entries of a list are named by the `bins` of the same level. null counts as NaN.
 
     {"a": {"bins": ["low", "high"], "b": [1, 2]}} -> ("a/b/low", 1), ("a/b/high", 2)
     """
@@ -215,6 +206,6 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]
             yield name, float(value)
 
 
-def _cut(names: list[str], most: int) -> str:
-    rest = len(names) - most
-    return html.missing(f"{rest} more are in the run folder: {html.text(', '.join(names[most:]))}.") if rest > 0 else ""
+def _rest(names: list[str], most: int) -> str:
+    rest = names[most:]
+    return html.missing(f"{len(rest)} more are in the run folder: {html.text(', '.join(rest))}.") if rest else ""

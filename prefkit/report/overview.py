@@ -1,4 +1,4 @@
-"""The top of the page and the sections on what was run, the scores and the failures."""
+"""The top of the report, and its sections on tables, scores and failures."""
 
 from __future__ import annotations
 
@@ -6,63 +6,58 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from prefkit.report import html, plot
+from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.frames import higher_is_better, rank_correlation
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from prefkit.config import Recipe
-    from prefkit.store import Store
 
 SECRET = re.compile(r"(?im)^(\s*[\w-]*(?:token|secret|password|api[_-]?key)[\w-]*\s*:).+$")
-#: settings of a generator that a reader looks for first
+#: the settings of a generator that are shown
 SHOWN = ("use", "steps", "guidance", "scheduler", "height", "width", "dtype", "seed")
+#: reasons of failure shown per table
+REASONS = 10
 
 
 def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
     """Title, counts and links to the sections."""
-    candidates = sum(c["done"] for c in state["candidates"].values())
-    failed = sum(c["failed"] for kind in ("candidates", "scores") for c in state[kind].values())
-    tiles = [
-        ("requests", sum(state["requests"].values())),
-        ("candidates", candidates),
-        ("scorers", len(state["scores"])),
-        ("pairs", sum(sum(splits.values()) for splits in state["pairs"].values())),
-        ("trained models", sum(bool(t["final"]) for t in state["train"].values())),
-        ("failures", failed),
-    ]
-    shown = "".join(f'<div class="tile"><b>{n:,}</b><span>{name}</span></div>' for name, n in tiles)
+    tiles = {
+        "requests": sum(state["requests"].values()),
+        "candidates": sum(c["done"] for c in state["candidates"].values()),
+        "scorers": len(state["scores"]),
+        "pairs": sum(sum(splits.values()) for splits in state["pairs"].values()),
+        "trained models": sum(bool(t["final"]) for t in state["train"].values()),
+        "failures": sum(c["failed"] for kind in ("candidates", "scores") for c in state[kind].values()),
+    }
+    counts = "".join(f'<div class="tile"><b>{n:,}</b><span>{name}</span></div>' for name, n in tiles.items())
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in anchors.items())
     title = html.text(store.folder.resolve().name, 80)
-    return f'<header><h1>{title}</h1><div class="tiles">{shown}</div><nav aria-label="Sections">{links}</nav></header>'
+    return f'<header><h1>{title}</h1><div class="tiles">{counts}</div><nav aria-label="Sections">{links}</nav></header>'
 
 
 def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> str:
+    """The section with rows per table, settings of the generators, recipe and packages."""
     if not store.exists():
         return html.section("run", "What was run", html.missing("This is not a run folder: it has no run.json."))
     rows = [["requests", html.text(split, 60), html.number(n), "–"] for split, n in state["requests"].items()]
     for kind in ("candidates", "scores"):
         for name, count in state[kind].items():
-            bad = html.number(count["failed"])
-            failed = f'<span class="warn">{bad}</span>' if count["failed"] else bad
+            failed = html.number(count["failed"])
+            failed = f'<span class="warn">{failed}</span>' if count["failed"] else failed
             rows.append([kind, html.text(name, 60), html.number(count["done"]), failed])
     for name, splits in state["pairs"].items():
-        rows += [
-            ["pairs", f"{html.text(name, 60)}, {html.text(split, 40)}", html.number(n), "–"]
-            for split, n in splits.items()
-        ]
+        for split, n in splits.items():
+            rows.append(["pairs", f"{html.text(name, 60)}, {html.text(split, 40)}", html.number(n), "–"])
     for verdict, n in state["decisions"].items():
         rows.append(["decisions", html.text(verdict), html.number(n), "–"])
-    body = (
-        html.table(["Table", "Name", "Rows", "Failed"], rows, left=2)
-        if rows
-        else html.missing("No table has a row yet.")
-    )
-    body = f'<div class="side"><div>{body}</div><div>{_generators(store)}{_recipe(store, recipe)}{_packages(store)}</div></div>'
-    return html.section("run", "What was run", body)
+    head = ["Table", "Name", "Rows", "Failed"]
+    left = html.table(head, rows, left=2) if rows else html.missing("No table has a row yet.")
+    right = f"{_generators(store)}{_recipe(store, recipe)}{_packages(store)}"
+    return html.section("run", "What was run", f'<div class="side"><div>{left}</div><div>{right}</div></div>')
 
 
 def _generators(store: Store) -> str:
@@ -91,12 +86,13 @@ def _recipe(store: Store, recipe: Recipe | None) -> str:
 
 
 def _packages(store: Store) -> str:
-    found = read_json(store.folder / "run.json").get("packages", {})
-    line = ", ".join(f"{html.text(name)} {html.text(version)}" for name, version in found.items())
+    packages = read_json(store.folder / "run.json").get("packages", {})
+    line = ", ".join(f"{html.text(name)} {html.text(version)}" for name, version in packages.items())
     return f'<p class="quiet">Made with {line}.</p>' if line else ""
 
 
 def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
+    """The section with a histogram per scorer and their rank correlation."""
     if not len(table.columns):
         return html.section("scores", "Scores", html.missing("Nothing has been scored yet."))
     figures = []
@@ -111,58 +107,43 @@ def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
         direction = "higher is better" if higher_is_better(store, alias) else "lower is better"
         note = f", {failed:,} failed" if failed else ""
         only = ", for evaluation only" if spec.get("evaluation_only") else ""
-        with np.errstate(over="ignore", invalid="ignore"):  # of numbers near the largest float; shown as a dash
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float give a dash
             mean, std = html.number(float(values.mean())), html.number(float(values.std()))
         caption = f"<b>{html.text(alias)}</b>: {len(values):,} scores{note}; mean {mean}, std {std}; {direction}{only}"
         figures.append(html.figure(plot.histogram(values, alias), caption))
     body = f'<div class="plots">{"".join(figures)}</div>'
     if len(table.columns) > 1:
-        found = rank_correlation(store, table)
-        names = [str(name) for name in found.columns]
-        body += "<h3>Rank correlation of the scorers</h3>"
-        body += (
-            '<p class="quiet">Spearman over all candidates scored by both; each turned so that higher is better.</p>'
-        )
-        body += plot.matrix(names, found.to_numpy().tolist())
-    return html.section(
-        "scores", "Scores", body, "How each scorer spreads over the candidates. The dashed line is the median."
-    )
+        correlation = rank_correlation(store, table)
+        note = "Spearman over all candidates scored by both; every scorer is turned so that higher is better."
+        matrix = plot.matrix([str(name) for name in correlation.columns], correlation.to_numpy().tolist())
+        body += f'<h3>Rank correlation of the scorers</h3><p class="quiet">{note}</p>{matrix}'
+    lead = "Distribution of each score over the candidates. The dashed line is the median."
+    return html.section("scores", "Scores", body, lead)
 
 
 def failures(store: Store, candidates: pd.DataFrame) -> str:
-    """Reasons with counts, an example id each; a failed score is null, never 0."""
+    """The section with the reasons of failures, each with its count and an example id."""
     rows = []
     for generator, group in candidates[candidates.error.notna()].groupby("generator"):
         rows += _reasons(f"candidates / {generator}", group)
     for alias in store.names("scores"):
         frame = store.scores(alias).frame(["id", "value", "error"])
-        bad = frame[frame.value.isna()].copy()
-        bad["error"] = bad.error.fillna("no reason was stored")
-        rows += _reasons(f"scores / {alias}", bad)
-    body = (
-        html.table(["Where", "Reason", "For example", "Items"], rows, left=3)
-        if rows
-        else html.missing("Nothing failed.")
-    )
-    return html.section(
-        "failures", "Failures", body, "What failed is left out of every number above; it never counts as 0."
-    )
+        failed = frame[frame.value.isna()]
+        rows += _reasons(f"scores / {alias}", failed.assign(error=failed.error.fillna("no reason was stored")))
+    head = ["Where", "Reason", "For example", "Items"]
+    body = html.table(head, rows, left=3) if rows else html.missing("Nothing failed.")
+    lead = "Failed items are left out of every number above; they never count as 0."
+    return html.section("failures", "Failures", body, lead)
 
 
-def _reasons(where: str, frame: pd.DataFrame, most: int = 10) -> list[list[str]]:
+def _reasons(where: str, frame: pd.DataFrame) -> list[list[str]]:
     groups = sorted(frame.groupby("error").id, key=lambda item: -len(item[1]))
-    rows = [
-        [
-            html.text(where, 80),
-            html.text(reason, 300),
-            f'<span class="id">{html.text(ids.iloc[0], 70)}</span>',
-            f"{len(ids):,}",
-        ]
-        for reason, ids in groups[:most]
-    ]
-    rest = groups[most:]
+    rows = []
+    for reason, ids in groups[:REASONS]:
+        example = f'<span class="id">{html.text(ids.iloc[0], 70)}</span>'
+        rows.append([html.text(where, 80), html.text(reason, 300), example, f"{len(ids):,}"])
+    rest = groups[REASONS:]
     if rest:
-        rows.append(
-            [html.text(where, 80), f"{len(rest):,} further reasons", "", f"{sum(len(ids) for _, ids in rest):,}"]
-        )
+        total = sum(len(ids) for _, ids in rest)
+        rows.append([html.text(where, 80), f"{len(rest):,} further reasons", "", f"{total:,}"])
     return rows

@@ -1,57 +1,46 @@
-"""report.html: one static file that shows a whole run."""
+"""report.html: one static file that shows a complete run."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefkit.human import section as agreement_section
+from prefkit.human import section as votes
 from prefkit.report import evidence, html, learning, overview
 from prefkit.report.audit import audits
+from prefkit.store import Store
 from prefkit.store.files import write_atomic
 from prefkit.store.frames import candidate_index, score_table
 from prefkit.store.state import status
 
 if TYPE_CHECKING:
     from prefkit.config import Recipe
-    from prefkit.store import Store
 
-SECTIONS = {
-    "run": "What was run",
-    "scores": "Scores",
-    "pairs": "Pairs",
-    "audit": "Audit",
-    "training": "Training",
-    "evaluation": "Evaluation",
-    "votes": "Votes",
-    "failures": "Failures",
-}
+FOOTER = "Made by prefkit. Thumbnails are reduced; the run folder holds the original images."
 
 
 def write_report(store: Store, recipe: Recipe | None = None) -> Path:
-    """Write RUN/report.html, whole or not at all, and return its path. A stage that has not run is said to be missing.
+    """Write RUN/report.html atomically and return its path. A stage without results is shown as missing.
 
-    The page holds everything it shows: no server, no script, no link that leaves it. Images are thumbnails, and only
-    those shown are read, so that a run of 100,000 candidates gives a page of a few megabytes too.
+    The page loads nothing: no server, no script, no external link. Only the images shown are read, as thumbnails, so that
+    the page of a run with 100,000 candidates has a few megabytes.
     """
     state = status(store)
-    found = evidence.results(store)
-    audited = audits(store)
-    anchors = {anchor: title for anchor, title in SECTIONS.items() if anchor != "audit" or audited}
-    body = [
-        overview.header(store, state, anchors),
-        evidence.outcome(found),
-        "<main>",
+    evaluations = evidence.results(store)
+    sections = [
         overview.what_was_run(store, state, recipe),
         overview.scores(store, score_table(store), state),
         learning.pairs(store),
-        audited,
+        audits(store),
         learning.training(store),
-        evidence.evaluation(store, found),
-        agreement_section.section(store),
+        evidence.evaluation(store, evaluations),
+        votes.section(store),
         overview.failures(store, candidate_index(store)),
-        "</main><footer>Made by prefkit. Thumbnails are shrunk; the run folder holds the images as they were made.</footer>",
     ]
+    main = f"<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
+    anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
+    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), main]
     path = store.folder / "report.html"
     write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
     return path

@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs: chosen ids first, then only the row groups that hold them."""
+"""Thumbnails as data URIs; only the row groups that hold a wanted image are read."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from prefkit.images import rgb
 from prefkit.output import warn
+from prefkit.store import Store
 from prefkit.store.seal import check, open_sealed
-
-if TYPE_CHECKING:
-    from prefkit.store import Store
 
 THREADS = 4
 
@@ -22,49 +20,57 @@ THREADS = 4
 def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | None]:
     """Data URIs of these candidates, at most `side` pixels wide and high; None for a damaged image.
 
-    Ids that are not stored, or whose candidate failed, are absent.
+    Unknown ids and failed candidates are absent.
     """
     wanted = set(ids)
-    found: dict[str, str | None] = {}
+    images: dict[str, str | None] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         for generator in store.names("candidates") if wanted else []:
             for path in store.candidates(generator).parts():
                 jobs = {name: pool.submit(thumbnail, source, side) for name, source in _sources(path, wanted)}
-                found |= {name: job.result() for name, job in jobs.items()}
-    return found
+                images |= {name: job.result() for name, job in jobs.items()}
+    return images
 
 
 def thumbnail(source: bytes | str, side: int) -> str | None:
-    """A WebP data URI of encoded bytes or of a file; without any of its metadata."""
+    """A WebP data URI of encoded bytes or of a file, without its metadata; None if it cannot be decoded."""
     from PIL import Image
 
     try:
         small = rgb(source, draft=side)
         small.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=2.0)
-        buffer = io.BytesIO()
-        small.save(buffer, "WEBP", quality=74, method=2)
+        return data_uri(webp(small, 74))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def webp(image: Any, quality: int) -> bytes:
+    """Encode a PIL image as WebP without metadata."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=2)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
 def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:
-    """(id, bytes or file name) of the wanted candidates in one part; a damaged part holds none."""
+    """(id, bytes or file name) of the wanted candidates in one part; of a damaged part, those before the damage."""
     import pyarrow as pa
 
-    found = []
+    sources = []
     try:
         with open_sealed(path, ["id"]) as file:
             for group in range(file.num_row_groups):
-                chosen = [name in wanted for name in file.read_row_group(group, ["id"]).column("id").to_pylist()]
-                if not any(chosen):
+                mask = [name in wanted for name in file.read_row_group(group, ["id"]).column("id").to_pylist()]
+                if not any(mask):
                     continue
                 check(path, file.metadata, ["image", "path"], group)
-                for row in file.read_row_group(group, ["id", "image", "path"]).filter(pa.array(chosen)).to_pylist():
+                for row in file.read_row_group(group, ["id", "image", "path"]).filter(pa.array(mask)).to_pylist():
                     source = row["image"] if row["image"] is not None else row["path"]
                     if source is not None:
-                        found.append((row["id"], source))
+                        sources.append((row["id"], source))
     except (pa.ArrowException, OSError) as error:
         warn(f"{path} is damaged ({' '.join(str(error).split())[:120]}): its images are not shown.")
-        return found
-    return found
+    return sources

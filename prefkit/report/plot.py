@@ -1,9 +1,9 @@
-"""Small inline SVG plots with labelled axes. Every function returns a whole <svg> element."""
+"""Small inline SVG plots with labelled axes. Every plot function returns a complete element."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, isfinite, isnan, log10, nan
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from prefkit.report.html import number, text
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 40
 MAX_POINTS = 300
-#: differences of numbers beyond these overflow or vanish
+#: differences of numbers beyond these overflow or underflow
 LARGEST, SMALLEST = 1e300, 1e-290
 
 
@@ -29,7 +29,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 class Frame:
-    """The mapping of data to the plot's area, and the axes."""
+    """Maps data to pixels of the plot area, and draws the axes."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.x, self.y = widened(*x), widened(*y)
@@ -43,34 +43,35 @@ class Frame:
         return round(HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     def axes(self, xlabel: str, ylabel: str) -> str:
-        floor_y, parts = HEIGHT - BOTTOM, []
+        right, bottom, parts = WIDTH - RIGHT, HEIGHT - BOTTOM, []
         for value in ticks(*self.y):
             y = self.py(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+            parts.append(line("grid", LEFT, y, right, y))
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{number(value)}</text>')
         for value in ticks(*self.x):
             x = self.px(value)
-            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{floor_y}" y2="{floor_y + 4}"/>')
-            parts.append(f'<text x="{x}" y="{floor_y + 16}" text-anchor="middle">{number(value)}</text>')
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor_y}" y2="{floor_y}"/>')
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(
-            f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{text(xlabel, 60)}</text>'
-        )
-        half = (TOP + floor_y) / 2
-        parts.append(
-            f'<text class="label" transform="translate(12 {half}) rotate(-90)" text-anchor="middle">{text(ylabel, 40)}</text>'
-        )
+            parts.append(line("axis", x, bottom, x, bottom + 4))
+            parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
+        parts.append(line("axis", LEFT, bottom, right, bottom))
+        label = 'class="label" text-anchor="middle"'
+        parts.append(f'<text {label} x="{(LEFT + right) / 2}" y="{HEIGHT - 6}">{text(xlabel, 60)}</text>')
+        turned = f"translate(12 {(TOP + bottom) / 2}) rotate(-90)"
+        parts.append(f'<text {label} transform="{turned}">{text(ylabel, 40)}</text>')
         return "".join(parts)
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """An interval that can be divided, around what may be a single value or values that only rounding tells apart."""
+    """Widen an interval of zero length, or of values that differ only by rounding, so that it can be divided."""
     largest = max(abs(low), abs(high))
     if high - low > max(1e-9 * largest, SMALLEST):
         return low, high
     pad = 0.5 if largest < SMALLEST else largest * 0.5
     return low - pad, high + pad
+
+
+def line(css: str, x1: float, y1: float, x2: float, y2: float, title: str = "") -> str:
+    inner = f"<title>{title}</title>" if title else ""
+    return f'<line class="{css}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}">{inner}</line>'
 
 
 def svg(body: str, alt: str) -> str:
@@ -81,7 +82,7 @@ def svg(body: str, alt: str) -> str:
 
 
 def histogram(values: np.ndarray, xlabel: str, ylabel: str = "candidates", bins: int = 40) -> str:
-    """Counts of the finite values; a line stands at the median. At least one value must be finite."""
+    """Counts of the finite values, with a line at the median. At least one value must be finite."""
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)].clip(-LARGEST, LARGEST)
     low, high = widened(float(values.min()), float(values.max()))
@@ -98,9 +99,9 @@ def histogram(values: np.ndarray, xlabel: str, ylabel: str = "candidates", bins:
             )
     median = float(np.median(values))
     x = frame.px(median)
-    line = f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>median</title></line>'
+    mark = line("mark", x, TOP, x, HEIGHT - BOTTOM, "median")
     alt = f"Histogram of {xlabel}: {len(values):,} values from {number(low)} to {number(high)}, median {number(median)}"
-    return svg(frame.axes(xlabel, ylabel) + "".join(bars) + line, alt)
+    return svg(frame.axes(xlabel, ylabel) + "".join(bars) + mark, alt)
 
 
 def lines(
@@ -110,9 +111,10 @@ def lines(
     zero: float | None = None,
     ordered: bool = False,
 ) -> str:
-    """Curves by name: x and y values; gaps where y is not finite. `zero` draws a line of reference.
+    """Curves by name: x and y values, with a gap at each y that is not finite. `zero`: y of a line of reference.
 
-    `ordered` curves (bins of a timestep) run from pale to dark instead of having a style each. Long curves are averaged over equal runs of points to 300. One point at least must be finite.
+    `ordered` curves (bins of a timestep) go from pale to dark instead of having a style each. Long curves are averaged to
+    300 points. At least one point must be finite.
     """
     drawn = {name: thinned(*xy) for name, xy in series.items()}
     drawn = {name: (x, y.clip(-LARGEST, LARGEST)) for name, (x, y) in drawn.items()}
@@ -125,19 +127,16 @@ def lines(
     frame = Frame((float(xs.min()), float(xs.max())), (low - pad, high + pad))
     body = frame.axes(xlabel, ylabel)
     if zero is not None:
-        body += f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.py(zero)}" y2="{frame.py(zero)}"/>'
+        body += line("mark", LEFT, frame.py(zero), WIDTH - RIGHT, frame.py(zero))
     for i, (name, (x, y)) in enumerate(drawn.items()):
         body += f"<g>{curve(frame, x, y, *style(i, len(drawn), ordered))}<title>{text(name)}</title></g>"
-    alt = f"{ylabel} by {xlabel}: " + ", ".join(
-        f"{name} ends at {number(float(y[np.isfinite(y)][-1]))}"
-        for name, (_, y) in drawn.items()
-        if np.isfinite(y).any()
-    )
-    return svg(body, alt)
+    last = {name: y[np.isfinite(y)][-1:] for name, (_, y) in drawn.items()}
+    ends = ", ".join(f"{name} ends at {number(float(y[0]))}" for name, y in last.items() if len(y))
+    return svg(body, f"{ylabel} by {xlabel}: {ends}")
 
 
 def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
-    """CSS class and style attribute of the i-th of `count` curves; also for its key in the caption."""
+    """CSS class and style attribute of the i-th of `count` curves, and of its key in the caption."""
     if not ordered:
         return f"s{min(i, 5)}", ""
     tone = f"color-mix(in srgb,var(--accent) {round(30 + 70 * i / max(1, count - 1))}%,#dfe5ea)"
@@ -145,7 +144,7 @@ def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
 
 
 def curve(frame: Frame, x: np.ndarray, y: np.ndarray, css: str, inline: str) -> str:
-    """Polylines between gaps; a point that stands alone becomes a dot."""
+    """Polylines between gaps; an isolated point becomes a dot."""
     parts, points = [], []
     for a, b in [*zip(x, y), (0.0, float("nan"))]:
         if isfinite(b):
@@ -160,7 +159,7 @@ def curve(frame: Frame, x: np.ndarray, y: np.ndarray, css: str, inline: str) -> 
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points: the mean of each run of neighbours."""
+    """Reduce a curve to at most MAX_POINTS points: the means of runs of neighbours."""
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(a) <= MAX_POINTS:
         return a, b
@@ -168,35 +167,33 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndar
     return np.array([a[r].mean() for r in runs]), np.array([b[r].mean() for r in runs])
 
 
-def interval(low: float, middle: float, high: float, what: str = "win rate") -> str:
-    """A win rate, or another share, with its interval on a scale of 0 to 1, a tick at 1/2."""
+def interval(low: float, middle: float, high: float, name: str = "win rate") -> str:
+    """A fraction with its interval on a scale of 0 to 1, with a tick at 1/2."""
 
     def px(value: float) -> float:
         return round(4 + 132 * min(max(value, 0.0), 1.0), 1)
 
-    alt = f"{what} {middle:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    alt = f"{name} {middle:.2f}, 95 % interval {low:.2f} to {high:.2f}"
     return (
         f'<svg class="interval" viewBox="0 0 140 20" role="img" aria-label="{alt}"><title>{alt}</title>'
-        '<line class="grid" x1="4" x2="136" y1="10" y2="10"/><line class="mark" x1="70" x2="70" y1="2" y2="18"/>'
-        f'<line class="reach" x1="{px(low)}" x2="{px(high)}" y1="10" y2="10"/>'
+        f"{line('grid', 4, 10, 136, 10)}{line('mark', 70, 2, 70, 18)}{line('reach', px(low), 10, px(high), 10)}"
         f'<circle class="dot" cx="{px(middle)}" cy="10" r="4"/></svg>'
     )
 
 
 def matrix(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
-    """A correlation matrix as a table: the stronger the colour, the stronger the correlation."""
+    """A correlation matrix as a table whose colours show the strength of each correlation."""
     head = "".join(f'<th scope="col" class="n">{text(name, 24)}</th>' for name in names)
     rows = []
     for name, row in zip(names, values):
         cells = []
         for value in row:
-            known = value is not None and value == value
-            share = round(abs(value) * 55) if known and value is not None else 0
-            tone = "accent" if known and value is not None and value >= 0 else "warn"
-            shown = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if known else "–"
-            cells.append(
-                f'<td class="n" style="background:color-mix(in srgb,var(--{tone}) {share}%,transparent)">{shown}</td>'
-            )
+            value = nan if value is None else value
+            percent = 0 if isnan(value) else round(abs(value) * 55)
+            tone = "accent" if value >= 0 else "warn"
+            shown = "–" if isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+            background = f"color-mix(in srgb,var(--{tone}) {percent}%,transparent)"
+            cells.append(f'<td class="n" style="background:{background}">{shown}</td>')
         rows.append(f'<tr><th scope="row">{text(name, 24)}</th>{"".join(cells)}</tr>')
     return (
         f'<div class="scroll"><table class="matrix"><thead><tr><td></td>{head}</tr></thead>'

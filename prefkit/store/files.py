@@ -26,7 +26,7 @@ COMMANDS = {
     "candidates": "generate",
     "scores": "score",
     "comparisons": "compare",
-    "looks": "pair",
+    "image_stats": "pair",
     "pairs": "pair",
     "train": "train",
     "eval": "eval",

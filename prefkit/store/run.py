@@ -61,7 +61,7 @@ CONTENTS = (
     "candidates",
     "scores",
     "comparisons",
-    "looks",
+    "image_stats",
     "pairs",
     "train",
     "eval",

@@ -73,7 +73,7 @@ def test_dry_run_writes_nothing(recipe, cli):
         (["generate", "x", "--model.base", "/none/here", "--requests.source", "none.txt"], "none.txt does not exist"),
         (["score", "x", "--use", "clop"], "no scorer is called 'clop'"),
         (["score", "x", "--use", "jpeg"], "nothing to score"),
-        (["pair", "x"], "there are no scores"),
+        (["pair", "x"], "has no scores"),
         (["train", "x"], "pairs"),
         (["report", "x"], "is not a run folder"),
     ],
@@ -120,7 +120,7 @@ def test_help_shows_the_recipes_values_and_the_plugins_options(recipe, cli):
         ("pair", "k", "0", "--pair.main.k is 0: it must be at least 1."),
         ("pair", "weights", "{size: 0}", "every weight is 0"),
         ("pair", "weights", "{sise: 1}", "no scores called sise"),
-        ("pair", "normalise", "pooled", "normalise 'pooled' is not known"),
+        ("pair", "normalise", "pooled", "normalise 'pooled' is unknown"),
     ],
 )
 def test_pairing_that_cannot_be(recipe, cli, verb, key, value, message):

@@ -83,7 +83,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
         ("generate", ["--device", "tpu"], "device 'tpu' is not known; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
-        ("pair", ["--generators", "[nope]"], "no candidates of nope; there are those of own."),
+        ("pair", ["--generators", "[nope]"], "no candidates of nope; generators with candidates: own."),
         ("pair", ["--tie", "-1"], "pair.main.tie is -1: it must be at least 0"),
         ("train", ["--pairs", "''"], "train.pairs is not set"),
         ("train", ["--steps", "0"], "train.dpo.steps is 0: it must be at least 1."),
@@ -237,7 +237,7 @@ def test_one_wrong_byte_in_an_image_is_found_and_redone(drawn, cli):
     code, _, err = cli("pair", "-r", drawn)
     assert code == 1 and "is damaged and was set aside. Run `prefkit generate` again" in one_paragraph(err)
     code, _, err = cli("pair", "-r", drawn)
-    assert code == 2 and "There is no candidate with an image: run `prefkit generate`" in one_paragraph(err)
+    assert code == 2 and "No candidate has an image: run `prefkit generate`" in one_paragraph(err)
 
 
 def test_damaged_pairs_are_named_and_made_again(drawn, cli):

@@ -243,7 +243,7 @@ HALF = [
     ("half", "run/candidates/own/*", "generate", "candidates"),
     ("half", "run/scores/size/*", "score", "scores"),
     ("half", "run/scores/size/*", "pair", None),
-    ("half", "run/looks/*", "pair", "pairs"),
+    ("half", "run/image_stats/*", "pair", "pairs"),
     ("done", "run/train/dpo/final/*", "eval", None),
     ("done", "run/train/dpo/final/*", "train --name dpo", "dpo"),
     ("done", "run/train/*/result.json", "train --name dpo", "dpo"),

@@ -106,7 +106,7 @@ def reads() -> dict[str, Callable[[Path], Any]]:
     from prefkit.fit.tables import files_digest
     from prefkit.generate.inputs import InputReader
     from prefkit.images import png_has_metadata, rgb, size
-    from prefkit.pair.look import look_of
+    from prefkit.pair.image_stats import measure
     from prefkit.report.pictures import thumbnail
     from prefkit.score.core import _read
     from prefkit.score.judge.server import stored
@@ -125,7 +125,7 @@ def reads() -> dict[str, Callable[[Path], Any]]:
         return InputReader({"image": "extra.i"}, path.parent, None).replace_images({"i": path.name})
 
     return {
-        "rgb": rgb, "size": size, "png": png_has_metadata, "look": lambda p: look_of(("c", None, str(p)))["hash"],
+        "rgb": rgb, "size": size, "png": png_has_metadata, "look": lambda p: measure({"id": "c", "image": None, "path": str(p)})["hash"],
         "score": lambda p: _read(of(p)), "judge": lambda p: stored(of(p)), "remote": lambda p: file_bytes(of(p)),
         "pil": lambda p: of(p).pil(), "ratings": rated, "inputs": taken, "fit": lambda p: files_digest([p]),
         "report": lambda p: thumbnail(str(p), 32) or {}["none"], "train": lambda p: _encoded({"path": str(p)}) or {}["none"],

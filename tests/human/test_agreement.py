@@ -63,7 +63,7 @@ def test_an_interval_covers_as_often_as_it_says():
     for trial in range(200):
         truth = rng.beta(3, 2, 60)
         groups = np.repeat(np.arange(60), 5)
-        found = stats.share(rng.random(300) < truth[groups], groups, seed=trial)
+        found = stats.fraction(rng.random(300) < truth[groups], groups, seed=trial)
         hits += found.low <= 0.6 <= found.high
     assert 0.89 <= hits / 200 <= 0.99
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from report_synthetic import NASTY, candidates, full_run, requests, store_rows
 
-from prefkit.human.page import Ask, write_vote_page
+from prefkit.human.page import VoteSettings, write_vote_page
 from prefkit.human.votes import import_votes, read_file
 from prefkit.report import contact_sheet
-from prefkit.report.contact_decisions import add_decisions
+from prefkit.report.contact import add_decisions
 from prefkit.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -184,7 +184,7 @@ def press(browser: Browser, key: str) -> str:
 
 
 def test_votes_by_keyboard_are_what_the_file_says_and_what_is_imported(browser, run):
-    made = write_vote_page(run, Ask(n=8, repeats=3))
+    made = write_vote_page(run, VoteSettings(n=8, repeats=3))
     page = Path(made["path"])
     begin(browser, page, "Ann")
     pressed = []
@@ -228,7 +228,7 @@ def test_votes_by_keyboard_are_what_the_file_says_and_what_is_imported(browser, 
 
 def test_the_left_picture_is_the_one_the_vote_says(browser, run):
     """The pixels on the left are those of the candidate that a vote for the left names."""
-    made = write_vote_page(run, Ask(n=6, repeats=0, seed=3))
+    made = write_vote_page(run, VoteSettings(n=6, repeats=0, seed=3))
     page = Path(made["path"])
     begin(browser, page, "Eve")
     key = {item["pair"]: item for item in json.loads(Path(made["key"]).read_text())["pairs"]}
@@ -253,7 +253,7 @@ def distance(uri: str, image) -> float:
 
 
 def test_a_lost_memory_comes_back_from_the_file_and_bad_files_are_refused(browser, run, tmp_path):
-    page = Path(write_vote_page(run, Ask(n=5, repeats=1))["path"])
+    page = Path(write_vote_page(run, VoteSettings(n=5, repeats=1))["path"])
     begin(browser, page, "Bob")
     for _ in range(3):
         press(browser, "a")
@@ -275,14 +275,14 @@ def test_a_lost_memory_comes_back_from_the_file_and_bad_files_are_refused(browse
     (tmp_path / "other.json").write_text(file.read_text().replace('"page": "', '"page": "f'))
     assert "changed or cut short" in give(tmp_path / "edited.json")
     assert "cannot be used" in give(tmp_path / "cut.json") and "another page" in give(tmp_path / "other.json")
-    assert give(file) == "3 votes are back." and browser.js("votes.length") == 3
+    assert give(file) == "3 votes are restored." and browser.js("votes.length") == 3
     browser.until("document.body.dataset.ready.length === 12")
     assert press(browser, "b") not in [v["pair"] for v in json.loads(file.read_text())["votes"]]
     assert not browser.complaints()
 
 
 def test_annotators_have_their_own_order_sides_and_names(browser, run):
-    page = Path(write_vote_page(run, Ask(n=8, repeats=2))["path"])
+    page = Path(write_vote_page(run, VoteSettings(n=8, repeats=2))["path"])
     seen = {}
     for name in ("carl", "dora", " CARL "):
         begin(browser, page, name)
@@ -301,7 +301,7 @@ def test_images_beside_the_page_load_and_a_missing_one_can_be_skipped(browser, t
     members = requests(2)
     store.write_requests(members)
     store_rows(store, "own", candidates(members, 3, "own"))
-    page = Path(write_vote_page(store, Ask(n=4, repeats=0, sidecar=True))["path"])
+    page = Path(write_vote_page(store, VoteSettings(n=4, repeats=0, sidecar=True))["path"])
     begin(browser, page, "Fay")
     assert browser.js("[...document.querySelectorAll('#pictures img')].every((i) => i.naturalWidth === 48)")
     assert not browser.complaints() and len(browser.asked_for()) >= 3
@@ -316,7 +316,7 @@ def test_images_beside_the_page_load_and_a_missing_one_can_be_skipped(browser, t
 
 @pytest.mark.parametrize("width, height, phone", [(1280, 800, False), (390, 844, True), (844, 390, True)])
 def test_everything_is_on_the_screen(browser, run, width, height, phone):
-    page = Path(write_vote_page(run, Ask(n=6, repeats=0))["path"])
+    page = Path(write_vote_page(run, VoteSettings(n=6, repeats=0))["path"])
     browser.size(width, height, phone)
     begin(browser, page, "Gus")
     long = "queue.findIndex((p) => p.prompt.length > 1000)"
@@ -362,7 +362,7 @@ def test_decisions_on_a_contact_sheet_become_lines_of_decisions_csv(browser, tmp
 
 
 def test_a_file_of_the_browser_is_what_python_reads(browser, run):
-    page = Path(write_vote_page(run, Ask(n=3, repeats=1, question="Which <b>hat</b> & coat?"))["path"])
+    page = Path(write_vote_page(run, VoteSettings(n=3, repeats=1, question="Which <b>hat</b> & coat?"))["path"])
     begin(browser, page, "Hal")
     assert browser.js("document.querySelector('#vote h1').textContent") == "Which <b>hat</b> & coat?"
     press(browser, "t")

@@ -12,9 +12,9 @@ import pytest
 from report_synthetic import NASTY, candidates, full_run, requests, store_rows
 
 from prefkit.errors import UsageError
-from prefkit.human.page import Ask, write_vote_page
+from prefkit.human.page import VoteSettings, write_vote_page
 from prefkit.human.pairs import _drawn, find_set, of_eval, within_requests
-from prefkit.report.contact_decisions import add_decisions
+from prefkit.report.contact import add_decisions
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate, Request
@@ -75,7 +75,7 @@ def test_no_more_than_one_picture_is_held_decoded(run, monkeypatch):
         return image
 
     monkeypatch.setattr(Candidate, "pil", pil)
-    write_vote_page(run, Ask(n=12))
+    write_vote_page(run, VoteSettings(n=12))
     assert len(most) > 8 and max(most) <= 2
 
 
@@ -104,7 +104,7 @@ def test_base_and_tuned_meet_at_equal_seeds_on_either_side(full):
 
 
 def test_nothing_in_the_page_tells_the_models_apart(full):
-    made = write_vote_page(full, Ask(models=("base", "dpo"), n=20))
+    made = write_vote_page(full, VoteSettings(models=("base", "dpo"), n=20))
     page = Path(made["path"]).read_text()
     data = data_of(Path(made["path"]))
     key = json.loads(Path(made["key"]).read_text())
@@ -125,9 +125,9 @@ def test_nothing_in_the_page_tells_the_models_apart(full):
 
 
 def test_one_question_is_one_page_and_text_is_no_program(run):
-    ask = Ask(n=20, question='Which is "better" </script><b>')
+    ask = VoteSettings(n=20, question='Which is "better" </script><b>')
     first, second = write_vote_page(run, ask), write_vote_page(run, ask)
-    assert first == second and write_vote_page(run, Ask(n=19))["page"] != first["page"]
+    assert first == second and write_vote_page(run, VoteSettings(n=19))["page"] != first["page"]
     text = Path(first["path"]).read_text()
     assert text.count("<script") == text.count("</script>") == 2 and "<b>" not in text and "onerror=alert" in text
     assert "alert(" not in re.sub(r'id="data">.*?</script>', "", text, flags=re.S)
@@ -136,9 +136,9 @@ def test_one_question_is_one_page_and_text_is_no_program(run):
 
 
 def test_repeats_and_bounds(run):
-    data = data_of(Path(write_vote_page(run, Ask(n=20))["path"]))
+    data = data_of(Path(write_vote_page(run, VoteSettings(n=20))["path"]))
     assert sum("again" in pair for pair in data["pairs"]) == 2 and len(data["pairs"]) == 22
-    small = write_vote_page(run, Ask(n=20, side=16))
+    small = write_vote_page(run, VoteSettings(n=20, side=16))
     from base64 import b64decode
     from io import BytesIO
 
@@ -156,19 +156,19 @@ def test_a_damaged_image_leaves_its_pairs_out(tmp_path, capsys):
     store.write_requests(members)
     made = candidates(members, 3, "own")
     store_rows(store, "own", [replace(made[0], image=b"no image"), *made[1:]])
-    found = write_vote_page(store, Ask(n=9, repeats=0))
+    found = write_vote_page(store, VoteSettings(n=9, repeats=0))
     assert found["pairs"] == 1 and made[0].id in capsys.readouterr().err
 
 
 def test_what_cannot_be_asked(full, tmp_path):
     with pytest.raises(UsageError, match="no request"):
-        write_vote_page(Store.create(tmp_path / "empty"), Ask())
+        write_vote_page(Store.create(tmp_path / "empty"), VoteSettings())
     with pytest.raises(UsageError, match="--eval held --set held_out|Its models|no evaluation"):
         find_set(full, ("base", "nobody"), None, None)
     with pytest.raises(UsageError, match="two names"):
         find_set(full, ("base", "base"), None, None)
     with pytest.raises(UsageError, match="add --models"):
-        write_vote_page(full, Ask(eval="held"))
+        write_vote_page(full, VoteSettings(eval="held"))
 
 
 def test_the_command_line(tmp_path, cli):

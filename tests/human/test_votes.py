@@ -81,7 +81,7 @@ def test_two_files_of_one_annotator_must_say_the_same(run, tmp_path):
     (tmp_path / "in").mkdir()
     save(tmp_path / "in" / "1.json", SAID[:2])
     save(tmp_path / "in" / "2.json", [vote("p0", "ab", "right"), *SAID[1:]])
-    with pytest.raises(UsageError, match=r"2\.json vote 1: 'right' on pair p0, where .*1\.json .* has 'left'"):
+    with pytest.raises(UsageError, match=r"2\.json vote 1: 'right' on pair p0, but .*1\.json .* has 'left'"):
         import_votes(run, tmp_path / "in")
     assert not run.names("comparisons")
     save(tmp_path / "in" / "1.json", SAID[1:])
@@ -102,12 +102,12 @@ def test_a_folder_of_several_annotators(run, tmp_path):
 @pytest.mark.parametrize(
     "said, text",
     [
-        ([*SAID, SAID[0]], "vote 6: pair p0 was voted on before"),
-        ([vote("p7", "ab", "left")], "vote 1: there is no pair 'p7'"),
-        ([SAID[0], vote("p1", "up", "left")], "vote 2: order 'up'"),
+        ([*SAID, SAID[0]], "vote 6: pair p0 occurs twice"),
+        ([vote("p7", "ab", "left")], "vote 1: unknown pair 'p7'"),
+        ([SAID[0], vote("p1", "up", "left")], "vote 2: invalid order 'up'"),
         ([vote("p1", "ab", "both")], "choice 'both'"),
         ([vote("p1", "ab", "left", -5)], "time -5"),
-        ([{"pair": "p1"}], "vote 1: it is no vote"),
+        ([{"pair": "p1"}], "vote 1: a vote must have"),
         ([vote("p0", "ab", "left"), vote("p9", "ab", "left")], "vote 2: a repeated pair"),
     ],
 )
@@ -146,7 +146,7 @@ def test_edited_cut_foreign_and_other_files(run, tmp_path):
     with pytest.raises(UsageError, match="named.json: it has no annotator"):
         import_votes(run, tmp_path / "named.json")
     (tmp_path / "plain.json").write_text("[]")
-    with pytest.raises(UsageError, match="is no file of votes"):
+    with pytest.raises(UsageError, match="holds no file of votes"):
         import_votes(run, tmp_path / "plain.json")
     assert not run.names("comparisons")
 
@@ -163,7 +163,7 @@ def test_one_bad_file_in_a_folder_and_nothing_is_written(run, tmp_path):
 def test_an_annotator_who_says_otherwise_later_is_asked_about(run, tmp_path):
     import_votes(run, save(tmp_path / "1.json", SAID))
     changed = [vote("p0", "ab", "right"), *SAID[1:]]
-    with pytest.raises(UsageError, match=r"2\.json vote 1: 'right' on pair p0.*as 'left'"):
+    with pytest.raises(UsageError, match=r"2\.json vote 1: 'right' on pair p0.*has 'left'\. To replace it"):
         import_votes(run, save(tmp_path / "2.json", changed))
 
 

@@ -99,5 +99,5 @@ def test_global_scope_counts_all_candidates_as_one_request():
 
 
 def test_unknown_normalisation():
-    with pytest.raises(UsageError, match="normalise 'pooled' is not known"):
+    with pytest.raises(UsageError, match="normalise 'pooled' is unknown"):
         normalise(np.ones(2), np.zeros(2, int), "pooled")

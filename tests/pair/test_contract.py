@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prefkit.config import Pair
 from prefkit.errors import PluginError
 from prefkit.pair.block import Chosen
-from prefkit.pair.choose import choose_pairs
-from prefkit.pair.contract import COLUMNS, checked_table, pairs_of
+from prefkit.pair.choose import choose_by
+from prefkit.pair.contract import COLUMNS, check_table, pairs_of
 
 GROUPS = np.repeat([0, 1], 3)
 VALUES = np.array([3.0, 2.0, 1.0, 4.0, 6.0, 5.0])
@@ -31,7 +32,8 @@ class Blocks(Fixed):
 
 
 def choose(strategy):
-    return choose_pairs({"a": VALUES}, {"a": 1.0}, {"a": 1.0}, GROUPS, strategy, normalise="none", name="mine")
+    settings = Pair(use="mine", normalise="none")
+    return choose_by(settings, strategy, {"a": VALUES}, {"a": 1.0}, {"a": 1.0}, GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +85,15 @@ INTS, GAP = np.array([0]), np.array([1.0])
 @pytest.mark.parametrize(
     "found, said",
     [
-        (Chosen(INTS, INTS, INTS + 3, GAP), "places go from 0 to 2"),
-        (Chosen(INTS, INTS - 1, INTS, GAP), "places go from 0 to 2"),
+        (Chosen(INTS, INTS, INTS + 3, GAP), "indices go from 0 to 2"),
+        (Chosen(INTS, INTS - 1, INTS, GAP), "indices go from 0 to 2"),
         (Chosen(INTS + 2, INTS, INTS + 1, GAP), "names request 2 of 2"),
         (Chosen(INTS, INTS, INTS, GAP), "must differ"),
-        (Chosen(INTS, INTS, INTS + 1, GAP * np.inf), "finite gap"),
-        (Chosen(INTS, INTS, INTS + 1, GAP * np.nan), "finite gap"),
-        (Chosen(INTS, INTS, INTS + 1, np.ones(2)), "arrays of one length"),
-        (Chosen(INTS, INTS * 1.0, INTS + 1, GAP), "places as integers"),
-        (Chosen(INTS, INTS, INTS + 1, GAP, INTS + 1), "a scorer that is not there"),
+        (Chosen(INTS, INTS, INTS + 1, GAP * np.inf), "gap must be finite"),
+        (Chosen(INTS, INTS, INTS + 1, GAP * np.nan), "gap must be finite"),
+        (Chosen(INTS, INTS, INTS + 1, np.ones(2)), "arrays of equal length"),
+        (Chosen(INTS, INTS * 1.0, INTS + 1, GAP), "indices as integers"),
+        (Chosen(INTS, INTS, INTS + 1, GAP, INTS + 1), "a scorer that does not exist"),
         ([(0, 0, 1, 1.0)], "must return a Chosen"),
         (None, "must return a Chosen"),
     ],
@@ -131,19 +133,19 @@ def test_a_strategy_that_ends_the_program_is_named(name, error):
 @pytest.mark.parametrize(
     "win, lose, gap, said",
     [
-        ([0], [9], [1.0], "places go from 0 to 5"),
-        ([-1], [0], [1.0], "places go from 0 to 5"),
+        ([0], [9], [1.0], "indices go from 0 to 5"),
+        ([-1], [0], [1.0], "indices go from 0 to 5"),
         ([1], [1], [1.0], "must differ"),
-        ([0], [1], [float("nan")], "finite gap"),
-        ([0.0], [1], [1.0], "places as integers"),
+        ([0], [1], [float("nan")], "gap must be finite"),
+        ([0.0], [1], [1.0], "indices as integers"),
         ([0], [4], [1.0], "candidates of two requests"),
     ],
 )
 def test_pairs_made_of_votes_are_checked(win, lose, gap, said):
     table = pd.DataFrame({column: [0] for column in COLUMNS} | {"win": win, "lose": lose, "score_gap": gap})
     with pytest.raises(PluginError, match=said):
-        checked_table(table, GROUPS, "mine")
-    checked_table(table.assign(win=0, lose=2, score_gap=0.0), GROUPS, "mine")
+        check_table(table, GROUPS, "mine")
+    check_table(table.assign(win=0, lose=2, score_gap=0.0), GROUPS, "mine")
     for found in (None, [], table.drop(columns="p")):
         with pytest.raises(PluginError, match="must return a DataFrame"):
-            checked_table(found, GROUPS, "mine")
+            check_table(found, GROUPS, "mine")

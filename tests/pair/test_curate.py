@@ -103,11 +103,11 @@ def test_another_colour_is_no_duplicate(bench):
 
 
 def test_the_curator_overrules_and_images_are_read_once(bench, monkeypatch):
-    from prefkit.pair import look
+    from prefkit.pair import image_stats
 
     bench.grow(2, {("r0", 2): png(np.zeros((32, 32, 3)))})
     assert "c0002" not in set(np.r_[bench.pair()[1].candidate_0, bench.pair()[1].candidate_1])
-    monkeypatch.setattr(look, "look_of", None)  # would fail if it were called again
+    monkeypatch.setattr(image_stats, "measure", None)  # would fail if it were called again
     (bench.store.folder / "decisions.csv").write_text("id,verdict,reason,by\nc0002,keep,,me\nc0005,reject,,me\n")
     counts, pairs = bench.pair()
     used = {*pairs.candidate_0, *pairs.candidate_1}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.config import plugin_options
+from prefkit.config import Pair, plugin_options
 from prefkit.pair.block import ScoreTable, blocks
-from prefkit.pair.choose import choose_pairs
+from prefkit.pair.choose import choose_by
 from prefkit.pair.pool import Pool
 
 BY_VALUE = ["topk_bottomk", "margin", "all_pairs", "threshold_all", "pareto", "consensus"]
@@ -105,7 +105,8 @@ def test_one_candidate_or_all_equal_gives_none(name):
     equal = np.ones(5)
     assert all(gap == 0 for *_, gap in pairs(name, equal, np.ones((5, 2))))
     table = {"a": np.ones(5), "b": np.ones(5)}
-    found = choose_pairs(table, dict.fromkeys(table, 1.0), dict.fromkeys(table, 1.0), np.zeros(5, int), fitted(name, equal, np.ones((5, 2))))  # fmt: skip
+    ones, strategy = dict.fromkeys(table, 1.0), fitted(name, equal, np.ones((5, 2)))
+    found = choose_by(Pair(tie=0.0), strategy, table, ones, ones, np.zeros(5, int))
     assert found.pairs.empty
 
 
@@ -167,15 +168,14 @@ def fashiondpo(raw):
 
 
 def test_the_fashiondpo_preset_is_the_published_rule():
-    from prefkit.config import Pair
     from prefkit.pair.run import settled
 
     raw = np.random.default_rng(5).normal(50, 12, (60, 7, 3))
     strategy = plugin_options.make("strategy", "threshold_all", {"preset": "fashiondpo"})
     config = settled(Pair(use="threshold_all"), strategy, "main")
-    columns = {a: np.round(raw[..., s].ravel(), config.decimals) for s, a in enumerate("abc")}
+    columns = {a: raw[..., s].ravel() for s, a in enumerate("abc")}
     ones = dict.fromkeys(columns, 1.0)
-    found = choose_pairs(columns, ones, ones, np.repeat(np.arange(60), 7), strategy, normalise=config.normalise, scope=config.scope)  # fmt: skip
+    found = choose_by(config, strategy, columns, ones, ones, np.repeat(np.arange(60), 7))
     rows = {(w // 7, w % 7, x % 7) for w, x in zip(found.pairs.win, found.pairs.lose)}
     assert rows == fashiondpo(raw) and len(rows) == len(found.pairs)
     counts = np.bincount(found.pairs.win.to_numpy() // 7, minlength=60)
@@ -193,7 +193,7 @@ def test_what_becomes_a_pair_is_better_than_the_tie_and_what_is_a_tie_is_not(nam
     columns = {f"s{i}": scores[:, i] for i in range(scores.shape[1])}
     ones = dict.fromkeys(columns, 1.0)
     strategy = plugin_options.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
-    found = choose_pairs(columns, ones, ones, groups, strategy, normalise=how, tie=tie, name=name)
+    found = choose_by(Pair(use=name, normalise=how, tie=tie), strategy, columns, ones, ones, groups)
     own = found.value if name != "per_scorer" else None
     for frame, kept in ((found.pairs, True), (found.ties, False)):
         gap = frame.score_gap.to_numpy()
@@ -215,7 +215,8 @@ def test_under_ranks_a_monotone_transformation_of_a_scorer_changes_nothing(name,
     found = []
     for turned in (columns, {"a": np.exp(2 * columns["a"]), "b": columns["b"] ** 3 - 100}):
         strategy = plugin_options.make("strategy", name, {CAPS.get(name, "max_pairs"): 2})
-        found.append(choose_pairs(turned, ones, ones, groups, strategy, normalise="rank", name=name).pairs)
+        settings = Pair(use=name, normalise="rank", tie=0.0)
+        found.append(choose_by(settings, strategy, turned, ones, ones, groups).pairs)
     assert found[0].equals(found[1])
 
 
@@ -228,7 +229,7 @@ def test_votes_prefer_what_more_people_chose_however_they_were_shown(said, bradl
     pool = Pool(pd.DataFrame({"row": np.arange(6), "request": np.repeat([0, 1], 3)}), ids, ids, pa.table({}), ["own"])
     share = {"a": 1.0, "b": 0.0, "tie": 0.5}
     rows = {(min(a, b), max(a, b), judge): share[o] if a < b else 1 - share[o] for a, b, o, judge in said if a != b}
-    votes = pd.DataFrame([(f"c{a}", f"c{b}", str(j), s) for (a, b, j), s in rows.items()], columns=["a", "b", "judge", "share"])  # fmt: skip
+    votes = pd.DataFrame([(f"c{a}", f"c{b}", str(j), s) for (a, b, j), s in rows.items()], columns=["a", "b", "judge", "fraction"])  # fmt: skip
     found = compared_pairs(pool, votes, bradley_terry, 1.0, 1)
     inside = {(a, b) for a, b, _ in rows if a // 3 == b // 3}
     assert {(min(w, x), max(w, x)) for w, x in zip(found.win, found.lose)} == inside and len(found) == len(inside)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from prefkit.config import Pair
-from prefkit.pair.look import looks
+from prefkit.pair.image_stats import image_stats
 from prefkit.pair.pool import add_scores, read_pool
 from prefkit.store import Store, latest, table
 from prefkit.store.by_request import by_request
@@ -55,7 +55,7 @@ def test_retries_count_once_and_the_last_word_holds(store):
     assert {c.id: c.error for c in found.values()} == dict(zip(frame.id, frame.error.replace({np.nan: None})))
     assert [c.id for c in store.iter_candidates(ids={"c3", "c9"})] == ["c3"]
     assert read_pool(store, Pair()).frame["index"].tolist() == [1, 3]
-    seen = looks(store, ["own"], {"c1", "c3"})
+    seen = image_stats(store, ["own"], {"c1", "c3"})
     assert seen.error.isna().all() and len(seen) == 2
 
 
@@ -74,7 +74,7 @@ def test_two_generators_with_equal_ids_are_paired_as_one(store, again):
     store.scores("x").append([{"id": "c1", "value": 1.0}, {"id": "c2", "value": 2.0}])
     pool, _ = add_scores(store, read_pool(store, Pair()), ["x"])
     assert dict(zip(pool.frame["index"], pool.frame.x)) == {1: 1.0, 2: 2.0}
-    assert looks(store, ["a", "b"], {"c1", "c2"}).error.isna().all()
+    assert image_stats(store, ["a", "b"], {"c1", "c2"}).error.isna().all()
     reader = CandidateReader(store)
     assert [reader.image(f"c{i}") for i in (1, 2)] == [png(1), png(2)]
 

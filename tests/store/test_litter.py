@@ -14,7 +14,7 @@ from prefkit.store import Store, litter
 from prefkit.store.files import write_json
 from prefkit.store.folders import whole_folder
 
-PLACES = ("", "candidates/own", "scores/size", "comparisons/duel", "looks", "pairs", "train/dpo", "train/dpo/checkpoints",
+PLACES = ("", "candidates/own", "scores/size", "comparisons/duel", "image_stats", "pairs", "train/dpo", "train/dpo/checkpoints",
           "train/dpo/watch", "train/on/rounds/0001/candidates/policy", "train/.cache/x/latents", "eval/held/set/base",
           ".imports", "push")  # fmt: skip
 

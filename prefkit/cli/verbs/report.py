@@ -49,7 +49,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.models or known.eval or known.set or known.repeats is not None or known.sidecar:
         raise UsageError("--models, --eval, --set, --repeats and --sidecar go with --vote.")
     if known.decisions:
-        from prefkit.report.contact_decisions import add_decisions
+        from prefkit.report.contact import add_decisions
 
         output.emit(add_decisions(run.store, known.decisions), known.json)
         output.hint(f"next: prefkit pair {output.pasted(run.folder)}")
@@ -75,13 +75,13 @@ def scorers_of(votes: dict[str, Any]) -> list[tuple[str, Any]]:
 def vote(store: Any, known: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    from prefkit.human.page import Ask, write_vote_page
+    from prefkit.human.page import VoteSettings, write_vote_page
 
-    given = {field.name: getattr(known, field.name) for field in fields(Ask)}
+    given = {field.name: getattr(known, field.name) for field in fields(VoteSettings)}
     models = tuple(name.strip() for name in (known.models or "").split(",") if name.strip())
     if known.models and len(models) != 2:
         raise UsageError(f"--models {known.models!r}: two names with a comma, as in base,dpo.")
-    found = write_vote_page(store, Ask(**(given | {"models": models})))
+    found = write_vote_page(store, VoteSettings(**(given | {"models": models})))
     output.emit(found, known.json)
     output.hint(
         f"open {found['path']} in a browser, or send it to annotators; then `prefkit import FILE {store.folder}` for each file "

@@ -1,1 +1,1 @@
-"""One file per strategy, found by its name."""
+"""The pairing strategies: one file each, found by its name."""

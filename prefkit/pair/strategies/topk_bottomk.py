@@ -6,12 +6,10 @@ K = 1 is best against worst. A request with fewer than 2 K scored candidates giv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-    from prefkit.pair.block import Chosen
+from prefkit.pair.block import BlockStrategy, Chosen
 
 
 @dataclass(frozen=True)
@@ -20,25 +18,15 @@ class TopkOptions:
     k: int = 1
 
 
-class TopkBottomk:
+class TopkBottomk(BlockStrategy):
     Options = TopkOptions
 
     def __init__(self, options: TopkOptions) -> None:
-        self.options = options
-        self.needs = 2 * options.k  # candidates that a request must have; checked before pairing
-
-    def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
-        """value [N], NaN = missing -> (win, lose, gap >= 0); stable: equal values keep their order."""
-        from prefkit.pair.block import single
-
-        return single(self, value, scores)
+        super().__init__(options)
+        self.needs = 2 * options.k
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """value [R, N] -> pairs, request by request."""
-        import numpy as np
-
-        from prefkit.pair.block import Chosen
-
+        """Choose K pairs per request; equal values keep their order."""
         k = min(self.options.k, value.shape[1] // 2)
         order = np.argsort(-value, axis=1, kind="stable")
         win, lose = order[:, :k], order[:, ::-1][:, :k]

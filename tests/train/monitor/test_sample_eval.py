@@ -127,7 +127,7 @@ def test_the_alarm_sounds_and_the_second_one_stops(watched, tmp_path, capsys):
     one, recipe = watched("one", **settings | {"steps": 1})
     run_train(one, recipe, "dpo")
     assert same(final(store), final(one))  # the best look's weights are the result
-    assert "No over-optimisation alarm in 2 looks" in training(one)
+    assert "No over-optimisation alarm in 2 evaluations" in training(one)
 
     (tmp_path / "falls.txt").write_text("10 9 8")
     warned, recipe = watched("warned", stop_drop=0.0, **settings | {"steps": 3})

@@ -14,7 +14,7 @@ from prefkit.cli.dry_run import plan
 from prefkit.config import Choice, Generate, Pair, Score
 from prefkit.config.plugin_options import make as make_plugin
 from prefkit.errors import PluginError, UsageError
-from prefkit.pair.choose import choose_pairs
+from prefkit.pair.choose import choose_by
 from prefkit.train.monitor.samples import Asked
 from prefkit.train.online.pairing import Chooser, chosen_pairs
 from prefkit.train.online.rounds import Round
@@ -92,15 +92,9 @@ def test_a_round_is_paired_as_the_stage_pairs_a_run(use):
     pair = Pair(use=use, options=OPTIONS.get(use, {}), weights=weights, ties={"b": 0.2}, missing="drop_request")
     chooser = Chooser(make_plugin("strategy", use, pair.options, "pair"), pair, signs, 4)
     there = np.flatnonzero(groups != 1)  # the request of the missing score
-    offline = choose_pairs(
-        {alias: values[there] for alias, values in scores.items()},
-        signs,
-        weights,
-        groups[there],
-        make_plugin("strategy", use, pair.options, "pair"),
-        tie=0.1,
-        ties={"b": 0.2},
-    ).pairs
+    columns = {alias: values[there] for alias, values in scores.items()}
+    strategy, settings = make_plugin("strategy", use, pair.options, "pair"), Pair(tie=0.1, ties={"b": 0.2})
+    offline = choose_by(settings, strategy, columns, signs, weights, groups[there]).pairs
     expected = [(there[w], there[x]) for w, x in zip(offline.win, offline.lose, strict=True)]
     found = chosen_pairs(chooser, round_of(scores, 4))
     assert found and [(w, x) for w, x, _ in found] == expected
@@ -119,10 +113,10 @@ def test_without_an_entry_the_best_reward_meets_the_worst_in_each_group():
     [
         (Pair(use="comparisons"), {}, "comparisons pairs what people or judges have compared"),
         (Pair(use="topk_bottomk", options={"k": 2}), {"samples": 2}, "topk_bottomk needs 4 samples per request"),
-        (Pair(use="consensus"), {}, "m is 2, but 1 scores are weighted"),
+        (Pair(use="consensus"), {}, "m is 2; it must be from 1 to 1"),
         (Pair(weights={"taste": 1.0}), {}, "no scorer is called taste"),
         (Pair(ties={"taste": 1.0}), {}, "ties names taste"),
-        (Pair(missing="drop"), {}, "missing 'drop' is not known"),
+        (Pair(missing="drop"), {}, "missing 'drop' is unknown"),
     ],
 )
 @pytest.mark.parametrize("objective", ["d3po", "dpo"])

@@ -1,4 +1,4 @@
-"""A damaged part of RUN/looks is made again, whichever column the damage is in."""
+"""A damaged part of RUN/image_stats is made again, whichever column the damage is in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from prefkit.pair.look import looks
+from prefkit.pair.image_stats import image_stats
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
 from prefkit.types import Candidate
@@ -20,18 +20,18 @@ def png(level):
 
 
 @pytest.mark.parametrize("column", ["id", "thumb", "lightest"])
-def test_looks_are_the_same_after_damage(tmp_path, capsys, column):
+def test_image_stats_are_the_same_after_damage(tmp_path, capsys, column):
     import pyarrow.parquet as pq
 
     store = Store.create(tmp_path / "run")
     store.candidates("own").append([candidate_row(Candidate(f"c{i}", "r", i, i, image=png(20 * i))) for i in range(6)])
     wanted = {f"c{i}" for i in range(6)}
-    good = looks(store, ["own"], wanted)
-    (path,) = (store.folder / "looks").glob("part-*")
+    good = image_stats(store, ["own"], wanted)
+    (path,) = (store.folder / "image_stats").glob("part-*")
     chunks = [pq.read_metadata(path).row_group(0).column(i) for i in range(11)]
     (chunk,) = (c for c in chunks if c.path_in_schema == column)
     data = bytearray(path.read_bytes())
     data[chunk.data_page_offset + chunk.total_compressed_size - 5] ^= 4
     path.write_bytes(data)
-    again = looks(store, ["own"], wanted)
+    again = image_stats(store, ["own"], wanted)
     assert str(path) in capsys.readouterr().err and again.equals(good)

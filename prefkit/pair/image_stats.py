@@ -1,8 +1,8 @@
-"""What an image looks like in a few numbers, read once and kept beside the run (RUN/looks), for curation and audit."""
+"""Statistics of the images of a run, measured once and stored in RUN/image_stats, for curation and audit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,68 +16,61 @@ from prefkit.store import Store
 from prefkit.store.latest import latest
 from prefkit.store.table import Table
 
-VERSION = 3  # a new one reads all images again
-SIDE = 128  # pixels of the longer side on which brightness, saturation and extremes are measured
+VERSION = 4  # a new version measures all images again
+SIDE = 128  # pixels of the longer side for brightness, saturation and extremes
 THREADS, ROWS = 4, 4096
+COLUMNS = ["id", "image", "path"]
 FEATURES = ("file_size", "sharpness", "brightness", "saturation")
 SCHEMA = pa.schema(
     [("id", pa.string()), ("error", pa.string()), ("hash", pa.uint64()), ("thumb", pa.binary(48))]
-    + [(name, pa.float64()) for name in (*FEATURES, "deviation", "lightest", "extreme")]
+    + [(name, pa.float64()) for name in (*FEATURES, "std", "lightest", "extreme")]
     + [(name, pa.bool_()) for name in TRAITS]
 )
 
 
-def looks(store: Store, generators: Sequence[str], wanted: set[str], write: bool = True) -> pd.DataFrame | None:
-    """One row per wanted candidate, indexed by id; images that were not looked at yet are read, part by part.
+def image_stats(store: Store, generators: Sequence[str], wanted: set[str], write: bool = True) -> pd.DataFrame | None:
+    """Return one row per wanted candidate, indexed by id; images without a stored row are measured, part by part.
 
     hash: difference hash, 64 bits; thumb: 4 x 4 RGB means; file_size in bytes; sharpness: variance of the Laplacian of
-    the luma at full size; brightness, saturation: means in 0..1; deviation: the largest standard deviation of a channel
-    in levels of 255; lightest: 99th percentile of the luma in levels; extreme: share of pixels whose channels are all
-    within 2 levels of 0 or 255; of images.TRAITS, which hold. error: why an image could not be read.
-    write: False gives None where an image was not looked at yet.
+    the luma at full size; brightness, saturation: means in 0..1; std: the largest standard deviation of a channel
+    in levels of 255; lightest: 99th percentile of the luma in levels; extreme: fraction of pixels whose channels are all
+    within 2 levels of 0 or 255; a bool for each of images.TRAITS. error: the reason if an image could not be read.
+    write: False measures nothing, and returns None if a row is missing.
     """
-    table = Table(store.folder / "looks", SCHEMA)
-    spec = {"looks": VERSION, "pixels": Background.rules()}
+    table = Table(store.folder / "image_stats", SCHEMA)
+    spec = {"image_stats": VERSION, "pixels": Background.rules()}
     if not write:
-        known = table.spec() == spec and wanted <= table.ids()
-        return table.frame().set_index("id").loc[list(wanted)] if known else None
+        complete = table.spec() == spec and wanted <= table.ids()
+        return table.frame().set_index("id").loc[list(wanted)] if complete else None
     table.claim(spec, "Remove it.", empty=True)
-    frame = table.frame()  # whole: a part whose ids alone are sound is damaged as well, and is made again
+    frame = table.frame()  # all columns: damage in any of them drops the part, and its images are measured again
     missing = wanted - set(frame.id)
     if missing:
         _fill(store, table, generators, missing)
         frame = table.frame()
-    return frame[frame.id.isin(wanted)].set_index("id") if len(frame) != len(wanted) else frame.set_index("id")
+    return frame[frame.id.isin(wanted)].set_index("id")
 
 
 def _fill(store: Store, table: Table, generators: Sequence[str], missing: set[str]) -> None:
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for part in latest([store.candidates(name) for name in generators], ["id", "image", "path"], missing):
-            for found in pool.map(look_of, _images(part, missing)):
-                rows.append(found)
+        for part in latest([store.candidates(name) for name in generators], COLUMNS, missing):
+            for batch in part.to_batches(max_chunksize=64):
+                rows += pool.map(measure, (item for item in batch.to_pylist() if item["id"] in missing))
                 if len(rows) >= ROWS:
                     table.append(rows)
                     rows = []
     table.append(rows)
 
 
-def _images(part: pa.Table, missing: set[str]) -> Iterator[tuple[str, bytes | None, str | None]]:
-    for batch in part.to_batches(max_chunksize=64):
-        names = batch.column("id").to_pylist()
-        for i, name in enumerate(names):
-            if name in missing:
-                yield name, batch.column("image")[i].as_py(), batch.column("path")[i].as_py()
-
-
-def look_of(key: tuple[str, bytes | None, str | None]) -> dict[str, Any]:
-    """A row of the table, of (id, encoded image or None, path or None)."""
+def measure(item: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the table for an item with id, image (encoded, or None) and path (or None)."""
     from PIL import Image
 
-    name, data, path = key
+    name, data, path = (item[column] for column in COLUMNS)
     try:
         data = data if data is not None else read_regular(path or "")
-        picture, held = rgb(data), traits(data)
+        picture, present = rgb(data), traits(data)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return {"id": name, "error": str(error)[:300] or type(error).__name__}
     luma = picture.convert("L")
@@ -92,17 +85,17 @@ def look_of(key: tuple[str, bytes | None, str | None]) -> dict[str, Any]:
         "hash": int(np.packbits(bits).view(">u8")[0]),
         "thumb": picture.resize((4, 4), Image.Resampling.BOX).tobytes(),
         "file_size": float(len(data)),
-        "sharpness": sharpness(np.asarray(luma, np.float32)),
+        "sharpness": _sharpness(np.asarray(luma, np.float32)),
         "brightness": float(grey.mean()) / 255,
         "saturation": float(np.asarray(small.convert("HSV"))[..., 1].mean()) / 255,
-        "deviation": float(pixels.std(axis=(0, 1)).max()),
+        "std": float(pixels.std(axis=(0, 1)).max()),
         "lightest": float(np.percentile(grey, 99)),
         "extreme": float(((pixels <= 2) | (pixels >= 253)).all(axis=2).mean()),
-        **{name: name in held for name in TRAITS},
+        **{name: name in present for name in TRAITS},
     }
 
 
-def sharpness(luma: np.ndarray) -> float:
+def _sharpness(luma: np.ndarray) -> float:
     """Variance of the 4-neighbour Laplacian. luma [H, W] in levels; 0 for images below 3 x 3."""
     if min(luma.shape) < 3:
         return 0.0
