@@ -11,7 +11,7 @@ from typing import Any
 from prefkit.config.reader import use_background
 from prefkit.errors import UsageError
 from prefkit.hub.importing.readers import of_further_config, split_of_name
-from prefkit.hub.importing.walk import files_under, kind_of, told
+from prefkit.hub.importing.walk import files_under, kind_of
 from prefkit.images import shown
 from prefkit.output import warn
 from prefkit.store import Store
@@ -70,7 +70,7 @@ class Pairs:
                 split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
                 self.files.append((split or split_of_name(name.as_posix()) or "train", path))
         if left and self.run is None:
-            warn(f"{self.folder}: {told(left)}")
+            warn(f"{self.folder}: {describe_skipped(left)}")
         if not self.files:
             raise UsageError(
                 f"export: {self.folder} holds no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."

@@ -20,12 +20,12 @@ import yaml
 from prefkit import output
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.cards import facts
-from prefkit.hub.cards import template as card
-from prefkit.hub.cards.contact_sheet import compared_sheet, pair_sheet
+from prefkit.hub.cards.contact_sheet import pair_sheet
 from prefkit.hub.cards.dataset_card import SHEET as PAIR_SHEET
 from prefkit.hub.cards.dataset_card import dataset_card
 from prefkit.hub.cards.model_card import SHEET as EVAL_SHEET
-from prefkit.hub.cards.model_card import SHOWN, TRAINED_ON, evaluations, model_card, result_folder, source_of
+from prefkit.hub.cards.model_card import TRAINED_ON, evaluations, model_card, result_folder, source_of
+from prefkit.hub.cards.template import merge
 from prefkit.hub.dataset_files import stage_dataset
 from prefkit.hub.remote import TRIES, ChangedUnderUs, Remote, local_hashes, pause
 from prefkit.hub.takedown import check_known, removed, write_removals
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MANIFEST, CARD = "prefkit.json", "README.md"
+SHOWN = 12  # pairs in the contact sheet of a model
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,14 @@ def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | 
     (folder / CARD).unlink(missing_ok=True)
     rows = _compared(store, name)
     if rows:
-        compared_sheet(rows, folder / EVAL_SHEET)
+        pair_sheet(rows, folder / EVAL_SHEET)
     metadata, body = model_card(store, name, to, bool(rows), licence)
     recipe = facts.recipe_of(store)
     return _finish(folder, facts.relevant(recipe, "train", source_of(name, recipe)), metadata, body, None)
 
 
 def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
-    """(base, tuned) at equal request and index, of the first evaluation that holds both; chosen by hash."""
+    """(tuned, base) at equal request and index, of the first evaluation that holds both; chosen by hash."""
     gone = removed(store)
     for evaluation, result in evaluations(store).items():
         for set_name, models in (result.get("sets") or {}).items():
@@ -177,7 +178,7 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
             both["key"] = [digest("shown", r, i) for r, i in zip(both.request_id, both["index"].astype(int))]
             chosen = both.sort_values("key").drop_duplicates("request_id").head(SHOWN)
             readers = [CandidateReader(side, [generator]) for side in sides]
-            return [(readers[0].image(a), readers[1].image(b)) for a, b in zip(chosen.id_base, chosen.id_tuned)]
+            return [(readers[1].image(a), readers[0].image(b)) for a, b in zip(chosen.id_tuned, chosen.id_base)]
     return []
 
 
@@ -202,7 +203,7 @@ def _finish(
     said = {"fingerprint": fingerprint, "kind": kind, "files": sorted([*files, MANIFEST])}
     write_atomic(folder / MANIFEST, dump_json(said))
     files[MANIFEST] = (*local_hashes(folder / MANIFEST), (folder / MANIFEST).stat().st_size)
-    (folder / CARD).write_text(card.assemble(metadata, body), encoding="utf-8")
+    (folder / CARD).write_text(merge(None, metadata, body), encoding="utf-8")
     return Staged(folder, kind, metadata, body, files, fingerprint, dropped or {})
 
 
@@ -251,7 +252,7 @@ def _commit(remote: Remote, staged: Staged, head: str) -> tuple[str, bool]:
     """Bring the repository to what is staged, on top of `head`. Returns (commit, whether there was anything to do)."""
     there = remote.files(head)
     existing = remote.read(CARD, head).decode("utf-8", "replace") if CARD in there else None
-    merged = card.merge(existing, staged.metadata, staged.body)
+    merged = merge(existing, staged.metadata, staged.body)
     (staged.folder / CARD).write_text(merged, encoding="utf-8")
     wanted = dict(staged.files) | {CARD: (*local_hashes(staged.folder / CARD), 0)}
     gone = sorted(path for path in _written(remote, there, head) if path not in wanted and path in there)

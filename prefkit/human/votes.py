@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.importing.walk import kind_of, told
+from prefkit.hub.importing.walk import describe_skipped, kind_of
 from prefkit.output import warn
 from prefkit.paths import open_regular, read_regular
 from prefkit.store.files import read_json, write_json
@@ -72,7 +72,7 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
     path = Path(source).expanduser()
     left = Counter(kind_of(file) for file in path.iterdir() if file not in found) if path.is_dir() else Counter()
     if left:
-        warn(f"{source}: {told(left)}")
+        warn(f"{source}: {describe_skipped(left)}")
     counts["files"], counts["annotators"] = len(files), len({body["annotator"] for body in found.values()})
     return counts
 

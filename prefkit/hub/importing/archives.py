@@ -1,4 +1,4 @@
-"""zip and tar archives unpacked without trusting them: nothing outside the folder, no links, no bombs."""
+"""Unpacking of untrusted zip and tar archives: nothing outside the folder, no links, no bombs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from prefkit.errors import UsageError
+from prefkit.types import digest
 
 MAX_MEMBER = 1 << 30
 MAX_RATIO = 200  # images hardly shrink; 1000 and more is what bombs do
@@ -24,7 +25,7 @@ CHUNK = 1 << 20
 
 @dataclass
 class Budget:
-    """What an archive may still unpack to."""
+    """Counts what an archive unpacks to, and refuses bombs."""
 
     name: str
     packed: int
@@ -34,19 +35,19 @@ class Budget:
     def member(self, name: str) -> None:
         self.members += 1
         if self.members > MAX_MEMBERS:
-            raise UsageError(f"{self.name}: more than {MAX_MEMBERS} members. Unpack it yourself and give the folder.")
+            raise UsageError(f"{self.name}: more than {MAX_MEMBERS} members. Unpack it yourself and import the folder.")
 
     def spend(self, size: int, member: str) -> None:
         self.written += size
         if self.written > max(FREE_RATIO_BYTES, self.packed * MAX_RATIO):
             raise UsageError(
                 f"{self.name}: {member} makes it unpack to more than {MAX_RATIO} times its size; it looks like a bomb. "
-                "If you trust it, unpack it yourself and give the folder."
+                "If you trust it, unpack it yourself and import the folder."
             )
 
 
 def unpack(archives: Sequence[Path], folder: Path) -> None:
-    """Unpack into `folder`: one archive, or the parts of a split tar in order. Raises UsageError with archive and member."""
+    """Unpack one archive, or the parts of a split tar in order, into `folder`. Raises UsageError with archive and member."""
     name = str(archives[0])
     budget = Budget(name, sum(path.stat().st_size for path in archives))
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,11 +60,13 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"{name} is damaged or no archive that can be read ({text}), after {budget.members} members. Fetch it again."
+            f"{name} is damaged or not a zip or tar archive ({text}), after {budget.members} members. Download it again."
         ) from error
     except Exception as error:
         if type(error).__module__ in ("zlib", "_lzma", "lzma"):
-            raise UsageError(f"{name} is damaged ({error}), after {budget.members} members. Fetch it again.") from error
+            raise UsageError(
+                f"{name} is damaged ({error}), after {budget.members} members. Download it again."
+            ) from error
         raise
 
 
@@ -75,16 +78,12 @@ def _zip(path: Path, folder: Path, budget: Budget) -> None:
                 continue
             if info.flag_bits & 1:
                 raise UsageError(
-                    f"{budget.name}: {info.filename} is encrypted. Unpack it yourself and give the folder."
+                    f"{budget.name}: {info.filename} is encrypted. Unpack it yourself and import the folder."
                 )
-            kind = (info.external_attr >> 16) & 0o170000
-            if kind not in (0, 0o100000):
-                raise UsageError(
-                    f"{budget.name}: {info.filename} is a link or a device, which no data set needs. Refused."
-                )
-            target = safe(folder, info.filename, budget.name)
+            if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
+                raise _link(budget, info.filename)
             with archive.open(info) as source:
-                _copy(source, target, budget, info.filename)
+                _copy(source, _target(folder, info.filename, budget.name), budget, info.filename)
 
 
 def _tar(stream: Any, folder: Path, budget: Budget) -> None:
@@ -94,14 +93,18 @@ def _tar(stream: Any, folder: Path, budget: Budget) -> None:
             if info.isdir():
                 continue
             if not info.isreg():
-                raise UsageError(f"{budget.name}: {info.name} is a link or a device, which no data set needs. Refused.")
+                raise _link(budget, info.name)
             source = archive.extractfile(info)
             assert source is not None  # a regular file
-            _copy(source, safe(folder, info.name, budget.name), budget, info.name)
+            _copy(source, _target(folder, info.name, budget.name), budget, info.name)
 
 
-def safe(folder: Path, name: str, archive: str) -> Path:
-    """Where a member goes. Raises UsageError for a name that is absolute, climbs, or is no file name at all."""
+def _link(budget: Budget, member: str) -> UsageError:
+    return UsageError(f"{budget.name}: {member} is a link or a device, which datasets do not need. Refused.")
+
+
+def _target(folder: Path, name: str, archive: str) -> Path:
+    """The path of a member. Raises UsageError for a name that is absolute, contains .., or is not a file name."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts or ":" in pure.parts[0]:
         raise UsageError(f"{archive}: the member {name!r} would be written outside its folder. Refused.")
@@ -121,10 +124,10 @@ def _copy(source: IO[bytes], target: Path, budget: Budget, member: str) -> None:
 
 
 class Joined(io.RawIOBase):
-    """Several files read as one, as `cat part*` would."""
+    """Several files read as one, like `cat part*`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.left = list(paths)
+        self.remaining = list(paths)
         self.file: IO[bytes] | None = None
 
     def readable(self) -> bool:
@@ -133,9 +136,9 @@ class Joined(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while True:
             if self.file is None:
-                if not self.left:
+                if not self.remaining:
                     return 0
-                self.file = self.left.pop(0).open("rb")
+                self.file = self.remaining.pop(0).open("rb")
             data = self.file.read(len(buffer))
             if data:
                 buffer[: len(data)] = data
@@ -150,8 +153,7 @@ class Joined(io.RawIOBase):
 
 
 class Unpacker:
-    """The Workplace of an import: archives unpacked under `folder`, each set once; `clear` removes them. `left` counts
-    what the importer leaves out."""
+    """The Workplace of an import: unpacks each archive once under `folder`, and counts skipped files in `left`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -161,8 +163,6 @@ class Unpacker:
         self.left[kind] += count
 
     def unpacked(self, archives: Sequence[Path]) -> Path:
-        from prefkit.types import digest
-
         target = self.folder / digest([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in archives])
         if not target.exists():
             partial = target.with_name(target.name + ".partial")

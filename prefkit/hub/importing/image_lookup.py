@@ -1,4 +1,4 @@
-"""Images that a table names by path: beside it, or in the archives beside it."""
+"""Lookup of images that a table names by path: in its folder, or in the archives of that folder."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ PLAIN = ("", "images", "train", "test", "imgs")
 
 
 class Images:
-    """`path("train/3.png")`: looked for under the folder, then in what its archives hold, unpacked when first needed."""
+    """path("train/3.png") searches the folder of a source, then its archives, which are unpacked at the first miss.
 
-    def __init__(self, folder: Path, work: Workplace) -> None:
-        self.folder, self.work = folder, work
+    folder: where the user unpacked the archives, instead of the source's own folder.
+    """
+
+    def __init__(self, source: Path, folder: str | None, work: Workplace) -> None:
+        self.folder = Path(folder).expanduser() if folder else source if source.is_dir() else source.parent
+        self.work = work
 
     def path(self, name: Any, archive: str | None = None) -> Path:
-        """Raises ValueError where there is no such image, or a name that leads out of the folder.
+        """The file of an image. Raises ValueError for an image that is missing or a name that leads out of the folder.
 
-        archive: the one that must hold it, where the layout says so; its members then have bare names.
+        archive: the archive that holds the image, in layouts that name it; its members then have bare names.
         """
         if not isinstance(name, str) or not name:
             raise ValueError("the name of an image is missing")
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts:
             raise ValueError(f"the image {shown(name)!r} leads out of {self.folder}. Refused")
-        found = self._under(self.folder, pure)
-        if found is None and archive is not None and (self.folder / archive).is_file():
+        path = self._under(self.folder, pure)
+        if path is None and archive is not None and (self.folder / archive).is_file():
             inside = self.work.unpacked([self.folder / archive])
-            found = self._under(inside, pure) or self._under(inside, PurePosixPath(pure.name))
-            found = found or self._under(inside, PurePosixPath(pure.parent.name, pure.name))
-        elif found is None:
-            found = next((p for inside in self.unpacked if (p := self._under(inside, pure))), None)
-        if found is None:
+            path = self._under(inside, pure) or self._under(inside, PurePosixPath(pure.name))
+            path = path or self._under(inside, PurePosixPath(pure.parent.name, pure.name))
+        elif path is None:
+            path = next((p for inside in self.unpacked if (p := self._under(inside, pure))), None)
+        if path is None:
             raise ValueError(f"the image {shown(name)} is neither under {self.folder} nor in its archives")
-        return found
+        return path
 
     @staticmethod
     def _under(folder: Path, pure: PurePosixPath) -> Path | None:
@@ -57,14 +61,14 @@ class Images:
 
 
 def archives(folder: Path) -> list[list[Path]]:
-    """The archives in a folder and in its folders, the parts of a split one together and in order."""
+    """The archives under a folder; the parts of a split archive form one list, in order."""
     split: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        found = PART.fullmatch(path.name)
+        part = PART.fullmatch(path.name)
         if not path.is_file() or path.name.startswith("."):
             continue
         if ARCHIVE.search(path.name):
             split[str(path)].append(path)
-        elif found:
-            split[str(path.parent / found[1])].append(path)
+        elif part:
+            split[str(path.parent / part[1])].append(path)
     return list(split.values())
