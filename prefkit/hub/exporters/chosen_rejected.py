@@ -18,11 +18,10 @@ class ChosenRejectedOptions:
     prompt: str = "prompt"
 
 
+@dataclass(frozen=True)
 class ChosenRejected:
+    options: ChosenRejectedOptions
     Options = ChosenRejectedOptions
-
-    def __init__(self, options: ChosenRejectedOptions) -> None:
-        self.options = options
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         from datasets import Image, Value

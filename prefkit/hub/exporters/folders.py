@@ -23,11 +23,10 @@ class FoldersOptions:
     caption: str = ".txt"
 
 
+@dataclass(frozen=True)
 class Folders:
+    options: FoldersOptions
     Options = FoldersOptions
-
-    def __init__(self, options: FoldersOptions) -> None:
-        self.options = options
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         """Write OUT/SPLIT/w/0000001.png and OUT/SPLIT/l/0000001.png; OUT/SPLIT/simpletuner.json names both folders."""

@@ -20,11 +20,10 @@ class RapidataOptions:
     votes: int = 1
 
 
+@dataclass(frozen=True)
 class Rapidata:
+    options: RapidataOptions
     Options = RapidataOptions
-
-    def __init__(self, options: RapidataOptions) -> None:
-        self.options = options
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         from datasets import Image, Value

@@ -20,11 +20,10 @@ class TrlJudgeOptions:
     )
 
 
+@dataclass(frozen=True)
 class TrlJudge:
+    options: TrlJudgeOptions
     Options = TrlJudgeOptions
-
-    def __init__(self, options: TrlJudgeOptions) -> None:
-        self.options = options
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         from datasets import Image, List, Value

@@ -20,11 +20,10 @@ class UnpairedOptions:
     once: bool = True
 
 
+@dataclass(frozen=True)
 class Unpaired:
+    options: UnpairedOptions
     Options = UnpairedOptions
-
-    def __init__(self, options: UnpairedOptions) -> None:
-        self.options = options
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         from datasets import Image, Value

@@ -53,6 +53,16 @@ class Folder:
         """The part of a path that an image shares with its caption and its partner."""
         return nfc(path.relative_to(self.folder).with_suffix("").as_posix())
 
+    def by_key(self) -> tuple[dict[str, Path], list[Item]]:
+        """The images by key, and an error for every image whose key is taken."""
+        images: dict[str, Path] = {}
+        errors = []
+        for path in self.images:
+            other = images.setdefault(self.key(path), path)
+            if other != path:
+                errors.append(Item(str(path), error=f"{other} has the same name, so the pair is ambiguous"))
+        return images, errors
+
     def caption(self, key: str) -> str | None:
         """The caption of an image; None if it is missing or empty. Raises ValueError for one that cannot be read."""
         return (_text(self.captions[key]) or None) if key in self.captions else None
@@ -62,11 +72,10 @@ class Folder:
         return next((self.captions[key] for key in self.captions if key.casefold() == "prompt"), None)
 
 
+@dataclass(frozen=True)
 class Folders:
+    options: FoldersOptions
     Options = FoldersOptions
-
-    def __init__(self, options: FoldersOptions) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:
@@ -99,24 +108,18 @@ class Folders:
         _leave_others(path, sides, work.leave_out)
 
     def _paired(self, win: Folder, lose: Folder, leave_out: LeaveOut) -> Iterator[Item]:
-        others: dict[str, Path] = {}
-        for path in lose.images:
-            if others.setdefault(lose.key(path), path) != path:
-                yield _twice(path, others[lose.key(path)])
-        seen: dict[str, Path] = {}
-        for path in win.images:
-            key = win.key(path)
-            if seen.setdefault(key, path) != path:
-                yield _twice(path, seen[key])
-            elif key not in others:
-                yield Item(str(path), error=f"{lose.folder} has no image of this name")
+        (winners, ambiguous), (losers, others) = win.by_key(), lose.by_key()
+        yield from (*others, *ambiguous)
+        for key, path in winners.items():
+            if key in losers:
+                yield _item(path, partial(self._prompt, key, win, lose, leave_out), [path, losers[key]])
             else:
-                yield _item(path, partial(self._prompt, key, win, lose, leave_out), [path, others[key]])
-        for key, other in others.items():
-            if key not in seen:
-                yield Item(str(other), error=f"{win.folder} has no image of this name")
+                yield Item(str(path), error=f"{lose.folder} has no image of this name")
+        for key, path in losers.items():
+            if key not in winners:
+                yield Item(str(path), error=f"{win.folder} has no image of this name")
         for folder in (win, lose):
-            _leave_captions(folder, {*seen, *others}, leave_out)
+            _leave_captions(folder, {*winners, *losers}, leave_out)
 
     def _prompt(self, key: str, win: Folder, lose: Folder, leave_out: LeaveOut) -> str | None:
         first, second = win.caption(key), lose.caption(key)
@@ -125,35 +128,41 @@ class Folders:
         return first or second or self.options.prompt
 
     def _by_prompt(self, path: Path, leave_out: LeaveOut) -> Iterator[Item]:
-        inner = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        bare = Folder(path, sorted(p for p in path.iterdir() if not p.is_dir() and p.name[0] != "."), leave_out)
+        visible = sorted(p for p in path.iterdir() if p.name[0] != ".")
+        bare = Folder(path, [p for p in visible if not p.is_dir()], leave_out)
+        inner = [p for p in visible if p.is_dir()]
         if not inner and not bare.images:
             raise UsageError(
-                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Name them with --win and --lose."
+                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Name the two folders with --win and --lose."
             )
-        for image in bare.images:
-            yield _item(image, partial(self._prompt_of, image, bare, None, None), [image])
-        _leave_captions(bare, {bare.key(image) for image in bare.images}, leave_out)
-        became: dict[str, str] = {}
-        for place in inner:
-            folder = Folder(place, files_under(place, leave_out, [path]), leave_out)
-            written = folder.common()
-            for image in folder.images:
-                yield _item(image, partial(self._prompt_of, image, folder, written, became), [image])
-            used = {folder.key(image) for image in folder.images} | ({folder.key(written)} if written else set())
-            _leave_captions(folder, used, leave_out)
-        _note_prompts(became)
+        yield from self._images(bare, None, None, leave_out)
+        prompts: dict[str, str] = {}  # read from names of folders
+        for subfolder in inner:
+            folder = Folder(subfolder, files_under(subfolder, leave_out, [path]), leave_out)
+            yield from self._images(folder, folder.common(), prompts, leave_out)
+        lines = [f"{shown(name)!r} -> {shown(prompt)!r}" for name, prompt in list(prompts.items())[:SHOWN]]
+        if lines:
+            more = f" and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else ""
+            dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, prompts)) else ""
+            note(f"names of folders became prompts: {', '.join(lines)}{more}{dropped}")
+
+    def _images(
+        self, folder: Folder, common: Path | None, prompts: dict[str, str] | None, leave_out: LeaveOut
+    ) -> Iterator[Item]:
+        for image in folder.images:
+            yield _item(image, partial(self._prompt_of, image, folder, common, prompts), [image])
+        used = {folder.key(path) for path in (*folder.images, *([common] if common else []))}
+        _leave_captions(folder, used, leave_out)
 
     def _prompt_of(
-        self, image: Path, folder: Folder, written: Path | None, became: dict[str, str] | None
+        self, image: Path, folder: Folder, common: Path | None, prompts: dict[str, str] | None
     ) -> str | None:
-        """The image's caption, its folder's prompt.txt, --prompt, or the folder's name, which is noted in `became`."""
+        """The image's caption, its folder's prompt.txt, --prompt, or the folder's name, which is noted in `prompts`."""
         caption = folder.caption(folder.key(image))
-        if caption or written or self.options.prompt or became is None:
-            return caption or (_text(written) if written else self.options.prompt)
+        if caption or common or self.options.prompt or prompts is None:
+            return caption or (_text(common) if common else self.options.prompt)
         name = folder.folder.name
-        became[name] = REPEATS.sub("", name).replace("_", " ")
-        return became[name]
+        return prompts.setdefault(name, REPEATS.sub("", name).replace("_", " "))
 
 
 def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> Item:
@@ -168,19 +177,6 @@ def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> 
         return Item(str(where), Asked(text), (Picture("image", path=images[0]),))
     pictures = (Picture("w", path=images[0]), Picture("l", path=images[1]))
     return Item(str(where), Asked(text), pictures, (Comparison("w", "l", "a", "people"),))
-
-
-def _twice(path: Path, other: Path) -> Item:
-    return Item(str(path), error=f"{other} has the same name, so the pair is ambiguous")
-
-
-def _note_prompts(became: dict[str, str]) -> None:
-    """Note the prompts that were read from names of folders."""
-    lines = [f"{shown(name)!r} -> {shown(prompt)!r}" for name, prompt in list(became.items())[:SHOWN]]
-    if lines:
-        more = f" and {len(became) - SHOWN} more" if len(became) > SHOWN else ""
-        dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, became)) else ""
-        note(f"names of folders became prompts: {', '.join(lines)}{more}{dropped}")
 
 
 def _leave_captions(folder: Folder, used: set[str], leave_out: LeaveOut) -> None:

@@ -25,11 +25,10 @@ class HPDv2Options:
     images: str | None = None
 
 
+@dataclass(frozen=True)
 class HPDv2:
+    options: HPDv2Options
     Options = HPDv2Options
-
-    def __init__(self, options: HPDv2Options) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:

@@ -24,11 +24,10 @@ class HPDv3Options:
     images: str | None = None
 
 
+@dataclass(frozen=True)
 class HPDv3:
+    options: HPDv3Options
     Options = HPDv3Options
-
-    def __init__(self, options: HPDv3Options) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:

@@ -26,11 +26,10 @@ class ImageRewardDBOptions:
     images: str | None = None
 
 
+@dataclass(frozen=True)
 class ImageRewardDB:
+    options: ImageRewardDBOptions
     Options = ImageRewardDBOptions
-
-    def __init__(self, options: ImageRewardDBOptions) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:

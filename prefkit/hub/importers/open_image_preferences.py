@@ -21,11 +21,10 @@ class OpenImagePreferencesOptions:
     prompt: str = "prompt"
 
 
+@dataclass(frozen=True)
 class OpenImagePreferences:
+    options: OpenImagePreferencesOptions
     Options = OpenImagePreferencesOptions
-
-    def __init__(self, options: OpenImagePreferencesOptions) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:

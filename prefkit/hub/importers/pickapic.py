@@ -24,11 +24,10 @@ class PickAPicOptions:
     caption: str = "caption"
 
 
+@dataclass(frozen=True)
 class PickAPic:
+    options: PickAPicOptions
     Options = PickAPicOptions
-
-    def __init__(self, options: PickAPicOptions) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:

@@ -21,11 +21,10 @@ class RapidataOptions:
     aspect: str | None = None
 
 
+@dataclass(frozen=True)
 class Rapidata:
+    options: RapidataOptions
     Options = RapidataOptions
-
-    def __init__(self, options: RapidataOptions) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:

@@ -8,8 +8,9 @@ import shutil
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -17,10 +18,12 @@ from prefkit.errors import UsageError
 from prefkit.types import digest
 
 MAX_MEMBER = 1 << 30
-MAX_RATIO = 200  # images hardly shrink; 1000 and more is what bombs do
-FREE_RATIO_BYTES = 64 << 20  # a text file may shrink by more, as long as it stays small
+MAX_RATIO = 200  # images hardly compress; bombs reach 1000 and more
+FREE_RATIO_BYTES = 64 << 20  # small text files may compress better
 MAX_MEMBERS = 20_000_000
 CHUNK = 1 << 20
+BY_HAND = "If you trust it, unpack it yourself and import the folder."
+Member = tuple[str, str, Callable[[], Any]]  # name; file, folder, special or encrypted; opens it
 
 
 @dataclass
@@ -32,17 +35,17 @@ class Budget:
     written: int = 0
     members: int = 0
 
-    def member(self, name: str) -> None:
+    def member(self) -> None:
         self.members += 1
         if self.members > MAX_MEMBERS:
-            raise UsageError(f"{self.name}: more than {MAX_MEMBERS} members. Unpack it yourself and import the folder.")
+            raise UsageError(f"{self.name}: more than {MAX_MEMBERS} members. {BY_HAND}")
 
     def spend(self, size: int, member: str) -> None:
         self.written += size
         if self.written > max(FREE_RATIO_BYTES, self.packed * MAX_RATIO):
             raise UsageError(
                 f"{self.name}: {member} makes it unpack to more than {MAX_RATIO} times its size; it looks like a bomb. "
-                "If you trust it, unpack it yourself and import the folder."
+                f"{BY_HAND}"
             )
 
 
@@ -52,11 +55,17 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
     budget = Budget(name, sum(path.stat().st_size for path in archives))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if len(archives) == 1 and zipfile.is_zipfile(archives[0]):
-            _zip(archives[0], folder, budget)
-        else:
-            with io.BufferedReader(Joined(archives), CHUNK) as stream:
-                _tar(stream, folder, budget)
+        zipped = len(archives) == 1 and zipfile.is_zipfile(archives[0])
+        for member, kind, opened in _zip(archives[0]) if zipped else _tar(archives):
+            budget.member()
+            if kind == "encrypted":
+                raise UsageError(f"{name}: {member} is encrypted. {BY_HAND}")
+            if kind == "special":
+                raise UsageError(f"{name}: {member} is a link or a device, which datasets do not need. Refused.")
+            if kind == "file":
+                target = _target(folder, member, name)
+                with opened() as source:
+                    _copy(source, target, budget, member)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
@@ -70,37 +79,19 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
         raise
 
 
-def _zip(path: Path, folder: Path, budget: Budget) -> None:
+def _zip(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            budget.member(info.filename)
-            if info.is_dir():
-                continue
-            if info.flag_bits & 1:
-                raise UsageError(
-                    f"{budget.name}: {info.filename} is encrypted. Unpack it yourself and import the folder."
-                )
-            if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-                raise _link(budget, info.filename)
-            with archive.open(info) as source:
-                _copy(source, _target(folder, info.filename, budget.name), budget, info.filename)
+            regular = (info.external_attr >> 16) & 0o170000 in (0, 0o100000)
+            kind = "encrypted" if info.flag_bits & 1 else "file" if regular else "special"
+            yield info.filename, "folder" if info.is_dir() else kind, partial(archive.open, info)
 
 
-def _tar(stream: Any, folder: Path, budget: Budget) -> None:
-    with tarfile.open(fileobj=stream, mode="r|*") as archive:
+def _tar(archives: Sequence[Path]) -> Iterator[Member]:
+    with io.BufferedReader(Joined(archives), CHUNK) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
         for info in archive:
-            budget.member(info.name)
-            if info.isdir():
-                continue
-            if not info.isreg():
-                raise _link(budget, info.name)
-            source = archive.extractfile(info)
-            assert source is not None  # a regular file
-            _copy(source, _target(folder, info.name, budget.name), budget, info.name)
-
-
-def _link(budget: Budget, member: str) -> UsageError:
-    return UsageError(f"{budget.name}: {member} is a link or a device, which datasets do not need. Refused.")
+            kind = "folder" if info.isdir() else "file" if info.isreg() else "special"
+            yield info.name, kind, partial(archive.extractfile, info)
 
 
 def _target(folder: Path, name: str, archive: str) -> Path:
@@ -134,17 +125,14 @@ class Joined(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while True:
-            if self.file is None:
-                if not self.remaining:
-                    return 0
-                self.file = self.remaining.pop(0).open("rb")
-            data = self.file.read(len(buffer))
-            if data:
+        while self.file is not None or self.remaining:
+            self.file = self.file or self.remaining.pop(0).open("rb")
+            if data := self.file.read(len(buffer)):
                 buffer[: len(data)] = data
                 return len(data)
             self.file.close()
             self.file = None
+        return 0
 
     def close(self) -> None:
         if self.file is not None:
