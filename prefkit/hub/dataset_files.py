@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError, UsageError
+from prefkit.hub.pair_reader import pair_image
 from prefkit.hub.takedown import Removed
-from prefkit.images import shown
 from prefkit.store.parquet import Shards, read_rows
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
@@ -140,21 +140,15 @@ class _Stage:
 
     def copied(self, config: str, files: list[Path]) -> Iterator[dict[str, Any]]:
         """The rows of `files`, with embedded images."""
-        images = [name for name in _schema(files).names if name in ("jpg_0", "jpg_1")]
+        sides = [i for i in (0, 1) if f"jpg_{i}" in _schema(files).names]
         for row in _rows(files):
             if self.removed.hits({k: v for k, v in row.items() if k != "caption"}):
                 self.staged.dropped[config] = self.staged.dropped.get(config, 0) + 1
             else:
-                yield row | {name: self._image(row, name) for name in images}
+                yield row | {f"jpg_{i}": pair_image(row, i, self._candidate_image) for i in sides}
 
-    def _image(self, row: dict[str, Any], name: str) -> bytes | None:
-        stored = row.get(name)
-        if isinstance(stored, dict):  # the struct in which datasets stores images
-            stored = stored.get("bytes")
-        candidate = row.get(name.replace("jpg", "candidate"))
-        if stored is None and candidate is not None and candidate in self.reader:
-            stored = self.reader.image(candidate)
-        return shown(stored) if isinstance(stored, bytes) else stored
+    def _candidate_image(self, cid: str) -> bytes | None:
+        return self.reader.image(cid) if cid in self.reader else None
 
     def pairs(self, name: str, split: str, files: list[Path]) -> Iterator[dict[str, Any]]:
         """The pairs of a split; notes their gaps and requests, and the pairs of the first split that the card shows."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,6 @@ class Pairs:
         self.run = run_of(self.folder)
         if self.run is not None:
             use_background(self.run.folder)
-        self.reader: CandidateReader | None = None
         self.files: list[tuple[str, Path]] = []
         left: Counter[str] = Counter()
         for path in files_under(self.folder, lambda kind, count: left.update({kind: count})):
@@ -78,6 +78,13 @@ class Pairs:
             raise UsageError(
                 f"export: {self.folder} has no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."
             )
+
+    @cached_property
+    def reader(self) -> CandidateReader | None:
+        return CandidateReader(self.run) if self.run is not None else None
+
+    def _candidate_image(self, cid: str) -> bytes | None:
+        return self.reader.image(cid) if self.reader is not None else None
 
     def state(self) -> list[list[Any]]:
         """Path, size and modification time of every file, to detect changes."""
@@ -109,7 +116,12 @@ class Pairs:
                 ) from error
 
     def _pair(self, where: str, number: int, split: str, values: dict[str, Any]) -> PairOut:
-        images = [self._image(where, values, i) for i in (0, 1)]
+        images = []
+        for i in (0, 1):
+            image = pair_image(values, i, self._candidate_image)
+            if image is None:
+                raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row, or add the image.")
+            images.append(image)
         label, other = values["label_0"], values.get("label_1")
         if label not in (0, 1) or (other is not None and other != 1 - label):
             raise UsageError(
@@ -119,17 +131,15 @@ class Pairs:
         rest = {k: v for k, v in values.items() if k not in ("jpg_0", "jpg_1")}
         return PairOut(number, split, values["caption"] or "", images[side], images[1 - side], side, rest)
 
-    def _image(self, where: str, values: dict[str, Any], i: int) -> bytes:
-        image = values.get(f"jpg_{i}")
-        if isinstance(image, dict):
-            image = image.get("bytes")
-        if isinstance(image, bytes) and image:
-            return shown(image)
-        candidate = values.get(f"candidate_{i}")
-        if self.run is not None and candidate:
-            self.reader = self.reader or CandidateReader(self.run)
-            return shown(self.reader.image(candidate))
-        raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row, or add the image.")
+
+def pair_image(row: Mapping[str, Any], i: int, candidate_image: Callable[[str], bytes | None]) -> bytes | None:
+    """Image i of a stored pair: jpg_i (bytes, or the struct of datasets), else the image of candidate_i."""
+    image = row.get(f"jpg_{i}")
+    if isinstance(image, dict):
+        image = image.get("bytes")
+    if image is None and row.get(f"candidate_{i}") is not None:
+        image = candidate_image(row[f"candidate_{i}"])
+    return shown(image) if isinstance(image, bytes) and image else None
 
 
 def find(where: str) -> Path:

@@ -9,7 +9,9 @@ from typing import Any
 from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import write_rows
 
-TEXT = "For a judge: two images, the question of which is better for the prompt, and the right and the wrong answer."
+TEXT = (
+    "For a judge: two images, a question about which one is better for the prompt, and the right and the wrong answer."
+)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
+from prefkit.hub.importing.archives import Images
 from prefkit.hub.importing.cells import items, judge_name, ranked
-from prefkit.hub.importing.image_lookup import Images
 from prefkit.hub.importing.readers import Row, first, json_rows
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.hub.importing.walk import leave_rest

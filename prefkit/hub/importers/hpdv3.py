@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from prefkit.errors import UsageError
+from prefkit.hub.importing.archives import Images
 from prefkit.hub.importing.cells import items
-from prefkit.hub.importing.image_lookup import Images
 from prefkit.hub.importing.readers import Row, first, json_rows, split_of_name
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.hub.importing.walk import leave_rest

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 
 from prefkit.errors import UsageError
+from prefkit.hub.importing.archives import Images
 from prefkit.hub.importing.cells import FAULTS, image_cell, ranked, reason
-from prefkit.hub.importing.image_lookup import Images
 from prefkit.hub.importing.readers import Row, first, rows
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.hub.importing.walk import leave_rest

@@ -126,9 +126,7 @@ def _saved(path: Path) -> Iterator[Row]:
     saved = datasets.load_from_disk(str(path))
     parts = saved.items() if isinstance(saved, datasets.DatasetDict) else [(split_of_name(path.name), saved)]
     for split, table in parts:
-        for number, values in enumerate(_raw(table), 1):
-            where = f"{path} {split or ''} row {number}".replace("  ", " ")
-            yield Row(where, split, path, _plain(values, where))
+        yield from _dataset(table, f"{path} {split}" if split else str(path), split, path)
 
 
 def _hub(source: str) -> Iterator[Row]:
@@ -136,33 +134,28 @@ def _hub(source: str) -> Iterator[Row]:
 
     name, _, wanted = source.partition(":")
     try:
-        splits = [wanted] if wanted else datasets.get_dataset_split_names(name)
-        for split in splits:
+        for split in [wanted] if wanted else datasets.get_dataset_split_names(name):
             table = datasets.load_dataset(name, split=split, streaming=True)
-            for number, values in enumerate(_raw(table), 1):
-                where = f"{name}:{split} row {number}"
-                yield Row(where, split, None, _plain(values, where))
+            yield from _dataset(table, f"{name}:{split}", split, None)
     except UsageError:
         raise
-    except Exception as error:  # the library raises its own, the Hub's and the network's errors
+    except Exception as error:  # datasets raises its own, the Hub's and the network's errors
         text = " ".join(str(error).split())[:200]
         raise UsageError(
             f"import: {source} is neither a local path nor a dataset that could be loaded: {text}"
         ) from error
 
 
-def _plain(values: dict[str, Any], where: str) -> dict[str, Any]:
-    try:
-        return plain_row({nfc(name): value for name, value in values.items()})
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}.") from error
-
-
-def _raw(table: Any) -> Any:
-    """The table with encoded images instead of decoded ones."""
+def _dataset(table: Any, name: str, split: str | None, folder: Path | None) -> Iterator[Row]:
+    """The rows of a `datasets` table, with encoded instead of decoded images."""
     import datasets
 
-    for name, feature in (table.features or {}).items():
+    for column, feature in (table.features or {}).items():
         if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-    return table
+            table = table.cast_column(column, datasets.Image(decode=False))
+    for number, row in enumerate(table, 1):
+        try:
+            values = plain_row({nfc(column): value for column, value in row.items()})
+        except ValueError as error:
+            raise UsageError(f"{name} row {number}: {error}.") from error
+        yield Row(f"{name} row {number}", split, folder, values)

@@ -15,12 +15,11 @@ from prefkit import registry
 from prefkit.config import plugin_options
 from prefkit.errors import TooManyFailures, UsageError
 from prefkit.hub.importing.archives import Unpacker
-from prefkit.hub.importing.earlier import totals
 from prefkit.hub.importing.image_check import Checked, check
 from prefkit.hub.importing.index import RunIndex, merge_requests
 from prefkit.hub.importing.readers import HUB, SUFFIXES
 from prefkit.hub.importing.records import Item
-from prefkit.hub.importing.sink import Progress, Sink, trace
+from prefkit.hub.importing.sink import Progress, Sink, totals, trace
 from prefkit.hub.importing.walk import describe_skipped
 from prefkit.output import LINE_EVERY, message, note, warn
 from prefkit.paths import shown

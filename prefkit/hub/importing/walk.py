@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from prefkit.hub.importing.image_lookup import ARCHIVE, PART
+from prefkit.hub.importing.archives import ARCHIVE, PART
 from prefkit.hub.importing.records import Workplace
 from prefkit.paths import is_image_name, shown
 from prefkit.store.own import LITTER
