@@ -73,10 +73,10 @@ def pair_files(store: Store, name: str) -> dict[str, list[Path]]:
 
 
 def _check_split(where: str, split: str) -> None:
-    """Raises UsageError for a name that datasets refuses: one such split in any config makes every config unloadable."""
+    """Raises UsageError for a name that datasets refuses: a single such split makes every config unloadable."""
     if not SPLIT.fullmatch(split):
         raise UsageError(
-            f"{where}: datasets does not take {split!r} as the name of a split (letters, digits, underscore). "
+            f"{where}: datasets does not accept {split!r} as a split name (letters, digits, underscore). "
             "Rename the split in the requests' source and run `prefkit generate` and `prefkit pair` again."
         )
 
@@ -106,7 +106,7 @@ def _damaged(path: Path, error: Exception) -> StoreError:
 
 
 def _schema(files: list[Path]) -> pa.Schema:
-    """The schema of the first file, with jpg_0 and jpg_1 as bytes in front, also where the file only names candidates."""
+    """The schema of the first file, with jpg_0 and jpg_1 as bytes in front, even if the file only names candidates."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -212,7 +212,7 @@ class _Stage:
         return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
 
     def comparisons(self) -> None:
-        """Write the verdicts on candidates of the run, in the order of their ids. Times are not pushed, nor verdicts on
+        """Write the verdicts on candidates of the run, in the order of their ids; leave out their times, and verdicts on
         the images of an evaluation."""
         import pyarrow as pa
 

@@ -83,7 +83,10 @@ def push(
     """
     pairs, train = _choose(store, to, pairs, train)
     if remove and train:
-        raise UsageError("--remove applies to pairs: a model was already trained on the images. Push the pairs, then train again without them.")  # fmt: skip
+        raise UsageError(
+            "--remove applies to pairs; a model has already been trained on the images. Push the pairs with --remove, then "
+            "train again."
+        )
     with store.lock("push"):
         if remove:
             check_known(store, remove, store.pairs(pairs) if pairs else None)
@@ -93,11 +96,10 @@ def push(
         files = read_json(folder / MANIFEST).get("files", []) if (folder / MANIFEST).exists() else []
         refuse_strangers(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
         with whole_folder(folder, manifest=False) as new:
-            stage = (
-                _stage_model(store, train, to, new, licence)
-                if train
-                else _stage_pairs(store, str(pairs), to, new, remove, licence)
-            )
+            if train:
+                stage = _stage_model(store, train, to, new, licence)
+            else:
+                stage = _stage_pairs(store, str(pairs), to, new, remove, licence)
         staged = replace(stage, folder=folder)
         bound = facts.restricted(facts.licence_rows(store, facts.recipe_of(store)))
         if public and bound and not licence:
@@ -136,9 +138,7 @@ def _choose(store: Store, to: str, pairs: str | None, train: str | None) -> tupl
     names = store.names("pairs")
     if pairs is None and train is None and len(names) != 1:
         choices = f"pairs {', '.join(names) or 'none'}; trainings {', '.join(store.names('train')) or 'none'}"
-        raise UsageError(
-            f"push: choose what to push from {store.folder} with --pairs NAME or --train NAME ({choices})."
-        )
+        raise UsageError(f"push: choose a part of {store.folder} with --pairs NAME or --train NAME ({choices}).")
     return pairs or (None if train else names[0]), train
 
 
@@ -252,11 +252,8 @@ def _commit(remote: Remote, staged: Staged, head: str) -> tuple[str, bool]:
     merged = merge(existing, staged.metadata, staged.body)
     (staged.folder / CARD).write_text(merged, encoding="utf-8")
     wanted = dict(staged.files) | {CARD: (*local_hashes(staged.folder / CARD), 0)}
-    gone = (
-        sorted(path for path in _written(remote, head) if path not in wanted and path in present)
-        if MANIFEST in present
-        else []
-    )
+    written = _written(remote, head) if MANIFEST in present else []
+    gone = sorted(path for path in written if path not in wanted and path in present)
     differ = [path for path, (sha256, blob, _) in wanted.items() if present.get(path) not in (sha256, blob)]
     if not differ and not gone:
         return head, False

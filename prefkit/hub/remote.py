@@ -90,7 +90,9 @@ class Remote:
             refs = self.api.list_repo_refs(**self.where)
         others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
         if others:
-            output.warn(f"{self.to}: {', '.join(others)} still hold earlier commits; delete them to leave no history.")
+            output.warn(
+                f"{self.to}: {', '.join(others)} still hold earlier commits; delete them to remove the history."
+            )
         return self.head()
 
     @contextmanager

@@ -51,7 +51,7 @@ def removed(store: Store, more: Sequence[str] = ()) -> Removed:
 
 
 def check_known(store: Store, ids: Sequence[str], pairs: Path | None) -> None:
-    """Raises UsageError for an id that is in neither the candidates nor the pairs, because a takedown must not miss."""
+    """Raises UsageError for an id that is in neither the candidates nor the pairs."""
     files = _files(store)
     known = set(files) | set(files.values()) | (_named_in(pairs) if pairs is not None else set())
     unknown = [name for name in ids if name not in known]

@@ -69,7 +69,7 @@ def _splits(staged: Staged) -> dict[str, dict[str, int]]:
 def _metadata(
     to: str, staged: Staged, splits: Mapping[str, Mapping[str, int]], pairs: int, licence: str | None
 ) -> dict[str, Any]:
-    """The YAML: configs over the files, and the features that make a gallery of bytes."""
+    """The card's metadata: configs that list the files, and features that make images of byte columns."""
     configs = []
     for config in splits:
         folder = f"{config}/" if config in CONFIGS else ""
@@ -95,7 +95,7 @@ def _features(name: str, columns: Mapping[str, str], images: tuple[str, ...]) ->
 
 
 def _pairing(spec: Mapping[str, Any], tables: list[str]) -> list[dict[str, Any]]:
-    """The settings that chose the pairs; empty for pairs that came as pairs."""
+    """The settings that chose the pairs; empty for pairs that were imported as pairs."""
     if not spec:
         return []
     settings = {key: value for key, value in (spec.get("settings") or {}).items() if value not in (None, {}, [])}

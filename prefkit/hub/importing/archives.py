@@ -79,9 +79,8 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
         ) from error
     except Exception as error:
         if type(error).__module__ in ("zlib", "_lzma", "lzma"):
-            raise UsageError(
-                f"{name} is damaged ({error}), after {budget.members} members. Download it again."
-            ) from error
+            where = f"after {budget.members} members"
+            raise UsageError(f"{name} is damaged ({error}), {where}. Download it again.") from error
         raise
 
 
@@ -159,10 +158,10 @@ class Unpacker:
     def unpacked(self, archives: Sequence[Path]) -> Path:
         target = self.folder / digest([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in archives])
         if not target.exists():
-            partial = target.with_name(target.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            unpack(archives, partial)
-            os.replace(partial, target)
+            temporary = target.with_name(target.name + ".partial")
+            shutil.rmtree(temporary, ignore_errors=True)
+            unpack(archives, temporary)
+            os.replace(temporary, target)
         return target
 
     def clear(self) -> None:

@@ -188,7 +188,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
             f"import: {what['source']} has {number} rows now, {done} were imported as {progress.path.stem}. {other_name}"
         )
     if not number:
-        raise UsageError(f"import: {what['source']} holds nothing to import.")
+        raise UsageError(f"import: {what['source']} has no rows to import.")
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

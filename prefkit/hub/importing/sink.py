@@ -1,4 +1,4 @@
-"""Storage of an import: how far it is, and the rows that its items add to the tables of a run."""
+"""State of an import, and the rows that its items add to the tables of a run."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)  # item number -> where and why
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     pictures: int = 0  # of the usable items, including known images
-    whole: bool = (
-        False  # the import succeeded: failures within the limit, and pairs written where --pairs asks for them
-    )
+    whole: bool = False  # the import succeeded: few enough failures, and pairs written if --pairs was given
 
     @classmethod
     def open(cls, path: Path, what: Mapping[str, Any], store: Store) -> Progress:
@@ -160,7 +158,7 @@ class Sink:
         return cid
 
     def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str, counts: dict[str, int]) -> None:
-        """Add a verdict. Anonymous votes: a repeated vote on the same pair counts as a different annotator."""
+        """Add a verdict. A further anonymous vote on the same pair counts as another annotator's."""
         a, b = ids.get(c.id_a, c.id_a), ids.get(c.id_b, c.id_b)
         row = comparison_row(Comparison(**{**asdict(c), "id_a": a, "id_b": b}))
         self._table("comparisons", self.name)
