@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,19 +24,12 @@ class Removed:
     ids: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
 
-    def hits(self, row: Mapping[str, Any]) -> bool:
-        """True if a row of any config shows or names one of these images, also inside lists."""
-        return any(self._named(value) for value in row.values())
-
-    def _named(self, value: Any) -> bool:
+    def hits(self, value: Any) -> bool:
+        """True if a row shows or names one of these images, also inside lists and structs."""
         if isinstance(value, str):
             return value in self.ids or value in self.files
-        if isinstance(value, (list, tuple)):
-            return any(self._named(entry) for entry in value)
-        return isinstance(value, dict) and any(self._named(entry) for entry in value.values())
-
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.files)
+        entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        return any(map(self.hits, entries))
 
 
 def removed(store: Store, more: Sequence[str] = ()) -> Removed:

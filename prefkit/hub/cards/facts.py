@@ -160,7 +160,7 @@ def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, str]
 
 
 def binds_users(words: str, licence: str) -> str:
-    """ "yes", "no" or "unknown": does the licence bind anyone who uses the result?"""
+    """Answer `yes`, `no` or `unknown`: does the licence bind anyone who uses the result?"""
     return "yes" if RESTRICTED.search(words) else "no" if FREE.match(licence) else "unknown"
 
 

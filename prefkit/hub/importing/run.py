@@ -140,25 +140,23 @@ def _import(
 
 def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) -> None:
     """Store the items that are new, and retry those that failed. Raises UsageError where stored items have changed."""
-    done, stored_trace, failed_before = progress.done, progress.trace, dict(progress.failed)
+    done, stored_trace, retried = progress.done, progress.trace, set(progress.failed)
     number, new_trace, old_trace, last = 0, "", "", time.monotonic()
-    pictures, counts, failed = progress.pictures, dict(progress.counts), dict(progress.failed)
     other_name = "Give the changed source another --name."
 
     def save() -> None:
         sink.flush()
-        progress.done, progress.trace = max(number, done), new_trace if number >= done else stored_trace
-        progress.counts, progress.failed = {**counts, "items": progress.done}, dict(failed)
-        progress.pictures = pictures
+        progress.done = progress.counts["items"] = number
+        progress.trace = new_trace
         progress.save(what)
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             for batch in _batches(items, BATCH):
-                wanted = [n >= done or str(n) in failed_before for n in range(number, number + len(batch))]
+                wanted = [n >= done or str(n) in retried for n in range(number, number + len(batch))]
                 checks = pool.map(lambda pair: _check(*pair), zip(batch, wanted))
                 for n, item, use, (images, error) in zip(count(number), batch, wanted, checks):
-                    old_trace = trace(old_trace, item, str(n) not in failed_before)
+                    old_trace = trace(old_trace, item, str(n) not in retried)
                     if n + 1 == done and old_trace != stored_trace:
                         raise UsageError(
                             f"import: the first {done} rows of {what['source']} are not those that were imported as "
@@ -167,12 +165,12 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
                     number = n + 1
                     error = error or (sink.leak(item) if use else None)
                     if use and error:
-                        failed[str(n)] = f"{message(item.where, 240)}: {shown(error, 300)}"
+                        progress.failed[str(n)] = f"{message(item.where, 240)}: {shown(error, 300)}"
                     elif use:
-                        failed.pop(str(n), None)
-                        sink.put(n, item, images, counts)
-                        pictures += len(item.pictures)
-                    new_trace = trace(new_trace, item, str(n) not in failed)
+                        progress.failed.pop(str(n), None)
+                        sink.put(n, item, images, progress.counts)
+                        progress.pictures += len(item.pictures)
+                    new_trace = trace(new_trace, item, str(n) not in progress.failed)
                     if sink.full() and number >= done:
                         save()
                 if time.monotonic() - last > LINE_EVERY:
