@@ -64,16 +64,16 @@ class Pairs:
         if self.run is not None:
             use_background(self.run.folder)
         self.files: list[tuple[str, Path]] = []
-        left: Counter[str] = Counter()
-        for path in files_under(self.folder, lambda kind, count: left.update({kind: count})):
+        skipped: Counter[str] = Counter()
+        for path in files_under(self.folder, lambda kind, count: skipped.update({kind: count})):
             name = path.relative_to(self.folder)
             if path.suffix.lower() != ".parquet":
-                left[kind_of(path)] += 1
+                skipped[kind_of(path)] += 1
             elif not of_further_config(path, self.folder):
                 split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
                 self.files.append((split or split_of_name(name.as_posix()) or "train", path))
-        if left and self.run is None:
-            warn(f"{self.folder}: {describe_skipped(left)}")
+        if skipped and self.run is None:
+            warn(f"{self.folder}: {describe_skipped(skipped)}")
         if not self.files:
             raise UsageError(
                 f"export: {self.folder} has no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."

@@ -253,12 +253,12 @@ def _commit(remote: Remote, staged: Staged, head: str) -> tuple[str, bool]:
     (staged.folder / CARD).write_text(merged, encoding="utf-8")
     wanted = dict(staged.files) | {CARD: (*local_hashes(staged.folder / CARD), 0)}
     written = _written(remote, head) if MANIFEST in present else []
-    gone = sorted(path for path in written if path not in wanted and path in present)
+    obsolete = sorted(path for path in written if path not in wanted and path in present)
     differ = [path for path, (sha256, blob, _) in wanted.items() if present.get(path) not in (sha256, blob)]
-    if not differ and not gone:
+    if not differ and not obsolete:
         return head, False
-    output.note(f"push: {len(differ)} files to upload, {len(gone)} to remove")
-    return remote.upload(staged.folder, head, gone, f"prefkit push {staged.fingerprint}"), True
+    output.note(f"push: {len(differ)} files to upload, {len(obsolete)} to remove")
+    return remote.upload(staged.folder, head, obsolete, f"prefkit push {staged.fingerprint}"), True
 
 
 def _written(remote: Remote, head: str) -> list[str]:

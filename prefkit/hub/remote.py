@@ -64,10 +64,10 @@ class Remote:
         with self.errors(f"reading {path}"):
             return Path(self.api.hf_hub_download(self.to, path, repo_type=self.kind, revision=commit)).read_bytes()
 
-    def upload(self, folder: Path, parent: str, gone: Sequence[str], message: str) -> str:
+    def upload(self, folder: Path, parent: str, obsolete: Sequence[str], message: str) -> str:
         """Make one commit on top of `parent`. Raises ChangedUnderUs if the repository has a newer commit."""
         with self.errors("uploading"):
-            settings = {"commit_message": message, "parent_commit": parent, "delete_patterns": list(gone) or None}
+            settings = {"commit_message": message, "parent_commit": parent, "delete_patterns": list(obsolete) or None}
             info = self.api.upload_folder(**self.where, folder_path=folder, **settings)
         return str(getattr(info, "oid", None) or self.head())
 

@@ -168,11 +168,11 @@ def _evaluation(results: Mapping[str, Mapping[str, Any]], name: str) -> list[dic
     """A table row for each set, judge and model: the model itself, then its controls."""
     rows = []
     for evaluation, result in results.items():
-        which = {"eval": evaluation} if len(results) > 1 else {}
+        label = {"eval": evaluation} if len(results) > 1 else {}
         for set_name, models in _sets(result).items():
             for model in [name, *(m for m in models if m != name and _is_control(m, name))]:
                 verdicts = (models.get(model) or {}).items()
-                rows += [which | {"set": set_name, "model": model} | _verdict(judge, row) for judge, row in verdicts]
+                rows += [label | {"set": set_name, "model": model} | _verdict(judge, row) for judge, row in verdicts]
     return rows
 
 

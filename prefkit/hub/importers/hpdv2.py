@@ -11,7 +11,7 @@ from typing import Any
 from prefkit.errors import UsageError
 from prefkit.hub.importing.archives import Images
 from prefkit.hub.importing.cells import items, judge_name, ranked
-from prefkit.hub.importing.readers import Row, first, json_rows
+from prefkit.hub.importing.readers import Row, columns_of, json_rows
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.hub.importing.walk import leave_rest
 from prefkit.types import Comparison
@@ -32,7 +32,7 @@ class HPDv2:
 
     @staticmethod
     def sniff(source: Path) -> str | None:
-        rows = [set(first(file)) for file in _files(source)]
+        rows = [columns_of(file) for file in _files(source)]
         keys = next((row for row in rows if {"prompt"} < row), set())
         verdicts = keys & {"human_preference", "raw_annotations"} or {"rank", "image_path"} <= keys
         return (

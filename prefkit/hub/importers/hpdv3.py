@@ -10,7 +10,7 @@ from pathlib import Path
 from prefkit.errors import UsageError
 from prefkit.hub.importing.archives import Images
 from prefkit.hub.importing.cells import items
-from prefkit.hub.importing.readers import Row, first, json_rows, split_of_name
+from prefkit.hub.importing.readers import Row, columns_of, json_rows, split_of_name
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.hub.importing.walk import leave_rest
 from prefkit.types import Comparison
@@ -31,12 +31,12 @@ class HPDv3:
 
     @staticmethod
     def sniff(source: Path) -> str | None:
-        fits = any(set(first(file)) >= NEEDS for file in _files(source)[:4])
+        fits = any(columns_of(file) >= NEEDS for file in _files(source)[:4])
         return "its json has prompt, path1 and path2" if fits else None
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()
-        files = [file for file in _files(path) if NEEDS & set(first(file))] or _files(path)
+        files = [file for file in _files(path) if NEEDS & columns_of(file)] or _files(path)
         if not files:
             raise UsageError(f"import: {source} has no .json. Give the folder of HPDv3's files, or its json.")
         images = Images(path, self.options.images, work)

@@ -11,7 +11,7 @@ from pathlib import Path
 from prefkit.errors import UsageError
 from prefkit.hub.importing.archives import Images
 from prefkit.hub.importing.cells import FAULTS, image_cell, ranked, reason
-from prefkit.hub.importing.readers import Row, first, rows
+from prefkit.hub.importing.readers import Row, columns_of, rows
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
 from prefkit.hub.importing.walk import leave_rest
 from prefkit.types import Score
@@ -33,7 +33,7 @@ class ImageRewardDB:
 
     @staticmethod
     def sniff(source: Path) -> str | None:
-        fits = any(set(first(table)) >= NEEDS for table in _tables(source)[:4])
+        fits = any(columns_of(table) >= NEEDS for table in _tables(source)[:4])
         return "it has prompt_id, rank and overall_rating" if fits else None
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:

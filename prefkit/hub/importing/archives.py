@@ -146,14 +146,14 @@ class Joined(io.RawIOBase):
 
 
 class Unpacker:
-    """The Workplace of an import: unpacks each archive once under `folder`, and counts skipped files in `left`."""
+    """The Workplace of an import: unpacks each archive once under `folder`, and counts skipped files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.left: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
 
     def leave_out(self, kind: str, count: int) -> None:
-        self.left[kind] += count
+        self.skipped[kind] += count
 
     def unpacked(self, archives: Sequence[Path]) -> Path:
         target = self.folder / digest([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in archives])

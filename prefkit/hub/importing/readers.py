@@ -89,24 +89,24 @@ def split_of_name(name: str) -> str | None:
     return None if match is None else match[1] + (match[2] or "")
 
 
-def first(path: Path) -> dict[str, Any]:
-    """The first row of a table, for `sniff`; {} for a table that is empty or cannot be read."""
+def columns_of(path: Path) -> set[str]:
+    """The columns of a table, for `sniff`; empty for a table that is empty or cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
-            return dict.fromkeys(map(nfc, pq.read_schema(regular(path, str(path))).names))
+            return set(map(nfc, pq.read_schema(regular(path, str(path))).names))
         _check_suffix(path)
-        return next((row.values for row in read(path)), {})
+        return next((set(row.values) for row in read(path)), set())
     except Exception:  # reading the table later reports the error
-        return {}
+        return set()
 
 
 def parquet_columns(source: Path) -> set[str]:
     """Columns of the first Parquet table of a source, for `sniff`; empty if it has none."""
     if source.is_file():
-        return set(first(source)) if source.suffix == ".parquet" else set()
-    return set(first(files(source)[0])) if next(source.rglob("*.parquet"), None) else set()
+        return columns_of(source) if source.suffix == ".parquet" else set()
+    return columns_of(files(source)[0]) if next(source.rglob("*.parquet"), None) else set()
 
 
 def json_rows(file: Path, split: str | None) -> Iterator[Row]:

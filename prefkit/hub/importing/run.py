@@ -58,7 +58,7 @@ def run_import(
     options = plugin_options.options(plugin, dict(flags or {}), f"import --as {layout}")
     name = checked(name or layout)
     resolved = str(path.resolve()) if path.exists() else source
-    what = {"layout": layout, "source": resolved, "options": asdict(options), "keep": keep}
+    settings = {"layout": layout, "source": resolved, "options": asdict(options), "keep": keep}
     before = {p.name for p in store.folder.glob("*")} if store.folder.exists() else set()
     store = Store.create(store.folder)
     try:
@@ -69,12 +69,12 @@ def run_import(
                 from prefkit.hub.importing.pair_writer import check_place, write_pairs
 
                 check_place(store, name)
-            counts, progress = _import(store, plugin(options), source, name, what, test_share, keep)
+            counts, progress = _import(store, plugin(options), source, name, settings, test_share, keep)
             if pairs:
                 counts["pairs"] = write_pairs(store, name, test_share)
             failed = counts["failed"]
             progress.whole = failed <= max_failed * counts["items"]
-            progress.save(what)
+            progress.save(settings)
     except UsageError as error:
         store.undo(before)
         raise UsageError(message(str(error), LONGEST)) from error
@@ -107,18 +107,18 @@ def sniff(source: str) -> str:
 
 
 def _import(
-    store: Store, importer: Any, source: str, name: str, what: dict[str, Any], test_share: float, keep: bool
+    store: Store, importer: Any, source: str, name: str, settings: dict[str, Any], test_share: float, keep: bool
 ) -> tuple[dict[str, Any], Progress]:
     folder = store.folder / ".imports"
-    progress = Progress.open(folder / f"{name}.json", what, store)
+    progress = Progress.open(folder / f"{name}.json", settings, store)
     progress.whole = False
     index = RunIndex(folder / "known.sqlite")
     work = Unpacker(folder / f"{name}.unpacked")
-    spec = {"imported": what["layout"], "source": what["source"], "model": f"imported:{what['layout']}"}
+    spec = {"imported": settings["layout"], "source": settings["source"], "model": f"imported:{settings['layout']}"}
     sink = Sink(store, name, index, keep, test_share, spec)
     try:
         index.fill(store, name)
-        _stream(importer.read(source, work), sink, progress, what)
+        _stream(importer.read(source, work), sink, progress, settings)
         merge_requests(store, name)
         progress.counts |= totals(store, name, progress.pictures)
         work.clear()
@@ -129,16 +129,16 @@ def _import(
             f"{sink.repeated} ratings were left out: only an image's first rating under each name is stored. Average the "
             "ratings of several people before the import."
         )
-    if work.left:
-        warn(f"{source}: {describe_skipped(work.left)}")
+    if work.skipped:
+        warn(f"{source}: {describe_skipped(work.skipped)}")
     for text in list(progress.failed.values())[:SHOWN]:
         warn(text)
     if len(progress.failed) > SHOWN:
         warn(f"{len(progress.failed) - SHOWN} more rows could not be used; see {progress.path}.")
-    return {**progress.counts, "failed": len(progress.failed), "left_out": dict(sorted(work.left.items()))}, progress
+    return {**progress.counts, "failed": len(progress.failed), "left_out": dict(sorted(work.skipped.items()))}, progress
 
 
-def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) -> None:
+def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any) -> None:
     """Store the items that are new, and retry those that failed. Raises UsageError where stored items have changed."""
     done, stored_trace, retried = progress.done, progress.trace, set(progress.failed)
     number, new_trace, old_trace, last = 0, "", "", time.monotonic()
@@ -148,7 +148,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
         sink.flush()
         progress.done = progress.counts["items"] = number
         progress.trace = new_trace
-        progress.save(what)
+        progress.save(settings)
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:
@@ -159,7 +159,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
                     old_trace = trace(old_trace, item, str(n) not in retried)
                     if n + 1 == done and old_trace != stored_trace:
                         raise UsageError(
-                            f"import: the first {done} rows of {what['source']} are not those that were imported as "
+                            f"import: the first {done} rows of {settings['source']} are not those that were imported as "
                             f"{progress.path.stem}. {other_name}"
                         )
                     number = n + 1
@@ -183,10 +183,10 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) ->
                 close()
     if number < done:
         raise UsageError(
-            f"import: {what['source']} has {number} rows now, {done} were imported as {progress.path.stem}. {other_name}"
+            f"import: {settings['source']} has {number} rows now, {done} were imported as {progress.path.stem}. {other_name}"
         )
     if not number:
-        raise UsageError(f"import: {what['source']} has no rows to import.")
+        raise UsageError(f"import: {settings['source']} has no rows to import.")
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

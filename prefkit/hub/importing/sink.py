@@ -43,7 +43,7 @@ class Progress:
     whole: bool = False  # the import succeeded: few enough failures, and pairs written if --pairs was given
 
     @classmethod
-    def open(cls, path: Path, what: Mapping[str, Any], store: Store) -> Progress:
+    def open(cls, path: Path, settings: Mapping[str, Any], store: Store) -> Progress:
         """The state to resume. An import that stored nothing, or failed with other options, is discarded.
 
         Raises UsageError where NAME belongs to another import.
@@ -53,11 +53,11 @@ class Progress:
         state = read_json(path)
         earlier = state.pop("what")
         progress = cls(path, **{"whole": True} | state)  # states of earlier versions lack the key
-        if earlier == what:
+        if earlier == settings:
             progress.pictures = progress.pictures or progress.counts["candidates"] + progress.counts["known"]
             return progress
         if any(progress.counts[kind] for kind in STORED):
-            if progress.whole or earlier["source"] != what["source"]:
+            if progress.whole or earlier["source"] != settings["source"]:
                 raise UsageError(
                     f"import: {path.stem} is the name of an import of another source, or with other options. {REMEDY}"
                 )
@@ -66,9 +66,9 @@ class Progress:
         path.unlink()
         return cls(path)
 
-    def save(self, what: Mapping[str, Any]) -> None:
+    def save(self, settings: Mapping[str, Any]) -> None:
         state = {k: v for k, v in asdict(self).items() if k != "path"}
-        write_json(self.path, {"what": what, **state})
+        write_json(self.path, {"what": settings, **state})
 
 
 def trace(before: str, item: Item, used: bool) -> str:

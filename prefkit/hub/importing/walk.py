@@ -69,13 +69,13 @@ def kind_of(path: Path) -> str:
     return shown(path.suffix.lower(), 20) or "without a suffix"
 
 
-def describe_skipped(left: Mapping[str, int]) -> str:
+def describe_skipped(skipped: Mapping[str, int]) -> str:
     """A sentence: 3 files were skipped: 2 .heic (an image format that is not read; ...), 1 .mov."""
-    most = sorted(left.items(), key=lambda item: (-item[1], item[0]))
+    most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count} {kind}{_reason(kind)}" for kind, count in most[:KINDS]]
     if len(most) > KINDS:
         parts.append(f"{sum(count for _, count in most[KINDS:])} of other kinds")
-    total = sum(left.values())
+    total = sum(skipped.values())
     return f"{total} {'file was' if total == 1 else 'files were'} skipped: {', '.join(parts)}."
 
 
