@@ -63,23 +63,11 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
         "sheet": SHEET if sheet else None,
         "training": _training(spec, result, adapter, facts.base_of(recipe)),
         "evaluation": _evaluation(results, name),
-        "training_prompts": [
-            (set_name, count)
-            for r in results.values()
-            for set_name, count in ((r.get("settings") or {}).get("in_training") or {}).items()
-            if count
-        ],
-        "controls_known": any(r.get("controls") for r in results.values()),
+        "settings": [result.get("settings") or {} for result in results.values()],
         "missing_controls": _missing_controls(results, name, bool(online)),
         "trained_on": read_json(folder / TRAINED_ON) if (folder / TRAINED_ON).is_file() else None,
         "pairs": facts.clean_text(str(training.get("pairs") or "unknown")),
-        "verdicts": [{"used_for_pairs": row.get("used_for_pairs")} for row in verdicts],
-        "less_diverse": any(
-            row.get("diversity_base")
-            and row.get("diversity_tuned") is not None
-            and row["diversity_tuned"] < 0.9 * row["diversity_base"]
-            for row in verdicts
-        ),
+        "verdicts": verdicts,
     }
     body = render("model", values | facts.shared(store, recipe, "train", source, licence))
     return _metadata(recipe, training, adapter, licence), body
@@ -196,12 +184,11 @@ def _is_control(model: str, name: str) -> bool:
     return model in [f"{name}-{kind}" for kind in CONTROLS] or bool(re.fullmatch(r"base-[gs][\d.]+", model))
 
 
-def _missing_controls(results: Mapping[str, Mapping[str, Any]], name: str, online: bool) -> list[str]:
-    """The controls of this model that every evaluation misses."""
-    missing = [r["controls"].get("missing") or [] for r in results.values() if r.get("controls")]
+def _missing_controls(results: Mapping[str, Mapping[str, Any]], name: str, online: bool) -> list[str] | None:
+    """The controls of this model that every evaluation misses; None if no evaluation recorded its controls."""
+    missing = [result["controls"].get("missing") or [] for result in results.values() if result.get("controls")]
+    if not missing:
+        return None
     controls = [] if online else [f"{name}-{kind}" for kind in CONTROLS]
-    return [
-        text
-        for text in (missing[0] if missing else [])
-        if (text.startswith("base ") or text.partition(":")[0] in controls) and all(text in other for other in missing)
-    ]
+    relevant = [text for text in missing[0] if text.startswith("base ") or text.partition(":")[0] in controls]
+    return [text for text in relevant if all(text in others for others in missing)]

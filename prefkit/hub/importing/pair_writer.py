@@ -38,7 +38,7 @@ VOTE = (
 )
 
 
-def write_pairs(store: Store, name: str, test_share: float) -> dict[str, int]:
+def write_pairs(store: Store, name: str) -> dict[str, int]:
     """Replace pairs/NAME, atomically; return pairs per split. Raises UsageError if no verdict prefers an image."""
     path = store.folder / ".imports" / "tally.sqlite"
     base = sqlite3.connect(path, isolation_level=None)

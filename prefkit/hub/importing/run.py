@@ -71,7 +71,7 @@ def run_import(
                 check_place(store, name)
             counts, progress = _import(store, plugin(options), source, name, settings, test_share, keep)
             if pairs:
-                counts["pairs"] = write_pairs(store, name, test_share)
+                counts["pairs"] = write_pairs(store, name)
             failed = counts["failed"]
             progress.whole = failed <= max_failed * counts["items"]
             progress.save(settings)
