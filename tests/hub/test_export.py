@@ -187,7 +187,7 @@ def test_a_file_that_is_another_picture_now_is_not_handed_out(tmp_path):
     run_import(store, str(source), test_share=0)
     (source / "w" / "0.png").write_bytes(layouts.image(99))
     with pytest.raises(StoreError, match="0.png. is another one now"):
-        write_pairs(store, "folders", 0)
+        write_pairs(store, "folders")
 
 
 def test_verl_rows_hold_what_its_reader_asks(run, tmp_path):
