@@ -222,13 +222,14 @@ class _Stage:
             frame = self.store.comparisons(alias).frame([*texts, "probability"]).sort_values("id")
             frame = frame.astype(object).where(frame.notna(), None)
             known = frame.id_a.isin(self.reader.where) & frame.id_b.isin(self.reader.where)
-            rows += [row | {"table": alias} for row in frame[frame.outcome.notna() & known].to_dict("records")]
-        kept = [row for row in rows if not self.removed.hits({key: row[key] for key in ("id_a", "id_b")})]
-        if len(kept) < len(rows):
-            self.staged.dropped["comparisons"] = len(rows) - len(kept)
-        if kept:
+            kept = frame[frame.outcome.notna() & known].assign(table=alias)
+            rows += [{str(key): value for key, value in row.items()} for row in kept.to_dict("records")]
+        left = [row for row in rows if not self.removed.hits([row["id_a"], row["id_b"]])]
+        if len(left) < len(rows):
+            self.staged.dropped["comparisons"] = len(rows) - len(left)
+        if left:
             fields = [("table", pa.string()), *((name, pa.string()) for name in texts), ("probability", pa.float64())]
-            self.write("comparisons", "train", pa.schema(fields), kept)
+            self.write("comparisons", "train", pa.schema(fields), left)
 
 
 def _model_name(store: Store, generator: str) -> str:

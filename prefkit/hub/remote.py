@@ -67,8 +67,13 @@ class Remote:
     def upload(self, folder: Path, parent: str, obsolete: Sequence[str], message: str) -> str:
         """Make one commit on top of `parent`. Raises ChangedUnderUs if the repository has a newer commit."""
         with self.errors("uploading"):
-            settings = {"commit_message": message, "parent_commit": parent, "delete_patterns": list(obsolete) or None}
-            info = self.api.upload_folder(**self.where, folder_path=folder, **settings)
+            info = self.api.upload_folder(
+                **self.where,
+                folder_path=folder,
+                commit_message=message,
+                parent_commit=parent,
+                delete_patterns=list(obsolete) or None,
+            )
         return str(getattr(info, "oid", None) or self.head())
 
     def tags(self) -> list[str]:

@@ -118,7 +118,7 @@ def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     objective = settings["objective"] or {}
     use = objective.get("use") or "dpo"
     try:
-        defaults = (getattr(registry.load_class("objective", use), "Options", None) or dict)()
+        defaults: Any = (getattr(registry.load_class("objective", use), "Options", None) or dict)()
     except PrefkitError:  # an objective that cannot be imported here
         defaults = {}
     beta = {key: value for key, value in plain(defaults).items() if key == "beta"}

@@ -101,9 +101,9 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Rows as a Markdown table with the columns of all rows. Empty for no rows."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([markdown(row.get(name)) for name in columns] for row in rows)]
-    header, *body = (f"| {' | '.join(cells)} |" for cells in lines)
-    return Markup("\n".join([header, "|" + "---|" * len(columns), *body]) if rows else "")
+    body = ["| " + " | ".join(markdown(row.get(name)) for name in columns) + " |" for row in rows]
+    header = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return Markup("\n".join(header + body) if rows else "")
 
 
 def markdown(value: Any, longest: int = 300) -> Markup:
