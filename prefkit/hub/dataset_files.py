@@ -224,12 +224,12 @@ class _Stage:
             known = frame.id_a.isin(self.reader.where) & frame.id_b.isin(self.reader.where)
             kept = frame[frame.outcome.notna() & known].assign(table=alias)
             rows += [{str(key): value for key, value in row.items()} for row in kept.to_dict("records")]
-        left = [row for row in rows if not self.removed.hits([row["id_a"], row["id_b"]])]
-        if len(left) < len(rows):
-            self.staged.dropped["comparisons"] = len(rows) - len(left)
-        if left:
+        pushed = [row for row in rows if not self.removed.hits([row["id_a"], row["id_b"]])]
+        if len(pushed) < len(rows):
+            self.staged.dropped["comparisons"] = len(rows) - len(pushed)
+        if pushed:
             fields = [("table", pa.string()), *((name, pa.string()) for name in texts), ("probability", pa.float64())]
-            self.write("comparisons", "train", pa.schema(fields), left)
+            self.write("comparisons", "train", pa.schema(fields), pushed)
 
 
 def _model_name(store: Store, generator: str) -> str:
