@@ -23,8 +23,8 @@ from prefkit.hub.cards.contact_sheet import pair_sheet
 from prefkit.hub.cards.dataset_card import SHEET as PAIR_SHEET
 from prefkit.hub.cards.dataset_card import dataset_card
 from prefkit.hub.cards.model_card import SHEET as EVAL_SHEET
-from prefkit.hub.cards.model_card import TRAINED_ON, evaluations, model_card, result_folder, source_of
-from prefkit.hub.cards.template import dump_yaml, merge
+from prefkit.hub.cards.model_card import TRAINED_ON, evaluations, model_card, result_folder
+from prefkit.hub.cards.template import Card, dump_yaml, merge
 from prefkit.hub.dataset_files import stage_dataset
 from prefkit.hub.remote import ChangedUnderUs, Remote, local_hashes
 from prefkit.hub.takedown import check_known, removed, write_removals
@@ -49,12 +49,11 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Staged:
-    """A folder with all files, and the parts of its card. files: path -> (SHA-256, git blob SHA-1, bytes), no card."""
+    """A folder with all files of a push. files: path -> (SHA-256, git blob SHA-1, bytes), without the card."""
 
     folder: Path
     kind: str
-    metadata: Mapping[str, Any]
-    body: str
+    card: Card
     files: Mapping[str, tuple[str, str, int]]
     fingerprint: str
     dropped: Mapping[str, int]
@@ -146,8 +145,7 @@ def _stage_pairs(store: Store, name: str, to: str, folder: Path, remove: Sequenc
     staged = stage_dataset(store, name, folder, removed(store, remove))
     if staged.shown:
         pair_sheet(staged.shown, folder / PAIR_SHEET)
-    metadata, body = dataset_card(store, name, to, staged, licence)
-    return _finish(folder, facts.relevant(facts.recipe_of(store), "pair", name), metadata, body, staged.dropped)
+    return _finish(folder, dataset_card(store, name, to, staged, licence), staged.dropped)
 
 
 def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | None) -> Staged:
@@ -160,9 +158,7 @@ def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | 
     sheet = _compared(store, name)
     if sheet:
         pair_sheet(sheet, folder / EVAL_SHEET)
-    metadata, body = model_card(store, name, to, bool(sheet), licence)
-    recipe = facts.recipe_of(store)
-    return _finish(folder, facts.relevant(recipe, "train", source_of(name, recipe)), metadata, body, None)
+    return _finish(folder, model_card(store, name, to, bool(sheet), licence), None)
 
 
 def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
@@ -186,21 +182,19 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
     return []
 
 
-def _finish(
-    folder: Path, recipe: Mapping[str, Any], metadata: Any, body: str, dropped: Mapping[str, int] | None
-) -> Staged:
+def _finish(folder: Path, card: Card, dropped: Mapping[str, int] | None) -> Staged:
     """Add recipe, manifest and card to the data; the fingerprint covers all but the card. dropped: None for a model."""
     kind = "model" if dropped is None else "dataset"
-    if recipe:
-        (folder / "recipe.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
+    if card.recipe:
+        (folder / "recipe.yaml").write_text(dump_yaml(card.recipe), encoding="utf-8")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): (*local_hashes(path), path.stat().st_size) for path in paths}
     fingerprint = digest(kind, {path: sha for path, (sha, _, _) in files.items()}, length=40)
     manifest = {"fingerprint": fingerprint, "kind": kind, "files": sorted([*files, MANIFEST])}
     write_atomic(folder / MANIFEST, dump_json(manifest))
     files[MANIFEST] = (*local_hashes(folder / MANIFEST), (folder / MANIFEST).stat().st_size)
-    (folder / CARD).write_text(merge(None, metadata, body), encoding="utf-8")
-    return Staged(folder, kind, metadata, body, files, fingerprint, dropped or {})
+    (folder / CARD).write_text(merge(None, card.metadata, card.body), encoding="utf-8")
+    return Staged(folder, kind, card, files, fingerprint, dropped or {})
 
 
 def _plan(staged: Staged, to: str) -> dict[str, Any]:
@@ -249,7 +243,7 @@ def _commit(remote: Remote, staged: Staged, head: str) -> tuple[str, bool]:
     """Commit the staged files on top of `head`. Returns (commit, True if anything differed)."""
     present = remote.files(head)
     existing = remote.read(CARD, head).decode("utf-8", "replace") if CARD in present else None
-    merged = merge(existing, staged.metadata, staged.body)
+    merged = merge(existing, staged.card.metadata, staged.card.body)
     (staged.folder / CARD).write_text(merged, encoding="utf-8")
     wanted = dict(staged.files) | {CARD: (*local_hashes(staged.folder / CARD), 0)}
     written = _written(remote, head) if MANIFEST in present else []

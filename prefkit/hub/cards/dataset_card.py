@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefkit.hub.cards import facts
-from prefkit.hub.cards.template import render
+from prefkit.hub.cards.template import Card, render
 from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ CONFIGS = ("candidates", "comparisons", "ties", "lists")
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 
 
-def dataset_card(store: Store, name: str, to: str, staged: Staged, licence: str | None) -> tuple[dict[str, Any], str]:
-    """Metadata and body. Raises StoreError where the pairs' spec.json cannot be read."""
+def dataset_card(store: Store, name: str, to: str, staged: Staged, licence: str | None) -> Card:
+    """The card of pairs/NAME in the repository `to`. Raises StoreError where spec.json cannot be read."""
     folder, recipe = store.pairs(name), facts.recipe_of(store)
     stored = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     audit = read_json(folder / "audit.json") if (folder / "audit.json").exists() else {}
@@ -54,8 +54,8 @@ def dataset_card(store: Store, name: str, to: str, staged: Staged, licence: str 
         "chosen_by": [spec["scorers"][s] for s in spec.get("weights") or {} if s in (spec.get("scorers") or {})],
         "annotators": bool(store.names("comparisons")),
     }
-    body = render("dataset", values | facts.shared(store, recipe, "pair", name, licence))
-    return _metadata(to, staged, splits, pairs, licence), body
+    values |= facts.shared(store, recipe, "pair", name, licence)
+    return Card(_metadata(to, staged, splits, pairs, licence), render("dataset", values), values["recipe"])
 
 
 def _splits(staged: Staged) -> dict[str, dict[str, int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.hub.cards import facts
-from prefkit.hub.cards.template import render
+from prefkit.hub.cards.template import Card, render
 from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def result_folder(store: Store, name: str) -> Path:
     return final
 
 
-def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | None) -> tuple[dict[str, Any], str]:
-    """Metadata and body."""
+def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | None) -> Card:
+    """The card of train/NAME in the repository `to`. sheet: True if the contact sheet SHEET exists."""
     recipe, folder = facts.recipe_of(store), store.train(name)
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
@@ -69,8 +69,8 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
         "pairs": facts.clean_text(str(training.get("pairs") or "unknown")),
         "verdicts": verdicts,
     }
-    body = render("model", values | facts.shared(store, recipe, "train", source, licence))
-    return _metadata(recipe, training, adapter, licence), body
+    values |= facts.shared(store, recipe, "train", source, licence)
+    return Card(_metadata(recipe, training, adapter, licence), render("model", values), values["recipe"])
 
 
 def source_of(name: str, recipe: Mapping[str, Any]) -> str:

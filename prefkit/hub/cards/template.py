@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import yaml
@@ -20,6 +20,14 @@ BLOCK = re.compile(r"<!-- prefkit:begin.*?-->.*?<!-- prefkit:end -->", re.S)
 REPLACED = ("base_model", "base_model_relation", "library_name", "size_categories")
 PACKAGE = Path(__file__).parents[2]
 FOLDERS = (PACKAGE / "datasets_cards", PACKAGE.parent / "datasets_cards")  # in a wheel, in a checkout
+
+
+class Card(NamedTuple):
+    """Metadata (YAML) and body of a card, and the recipe that rebuilds what it describes."""
+
+    metadata: Mapping[str, Any]
+    body: str
+    recipe: Mapping[str, Any]
 
 
 def render(name: str, facts: Mapping[str, Any]) -> str:
