@@ -47,7 +47,11 @@ def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> St
     Raises UsageError (unknown pairs, a split that datasets refuses, no pair left) and StoreError (damaged files).
     """
     stage = _Stage(store, folder, removed)
-    for split, files in pair_files(store, name).items():
+    splits = {split: files for split, files in _by_split(store.pairs(name)).items() if split not in FURTHER}
+    if not splits:
+        known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
+        raise UsageError(f"{store.folder} has no pairs called {name!r}; it has: {known}.")
+    for split, files in splits.items():
         stage.write("default", split, _schema(files), stage.pairs(name, split, files))
     if not any(stage.staged.rows["default"].values()):
         raise UsageError(
@@ -59,26 +63,6 @@ def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> St
     stage.candidates()
     stage.comparisons()
     return stage.staged
-
-
-def pair_files(store: Store, name: str) -> dict[str, list[Path]]:
-    """Split -> files of the pairs. Raises UsageError."""
-    splits = {split: files for split, files in _by_split(store.pairs(name)).items() if split not in FURTHER}
-    if not splits:
-        known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
-        raise UsageError(f"{store.folder} has no pairs called {name!r}; it has: {known}.")
-    for split in splits:
-        _check_split(f"pairs {name}", split)
-    return splits
-
-
-def _check_split(where: str, split: str) -> None:
-    """Raises UsageError for a name that datasets refuses: a single such split makes every config unloadable."""
-    if not SPLIT.fullmatch(split):
-        raise UsageError(
-            f"{where}: datasets does not accept {split!r} as a split name (letters, digits, underscore). "
-            "Rename the split in the requests' source and run `prefkit generate` and `prefkit pair` again."
-        )
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
@@ -128,7 +112,12 @@ class _Stage:
         self.best: list[tuple[int, int, bytes, bytes]] = []  # heap of the pairs with the smallest hashes, largest first
 
     def write(self, config: str, split: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
-        _check_split(config, split)
+        if not SPLIT.fullmatch(split):  # a single such split makes every config unloadable
+            raise UsageError(
+                f"{'pairs' if config == 'default' else config}: datasets does not accept {split!r} as a split name (letters, "
+                "digits, underscore). Rename the split in the requests' source and run `prefkit generate` and `prefkit "
+                "pair` again."
+            )
         self.staged.columns[config] = {f.name: DTYPES.get(str(f.type), str(f.type)) for f in schema}
         folder = self.folder / split if config == "default" else self.folder / config / split
         splits = self.staged.rows.setdefault(config, {})

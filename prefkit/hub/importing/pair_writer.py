@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ DROP TABLE IF EXISTS pair;
 CREATE TABLE pair (n INTEGER PRIMARY KEY, a TEXT, b TEXT, share REAL, votes INTEGER, UNIQUE (a, b));
 BEGIN;
 """
+DECIDED = "SELECT a, b, share / votes FROM pair WHERE abs(share / votes - 0.5) >= 1e-9 ORDER BY n"
 VOTE = (
     "INSERT INTO pair (a, b, share, votes) VALUES (?, ?, ?, 1) "
     "ON CONFLICT (a, b) DO UPDATE SET share = share + excluded.share, votes = votes + 1"
@@ -43,21 +43,24 @@ def write_pairs(store: Store, name: str) -> dict[str, int]:
     path = store.folder / ".imports" / "tally.sqlite"
     base = sqlite3.connect(path, isolation_level=None)
     try:
+        ties = _tally(store, name, base)
         with whole_folder(store.pairs(name), manifest=False) as partial:
-            return _fill(store, name, partial, base)
+            counts = _write(store, partial, base)
+            if not counts:
+                raise UsageError(
+                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. Name the column with "
+                    "the winner (--as table: --map ...,winner=COLUMN), or omit --pairs."
+                )
+            _describe(name, counts, ties, partial)
+            check_place(store, name)  # again, because writing takes long
+            return counts
     finally:
         base.close()
         path.unlink(missing_ok=True)
 
 
-def _fill(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
-    ties = _tally(store, name, base)
-    counts = _write(store, name, partial, base)
-    if not counts:
-        raise UsageError(
-            f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. Name the column with the winner "
-            "(--as table: --map ...,winner=COLUMN), or omit --pairs."
-        )
+def _describe(name: str, counts: dict[str, int], ties: int, partial: Path) -> None:
+    """Write spec.json and README.md."""
     spec = {"settings": {"use": "imported verdicts"}, "weights": {}, "scorers": {}, "comparisons": name}
     totals = {"pairs": sum(counts.values()), "ties": ties, "splits": counts}
     write_json(partial / "spec.json", {"spec": spec, "counts": totals})
@@ -66,8 +69,6 @@ def _fill(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> d
         "are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, `caption` is the prompt."
     )
     card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts])
-    check_place(store, name)  # again: writing takes long
-    return counts
 
 
 def check_place(store: Store, name: str) -> None:
@@ -97,12 +98,13 @@ def _tally(store: Store, name: str, base: sqlite3.Connection) -> int:
     return base.execute("SELECT COUNT(*) FROM pair WHERE abs(share / votes - 0.5) < 1e-9").fetchone()[0]
 
 
-def _write(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
+def _write(store: Store, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
     reader = CandidateReader(store)
     requests = {row["request_id"]: (row["prompt"], row["split"]) for row in stored_requests(store)}
     schema = _schema()
     writers = BySplit(lambda split: Shards(partial / split, schema))
-    for a, b, p in _preferred(base):
+    for a, b, p in base.execute(DECIDED):
+        a, b, p = (a, b, p) if p > 0.5 else (b, a, 1 - p)  # the winner first
         rows = {cid: reader[cid] for cid in (a, b)}
         if rows[a]["request_id"] != rows[b]["request_id"]:
             continue
@@ -117,13 +119,6 @@ def _write(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> 
             pair |= {f"image_{i}_uid": rows[cid]["sha256"], f"seed_{i}": rows[cid]["seed"], f"model_{i}": model}
         writers[split].put(pair)
     return writers.close()
-
-
-def _preferred(base: sqlite3.Connection) -> Iterator[tuple[str, str, float]]:
-    """(winner, loser, the winner's fraction of the votes) of every pair without a tie."""
-    for a, b, share in base.execute("SELECT a, b, share / votes FROM pair ORDER BY n"):
-        if abs(share - 0.5) >= 1e-9:
-            yield (a, b, share) if share > 0.5 else (b, a, 1 - share)
 
 
 def _schema() -> pa.Schema:
