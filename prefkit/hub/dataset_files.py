@@ -114,9 +114,9 @@ class _Stage:
     def write(self, config: str, split: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
         if not SPLIT.fullmatch(split):  # a single such split makes every config unloadable
             raise UsageError(
-                f"{'pairs' if config == 'default' else config}: datasets does not accept {split!r} as a split name (letters, "
-                "digits, underscore). Rename the split in the requests' source and run `prefkit generate` and `prefkit "
-                "pair` again."
+                f"{'pairs' if config == 'default' else config}: datasets does not accept {split!r} as a split name "
+                "(letters, digits, underscore). Rename the split in the requests' source and run `prefkit generate` and "
+                "`prefkit pair` again."
             )
         self.staged.columns[config] = {f.name: DTYPES.get(str(f.type), str(f.type)) for f in schema}
         folder = self.folder / split if config == "default" else self.folder / config / split
@@ -201,8 +201,10 @@ class _Stage:
         return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
 
     def comparisons(self) -> None:
-        """Write the verdicts on candidates of the run, in the order of their ids; leave out their times, and verdicts on
-        the images of an evaluation."""
+        """Write the verdicts on candidates of the run, in the order of their ids.
+
+        Leaves out their times, and verdicts on the images of an evaluation.
+        """
         import pyarrow as pa
 
         texts = ("id", "id_a", "id_b", "outcome", "judge", "order", "aspect")

@@ -94,5 +94,5 @@ def _check(out: Path, overwrite: bool) -> None:
     if name is not None:
         why = "was added or changed since the export" if mark else "was not written by prefkit export"
         raise UsageError(
-            f"export: {out / name} {why}, so --overwrite does not replace {out}. Remove it yourself, or give another folder."
+            f"export: {out / name} {why}, so --overwrite does not replace {out}. Remove it, or give another folder."
         )

@@ -92,7 +92,7 @@ class Pairs:
         return [[p.relative_to(self.folder).as_posix(), s.st_size, s.st_mtime_ns] for p, s in stats]
 
     def rows(self) -> Iterator[PairOut]:
-        """Stream the pairs. Raises UsageError naming file and row: a missing column or image, labels without a winner."""
+        """Stream the pairs. Raises UsageError with file and row: a missing column or image, labels without a winner."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

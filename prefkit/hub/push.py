@@ -1,8 +1,8 @@
 """Push of a run's pairs or trained model to a repository on the Hub, private by default.
 
-Every file is written locally first (RUN/push/...), then compared with the repository; only a difference makes a commit, on
-top of the commit that was compared. prefkit.json in the repository lists the files that push wrote, so that a later push
-removes only those.
+Every file is written locally first (RUN/push/...), then compared with the repository; only a difference makes a commit,
+on top of the commit that was compared. prefkit.json in the repository lists the files that push wrote, so that a later
+push removes only those.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ def push(
     pairs, train = _choose(store, to, pairs, train)
     if remove and train:
         raise UsageError(
-            "--remove applies to pairs; a model has already been trained on the images. Push the pairs with --remove, then "
-            "train again."
+            "--remove applies to pairs; the model was already trained on the images. Push the pairs, then train again."
         )
     with store.lock("push"):
         if remove:
@@ -103,8 +102,8 @@ def push(
         bound = facts.restricted(facts.licence_rows(store, facts.recipe_of(store)))
         if public and bound and not licence:
             raise UsageError(
-                f"push --public: {', '.join(bound)} has terms that bind users of the result (see Licences in {folder / CARD}). "
-                "State your terms for publishing with --license ID, or push privately."
+                f"push --public: {', '.join(bound)} has terms that bind users of the result (see Licences in "
+                f"{folder / CARD}). State your terms for publishing with --license ID, or push privately."
             )
         plan = _plan(staged, to)
         if dry_run:
@@ -112,8 +111,8 @@ def push(
         sent = _send(Remote(to, staged.kind), staged, public, squash)
     if remove and not squash and sent["changed"]:
         output.warn(
-            f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push again with "
-            "--squash to remove the history, and check the repository's storage settings for unreferenced files."
+            f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push again "
+            "with --squash to remove the history, and check the repository's storage settings for unreferenced files."
         )
     return plan | sent
 
@@ -222,7 +221,7 @@ def _send(remote: Remote, staged: Staged, public: bool, squash: bool) -> dict[st
         except ChangedUnderUs as error:
             if attempt + 1 == TRIES:
                 raise ChangedUnderUs(
-                    f"{error} This happened {TRIES} times in a row: push again later. No change of others was overwritten."
+                    f"{error} This happened {TRIES} times in a row: push again later. Nothing was overwritten."
                 ) from error
             output.note(f"{remote.to} has changed in the meantime: reading it again.")
             time.sleep(0.5 * 2**attempt)
@@ -261,6 +260,6 @@ def _written(remote: Remote, head: str) -> list[str]:
         return [path for path in json.loads(remote.read(MANIFEST, head))["files"] if isinstance(path, str)]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{MANIFEST} of {remote.to}, the list of files that push wrote, could not be read ({error}). Restore it from an "
-            "earlier commit, or remove it and all data files from the repository, then push again."
+            f"{MANIFEST} of {remote.to}, the list of files that push wrote, could not be read ({error}). Restore it from "
+            "an earlier commit, or remove it and all data files from the repository, then push again."
         ) from error

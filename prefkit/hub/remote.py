@@ -33,7 +33,7 @@ class Remote:
         self.where: dict[str, Any] = {"repo_id": to, "repo_type": kind}
 
     def open(self, public: bool) -> tuple[str, bool]:
-        """Create the repository if it is missing (private unless `public`). Returns (head commit, True if it is private)."""
+        """Create the repository if it is missing, private unless `public`. Returns (head commit, True if private)."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         with self.errors("logging in"):

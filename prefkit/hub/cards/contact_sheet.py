@@ -14,7 +14,7 @@ GREEN, GREY, WHITE = (46, 160, 67), (160, 160, 160), (255, 255, 255)
 
 
 def pair_sheet(pairs: Sequence[tuple[bytes, bytes]], path: Path) -> None:
-    """Write pairs of encoded images, four pairs a row; the first image of a pair has a green edge, the second a grey one."""
+    """Write pairs of encoded images, four a row; the first image of a pair has a green edge, the second a grey one."""
     from PIL import Image
 
     pitch = CELL + 2 * GAP

@@ -21,8 +21,8 @@ QUERY = re.compile(r"(?i)([?&](?:[\w-]*(?:token|secret|passw|key|auth|credential
 PATH = re.compile(r"(~|/|file://|[A-Za-z]:\\)")
 #: licences that bind anyone who uses what was made with the part
 RESTRICTED = re.compile(
-    r"(?i)non[- ]?commercial|not? (for )?commercial|\bnc\b|-nc\b|smpl|research[- ](use[- ])?only|\ba?gpl|\bby-sa\b|s-lab|"
-    r"open[- ]?rail|community licen[cs]e|flux.*dev"
+    r"(?i)non[- ]?commercial|not? (for )?commercial|\bnc\b|-nc\b|smpl|research[- ](use[- ])?only|\ba?gpl|"
+    r"\bby-sa\b|s-lab|open[- ]?rail|community licen[cs]e|flux.*dev"
 )
 #: licences that require only their notice; the terms of any other are unknown here
 FREE = re.compile(r"(?i)(apache|mit\b|bsd|isc\b|zlib|cc0|unlicense|public domain)")
@@ -43,7 +43,7 @@ def shared(store: Store, recipe: Mapping[str, Any], section: str, name: str, lic
 
 
 def relevant(recipe: Mapping[str, Any], section: str, name: str) -> dict[str, Any]:
-    """The parts of a recipe that a result follows from: entry `name` of `section` (pair or train), and earlier stages."""
+    """The parts of a recipe that a result depends on: entry `name` of `section` (pair, train), and earlier stages."""
     stages = ("generate", "score", "pair", "train")
     keys = ("run", "model", "requests", *stages[: stages.index(section)])
     parts = {key: recipe[key] for key in keys if recipe.get(key)}
@@ -59,7 +59,7 @@ def recipe_of(store: Store) -> dict[str, Any]:
 
 
 def clean(value: Any, key: str = "") -> Any:
-    """Replace the values of secret-sounding keys by ***, absolute paths by their last part, and secrets in URLs by ***."""
+    """Replace values of secret-sounding keys by ***, absolute paths by their last part, and secrets in URLs by ***."""
     if isinstance(value, Mapping):
         inside = key if SECRET.search(key) else ""  # everything inside `credentials` is secret, under any key
         return {clean_text(k): clean(v, inside or str(k)) for k, v in value.items()}
@@ -143,7 +143,7 @@ def scorers(store: Store) -> list[dict[str, Any]]:
 
 
 def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The models, imports and scorers that went into a run: part, licence, and "binds", the verdict of `binds_users`."""
+    """The models, imports and scorers of a run, with their licence and, as "binds", the answer of `binds_users`."""
     parts = [(f"model {base_of(recipe)}", "see its page")] if (recipe.get("model") or {}).get("base") else []
     for name in store.names("candidates"):
         if layout := (store.candidates(name).spec() or {}).get("imported"):

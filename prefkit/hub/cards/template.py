@@ -81,7 +81,7 @@ def split(card: str) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise StoreError(
             "the metadata of the card in the repository (README.md) is not valid YAML: "
-            f"{' '.join(str(error).split())[:200]}. Fix it on the repository's page, then push again; nothing was changed."
+            f"{' '.join(str(error).split())[:200]}. Fix it on the Hub, then push again; nothing was changed."
         ) from error
     return parsed.data.to_dict(), parsed.text
 

@@ -7,6 +7,6 @@
 
     plugin = Mine
 
-`pairs.rows()` (prefkit/hub/pair_reader.py) streams the pairs with their images; an exporter holds only a few in memory. The
-core (prefkit/hub/export_run.py) moves the folder to its place after a complete export.
+`pairs.rows()` (prefkit/hub/pair_reader.py) streams the pairs with their images; an exporter holds only a few in memory.
+The core (prefkit/hub/export_run.py) moves the folder to its place after a complete export.
 """

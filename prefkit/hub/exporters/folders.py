@@ -69,7 +69,7 @@ def one_line(caption: str) -> str:
 
 
 def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
-    """(suffix, winner, loser): the original files if their suffixes agree, else PNGs. Readers match whole file names."""
+    """(suffix, winner, loser): the original files if their suffixes agree, else PNGs. Readers match full names."""
     suffixes = {suffix_of(pair.win), suffix_of(pair.lose)}
     if len(suffixes) == 1:
         return suffixes.pop(), pair.win, pair.lose

@@ -11,7 +11,7 @@ from prefkit.hub.importing.image_check import suffix_of
 from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import write_rows
 
-TEXT = "`image1` and `image2` for `prompt`, with the votes for each; a pair without counted votes is one vote for its winner."
+TEXT = "`image1` and `image2` for `prompt`, with the votes for each; without counted votes, the winner has one vote."
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows that train a judge with TRL's DPOTrainer on a vision model: images [A, B], a question, the right and wrong answer."""
+"""Rows that train a judge with TRL's DPOTrainer on a vision model: two images, a question, right and wrong answers."""
 
 from __future__ import annotations
 

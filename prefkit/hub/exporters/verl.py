@@ -44,14 +44,14 @@ class VerlOptions:
 
 
 class Verl:
-    """One Parquet file per split, and the images in a folder next to it: verl's image paths are relative to one file."""
+    """One Parquet file per split, and the images in a folder next to it: verl's paths are relative to the file."""
 
     Options = VerlOptions
 
     def __init__(self, options: VerlOptions) -> None:
         if not options.model:
             raise UsageError(
-                "export --as verl needs --model, the folder or Hub id of a Stable Diffusion 3, for latents and prompt embeddings."
+                "export --as verl needs --model, the folder or Hub id of a Stable Diffusion 3, to encode images and prompts."
             )
         if options.dtype not in ("float32", "bfloat16", "float16"):
             raise UsageError(f"export --as verl: --dtype {options.dtype} is not one of float32, bfloat16, float16.")
@@ -135,8 +135,9 @@ class Encoder:
 
         with torch.no_grad():
             tensors = self.pipe.encode_prompt(
-                prompt=[text], prompt_2=None, prompt_3=None, device=self.options.device, do_classifier_free_guidance=True,
-                negative_prompt=[self.options.negative_prompt], max_sequence_length=self.options.max_sequence_length,
+                prompt=[text], prompt_2=None, prompt_3=None, device=self.options.device,
+                do_classifier_free_guidance=True, negative_prompt=[self.options.negative_prompt],
+                max_sequence_length=self.options.max_sequence_length,
             )  # fmt: skip
         embeds, negative, pooled, negative_pooled = (tensor[0] for tensor in tensors)
         return {

@@ -17,7 +17,7 @@ WEIGHTED = "weighted_results_image{}_"
 
 @dataclass(frozen=True)
 class RapidataOptions:
-    #: the question, stored as the aspect of the verdicts (preference, alignment, coherence); null: from the column names
+    #: the question, stored as aspect of the verdicts (preference, alignment, coherence); null: from the columns
     aspect: str | None = None
 
 

@@ -56,7 +56,7 @@ class Budget:
 
 
 def unpack(archives: Sequence[Path], folder: Path) -> None:
-    """Unpack one archive, or the parts of a split tar in order, into `folder`. Raises UsageError with archive and member."""
+    """Unpack one archive, or the parts of a split tar in order. Raises UsageError naming archive and member."""
     name = str(archives[0])
     budget = Budget(name, sum(path.stat().st_size for path in archives))
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"{name} is damaged or not a zip or tar archive ({text}), after {budget.members} members. Download it again."
+            f"{name} is damaged or not an archive ({text}), after {budget.members} members. Download it again."
         ) from error
     except Exception as error:
         if type(error).__module__ in ("zlib", "_lzma", "lzma"):

@@ -36,7 +36,7 @@ def items(rows: Iterable[Row], item: Callable[[Row], Item]) -> Iterator[Item]:
 
 
 def reason(error: Exception) -> str:
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def picture(key: str, row: Row, column: str, model: str, seed: int | None = None) -> Picture:

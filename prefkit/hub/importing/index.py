@@ -31,7 +31,7 @@ COUNT = "INSERT INTO count VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET candidat
 
 
 class RunIndex:
-    """Ids of the requests, candidates, comparisons and scores of a run, in SQLite: its memory does not grow with the run.
+    """Ids of the requests, candidates, comparisons and scores of a run, in SQLite, so that memory stays constant.
 
     The index is a cache of the tables and is rebuilt at every start. Methods that add an id return True if it is new.
     """

@@ -48,8 +48,8 @@ def write_pairs(store: Store, name: str) -> dict[str, int]:
             counts = _write(store, partial, base)
             if not counts:
                 raise UsageError(
-                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. Name the column with "
-                    "the winner (--as table: --map ...,winner=COLUMN), or omit --pairs."
+                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. Name the winner's "
+                    "column (--as table: --map ...,winner=COLUMN), or omit --pairs."
                 )
             _describe(name, counts, ties, partial)
             check_place(store, name)  # again, because writing takes long
@@ -65,8 +65,9 @@ def _describe(name: str, counts: dict[str, int], ties: int, partial: Path) -> No
     totals = {"pairs": sum(counts.values()), "ties": ties, "splits": counts}
     write_json(partial / "spec.json", {"spec": spec, "counts": totals})
     text = (
-        f"Verdicts imported as {name}: the majority wins, `p` is its fraction of the votes, {ties} ties are left out. `jpg_0` and `jpg_1` "
-        "are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, `caption` is the prompt."
+        f"Verdicts imported as {name}: the majority wins, `p` is its fraction of the votes, {ties} ties are left out. "
+        "`jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, "
+        "`caption` is the prompt."
     )
     card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts])
 
@@ -78,7 +79,7 @@ def check_place(store: Store, name: str) -> None:
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     if files_in(folder) and spec.get("spec", {}).get("comparisons") != name:
         raise UsageError(
-            f"import --pairs: the pairs {name} of {store.folder} were not made by this import. Give the import another --name."
+            f"import --pairs: this import did not make the pairs {name} of {store.folder}. Give it another --name."
         )
 
 

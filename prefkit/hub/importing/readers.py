@@ -25,8 +25,8 @@ SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(
 class Row(NamedTuple):
     """A row of a table.
 
-    where: file, row number from 1, and line. split: from the name of the file or folder. folder: base of relative paths.
-    error: the reason why the row cannot be used.
+    where: file, row number from 1, and line. split: from the name of the file or folder. folder: base of relative
+    paths. error: the reason why the row cannot be used.
     """
 
     where: str

@@ -80,8 +80,8 @@ def run_import(
         raise UsageError(message(str(error), LONGEST)) from error
     if not progress.whole:
         raise TooManyFailures(
-            f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed {max_failed:g}; "
-            f"{progress.path} lists them. Fix the source and import it again: only these rows are read again.",
+            f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed "
+            f"{max_failed:g}; {progress.path} lists them. Fix the source and import it again: only these rows are read again.",
             counts,
         )
     return counts
@@ -126,8 +126,8 @@ def _import(
         index.close()
     if sink.repeated:
         warn(
-            f"{sink.repeated} ratings were left out: only an image's first rating under each name is stored. Average the "
-            "ratings of several people before the import."
+            f"{sink.repeated} ratings were left out: only an image's first rating under each name is stored. Average "
+            "the ratings of several people before the import."
         )
     if work.skipped:
         warn(f"{source}: {describe_skipped(work.skipped)}")
@@ -159,8 +159,8 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
                     old_trace = trace(old_trace, item, str(n) not in retried)
                     if n + 1 == done and old_trace != stored_trace:
                         raise UsageError(
-                            f"import: the first {done} rows of {settings['source']} are not those that were imported as "
-                            f"{progress.path.stem}. {other_name}"
+                            f"import: the first {done} rows of {settings['source']} are not those that were imported "
+                            f"as {progress.path.stem}. {other_name}"
                         )
                     number = n + 1
                     error = error or (sink.leak(item) if use else None)
@@ -183,7 +183,8 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
                 close()
     if number < done:
         raise UsageError(
-            f"import: {settings['source']} has {number} rows now, {done} were imported as {progress.path.stem}. {other_name}"
+            f"import: {settings['source']} has {number} rows now, but {done} were imported as {progress.path.stem}. "
+            f"{other_name}"
         )
     if not number:
         raise UsageError(f"import: {settings['source']} has no rows to import.")

@@ -82,7 +82,7 @@ def trace(before: str, item: Item, used: bool) -> str:
 
 
 class Sink:
-    """Turns items into rows, and rows into parts of the tables candidates/NAME, comparisons/NAME and scores/NAME.rating."""
+    """Turns items into rows of the tables candidates/NAME, comparisons/NAME and scores/NAME.rating."""
 
     def __init__(
         self, store: Store, name: str, index: RunIndex, keep: bool, test_share: float, spec: Mapping[str, Any]

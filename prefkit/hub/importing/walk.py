@@ -55,7 +55,7 @@ def _walk(folder: Path, chain: set[str], leave_out: LeaveOut) -> Iterator[Path]:
 
 
 def leave_rest(source: Path, taken: Iterable[Path], work: Workplace) -> None:
-    """Count the files of a source of tables that were not read, except its images and archives, which belong to rows."""
+    """Count the unread files of a source of tables, except its images and archives, which belong to rows."""
     if not source.is_dir():
         return
     read = {os.path.realpath(path) for path in taken}
