@@ -115,8 +115,8 @@ class _Stage:
         if not SPLIT.fullmatch(split):  # a single such split makes every config unloadable
             raise UsageError(
                 f"{'pairs' if config == 'default' else config}: datasets does not accept {split!r} as a split name "
-                "(letters, digits, underscore). Rename the split in the requests' source and run `prefkit generate` and "
-                "`prefkit pair` again."
+                "(letters, digits, underscore). Rename the split in the requests' source and run `prefkit generate` "
+                "and `prefkit pair` again."
             )
         self.staged.columns[config] = {f.name: DTYPES.get(str(f.type), str(f.type)) for f in schema}
         folder = self.folder / split if config == "default" else self.folder / config / split

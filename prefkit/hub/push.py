@@ -111,8 +111,8 @@ def push(
         sent = _send(Remote(to, staged.kind), staged, public, squash)
     if remove and not squash and sent["changed"]:
         output.warn(
-            f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push again "
-            "with --squash to remove the history, and check the repository's storage settings for unreferenced files."
+            f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push "
+            "again with --squash to remove the history, and check the repository's storage settings for unreferenced files."
         )
     return plan | sent
 
@@ -260,6 +260,6 @@ def _written(remote: Remote, head: str) -> list[str]:
         return [path for path in json.loads(remote.read(MANIFEST, head))["files"] if isinstance(path, str)]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{MANIFEST} of {remote.to}, the list of files that push wrote, could not be read ({error}). Restore it from "
-            "an earlier commit, or remove it and all data files from the repository, then push again."
+            f"{MANIFEST} of {remote.to}, the list of files that push wrote, could not be read ({error}). Restore it "
+            "from an earlier commit, or remove it and all data files from the repository, then push again."
         ) from error

@@ -133,7 +133,7 @@ class Folders:
         inner = [p for p in visible if p.is_dir()]
         if not inner and not bare.images:
             raise UsageError(
-                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Name both folders with --win and --lose."
+                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Give --win and --lose."
             )
         yield from self._images(bare, None, None, leave_out)
         prompts: dict[str, str] = {}  # read from names of folders
