@@ -112,7 +112,7 @@ def push(
     if remove and not squash and sent["changed"]:
         output.warn(
             f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push "
-            "again with --squash to remove the history, and check the repository's storage settings for unreferenced files."
+            "again with --squash to remove the history, and check the storage settings for unreferenced files."
         )
     return plan | sent
 

@@ -51,7 +51,7 @@ def check_known(store: Store, ids: Sequence[str], pairs: Path | None) -> None:
     if unknown:
         raise UsageError(
             f"--remove: {', '.join(unknown[:5])} is neither a candidate of {store.folder} nor an image of its pairs. "
-            "Give ids from column id of `candidates` (or candidate_0/candidate_1 of the pairs), or SHA-256 of image files."
+            "Give ids from column id of `candidates` (candidate_0/candidate_1 of the pairs), or SHA-256 of image files."
         )
 
 

@@ -83,7 +83,7 @@ def test_online_training_is_no_training_on_pairs(render):
 
     _, text = render(online)
     assert "trained by the rewards warmth of its own samples" in text and "online, samples | 4" in text
-    assert "rewarded by warmth: these are no judges" in text and "pairs were chosen" not in text
+    assert "rewarded by warmth: these are not independent judges" in text and "pairs were chosen" not in text
 
 
 def test_folders_here_are_no_repositories(render, tmp_path, monkeypatch):

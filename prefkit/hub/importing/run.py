@@ -81,7 +81,7 @@ def run_import(
     if not progress.whole:
         raise TooManyFailures(
             f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed "
-            f"{max_failed:g}; {progress.path} lists them. Fix the source and import it again: only these are read again.",
+            f"{max_failed:g}; {progress.path} lists them. Fix the source and import again: only they are read again.",
             counts,
         )
     return counts
