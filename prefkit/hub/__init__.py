@@ -1,1 +1,1 @@
-"""What comes in and what goes out: importers, exporters, cards, push."""
+"""Data in and out of a run: importers, exporters, cards, and push to the Hub."""

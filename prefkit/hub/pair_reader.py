@@ -1,17 +1,18 @@
-"""Pairs to export, streamed from RUN/pairs/NAME or any folder of Pick-a-Pic-like Parquet files."""
+"""Reader of the pairs to export: RUN/pairs/NAME, or any folder of Parquet files in Pick-a-Pic's columns."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from prefkit.config.reader import use_background
 from prefkit.errors import UsageError
 from prefkit.hub.importing.readers import of_further_config, split_of_name
-from prefkit.hub.importing.walk import files_under, kind_of, told
+from prefkit.hub.importing.walk import describe_skipped, files_under, kind_of
 from prefkit.images import shown
 from prefkit.output import warn
 from prefkit.store import Store
@@ -23,7 +24,10 @@ NEEDS = ("label_0", "caption")
 
 @dataclass(frozen=True)
 class PairOut:
-    """A pair with its images, encoded so that every decoder shows what scorers saw. side: which of image 0 and 1 won. columns: all that the row says, without the images."""
+    """A pair with its encoded images, in a form that every decoder shows as scorers saw it.
+
+    side: the index of the winner, 0 or 1. columns: the row without its images.
+    """
 
     number: int
     split: str
@@ -34,7 +38,7 @@ class PairOut:
     columns: Mapping[str, Any]
 
     def of(self, name: str, winner: bool) -> Any:
-        """A column with one value per side, as of('model', True) of model_0 and model_1."""
+        """The winner's or loser's value of a column pair: of("model", True) reads model_0 or model_1."""
         return self.columns.get(f"{name}_{self.side if winner else 1 - self.side}")
 
     def uid(self, winner: bool) -> str:
@@ -42,47 +46,53 @@ class PairOut:
 
     @property
     def p(self) -> float:
-        found = self.columns.get("p")
-        return 1.0 if found is None else float(found)
+        p = self.columns.get("p")
+        return 1.0 if p is None else float(p)
 
     @property
     def images(self) -> tuple[bytes, bytes]:
-        """In the order they are stored in, which says nothing about who won."""
+        """The images in stored order, which does not depend on the winner."""
         return (self.lose, self.win) if self.side else (self.win, self.lose)
 
 
 class Pairs:
-    """The pairs under a folder; `rows()` may be called again."""
+    """The pairs under a folder; `rows()` may be called repeatedly."""
 
     def __init__(self, where: str) -> None:
         self.folder = find(where)
         self.run = run_of(self.folder)
         if self.run is not None:
             use_background(self.run.folder)
-        self.reader: CandidateReader | None = None
         self.files: list[tuple[str, Path]] = []
-        left: Counter[str] = Counter()
-        for path in files_under(self.folder, lambda kind, count: left.update({kind: count})):
+        skipped: Counter[str] = Counter()
+        for path in files_under(self.folder, lambda kind, count: skipped.update({kind: count})):
             name = path.relative_to(self.folder)
             if path.suffix.lower() != ".parquet":
-                left[kind_of(path)] += 1
+                skipped[kind_of(path)] += 1
             elif not of_further_config(path, self.folder):
                 split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
                 self.files.append((split or split_of_name(name.as_posix()) or "train", path))
-        if left and self.run is None:
-            warn(f"{self.folder}: {told(left)}")
+        if skipped and self.run is None:
+            warn(f"{self.folder}: {describe_skipped(skipped)}")
         if not self.files:
             raise UsageError(
-                f"export: {self.folder} holds no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."
+                f"export: {self.folder} has no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."
             )
 
+    @cached_property
+    def reader(self) -> CandidateReader | None:
+        return CandidateReader(self.run) if self.run is not None else None
+
+    def _candidate_image(self, cid: str) -> bytes | None:
+        return self.reader.image(cid) if self.reader is not None else None
+
     def state(self) -> list[list[Any]]:
-        """What tells that the files are the same ones: path, bytes and time of change of each."""
-        found = [(path, path.stat()) for _, path in self.files]
-        return [[p.relative_to(self.folder).as_posix(), s.st_size, s.st_mtime_ns] for p, s in found]
+        """Path, size and modification time of every file, to detect changes."""
+        stats = [(path, path.stat()) for _, path in self.files]
+        return [[p.relative_to(self.folder).as_posix(), s.st_size, s.st_mtime_ns] for p, s in stats]
 
     def rows(self) -> Iterator[PairOut]:
-        """Raises UsageError naming file and row: no such column, an image that is missing, labels that prefer nothing."""
+        """Stream the pairs. Raises UsageError with file and row: a missing column or image, labels without a winner."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -92,7 +102,9 @@ class Pairs:
             try:
                 absent = [name for name in NEEDS if name not in pq.read_schema(path).names]
                 if absent:
-                    raise UsageError(f"export: {path} has no {', '.join(absent)}; pairs have {', '.join(NEEDS)}.")
+                    raise UsageError(
+                        f"export: {path} has no column {', '.join(absent)}; pairs need {', '.join(NEEDS)}."
+                    )
                 for values in read_rows(path):
                     row += 1
                     yield self._pair(f"{path} row {row}", number, split, values)
@@ -104,42 +116,47 @@ class Pairs:
                 ) from error
 
     def _pair(self, where: str, number: int, split: str, values: dict[str, Any]) -> PairOut:
-        images = [self._image(where, values, i) for i in (0, 1)]
+        images = []
+        for i in (0, 1):
+            image = pair_image(values, i, self._candidate_image)
+            if image is None:
+                raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row, or add the image.")
+            images.append(image)
         label, other = values["label_0"], values.get("label_1")
         if label not in (0, 1) or (other is not None and other != 1 - label):
             raise UsageError(
-                f"export: {where} has labels {label} and {other}; a pair prefers one (1 and 0). Remove the row."
+                f"export: {where} has labels {label} and {other}; a pair needs labels 1 and 0. Remove the row."
             )
         side = 0 if label == 1 else 1
         rest = {k: v for k, v in values.items() if k not in ("jpg_0", "jpg_1")}
         return PairOut(number, split, values["caption"] or "", images[side], images[1 - side], side, rest)
 
-    def _image(self, where: str, values: dict[str, Any], i: int) -> bytes:
-        found = values.get(f"jpg_{i}")
-        if isinstance(found, dict):
-            found = found.get("bytes")
-        if isinstance(found, bytes) and found:
-            return shown(found)
-        candidate = values.get(f"candidate_{i}")
-        if self.run is not None and candidate:
-            self.reader = self.reader or CandidateReader(self.run)
-            return shown(self.reader.image(candidate))
-        raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row or fill it in.")
+
+def pair_image(row: Mapping[str, Any], i: int, candidate_image: Callable[[str], bytes | None]) -> bytes | None:
+    """Image i of a stored pair: jpg_i (bytes, or the struct of datasets), else the image of candidate_i."""
+    image = row.get(f"jpg_{i}")
+    if isinstance(image, dict):
+        image = image.get("bytes")
+    if image is None and row.get(f"candidate_{i}") is not None:
+        image = candidate_image(row[f"candidate_{i}"])
+    return shown(image) if isinstance(image, bytes) and image else None
 
 
 def find(where: str) -> Path:
-    """RUN/pairs/NAME, RUN/NAME, RUN with a single pair set, or any folder of pairs. Raises UsageError."""
+    """The folder of pairs that `where` names: RUN/pairs/NAME, RUN/NAME, RUN with one pair set, or any folder of pairs.
+
+    Raises UsageError.
+    """
     path = Path(where).expanduser()
     if (path / "run.json").exists():
         names = Store(path).names("pairs")
         if len(names) == 1:
             return path / "pairs" / names[0]
-        raise UsageError(
-            f"export: {where} has {'the pairs ' + ', '.join(names) if names else 'no pairs yet; `prefkit pair` makes them'}."
-            + (f" Say which: {where}/{names[0]}." if names else "")
-        )
+        if not names:
+            raise UsageError(f"export: {where} has no pairs yet; `prefkit pair` makes them.")
+        raise UsageError(f"export: {where} has the pairs {', '.join(names)}. Choose one: {where}/{names[0]}.")
     if path.is_dir():
         return path
     if (path.parent / "pairs" / path.name).is_dir():
         return path.parent / "pairs" / path.name
-    raise UsageError(f"export: there are no pairs at {where}. Give RUN, RUN/NAME, or a folder of pairs.")
+    raise UsageError(f"export: found no pairs at {where}. Give RUN, RUN/NAME, or a folder of pairs.")

@@ -1,8 +1,8 @@
-"""push: pairs or a trained model of a run -> a repository on the Hub, private unless asked otherwise.
+"""Push of a run's pairs or trained model to a repository on the Hub, private by default.
 
-Every file is written locally first (RUN/push/...), then compared with what the repository holds; only a difference makes
-a commit, on top of the commit that was compared with. prefkit.json in the repository lists the files that push wrote,
-so that it removes what it once wrote and never what somebody else did.
+Every file is written locally first (RUN/push/...), then compared with the repository; only a difference makes a commit,
+on top of the commit that was compared. prefkit.json in the repository lists the files that push wrote, so that a later
+push removes only those.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from prefkit import output
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.cards import facts
-from prefkit.hub.cards import template as card
-from prefkit.hub.cards.contact_sheet import compared_sheet, pair_sheet
+from prefkit.hub.cards.contact_sheet import pair_sheet
 from prefkit.hub.cards.dataset_card import SHEET as PAIR_SHEET
 from prefkit.hub.cards.dataset_card import dataset_card
 from prefkit.hub.cards.model_card import SHEET as EVAL_SHEET
-from prefkit.hub.cards.model_card import SHOWN, TRAINED_ON, evaluations, model_card, result_folder, source_of
+from prefkit.hub.cards.model_card import TRAINED_ON, evaluations, model_card, result_folder
+from prefkit.hub.cards.template import Card, dump_yaml, merge
 from prefkit.hub.dataset_files import stage_dataset
-from prefkit.hub.remote import TRIES, ChangedUnderUs, Remote, local_hashes, pause
+from prefkit.hub.remote import ChangedUnderUs, Remote, local_hashes
 from prefkit.hub.takedown import check_known, removed, write_removals
 from prefkit.store import Store
 from prefkit.store.checksums import MANIFEST as SUMS
@@ -42,19 +41,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MANIFEST, CARD = "prefkit.json", "README.md"
+SHOWN = 12  # pairs in the contact sheet of a model
+
+
+TRIES = 3
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A folder with everything but the card, and the card's parts. files: path -> (SHA-256, git blob SHA-1, bytes)."""
+    """A folder with all files of a push. files: path -> (SHA-256, git blob SHA-1, bytes), without the card."""
 
     folder: Path
     kind: str
-    metadata: Mapping[str, Any]
-    body: str
+    card: Card
     files: Mapping[str, tuple[str, str, int]]
     fingerprint: str
     dropped: Mapping[str, int]
+
+    @property
+    def tag(self) -> str:
+        return f"prefkit-{self.fingerprint[:12]}"
 
 
 def push(
@@ -70,46 +76,49 @@ def push(
     licence: str | None = None,
 ) -> dict[str, Any]:
     """Push pairs/<pairs>, or train/<train>/final, to owner/name. Returns repository, fingerprint, tag, commit, changed,
-    private, files and bytes. dry_run: write the files locally, contact nothing, decide nothing.
+    private, files and bytes. dry_run: write the files locally; contact nothing, and record no removals.
 
-    Raises UsageError, StoreError, and ChangedUnderUs where the repository keeps moving.
+    Raises UsageError, StoreError, and ChangedUnderUs if the repository keeps changing.
     """
-    pairs, train = _what(store, to, pairs, train)
+    pairs, train = _choose(store, to, pairs, train)
     if remove and train:
-        raise UsageError("--remove takes images out of datasets; a model was trained on them or not. Push pairs, then train again without them.")  # fmt: skip
+        raise UsageError(
+            "--remove applies to pairs; the model was already trained on the images. Push the pairs, then train again."
+        )
     with store.lock("push"):
         if remove:
             check_known(store, remove, store.pairs(pairs) if pairs else None)
             if not dry_run:
                 write_removals(store, remove)
         folder = store.folder / "push" / f"{'pairs' if pairs else 'train'}-{checked(pairs or train or '')}"
-        _check_folder(folder)
+        files = read_json(folder / MANIFEST).get("files", []) if (folder / MANIFEST).exists() else []
+        refuse_strangers(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
         with whole_folder(folder, manifest=False) as new:
-            staged = (
-                _stage_model(store, train, to, new, licence)
-                if train
-                else _stage_pairs(store, str(pairs), to, new, remove, licence)
-            )
-        staged = replace(staged, folder=folder)
+            if train:
+                stage = _stage_model(store, train, to, new, licence)
+            else:
+                stage = _stage_pairs(store, str(pairs), to, new, remove, licence)
+        staged = replace(stage, folder=folder)
         bound = facts.restricted(facts.licence_rows(store, facts.recipe_of(store)))
         if public and bound and not licence:
             raise UsageError(
-                f"push --public: {', '.join(bound)} comes with terms that bind users of the result (see Licences in {folder / CARD}). "
-                "State the terms under which you may publish with --license ID, or push privately."
+                f"push --public: {', '.join(bound)} has terms that bind users of the result (see Licences in "
+                f"{folder / CARD}). State your terms for publishing with --license ID, or push privately."
             )
-        found = _plan(staged, to)
+        plan = _plan(staged, to)
         if dry_run:
-            return found | {"dry_run": True, "private": not public}
-        done = _send(Remote(to, staged.kind), staged, public, squash)
-    if remove and not squash and done["changed"]:
+            return plan | {"dry_run": True, "private": not public}
+        sent = _send(Remote(to, staged.kind), staged, public, squash)
+    if remove and not squash and sent["changed"]:
         output.warn(
-            f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push again with "
-            "--squash to leave no history, and see the repository's storage settings for files that nothing names any more."
+            f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push "
+            "again with --squash to remove the history, and check the storage settings for unreferenced files."
         )
-    return found | done
+    return plan | sent
 
 
-def _what(store: Store, to: str, pairs: str | None, train: str | None) -> tuple[str | None, str | None]:
+def _choose(store: Store, to: str, pairs: str | None, train: str | None) -> tuple[str | None, str | None]:
+    """(pairs, train), one of them None; by default the run's only pairs. Raises UsageError."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -118,30 +127,24 @@ def _what(store: Store, to: str, pairs: str | None, train: str | None) -> tuple[
     try:
         validate_repo_id(to)
     except HFValidationError as error:
-        raise UsageError(f"--to {to[:80]!r}: the Hub takes no such name: {str(error)[:200]}") from error
+        raise UsageError(f"--to {to[:80]!r}: the Hub does not accept this name: {str(error)[:200]}") from error
     if not store.exists():
-        raise UsageError(
-            f"{store.folder} is not a run folder: it has no run.json. Start one with `prefkit generate {output.pasted(store.folder)}`."
-        )
+        start = f"Start one with `prefkit generate {output.pasted(store.folder)}`."
+        raise UsageError(f"{store.folder} is not a run folder: it has no run.json. {start}")
     if pairs and train:
-        raise UsageError(
-            "push takes --pairs NAME or --train NAME, not both: a dataset and a model are two repositories."
-        )
-    if pairs is None and train is None:
-        names = store.names("pairs")
-        if len(names) != 1:
-            there = f"pairs {', '.join(names) or 'none'}; trainings {', '.join(store.names('train')) or 'none'}"
-            raise UsageError(f"push: what of {store.folder}? Give --pairs NAME or --train NAME ({there}).")
-        pairs = names[0]
-    return pairs, train
+        raise UsageError("push takes either --pairs NAME or --train NAME: a dataset and a model are two repositories.")
+    names = store.names("pairs")
+    if pairs is None and train is None and len(names) != 1:
+        choices = f"pairs {', '.join(names) or 'none'}; trainings {', '.join(store.names('train')) or 'none'}"
+        raise UsageError(f"push: choose a part of {store.folder} with --pairs NAME or --train NAME ({choices}).")
+    return pairs or (None if train else names[0]), train
 
 
 def _stage_pairs(store: Store, name: str, to: str, folder: Path, remove: Sequence[str], licence: str | None) -> Staged:
     staged = stage_dataset(store, name, folder, removed(store, remove))
     if staged.shown:
         pair_sheet(staged.shown, folder / PAIR_SHEET)
-    metadata, body = dataset_card(store, name, to, staged, licence)
-    return _finish(folder, facts.relevant(facts.recipe_of(store), "pair", name), metadata, body, staged.dropped)
+    return _finish(folder, dataset_card(store, name, to, staged, licence), staged.dropped)
 
 
 def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | None) -> Staged:
@@ -151,17 +154,15 @@ def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | 
     if (store.train(name) / TRAINED_ON).is_file():
         shutil.copyfile(store.train(name) / TRAINED_ON, folder / TRAINED_ON)
     (folder / CARD).unlink(missing_ok=True)
-    rows = _compared(store, name)
-    if rows:
-        compared_sheet(rows, folder / EVAL_SHEET)
-    metadata, body = model_card(store, name, to, bool(rows), licence)
-    recipe = facts.recipe_of(store)
-    return _finish(folder, facts.relevant(recipe, "train", source_of(name, recipe)), metadata, body, None)
+    sheet = _compared(store, name)
+    if sheet:
+        pair_sheet(sheet, folder / EVAL_SHEET)
+    return _finish(folder, model_card(store, name, to, bool(sheet), licence), None)
 
 
 def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
-    """(base, tuned) at equal request and index, of the first evaluation that holds both; chosen by hash."""
-    gone = removed(store)
+    """(tuned, base) images at equal request and index, from the first evaluation of both; chosen by hash."""
+    out = removed(store)
     for evaluation, result in evaluations(store).items():
         for set_name, models in (result.get("sets") or {}).items():
             folders = [store.eval(evaluation) / set_name / model for model in ("base", name)]
@@ -169,49 +170,38 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
                 continue
             sides = [Store(folder) for folder in folders]
             generator = (result.get("settings") or {}).get("generator") or next(iter(sides[0].names("candidates")), "")
-            frames = [
-                side.candidates(generator).frame(["id", "request_id", "index", "error", "sha256"]) for side in sides
-            ]
-            frames = [f[f.error.isna() & ~f.id.isin(gone.ids) & ~f.sha256.isin(gone.files)] for f in frames]
+            columns = ["id", "request_id", "index", "error", "sha256"]
+            frames = [side.candidates(generator).frame(columns) for side in sides]
+            frames = [f[f.error.isna() & ~f.id.isin(out.ids) & ~f.sha256.isin(out.files)] for f in frames]
             both = frames[0].merge(frames[1], on=["request_id", "index"], suffixes=("_base", "_tuned"))
             both["key"] = [digest("shown", r, i) for r, i in zip(both.request_id, both["index"].astype(int))]
             chosen = both.sort_values("key").drop_duplicates("request_id").head(SHOWN)
             readers = [CandidateReader(side, [generator]) for side in sides]
-            return [(readers[0].image(a), readers[1].image(b)) for a, b in zip(chosen.id_base, chosen.id_tuned)]
+            return [(readers[1].image(a), readers[0].image(b)) for a, b in zip(chosen.id_tuned, chosen.id_base)]
     return []
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises UsageError where the folder of an earlier push holds a file that push did not write."""
-    files = read_json(folder / MANIFEST).get("files", []) if (folder / MANIFEST).exists() else []
-    refuse_strangers(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
-
-
-def _finish(
-    folder: Path, recipe: Mapping[str, Any], metadata: Any, body: str, dropped: Mapping[str, int] | None
-) -> Staged:
-    """Recipe, manifest and card beside the data; the fingerprint covers every byte but the card. dropped: None = a model."""
+def _finish(folder: Path, card: Card, dropped: Mapping[str, int] | None) -> Staged:
+    """Add recipe, manifest and card to the data; the fingerprint covers all but the card. dropped: None for a model."""
     kind = "model" if dropped is None else "dataset"
-    if recipe:
-        (folder / "recipe.yaml").write_text(
-            yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100), encoding="utf-8"
-        )
+    if card.recipe:
+        (folder / "recipe.yaml").write_text(dump_yaml(card.recipe), encoding="utf-8")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): (*local_hashes(path), path.stat().st_size) for path in paths}
     fingerprint = digest(kind, {path: sha for path, (sha, _, _) in files.items()}, length=40)
-    said = {"fingerprint": fingerprint, "kind": kind, "files": sorted([*files, MANIFEST])}
-    write_atomic(folder / MANIFEST, dump_json(said))
+    manifest = {"fingerprint": fingerprint, "kind": kind, "files": sorted([*files, MANIFEST])}
+    write_atomic(folder / MANIFEST, dump_json(manifest))
     files[MANIFEST] = (*local_hashes(folder / MANIFEST), (folder / MANIFEST).stat().st_size)
-    (folder / CARD).write_text(card.assemble(metadata, body), encoding="utf-8")
-    return Staged(folder, kind, metadata, body, files, fingerprint, dropped or {})
+    (folder / CARD).write_text(merge(None, card.metadata, card.body), encoding="utf-8")
+    return Staged(folder, kind, card, files, fingerprint, dropped or {})
 
 
 def _plan(staged: Staged, to: str) -> dict[str, Any]:
     sizes = {path: size for path, (_, _, size) in staged.files.items()} | {CARD: (staged.folder / CARD).stat().st_size}
     return {
-        "repository": f"{'datasets/' if staged.kind == 'dataset' else ''}{to}",
+        "repository": _path(staged, to),
         "fingerprint": staged.fingerprint,
-        "tag": tag_of(staged),
+        "tag": staged.tag,
         "bytes": sum(sizes.values()),
         "files": dict(sorted(sizes.items())),
         "left_out": dict(staged.dropped),
@@ -219,14 +209,10 @@ def _plan(staged: Staged, to: str) -> dict[str, Any]:
     }
 
 
-def tag_of(staged: Staged) -> str:
-    return f"prefkit-{staged.fingerprint[:12]}"
-
-
 def _send(remote: Remote, staged: Staged, public: bool, squash: bool) -> dict[str, Any]:
     commit, private = remote.open(public)
     if not private and not public:
-        output.warn(f"{remote.to} is public already, and stays so.")
+        output.warn(f"{remote.to} is already public and stays public.")
     changed = False
     for attempt in range(TRIES):
         try:
@@ -235,41 +221,45 @@ def _send(remote: Remote, staged: Staged, public: bool, squash: bool) -> dict[st
         except ChangedUnderUs as error:
             if attempt + 1 == TRIES:
                 raise ChangedUnderUs(
-                    f"{error} That happened {TRIES} times in a row: push again when others are done; nothing of theirs was overwritten."
+                    f"{error} This happened {TRIES} times in a row: push again later. Nothing was overwritten."
                 ) from error
-            output.note(f"{remote.to} changed meanwhile: reading it again.")
-            pause(attempt)
+            output.note(f"{remote.to} has changed in the meantime: reading it again.")
+            time.sleep(0.5 * 2**attempt)
             commit = remote.head()
     if squash:
         commit = remote.squash(f"prefkit push {staged.fingerprint}")
-    if squash or tag_of(staged) not in remote.tags():
-        remote.tag(tag_of(staged), commit, f"prefkit fingerprint {staged.fingerprint}")
-    return {"commit": commit, "changed": changed, "private": private, "url": f"{remote.api.endpoint}/{'datasets/' if staged.kind == 'dataset' else ''}{remote.to}"}  # fmt: skip
+    if squash or staged.tag not in remote.tags():
+        remote.tag(staged.tag, commit, f"prefkit fingerprint {staged.fingerprint}")
+    url = f"{remote.api.endpoint}/{_path(staged, remote.to)}"
+    return {"commit": commit, "changed": changed, "private": private, "url": url}
+
+
+def _path(staged: Staged, to: str) -> str:
+    return f"datasets/{to}" if staged.kind == "dataset" else to
 
 
 def _commit(remote: Remote, staged: Staged, head: str) -> tuple[str, bool]:
-    """Bring the repository to what is staged, on top of `head`. Returns (commit, whether there was anything to do)."""
-    there = remote.files(head)
-    existing = remote.read(CARD, head).decode("utf-8", "replace") if CARD in there else None
-    merged = card.merge(existing, staged.metadata, staged.body)
+    """Commit the staged files on top of `head`. Returns (commit, True if anything differed)."""
+    present = remote.files(head)
+    existing = remote.read(CARD, head).decode("utf-8", "replace") if CARD in present else None
+    merged = merge(existing, staged.card.metadata, staged.card.body)
     (staged.folder / CARD).write_text(merged, encoding="utf-8")
     wanted = dict(staged.files) | {CARD: (*local_hashes(staged.folder / CARD), 0)}
-    gone = sorted(path for path in _written(remote, there, head) if path not in wanted and path in there)
-    differ = [path for path, (sha256, blob, _) in wanted.items() if there.get(path) not in (sha256, blob)]
-    if not differ and not gone:
+    written = _written(remote, head) if MANIFEST in present else []
+    obsolete = sorted(path for path in written if path not in wanted and path in present)
+    differ = [path for path, (sha256, blob, _) in wanted.items() if present.get(path) not in (sha256, blob)]
+    if not differ and not obsolete:
         return head, False
-    output.note(f"push: {len(differ)} files to upload, {len(gone)} to remove")
-    return remote.upload(staged.folder, head, gone, f"prefkit push {staged.fingerprint}"), True
+    output.note(f"push: {len(differ)} files to upload, {len(obsolete)} to remove")
+    return remote.upload(staged.folder, head, obsolete, f"prefkit push {staged.fingerprint}"), True
 
 
-def _written(remote: Remote, there: Mapping[str, str], head: str) -> list[str]:
-    """The files that earlier pushes wrote, by the manifest in the repository."""
-    if MANIFEST not in there:
-        return []
+def _written(remote: Remote, head: str) -> list[str]:
+    """The files that earlier pushes wrote, from the manifest in the repository."""
     try:
         return [path for path in json.loads(remote.read(MANIFEST, head))["files"] if isinstance(path, str)]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{MANIFEST} of {remote.to} could not be read ({error}): it lists the files that push wrote. Restore it from an "
-            "earlier commit, or remove it and every data file there, then push again."
+            f"{MANIFEST} of {remote.to}, the list of files that push wrote, could not be read ({error}). Restore it "
+            "from an earlier commit, or remove it and all data files from the repository, then push again."
         ) from error

@@ -1,13 +1,12 @@
-"""The Hub as push sees it: one repository, read and written through huggingface_hub, and its errors in words.
+"""One repository on the Hub, read and written through huggingface_hub, with errors that name the fix.
 
-The token is huggingface_hub's own business (`hf auth login`, or HF_TOKEN): it is never read here.
+huggingface_hub handles the token (`hf auth login`, or HF_TOKEN); this module never reads it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,9 @@ from typing import Any
 from prefkit import output
 from prefkit.errors import PrefkitError, StoreError, UsageError
 
-TRIES = 3
-
 
 class ChangedUnderUs(PrefkitError):
-    """The repository moved on between reading it and writing to it."""
+    """The repository changed between reading it and writing to it."""
 
 
 class Remote:
@@ -36,7 +33,7 @@ class Remote:
         self.where: dict[str, Any] = {"repo_id": to, "repo_type": kind}
 
     def open(self, public: bool) -> tuple[str, bool]:
-        """Create it where it is missing (private unless `public`). Returns (head commit, whether it is private)."""
+        """Create the repository if it is missing, private unless `public`. Returns (head commit, True if private)."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         with self.errors("logging in"):
@@ -56,7 +53,7 @@ class Remote:
             return str(self.api.repo_info(**self.where).sha)
 
     def files(self, commit: str) -> dict[str, str]:
-        """Path -> hash of the content: SHA-256 of large files, git's own of the rest (see local_hashes)."""
+        """Path -> hash of the content: SHA-256 of large files, git's blob hash of the others (see local_hashes)."""
         from huggingface_hub import RepoFile
 
         with self.errors("listing the files"):
@@ -67,15 +64,15 @@ class Remote:
         with self.errors(f"reading {path}"):
             return Path(self.api.hf_hub_download(self.to, path, repo_type=self.kind, revision=commit)).read_bytes()
 
-    def upload(self, folder: Path, parent: str, gone: Sequence[str], message: str) -> str:
-        """One commit on top of `parent`. Raises ChangedUnderUs where the repository has moved on."""
+    def upload(self, folder: Path, parent: str, obsolete: Sequence[str], message: str) -> str:
+        """Make one commit on top of `parent`. Raises ChangedUnderUs if the repository has a newer commit."""
         with self.errors("uploading"):
             info = self.api.upload_folder(
                 **self.where,
                 folder_path=folder,
                 commit_message=message,
                 parent_commit=parent,
-                delete_patterns=list(gone) or None,
+                delete_patterns=list(obsolete) or None,
             )
         return str(getattr(info, "oid", None) or self.head())
 
@@ -88,7 +85,7 @@ class Remote:
             self.api.create_tag(**self.where, tag=name, revision=commit, tag_message=message, exist_ok=True)
 
     def squash(self, message: str) -> str:
-        """Leave one commit and no tag of ours, so that nothing of the past can be fetched by name."""
+        """Leave one commit and no prefkit tag, so that no earlier state can be downloaded by name."""
         for name in self.tags():
             if name.startswith("prefkit-"):
                 with self.errors(f"removing tag {name}"):
@@ -98,15 +95,18 @@ class Remote:
             refs = self.api.list_repo_refs(**self.where)
         others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
         if others:
-            output.warn(f"{self.to}: {', '.join(others)} still hold earlier commits; delete them to leave no history.")
+            output.warn(
+                f"{self.to}: {', '.join(others)} still hold earlier commits; delete them to remove the history."
+            )
         return self.head()
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """The library's errors as ours, naming what was done, where, and the fix."""
+        """Translate the library's errors: what failed, where, and the fix."""
         from huggingface_hub import errors
 
         where = f"{doing} ({self.kind} {self.to} at {self.api.endpoint})"
+        again = "Run this again: uploaded files are kept"
         try:
             yield
         except errors.LocalTokenNotFoundError as error:
@@ -116,55 +116,46 @@ class Remote:
         except errors.HFValidationError as error:
             raise UsageError(f"{where}: {error}. Give --to as owner/name.") from error
         except errors.HfHubHTTPError as error:
-            raise self._refused(where, error) from error
-        except RuntimeError as error:  # an upload's own error stands behind it
+            raise _refused(where, error) from error
+        except RuntimeError as error:  # raised by an upload, with the Hub's answer as its cause
             cause = error.__cause__
             if isinstance(cause, errors.HfHubHTTPError):
-                raise self._refused(where, cause) from error
-            raise StoreError(
-                f"{where}: {_short(cause or error)}. Run this again: what was uploaded is kept."
-            ) from error
+                raise _refused(where, cause) from error
+            raise StoreError(f"{where}: {_short(cause or error)}. {again}.") from error
         except (errors.HTTPError, OSError) as error:
+            answer = f"no answer ({type(error).__name__}: {_short(error)})"
             raise StoreError(
-                f"{where}: no answer ({type(error).__name__}: {_short(error)}). Check the network and HF_ENDPOINT, then run "
-                "this again: what was uploaded is kept, and nothing half is shown."
+                f"{where}: {answer}. Check the network and HF_ENDPOINT. {again}, and no partial commit is visible."
             ) from error
         except ValueError as error:
-            raise StoreError(f"{where}: {_short(error)}. Mend that and push again; nothing was committed.") from error
+            raise StoreError(f"{where}: {_short(error)}. Fix this and push again; nothing was committed.") from error
 
-    def _refused(self, where: str, error: Any) -> PrefkitError:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        said = _short(getattr(error, "server_message", None) or error)
-        if status in (409, 412):
-            return ChangedUnderUs(f"{where}: the repository was changed by somebody else at the same time ({said}).")
-        if status == 401:
-            return UsageError(
-                f"{where}: the login is expired or not valid. Run `hf auth login` again, or renew HF_TOKEN."
-            )
-        if status == 403:
-            return UsageError(
-                f"{where}: this login may not write there ({said}). Use a token with the right to write, and a name under "
-                "which you may (`hf auth whoami` lists yours)."
-            )
-        if status == 404:
-            return UsageError(
-                f"{where}: it was not found, or this login may not see it. Check --to and `hf auth whoami`."
-            )
-        return StoreError(f"{where}: refused with status {status} ({said}). Run this again: what was uploaded is kept.")
+
+def _refused(where: str, error: Any) -> PrefkitError:
+    """The Hub's HTTP error with its fix."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = _short(getattr(error, "server_message", None) or error)
+    if status in (409, 412):
+        return ChangedUnderUs(f"{where}: the repository was changed by somebody else at the same time ({reason}).")
+    fixes = {
+        401: "the login is expired or not valid. Run `hf auth login` again, or renew HF_TOKEN.",
+        403: f"this login may not write there ({reason}). Use a token with write permission, and an owner that you may "
+        "write to (`hf auth whoami` lists yours).",
+        404: "it was not found, or this login may not see it. Check --to and `hf auth whoami`.",
+    }
+    if status in fixes:
+        return UsageError(f"{where}: {fixes[status]}")
+    return StoreError(f"{where}: refused with status {status} ({reason}). Run this again: uploaded files are kept.")
 
 
 def local_hashes(path: Path) -> tuple[str, str]:
-    """(SHA-256, git's blob SHA-1) of a file: the two hashes that a Hub lists files by."""
+    """(SHA-256, git's blob SHA-1) of a file: the two hashes that the Hub lists."""
     sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             sha256.update(chunk)
             blob.update(chunk)
     return sha256.hexdigest(), blob.hexdigest()
-
-
-def pause(attempt: int) -> None:
-    time.sleep(0.5 * 2**attempt)
 
 
 def _short(error: Any) -> str:

@@ -1,8 +1,8 @@
-"""Shards by split, and the README.md that says which files are which split."""
+"""Parquet shards by split, and a README.md that assigns the files to splits for `load_dataset`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from prefkit.store.parquet import Shards
 
 
 class BySplit(dict[str, Shards]):
-    """`writers[split]` is made when it is first asked for."""
+    """Split -> its shards, created at the first access."""
 
     def __init__(self, make: Callable[[str], Shards]) -> None:
         super().__init__()
@@ -22,26 +22,30 @@ class BySplit(dict[str, Shards]):
         return self[split]
 
     def close(self) -> dict[str, int]:
-        """Rows per split."""
+        """Finish all shards; return rows per split."""
         for shards in self.values():
             shards.close()
         return {split: self[split].rows for split in sorted(self)}
 
 
-def in_data(out: Path, schema: Any) -> BySplit:
-    """OUT/data/SPLIT-00000.parquet and on."""
-    return BySplit(lambda split: Shards(out / "data", schema, f"{split}-"))
+def write_rows(
+    rows: Iterable[tuple[str, dict[str, Any]]], features: Mapping[str, Any], out: Path, title: str, text: str
+) -> dict[str, Any]:
+    """Write (split, row) to OUT/data/SPLIT-00000.parquet and on, with a card. Returns rows per split, and their sum as
+    `pairs`. features: of a `datasets.Dataset`."""
+    from datasets import Features
 
-
-def finish(writers: BySplit, out: Path, title: str, text: str) -> dict[str, Any]:
-    """Close the shards and write the card. Returns rows per split, and as `pairs` their sum."""
+    schema = Features(features).arrow_schema
+    writers = BySplit(lambda split: Shards(out / "data", schema, f"{split}-"))
+    for split, row in rows:
+        writers[split].put(row)
     counts = writers.close()
     card(out, title, text, [(split, f"data/{split}-*.parquet") for split in counts])
     return {"pairs": sum(counts.values()), **counts}
 
 
 def card(folder: Path, title: str, text: str, files: Sequence[tuple[str, str]]) -> None:
-    """README.md with what `load_dataset` needs. files: (split, glob)."""
+    """Write README.md with the metadata that `load_dataset` reads. files: (split, glob)."""
     import yaml
 
     data = [{"split": split, "path": path} for split, path in files]

@@ -1,9 +1,9 @@
-"""Which images must not leave the run: verdict `remove` in decisions.csv, and whatever shows the same picture file."""
+"""Images that must not leave the run: those with verdict `remove` in decisions.csv, and copies of the same file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,34 +14,26 @@ from prefkit.store.decisions import append_decisions
 if TYPE_CHECKING:
     from prefkit.store import Store
 
-REASON = "takedown"
 NAMES = re.compile(r"candidate_\d+|image_\d+_uid")
 
 
 @dataclass(frozen=True)
 class Removed:
-    """ids: of candidates; files: SHA-256 of the bytes of their images, so that copies under another id go too."""
+    """Ids of removed candidates, and the SHA-256 of their image files, which also removes copies under other ids."""
 
     ids: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
 
-    def hits(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of any config shows or names one of these images, in a column of its own or in a list."""
-        return any(self._named(value) for value in row.values())
-
-    def _named(self, value: Any) -> bool:
+    def hits(self, value: Any) -> bool:
+        """True if a row shows or names one of these images, also inside lists and structs."""
         if isinstance(value, str):
             return value in self.ids or value in self.files
-        if isinstance(value, (list, tuple)):
-            return any(self._named(entry) for entry in value)
-        return isinstance(value, dict) and any(self._named(entry) for entry in value.values())
-
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.files)
+        entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        return any(map(self.hits, entries))
 
 
 def removed(store: Store, more: Sequence[str] = ()) -> Removed:
-    """The candidates that decisions.csv says to remove, with `more` (ids, or SHA-256 of image files) on top."""
+    """The candidates that decisions.csv removes, and those in `more` (ids, or SHA-256 of image files)."""
     decisions = store.decisions()
     wanted = {*decisions.id[decisions.verdict == "remove"], *more}
     if not wanted:
@@ -52,43 +44,42 @@ def removed(store: Store, more: Sequence[str] = ()) -> Removed:
 
 
 def check_known(store: Store, ids: Sequence[str], pairs: Path | None) -> None:
-    """Raises UsageError for an id that neither the candidates nor the pairs know: a takedown must not miss."""
+    """Raises UsageError for an id that is in neither the candidates nor the pairs."""
     files = _files(store)
     known = set(files) | set(files.values()) | (_named_in(pairs) if pairs is not None else set())
     unknown = [name for name in ids if name not in known]
     if unknown:
         raise UsageError(
-            f"--remove: {', '.join(unknown[:5])} is no candidate of {store.folder} and no image of its pairs. Give ids as "
-            "in the column id of `candidates` (or candidate_0/candidate_1 of the pairs), or the SHA-256 of an image file."
+            f"--remove: {', '.join(unknown[:5])} is neither a candidate of {store.folder} nor an image of its pairs. "
+            "Give ids from column id of `candidates` (candidate_0/candidate_1 of the pairs), or SHA-256 of image files."
         )
 
 
 def write_removals(store: Store, ids: Sequence[str]) -> None:
-    """Append `id,remove,takedown,push` lines to decisions.csv, what stands there untouched."""
-    path = store.folder / "decisions.csv"
+    """Append `id,remove,takedown,push` lines to decisions.csv for new ids."""
     decisions = store.decisions()
-    already = set(decisions.id[decisions.verdict == "remove"])
-    lines = [name for name in ids if name not in already]
-    if not lines:
-        return
-    row = {"verdict": "remove", "reason": REASON, "by": "push"}
-    append_decisions(path, [row | {"id": name} for name in lines])
+    new = [name for name in ids if name not in set(decisions.id[decisions.verdict == "remove"])]
+    rows = [{"id": name, "verdict": "remove", "reason": "takedown", "by": "push"} for name in new]
+    if rows:
+        append_decisions(store.folder / "decisions.csv", rows)
 
 
 def _files(store: Store) -> dict[str, str]:
-    found: dict[str, str] = {}
+    """Candidate id -> SHA-256 of its image file."""
+    files: dict[str, str] = {}
     for generator in store.names("candidates"):
         frame = store.candidates(generator).frame(["id", "sha256"])
-        found |= dict(zip(frame.id, frame.sha256.fillna("")))
-    return found
+        files |= dict(zip(frame.id, frame.sha256.fillna("")))
+    return files
 
 
 def _named_in(folder: Path) -> set[str]:
     import pyarrow.parquet as pq
 
-    found: set[str] = set()
+    """Every candidate id and image hash in the pairs under a folder."""
+    names: set[str] = set()
     for path in folder.rglob("*.parquet"):
         columns = [c for c in pq.read_schema(path).names if NAMES.fullmatch(c)]
         for column in pq.read_table(path, columns=columns).columns:
-            found.update(str(value) for value in column.to_pylist() if value is not None)
-    return found
+            names.update(str(value) for value in column.to_pylist() if value is not None)
+    return names

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.importing.walk import kind_of, told
+from prefkit.hub.importing.walk import describe_skipped, kind_of
 from prefkit.output import warn
 from prefkit.paths import open_regular, read_regular
 from prefkit.store import Store
@@ -69,7 +69,7 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
     path = Path(source).expanduser()
     ignored = Counter(kind_of(file) for file in path.iterdir() if file not in bodies) if path.is_dir() else Counter()
     if ignored:
-        warn(f"{source}: {told(ignored)}")
+        warn(f"{source}: {describe_skipped(ignored)}")
     counts["files"], counts["annotators"] = len(files), len({body["annotator"] for body in bodies.values()})
     return counts
 

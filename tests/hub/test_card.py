@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+import jinja2
 import pytest
 import yaml
 from hub_example import build
@@ -101,12 +102,12 @@ def test_secrets_and_places_do_not_leave():
     assert found == {"api_key": "***", "use": ".../taste.py:f", "url": "https://***@host/x", "n": [1, ".../b"]}
 
 
-def test_a_template_place_without_a_value_fails_and_empty_sections_go():
-    with pytest.raises(KeyError):
-        card.fill("# {{a}}\n", {})
-    assert card.fill("# t\n\n{{a}}\n\n## gone\n\n{{b}}\n\n## kept\n\n### in\n\n{{a}}\n", {"a": "x", "b": ""}) == (
-        "# t\n\nx\n\n## kept\n\n### in\n\nx\n"
-    )
+def test_templates_escape_every_value_and_fail_without_one(tmp_path, monkeypatch):
+    (tmp_path / "t.md.j2").write_text("# {{ a }}\n{% if b %}\n## gone\n{% endif %}\n{{ [{'c': a}] | table }}\n")
+    monkeypatch.setattr(card, "FOLDERS", (tmp_path,))
+    assert card.render("t", {"a": "x|<y>", "b": ""}) == "# x\\|&lt;y>\n| c |\n|---|\n| x\\|&lt;y> |"
+    with pytest.raises(jinja2.UndefinedError):
+        card.render("t", {"b": ""})
 
 
 def test_configs_name_every_file(tmp_path):

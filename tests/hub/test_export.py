@@ -187,7 +187,7 @@ def test_a_file_that_is_another_picture_now_is_not_handed_out(tmp_path):
     run_import(store, str(source), test_share=0)
     (source / "w" / "0.png").write_bytes(layouts.image(99))
     with pytest.raises(StoreError, match="0.png. is another one now"):
-        write_pairs(store, "folders", 0)
+        write_pairs(store, "folders")
 
 
 def test_verl_rows_hold_what_its_reader_asks(run, tmp_path):
@@ -274,7 +274,7 @@ def test_overwrite_replaces_an_export_and_this_very_export_is_left_alone(run, tm
     first = run_export(str(run), out, layout="chosen_rejected")
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     assert run_export(str(run), out, layout="chosen_rejected") == first
-    assert "this very export already" in capsys.readouterr().err
+    assert "already holds this export" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == times
     with pytest.raises(UsageError, match="already exists"):
         run_export(str(run), out, layout="folders")
@@ -312,7 +312,7 @@ def test_overwrite_keeps_a_folder_with_a_file_of_the_users(run, tmp_path, change
         with pytest.raises(UsageError, match=f"{path.name} was added or changed since the export"):
             run_export(str(run), out, layout=layout, overwrite=True)
     assert tree(out) == before and not list(tmp_path.glob(".out*"))
-    with pytest.raises(UsageError, match="already exists"):  # no longer this very export
+    with pytest.raises(UsageError, match="already exists"):  # no longer the same export
         run_export(str(run), out, layout="folders")
 
 

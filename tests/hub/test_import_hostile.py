@@ -151,8 +151,8 @@ def png_of(width: int, height: int) -> bytes:
         (png_of(500, 500), "damaged"),
         (layouts.image(0, "JPEG", 64)[:900], "damaged"),
         (layouts.image(0)[:300], "damaged"),
-        (b"<svg onload=alert(1)>", "no known image format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known image format"),
+        (b"<svg onload=alert(1)>", "unknown image format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown image format"),
         (b"", "empty"),
     ],
 )

@@ -140,7 +140,7 @@ def test_refusals_name_the_fix(hub, pushed, outside, store):
         "reader": (pushed(token="hf_reader"), "may not write"),
         "other": (pushed(to="someone/else"), "may not write"),
         "nobody": (pushed(token=""), "hf auth login"),
-        "unknown": (pushed("--remove", "nothing"), "no candidate"),
+        "unknown": (pushed("--remove", "nothing"), "neither a candidate"),
     }
     for name, (process, fix) in cases.items():
         assert process.returncode in (1, 2) and fix in process.stderr, (name, process.stderr)

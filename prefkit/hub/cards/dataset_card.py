@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import StoreError
 from prefkit.hub.cards import facts
-from prefkit.hub.cards import template as card
+from prefkit.hub.cards.template import Card, render
 from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
@@ -16,214 +17,111 @@ if TYPE_CHECKING:
     from prefkit.store import Store
 
 SHEET = "images/contact-sheet.webp"
-MOST = 200  # figures of an audit
-WHAT = {
-    "default": "the pairs, as Diffusion-DPO scripts read them: jpg_0 and jpg_1 as bytes, label_0 and label_1, caption",
-    "gallery": "the same files with jpg_0 and jpg_1 as images, for looking at",
-    "candidates": "every image with every raw score, so that pairs can be chosen anew",
-    "comparisons": "pairwise verdicts of judges or people on these candidates",
-    "ties": "pairs whose scores do not tell them apart; no trainer should read them as wins",
-    "lists": "whole requests in the order of their combined score, for listwise objectives",
-}
-COLUMNS = {
-    "jpg_0, jpg_1": "the encoded images as scorers saw them: as they were made or, where a file hides colours or needs a profile, PNG",
-    "label_0, label_1": "1 for the winner, 0 for the loser; no ties. Which side wins is decided by a hash",
-    "caption": "the prompt",
-    "candidate_0, candidate_1": "ids of the images in the config candidates",
-    "image_0_uid, image_1_uid": "SHA-256 of the candidates' encoded images",
-    "score_gap, rank_gap": "difference of the combined score, and of the rank by it, within the request",
-    "p": "soft label: the probability that the winner wins",
-    "agreement": "share of the scores (of imported verdicts: of the votes) that agree with the verdict",
-    "score_0_NAME, score_1_NAME": "raw scores, on their scorers' own scale, whether or not they chose the winner",
-}
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))  # fmt: skip
+CONFIGS = ("candidates", "comparisons", "ties", "lists")
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 
 
-def dataset_card(store: Store, name: str, to: str, staged: Staged, licence: str | None) -> tuple[dict[str, Any], str]:
-    """Metadata and body. Raises StoreError where the pairs' spec.json cannot be read."""
+def dataset_card(store: Store, name: str, to: str, staged: Staged, licence: str | None) -> Card:
+    """The card of pairs/NAME in the repository `to`. Raises StoreError where spec.json cannot be read."""
     folder, recipe = store.pairs(name), facts.recipe_of(store)
-    spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
+    stored = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     audit = read_json(folder / "audit.json") if (folder / "audit.json").exists() else {}
-    rows = facts.licence_rows(store, recipe)
-    pairs = sum(staged.rows["default"].values())
+    warnings = audit.pop("warnings", None) or []
+    spec = stored.get("spec") or {}
+    tables = spec.get("comparisons") or []
+    tables = [tables] if isinstance(tables, str) else list(tables)
+    splits = _splits(staged)
+    pairs = sum(splits["default"].values())
     values = {
-        "title": card.text(to.split("/")[-1]),
-        "lead": f"{pairs:,} preference pairs of images over {len(staged.requests):,} requests, made with prefkit.",
-        "sheet": f"![Pairs chosen by hash: winner (green) beside loser]({SHEET})\n\nPairs chosen by hash, not picked; the "
-        "winner has the green edge."
-        if staged.shown
-        else "",
-        "load": _load(to, staged),
-        "configs": card.table(_config_rows(staged)),
-        "columns": _columns(staged),
+        "title": to.split("/")[-1],
+        "repository": to,
+        "pairs": pairs,
+        "requests_with_pairs": len(staged.requests),
+        "sheet": SHEET if staged.shown else None,
+        "splits": splits,
+        "columns": {re.sub(r"^(score_[01]_).+", r"\1NAME", column) for column in staged.columns["default"]},
         "generators": facts.generators(store, recipe),
-        "requests": facts.requests(store, recipe),
-        "scorers": card.table(facts.scorer_rows(store)) or "No scorer ran: the preferences came with the images.",
-        "pairing": _pairing(spec),
-        "decisions": _decisions(store, staged),
-        "counts": card.table(_counts(spec, staged)),
-        "audit": _audit(audit),
-        "licences": facts.licences(rows, licence),
-        "limits": _limits(spec, audit, store),
-        "rebuild": facts.rebuild(
-            facts.relevant(recipe, "pair", name), _packages(store), "its stages generate, score and pair"
-        ),
+        "source": facts.clean_text((recipe.get("requests") or {}).get("source")),
+        "request_splits": Counter(request.split for request in store.requests()),
+        "scorers": facts.scorers(store),
+        "pairing": _pairing(spec, tables),
+        "decisions": store.decisions().verdict.value_counts().to_dict(),
+        "dropped": staged.dropped,
+        "counts": _counts(stored.get("counts") or {}, pairs, staged),
+        "audit": [{"figure": key, "value": value} for key, value in _flat(facts.clean(audit))],
+        "warnings": warnings if isinstance(warnings, list) else [warnings],
+        "verdict_tables": tables,
+        "chosen_by": [spec["scorers"][s] for s in spec.get("weights") or {} if s in (spec.get("scorers") or {})],
+        "annotators": bool(store.names("comparisons")),
     }
-    return metadata(to, staged, licence), card.fill(card.template("dataset"), values)
+    values |= facts.shared(store, recipe, "pair", name, licence)
+    return Card(_metadata(to, staged, splits, pairs, licence), render("dataset", values), values["recipe"])
 
 
-def metadata(to: str, staged: Staged, licence: str | None) -> dict[str, Any]:
-    """The YAML: configs over the files, and the features that make a gallery of bytes."""
-    pairs = sum(staged.rows["default"].values())
-    configs = [_config("default", staged.rows["default"], ""), _config("gallery", staged.rows["default"], "")]
+def _splits(staged: Staged) -> dict[str, dict[str, int]]:
+    """Config -> split -> rows, without empty ones."""
+    rows = {"default": staged.rows["default"], "gallery": staged.rows["default"]}
+    rows |= {config: staged.rows.get(config, {}) for config in CONFIGS}
+    filled = {config: {split: n for split, n in splits.items() if n} for config, splits in rows.items()}
+    return {config: splits for config, splits in filled.items() if splits}
+
+
+def _metadata(
+    to: str, staged: Staged, splits: Mapping[str, Mapping[str, int]], pairs: int, licence: str | None
+) -> dict[str, Any]:
+    """The card's metadata: configs that list the files, and features that make images of byte columns."""
+    configs = []
+    for config in splits:
+        folder = f"{config}/" if config in CONFIGS else ""
+        files = [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in splits[config]]
+        configs.append({"config_name": config, "data_files": files})
     info = [_features("gallery", staged.columns["default"], ("jpg_0", "jpg_1"))]
-    for name in ("candidates", "comparisons", "ties", "lists"):
-        if sum(staged.rows.get(name, {}).values()):
-            configs.append(_config(name, staged.rows[name], f"{name}/"))
-    if any(config["config_name"] == "candidates" for config in configs):
+    if "candidates" in splits:
         info.append(_features("candidates", staged.columns["candidates"], ("image",)))
-    found: dict[str, Any] = {"license": licence} if licence else {}
-    found |= {"pretty_name": to.split("/")[-1], "task_categories": ["text-to-image"]}
-    found |= {"tags": ["prefkit", "preference", "diffusion-dpo", "image"]}
-    found["size_categories"] = [next((text for most, text in SIZES if pairs < most), "n>10M")]
-    return found | {"configs": configs, "dataset_info": info}
-
-
-def _config(name: str, splits: Mapping[str, int], folder: str) -> dict[str, Any]:
-    files = [{"split": split, "path": f"{folder}{split}/*.parquet"} for split, rows in splits.items() if rows]
-    return {"config_name": name, "data_files": files}
+    return {
+        **({"license": licence} if licence else {}),
+        "pretty_name": to.split("/")[-1],
+        "task_categories": ["text-to-image"],
+        "tags": ["prefkit", "preference", "diffusion-dpo", "image"],
+        "size_categories": [next((size for limit, size in SIZES.items() if pairs < limit), "n>10M")],
+        "configs": configs,
+        "dataset_info": info,
+    }
 
 
 def _features(name: str, columns: Mapping[str, str], images: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "config_name": name,
-        "features": [{"name": c, "dtype": "image" if c in images else dtype} for c, dtype in columns.items()],
-    }
+    features = [{"name": c, "dtype": "image" if c in images else dtype} for c, dtype in columns.items()]
+    return {"config_name": name, "features": features}
 
 
-def _load(to: str, staged: Staged) -> str:
-    lines = [
-        "from datasets import load_dataset",
-        "",
-        f'pairs = load_dataset("{to}", split="{next(iter(staged.rows["default"]))}")',
-    ]
-    further = [name for name, splits in staged.rows.items() if name != "default" and any(splits.values())]
-    lines += [f'load_dataset("{to}", "{name}")' for name in ("gallery", *further)]
-    return (
-        card.fence("\n".join(lines), "python") + f"\n\n`--dataset_name {to}` of a Diffusion-DPO script reads it as it "
-        f"stands, and so does `pairs: {to}` under `train` of a prefkit recipe."
-    )
+def _pairing(spec: Mapping[str, Any], tables: list[str]) -> list[dict[str, Any]]:
+    """The settings that chose the pairs; empty for pairs that were imported as pairs."""
+    if not spec:
+        return []
+    settings = {key: value for key, value in (spec.get("settings") or {}).items() if value not in (None, {}, [])}
+    shown = {"strategy": settings.pop("use", "topk_bottomk")}
+    shown |= {key: facts.clean(value, key) for key, value in settings.items()}
+    if spec.get("weights"):
+        shown.setdefault("weights", spec["weights"])
+    if tables:
+        shown["winners chosen by the verdicts in"] = ", ".join(tables)
+    return [{"setting": key, "value": value} for key, value in shown.items()]
 
 
-def _config_rows(staged: Staged) -> list[dict[str, Any]]:
-    rows = []
-    for name in ("default", "gallery", "candidates", "comparisons", "ties", "lists"):
-        splits = staged.rows["default" if name == "gallery" else name] if name in (*staged.rows, "gallery") else {}
-        if sum(splits.values()):
-            counted = ", ".join(f"{split} {n:,}" for split, n in splits.items() if n)
-            rows.append({"config": name, "rows": counted, "what": WHAT[name]})
-    return rows
-
-
-def _columns(staged: Staged) -> str:
-    have = staged.columns["default"]
-    shown = {key: what for key, what in COLUMNS.items() if any(_has(have, name) for name in key.split(", "))}
-    rows = [{"column": key, "what": what} for key, what in shown.items()]
-    return "Columns of the pairs:\n\n" + card.table(rows)
-
-
-def _has(have: Mapping[str, str], name: str) -> bool:
-    return name in have or (name.endswith("NAME") and any(c.startswith(name.removesuffix("NAME")) for c in have))
-
-
-def _pairing(spec: Mapping[str, Any]) -> str:
-    inner = spec.get("spec") or {}
-    if not inner:
-        return "The pairs came as pairs: nothing is known here of how they were chosen."
-    settings = {key: value for key, value in (inner.get("settings") or {}).items() if value not in (None, {}, [])}
-    rows = [{"setting": "strategy", "value": settings.pop("use", "topk_bottomk")}]
-    rows += [{"setting": key, "value": facts.clean(value, key)} for key, value in settings.items()]
-    if inner.get("weights") and "weights" not in settings:
-        rows.append({"setting": "weights", "value": inner["weights"]})
-    if tables := _verdicts(spec):
-        rows.append({"setting": "winners chosen by the verdicts in", "value": ", ".join(tables)})
-    return card.table(rows)
-
-
-def _verdicts(spec: Mapping[str, Any]) -> list[str]:
-    """Tables of comparisons that chose the winners; empty where scores did."""
-    tables = (spec.get("spec") or {}).get("comparisons") or []
-    return [tables] if isinstance(tables, str) else list(tables)
-
-
-def _decisions(store: Store, staged: Staged) -> str:
-    decisions = store.decisions()
-    counts = decisions.verdict.value_counts().to_dict()
-    said = ", ".join(f"{n:,} {verdict}" for verdict, n in sorted(counts.items())) or "none"
-    gone = ", ".join(f"{n:,} of {config}" for config, n in staged.dropped.items())
-    left = f" Rows left out because they hold a removed image: {gone}." if gone else ""
-    return f"Decisions of a curator on single images: {said}. Removed images are in no config.{left}"
-
-
-def _counts(spec: Mapping[str, Any], staged: Staged) -> list[dict[str, Any]]:
-    found = {"pairs": sum(staged.rows["default"].values()), "requests with pairs": len(staged.requests)}
-    rows = [{"": key, "number": value} for key, value in found.items()]
-    for key, value in (spec.get("counts") or {}).items():
+def _counts(stored: Mapping[str, Any], pairs: int, staged: Staged) -> list[dict[str, Any]]:
+    counts: dict[str, Any] = {"pairs": pairs, "requests with pairs": len(staged.requests)}
+    for key, value in stored.items():
         if key not in ("splits", "pairs", "requests_with_pairs") and isinstance(value, (int, float)):
-            rows.append({"": key.replace("_", " "), "number": value})
+            counts[key.replace("_", " ")] = value
     if len(staged.gaps) > 1:
         tenths = statistics.quantiles(staged.gaps, n=10, method="inclusive")
-        for label, value in (("smallest", min(staged.gaps)), ("10 %", tenths[0]), ("median", tenths[4]), ("90 %", tenths[8]), ("largest", max(staged.gaps))):  # fmt: skip
-            rows.append({"": f"score gap, {label}", "number": value})
-    return rows
-
-
-def _audit(audit: Mapping[str, Any]) -> str:
-    """Whatever figures the audit holds, one a row: nested names joined by a dot. Lists and texts of warnings after."""
-    rows = [
-        {"figure": key, "value": value}
-        for key, value in _flat(facts.clean(dict(audit)))
-        if not key.startswith("warnings")
-    ]
-    warnings = audit.get("warnings") or []
-    notes = "\n".join(f"- {card.text(note)}" for note in (warnings if isinstance(warnings, list) else [warnings]))
-    if not rows and not notes:
-        return "No audit was stored with these pairs."
-    rest = f"{len(rows) - MOST:,} further figures are not shown.\n\n" if len(rows) > MOST else ""
-    return f"{card.table(rows[:MOST])}\n\n{rest}{notes}".strip()
+        gaps = {"smallest": min(staged.gaps), "10 %": tenths[0], "median": tenths[4], "90 %": tenths[8]}
+        counts |= {f"score gap, {label}": value for label, value in (gaps | {"largest": max(staged.gaps)}).items()}
+    return [{"": key, "number": value} for key, value in counts.items()]
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [
-            pair for key, entry in value.items() for pair in _flat(entry, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [(prefix, value)]
-
-
-def _limits(spec: Mapping[str, Any], audit: Mapping[str, Any], store: Store) -> str:
-    lines = []
-    inner = spec.get("spec") or {}
-    chose = [name for name in inner.get("weights") or {} if name in (inner.get("scorers") or {})]
-    scorers = [inner["scorers"][name] for name in chose]
-    if tables := _verdicts(spec):
-        lines.append(
-            f"The preference is that of whoever gave the verdicts in {card.text(', '.join(tables))}: people or judges."
-        )
-    if scorers:
-        lines.append("The preference is that of the scorers above, not of people, and inherits their blind spots.")
-    if any(not scorer.get("verified") for scorer in scorers):
-        lines.append("Not every scorer was checked against its published weights: see the table.")
-    if store.names("comparisons"):
-        lines.append("Annotators appear under salted names; verdicts may still say something about them.")
-    if not audit:
-        lines.append("Nobody has measured whether brightness, sharpness or file size alone predict the winner.")
-    lines.append("Images come from generative models or third parties and were not checked one by one.")
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _packages(store: Store) -> dict[str, Any]:
-    try:
-        return read_json(store.folder / "run.json").get("packages") or {}
-    except StoreError:
-        return {}
+    """The figures of a tree, their nested names joined by dots."""
+    if not isinstance(value, Mapping):
+        return [(prefix, value)]
+    return [leaf for key, entry in value.items() for leaf in _flat(entry, f"{prefix}.{key}".lstrip("."))]

@@ -1,160 +1,138 @@
-"""Cards: templates filled in, and merged into a card that already stands in the repository."""
+"""Cards: jinja2 templates from datasets_cards/, rendered and merged into the card that a repository already has."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jinja2
 import yaml
+from markupsafe import Markup
 
 from prefkit.errors import StoreError
 
 BEGIN = "<!-- prefkit:begin (rewritten by every push; write before or after it, and what you write stays) -->"
 END = "<!-- prefkit:end -->"
 BLOCK = re.compile(r"<!-- prefkit:begin.*?-->.*?<!-- prefkit:end -->", re.S)
-FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n?^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
-PLACE = re.compile(r"\{\{(\w+)\}\}")
-#: lists whose entries have a name, merged entry by entry
-NAMED = {"configs": "config_name", "dataset_info": "config_name"}
-#: what only this program knows; elsewhere, what stands in the card holds
-OWN = ("base_model", "base_model_relation", "library_name", "size_categories")
-HERE = Path(__file__).parents[2]
-#: in an installed package, and in a checkout
-FOLDERS = (HERE / "datasets_cards", HERE.parent / "datasets_cards")
+#: metadata that every push replaces; for other keys the value in the repository wins
+REPLACED = ("base_model", "base_model_relation", "library_name", "size_categories")
+PACKAGE = Path(__file__).parents[2]
+FOLDERS = (PACKAGE / "datasets_cards", PACKAGE.parent / "datasets_cards")  # in a wheel, in a checkout
 
 
-def template(name: str) -> str:
-    folder = next(folder for folder in FOLDERS if folder.is_dir())
-    return (folder / f"{name}.md").read_text(encoding="utf-8")
+class Card(NamedTuple):
+    """Metadata (YAML) and body of a card, and the recipe that rebuilds what it describes."""
+
+    metadata: Mapping[str, Any]
+    body: str
+    recipe: Mapping[str, Any]
 
 
-def fill(text: str, values: Mapping[str, str]) -> str:
-    """The template with its places filled. A heading under which nothing is left goes. Raises KeyError for a place
-    without a value."""
-    sections = re.split(r"(?m)^(?=#{1,6} )", text)
-    kept: list[tuple[int, str]] = []
-    for section in sections:
-        filled = PLACE.sub(lambda match: values[match[1]].strip("\n"), section)
-        head, _, body = filled.partition("\n")
-        level = len(re.match("#*", section)[0])  # type: ignore[index]
-        kept.append((level, head + "\n\n" + body.strip("\n") if body.strip() else head if level else ""))
-    found = []
-    for number, (level, section) in enumerate(kept):
-        bare = level > 1 and "\n" not in section
-        inside = number + 1 < len(kept) and kept[number + 1][0] > level and "\n" in kept[number + 1][1]
-        if section and (not bare or inside):
-            found.append(re.sub(r"\n{3,}", "\n\n", section))
-    return "\n\n".join(found) + "\n"
+def render(name: str, facts: Mapping[str, Any]) -> str:
+    """Fill datasets_cards/NAME.md.j2. Raises jinja2.UndefinedError for a name that `facts` lacks.
 
-
-def assemble(metadata: Mapping[str, Any], body: str) -> str:
-    """A whole card: YAML, then the body between markers."""
-    return f"---\n{_yaml(metadata)}---\n\n{_block(body)}\n"
-
-
-def _block(body: str) -> str:
-    """Between markers; a marker in it (a recipe may hold any text) would end it too early at the next push."""
-    return f"{BEGIN}\n{body.strip().replace('<!-- prefkit:', '<!- prefkit:')}\n{END}"
+    Templates escape every value for Markdown: `finalize` runs `markdown` on all but Markup, and autoescape makes the
+    output of filters, macros and blocks Markup.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDERS),
+        autoescape=True,
+        finalize=markdown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"fence": fence, "markdown": markdown, "table": table, "yaml": dump_yaml}
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return environment.get_template(f"{name}.md.j2").render(facts)
 
 
 def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
-    """`existing` with the block between the markers replaced (or added at the end), and its metadata completed.
+    """`existing` with the block between the markers replaced (or appended), and with its metadata completed.
 
-    What the user wrote stays: text outside of the markers, further keys, further configs and tags, and their value
-    of keys such as license. Merging twice changes nothing. Raises StoreError where the metadata is no YAML.
+    The user's parts stay: text outside the markers, other keys, configs and tags, and values of keys such as license.
+    Merging twice changes nothing. Raises StoreError for metadata that is not YAML.
     """
-    if existing is None or not existing.strip():
-        return assemble(metadata, body)
-    head, text = split(existing)
-    block = _block(body)
+    from huggingface_hub import CardData
+
+    existing = existing or ""
+    # a marker inside the body (a recipe may hold any text) would end the block too early at the next push
+    block = f"{BEGIN}\n{body.strip().replace('<!-- prefkit:', '<!- prefkit:')}\n{END}"
+    old, text = split(existing)
+    new = _merge_metadata(old, metadata)
+    front = existing.removesuffix(text)  # as is, with its comments and order, unless a key changes
     if BLOCK.search(text):
         text = BLOCK.sub(lambda _: block, text, count=1)
     else:
-        text = f"{text.strip()}\n\n{block}\n".lstrip("\n")
-        text = f"\n{text}"
-    merged = merge_metadata(head, metadata)
-    if merged == head and FRONT.match(existing):  # not even its comments or its order are touched
-        return FRONT.match(existing)[0] + text  # type: ignore[index]
-    return f"---\n{_yaml(merged)}---\n{text if text.startswith(chr(10)) else chr(10) + text}"
+        text = f"\n{text.strip()}\n\n{block}\n" if text.strip() else f"\n{block}\n"
+    if new != old:
+        front = f"---\n{CardData(**new).to_yaml()}\n---\n" + ("" if text.startswith("\n") else "\n")
+    return front + text
 
 
 def split(card: str) -> tuple[dict[str, Any], str]:
-    """Metadata and text. Raises StoreError."""
-    match = FRONT.match(card)
-    if not match:
-        return {}, card
+    """Metadata and text of a card. Raises StoreError for metadata that is not a YAML mapping."""
+    from huggingface_hub import RepoCard
+
     try:
-        head = yaml.safe_load(match[1]) or {}
-        if not isinstance(head, dict):
-            raise ValueError("it is no mapping")
-    except (yaml.YAMLError, ValueError) as error:
+        parsed = RepoCard(card if card.lstrip().startswith("---") else f"---\n{{}}\n---\n{card}")
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise StoreError(
-            f"the card in the repository (README.md) begins with metadata that is no YAML: {' '.join(str(error).split())[:200]}. "
-            "Mend it on its page, then push again; nothing was changed."
+            "the metadata of the card in the repository (README.md) is not valid YAML: "
+            f"{' '.join(str(error).split())[:200]}. Fix it on the Hub, then push again; nothing was changed."
         ) from error
-    return head, card[match.end() :]
+    return parsed.data.to_dict(), parsed.text
 
 
-def merge_metadata(existing: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(existing)
+def _merge_metadata(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(theirs)
     for key, value in ours.items():
-        there = found.get(key)
-        if there is None or key in OWN:
-            found[key] = value
-        elif key in NAMED:
-            found[key] = _by_name(there, value, NAMED[key])
-        elif isinstance(there, list) and isinstance(value, list):
-            found[key] = there + [entry for entry in value if entry not in there]
-    return found
+        old = theirs.get(key)
+        if old is None or key in REPLACED:
+            merged[key] = value
+        elif key in ("configs", "dataset_info"):  # entry by entry
+            named = {entry["config_name"]: entry for entry in value}
+            entries = old if isinstance(old, list) else [old]
+            kept = [named.pop(e.get("config_name"), e) if isinstance(e, dict) else e for e in entries]
+            merged[key] = [*kept, *named.values()]
+        elif isinstance(old, list) and isinstance(value, list):
+            merged[key] = old + [entry for entry in value if entry not in old]
+    return merged
 
 
-def _by_name(there: Any, ours: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
-    """Entries of ours in place of those with the same name; the others stay where they are."""
-    entries = there if isinstance(there, list) else [there]
-    named = {entry[key]: entry for entry in ours}
-    old = {entry.get(key) for entry in entries if isinstance(entry, dict)}
-    kept = [named.get(entry.get(key), entry) if isinstance(entry, dict) else entry for entry in entries]
-    return kept + [entry for name, entry in named.items() if name not in old]
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
 
 
-def _yaml(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=1000)
-
-
-# -- Markdown ---------------------------------------------------------------------------------------------------------
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table; columns are those of all rows. Empty for no rows."""
-    if not rows:
-        return ""
+def table(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Rows as a Markdown table with the columns of all rows. Empty for no rows."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(text(row.get(column)) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    body = ["| " + " | ".join(markdown(row.get(name)) for name in columns) + " |" for row in rows]
+    header = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return Markup("\n".join(header + body) if rows else "")
 
 
-def text(value: Any, longest: int = 300) -> str:
-    """A value inside Markdown: one line, nothing of it read as HTML, a table's edge or a marker."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
+def markdown(value: Any, longest: int = 300) -> Markup:
+    """Escape a value for Markdown: one line without HTML, links, table edges or markers. Markup is returned as is."""
+    if isinstance(value, Markup):
+        return value
+    if value is None or isinstance(value, bool):
+        return Markup({None: "-", True: "yes", False: "no"}[value])
+    if isinstance(value, (int, float)):
+        return Markup(f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
     if isinstance(value, (dict, list, tuple)):
         value = (
             yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip().removesuffix("...")
         )
     line = " ".join(str(value).split())
     line = line if len(line) <= longest else line[: longest - 1] + "…"
-    return re.sub(r"([\\|`*\[\]])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+    return Markup(re.sub(r"([\\|`*\[\]])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;")))
 
 
-def fence(content: str, language: str = "") -> str:
-    """A code block that no content can end."""
+def fence(content: str, language: str = "") -> Markup:
+    """A code block that its content cannot end."""
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     ticks = "`" * max(3, longest + 1)
-    return f"{ticks}{language}\n{content.strip()}\n{ticks}"
+    return Markup(f"{ticks}{language}\n{str(content).strip()}\n{ticks}")

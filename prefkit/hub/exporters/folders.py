@@ -23,22 +23,21 @@ class FoldersOptions:
     caption: str = ".txt"
 
 
+@dataclass(frozen=True)
 class Folders:
+    options: FoldersOptions
     Options = FoldersOptions
 
-    def __init__(self, options: FoldersOptions) -> None:
-        self.options = options
-
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
-        """OUT/SPLIT/w/0000001.png beside OUT/SPLIT/l/0000001.png; OUT/SPLIT/simpletuner.json names both folders."""
-        found: dict[str, Any] = {"pairs": 0, "as_png": 0, "captions_joined": 0}
+        """Write OUT/SPLIT/w/0000001.png and OUT/SPLIT/l/0000001.png; OUT/SPLIT/simpletuner.json names both folders."""
+        counts: dict[str, Any] = {"pairs": 0, "as_png": 0, "captions_joined": 0}
         for pair in pairs.rows():
-            found["pairs"] += 1
-            found[pair.split] = found.get(pair.split, 0) + 1
+            counts["pairs"] += 1
+            counts[pair.split] = counts.get(pair.split, 0) + 1
             suffix, win, lose = _alike(pair)
-            found["as_png"] += win is not pair.win
+            counts["as_png"] += win is not pair.win
             caption = one_line(pair.caption)
-            found["captions_joined"] += caption != pair.caption
+            counts["captions_joined"] += caption != pair.caption
             for side, data in ((self.options.win, win), (self.options.lose, lose)):
                 folder = out / pair.split / side
                 folder.mkdir(parents=True, exist_ok=True)
@@ -46,34 +45,31 @@ class Folders:
                 (folder / f"{pair.number:07d}{self.options.caption}").write_text(caption, encoding="utf-8")
         for folder in sorted(p for p in out.iterdir() if p.is_dir()):
             write_atomic(folder / "simpletuner.json", dump_json(self._simpletuner(folder.name)))
-        return found
+        return counts
 
     def _simpletuner(self, split: str) -> Any:
-        """The part of its data backend configuration that says which folder is the other's reference."""
+        """The part of SimpleTuner's data backend configuration that makes one folder the reference of the other."""
         common = {"type": "local", "caption_strategy": "textfile"}
         win, lose = (f"{split}/{side}" for side in (self.options.win, self.options.lose))
-        return [
-            common
-            | {"id": "preferred", "dataset_type": "image", "instance_data_dir": win, "conditioning_data": ["rejected"]},
-            common
-            | {
-                "id": "rejected",
-                "dataset_type": "conditioning",
-                "conditioning_type": "reference_strict",
-                "instance_data_dir": lose,
-                "source_dataset_id": "preferred",
-            },
-        ]
+        better = {
+            "id": "preferred",
+            "dataset_type": "image",
+            "instance_data_dir": win,
+            "conditioning_data": ["rejected"],
+        }
+        worse = {"id": "rejected", "dataset_type": "conditioning", "conditioning_type": "reference_strict"}
+        worse |= {"instance_data_dir": lose, "source_dataset_id": "preferred"}
+        return [common | better, common | worse]
 
 
 def one_line(caption: str) -> str:
-    """SimpleTuner reads the lines of a caption file as alternatives, kohya the first line alone."""
+    """Join the lines of a caption: SimpleTuner reads lines as alternatives, and kohya reads only the first."""
     lines = caption.splitlines()
     return caption if lines in ([], [caption]) else " ".join(filter(None, (line.strip() for line in lines)))
 
 
 def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
-    """Both images with one suffix, for the readers match whole file names: as they are, or both as PNG where they differ."""
+    """(suffix, winner, loser): the original files if their suffixes agree, else PNGs. Readers match full names."""
     suffixes = {suffix_of(pair.win), suffix_of(pair.lose)}
     if len(suffixes) == 1:
         return suffixes.pop(), pair.win, pair.lose

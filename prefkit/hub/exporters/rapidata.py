@@ -9,34 +9,30 @@ from typing import Any
 
 from prefkit.hub.importing.image_check import suffix_of
 from prefkit.hub.pair_reader import PairOut, Pairs
-from prefkit.hub.shards import finish, in_data
+from prefkit.hub.shards import write_rows
 
-TEXT = "`image1` and `image2` for `prompt`, with the votes for each; a pair without counted votes is one vote of its winner."
+TEXT = "`image1` and `image2` for `prompt`, with the votes for each; without counted votes, the winner has one vote."
 
 
 @dataclass(frozen=True)
 class RapidataOptions:
-    #: how many votes a pair stands for; they are shared out by its p
+    #: votes of a pair, divided between its images in proportion to p
     votes: int = 1
 
 
+@dataclass(frozen=True)
 class Rapidata:
+    options: RapidataOptions
     Options = RapidataOptions
 
-    def __init__(self, options: RapidataOptions) -> None:
-        self.options = options
-
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
-        from datasets import Features, Image, Value
+        from datasets import Image, Value
 
-        text, whole = Value("string"), Value("int64")
-        names: dict[str, Any] = {"prompt": text, "image1": Image(), "image2": Image(), "votes_image1": whole}
-        names |= {"votes_image2": whole} | dict.fromkeys(("model1", "model2", "image1_path", "image2_path"), text)
-        schema = Features(names | {"detailed_results": text}).arrow_schema
-        writers = in_data(out, schema)
-        for pair in pairs.rows():
-            writers[pair.split].put(self._row(pair))
-        return finish(writers, out, "Votes on pairs of images", TEXT)
+        text, integer = Value("string"), Value("int64")
+        features: dict[str, Any] = {"prompt": text, "image1": Image(), "image2": Image(), "votes_image1": integer}
+        features |= {"votes_image2": integer} | dict.fromkeys(("model1", "model2", "image1_path", "image2_path"), text)
+        rows = ((pair.split, self._row(pair)) for pair in pairs.rows())
+        return write_rows(rows, features | {"detailed_results": text}, out, "Votes on pairs of images", TEXT)
 
     def _row(self, pair: PairOut) -> dict[str, Any]:
         for_winner = max(round(self.options.votes * pair.p), self.options.votes // 2 + 1)
@@ -47,11 +43,8 @@ class Rapidata:
             path = f"{pair.columns.get(f'image_{i - 1}_uid') or pair.number}{suffix_of(data)}"
             row |= {f"image{i}": {"bytes": data, "path": path}, f"image{i}_path": path, f"votes_image{i}": votes[i - 1]}
             row[f"model{i}"] = pair.columns.get(f"model_{i - 1}")
-        detail = {
-            "votes": [],
-            "metadata": {k: pair.columns.get(k) for k in ("p", "score_gap", "strategy", "request_id")},
-        }
-        row["detailed_results"] = json.dumps(detail, ensure_ascii=False)
+        metadata = {k: pair.columns.get(k) for k in ("p", "score_gap", "strategy", "request_id")}
+        row["detailed_results"] = json.dumps({"votes": [], "metadata": metadata}, ensure_ascii=False)
         return row
 
 

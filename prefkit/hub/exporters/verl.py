@@ -1,4 +1,4 @@
-"""verl-omni's offline DPO Parquet: a pair a row, with SD3 latents and prompt embeddings made by --model."""
+"""verl-omni's offline DPO Parquet: one pair per row, with SD3 latents and prompt embeddings from --model."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ TENSORS = ("img_win_latents", "img_lose_latents", "prompt_embeds", "prompt_embed
 
 @dataclass(frozen=True)
 class VerlOptions:
-    #: Stable Diffusion 3 whose VAE and text encoders make the tensors that the reader wants: folder or Hub id
+    #: folder or Hub id of the Stable Diffusion 3 whose VAE and text encoders make the tensors
     model: str = ""
-    #: size that the images are encoded at
+    #: height at which the images are encoded
     height: int = 512
-    #: size that the images are encoded at
+    #: width at which the images are encoded
     width: int = 512
-    #: as in training
+    #: the negative prompt of the training
     negative_prompt: str = " "
-    #: tokens of the long text encoder
+    #: maximum tokens of the long text encoder
     max_sequence_length: int = 256
-    #: where the model runs
+    #: device of the model
     device: str = "cpu"
     #: float32, bfloat16 or float16
     dtype: str = "float32"
@@ -44,18 +44,17 @@ class VerlOptions:
 
 
 class Verl:
-    """One Parquet file per split (the reader takes image paths relative to a single file), images beside it."""
+    """One Parquet file per split, and the images in a folder next to it: verl's paths are relative to the file."""
 
     Options = VerlOptions
 
     def __init__(self, options: VerlOptions) -> None:
         if not options.model:
             raise UsageError(
-                "export --as verl: the reader wants latents and prompt embeddings, so say of which model: --model FOLDER "
-                "or a Hub id of a Stable Diffusion 3."
+                "export --as verl needs --model, the folder or Hub id of a Stable Diffusion 3 that encodes the pairs."
             )
         if options.dtype not in ("float32", "bfloat16", "float16"):
-            raise UsageError(f"export --as verl: --dtype {options.dtype} is none of float32, bfloat16, float16.")
+            raise UsageError(f"export --as verl: --dtype {options.dtype} is not one of float32, bfloat16, float16.")
         self.options = options
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
@@ -85,9 +84,8 @@ class Verl:
             "negative_prompt": chat(self.options.negative_prompt),
             "img_win": names[0],
             "img_lose": names[1],
-            "win_score": float(
-                pair.columns.get("score_gap") or 1.0
-            ),  # the reader wants win >= lose; only the gap means anything
+            # verl requires win >= lose; only the gap has a meaning
+            "win_score": float(pair.columns.get("score_gap") or 1.0),
             "lose_score": 0.0,
             "reward_model": {"style": "model", "ground_truth": pair.caption},
             "extra_info": info | {"raw_negative_prompt": self.options.negative_prompt},
@@ -95,7 +93,7 @@ class Verl:
 
 
 class Encoder:
-    """Tensors of a pair as torch.save bytes, which the reader loads with weights_only."""
+    """Tensors of a pair as torch.save bytes, which verl loads with weights_only."""
 
     def __init__(self, options: VerlOptions) -> None:
         import torch
@@ -106,11 +104,10 @@ class Encoder:
             pipe = StableDiffusion3Pipeline.from_pretrained(
                 options.model, transformer=None, torch_dtype=getattr(torch, options.dtype)
             )
-        except Exception as error:  # the library raises its own, the Hub's and the network's errors
+        except Exception as error:  # diffusers raises its own, the Hub's and the network's errors
             text = " ".join(str(error).split())[:200]
-            raise UsageError(
-                f"export --as verl: {options.model} could not be loaded as Stable Diffusion 3: {text}"
-            ) from error
+            where = f"export --as verl: {options.model} could not be loaded as Stable Diffusion 3"
+            raise UsageError(f"{where}: {text}") from error
         self.pipe = pipe.to(options.device)
         self.prompt = lru_cache(64)(self._prompt)
 
@@ -130,18 +127,19 @@ class Encoder:
         with torch.no_grad():
             latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()[0]
         if not latents.isfinite().all():
-            raise UsageError(f"{where}: its latents are not finite. Use another --dtype, such as bfloat16 or float32.")
+            raise UsageError(f"{where}: the latents are not finite. Use another --dtype, such as bfloat16 or float32.")
         return _saved((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor)
 
     def _prompt(self, text: str) -> dict[str, bytes]:
         import torch
 
         with torch.no_grad():
-            found = self.pipe.encode_prompt(
-                prompt=[text], prompt_2=None, prompt_3=None, device=self.options.device, do_classifier_free_guidance=True,
-                negative_prompt=[self.options.negative_prompt], max_sequence_length=self.options.max_sequence_length,
+            tensors = self.pipe.encode_prompt(
+                prompt=[text], prompt_2=None, prompt_3=None, device=self.options.device,
+                do_classifier_free_guidance=True, negative_prompt=[self.options.negative_prompt],
+                max_sequence_length=self.options.max_sequence_length,
             )  # fmt: skip
-        embeds, negative, pooled, negative_pooled = (tensor[0] for tensor in found)
+        embeds, negative, pooled, negative_pooled = (tensor[0] for tensor in tensors)
         return {
             "prompt_embeds": _saved(embeds), "prompt_embeds_mask": _saved(torch.ones(len(embeds), dtype=torch.int32)),
             "pooled_prompt_embeds": _saved(pooled), "negative_prompt_embeds": _saved(negative),

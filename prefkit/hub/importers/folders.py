@@ -1,4 +1,4 @@
-"""Folders of images: w/ and l/ (or two folders of your naming) with equal file names, or a folder for each prompt."""
+"""Folders of images: w/ and l/ (or two folders that you name) with equal file names, or a folder for each prompt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from prefkit.types import Comparison
 CAPTIONS = (".txt", ".caption")
 MAX_CAPTION = 1 << 20  # bytes
 USUAL = (("w", "l"), ("win", "lose"), ("chosen", "rejected"))
-REPEATS = re.compile(r"\d+_(?=.)")  # kohya's 10_sks dress
-NO_CAPTION = "no caption: write it into a .txt of the same name, or give --prompt"
+REPEATS = re.compile(r"^\d+_(?=.)")  # kohya's 10_sks dress
+NO_CAPTION = "no caption: write one into a .txt of the same name, or give --prompt"
 SHOWN = 5
 
 
@@ -35,13 +35,13 @@ class FoldersOptions:
 
 
 class Folder:
-    """The images under a folder, in order, and its caption files by `key`; other files are left out."""
+    """The images under a folder, in order, and its caption files by `key`. Counts the other files as left out."""
 
     def __init__(self, folder: Path, files: list[Path], leave_out: LeaveOut) -> None:
         self.folder = folder
         self.images = [path for path in files if path.suffix.lower() in image_suffixes()]
         self.captions: dict[str, Path] = {}
-        for suffix in CAPTIONS:  # the first one counts
+        for suffix in CAPTIONS:  # the first caption of an image counts
             for path in (path for path in files if path.suffix.lower() == suffix):
                 if self.captions.setdefault(self.key(path), path) != path:
                     leave_out("second caption of an image", 1)
@@ -50,11 +50,21 @@ class Folder:
                 leave_out(kind_of(path), 1)
 
     def key(self, path: Path) -> str:
-        """What an image, its caption and its partner have in common."""
+        """The part of a path that an image shares with its caption and its partner."""
         return nfc(path.relative_to(self.folder).with_suffix("").as_posix())
 
+    def by_key(self) -> tuple[dict[str, Path], list[Item]]:
+        """The images by key, and an error for every image whose key is taken."""
+        images: dict[str, Path] = {}
+        errors = []
+        for path in self.images:
+            other = images.setdefault(self.key(path), path)
+            if other != path:
+                errors.append(Item(str(path), error=f"{other} has the same name, so the pair is ambiguous"))
+        return images, errors
+
     def caption(self, key: str) -> str | None:
-        """None where there is none, or an empty one. Raises ValueError for one that cannot be read."""
+        """The caption of an image; None if it is missing or empty. Raises ValueError for one that cannot be read."""
         return (_text(self.captions[key]) or None) if key in self.captions else None
 
     def common(self) -> Path | None:
@@ -62,11 +72,10 @@ class Folder:
         return next((self.captions[key] for key in self.captions if key.casefold() == "prompt"), None)
 
 
+@dataclass(frozen=True)
 class Folders:
+    options: FoldersOptions
     Options = FoldersOptions
-
-    def __init__(self, options: FoldersOptions) -> None:
-        self.options = options
 
     @staticmethod
     def sniff(source: Path) -> str | None:
@@ -83,9 +92,9 @@ class Folders:
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()
         if not path.is_dir():
-            raise UsageError(f"import: {source} is not a folder, which --as folders reads.")
+            raise UsageError(f"import: {source} is not a folder; --as folders reads a folder.")
         if bool(self.options.win) != bool(self.options.lose):
-            raise UsageError("import: --win and --lose belong together: give both folders.")
+            raise UsageError("import: --win and --lose must be given together.")
         pair = (self.options.win, self.options.lose) if self.options.win and self.options.lose else _usual(path)
         if pair is None:
             yield from self._by_prompt(path, work.leave_out)
@@ -99,89 +108,75 @@ class Folders:
         _leave_others(path, sides, work.leave_out)
 
     def _paired(self, win: Folder, lose: Folder, leave_out: LeaveOut) -> Iterator[Item]:
-        others: dict[str, Path] = {}
-        for path in lose.images:
-            if others.setdefault(lose.key(path), path) != path:
-                yield _twice(path, others[lose.key(path)])
-        seen: dict[str, Path] = {}
-        for path in win.images:
-            key = win.key(path)
-            if seen.setdefault(key, path) != path:
-                yield _twice(path, seen[key])
-            elif key not in others:
-                yield Item(str(path), error=f"there is no image of that name under {lose.folder}")
+        (winners, ambiguous), (losers, others) = win.by_key(), lose.by_key()
+        yield from (*others, *ambiguous)
+        for key, path in winners.items():
+            if key in losers:
+                yield _item(path, partial(self._prompt, key, win, lose, leave_out), [path, losers[key]])
             else:
-                yield _item(path, partial(self._prompt, key, win, lose, leave_out), [path, others[key]])
-        for key, other in others.items():
-            if key not in seen:
-                yield Item(str(other), error=f"there is no image of that name under {win.folder}")
+                yield Item(str(path), error=f"{lose.folder} has no image of this name")
+        for key, path in losers.items():
+            if key not in winners:
+                yield Item(str(path), error=f"{win.folder} has no image of this name")
         for folder in (win, lose):
-            _leave_captions(folder, {*seen, *others}, leave_out)
+            _leave_captions(folder, {*winners, *losers}, leave_out)
 
     def _prompt(self, key: str, win: Folder, lose: Folder, leave_out: LeaveOut) -> str | None:
         first, second = win.caption(key), lose.caption(key)
         if first and second and first != second:
-            leave_out("caption of a worse image, where the better one has another", 1)
+            leave_out("caption of a worse image that differs from the better image's", 1)
         return first or second or self.options.prompt
 
     def _by_prompt(self, path: Path, leave_out: LeaveOut) -> Iterator[Item]:
-        inner = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        bare = Folder(path, sorted(p for p in path.iterdir() if not p.is_dir() and p.name[0] != "."), leave_out)
+        visible = sorted(p for p in path.iterdir() if p.name[0] != ".")
+        bare = Folder(path, [p for p in visible if not p.is_dir()], leave_out)
+        inner = [p for p in visible if p.is_dir()]
         if not inner and not bare.images:
             raise UsageError(
-                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Name them with --win and --lose."
+                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Give --win and --lose."
             )
-        for image in bare.images:
-            yield _item(image, partial(self._prompt_of, image, bare, None, None), [image])
-        _leave_captions(bare, {bare.key(image) for image in bare.images}, leave_out)
-        became: dict[str, str] = {}
-        for place in inner:
-            folder = Folder(place, files_under(place, leave_out, [path]), leave_out)
-            written = folder.common()
-            for image in folder.images:
-                yield _item(image, partial(self._prompt_of, image, folder, written, became), [image])
-            used = {folder.key(image) for image in folder.images} | ({folder.key(written)} if written else set())
-            _leave_captions(folder, used, leave_out)
-        _say(became)
+        yield from self._images(bare, None, None, leave_out)
+        prompts: dict[str, str] = {}  # read from names of folders
+        for subfolder in inner:
+            folder = Folder(subfolder, files_under(subfolder, leave_out, [path]), leave_out)
+            yield from self._images(folder, folder.common(), prompts, leave_out)
+        lines = [f"{shown(name)!r} -> {shown(prompt)!r}" for name, prompt in list(prompts.items())[:SHOWN]]
+        if lines:
+            more = f" and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else ""
+            dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, prompts)) else ""
+            note(f"names of folders became prompts: {', '.join(lines)}{more}{dropped}")
+
+    def _images(
+        self, folder: Folder, common: Path | None, prompts: dict[str, str] | None, leave_out: LeaveOut
+    ) -> Iterator[Item]:
+        for image in folder.images:
+            yield _item(image, partial(self._prompt_of, image, folder, common, prompts), [image])
+        used = {folder.key(path) for path in (*folder.images, *([common] if common else []))}
+        _leave_captions(folder, used, leave_out)
 
     def _prompt_of(
-        self, image: Path, folder: Folder, written: Path | None, became: dict[str, str] | None
+        self, image: Path, folder: Folder, common: Path | None, prompts: dict[str, str] | None
     ) -> str | None:
-        """The image's caption, its folder's prompt.txt, --prompt, or (kept in `became`) the name of the folder."""
-        own = folder.caption(folder.key(image))
-        if own or written or self.options.prompt or became is None:
-            return own or (_text(written) if written else self.options.prompt)
+        """The image's caption, its folder's prompt.txt, --prompt, or the folder's name, which is noted in `prompts`."""
+        caption = folder.caption(folder.key(image))
+        if caption or common or self.options.prompt or prompts is None:
+            return caption or (_text(common) if common else self.options.prompt)
         name = folder.folder.name
-        start = REPEATS.match(name)
-        became[name] = name[start.end() if start else 0 :].replace("_", " ")
-        return became[name]
+        return prompts.setdefault(name, REPEATS.sub("", name).replace("_", " "))
 
 
 def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> Item:
-    """One image, or the better one and the worse. A caption that cannot be read fails this row alone."""
+    """The row of one image, or of a better and a worse image. A caption that cannot be read fails this row alone."""
     try:
-        found = prompt()
+        text = prompt()
     except ValueError as error:
         return Item(str(where), error=str(error))
-    if not found:
+    if not text:
         return Item(str(where), error=NO_CAPTION)
     if len(images) == 1:
-        return Item(str(where), Asked(found), (Picture("image", path=images[0]),))
+        return Item(str(where), Asked(text), (Picture("image", path=images[0]),))
     pictures = (Picture("w", path=images[0]), Picture("l", path=images[1]))
-    return Item(str(where), Asked(found), pictures, (Comparison("w", "l", "a", "people"),))
-
-
-def _twice(path: Path, other: Path) -> Item:
-    return Item(str(path), error=f"{other} has the same name, so it is not clear which one is meant")
-
-
-def _say(became: dict[str, str]) -> None:
-    """Which prompts were read from the names of folders."""
-    lines = [f"{shown(name)!r} -> {shown(prompt)!r}" for name, prompt in list(became.items())[:SHOWN]]
-    if lines:
-        more = f" and {len(became) - SHOWN} more" if len(became) > SHOWN else ""
-        dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, became)) else ""
-        note(f"names of folders became prompts: {', '.join(lines)}{more}{dropped}")
+    return Item(str(where), Asked(text), pictures, (Comparison("w", "l", "a", "people"),))
 
 
 def _leave_captions(folder: Folder, used: set[str], leave_out: LeaveOut) -> None:
@@ -190,7 +185,7 @@ def _leave_captions(folder: Folder, used: set[str], leave_out: LeaveOut) -> None
 
 
 def _leave_others(source: Path, sides: list[Path], leave_out: LeaveOut) -> None:
-    """What lies in the source, but in neither of the two folders."""
+    """Count the files of the source that are in neither of the two folders."""
     for path in source.iterdir():
         if any(side.is_relative_to(path) or os.path.samefile(side, path) for side in sides if path.exists()):
             continue
@@ -199,16 +194,17 @@ def _leave_others(source: Path, sides: list[Path], leave_out: LeaveOut) -> None:
 
 
 def _usual(source: Path) -> tuple[str, str] | None:
-    there = {path.name.casefold(): path.name for path in sorted(source.iterdir()) if path.is_dir()}
-    return next(((there[a], there[b]) for a, b in USUAL if a in there and b in there), None)
+    names = {path.name.casefold(): path.name for path in sorted(source.iterdir()) if path.is_dir()}
+    return next(((names[a], names[b]) for a, b in USUAL if a in names and b in names), None)
 
 
 def _text(path: Path) -> str:
-    """Raises ValueError."""
+    """The text of a caption file. Raises ValueError."""
     try:
         return read_regular(path, MAX_CAPTION).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"the caption {path.name} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error  # fmt: skip
+        where = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"the caption {path.name} is not UTF-8 text ({where}); save it as UTF-8") from error
     except OSError as error:
         raise ValueError(f"the caption {path.name} cannot be read: {error.strerror or error}") from error
 

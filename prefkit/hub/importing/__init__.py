@@ -1,1 +1,1 @@
-"""An importer's records into the tables of a run: read, checked, counted, resumable."""
+"""The import core: reads an importer's records, checks them, and stores them in the tables of a run."""

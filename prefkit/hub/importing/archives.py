@@ -1,107 +1,106 @@
-"""zip and tar archives unpacked without trusting them: nothing outside the folder, no links, no bombs."""
+"""Untrusted zip and tar archives: unpacking (nothing outside the folder, no links, no bombs), and images in them."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tarfile
 import zipfile
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from prefkit.errors import UsageError
+from prefkit.hub.importing.records import Workplace
+from prefkit.paths import shown
+from prefkit.types import digest
 
+ARCHIVE = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.xz|tar\.bz2)$", re.I)
+PART = re.compile(r"(.+\.(?:tar|tar\.gz|tgz|zip))[._-]?(?:part)?[._-]?([a-z]{1,3}|\d{1,4})$", re.I)
+PLAIN = ("", "images", "train", "test", "imgs")
 MAX_MEMBER = 1 << 30
-MAX_RATIO = 200  # images hardly shrink; 1000 and more is what bombs do
-FREE_RATIO_BYTES = 64 << 20  # a text file may shrink by more, as long as it stays small
+MAX_RATIO = 200  # images hardly compress; bombs reach 1000 and more
+FREE_RATIO_BYTES = 64 << 20  # small text files may compress better
 MAX_MEMBERS = 20_000_000
 CHUNK = 1 << 20
+BY_HAND = "If you trust it, unpack it yourself and import the folder."
+Member = tuple[str, str, Callable[[], Any]]  # name; file, folder, special or encrypted; opens it
 
 
 @dataclass
 class Budget:
-    """What an archive may still unpack to."""
+    """Counts what an archive unpacks to, and refuses bombs."""
 
     name: str
     packed: int
     written: int = 0
     members: int = 0
 
-    def member(self, name: str) -> None:
+    def member(self) -> None:
         self.members += 1
         if self.members > MAX_MEMBERS:
-            raise UsageError(f"{self.name}: more than {MAX_MEMBERS} members. Unpack it yourself and give the folder.")
+            raise UsageError(f"{self.name}: more than {MAX_MEMBERS} members. {BY_HAND}")
 
     def spend(self, size: int, member: str) -> None:
         self.written += size
         if self.written > max(FREE_RATIO_BYTES, self.packed * MAX_RATIO):
             raise UsageError(
                 f"{self.name}: {member} makes it unpack to more than {MAX_RATIO} times its size; it looks like a bomb. "
-                "If you trust it, unpack it yourself and give the folder."
+                f"{BY_HAND}"
             )
 
 
 def unpack(archives: Sequence[Path], folder: Path) -> None:
-    """Unpack into `folder`: one archive, or the parts of a split tar in order. Raises UsageError with archive and member."""
+    """Unpack one archive, or the parts of a split tar in order. Raises UsageError naming archive and member."""
     name = str(archives[0])
     budget = Budget(name, sum(path.stat().st_size for path in archives))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if len(archives) == 1 and zipfile.is_zipfile(archives[0]):
-            _zip(archives[0], folder, budget)
-        else:
-            with io.BufferedReader(Joined(archives), CHUNK) as stream:
-                _tar(stream, folder, budget)
+        zipped = len(archives) == 1 and zipfile.is_zipfile(archives[0])
+        for member, kind, opened in _zip(archives[0]) if zipped else _tar(archives):
+            budget.member()
+            if kind == "encrypted":
+                raise UsageError(f"{name}: {member} is encrypted. {BY_HAND}")
+            if kind == "special":
+                raise UsageError(f"{name}: {member} is a link or a device, which datasets do not need. Refused.")
+            if kind == "file":
+                target = _target(folder, member, name)
+                with opened() as source:
+                    _copy(source, target, budget, member)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"{name} is damaged or no archive that can be read ({text}), after {budget.members} members. Fetch it again."
+            f"{name} is damaged or not an archive ({text}), after {budget.members} members. Download it again."
         ) from error
     except Exception as error:
         if type(error).__module__ in ("zlib", "_lzma", "lzma"):
-            raise UsageError(f"{name} is damaged ({error}), after {budget.members} members. Fetch it again.") from error
+            where = f"after {budget.members} members"
+            raise UsageError(f"{name} is damaged ({error}), {where}. Download it again.") from error
         raise
 
 
-def _zip(path: Path, folder: Path, budget: Budget) -> None:
+def _zip(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            budget.member(info.filename)
-            if info.is_dir():
-                continue
-            if info.flag_bits & 1:
-                raise UsageError(
-                    f"{budget.name}: {info.filename} is encrypted. Unpack it yourself and give the folder."
-                )
-            kind = (info.external_attr >> 16) & 0o170000
-            if kind not in (0, 0o100000):
-                raise UsageError(
-                    f"{budget.name}: {info.filename} is a link or a device, which no data set needs. Refused."
-                )
-            target = safe(folder, info.filename, budget.name)
-            with archive.open(info) as source:
-                _copy(source, target, budget, info.filename)
+            regular = (info.external_attr >> 16) & 0o170000 in (0, 0o100000)
+            kind = "encrypted" if info.flag_bits & 1 else "file" if regular else "special"
+            yield info.filename, "folder" if info.is_dir() else kind, partial(archive.open, info)
 
 
-def _tar(stream: Any, folder: Path, budget: Budget) -> None:
-    with tarfile.open(fileobj=stream, mode="r|*") as archive:
+def _tar(archives: Sequence[Path]) -> Iterator[Member]:
+    with io.BufferedReader(Joined(archives), CHUNK) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
         for info in archive:
-            budget.member(info.name)
-            if info.isdir():
-                continue
-            if not info.isreg():
-                raise UsageError(f"{budget.name}: {info.name} is a link or a device, which no data set needs. Refused.")
-            source = archive.extractfile(info)
-            assert source is not None  # a regular file
-            _copy(source, safe(folder, info.name, budget.name), budget, info.name)
+            kind = "folder" if info.isdir() else "file" if info.isreg() else "special"
+            yield info.name, kind, partial(archive.extractfile, info)
 
 
-def safe(folder: Path, name: str, archive: str) -> Path:
-    """Where a member goes. Raises UsageError for a name that is absolute, climbs, or is no file name at all."""
+def _target(folder: Path, name: str, archive: str) -> Path:
+    """The path of a member. Raises UsageError for a name that is absolute, contains .., or is not a file name."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts or ":" in pure.parts[0]:
         raise UsageError(f"{archive}: the member {name!r} would be written outside its folder. Refused.")
@@ -121,27 +120,24 @@ def _copy(source: IO[bytes], target: Path, budget: Budget, member: str) -> None:
 
 
 class Joined(io.RawIOBase):
-    """Several files read as one, as `cat part*` would."""
+    """Several files read as one, like `cat part*`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.left = list(paths)
+        self.remaining = list(paths)
         self.file: IO[bytes] | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while True:
-            if self.file is None:
-                if not self.left:
-                    return 0
-                self.file = self.left.pop(0).open("rb")
-            data = self.file.read(len(buffer))
-            if data:
+        while self.file is not None or self.remaining:
+            self.file = self.file or self.remaining.pop(0).open("rb")
+            if data := self.file.read(len(buffer)):
                 buffer[: len(data)] = data
                 return len(data)
             self.file.close()
             self.file = None
+        return 0
 
     def close(self) -> None:
         if self.file is not None:
@@ -150,26 +146,81 @@ class Joined(io.RawIOBase):
 
 
 class Unpacker:
-    """The Workplace of an import: archives unpacked under `folder`, each set once; `clear` removes them. `left` counts
-    what the importer leaves out."""
+    """The Workplace of an import: unpacks each archive once under `folder`, and counts skipped files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.left: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
 
     def leave_out(self, kind: str, count: int) -> None:
-        self.left[kind] += count
+        self.skipped[kind] += count
 
     def unpacked(self, archives: Sequence[Path]) -> Path:
-        from prefkit.types import digest
-
         target = self.folder / digest([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in archives])
         if not target.exists():
-            partial = target.with_name(target.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            unpack(archives, partial)
-            os.replace(partial, target)
+            temporary = target.with_name(target.name + ".partial")
+            shutil.rmtree(temporary, ignore_errors=True)
+            unpack(archives, temporary)
+            os.replace(temporary, target)
         return target
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Images:
+    """path("train/3.png") searches the folder of a source, then its archives, which are unpacked at the first miss.
+
+    folder: where the user unpacked the archives, instead of the source's own folder.
+    """
+
+    def __init__(self, source: Path, folder: str | None, work: Workplace) -> None:
+        self.folder = Path(folder).expanduser() if folder else source if source.is_dir() else source.parent
+        self.work = work
+
+    def path(self, name: Any, archive: str | None = None) -> Path:
+        """The file of an image. Raises ValueError for an image that is missing or a name that leads out of the folder.
+
+        archive: the archive that holds the image, in layouts that name it; its members then have bare names.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError("the name of an image is missing")
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts:
+            raise ValueError(f"the image {shown(name)!r} leads out of {self.folder}. Refused")
+        path = self._under(self.folder, pure)
+        if path is None and archive is not None and (self.folder / archive).is_file():
+            inside = self.work.unpacked([self.folder / archive])
+            path = self._under(inside, pure) or self._under(inside, PurePosixPath(pure.name))
+            path = path or self._under(inside, PurePosixPath(pure.parent.name, pure.name))
+        elif path is None:
+            path = next((p for inside in self.unpacked if (p := self._under(inside, pure))), None)
+        if path is None:
+            raise ValueError(f"the image {shown(name)} is neither under {self.folder} nor in its archives")
+        return path
+
+    @staticmethod
+    def _under(folder: Path, pure: PurePosixPath) -> Path | None:
+        for inner in PLAIN:
+            path = folder / inner / pure
+            if path.is_file() and not path.is_symlink():
+                return path
+        return None
+
+    @cached_property
+    def unpacked(self) -> list[Path]:
+        return [self.work.unpacked(parts) for parts in archives(self.folder)]
+
+
+def archives(folder: Path) -> list[list[Path]]:
+    """The archives under a folder; the parts of a split archive form one list, in order."""
+    split: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        part = PART.fullmatch(path.name)
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if ARCHIVE.search(path.name):
+            split[str(path)].append(path)
+        elif part:
+            split[str(path.parent / part[1])].append(path)
+    return list(split.values())

@@ -1,41 +1,62 @@
-"""What the importers of tables share: the rows of a source, the files beside them that are not read, and image cells."""
+"""Helpers that importers of tables share: rows, image cells, verdicts from ranks, and errors of single rows."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from prefkit.hub.importing.readers import Row, files, is_saved, rows
-from prefkit.hub.importing.records import Workplace
+from prefkit.hub.importing.records import Item, Picture, Workplace
 from prefkit.hub.importing.walk import leave_rest
 from prefkit.paths import embedded, find_file, named, shown
+from prefkit.types import Comparison, digest
 
-#: what a cell of somebody else's table makes the code of an importer raise: that row fails, and no other
+#: errors that odd cells raise in an importer: they fail their row and no other
 FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError)
 
 
 def table_rows(source: str, work: Workplace, columns: list[str] | None = None) -> Iterator[Row]:
-    """The rows of `source`; afterwards the files in it that were not read are counted. Raises UsageError as `rows`."""
+    """The rows of `source`; counts the files in it that are not read. Raises UsageError as `rows` does."""
     yield from rows(source, columns)
     path = Path(source).expanduser()
     if path.is_dir() and not is_saved(path):
         leave_rest(path, files(path), work)
 
 
+def items(rows: Iterable[Row], item: Callable[[Row], Item]) -> Iterator[Item]:
+    """item(row) of each row; a row that cannot be used becomes an Item with an error."""
+    for row in rows:
+        try:
+            yield item(row) if row.error is None else Item(row.where, error=row.error)
+        except FAULTS as error:
+            yield Item(row.where, error=reason(error))
+
+
 def reason(error: Exception) -> str:
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def picture(key: str, row: Row, column: str, model: str, seed: int | None = None) -> Picture:
+    """The image in `column` of a row. model: the column that names the model, if the row has it. Raises ValueError."""
+    try:
+        data, path = image_cell(row.values.get(column), row.folder)
+    except FAULTS as error:
+        raise ValueError(f"{column}: {reason(error)}") from error
+    name = row.values.get(model)
+    return Picture(key, data, path, seed, {"model": name} if name else {})
 
 
 def image_cell(
-    value: Any, folder: Path | None, own: bool = False, root: Path | None = None
+    value: Any, folder: Path | None, trusted: bool = False, root: Path | None = None
 ) -> tuple[bytes | None, Path | None]:
     """(bytes, path) of an image in a table: bytes, {'bytes', 'path'}, a data URI, base64, or the path of a file.
 
-    folder: the table's; None for rows of the Hub, which name no files here. own: the user wrote the table, so that absolute
-    paths (and ~) may lead anywhere; relative ones stay below `root` (the table's folder). Raises ValueError for what is none
-    of these, and for web addresses.
+    folder: the table's; None for rows of the Hub, which name no local files. trusted: the user wrote the table, so its
+    absolute paths (and ~) may lead anywhere; relative paths stay below `root` (by default the table's folder). Raises
+    ValueError for anything else, and for URLs.
     """
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -47,17 +68,35 @@ def image_cell(
     if data is not None:
         return data, None
     if re.match(r"[a-z]+://", value):
-        raise ValueError(f"the image is a web address ({shown(value)}). Download the image; import does not")
+        raise ValueError(
+            f"the image is a web address ({shown(value)}), and import does not download; download the image"
+        )
     if folder is None:
-        raise ValueError(f"the image is a path ({shown(value)}) without its bytes; download the dataset and import the folder")  # fmt: skip
+        raise ValueError(
+            f"the image is a path ({shown(value)}) without bytes; download the dataset and import its folder"
+        )
     if "\\" in value and not (folder / value).exists():
-        value = value.replace("\\", "/")  # as Windows writes paths
+        value = value.replace("\\", "/")  # written on Windows
         if value[1:2] == ":":
-            raise ValueError(
-                f"the path {shown(value)!r} starts with a Windows drive; write it as it is on this machine"
-            )
-    if own:
+            raise ValueError(f"the path {shown(value)!r} starts with a Windows drive; write a path of this machine")
+    if trusted:
         return None, named(folder, value, root)
     if Path(value).is_absolute() or ".." in Path(value).parts:
         raise ValueError(f"the image {shown(value)!r} leads out of {folder}. Refused")
     return None, find_file(folder / value)
+
+
+def ranked(ranks: Sequence[Any], judge: str) -> list[Comparison]:
+    """Verdicts on every two images of a ranking: the smaller rank is better, equal ranks tie, None is unranked."""
+    pairs = [(i, j) for i, j in combinations(range(len(ranks)), 2) if ranks[i] is not None and ranks[j] is not None]
+    return [Comparison(str(i), str(j), outcome(ranks[j], ranks[i]), judge) for i, j in pairs]
+
+
+def outcome(a: float, b: float) -> str:
+    """ "a", "b" or "tie": the side with more votes."""
+    return "a" if a > b else "b" if b > a else "tie"
+
+
+def judge_name(layout: str, user: Any) -> str:
+    """A pseudonym of an annotator; `people` for an anonymous one."""
+    return "people" if user is None else "user-" + digest(layout, str(user), length=12)

@@ -1,4 +1,4 @@
-"""Images from anywhere: checked before they count, whatever somebody put into the file."""
+"""Checks of untrusted images, before they are stored."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ MAX_PIXELS = 64_000_000
 
 @dataclass(frozen=True)
 class Checked:
-    """data: the bytes as they were. sha256 is theirs."""
+    """The encoded bytes of an image and their SHA-256."""
 
     data: bytes
     sha256: str
 
 
 def check(picture: Picture) -> Checked:
-    """The picture's bytes, read and decoded once to see that they are whole.
+    """Read the picture's bytes and decode them once.
 
-    Raises ValueError with what is wrong: no such file, too large (before anything is decoded), truncated, no image.
+    Raises ValueError: a file that is missing, too large (checked before decoding), truncated, or not an image.
     """
     data = picture.data if picture.data is not None else _read(picture.path)
     if not data:
         raise ValueError(f"image {picture.key} is empty")
     if len(data) > MAX_FILE:
-        raise ValueError(f"image {picture.key} has {len(data) >> 20} MB; at most {MAX_FILE >> 20} are taken")
+        raise ValueError(f"image {picture.key} has {len(data) >> 20} MB; at most {MAX_FILE >> 20} MB are allowed")
     _decode(picture.key, data)
     return Checked(data, hashlib.sha256(data).hexdigest())
 
 
 def _read(path: Path | None) -> bytes:
     if path is None:
-        raise ValueError("there is no image")
+        raise ValueError("the image is missing")
     try:
         str(path).encode()
         return read_regular(path)
@@ -53,32 +53,30 @@ def _decode(key: str, data: bytes) -> None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own bound is stricter than the library's
+            warnings.simplefilter("ignore")  # MAX_PIXELS is stricter than Pillow's bound
             with Image.open(io.BytesIO(data), formats=formats()) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ValueError(
-                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are taken"
+                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are allowed"
                     )
                 image.load()
-    except Image.DecompressionBombError as error:  # the library is quicker where it is more than twice its bound
-        raise ValueError(
-            f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; it is not decoded"
-        ) from error
+    except Image.DecompressionBombError as error:  # Pillow raises it for more than twice its bound
+        raise ValueError(f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; not decoded") from error
     except ValueError as error:
         raise error if str(error).startswith("image ") else ValueError(f"image {key} is damaged: {error}") from error
-    except Exception as error:  # a decoder meets whatever somebody wrote: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
         text = " ".join(str(error).split())[:120]
-        text = "no known image format" if "cannot identify" in text else text
+        text = "unknown image format" if "cannot identify" in text else text
         raise ValueError(f"image {key} is damaged: {text or type(error).__name__}") from error
 
 
 def suffix_of(data: bytes) -> str:
-    """.png, .jpg, .webp and so on, by the first bytes; .bin where nothing is known."""
-    signs = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*", ".tif"),
+    """The suffix of an encoded image (.png, .jpg, .webp, ...), from its first bytes; .bin for an unknown format."""
+    signatures = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*", ".tif"),
              (b"MM\0*", ".tif"), (b"\0\0\0\x0cjP", ".jp2"), (b"\xffO\xffQ", ".j2k"))  # fmt: skip
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return ".avif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
-    return next((suffix for sign, suffix in signs if data.startswith(sign)), ".bin")
+    return next((suffix for signature, suffix in signatures if data.startswith(signature)), ".bin")

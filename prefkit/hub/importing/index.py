@@ -1,14 +1,10 @@
-"""What a run holds already, as an index on disk: so that memory does not grow with the import.
-
-It is a cache of the tables, made anew at every start, and never the truth.
-"""
+"""The index of a run during an import, and the import's requests on their way into requests.parquet."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,70 +18,79 @@ from prefkit.types import request_schema
 if TYPE_CHECKING:
     import pyarrow as pa
 
+TABLES = """
+PRAGMA journal_mode=OFF;
+PRAGMA synchronous=OFF;
+BEGIN;
+CREATE TABLE request (id TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID;
+CREATE TABLE count (id TEXT PRIMARY KEY, candidates INTEGER) WITHOUT ROWID;
+CREATE TABLE candidate (id TEXT PRIMARY KEY, request TEXT) WITHOUT ROWID;
+CREATE TABLE stored (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+"""
+COUNT = "INSERT INTO count VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET candidates = candidates + 1"
 
-class Known:
-    """Ids of requests, candidates, comparisons and scores; and the next index within a request."""
+
+class RunIndex:
+    """Ids of the requests, candidates, comparisons and scores of a run, in SQLite, so that memory stays constant.
+
+    The index is a cache of the tables and is rebuilt at every start. Methods that add an id return True if it is new.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            path.unlink()
+        path.unlink(missing_ok=True)
         self.path = path
         self.base = sqlite3.connect(path, isolation_level=None)
-        self.base.execute("PRAGMA journal_mode=OFF")
-        self.base.execute("PRAGMA synchronous=OFF")
-        self.base.execute("BEGIN")
-        self.base.execute("CREATE TABLE request (id TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
-        self.base.execute("CREATE TABLE count (id TEXT PRIMARY KEY, candidates INTEGER) WITHOUT ROWID")
-        self.base.execute("CREATE TABLE candidate (id TEXT PRIMARY KEY, request TEXT) WITHOUT ROWID")
-        self.base.execute("CREATE TABLE stored (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID")
+        self.base.executescript(TABLES)
 
     def fill(self, store: Store, name: str) -> None:
+        """Read the run's candidates and requests, and the staged requests of the import `name`."""
         for table in map(store.candidates, store.names("candidates")):
             for part in table.batches(["id", "request_id"]):
                 for cid, request in zip(part.column("id").to_pylist(), part.column("request_id").to_pylist()):
-                    self.candidate(cid, request)
+                    self.add_candidate(cid, request)
         for row in stored_requests(store, ["request_id", "split"]):
-            self.request(row["request_id"], row["split"])
+            self.add_request(row["request_id"], row["split"])
         for path in stage_requests(store, name).parts():
             part = read_part(path, ["request_id", "split"])
             rows = part.to_pylist() if part is not None else []
-            if not sum(self.request(row["request_id"], row["split"]) for row in rows):
-                keep_merged(store, name, path)  # just before a kill
+            if not sum(self.add_request(row["request_id"], row["split"]) for row in rows):
+                keep_merged(store, name, path)  # a kill came after the merge and before this
 
-    def fill_table(self, kind: str, table: Table) -> None:
+    def add_table(self, kind: str, table: Table) -> None:
         for part in table.batches(["id"]):
-            for cid in part.column("id").to_pylist():
-                self.row(kind, cid)
+            for rid in part.column("id").to_pylist():
+                self.add_row(kind, rid)
 
-    def request(self, rid: str, split: str) -> bool:
-        """True where it is new."""
-        return self.base.execute("INSERT OR IGNORE INTO request VALUES (?, ?)", (rid, split)).rowcount == 1
+    def add_request(self, rid: str, split: str) -> bool:
+        return self._insert("request", rid, split)
 
-    def split(self, rid: str) -> str | None:
-        """The one that the request is in."""
-        found = self.base.execute("SELECT split FROM request WHERE id = ?", (rid,)).fetchone()
-        return found[0] if found else None
-
-    def candidate(self, cid: str, request: str) -> bool:
-        new = self.base.execute("INSERT OR IGNORE INTO candidate VALUES (?, ?)", (cid, request)).rowcount == 1
+    def add_candidate(self, cid: str, request: str) -> bool:
+        new = self._insert("candidate", cid, request)
         if new:
-            self.base.execute("INSERT INTO count VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET candidates = candidates + 1",
-                              (request,))  # fmt: skip
+            self.base.execute(COUNT, (request,))
         return new
 
-    def owner(self, cid: str) -> str | None:
+    def add_row(self, kind: str, rid: str) -> bool:
+        return self._insert("stored", kind, rid)
+
+    def split_of(self, rid: str) -> str | None:
+        return self._select("SELECT split FROM request WHERE id = ?", rid)
+
+    def request_of(self, cid: str) -> str | None:
         """The request that a candidate answers."""
-        found = self.base.execute("SELECT request FROM candidate WHERE id = ?", (cid,)).fetchone()
-        return found[0] if found else None
+        return self._select("SELECT request FROM candidate WHERE id = ?", cid)
 
-    def index(self, request: str) -> int:
-        """How many candidates a request has."""
-        found = self.base.execute("SELECT candidates FROM count WHERE id = ?", (request,)).fetchone()
-        return found[0] if found else 0
+    def next_index(self, request: str) -> int:
+        """The number of candidates that a request has."""
+        return self._select("SELECT candidates FROM count WHERE id = ?", request) or 0
 
-    def row(self, kind: str, rid: str) -> bool:
-        return self.base.execute("INSERT OR IGNORE INTO stored VALUES (?, ?)", (kind, rid)).rowcount == 1
+    def _insert(self, table: str, *values: str) -> bool:
+        return self.base.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", values).rowcount == 1
+
+    def _select(self, query: str, rid: str):
+        row = self.base.execute(query, (rid,)).fetchone()
+        return row[0] if row else None
 
     def close(self) -> None:
         self.base.close()
@@ -93,7 +98,7 @@ class Known:
 
 
 def stored_requests(store: Store, columns: list[str] | None = None) -> Iterator[dict[str, str]]:
-    """requests.parquet row by row, without holding it."""
+    """Stream the rows of requests.parquet."""
     for batch in _request_batches(store, columns):
         yield from batch.to_pylist()
 
@@ -111,47 +116,46 @@ def _request_batches(store: Store, columns: list[str] | None = None) -> Iterator
 
 
 def stage_requests(store: Store, name: str) -> Table:
-    """Requests of an unfinished import; they join requests.parquet together, when it ends."""
+    """Requests of an unfinished import, which join requests.parquet when it ends."""
     return Table(store.folder / ".imports" / f"{name}.requests", request_schema())
 
 
 def merged_requests(store: Store, name: str) -> Table:
-    """The requests that the import brought and that are in requests.parquet."""
+    """The requests that the import added to requests.parquet."""
     return Table(store.folder / ".imports" / f"{name}.merged", request_schema())
 
 
 def keep_merged(store: Store, name: str, part: Path) -> None:
+    """Move a staged part to the merged ones."""
     folder = merged_requests(store, name).folder
     folder.mkdir(parents=True, exist_ok=True)
     os.replace(part, folder / part.name)
 
 
 def merge_requests(store: Store, name: str) -> None:
-    """requests.parquet = what it held and what is staged; then the staged parts become merged ones."""
+    """Add the staged requests to requests.parquet; then the staged parts become merged ones."""
     staged = stage_requests(store, name)
     parts = staged.parts()
     if parts:
         rewrite_requests(store, staged)
     for part in parts:
-        if part.exists():  # a damaged one was set aside
+        if part.exists():  # reading renames a damaged part
             keep_merged(store, name, part)
 
 
 def rewrite_requests(store: Store, more: Table | None = None, without: Collection[str] = ()) -> None:
-    """requests.parquet without some ids, and with the rows of `more`; streamed, and replaced at once."""
+    """Rewrite requests.parquet without some ids and with the rows of `more`: streamed, and replaced atomically."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    path = store.folder / "requests.parquet"
-
     def save(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, request_schema(), write_page_checksum=True) as writer:
             for batch in _request_batches(store):
-                gone = pc.is_in(batch.column("request_id"), pa.array(list(without), pa.string()))
-                writer.write_batch(batch.filter(pc.invert(gone)) if without else batch)
+                removed = pc.is_in(batch.column("request_id"), pa.array(list(without), pa.string()))
+                writer.write_batch(batch.filter(pc.invert(removed)) if without else batch)
             for part in more.batches() if more is not None else ():
                 writer.write_table(part)
         seal(temporary)
 
-    write_whole(path, save)
+    write_whole(store.folder / "requests.parquet", save)

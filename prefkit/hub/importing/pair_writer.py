@@ -1,9 +1,9 @@
-"""Imported verdicts as pairs/NAME at once: the majority wins, its share is p, ties are left out. No score is involved."""
+"""Pairs from imported verdicts: the majority wins, p is its fraction, ties are left out; scores are not used."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,125 +23,110 @@ from prefkit.types import digest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARE = {"a": 1.0, "tie": 0.5, "b": 0.0}
+WIN = {"a": 1.0, "tie": 0.5, "b": 0.0}
+TALLY = """
+PRAGMA journal_mode=OFF;
+PRAGMA synchronous=OFF;
+DROP TABLE IF EXISTS pair;
+CREATE TABLE pair (n INTEGER PRIMARY KEY, a TEXT, b TEXT, share REAL, votes INTEGER, UNIQUE (a, b));
+BEGIN;
+"""
+DECIDED = "SELECT a, b, share / votes FROM pair WHERE abs(share / votes - 0.5) >= 1e-9 ORDER BY n"
+VOTE = (
+    "INSERT INTO pair (a, b, share, votes) VALUES (?, ?, ?, 1) "
+    "ON CONFLICT (a, b) DO UPDATE SET share = share + excluded.share, votes = votes + 1"
+)
 
 
-def write_pairs(store: Store, name: str, test_share: float) -> dict[str, int]:
-    """Pairs per split. Replaces pairs/NAME at once or not at all. Raises UsageError where no verdict prefers anything."""
-    folder = store.pairs(name)
-    base = sqlite3.connect(store.folder / ".imports" / "tally.sqlite", isolation_level=None)
+def write_pairs(store: Store, name: str) -> dict[str, int]:
+    """Replace pairs/NAME, atomically; return pairs per split. Raises UsageError if no verdict prefers an image."""
+    path = store.folder / ".imports" / "tally.sqlite"
+    base = sqlite3.connect(path, isolation_level=None)
     try:
-        with whole_folder(folder, manifest=False) as partial:
-            return _fill(store, name, partial, base)
+        ties = _tally(store, name, base)
+        with whole_folder(store.pairs(name), manifest=False) as partial:
+            counts = _write(store, partial, base)
+            if not counts:
+                raise UsageError(
+                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. Name the "
+                    "winner's column (--as table: --map ...,winner=COLUMN), or omit --pairs."
+                )
+            _describe(name, counts, ties, partial)
+            check_place(store, name)  # again, because writing takes long
+            return counts
     finally:
         base.close()
-        (store.folder / ".imports" / "tally.sqlite").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def _fill(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
-    ties = _tally(store, name, base)
-    counts = _write(store, name, partial, base)
-    if not counts:
-        raise UsageError(
-            f"import --pairs: no verdict of {name} prefers one image, so there is no pair. Name the column with the winner "
-            "(--as table: --map ...,winner=COLUMN), or leave --pairs out."
-        )
+def _describe(name: str, counts: dict[str, int], ties: int, partial: Path) -> None:
+    """Write spec.json and README.md."""
     spec = {"settings": {"use": "imported verdicts"}, "weights": {}, "scorers": {}, "comparisons": name}
-    write_json(
-        partial / "spec.json", {"spec": spec, "counts": {"pairs": sum(counts.values()), "ties": ties, "splits": counts}}
-    )
+    totals = {"pairs": sum(counts.values()), "ties": ties, "splits": counts}
+    write_json(partial / "spec.json", {"spec": spec, "counts": totals})
     text = (
-        f"Verdicts imported as {name}: the majority wins, `p` is its share, {ties} ties are left out. `jpg_0` and `jpg_1` "
-        "are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, `caption` is the prompt."
+        f"Verdicts imported as {name}: the majority wins, `p` is its fraction of the votes, {ties} ties are left out. "
+        "`jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, "
+        "`caption` is the prompt."
     )
     card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts])
-    check_place(store, name)  # again: writing takes long
-    return counts
 
 
 def check_place(store: Store, name: str) -> None:
-    """Raises UsageError where pairs/NAME holds pairs that were made otherwise, or files of somebody else."""
+    """Raises UsageError where pairs/NAME holds pairs that this import did not write, or other files."""
     folder = store.pairs(name)
     check_pairs(folder)
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     if files_in(folder) and spec.get("spec", {}).get("comparisons") != name:
         raise UsageError(
-            f"import --pairs: the pairs {name} of {store.folder} were not made by this import. Give the import another --name."
+            f"import --pairs: this import did not make the pairs {name} of {store.folder}. Give it another --name."
         )
 
 
 def _tally(store: Store, name: str, base: sqlite3.Connection) -> int:
-    """Votes per pair of candidates, in order of appearance. Returns how many pairs are tied."""
-    base.execute("PRAGMA journal_mode=OFF")
-    base.execute("PRAGMA synchronous=OFF")
-    base.execute("DROP TABLE IF EXISTS pair")
-    base.execute("CREATE TABLE pair (n INTEGER PRIMARY KEY, a TEXT, b TEXT, share REAL, votes INTEGER, UNIQUE (a, b))")
-    base.execute("BEGIN")
+    """Count the votes on each pair of candidates, in order of appearance; return the number of ties."""
+    base.executescript(TALLY)
     for part in latest([store.comparisons(name)], ["id_a", "id_b", "outcome", "probability"]):
         for row in part.to_pylist():
             if row["outcome"] is None or row["id_a"] == row["id_b"]:
                 continue
-            share = row["probability"] if row["probability"] is not None else SHARE[row["outcome"]]
+            share = row["probability"] if row["probability"] is not None else WIN[row["outcome"]]
             a, b = row["id_a"], row["id_b"]
             if a > b:
                 a, b, share = b, a, 1 - share
-            base.execute(
-                "INSERT INTO pair (a, b, share, votes) VALUES (?, ?, ?, 1) "
-                "ON CONFLICT (a, b) DO UPDATE SET share = share + excluded.share, votes = votes + 1",
-                (a, b, share),
-            )
+            base.execute(VOTE, (a, b, share))
     base.execute("COMMIT")
     return base.execute("SELECT COUNT(*) FROM pair WHERE abs(share / votes - 0.5) < 1e-9").fetchone()[0]
 
 
-def _write(store: Store, name: str, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
+def _write(store: Store, partial: Path, base: sqlite3.Connection) -> dict[str, int]:
     reader = CandidateReader(store)
-    asked = {row["request_id"]: (row["prompt"], row["split"]) for row in stored_requests(store)}
+    requests = {row["request_id"]: (row["prompt"], row["split"]) for row in stored_requests(store)}
     schema = _schema()
     writers = BySplit(lambda split: Shards(partial / split, schema))
-    for a, b, p in _preferred(base):
+    for a, b, p in base.execute(DECIDED):
+        a, b, p = (a, b, p) if p > 0.5 else (b, a, 1 - p)  # the winner first
         rows = {cid: reader[cid] for cid in (a, b)}
         if rows[a]["request_id"] != rows[b]["request_id"]:
             continue
-        caption, split = asked[rows[a]["request_id"]]
+        caption, split = requests[rows[a]["request_id"]]
         flipped = int(digest("side", a, b, length=8), 16) % 2
         sides = (b, a) if flipped else (a, b)
-        found: dict[str, Any] = {"caption": caption, "request_id": rows[a]["request_id"], "p": p, "agreement": p}
+        pair: dict[str, Any] = {"caption": caption, "request_id": rows[a]["request_id"], "p": p, "agreement": p}
+        pair["strategy"] = "imported verdicts"
         for i, cid in enumerate(sides):
-            found |= {f"jpg_{i}": shown(reader.image(cid)), f"label_{i}": float(cid == a), f"candidate_{i}": cid}
-            found |= {
-                f"image_{i}_uid": rows[cid]["sha256"],
-                f"seed_{i}": rows[cid]["seed"],
-                f"model_{i}": _model(rows[cid]),
-            }
-        found["strategy"] = "imported verdicts"
-        writers[split].put(found)
+            model = str(json.loads(rows[cid]["extra"] or "{}").get("model", "unknown"))
+            pair |= {f"jpg_{i}": shown(reader.image(cid)), f"label_{i}": float(cid == a), f"candidate_{i}": cid}
+            pair |= {f"image_{i}_uid": rows[cid]["sha256"], f"seed_{i}": rows[cid]["seed"], f"model_{i}": model}
+        writers[split].put(pair)
     return writers.close()
-
-
-def _preferred(base: sqlite3.Connection) -> Iterator[tuple[str, str, float]]:
-    """(winner, loser, the winner's share)"""
-    for a, b, share in base.execute("SELECT a, b, share / votes FROM pair ORDER BY n"):
-        if abs(share - 0.5) >= 1e-9:
-            yield (a, b, share) if share > 0.5 else (b, a, 1 - share)
-
-
-def _model(row: dict[str, Any]) -> str:
-    import json
-
-    return str(json.loads(row["extra"] or "{}").get("model", "unknown"))
 
 
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    both = [
-        ("jpg", pa.binary()),
-        ("label", pa.float64()),
-        ("candidate", pa.string()),
-        ("seed", pa.int64()),
-        ("model", pa.string()),
-    ]
-    sides = [(f"{name}_{i}", kind) for name, kind in both for i in (0, 1)] + [("image_0_uid", pa.string())]
-    texts = [(name, pa.string()) for name in ("image_1_uid", "caption", "request_id", "strategy")]
-    return pa.schema([*sides, *texts, ("p", pa.float64()), ("agreement", pa.float64())])
+    text, number = pa.string(), pa.float64()
+    both = {"jpg": pa.binary(), "label": number, "candidate": text, "seed": pa.int64(), "model": text}
+    sides = [(f"{name}_{i}", kind) for name, kind in both.items() for i in (0, 1)] + [("image_0_uid", text)]
+    texts = [(name, text) for name in ("image_1_uid", "caption", "request_id", "strategy")]
+    return pa.schema([*sides, *texts, ("p", number), ("agreement", number)])

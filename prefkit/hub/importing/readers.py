@@ -1,4 +1,4 @@
-"""Rows of a table, whatever it is kept in: csv, jsonl, json, Parquet, a folder of those, a saved or Hub dataset."""
+"""Readers of tables: csv, jsonl, json, Parquet, a folder of them, a saved dataset or a dataset on the Hub."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from prefkit.tables.jsons import json_items as json_items
 from prefkit.tables.values import plain_row
 
 SUFFIXES = tuple(suffix for suffix in ALL_SUFFIXES if suffix != ".txt")
-#: folders that pair and push write beside the splits
+#: folders that pair and push write next to the splits
 FURTHER = ("ties", "lists", "candidates", "comparisons")
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(_unique)?(?=[_./-]|$)")
 
 
 class Row(NamedTuple):
-    """where: file, row number from 1 and line. split: what the file's or folder's name says. folder: relative paths start here.
-    error: why this row cannot be used."""
+    """A row of a table.
+
+    where: file, row number from 1, and line. split: from the name of the file or folder. folder: base of relative
+    paths. error: the reason why the row cannot be used.
+    """
 
     where: str
     split: str | None
@@ -36,7 +39,7 @@ class Row(NamedTuple):
 def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
     """The rows of a file, of the tables under a folder in order of their names, or of a datasets id (name[:split]).
 
-    A row that cannot be used has an error. Raises UsageError naming file and row from which nothing more can be read.
+    A row that cannot be used has an error. Raises UsageError naming the file and row where reading stopped.
     """
     path = user_path(source, "import")
     if not path.exists():
@@ -55,64 +58,75 @@ def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
 
 
 def files(path: Path) -> list[Path]:
-    """The tables in a folder (or the file itself). Raises UsageError where there are none."""
+    """The tables in a folder (or the file itself). Raises UsageError if there are none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         regular(path, f"import: {path}")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    tables = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if any((path / name).exists() for name in ("spec.json", "prefkit.json")):  # made by pair, or pushed
-        found = [p for p in found if p.suffix.lower() == ".parquet" and not of_further_config(p, path)]
-    tables = [p for p in found if p.suffix.lower() == ".parquet"] or found
+        tables = [p for p in tables if p.suffix.lower() == ".parquet" and not of_further_config(p, path)]
+    tables = [p for p in tables if p.suffix.lower() == ".parquet"] or tables
     if not tables:
-        raise UsageError(f"import: {path} holds none of {', '.join(SUFFIXES)}.")
+        raise UsageError(f"import: {path} holds no table ({', '.join(SUFFIXES)}).")
     return tables
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether the save_to_disk of datasets wrote the folder."""
+    """True if datasets' save_to_disk wrote the folder."""
     return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
 def of_further_config(file: Path, folder: Path) -> bool:
-    """Whether a file of a pair set holds no pairs, but ties/SPLIT, lists/SPLIT and so on."""
+    """True for a file of a pair set that holds ties, lists, candidates or comparisons instead of pairs."""
     parts = file.relative_to(folder).parts
     return len(parts) > 2 and parts[0] in FURTHER
 
 
 def split_of_name(name: str) -> str | None:
-    """'data/validation_unique-00000-of-00001.parquet' -> 'validation_unique'; None where no split is named."""
-    found = SPLIT.search(name)
-    return None if found is None else found[1] + (found[2] or "")
+    """The split in a file name: 'data/validation_unique-00000-of-00001.parquet' -> 'validation_unique'; else None."""
+    match = SPLIT.search(name)
+    return None if match is None else match[1] + (match[2] or "")
 
 
-def first(path: Path) -> dict[str, Any]:
-    """The first row, for sniffing; {} where there is none or it cannot be read."""
+def columns_of(path: Path) -> set[str]:
+    """The columns of a table, for `sniff`; empty for a table that is empty or cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
-            return dict.fromkeys(map(nfc, pq.read_schema(regular(path, str(path))).names))
+            return set(map(nfc, pq.read_schema(regular(path, str(path))).names))
         _check_suffix(path)
-        return next((row.values for row in read(path)), {})
-    except Exception:  # sniffing only asks; reading it says what is wrong
-        return {}
+        return next((set(row.values) for row in read(path)), set())
+    except Exception:  # reading the table later reports the error
+        return set()
+
+
+def parquet_columns(source: Path) -> set[str]:
+    """Columns of the first Parquet table of a source, for `sniff`; empty if it has none."""
+    if source.is_file():
+        return columns_of(source) if source.suffix == ".parquet" else set()
+    return columns_of(files(source)[0]) if next(source.rglob("*.parquet"), None) else set()
+
+
+def json_rows(file: Path, split: str | None) -> Iterator[Row]:
+    """The objects of a JSON list, for layouts that name their images by path."""
+    for number, values in enumerate(json_items(file), 1):
+        yield Row(f"{file} row {number}", split, file.parent, values)
 
 
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"import: {path} is none of {', '.join(SUFFIXES)}.")
+        raise UsageError(f"import: {path} does not end in one of {', '.join(SUFFIXES)}.")
 
 
 def _saved(path: Path) -> Iterator[Row]:
     import datasets
 
-    found = datasets.load_from_disk(str(path))
-    parts = found.items() if isinstance(found, datasets.DatasetDict) else [(split_of_name(path.name), found)]
+    saved = datasets.load_from_disk(str(path))
+    parts = saved.items() if isinstance(saved, datasets.DatasetDict) else [(split_of_name(path.name), saved)]
     for split, table in parts:
-        for number, values in enumerate(_raw(table), 1):
-            where = f"{path} {split or ''} row {number}".replace("  ", " ")
-            yield Row(where, split, path, _plain(values, where))
+        yield from _dataset(table, f"{path} {split}" if split else str(path), split, path)
 
 
 def _hub(source: str) -> Iterator[Row]:
@@ -120,31 +134,28 @@ def _hub(source: str) -> Iterator[Row]:
 
     name, _, wanted = source.partition(":")
     try:
-        splits = [wanted] if wanted else datasets.get_dataset_split_names(name)
-        for split in splits:
+        for split in [wanted] if wanted else datasets.get_dataset_split_names(name):
             table = datasets.load_dataset(name, split=split, streaming=True)
-            for number, values in enumerate(_raw(table), 1):
-                where = f"{name}:{split} row {number}"
-                yield Row(where, split, None, _plain(values, where))
+            yield from _dataset(table, f"{name}:{split}", split, None)
     except UsageError:
         raise
-    except Exception as error:  # the library raises its own, the Hub's and the network's errors
+    except Exception as error:  # datasets raises its own, the Hub's and the network's errors
         text = " ".join(str(error).split())[:200]
-        raise UsageError(f"import: {source} is neither here nor a dataset that could be loaded: {text}") from error
+        raise UsageError(
+            f"import: {source} is neither a local path nor a dataset that could be loaded: {text}"
+        ) from error
 
 
-def _plain(values: dict[str, Any], where: str) -> dict[str, Any]:
-    try:
-        return plain_row({nfc(name): value for name, value in values.items()})
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}.") from error
-
-
-def _raw(table: Any) -> Any:
-    """Images as the bytes they came in, not decoded."""
+def _dataset(table: Any, name: str, split: str | None, folder: Path | None) -> Iterator[Row]:
+    """The rows of a `datasets` table, with encoded instead of decoded images."""
     import datasets
 
-    for name, feature in (table.features or {}).items():
+    for column, feature in (table.features or {}).items():
         if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-    return table
+            table = table.cast_column(column, datasets.Image(decode=False))
+    for number, row in enumerate(table, 1):
+        try:
+            values = plain_row({nfc(column): value for column, value in row.items()})
+        except ValueError as error:
+            raise UsageError(f"{name} row {number}: {error}.") from error
+        yield Row(f"{name} row {number}", split, folder, values)

@@ -1,4 +1,4 @@
-"""What importers yield: see prefkit/hub/importers/__init__.py."""
+"""Records that importers yield; prefkit/hub/importers/__init__.py describes the contract."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefkit.types import Comparison, Score
 
 @dataclass(frozen=True)
 class Asked:
-    """The request of an item. split None: decided by the hash of the prompt, as everywhere in prefkit."""
+    """The request of an item. split None: the hash of the prompt decides, as everywhere in prefkit."""
 
     prompt: str
     split: str | None = None
@@ -21,10 +21,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of an item, as encoded bytes or as a file that may stay where it is.
+    """An image of an item, as encoded bytes or as the path of a file.
 
-    key: what the item's comparisons and scores call it. extra: stored with the candidate (the model's name, and so on).
-    seed: None where nobody wrote it down.
+    key: its name in the item's comparisons and scores. extra: stored with the candidate (such as the model's name).
+    seed: None if unknown.
     """
 
     key: str
@@ -39,7 +39,7 @@ class Item:
     """One row of a source.
 
     where: file and row, for messages. comparisons: id_a and id_b are keys of this item's pictures, or ids of candidates
-    in the run. scores: (key of a picture, name of the rating, score). error: why the row cannot be used.
+    in the run. scores: (key of a picture, name of the rating, score). error: the reason why the row cannot be used.
     """
 
     where: str
@@ -51,13 +51,16 @@ class Item:
 
 
 class Workplace(Protocol):
-    """What the core lends to an importer."""
+    """Services of the import core for an importer."""
 
     def leave_out(self, kind: str, count: int) -> None:
-        """Count files that are skipped. kind: their suffix, or the reason. The counts are printed after the last file."""
+        """Count skipped files. kind: their suffix, or the reason. The counts are printed after the last file."""
         ...
 
     def unpacked(self, archives: Sequence[Path]) -> Path:
-        """A folder with what the archives (zip, tar, tar.gz; the parts of a split one in order) hold, unpacked once and
-        safely. Removed when the import is done. Raises UsageError, naming archive and member."""
+        """The folder that holds the content of the archives (zip, tar, tar.gz; parts of a split archive in order).
+
+        Archives are unpacked safely and once; the folder is removed after the import. Raises UsageError naming archive
+        and member.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The import core: an importer's items -> the tables of a run. Streaming, resumable, failures counted."""
+"""The import itself: streams an importer's items into the tables of a run, resumes, and counts failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from prefkit import registry
 from prefkit.config import plugin_options
 from prefkit.errors import TooManyFailures, UsageError
 from prefkit.hub.importing.archives import Unpacker
-from prefkit.hub.importing.earlier import totals
 from prefkit.hub.importing.image_check import Checked, check
-from prefkit.hub.importing.index import Known, merge_requests
+from prefkit.hub.importing.index import RunIndex, merge_requests
 from prefkit.hub.importing.readers import HUB, SUFFIXES
 from prefkit.hub.importing.records import Item
-from prefkit.hub.importing.sink import Progress, Sink, trace
-from prefkit.hub.importing.walk import told
+from prefkit.hub.importing.sink import Progress, Sink, totals, trace
+from prefkit.hub.importing.walk import describe_skipped
 from prefkit.output import LINE_EVERY, message, note, warn
 from prefkit.paths import shown
 from prefkit.store import Store
@@ -29,8 +28,8 @@ from prefkit.store.files import NAME, checked
 
 THREADS = 4
 BATCH = 16
-SHOWN = 5
-MOST = 580  # characters of a message
+SHOWN = 5  # failed rows that are printed
+LONGEST = 580  # characters of a message
 
 
 def run_import(
@@ -47,19 +46,20 @@ def run_import(
 ) -> dict[str, Any]:
     """Import `source` into the run as candidates/NAME, comparisons/NAME and scores/NAME.rating. Returns counts.
 
-    keep: images that are files stay where they are (path and sha256); False copies them in. pairs: also write
-    pairs/NAME from the verdicts, ready for training. Raises UsageError, and TooManyFailures once all is done.
+    keep: store the paths of image files; False copies the files into the run. pairs: also write pairs/NAME from the
+    verdicts, ready for training. Raises UsageError, and TooManyFailures after all rows have been read.
     """
     layout = layout or sniff(source)
-    _present(source)
+    path = Path(source).expanduser()
+    hub = HUB.fullmatch(source) and path.suffix.lower() not in SUFFIXES and not path.parent.is_dir()
+    if not path.exists() and not hub:  # a datasets id is checked when it is read
+        raise UsageError(f"import: {source} was not found. Give a file, a folder, or a datasets id such as owner/name.")
     plugin = registry.load_class("importer", layout)
     options = plugin_options.options(plugin, dict(flags or {}), f"import --as {layout}")
     name = checked(name or layout)
-    path = Path(source).expanduser()
-    what = {"layout": layout, "source": str(path.resolve()) if path.exists() else source, "options": asdict(options),
-            "keep": keep}  # fmt: skip
+    resolved = str(path.resolve()) if path.exists() else source
+    settings = {"layout": layout, "source": resolved, "options": asdict(options), "keep": keep}
     before = {p.name for p in store.folder.glob("*")} if store.folder.exists() else set()
-    there = store.folder.exists()
     store = Store.create(store.folder)
     try:
         with ExitStack() as locks:
@@ -69,141 +69,129 @@ def run_import(
                 from prefkit.hub.importing.pair_writer import check_place, write_pairs
 
                 check_place(store, name)
-            counts, progress = _import(store, plugin(options), source, name, what, test_share, keep)
+            counts, progress = _import(store, plugin(options), source, name, settings, test_share, keep)
             if pairs:
-                counts["pairs"] = write_pairs(store, name, test_share)
+                counts["pairs"] = write_pairs(store, name)
             failed = counts["failed"]
             progress.whole = failed <= max_failed * counts["items"]
-            progress.save(what)
+            progress.save(settings)
     except UsageError as error:
-        store.undo(before if there else ())
-        raise UsageError(message(str(error), MOST)) from error
+        store.undo(before)
+        raise UsageError(message(str(error), LONGEST)) from error
     if not progress.whole:
         raise TooManyFailures(
-            f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed {max_failed:g}; "
-            f"{progress.path} says which. Fix the source and run it again: only those are read again.",
+            f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed "
+            f"{max_failed:g}; {progress.path} lists them. Fix the source and import again: only they are read again.",
             counts,
         )
     return counts
 
 
-def _present(source: str) -> None:
-    """Raises UsageError for a file that was not found. A datasets id is looked for when it is read."""
-    path = Path(source).expanduser()
-    hub = HUB.fullmatch(source) and path.suffix.lower() not in SUFFIXES and not path.parent.is_dir()
-    if not path.exists() and not hub:
-        raise UsageError(f"import: {source} was not found. Give a file, a folder, or a datasets id such as owner/name.")
-
-
 def sniff(source: str) -> str:
-    """The layout that `source` plainly has. Raises UsageError where none or several fit, saying what to write."""
-    known = registry.builtin("importer")
-    names = ", ".join(sorted(known))
+    """Detect the layout of `source`. Raises UsageError, listing the layouts, if none or several fit."""
+    names = ", ".join(sorted(registry.builtin("importer")))
     path = Path(source).expanduser()
     if not path.exists():
         raise UsageError(
             f"import: {source} was not found. If it is a datasets id, choose its layout with --as: {names}."
         )
-    found = {n: why for n in known if (why := registry.load("importer", n).sniff(path))}
-    if len(found) == 1:
-        layout, why = next(iter(found.items()))
-        note(f"{source} looks like {layout}: {why}")
-        return layout
-    fits = "; ".join(f"{n} ({why})" for n, why in found.items())
-    raise UsageError(
-        f"import: {source} could be {fits}; choose one with --as: {names}."
-        if found
-        else f"import: could not detect the layout of {source}; choose one with --as: {names}."
-    )
+    fits = {n: why for n in registry.builtin("importer") if (why := registry.load("importer", n).sniff(path))}
+    if not fits:
+        raise UsageError(f"import: could not detect the layout of {source}; choose one with --as: {names}.")
+    if len(fits) > 1:
+        several = "; ".join(f"{layout} ({why})" for layout, why in fits.items())
+        raise UsageError(f"import: {source} could be {several}; choose one with --as: {names}.")
+    layout, why = next(iter(fits.items()))
+    note(f"{source} looks like {layout}: {why}")
+    return layout
 
 
 def _import(
-    store: Store, importer: Any, source: str, name: str, what: dict[str, Any], test_share: float, keep: bool
+    store: Store, importer: Any, source: str, name: str, settings: dict[str, Any], test_share: float, keep: bool
 ) -> tuple[dict[str, Any], Progress]:
     folder = store.folder / ".imports"
-    progress = Progress.open(folder / f"{name}.json", what, store)
+    progress = Progress.open(folder / f"{name}.json", settings, store)
     progress.whole = False
-    known = Known(folder / "known.sqlite")
+    index = RunIndex(folder / "known.sqlite")
     work = Unpacker(folder / f"{name}.unpacked")
-    spec = {"imported": what["layout"], "source": what["source"], "model": f"imported:{what['layout']}"}
-    sink = Sink(store, name, known, keep, test_share, spec)
+    spec = {"imported": settings["layout"], "source": settings["source"], "model": f"imported:{settings['layout']}"}
+    sink = Sink(store, name, index, keep, test_share, spec)
     try:
-        known.fill(store, name)
-        _stream(importer.read(source, work), sink, progress, what)
+        index.fill(store, name)
+        _stream(importer.read(source, work), sink, progress, settings)
         merge_requests(store, name)
         progress.counts |= totals(store, name, progress.pictures)
         work.clear()
     finally:
-        known.close()
+        index.close()
     if sink.repeated:
         warn(
-            f"{sink.repeated} ratings were left out: an image has one rating of a name, the first. Where several people rated "
-            "it, average them before the import."
+            f"{sink.repeated} ratings were left out: only an image's first rating under each name is stored. Average "
+            "the ratings of several people before the import."
         )
-    if work.left:
-        warn(f"{source}: {told(work.left)}")
+    if work.skipped:
+        warn(f"{source}: {describe_skipped(work.skipped)}")
     for text in list(progress.failed.values())[:SHOWN]:
         warn(text)
     if len(progress.failed) > SHOWN:
         warn(f"{len(progress.failed) - SHOWN} more rows could not be used; see {progress.path}.")
-    return {**progress.counts, "failed": len(progress.failed), "left_out": dict(sorted(work.left.items()))}, progress
+    return {**progress.counts, "failed": len(progress.failed), "left_out": dict(sorted(work.skipped.items()))}, progress
 
 
-def _stream(items: Iterator[Item], sink: Sink, progress: Progress, what: Any) -> None:
-    number, said, then, again, last = 0, "", "", dict(progress.failed), time.monotonic()
-    before, old, pictures = progress.done, progress.trace, progress.pictures
-    counts = dict(progress.counts)
-    failed = dict(progress.failed)
+def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any) -> None:
+    """Store the items that are new, and retry those that failed. Raises UsageError where stored items have changed."""
+    done, stored_trace, retried = progress.done, progress.trace, set(progress.failed)
+    number, new_trace, old_trace, last = 0, "", "", time.monotonic()
+    other_name = "Give the changed source another --name."
 
     def save() -> None:
         sink.flush()
-        progress.done, progress.trace = max(number, before), said if number >= before else old
-        progress.counts, progress.failed = {**counts, "items": progress.done}, dict(failed)
-        progress.pictures = pictures
-        progress.save(what)
+        progress.done = progress.counts["items"] = number
+        progress.trace = new_trace
+        progress.save(settings)
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             for batch in _batches(items, BATCH):
-                numbers = range(number, number + len(batch))
-                wanted = [n >= before or str(n) in again for n in numbers]
-                found = pool.map(lambda pair: _pictures(*pair), zip(batch, wanted))
-                for n, item, use, (images, error) in zip(numbers, batch, wanted, found):
-                    then = trace(then, item, str(n) not in again)
-                    if n + 1 == before and then != old:
+                wanted = [n >= done or str(n) in retried for n in range(number, number + len(batch))]
+                checks = pool.map(lambda pair: _check(*pair), zip(batch, wanted))
+                for n, item, use, (images, error) in zip(count(number), batch, wanted, checks):
+                    old_trace = trace(old_trace, item, str(n) not in retried)
+                    if n + 1 == done and old_trace != stored_trace:
                         raise UsageError(
-                            f"import: the first {before} rows of {what['source']} are not those that were imported as "
-                            f"{progress.path.stem}. Give the changed source another --name."
+                            f"import: the first {done} rows of {settings['source']} are not those that were imported "
+                            f"as {progress.path.stem}. {other_name}"
                         )
                     number = n + 1
                     error = error or (sink.leak(item) if use else None)
                     if use and error:
-                        failed[str(n)] = f"{message(item.where, 240)}: {shown(error, 300)}"
+                        progress.failed[str(n)] = f"{message(item.where, 240)}: {shown(error, 300)}"
                     elif use:
-                        failed.pop(str(n), None)
-                        sink.put(n, item, images, counts)
-                        pictures += len(item.pictures)
-                    said = trace(said, item, str(n) not in failed)
-                    if sink.full() and number >= before:
+                        progress.failed.pop(str(n), None)
+                        sink.put(n, item, images, progress.counts)
+                        progress.pictures += len(item.pictures)
+                    new_trace = trace(new_trace, item, str(n) not in progress.failed)
+                    if sink.full() and number >= done:
                         save()
                 if time.monotonic() - last > LINE_EVERY:
                     last = time.monotonic()
                     note(f"import {progress.path.stem}: {number} rows")
         finally:
-            close = getattr(items, "close", None)
-            if number >= before:
-                save()  # also where reading broke off: what was read is kept
-            if close is not None:
+            if number >= done:
+                save()  # after an error too: the rows read so far are kept
+            if (close := getattr(items, "close", None)) is not None:
                 close()
-    if number < before:
-        raise UsageError(f"import: {what['source']} has {number} rows now, {before} were imported as {progress.path.stem}. "
-                         "Give the changed source another --name.")  # fmt: skip
+    if number < done:
+        raise UsageError(
+            f"import: {settings['source']} has {number} rows now, but {done} were imported as {progress.path.stem}. "
+            f"{other_name}"
+        )
     if not number:
-        raise UsageError(f"import: {what['source']} holds nothing to import.")
+        raise UsageError(f"import: {settings['source']} has no rows to import.")
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of items. What was read before an error is handed on before the error."""
+    """Lists of items. Items read before an error are yielded before it is raised."""
     while True:
         batch: list[Item] = []
         try:
@@ -218,17 +206,16 @@ def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _pictures(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
-    if not use:
-        return {}, None
-    if item.error:
-        return {}, item.error
-    if item.asked is not None and not item.asked.prompt.strip():
-        return {}, "the prompt is empty"
-    if item.asked is not None and item.asked.split is not None and not NAME.fullmatch(item.asked.split):
-        return {}, f"{shown(item.asked.split)!r} cannot name a split"
+def _check(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
+    """The checked images of an item, or the reason why it cannot be used."""
+    if not use or item.error:
+        return {}, item.error if use else None
     try:
         if item.asked is not None:
+            if not item.asked.prompt.strip():
+                raise ValueError("the prompt is empty")
+            if item.asked.split is not None and not NAME.fullmatch(item.asked.split):
+                raise ValueError(f"{shown(item.asked.split)!r} cannot name a split")
             item.asked.prompt.encode()
         for picture in item.pictures:
             _check_seed(picture.seed)
@@ -240,6 +227,6 @@ def _pictures(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
 
 
 def _check_seed(seed: Any) -> None:
-    """Raises ValueError for what the tables cannot hold."""
+    """Raises ValueError for a seed that the tables cannot hold."""
     if seed is not None and not (isinstance(seed, (int, float)) and seed == seed // 1 and -(2**63) <= seed < 2**63):
-        raise ValueError(f"the seed {str(seed)[:40]!r} is no whole number of 64 bits")
+        raise ValueError(f"the seed {str(seed)[:40]!r} is not an integer of 64 bits")

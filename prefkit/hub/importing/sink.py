@@ -1,19 +1,19 @@
-"""What an import has done so far, and the tables it writes to."""
+"""State of an import, and the rows that its items add to the tables of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.importing.earlier import discard
 from prefkit.hub.importing.image_check import Checked
-from prefkit.hub.importing.index import Known, stage_requests
-from prefkit.hub.importing.records import Asked, Item
+from prefkit.hub.importing.index import RunIndex, merged_requests, rewrite_requests, stage_requests
+from prefkit.hub.importing.records import Asked, Item, Picture
 from prefkit.output import note
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
@@ -24,194 +24,194 @@ from prefkit.types import Candidate, Comparison, Request, ScorerSpec, digest, sp
 FLUSH_BYTES = 32 << 20
 FLUSH_ITEMS = 4096
 UNKNOWN_SEED = -1
-ANONYMOUS = "people"  # the judge where a source does not say who judged
+ANONYMOUS = "people"  # the judge of a source without names
 REMEDY = "Give the import another --name."
 STORED = ("candidates", "comparisons", "scores")
-COUNTS = ("items", "failed", "requests", "candidates", "comparisons", "scores", "known")
+COUNTS = ("items", "failed", "requests", *STORED, "known")
 
 
 @dataclass
 class Progress:
-    """How far an import is: RUN/.imports/NAME.json. `done` items are stored, and `trace` hashes what they said."""
+    """The state of an import, RUN/.imports/NAME.json: its first `done` items are stored, and `trace` is their hash."""
 
     path: Path
     done: int = 0
     trace: str = ""
     failed: dict[str, str] = field(default_factory=dict)  # item number -> where and why
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    pictures: int = 0  # of the items that could be used, known ones too
-    whole: bool = False  # it succeeded: no more failures than were allowed, and --pairs wrote pairs
+    pictures: int = 0  # of the usable items, including known images
+    whole: bool = False  # the import succeeded: few enough failures, and pairs written if --pairs was given
 
     @classmethod
-    def open(cls, path: Path, what: Mapping[str, Any], store: Store) -> Progress:
-        """An import that stored nothing, or that failed with other options, gives way to the corrected one.
+    def open(cls, path: Path, settings: Mapping[str, Any], store: Store) -> Progress:
+        """The state to resume. An import that stored nothing, or failed with other options, is discarded.
 
-        Raises UsageError where NAME was used for something else.
+        Raises UsageError where NAME belongs to another import.
         """
         if not path.exists():
             return cls(path)
-        found = read_json(path)
-        then = found.pop("what")
-        before = cls(path, **{"whole": True} | found)  # earlier versions do not say; what they imported is kept
-        if then == what:
-            before.pictures = before.pictures or before.counts["candidates"] + before.counts["known"]
-            return before
-        if any(before.counts[kind] for kind in STORED) and (before.whole or then["source"] != what["source"]):
-            raise UsageError(
-                f"import: {path.stem} is the name of an import of something else, or with other options. {REMEDY}"
-            )
-        if any(before.counts[kind] for kind in STORED):
+        state = read_json(path)
+        earlier = state.pop("what")
+        progress = cls(path, **{"whole": True} | state)  # states of earlier versions lack the key
+        if earlier == settings:
+            progress.pictures = progress.pictures or progress.counts["candidates"] + progress.counts["known"]
+            return progress
+        if any(progress.counts[kind] for kind in STORED):
+            if progress.whole or earlier["source"] != settings["source"]:
+                raise UsageError(
+                    f"import: {path.stem} is the name of an import of another source, or with other options. {REMEDY}"
+                )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
         discard(store, path.stem)
         path.unlink()
         return cls(path)
 
-    def save(self, what: Mapping[str, Any]) -> None:
+    def save(self, settings: Mapping[str, Any]) -> None:
         state = {k: v for k, v in asdict(self).items() if k != "path"}
-        write_json(self.path, {"what": what, **state})
+        write_json(self.path, {"what": settings, **state})
 
 
 def trace(before: str, item: Item, used: bool) -> str:
-    """A hash of all items so far. Of one that could not be used nothing but its place counts, so that it can be mended."""
+    """The hash of all items so far. A failed item counts by its position alone, so that the source can be fixed."""
     if not used:
         return hashlib.sha256(before.encode()).hexdigest()
     asked = None if item.asked is None else (item.asked.prompt, item.asked.split)
-    said = [(c.id_a, c.id_b, c.outcome, c.judge) for c in item.comparisons]
-    text = repr((before, item.where, asked, [p.key for p in item.pictures], said))
+    verdicts = [(c.id_a, c.id_b, c.outcome, c.judge) for c in item.comparisons]
+    text = repr((before, item.where, asked, [p.key for p in item.pictures], verdicts))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Sink:
-    """Items to rows, rows to parts. `name` is that of the candidates, comparisons and, with a suffix, of the scores."""
+    """Turns items into rows of the tables candidates/NAME, comparisons/NAME and scores/NAME.rating."""
 
     def __init__(
-        self, store: Store, name: str, known: Known, keep: bool, test_share: float, spec: Mapping[str, Any]
+        self, store: Store, name: str, index: RunIndex, keep: bool, test_share: float, spec: Mapping[str, Any]
     ) -> None:
-        self.store, self.name, self.known, self.keep, self.test_share = store, name, known, keep, test_share
+        self.store, self.name, self.index, self.keep, self.test_share = store, name, index, keep, test_share
         self.spec = dict(spec)
-        self.scratch = store.folder / ".imports" / f"{name}.unpacked"  # goes when the import ends
+        self.unpacked = store.folder / ".imports" / f"{name}.unpacked"  # removed when the import ends
         self.staged = stage_requests(store, name)
         self.requests: list[dict[str, Any]] = []
-        self.tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        self.claimed: dict[tuple[str, str], Table] = {}
+        self.rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.tables: dict[tuple[str, str], Table] = {}
         self.size = 0
-        self.repeated = 0  # ratings of images that have one of this name
+        self.repeated = 0  # ratings of images that already have one under this name
 
     def put(self, number: int, item: Item, checked: Mapping[str, Checked], counts: dict[str, int]) -> None:
-        """The rows of the item of this number, whose images are sound."""
+        """Add the rows of item `number`, whose images have been checked."""
         ids: dict[str, str] = {}
         if item.asked is not None:
-            request = self._request(item, counts)
+            request = self._request(item.asked, counts)
             for picture in item.pictures:
                 ids[picture.key] = self._candidate(picture, checked[picture.key], request, counts)
-        for place, c in enumerate(item.comparisons):
-            self._comparison(c, ids, f"{number}.{place}", counts)
+        for position, c in enumerate(item.comparisons):
+            self._comparison(c, ids, f"{number}.{position}", counts)
         for key, rating, score in item.scores:
             alias = f"{self.name}.{rating}"
             self._table("scores", alias)
-            if not self.known.row(f"scores/{alias}", ids[key]):
+            if not self.index.add_row(f"scores/{alias}", ids[key]):
                 self.repeated += 1
-            else:
-                value, error = score.value, score.error
-                if value is not None and not math.isfinite(value):
-                    value, error = None, f"the rating is {value}"
-                row = {"id": ids[key], "value": value, "aspects": None, "text": score.text, "error": error}
-                self.tables.setdefault(("scores", alias), []).append(row)
-                counts["scores"] += 1
+                continue
+            value, error = score.value, score.error
+            if value is not None and not math.isfinite(value):
+                value, error = None, f"the rating is {value}"
+            row = {"id": ids[key], "value": value, "aspects": None, "text": score.text, "error": error}
+            self._add("scores", alias, row, counts)
 
     def leak(self, item: Item) -> str | None:
-        """Why an item must stay out: it is held out, and its prompt is one that is trained on."""
-        said = item.asked.split if item.asked is not None else None
-        if item.asked is None or said in (None, "train") or self.known.split(_request_id(item.asked)) != "train":
+        """The reason why a held-out item must be left out: its prompt is trained on. None if it may be stored."""
+        split = item.asked.split if item.asked is not None else None
+        if item.asked is None or split in (None, "train") or self.index.split_of(_request_id(item.asked)) != "train":
             return None
-        return f"it is in split {said}, but its prompt is in split train already; a prompt is in one split only"
+        return f"it is in split {split}, but its prompt is already in split train; a prompt is in one split only"
 
-    def _request(self, item: Item, counts: dict[str, int]) -> Request:
-        asked = item.asked
-        assert asked is not None
+    def _request(self, asked: Asked, counts: dict[str, int]) -> Request:
         split = asked.split or split_of(asked.prompt, self.test_share)
         request = Request(_request_id(asked), asked.prompt, split, asked.extra)
-        if self.known.request(request.request_id, split):
+        if self.index.add_request(request.request_id, split):
             self.requests.append(request_row(request))
             counts["requests"] += 1
         return request
 
-    def _candidate(self, picture: Any, checked: Checked, request: Request, counts: dict[str, int]) -> str:
-        """Its id: the sha256; where the same image answers another request too, a hash of both."""
+    def _candidate(self, picture: Picture, checked: Checked, request: Request, counts: dict[str, int]) -> str:
+        """Add the image; return its id: its sha256, or a hash of both where the image also answers another request."""
         cid = checked.sha256
-        if self.known.owner(cid) not in (None, request.request_id):
+        if self.index.request_of(cid) not in (None, request.request_id):
             cid = digest(checked.sha256, request.request_id, length=64)
-        index = self.known.index(request.request_id)
-        if not self.known.candidate(cid, request.request_id):
+        index = self.index.next_index(request.request_id)
+        if not self.index.add_candidate(cid, request.request_id):
             counts["known"] += 1
             return cid
-        stays = self.keep and picture.path is not None and self.scratch not in picture.path.parents
+        path = picture.path if self.keep and picture.path and self.unpacked not in picture.path.parents else None
         candidate = Candidate(
             id=cid,
             request_id=request.request_id,
             index=index,
             seed=UNKNOWN_SEED if picture.seed is None else picture.seed,
-            image=None if stays else checked.data,
-            path=str(picture.path.resolve()) if stays else None,
+            image=None if path else checked.data,
+            path=str(path.resolve()) if path else None,
             sha256=checked.sha256,
             extra=picture.extra,
         )
-        self._table("candidates", self.name)
-        self.tables.setdefault(("candidates", self.name), []).append(candidate_row(candidate))
-        self.size += 0 if stays else len(checked.data)
-        counts["candidates"] += 1
+        self._add("candidates", self.name, candidate_row(candidate), counts)
+        self.size += 0 if path else len(checked.data)
         return cid
 
     def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str, counts: dict[str, int]) -> None:
-        """Of votes without a name every row is somebody's: what a second one says of a pair counts as another person's."""
+        """Add a verdict. A further anonymous vote on the same pair counts as another annotator's."""
         a, b = ids.get(c.id_a, c.id_a), ids.get(c.id_b, c.id_b)
         row = comparison_row(Comparison(**{**asdict(c), "id_a": a, "id_b": b}))
         self._table("comparisons", self.name)
         if c.judge == ANONYMOUS:
             row["id"] = digest(row["id"], number)
-        if self.known.row(f"comparisons/{self.name}", row["id"]):
-            if c.judge == ANONYMOUS and not self.known.row(f"pairs/{self.name}", pair_of(row)):
+        if self.index.add_row(f"comparisons/{self.name}", row["id"]):
+            if c.judge == ANONYMOUS and not self.index.add_row(f"pairs/{self.name}", _pair_key(row)):
                 row["judge"] = f"{ANONYMOUS}-{number}"
-            self.tables.setdefault(("comparisons", self.name), []).append(row)
-            counts["comparisons"] += 1
+            self._add("comparisons", self.name, row, counts)
+
+    def _add(self, kind: str, alias: str, row: dict[str, Any], counts: dict[str, int]) -> None:
+        self._table(kind, alias)
+        self.rows.setdefault((kind, alias), []).append(row)
+        counts[kind] += 1
 
     def _table(self, kind: str, alias: str) -> Table:
-        if (kind, alias) not in self.claimed:
+        """A table of this import, claimed and indexed at the first call."""
+        if (kind, alias) not in self.tables:
             table = getattr(self.store, kind)(alias)
             spec = self.spec | {"name": alias}
             if kind == "scores":
-                spec = asdict(rating_spec(alias)) | {"imported": self.spec}
+                spec = asdict(_rating_spec(alias)) | {"imported": self.spec}
             table.claim(spec, REMEDY, empty=not table.parts())
             if kind != "candidates":
-                self.known.fill_table(f"{kind}/{alias}", table)
+                self.index.add_table(f"{kind}/{alias}", table)
             if kind == "comparisons":
                 for part in table.batches(["id_a", "id_b", "aspect"]):
                     for row in part.to_pylist():
-                        self.known.row(f"pairs/{alias}", pair_of(row))
-            self.claimed[kind, alias] = table
-        return self.claimed[kind, alias]
+                        self.index.add_row(f"pairs/{alias}", _pair_key(row))
+            self.tables[kind, alias] = table
+        return self.tables[kind, alias]
 
     def full(self) -> bool:
-        return self.size >= FLUSH_BYTES or sum(map(len, self.tables.values())) >= FLUSH_ITEMS
+        return self.size >= FLUSH_BYTES or sum(map(len, self.rows.values())) >= FLUSH_ITEMS
 
     def flush(self) -> None:
         self.staged.append(self.requests)
-        for (kind, alias), rows in self.tables.items():
+        for (kind, alias), rows in self.rows.items():
             self._table(kind, alias).append(rows)
-        self.requests, self.tables, self.size = [], {}, 0
+        self.requests, self.rows, self.size = [], {}, 0
 
 
 def _request_id(asked: Asked) -> str:
     return digest(asked.prompt, dict(asked.extra))
 
 
-def pair_of(row: Mapping[str, Any]) -> str:
-    """What a verdict is about, whichever image came first."""
+def _pair_key(row: Mapping[str, Any]) -> str:
+    """A hash of the pair and aspect that a verdict is about, in either order of the images."""
     return digest(sorted((row["id_a"], row["id_b"])), row["aspect"] or "")
 
 
-def rating_spec(alias: str) -> ScorerSpec:
-    """What people's ratings mean. A name that ends in `rank` counts from the best, within its request."""
+def _rating_spec(alias: str) -> ScorerSpec:
+    """The spec of imported ratings. A name that ends in `rank` is a rank within its request, and 1 is the best."""
     rank = alias.endswith("rank")
     return ScorerSpec(
         name=alias,
@@ -220,3 +220,47 @@ def rating_spec(alias: str) -> ScorerSpec:
         higher_is_better=not rank,
         scope="within_request" if rank else "absolute",
     )
+
+
+def totals(store: Store, name: str, pictures: int) -> dict[str, int]:
+    """Rows that the import `name` has added so far, by kind. pictures: of all its items, including known images."""
+    candidates = _rows(store.candidates(name))
+    return {
+        "requests": _rows(merged_requests(store, name)) + _rows(stage_requests(store, name)),
+        "candidates": candidates,
+        "comparisons": _rows(store.comparisons(name)),
+        "scores": sum(map(_rows, _ratings(store, name))),
+        "known": max(0, pictures - candidates),
+    }
+
+
+def discard(store: Store, name: str) -> None:
+    """Remove the tables of a failed import, and its requests unless images of other generators answer them."""
+    for table in (store.candidates(name), store.comparisons(name), *_ratings(store, name)):
+        _clear(table)
+    merged = merged_requests(store, name)
+    requests = set(merged.read(["request_id"]).column("request_id").to_pylist())
+    for other in store.names("candidates") if requests else ():
+        requests -= set(store.candidates(other).read(["request_id"]).column("request_id").to_pylist())
+    if requests:
+        rewrite_requests(store, without=requests)
+    _clear(merged)
+    _clear(stage_requests(store, name))
+
+
+def _ratings(store: Store, name: str) -> list[Table]:
+    """Tables of scores that the import `name` wrote."""
+    tables = [store.scores(alias) for alias in store.names("scores") if alias.startswith(f"{name}.")]
+    return [table for table in tables if "imported" in (table.spec() or {})]
+
+
+def _rows(table: Table) -> int:
+    return sum(len(part) for part in table.batches([table.schema.names[0]]))
+
+
+def _clear(table: Table) -> None:
+    """Remove the files of a table; other files in its folder stay."""
+    for path in (*table.parts(), table.folder / "spec.json", table.folder / "pace.json"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        table.folder.rmdir()
