@@ -33,8 +33,7 @@ from prefkit.store import Store
 from prefkit.store.checksums import MANIFEST as SUMS
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import checked, dump_json, read_json, write_atomic
-from prefkit.store.folders import whole_folder
-from prefkit.store.own import refuse_strangers
+from prefkit.store.folders import refuse_foreign_files, whole_folder
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
@@ -184,7 +183,7 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
 def _check_folder(folder: Path) -> None:
     """Raises UsageError where the folder of an earlier push holds a file that push did not write."""
     files = read_json(folder / MANIFEST).get("files", []) if (folder / MANIFEST).exists() else []
-    refuse_strangers(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
+    refuse_foreign_files(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
 
 
 def _finish(

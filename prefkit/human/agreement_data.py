@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefkit.store import Store
-from prefkit.store.frames import candidate_index, higher_is_better
+from prefkit.store.summary import candidate_index, higher_is_better
 from prefkit.types import digest
 
 if TYPE_CHECKING:

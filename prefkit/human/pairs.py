@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prefkit.errors import UsageError
 from prefkit.output import pasted
 from prefkit.store import Store
-from prefkit.store.frames import candidate_index
+from prefkit.store.summary import candidate_index
 from prefkit.types import digest
 
 MANY = 200  # candidates of one request whose pairs are drawn instead of ranked

@@ -13,7 +13,7 @@ from prefkit.report import html
 from prefkit.report.pictures import thumbnails
 from prefkit.store.decisions import VERDICTS
 from prefkit.store.files import write_atomic
-from prefkit.store.frames import INDEX, candidate_index, score_table
+from prefkit.store.summary import INDEX, candidate_index, score_table
 from prefkit.types import digest
 
 if TYPE_CHECKING:

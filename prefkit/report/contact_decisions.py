@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
 from prefkit.store.decisions import COLUMNS, append_decisions, read_decisions
-from prefkit.store.frames import candidate_index
+from prefkit.store.summary import candidate_index
 from prefkit.tables.delimited import header
 
 if TYPE_CHECKING:

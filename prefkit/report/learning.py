@@ -12,8 +12,7 @@ import numpy as np
 from prefkit.report import html, plot, watched
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.store.files import read_json
-from prefkit.store.frames import Pairs
-from prefkit.store.state import metrics
+from prefkit.store.summary import Pairs, metrics
 
 if TYPE_CHECKING:
     from prefkit.store import Store

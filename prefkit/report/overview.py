@@ -9,7 +9,7 @@ import numpy as np
 
 from prefkit.report import html, plot
 from prefkit.store.files import read_json
-from prefkit.store.frames import higher_is_better, rank_correlation
+from prefkit.store.summary import higher_is_better, rank_correlation
 
 if TYPE_CHECKING:
     import pandas as pd

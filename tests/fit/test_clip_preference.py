@@ -22,7 +22,7 @@ from prefkit.score.core import make_scorer
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.parquet import Shards
-from prefkit.store.rows import comparison_row
+from prefkit.store.table import comparison_row
 from prefkit.types import Candidate, Comparison
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
@@ -194,7 +194,7 @@ def test_open_clip_folders_load_by_path(pairs, tmp_path):
 @pytest.fixture
 def voted(tmp_path):
     """A run of six candidates, and votes on them: a win, a probability, a tie, a failure and one on a refused image."""
-    from prefkit.store.rows import candidate_row
+    from prefkit.store.table import candidate_row
     from prefkit.types import Request
 
     store, rng = Store.create(tmp_path / "run"), np.random.default_rng(0)

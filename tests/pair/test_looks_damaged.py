@@ -9,7 +9,7 @@ from PIL import Image
 
 from prefkit.pair.look import looks
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefkit.hub.importing.image_lookup import ARCHIVE, PART
 from prefkit.hub.importing.records import Workplace
 from prefkit.paths import is_image_name, shown
-from prefkit.store.own import LITTER
+from prefkit.store.folders import LITTER
 
 #: files that no data set means, and what prefkit writes beside its own
 OWN = (
