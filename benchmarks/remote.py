@@ -177,7 +177,7 @@ def stage(args: argparse.Namespace, address: str, candidates: list[Candidate], f
     from prefkit.config import Recipe, Score
     from prefkit.score.run import run_score
     from prefkit.store import Store
-    from prefkit.store.rows import candidate_row
+    from prefkit.store.table import candidate_row
     from prefkit.types import Request
 
     store = Store.create(folder)

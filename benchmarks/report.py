@@ -20,7 +20,7 @@ import numpy as np
 from prefkit.report import contact_sheet, status, write_report
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 PER_REQUEST, PART = 8, 256

@@ -25,7 +25,7 @@ from prefkit.output import table
 from prefkit.score.core import make_scorer
 from prefkit.score.run import run_score
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 

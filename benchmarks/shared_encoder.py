@@ -28,7 +28,7 @@ from prefkit.config import Recipe, Score
 from prefkit.score.core import make_scorer
 from prefkit.score.run import run_scores
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 

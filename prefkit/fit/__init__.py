@@ -1,1 +1,1 @@
-"""Training of scorers: data of the user's -> a folder that the scorer loads by path, with its numbers inside."""
+"""Training of scorers on a user's data. The result is a folder that the scorer loads by path, with its measurements."""

@@ -1,10 +1,11 @@
-"""Tuning an image-text network on preferences: scores, their loss, the loop, and writing it as its library reads it."""
+"""Tuning of an image-text network on preferences: scores, loss, training loop and export in the format of its library."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,10 @@ LIBRARY_CONFIG, LIBRARY_WEIGHTS = "open_clip_config.json", "open_clip_model.safe
 
 
 class Scores(nn.Module):
-    """pixels [2B, 3, H, W] (image 0 of each row, then image 1) and token ids [T * B, L] -> [B, 2, T]: exp(logit_scale) * cos of
-    each image with each of the row's T texts."""
+    """exp(logit_scale) * cos of each image with each text of its row.
+
+    pixels [2B, 3, H, W] (image 0 of each row, then image 1) and token ids [T * B, L] -> [B, 2, T]
+    """
 
     def __init__(self, network: Any, library: str) -> None:
         super().__init__()
@@ -36,13 +39,15 @@ class Scores(nn.Module):
         else:
             images, texts = self.network.encode_image(pixels), self.network.encode_text(ids)
         rows = len(pixels) // 2
-        seen, said = _unit(images), _unit(texts)
-        seen, said = seen.view(2, rows, -1), said.view(-1, rows, said.shape[-1])
-        return torch.einsum("ibd,tbd->bit", seen, said) * self.network.logit_scale.float().exp()
+        images, texts = _unit(images), _unit(texts)
+        images, texts = images.view(2, rows, -1), texts.view(-1, rows, texts.shape[-1])
+        return torch.einsum("ibd,tbd->bit", images, texts) * self.network.logit_scale.float().exp()
 
 
-def _unit(found: Any) -> Tensor:
-    rows = found if isinstance(found, Tensor) else found.pooler_output  # transformers 5 wraps the projected embedding
+def _unit(output: Any) -> Tensor:
+    rows = (
+        output if isinstance(output, Tensor) else output.pooler_output
+    )  # transformers 5 wraps the projected embedding
     return nn.functional.normalize(rows.float(), dim=-1)
 
 
@@ -52,19 +57,19 @@ def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
         -p log softmax(s)_0 - (1 - p) log softmax(s)_1                                   s of the (implicit) prompt
 
     PickScore's loss with a soft label (arXiv 2305.01569, eq. 2-3). With `explicit` above 0, T = 3: plus explicit times SciScore's
-    second term (arXiv 2504.13129): over {explicit, superficial prompt}, the better image is to fit the explicit one and the
-    worse the superficial; where p is no certainty, in expectation over which is which.
+    second term (arXiv 2504.13129): over {explicit, superficial prompt}, the better image should match the explicit one and the
+    worse image the superficial one; for p between 0 and 1, the expectation over the two cases.
     """
-    first = torch.stack([p, 1 - p], dim=1)  # of image 0 and 1
-    found = -(first * scores[..., 0].log_softmax(dim=1)).sum(1)
+    first = torch.stack([p, 1 - p], dim=1)  # probability that image 0, image 1 is better
+    loss = -(first * scores[..., 0].log_softmax(dim=1)).sum(1)
     if explicit:
-        fits = scores[..., 1:].log_softmax(dim=2)  # [B, image, explicit | superficial]
-        found = found - explicit * (first * fits[..., 0] + (1 - first) * fits[..., 1]).sum(1)
-    return found
+        matches = scores[..., 1:].log_softmax(dim=2)  # [B, image, explicit | superficial]
+        loss = loss - explicit * (first * matches[..., 0] + (1 - first) * matches[..., 1]).sum(1)
+    return loss
 
 
 class Batches:
-    """Collates (row number) into what `Scores` takes; prompts beyond the context length are cut, as the scorers do."""
+    """Collates row indices into the inputs of `Scores`; prompts are truncated to the context length, as the scorers do."""
 
     def __init__(
         self, data: Preferences, inner: Any, library: str, texts: Sequence[str], weights: Sequence[float]
@@ -77,8 +82,8 @@ class Batches:
         texts = [row.caption for row in rows] + [row.texts[name] for name in self.texts for row in rows]
         if self.library == "transformers":
             pixels = self.inner.processor(images=images, return_tensors="pt").pixel_values
-            how: dict[str, Any] = {"padding": "max_length", "max_length": self.inner.length, "truncation": True}
-            ids = self.inner.tokenizer(texts, return_tensors="pt", **how).input_ids
+            padding: dict[str, Any] = {"padding": "max_length", "max_length": self.inner.length, "truncation": True}
+            ids = self.inner.tokenizer(texts, return_tensors="pt", **padding).input_ids
         else:
             pixels = torch.stack([self.inner.transform(image) for image in images])
             ids = self.inner.tokenizer(texts)
@@ -87,85 +92,76 @@ class Batches:
 
 
 class Tuning:
-    """One fit under accelerate: devices, precision and processes are what `accelerate launch` says, or the options."""
+    """One fit under accelerate, which takes device, precision and processes from the options or `accelerate launch`."""
 
     def __init__(self, options: Any, encoder: Encoder, data: Preferences, texts: Sequence[str]) -> None:
         from accelerate import Accelerator
 
-        self.o, self.data, self.encoder = options, data, encoder
+        self.options, self.data, self.encoder = options, data, encoder
         self.accelerator = Accelerator(
             cpu=options.device == "cpu",
             mixed_precision=options.precision,
             gradient_accumulation_steps=options.accumulate,
         )
-        inner = self.inner = _opened(encoder, str(self.accelerator.device))
+        inner = self.inner = _load(encoder, str(self.accelerator.device))
         self.model: Any = Scores(inner.model, encoder.library)
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(True)
+        self.model.requires_grad_(True)
         self.batches = Batches(data, inner, encoder.library, texts, _weights(data.rows, options.weighting))
 
-    def scores(self, numbers: Sequence[int]) -> Tensor:
-        """[N, 2] float32 on the CPU: of image 0 and 1 with the prompt, in order, on every process."""
+    def _loader(self, rows: Sequence[int], **options: Any) -> Any:
+        numbers: Any = list(rows)
+        return torch.utils.data.DataLoader(numbers, self.options.batch_size, collate_fn=self.batches, **options)
+
+    def scores(self, rows: Sequence[int]) -> Tensor:
+        """[N, 2] float32 on the CPU: scores of image 0 and 1 with the prompt, in order, on every process."""
         self.model.eval()
-        rows: Any = torch.utils.data.DataLoader(
-            list(numbers),  # type: ignore[arg-type]
-            self.o.batch_size,
-            collate_fn=self.batches,
-        )
-        found = []
+        parts = []
         with torch.inference_mode():
-            for batch in self.accelerator.prepare_data_loader(rows):
+            for batch in self.accelerator.prepare_data_loader(self._loader(rows)):
                 with self.accelerator.autocast():
                     scores = self.model(batch["pixels"], batch["ids"])[..., 0]
-                found.append(self.accelerator.gather_for_metrics(scores).float().cpu())
-        return torch.cat(found)
+                parts.append(self.accelerator.gather_for_metrics(scores).float().cpu())
+        return torch.cat(parts)
 
-    def train(self, numbers: Sequence[int], validation: Sequence[int]) -> dict[str, Any]:
-        """Until the validation loss has not improved `patience` times, or `steps`; the best weights are then in the model."""
-        o, accelerator = self.o, self.accelerator
+    def train(self, rows: Sequence[int], validation: Sequence[int]) -> dict[str, Any]:
+        """Train for `steps`, or until the validation loss has not improved `patience` times; load the best weights."""
+        o, accelerator = self.options, self.accelerator
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        rest = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=o.learning_rate)
-        rows: Any = torch.utils.data.DataLoader(
-            list(numbers),  # type: ignore[arg-type]
-            o.batch_size,
-            shuffle=True,
-            collate_fn=self.batches,
-            generator=torch.Generator().manual_seed(o.seed),
-        )
-        self.model, optimizer, rows = accelerator.prepare(self.model, optimizer, rows)
-        best, course, step, waited = self._loss(validation), [], 0, 0
-        kept, at = self._state(), 0
+        loader = self._loader(rows, shuffle=True, generator=torch.Generator().manual_seed(o.seed))
+        self.model, optimizer, loader = accelerator.prepare(self.model, optimizer, loader)
+        best, course, step, since_best = self._loss(validation), [], 0, 0
+        best_weights, best_step = self._state(), 0
         torch.manual_seed(o.seed)
-        while step < o.steps and waited < o.patience:
-            for batch in rows:
+        while step < o.steps and since_best < o.patience:
+            for batch in loader:
                 step += self._step(batch, optimizer, step)
                 if not accelerator.sync_gradients or (step % o.validate_every and step < o.steps):
                     continue
-                course.append({"step": step, "validation_loss": self._loss(validation)})
-                if course[-1]["validation_loss"] < best:
-                    best, at, waited, kept = course[-1]["validation_loss"], step, 0, self._state()
-                else:
-                    waited += 1
-                if step >= o.steps or waited >= o.patience:
+                loss = self._loss(validation)
+                course.append({"step": step, "validation_loss": loss})
+                since_best += 1
+                if loss < best:
+                    best, best_step, since_best, best_weights = loss, step, 0, self._state()
+                if step >= o.steps or since_best >= o.patience:
                     break
-        accelerator.unwrap_model(self.model).load_state_dict(kept)
-        return {"steps": step, "best_step": at, "validation_loss": best, "course": course}
+        accelerator.unwrap_model(self.model).load_state_dict(best_weights)
+        return {"steps": step, "best_step": best_step, "validation_loss": best, "course": course}
 
     def _step(self, batch: dict[str, Tensor], optimizer: Any, step: int) -> int:
-        """1 where the optimizer has moved, 0 while gradients accumulate."""
-        o, accelerator = self.o, self.accelerator
+        """1 if the optimizer has stepped, 0 while gradients accumulate."""
+        o, accelerator = self.options, self.accelerator
         self.model.train()
         with accelerator.accumulate(self.model):
-            for group in optimizer.param_groups:  # linear warm-up, then linearly down to nothing
-                group["lr"] = o.learning_rate * min(
-                    (step + 1) / max(1, o.warmup), (o.steps - step) / max(1, o.steps - o.warmup)
-                )
+            warmup, decay = (step + 1) / max(1, o.warmup), (o.steps - step) / max(1, o.steps - o.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = o.learning_rate * min(warmup, decay)
             with accelerator.autocast():
                 scores = self.model(batch["pixels"], batch["ids"])
-            each = losses(scores.float(), batch["p"], o.explicit_weight)
-            loss = each.sum() if o.reduction == "sum" else (each * batch["weight"]).sum() / batch["weight"].sum()
+            rows = losses(scores.float(), batch["p"], o.explicit_weight)
+            loss = rows.sum() if o.reduction == "sum" else (rows * batch["weight"]).sum() / batch["weight"].sum()
             if not math.isfinite(float(loss.detach())):
                 raise UsageError(
                     f"clip_preference: the loss is {float(loss.detach())} at step {step}; lower --learning_rate."
@@ -177,21 +173,20 @@ class Tuning:
             optimizer.zero_grad()
         return int(accelerator.sync_gradients)
 
-    def _loss(self, numbers: Sequence[int]) -> float:
-        p = torch.tensor([self.data.rows[n].p for n in numbers])
-        return float(losses(self.scores(numbers)[..., None].double(), p.double(), 0.0).mean())
+    def _loss(self, rows: Sequence[int]) -> float:
+        p = torch.tensor([self.data.rows[n].p for n in rows])
+        return float(losses(self.scores(rows)[..., None].double(), p.double(), 0.0).mean())
 
     def _state(self) -> dict[str, Tensor]:
         model = self.accelerator.unwrap_model(self.model)
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
     def save(self, folder: Path) -> None:
-        """As its library reads it from a path."""
+        """Write the model in the format of its library, so that the library loads it by path."""
         model, inner = self.accelerator.unwrap_model(self.model).network, self.inner
         if self.encoder.library == "transformers":
-            model.save_pretrained(folder)
-            inner.tokenizer.save_pretrained(folder)
-            inner.processor.save_pretrained(folder)
+            for part in (model, inner.tokenizer, inner.processor):
+                part.save_pretrained(folder)
             return
         from safetensors.torch import save_model
 
@@ -204,15 +199,17 @@ class Tuning:
         else:
             import open_clip
 
-            how = {"mean": model.visual.image_mean, "std": model.visual.image_std}
-            how |= {k: v for k, v in model.visual.preprocess_cfg.items() if k in ("interpolation", "resize_mode")}
-            described = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": how}
-            (folder / LIBRARY_CONFIG).write_text(json.dumps(described, indent=2), encoding="utf-8")
+            preprocessing = {"mean": model.visual.image_mean, "std": model.visual.image_std}
+            preprocessing |= {
+                k: v for k, v in model.visual.preprocess_cfg.items() if k in ("interpolation", "resize_mode")
+            }
+            config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocessing}
+            (folder / LIBRARY_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         save_model(model, str(folder / LIBRARY_WEIGHTS))
 
 
-def _opened(encoder: Encoder, device: str) -> Any:
-    """A network of its own: `Encoder.load` would share it with scorers, which must not change under them."""
+def _load(encoder: Encoder, device: str) -> Any:
+    """Load a separate copy of the network; `Encoder.load` would return the one that scorers share."""
     from prefkit.score.embed import networks
 
     if encoder.library == "transformers":
@@ -221,10 +218,6 @@ def _opened(encoder: Encoder, device: str) -> Any:
 
 
 def _weights(rows: Sequence[Preference], weighting: str) -> list[float]:
-    """1, or one over the pairs of the row's prompt, so that each prompt counts the same."""
-    if weighting == "pair":
-        return [1.0] * len(rows)
-    often: dict[str, int] = {}
-    for row in rows:
-        often[row.caption] = often.get(row.caption, 0) + 1
-    return [1 / often[row.caption] for row in rows]
+    """1 for each row, or one over the number of pairs of its prompt, so that each prompt counts the same."""
+    counts = Counter(row.caption for row in rows)
+    return [1.0 if weighting == "pair" else 1 / counts[row.caption] for row in rows]

@@ -1,9 +1,9 @@
-"""The folder that a fit writes: all of it at once, and never over one that means something else."""
+"""The folder that a fit writes: atomically, and never over a fit with other settings or data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,63 +17,60 @@ from prefkit.store.folders import whole_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPEC, WEIGHTS, STARTED = "spec.json", "weights.safetensors", "fitted"
-#: options that say where things lie (what lies there is part of `data`) or how the work is done
+SPEC, WEIGHTS, DEFAULT_ROOT = "spec.json", "weights.safetensors", "fitted"
+#: options that name files (whose content is part of `data`) or the way of working, and do not change the outcome
 PLACES = frozenset(
     {"out", "interactions", "images", "items", "features", "outfits", "pairs", "run", "ratings", "device"}
 )
 
 
 class FitFolder:
-    """`out` of a fit called `name`; `settings` and `data` are what decides the outcome."""
+    """The folder `out` of the fit `name`, identified by the settings, data and encoder that determine the outcome."""
 
     def __init__(self, name: str, out: str, options: Any, data: Mapping[str, Any], encoder: Any = None) -> None:
-        self.folder = Path(out or f"{STARTED}/{name}").expanduser()
-        self.made_of = {
+        self.folder = Path(out or f"{DEFAULT_ROOT}/{name}").expanduser()
+        settings = {k: v for k, v in content(options).items() if k not in PLACES}
+        self.fingerprint = {
             "fit": name,
             "version": "1",
-            "settings": {k: v for k, v in content(options).items() if k not in PLACES},
+            "settings": settings,
             "data": dict(data),
+            "encoder": encoder,
         }
-        self.encoder = encoder
 
     def present(self) -> dict[str, Any] | None:
-        """The spec where this very fit has been done. Raises FingerprintError where another one lies there, and
-        UsageError where something else does."""
+        """The spec of a completed fit with the same fingerprint; None where there is none, or a damaged one.
+
+        Raises FingerprintError for a fit with another fingerprint, and UsageError for a folder that no fit wrote.
+        """
         if not self.folder.exists():
             return None
         if not (self.folder / SPEC).is_file():
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 return None
-            raise UsageError(f"{self.folder} is there and was not written by fit. Name another folder with --out.")
-        found = read_json(self.folder / SPEC)
-        wanted = {**self.made_of, "encoder": self.encoder}
-        keys = [key for key in wanted if _plain(found.get(key)) != _plain(wanted[key])]
+            raise UsageError(f"{self.folder} exists and was not written by fit. Name another folder with --out.")
+        spec = read_json(self.folder / SPEC)
+        keys = [key for key, value in self.fingerprint.items() if _plain(spec.get(key)) != _plain(value)]
         if keys:
+            changes = "; ".join(_difference(key, _plain(spec.get(key)), _plain(self.fingerprint[key])) for key in keys)
             raise FingerprintError(
-                f"{self.folder} was fitted otherwise ({'; '.join(_differs(k, found, wanted) for k in keys)}). Name another "
-                "folder with --out, or remove this one to fit it anew."
+                f"{self.folder} was fitted with other settings or data ({changes}). Name another folder with --out, or "
+                "remove this one to fit it again."
             )
         try:
             check_folder(self.folder, "It is fitted again.")
         except DamagedError as error:
-            warn(f"{self.folder} is set aside as {set_aside(self.folder).name}: {error}")
+            warn(f"{self.folder} was renamed to {set_aside(self.folder).name}: {error}")
             return None
-        note(f"{self.folder} holds this very fit; nothing to do.")
-        return found
+        note(f"{self.folder} contains this fit; nothing to do.")
+        return spec
 
-    @contextmanager
-    def writing(self) -> Iterator[Path]:
-        """A hidden folder beside it, flushed to disk and renamed at the end; gone if anything fails."""
-        with whole_folder(self.folder) as hidden:
-            yield hidden
-
-    def write(self, found: Mapping[str, Any], save: Callable[[Path], Any]) -> dict[str, Any]:
-        """Everything at once: `save(folder)`, and spec.json with what was found. Returns the spec."""
-        spec = {**self.made_of, "encoder": self.encoder, **found}
-        with self.writing() as hidden:
-            save(hidden)
-            write_json(hidden / SPEC, spec)
+    def write(self, results: Mapping[str, Any], save: Callable[[Path], Any]) -> dict[str, Any]:
+        """Write the files of `save(folder)` and spec.json with the fingerprint and results. Returns the spec."""
+        spec = {**self.fingerprint, **results}
+        with whole_folder(self.folder) as temporary:
+            save(temporary)
+            write_json(temporary / SPEC, spec)
         return _plain(spec)
 
 
@@ -84,14 +81,11 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    import json
-
     return json.loads(json.dumps(value, default=str))
 
 
-def _differs(key: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    there, asked = _plain(found.get(key)), _plain(wanted[key])
-    if isinstance(there, dict) and isinstance(asked, dict):
-        inner = sorted(k for k in there.keys() | asked.keys() if there.get(k) != asked.get(k))
-        return ", ".join(f"{key}.{k}: there {there.get(k)!r}, asked for {asked.get(k)!r}" for k in inner)
-    return f"{key}: there {there!r}, asked for {asked!r}"
+def _difference(key: str, stored: Any, requested: Any) -> str:
+    if isinstance(stored, dict) and isinstance(requested, dict):
+        keys = sorted(k for k in stored.keys() | requested.keys() if stored.get(k) != requested.get(k))
+        return ", ".join(f"{key}.{k}: stored {stored.get(k)!r}, requested {requested.get(k)!r}" for k in keys)
+    return f"{key}: stored {stored!r}, requested {requested!r}"

@@ -1,4 +1,4 @@
-"""Who took what: interactions as arrays, one item of each user for validation and one for testing, and negatives."""
+"""Interactions of users with items as arrays: one held-out item per user for validation and for testing, and negatives."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pandas as pd
 from prefkit.errors import UsageError
 from prefkit.fit.tables import times
 
-LEAST = 3  # interactions of a user of whom items are held out
+MIN_ITEMS = 3  # interactions of a user from which items are held out
 
 
 @dataclass
 class Interactions:
-    """Users and items as row numbers. `train` [M, 2]; `validation`, `test` [*, 2] with at most one row a user.
+    """Users and items as indices. `train` [M, 2]; `validation`, `test` [*, 2] with at most one row per user.
 
-    `keys` are the sorted user * n_items + item of all three: an item in it is no negative of that user.
+    `keys` are the sorted user * n_items + item of all three: an item in it is not a negative of that user.
     """
 
     users: list[str]
@@ -29,41 +29,44 @@ class Interactions:
     train_keys: np.ndarray
 
     def seen(self, users: np.ndarray, items: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """[M] bool: True where the pair (user, item) is among `keys`."""
         wanted = users.astype(np.int64) * len(self.items) + items
-        at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        return keys[at] == wanted
+        positions = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        return keys[positions] == wanted
 
     def negatives(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[M]: an item for each user, uniform over those that are not among the user's training positives."""
-        found = rng.integers(0, len(self.items), len(users))
-        open_ = np.flatnonzero(self.seen(users, found, self.train_keys))
-        while len(open_):
-            found[open_] = rng.integers(0, len(self.items), len(open_))
-            open_ = open_[self.seen(users[open_], found[open_], self.train_keys)]
-        return found
+        items = rng.integers(0, len(self.items), len(users))
+        rejected = np.flatnonzero(self.seen(users, items, self.train_keys))
+        while len(rejected):
+            items[rejected] = rng.integers(0, len(self.items), len(rejected))
+            rejected = rejected[self.seen(users[rejected], items[rejected], self.train_keys)]
+        return items
 
 
 def split(table: pd.DataFrame, items: list[str], seed: int) -> Interactions:
-    """Repeated (user, item) rows count once. Of a user with three items or more the last by `time` is for testing and
-    the one before for validation; without `time`, two by chance. Raises UsageError where nothing can be learned."""
+    """Split interactions into train, validation and test; repeated (user, item) rows count once.
+
+    Of a user with three items or more, the last by `time` is for testing and the one before for validation; without
+    `time`, two at random. Raises UsageError where nothing can be learned.
+    """
     frame = pd.DataFrame({"user": table["user"].astype(str), "item": table["item"].astype(str)})
     rng = np.random.default_rng(seed)
     frame["at"] = times(table, "time", "vbpr.interactions:") if "time" in table else rng.random(len(frame))
     frame = frame.drop_duplicates(["user", "item"]).sort_values(["user", "at"], kind="stable", ignore_index=True)
     users = sorted(set(frame["user"]))
-    row_of = {name: row for row, name in enumerate(items)}
     u = frame["user"].map({name: row for row, name in enumerate(users)}).to_numpy(np.int64)
-    i = frame["item"].map(row_of).to_numpy(np.int64)
+    i = frame["item"].map({name: row for row, name in enumerate(items)}).to_numpy(np.int64)
     counts = np.bincount(u, minlength=len(users))
     if (counts == len(items)).any():
         raise UsageError(f"vbpr: user {users[int(counts.argmax())]} has taken every item, so none can be a negative.")
     from_end = counts[u] - 1 - (np.arange(len(u)) - (np.cumsum(counts) - counts)[u])
-    enough = counts[u] >= LEAST
+    enough = counts[u] >= MIN_ITEMS
     rows = np.stack([u, i], 1)
     test, validation = rows[enough & (from_end == 0)], rows[enough & (from_end == 1)]
     train = rows[~enough | (from_end > 1)]
     if not len(test):
-        raise UsageError(f"vbpr: no user has {LEAST} items, so none can be held out and nothing would be measured.")
+        raise UsageError(f"vbpr: no user has {MIN_ITEMS} items, so none can be held out and nothing can be measured.")
     return Interactions(users, items, train, validation, test, _keys(rows, len(items)), _keys(train, len(items)))
 
 

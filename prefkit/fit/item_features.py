@@ -1,7 +1,9 @@
-"""Where the visual features of a catalogue come from: images through an encoder, or an array of the user's."""
+"""Visual features of a catalogue's items: an array from a file, or embeddings of images."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from prefkit.distributed import device_of
 from prefkit.errors import UsageError
 from prefkit.fit.tables import embed, files_digest, image_files, named_files, read_table
+from prefkit.output import message
 from prefkit.paths import find_file, nfc
 from prefkit.score.embed.vbpr import Scaling
 from prefkit.tables import id_text, read, user_path
 from prefkit.tables.files import text_lines
+from prefkit.types import digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,40 +36,36 @@ class Source:
         """Raises UsageError for items of the interactions that have no image or no features."""
         wanted = sorted(set(interactions["item"].astype(str)))
         if options.images:
-            found = image_files(user_path(options.images, "vbpr.images"), wanted, "vbpr.images")
-            return cls(wanted, files=list(found.values()))
+            images = image_files(user_path(options.images, "vbpr.images"), wanted, "vbpr.images")
+            return cls(wanted, files=list(images.values()))
         if options.items:
             table = read_table("vbpr.items", options.items, ("item", "image"), ids=("item",))
             files = dict(zip(table["item"], named_files("vbpr.items", options.items, table["image"])))
-            _all_there("vbpr.items", options.items, wanted, files)
+            _check_complete("vbpr.items", options.items, wanted, files)
             return cls(list(files), files=list(files.values()))
         items, array = _read_features(user_path(options.features, "vbpr.features"))
-        _all_there("vbpr.features", options.features, wanted, items)
+        _check_complete("vbpr.features", options.features, wanted, items)
         return cls(items, array=array)
 
     def digest(self) -> str:
-        from prefkit.types import digest
-
         if self.files is not None:
             return digest(self.items, files_digest(self.files))
-        import hashlib
-
         assert self.array is not None
         return digest(self.items, hashlib.sha256(self.array.numpy().tobytes()).hexdigest())
 
-    def scaled(self, encoder: Any, how: str) -> tuple[Scaling, Tensor]:
-        """The scaling, also for images to come, and the scaled features [N, D]."""
+    def scaled(self, encoder: Any, method: str) -> tuple[Scaling, Tensor]:
+        """(the scaling, also for later images; the scaled features [N, D])."""
         import torch
 
         raw = self.array if self.array is not None else embed(encoder, self.files or [], device_of(None), False)
         shift, factor = torch.zeros(raw.shape[1]), 1.0
-        if how == "max":
+        if method == "max":
             factor = float(raw.abs().max())
-        elif how == "standard":
+        elif method == "standard":
             shift, factor = raw.mean(0), float(raw.std(0).pow(2).mean().sqrt())
         if not factor > 0:
             raise UsageError("vbpr: the features are all the same; nothing can be learned from them.")
-        scaling = Scaling(how == "unit", shift, factor)
+        scaling = Scaling(method == "unit", shift, factor)
         return scaling, scaling(raw).contiguous()
 
 
@@ -75,25 +75,25 @@ def _read_features(path: Path) -> tuple[list[str], Tensor]:
 
     try:
         if path.suffix.lower() == ".parquet":
-            items, array = _rows(path)
+            items, array = _read_rows(path)
         else:
-            array = _array(path)
+            array = _read_array(path)
             ids = find_file(path.with_suffix(".txt"))
             items = [nfc(line.rstrip("\r\n")) for line in text_lines(ids, f"vbpr.features: {ids}")]
     except (OSError, ValueError) as error:
-        raise UsageError(f"vbpr.features: {path} could not be read: {' '.join(str(error).split())[:200]}.") from error
+        raise UsageError(f"vbpr.features: {path} could not be read: {message(str(error), 200)}.") from error
     if array.ndim != 2 or len(array) != len(items) or len(set(items)) != len(items):
         raise UsageError(
-            f"vbpr.features: {path} is {list(array.shape)} for {len(items)} ids ({len(set(items))} different); one row an "
-            "item is needed, and each item once."
+            f"vbpr.features: {path} has shape {list(array.shape)} for {len(items)} ids ({len(set(items))} different); it must "
+            "have one row per item, and each item once."
         )
     if not np.isfinite(array).all():
-        raise UsageError(f"vbpr.features: {path} holds values that are not finite.")
+        raise UsageError(f"vbpr.features: {path} contains values that are not finite.")
     return items, torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
-def _rows(path: Path) -> tuple[list[str], Any]:
-    """Ids and [N, D] float32 of a table, which is never in memory as Python's numbers. Raises UsageError naming the row."""
+def _read_rows(path: Path) -> tuple[list[str], Any]:
+    """Ids and [N, D] float32 of a table, converted row by row to save memory. Raises UsageError naming the row."""
     import numpy as np
 
     items, arrays = [], []
@@ -110,24 +110,23 @@ def _rows(path: Path) -> tuple[list[str], Any]:
     return items, np.stack(arrays) if arrays else np.zeros((0, 0), np.float32)
 
 
-def _array(path: Path) -> Any:
+def _read_array(path: Path) -> Any:
     import numpy as np
+    from safetensors.numpy import load_file
 
     if path.suffix.lower() == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix.lower() != ".safetensors":
-        raise ValueError("it is no .npy, .safetensors or .parquet")
-    from safetensors.numpy import load_file
-
+        raise ValueError("it is not a .npy, .safetensors or .parquet file")
     tensors = load_file(path)
     if len(tensors) != 1:
-        raise ValueError(f"it holds {len(tensors)} tensors; one is needed")
+        raise ValueError(f"it contains {len(tensors)} tensors; it must contain one")
     return next(iter(tensors.values()))
 
 
-def _all_there(name: str, path: str, wanted: list[str], have: Any) -> None:
-    lacking = sorted(set(wanted) - set(have))
-    if lacking:
+def _check_complete(name: str, path: str, wanted: list[str], present: Collection[str]) -> None:
+    missing = sorted(set(wanted) - set(present))
+    if missing:
         raise UsageError(
-            f"{name}: {path} has no row for {len(lacking)} items of the interactions, such as {lacking[0]}."
+            f"{name}: {path} has no row for {len(missing)} items of the interactions, such as {missing[0]}."
         )

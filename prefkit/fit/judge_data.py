@@ -1,21 +1,24 @@
-"""What a judge learns from: rated images, or pairs shown side by side, as TRL's trainers take them.
+"""Training data of a judge: rated images, or pairs shown side by side, in the form that TRL's trainers take.
 
-The prompt of an example is what the judge's scorer will ask, drawn through the model's own chat template up to where its answer
-begins; the answer is a level (or A, B) and the end token. So what is trained is the very token that is read when scoring.
+The prompt of an example is the question of the scorer, formatted by the model's chat template up to the start of the answer;
+the answer is a level (or A, B) and the end token. Training and scoring therefore read the same token.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.fit.preferences import open_run, rejected_ids
 from prefkit.fit.tables import numbers, read_table
 from prefkit.paths import named, read_regular
 from prefkit.score.judge.question import Question
 from prefkit.score.judge.ratings import Scale
+from prefkit.store.reader import CandidateReader
 from prefkit.types import Candidate, digest
 
 if TYPE_CHECKING:
@@ -31,16 +34,16 @@ class Rated:
 
 
 def read_ratings(path: str) -> tuple[list[Rated], str]:
-    """A table of image (path from the table's folder), prompt and rating -> rows, and a digest of them. Several ratings of one
-    image with one prompt become their mean. Raises UsageError."""
-    import hashlib
+    """Read a table of image (path from the table's folder), prompt and rating. Returns rows and a digest of them.
 
+    Several ratings of one image for one prompt become their mean. Raises UsageError.
+    """
     table = read_table("mllm.ratings", path, ("image", "prompt", "rating"), ids=("image",))
     base = Path(path).expanduser().parent
     table["prompt"] = table["prompt"].map(str)
     table["rating"] = numbers(table, "rating", f"mllm.ratings: {path}")
     means = table.groupby(["image", "prompt"], sort=True)["rating"].mean()
-    found, content = [], []
+    rows = []
     for n, (image, prompt, rating) in enumerate(means.reset_index().itertuples(index=False)):
         try:
             file = named(base, str(image))
@@ -48,45 +51,41 @@ def read_ratings(path: str) -> tuple[list[Rated], str]:
         except (OSError, ValueError) as error:
             raise UsageError(f"mllm.ratings: {path} names an image that cannot be read: {error}.") from error
         candidate = Candidate(str(n), str(prompt), 0, 0, str(prompt), path=str(file), sha256=sha)
-        found.append(Rated(candidate, float(rating)))
-        content.append([sha, str(prompt), float(rating)])
-    return found, digest(content)
+        rows.append(Rated(candidate, float(rating)))
+    return rows, _content(rows)
 
 
 def read_scores(run: str, alias: str) -> tuple[list[Rated], str]:
-    """The scores that a run has under this name. Raises UsageError."""
-    from prefkit.store import Store
-    from prefkit.store.reader import CandidateReader
-
-    store = Store(Path(run).expanduser())
-    if alias not in store.names("scores"):
-        known = ", ".join(store.names("scores")) or "none"
-        raise UsageError(f"mllm.scores: {run} has no scores {alias!r} (it has {known}).")
+    """Read the scores of a run as ratings. Returns rows and a digest of them. Raises UsageError."""
+    store = open_run("mllm.scores", run, "scores", alias)
     prompts = {request.request_id: request.prompt for request in store.requests()}
-    decided = store.decisions()
-    refused = set(decided.loc[decided["verdict"].isin(("reject", "remove")), "id"])
+    rejected = rejected_ids(store)
     reader = CandidateReader(store)
     frame = store.scores(alias).frame(["id", "value"]).dropna(subset=["value"]).sort_values("id")
-    found, content = [], []
+    rows = []
     for cid, value in frame.itertuples(index=False):
-        if cid in refused or cid not in reader:
-            continue
-        row = reader[cid]
-        prompt, image = prompts[row["request_id"]], reader.image(cid)
-        found.append(Rated(Candidate(cid, row["request_id"], 0, 0, prompt, image, sha256=row["sha256"]), float(value)))
-        content.append([row["sha256"], prompt, float(value)])
-    return found, digest(content)
+        if cid not in rejected and cid in reader:
+            row, image = reader[cid], reader.image(cid)
+            request = row["request_id"]
+            rows.append(
+                Rated(Candidate(cid, request, 0, 0, prompts[request], image, sha256=row["sha256"]), float(value))
+            )
+    return rows, _content(rows)
+
+
+def _content(rows: Sequence[Rated]) -> str:
+    return digest([[row.candidate.sha256, row.candidate.prompt, row.rating] for row in rows])
 
 
 def level(rating: float, scale: Scale) -> str:
-    """The label of the nearest level; halfway the lower one. Raises UsageError for a rating beyond the ends of the scale."""
+    """The label of the nearest level, the lower one of two. Raises UsageError for a rating outside of the scale."""
     if not scale.values[0] <= rating <= scale.values[-1]:
         raise UsageError(f"mllm: a rating of {rating:g} is beyond the scale {', '.join(scale.labels)}; set --scale.")
     return scale.labels[min(range(len(scale.values)), key=lambda i: abs(scale.values[i] - rating))]
 
 
 class Examples:
-    """Questions with their answers -> rows of a datasets.Dataset whose images are decoded when a batch needs them."""
+    """Questions with their answers, as a datasets.Dataset that decodes the images of a batch when the batch is read."""
 
     def __init__(self, processor: Any, questions: Sequence[Question], answers: Sequence[tuple[str, ...]]) -> None:
         self.processor, self.questions, self.answers = processor, questions, answers
@@ -102,28 +101,27 @@ class Examples:
     def _rows(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         names = ("completion",) if len(self.answers[0]) == 1 else ("chosen", "rejected")
         end = self.processor.tokenizer.eos_token
-        found: dict[str, list[Any]] = {name: [] for name in ("prompt", "images", *names)}
+        columns: dict[str, list[Any]] = {name: [] for name in ("prompt", "images", *names)}
         for n in batch["row"]:
-            parts = self.questions[n].parts
-            found["prompt"].append(asked(self.processor, self.questions[n]))
-            found["images"].append([part.pil() for part in parts if not isinstance(part, str)])
+            columns["prompt"].append(prompt_text(self.processor, self.questions[n]))
+            columns["images"].append([part.pil() for part in self.questions[n].parts if not isinstance(part, str)])
             for name, answer in zip(names, self.answers[n]):
-                found[name].append(answer + end)
-        return found
+                columns[name].append(answer + end)
+        return columns
 
 
-def asked(processor: Any, question: Question) -> str:
-    """The text of the question up to where the answer begins, as the scorer's back end puts it to the model."""
+def prompt_text(processor: Any, question: Question) -> str:
+    """Format the question by the chat template up to the start of the answer, as the scorer's back end does."""
     content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in question.parts]
-    talk = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    chat = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
 def check_tokens(processor: Any, labels: Sequence[str], reads: Callable[[str, str], bool]) -> None:
-    """Raises UsageError for an answer that is not one token where it will be read."""
+    """Raises UsageError for an answer that the tokenizer does not encode as one token."""
     for label in labels:
         ids = processor.tokenizer(label, add_special_tokens=False).input_ids
         if len(ids) != 1 or not reads(processor.tokenizer.decode(ids), label):
             raise UsageError(
-                f"mllm: {label!r} is {len(ids)} tokens of this model; take levels of one token, such as 1 to 9."
+                f"mllm: {label!r} is {len(ids)} tokens of this model; use levels of one token, such as 1 to 9."
             )

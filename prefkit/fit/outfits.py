@@ -1,4 +1,4 @@
-"""Outfits as padded arrays, negatives of the same category outside the outfit, and the head's training."""
+"""Training data and training of the outfit head: outfits as padded arrays, and negatives of the same category."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prefkit.errors import TrainingError, UsageError
-from prefkit.output import Progress
+from prefkit.fit.epochs import best_epoch
 from prefkit.tables import id_text
 from prefkit.types import digest
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from prefkit.score.embed.outfit_head import OutfitHead
 
-AT_ONCE = 512
-MOST_AGAINST = 100  # items of the same category that an AUC is measured against, at most
+BATCH = 512
+MAX_NEGATIVES = 100  # of the same category, for an AUC
 
 
 @dataclass
 class Catalogue:
-    """Items as row numbers. `category` [N] int64; `of` lists the items of each category."""
+    """Items as indices. `category` [N] int64; `of` lists the items of each category."""
 
     files: list[str]
     category: np.ndarray
@@ -35,7 +35,7 @@ class Catalogue:
 
 @dataclass
 class Outfits:
-    """`members` [O, L] item numbers, -1 where an outfit is shorter."""
+    """`members` [O, L] item indices, padded with -1."""
 
     members: np.ndarray
 
@@ -44,11 +44,14 @@ class Outfits:
 
 
 def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Catalogue, dict[str, Outfits], int]:
-    """Catalogue, outfits by split, and how many outfits were left out (fewer than two items). The split is the table's
-    column `split` (train, validation, test) or by a hash of the outfit's name. Raises UsageError."""
-    names = (table["item"] if "item" in table else table["image"]).map(id_text)
-    first = table.assign(item=names).drop_duplicates("item")
-    clash = table.assign(item=names).groupby("item")["category"].nunique()
+    """Return the catalogue, outfits by split, and the number of outfits left out because they have fewer than two items.
+
+    The split is the table's column `split` (train, validation, test), or by a hash of the outfit's name with `shares`, the
+    fractions for validation and test. Raises UsageError.
+    """
+    table = table.assign(item=(table["item"] if "item" in table else table["image"]).map(id_text))
+    first = table.drop_duplicates("item")
+    clash = table.groupby("item")["category"].nunique()
     if (clash > 1).any():
         raise UsageError(f"outfit_compat.outfits: item {clash.index[clash > 1][0]} has two categories; it needs one.")
     categories = sorted(set(first["category"].astype(str)))
@@ -59,47 +62,44 @@ def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Cata
         category,
         [np.flatnonzero(category == c) for c in range(len(categories))],
     )
-    found: dict[str, list[list[int]]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[list[int]]] = {"train": [], "validation": [], "test": []}
     short = 0
-    for outfit, rows in table.assign(item=names).groupby("outfit", sort=True):
+    for outfit, rows in table.groupby("outfit", sort=True):
         members = list(dict.fromkeys(number[item] for item in rows["item"]))
         if len(members) < 2:
             short += 1
             continue
-        split = _own_split(rows, str(outfit)) or _split_of(str(outfit), shares)
-        if split not in found:
+        split = _split_of(rows, str(outfit), shares)
+        if split not in splits:
             raise UsageError(
-                f"outfit_compat.outfits: outfit {outfit} is of split {split!r}: train, validation or test."
+                f"outfit_compat.outfits: outfit {outfit} is of split {split!r}; use train, validation or test."
             )
-        found[split].append(members)
-    empty = [split for split, rows in found.items() if not rows]
+        splits[split].append(members)
+    empty = [split for split, rows in splits.items() if not rows]
     if empty:
         raise UsageError(f"outfit_compat.outfits: no outfit of two items or more is for {', '.join(empty)}; give more.")
-    return catalogue, {split: Outfits(_padded(rows)) for split, rows in found.items()}, short
+    return catalogue, {split: Outfits(_padded(rows)) for split, rows in splits.items()}, short
 
 
-def _own_split(rows: pd.DataFrame, outfit: str) -> str | None:
-    """What the column says of one outfit; None where it says nothing. Raises UsageError where its rows disagree."""
-    said = {str(value) for value in rows["split"] if value is not None} if "split" in rows else set()
-    if len(said) > 1:
-        raise UsageError(f"outfit_compat.outfits: outfit {outfit} is of several splits ({', '.join(sorted(said))}).")
-    return next(iter(said), None)
-
-
-def _split_of(outfit: str, shares: tuple[float, float]) -> str:
-    at = int(digest("outfit", outfit, length=8), 16) / 16**8
-    return "test" if at < shares[1] else "validation" if at < sum(shares) else "train"
+def _split_of(rows: pd.DataFrame, outfit: str, shares: tuple[float, float]) -> str:
+    names = {str(value) for value in rows["split"] if value is not None} if "split" in rows else set()
+    if len(names) > 1:
+        raise UsageError(f"outfit_compat.outfits: outfit {outfit} is of several splits ({', '.join(sorted(names))}).")
+    if names:
+        return names.pop()
+    number = int(digest("outfit", outfit, length=8), 16) / 16**8
+    return "test" if number < shares[1] else "validation" if number < sum(shares) else "train"
 
 
 def _padded(rows: list[list[int]]) -> np.ndarray:
-    found = np.full((len(rows), max(map(len, rows))), -1, np.int64)
+    padded = np.full((len(rows), max(map(len, rows))), -1, np.int64)
     for i, row in enumerate(rows):
-        found[i, : len(row)] = row
-    return found
+        padded[i, : len(row)] = row
+    return padded
 
 
 def blanks(outfits: Outfits, rng: np.random.Generator) -> np.ndarray:
-    """[O]: a position of each outfit, uniform over those that exist."""
+    """[O]: a random position in each outfit, uniform over its items."""
     lengths = (outfits.members >= 0).sum(1)
     return (rng.random(len(outfits)) * lengths).astype(np.int64)
 
@@ -107,114 +107,124 @@ def blanks(outfits: Outfits, rng: np.random.Generator) -> np.ndarray:
 def negatives(
     catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """[O, count]: different items of the blank's category that are not in the outfit; -1 where there are too few."""
-    found = np.full((len(outfits), count), -1, np.int64)
+    """[O, count]: different items of the blank's category that are not in the outfit, padded with -1."""
+    items = np.full((len(outfits), count), -1, np.int64)
     truth = outfits.members[np.arange(len(outfits)), blank]
     for row, (members, item) in enumerate(zip(outfits.members, truth)):
         pool = catalogue.of[catalogue.category[item]]
         pool = pool[~np.isin(pool, members)]
         drawn = rng.choice(pool, min(count, len(pool)), replace=False) if len(pool) else pool
-        found[row, : len(drawn)] = drawn
-    return found
+        items[row, : len(drawn)] = drawn
+    return items
 
 
 def one_negative(catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[O]: as `negatives` with one each, for all outfits at once; -1 where the category has no other item."""
+    """[O]: one negative per outfit as by `negatives`, vectorized; -1 where the category has no other item."""
     truth = outfits.members[np.arange(len(outfits)), blank]
     sizes = np.array([len(pool) for pool in catalogue.of])
     flat, begin = np.concatenate(catalogue.of), np.cumsum(sizes) - sizes
     category = catalogue.category[truth]
     inside = (outfits.members >= 0) & (catalogue.category[outfits.members] == category[:, None])
-    open_ = np.flatnonzero(sizes[category] > inside.sum(1))
-    found = np.full(len(outfits), -1, np.int64)
-    while len(open_):
-        at = begin[category[open_]] + (rng.random(len(open_)) * sizes[category[open_]]).astype(np.int64)
-        drawn = flat[at]
-        fresh = ~(outfits.members[open_] == drawn[:, None]).any(1)
-        found[open_[fresh]] = drawn[fresh]
-        open_ = open_[~fresh]
-    return found
+    pending = np.flatnonzero(sizes[category] > inside.sum(1))
+    items = np.full(len(outfits), -1, np.int64)
+    while len(pending):
+        drawn = flat[begin[category[pending]] + (rng.random(len(pending)) * sizes[category[pending]]).astype(np.int64)]
+        outside = ~(outfits.members[pending] == drawn[:, None]).any(1)
+        items[pending[outside]] = drawn[outside]
+        pending = pending[~outside]
+    return items
 
 
 def contexts(
     head: OutfitHead, features: torch.Tensor, outfits: Outfits, blank: np.ndarray, rows: np.ndarray
 ) -> torch.Tensor:
-    """[len(rows), out] of the outfits without their blank."""
+    """[len(rows), out]: contexts of the outfits without their blank."""
     members = outfits.members[rows].copy()
     members[np.arange(len(rows)), blank[rows]] = -1
-    there = torch.from_numpy(members >= 0).float()
-    return head.context(features[torch.from_numpy(members.clip(min=0))], there)
+    mask = torch.from_numpy(members >= 0).float()
+    return head.context(features[torch.from_numpy(members.clip(min=0))], mask)
 
 
 def train(
     head: OutfitHead, features: torch.Tensor, catalogue: Catalogue, splits: dict[str, Outfits], settings: Any
 ) -> tuple[OutfitHead, dict[str, Any]]:
-    """Epochs of mean -ln sigmoid(score of the truth - score of the negative), until the validation AUC has not risen for
-    `patience` of them; the best head is kept. settings: learning_rate, weight_decay, batch_size, epochs, patience, seed.
-    Raises UsageError where nothing can be measured."""
-    for split, held in splits.items():
-        if split != "train" and not len(measure(head, features, catalogue, held, 4, settings.seed)[0]):
+    """Train until the validation AUC has not risen for `patience` epochs. Returns the best head, and the course.
+
+    Loss: mean of -ln sigmoid(score of the truth - score of the negative). settings: learning_rate, weight_decay, batch_size,
+    epochs, patience, seed. Raises UsageError where nothing can be measured.
+    """
+    for split, outfits in splits.items():
+        if split != "train" and not len(measure(head, features, catalogue, outfits, 4, settings.seed)[0]):
             raise UsageError(
-                f"outfit_compat: no {split} outfit has an item with another of its category to tell it from."
+                f"outfit_compat: no {split} outfit has an item with another of its category as a negative."
             )
     rng = np.random.default_rng(settings.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    outfits, kept, best, since = splits["train"], {}, -1.0, 0
-    curve: list[float] = []
-    with Progress("fit outfit_compat", settings.epochs) as progress:
-        for _ in range(settings.epochs):
-            blank = blanks(outfits, rng)
-            against = one_negative(catalogue, outfits, blank, rng)
-            order = rng.permutation(np.flatnonzero(against >= 0))
-            if not len(order):
-                raise UsageError("outfit_compat: no category has two items, so there is no negative to learn from.")
-            total = 0.0
-            for at in range(0, len(order), settings.batch_size):
-                rows = order[at : at + settings.batch_size]
-                items = np.stack([outfits.members[rows, blank[rows]], against[rows]], 1)
-                scores = head(contexts(head, features, outfits, blank, rows), features[torch.from_numpy(items)])
-                loss = -logsigmoid(scores[:, 0] - scores[:, 1]).mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total += loss.item() * len(rows)
-            if not math.isfinite(total):
-                raise TrainingError("outfit_compat: the loss is no longer finite. Lower --learning_rate.")
-            now = float(measure(head, features, catalogue, splits["validation"], 4, settings.seed)[0].mean())
-            curve.append(round(now, 6))
-            since += 1
-            if now > best:
-                best, since = now, 0
-                kept = {name: value.detach().clone() for name, value in head.state_dict().items()}
-            progress.update(1, loss=total / len(order), auc=now)
-            if since >= settings.patience:
-                break
-    head.load_state_dict(kept)
-    return head, {"epochs": len(curve), "best_epoch": int(np.argmax(curve)) + 1, "auc_by_epoch": curve}
+
+    def epoch() -> tuple[float, float]:
+        loss = _epoch(head, optimizer, features, catalogue, splits["train"], settings.batch_size, rng)
+        return loss, float(measure(head, features, catalogue, splits["validation"], 4, settings.seed)[0].mean())
+
+    def snapshot() -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in head.state_dict().items()}
+
+    weights, course = best_epoch("fit outfit_compat", settings, epoch, snapshot)
+    head.load_state_dict(weights)
+    return head, course
+
+
+def _epoch(
+    head: OutfitHead,
+    optimizer: torch.optim.Optimizer,
+    features: torch.Tensor,
+    catalogue: Catalogue,
+    outfits: Outfits,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> float:
+    """One epoch with new blanks and negatives. Returns the mean loss."""
+    blank = blanks(outfits, rng)
+    negative = one_negative(catalogue, outfits, blank, rng)
+    order = rng.permutation(np.flatnonzero(negative >= 0))
+    if not len(order):
+        raise UsageError("outfit_compat: no category has two items, so there is no negative to learn from.")
+    total = 0.0
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        items = np.stack([outfits.members[rows, blank[rows]], negative[rows]], 1)
+        scores = head(contexts(head, features, outfits, blank, rows), features[torch.from_numpy(items)])
+        loss = -logsigmoid(scores[:, 0] - scores[:, 1]).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(rows)
+    if not math.isfinite(total):
+        raise TrainingError("outfit_compat: the loss is no longer finite. Lower --learning_rate.")
+    return total / len(order)
 
 
 def measure(
     head: OutfitHead, features: torch.Tensor, catalogue: Catalogue, outfits: Outfits, choices: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(AUC, hit) an outfit, with one blank each, the same at every call of one seed.
+    """(AUC, hit) of each outfit, with one blank each that depends on `seed` alone.
 
-    AUC: share of up to 100 other items of the category that score below the truth; hit: 1 where the truth scores above
-    `choices` - 1 of them. Ties count against. Outfits whose category has too few other items are in neither.
+    AUC: fraction of up to 100 other items of the category that score below the truth; hit: 1 where the truth scores above
+    `choices` - 1 of them. Ties count as misses. Outfits with too few other items in the category are in neither.
     """
     rng = np.random.default_rng([seed, 1])
     blank = blanks(outfits, rng)
-    against = negatives(catalogue, outfits, blank, MOST_AGAINST, rng)
+    others = negatives(catalogue, outfits, blank, MAX_NEGATIVES, rng)
     truth = outfits.members[np.arange(len(outfits)), blank]
-    shares, hits = [], []
+    aucs, hits = [], []
     with torch.no_grad():
-        for at in range(0, len(outfits), AT_ONCE):
-            rows = np.arange(at, min(at + AT_ONCE, len(outfits)))
-            items = np.concatenate([truth[rows, None], against[rows]], 1)
+        for start in range(0, len(outfits), BATCH):
+            rows = np.arange(start, min(start + BATCH, len(outfits)))
+            items = np.concatenate([truth[rows, None], others[rows]], 1)
             context = contexts(head, features, outfits, blank, rows)
             scores = head(context, features[torch.from_numpy(items.clip(min=0))]).numpy()
-            below, there = scores[:, 1:] < scores[:, :1], items[:, 1:] >= 0
-            enough = there.any(1)
-            shares.append((below & there).sum(1)[enough] / there.sum(1)[enough])
-            full = there[:, : choices - 1].all(1) & (there.shape[1] >= choices - 1)
+            below, mask = scores[:, 1:] < scores[:, :1], items[:, 1:] >= 0
+            enough = mask.any(1)
+            aucs.append((below & mask).sum(1)[enough] / mask.sum(1)[enough])
+            full = mask[:, : choices - 1].all(1) & (mask.shape[1] >= choices - 1)
             hits.append(below[full, : choices - 1].all(1).astype(np.float64))
-    return np.concatenate(shares), np.concatenate(hits)
+    return np.concatenate(aucs), np.concatenate(hits)

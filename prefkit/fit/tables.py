@@ -1,4 +1,4 @@
-"""The user's tables, and the embeddings of the images that they name."""
+"""Tables of a user as data frames, and embeddings of the images that they name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.images import rgb
-from prefkit.output import Progress
+from prefkit.output import Progress, message
 from prefkit.paths import image_suffixes, named, nfc
 from prefkit.tables import SUFFIXES, id_text, read, user_path
+from prefkit.types import digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,37 +26,37 @@ BATCH = 64
 
 
 def read_table(
-    name: str, path: str, needed: Sequence[str], ids: Sequence[str] = (), optional: Sequence[str] = ()
+    name: str, path: str, required: Sequence[str], ids: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """A table of any kind that prefkit reads, its values as they are there (those of .csv are text) in columns of objects.
+    """Read a table of any supported kind, its values unchanged (those of .csv are text), as columns of objects.
 
-    needed: columns that must be there and have a value in every row. ids: columns that become text, as `id_text` has it; if
-    they are there, they have a value in every row. optional: further columns to keep. Raises UsageError naming the row.
+    required: columns that must exist and have a value in every row. ids: columns that become text, as by `id_text`; if they
+    exist, they must have a value in every row. optional: further columns to keep. Raises UsageError naming the row.
     """
     import pandas as pd
 
     if not path:
-        raise UsageError(f"{name} is not set: give a table ({', '.join(SUFFIXES)}) with {', '.join(needed)}.")
-    wanted = list(dict.fromkeys((*needed, *ids, *optional)))
+        raise UsageError(f"{name} is not set: give a table ({', '.join(SUFFIXES)}) with {', '.join(required)}.")
+    wanted = {*required, *ids, *optional}
     rows = []
     for where, values, _ in read(user_path(path, name), shown=f"{name}: {path}"):
-        missing = [column for column in needed if column not in values]
+        missing = [column for column in required if column not in values]
         if missing:
             raise UsageError(f"{where} has no column {', '.join(missing)} (it has {', '.join(values)}).")
         rows.append({column: value for column, value in values.items() if column in wanted})
-        for column in (*needed, *ids):
+        for column in (*required, *ids):
             if column in rows[-1]:
-                rows[-1][column] = _filled(rows[-1][column], column, column in ids, where)
+                rows[-1][column] = _checked(rows[-1][column], column, column in ids, where)
     if not rows:
         raise UsageError(f"{name}: {path} has no rows.")
-    present = dict.fromkeys(column for row in rows for column in row)
-    uneven = [column for column in ids if column in present and not all(column in row for row in rows)]
+    columns = dict.fromkeys(column for row in rows for column in row)
+    uneven = [column for column in ids if column in columns and not all(column in row for row in rows)]
     if uneven:
         raise UsageError(f"{name}: {path} has rows without {uneven[0]}. Give every row one, or none.")
-    return pd.DataFrame({column: [row.get(column) for row in rows] for column in present}, dtype=object)
+    return pd.DataFrame({column: [row.get(column) for row in rows] for column in columns}, dtype=object)
 
 
-def _filled(value: Any, column: str, is_id: bool, where: str) -> Any:
+def _checked(value: Any, column: str, is_id: bool, where: str) -> Any:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise UsageError(f"{where}: {column} has no value. Remove the row or fill it in.")
     if is_id and not isinstance(value, (str, int, float)):
@@ -64,106 +65,103 @@ def _filled(value: Any, column: str, is_id: bool, where: str) -> Any:
 
 
 def numbers(table: pd.DataFrame, column: str, name: str) -> list[float]:
-    """The column as numbers. Raises UsageError naming the row of the first value that is not a finite one."""
-    found = []
+    """The column as numbers. Raises UsageError naming the row of the first value that is not a finite number."""
+    values = []
     for row, value in enumerate(table[column], 1):
-        try:
-            found.append(float(value))
-        except (TypeError, ValueError):
-            found.append(math.nan)
-        if not math.isfinite(found[-1]):
+        number = math.nan
+        with suppress(TypeError, ValueError):
+            number = float(value)
+        if not math.isfinite(number):
             raise UsageError(f"{name} row {row}: {column} is {str(value)[:40]!r}. It must be a number.")
-    return found
+        values.append(number)
+    return values
 
 
 def times(table: pd.DataFrame, column: str, name: str) -> list[int]:
-    """The rank of each row's time, equal times sharing one. Times are all numbers, or all dates in ISO form.
+    """The rank of each row's time; equal times share a rank. Times are all numbers, or all ISO dates.
 
     Raises UsageError naming the row of the first value that is neither.
     """
-    found: list[Any] = []
+    values: list[Any] = []
     for row, value in enumerate(table[column], 1):
-        when = _time(value)
-        if when is None or (found and not _comparable(when, found[0])):
+        time = _time(value)
+        if time is None or (values and not _comparable(time, values[0])):
             raise UsageError(
                 f"{name} row {row}: {column} is {str(value)[:40]!r}. All times must be numbers, or all dates such as "
                 "2026-01-31 or 2026-01-31T12:00:00+00:00."
             )
-        found.append(when)
-    rank = {when: n for n, when in enumerate(sorted(set(found)))}
-    return [rank[when] for when in found]
+        values.append(time)
+    rank = {time: n for n, time in enumerate(sorted(set(values)))}
+    return [rank[time] for time in values]
 
 
-def _time(value: Any) -> int | float | datetime | None:
+def _time(value: Any) -> Any:
+    """An int, float or datetime; None for any other value."""
     if isinstance(value, (int, float)):
         return value if math.isfinite(value) else None
     for kind in (int, float, datetime.fromisoformat):
         with suppress(ValueError, TypeError):
-            found: Any = kind(value)
-            return None if isinstance(found, float) and not math.isfinite(found) else found
+            time: Any = kind(value)
+            return None if isinstance(time, float) and not math.isfinite(time) else time
     return None
 
 
 def _comparable(one: Any, other: Any) -> bool:
-    """Two numbers, or two dates that both have a time zone or both lack one."""
+    """True for two numbers, and for two dates that both have a time zone or both lack one."""
     if isinstance(one, datetime) and isinstance(other, datetime):
         return (one.utcoffset() is None) == (other.utcoffset() is None)
     return not isinstance(one, datetime) and not isinstance(other, datetime)
 
 
 def named_files(name: str, path: str, images: Iterable[Any]) -> list[Path]:
-    """The images that the table at `path` names. Raises UsageError where one is not there, or not below the table's folder."""
+    """The image files that the table at `path` names. Raises UsageError for one that is missing or outside of its folder."""
     folder = user_path(path, name).parent
     try:
         files = [named(folder, str(image)) for image in images]
     except ValueError as error:
         raise UsageError(f"{name}: {path}: {error}.") from error
-    lacking = [file for file in files if not file.is_file()]
-    if lacking:
-        raise UsageError(f"{name}: {path} names {lacking[0]}, which is not there.")
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UsageError(f"{name}: {path} names {missing[0]}, which does not exist.")
     return files
 
 
 def image_files(folder: Path, items: Sequence[str], name: str) -> dict[str, Path]:
-    """Item -> FOLDER/ITEM.png (or any other suffix that Pillow reads). Raises UsageError for items without."""
+    """Item -> FOLDER/ITEM.png (or any other suffix that Pillow reads). Raises UsageError for items without an image."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = {nfc(path.stem): path for path in files if path.suffix.lower() in image_suffixes()}
-    lacking = [item for item in items if nfc(item) not in found]
-    if lacking:
+    images = {nfc(path.stem): path for path in files if path.suffix.lower() in image_suffixes()}
+    missing = [item for item in items if nfc(item) not in images]
+    if missing:
         raise UsageError(
-            f"{name}: {folder} has no image of {len(lacking)} of {len(items)} items, such as {lacking[0]}.png."
+            f"{name}: {folder} has no image of {len(missing)} of {len(items)} items, such as {missing[0]}.png."
         )
-    return {item: found[nfc(item)] for item in items}
+    return {item: images[nfc(item)] for item in items}
 
 
 def embed(encoder: Encoder, files: Sequence[Path], device: str, normalize: bool) -> Tensor:
-    """[len(files), D] float32 on the CPU. Raises UsageError for a file that is no image."""
+    """[len(files), D] float32 on the CPU. Raises UsageError for a file that is not an image."""
     import torch
 
     encoder.load(device, "float32")
     rows = []
     with Progress("embed", len(files)) as progress:
         for start in range(0, len(files), BATCH):
-            part = files[start : start + BATCH]
             try:
-                images = [rgb(path) for path in part]
+                images = [rgb(path) for path in files[start : start + BATCH]]
             except (OSError, ValueError) as error:
-                raise UsageError(f"an image could not be read: {' '.join(str(error).split())[:200]}.") from error
+                raise UsageError(f"an image could not be read: {message(str(error), 200)}.") from error
             rows.append(encoder.images(images, normalize=normalize).cpu())
-            progress.update(len(part))
+            progress.update(len(images))
     return torch.cat(rows)
 
 
 def files_digest(files: Sequence[Path]) -> str:
-    """Of contents, in order."""
+    """Digest of the files' contents, in order."""
     from prefkit.models.load.revision import weights_revision
-    from prefkit.types import digest
 
     return digest([weights_revision(path) for path in files])
 
 
-def frame_digest(table: Any) -> str:
-    """Of the values of a table, row by row."""
-    from prefkit.types import digest
-
+def frame_digest(table: pd.DataFrame) -> str:
+    """Digest of a table's values, row by row."""
     return digest(table.astype(str).to_csv(index=False))

@@ -1,4 +1,4 @@
-"""VBPR by Bayesian personalised ranking: the loss, the epochs, and the AUC (He & McAuley, AAAI 2016, eqs. 6 to 8)."""
+"""Training of VBPR by Bayesian personalised ranking: loss, epochs and AUC (He & McAuley, AAAI 2016, eqs. 6 to 8)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prefkit.errors import TrainingError
-from prefkit.output import Progress
+from prefkit.fit.epochs import best_epoch
 from prefkit.score.embed.vbpr import Vbpr
 
 if TYPE_CHECKING:
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
     from prefkit.fit.interactions import Interactions
 
-USERS_AT_ONCE = 256
+USER_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Regularisers:
-    """lambda/2 * ||.||^2 of the rows that a triple touches. `negative_factors` and `negative_bias` weigh gamma_j and
-    beta_j of the negative item: the paper's own program takes 0.1 for the first, cornac 0.1 for the second, the paper
-    1 for both."""
+    """Weights lambda of lambda/2 * ||.||^2 of the rows that a triple touches.
+
+    `negative_factors` and `negative_bias` multiply them for gamma_j and beta_j of the negative item: the paper's program uses
+    0.1 for the first, cornac 0.1 for the second, the paper 1 for both.
+    """
 
     factors: float = 0.01
     bias: float = 0.01
@@ -36,7 +38,7 @@ class Regularisers:
 
 
 def start(users: int, items: int, features: int, k: int, k2: int, seed: int) -> Vbpr:
-    """Xavier-uniform factors, E and beta'; item biases 0."""
+    """Initialize a model: Xavier-uniform factors, E and beta'; item biases 0."""
     rng = torch.Generator().manual_seed(seed)
 
     def xavier(a: int, b: int) -> Tensor:
@@ -48,13 +50,16 @@ def start(users: int, items: int, features: int, k: int, k2: int, seed: int) -> 
 
 
 def bpr_loss(net: Vbpr, features: Tensor, u: Tensor, i: Tensor, j: Tensor, reg: Regularisers) -> Tensor:
-    """Sum over the B triples (user, taken, not taken) of -ln sigmoid(x_ui - x_uj), with the regularisers of the rows
-    they touch; that of E and beta' is counted once. u, i, j: [B] int64; features [N, D]."""
+    """Sum over the B triples (user, taken, not taken) of -ln sigmoid(x_ui - x_uj) and the regularisers of their rows.
+
+    The regulariser of E and beta' is counted once. u, i, j: [B] int64; features [N, D].
+    """
     gamma_u, theta_u = net.gamma_user[u], net.theta_user[u]
     gamma_i, gamma_j = net.gamma_item[i], net.gamma_item[j]
     beta_i, beta_j = net.item_bias[i], net.item_bias[j]
-    seen = (features[i] - features[j]) @ torch.cat([net.projection, net.visual_bias[:, None]], 1)
-    x = beta_i - beta_j + (gamma_u * (gamma_i - gamma_j)).sum(1) + (theta_u * seen[:, :-1]).sum(1) + seen[:, -1]
+    difference = (features[i] - features[j]) @ torch.cat([net.projection, net.visual_bias[:, None]], 1)
+    x = beta_i - beta_j + (gamma_u * (gamma_i - gamma_j)).sum(1) + (theta_u * difference[:, :-1]).sum(1)
+    x = x + difference[:, -1]
     factors = _square(gamma_u) + _square(theta_u) + _square(gamma_i) + reg.negative_factors * _square(gamma_j)
     biases = _square(beta_i) + reg.negative_bias * _square(beta_j)
     visual = _square(net.projection) + _square(net.visual_bias)
@@ -74,7 +79,7 @@ def epoch(
     batch: int,
     rng: np.random.Generator,
 ) -> float:
-    """Every training interaction once, in random order, each with a fresh negative. Returns the mean loss a triple."""
+    """Train on every interaction once, in random order, each with a new negative. Returns the mean loss per triple."""
     order = rng.permutation(len(data.train))
     users, taken = data.train[order].T
     triples = torch.from_numpy(np.stack([users, taken, data.negatives(users, rng)]))
@@ -91,41 +96,41 @@ def epoch(
 
 
 def auc(net: Vbpr, features: Tensor, data: Interactions, held: np.ndarray, new: bool = False) -> np.ndarray:
-    """[len(held)]: for each (user, item) the share of items in no set of the user that score below it; ties do not count.
+    """[len(held)]: for each (user, item), the fraction of the user's unseen items that score below it; ties count as misses.
 
-    new: every item scored as if nobody had met it, by the visual terms alone.
+    new: scores by the visual terms alone, as for an item without interactions.
     """
-    found = []
+    fractions = []
     with torch.no_grad():
         projected, bias = features @ net.projection, features @ net.visual_bias
-        for begin in range(0, len(held), USERS_AT_ONCE):
-            users, items = held[begin : begin + USERS_AT_ONCE].T
+        for begin in range(0, len(held), USER_BATCH):
+            users, items = held[begin : begin + USER_BATCH].T
             u = torch.from_numpy(users)
             scores = bias + net.theta_user[u] @ projected.T
             if not new:
                 scores = scores + net.item_bias + net.gamma_user[u] @ net.gamma_item.T
             table = scores.numpy()
-            own = table[np.arange(len(users)), items]
-            rows, columns = _sets_of(data, users)
+            held_scores = table[np.arange(len(users)), items]
+            rows, columns = _seen_items(data, users)
             table[rows, columns] = np.inf
             others = len(data.items) - np.bincount(rows, minlength=len(users))
-            found.append((table < own[:, None]).sum(1) / others)
-    return np.concatenate(found) if found else np.zeros(0)
+            fractions.append((table < held_scores[:, None]).sum(1) / others)
+    return np.concatenate(fractions) if fractions else np.zeros(0)
 
 
-def _sets_of(data: Interactions, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row in users, item) of all that these users have taken."""
+def _seen_items(data: Interactions, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(index into users, item) of all interactions of these users."""
     n = len(data.items)
     first, last = np.searchsorted(data.keys, users * n), np.searchsorted(data.keys, (users + 1) * n)
     rows = np.repeat(np.arange(len(users)), last - first)
-    at = np.arange(len(rows)) + np.repeat(first - (np.cumsum(last - first) - (last - first)), last - first)
-    return rows, data.keys[at] - users[rows] * n
+    positions = np.arange(len(rows)) + np.repeat(first - (np.cumsum(last - first) - (last - first)), last - first)
+    return rows, data.keys[positions] - users[rows] * n
 
 
 def train(
     net: Vbpr, features: Tensor, data: Interactions, reg: Regularisers, settings: Any
 ) -> tuple[Vbpr, dict[str, Any]]:
-    """Epochs until the validation AUC has not risen for `patience` of them. Returns the best parameters, and numbers.
+    """Train until the validation AUC has not risen for `patience` epochs. Returns the best parameters, and the course.
 
     settings: learning_rate, batch_size, epochs, patience, optimizer, seed, validation_users
     """
@@ -137,17 +142,12 @@ def train(
     held = data.validation
     if len(held) > settings.validation_users:
         held = held[rng.choice(len(held), settings.validation_users, replace=False)]
-    best, since, kept, curve = -1.0, 0, net, []
-    with Progress("fit vbpr", settings.epochs) as progress:
-        for _ in range(settings.epochs):
-            loss = epoch(net, optimizer, features, data, reg, settings.batch_size, rng)
-            now = float(auc(net, features, data, held).mean())
-            curve.append(round(now, 6))
-            since += 1
-            if now > best:
-                best, since = now, 0
-                kept = Vbpr(**{name: tensor.detach().clone() for name, tensor in net.tensors().items()})
-            progress.update(1, loss=loss, auc=now)
-            if since >= settings.patience:
-                break
-    return kept, {"epochs": len(curve), "best_epoch": int(np.argmax(curve)) + 1, "auc_by_epoch": curve}
+
+    def one_epoch() -> tuple[float, float]:
+        loss = epoch(net, optimizer, features, data, reg, settings.batch_size, rng)
+        return loss, float(auc(net, features, data, held).mean())
+
+    def snapshot() -> Vbpr:
+        return Vbpr(**{name: tensor.detach().clone() for name, tensor in net.tensors().items()})
+
+    return best_epoch("fit vbpr", settings, one_epoch, snapshot)

@@ -1,13 +1,13 @@
-"""Tastes and outfits of the embedded wardrobe, made by rule, to fit scorers on and to know what they should find.
+"""Write synthetic tastes and outfits of the embedded wardrobe, from known rules that a fitted scorer should recover.
 
 python -m prefkit.fit.wardrobe FOLDER [--users 300] [--outfits 3000] [--seed 0]
 
-FOLDER/images/ITEM.png      every item in every colour, four pictures each, on plain backgrounds drawn by chance: 960
-FOLDER/interactions.csv     user, item, time: each user has a palette of three of ten colours, is shown items blindly, takes
-                            those of the palette and 15 % of the others (so three in four of what they take are in it)
-FOLDER/outfits.csv          outfit, image, category: four pieces of different parts, of which all colours go together by
-                            prefkit/tiny/rules.py
-FOLDER/palettes.json        user -> palette: the truth
+FOLDER/images/ITEM.png      every item in every colour, four images each, on random plain backgrounds: 960
+FOLDER/interactions.csv     user, item, time: each user has a palette of three of ten colours, is shown random items, and takes
+                            those of the palette and 15 % of the others (so three in four taken items are in the palette)
+FOLDER/outfits.csv          outfit, image, category: four items of different parts of an outfit, whose colours all go together
+                            by prefkit/tiny/rules.py
+FOLDER/palettes.json        user -> palette, the ground truth
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from prefkit.tiny.domain import BACKGROUNDS, COLOURS, ITEMS, Scene
 from prefkit.tiny.rules import compatible
 
-FAITHFUL = 0.85  # share of the items outside the palette that are turned down
+FAITHFUL = 0.85  # probability of refusing an item outside the palette
 COPIES = 4
 PIECES = 4
 
@@ -59,17 +59,17 @@ def name_of(item: str, colour: str, copy: int) -> str:
 
 def _taken(palette: list[str], catalogue: list[tuple[str, str, int]], rng: np.random.Generator) -> list[str]:
     """10 to 24 different items."""
-    found: dict[str, None] = {}
+    taken: dict[str, None] = {}
     wanted = int(rng.integers(10, 25))
-    while len(found) < wanted:
+    while len(taken) < wanted:
         item, colour, copy = catalogue[rng.integers(len(catalogue))]
         if colour in palette or rng.random() > FAITHFUL:
-            found[name_of(item, colour, copy)] = None
-    return list(found)
+            taken[name_of(item, colour, copy)] = None
+    return list(taken)
 
 
 def _outfit(catalogue: list[tuple[str, str, int]], rng: np.random.Generator) -> list[tuple[str, str, int]]:
-    """Four pieces, each of another part, whose colours all go together; drawn until they do."""
+    """Four items of different parts, whose colours all go together, by rejection sampling."""
     while True:
         drawn = [catalogue[i] for i in rng.choice(len(catalogue), PIECES, replace=False)]
         if len({ITEMS[item] for item, _, _ in drawn}) == PIECES and all(
@@ -79,14 +79,14 @@ def _outfit(catalogue: list[tuple[str, str, int]], rng: np.random.Generator) -> 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Tastes and outfits of the embedded wardrobe, made by rule.")
+    parser = argparse.ArgumentParser(description="Write synthetic tastes and outfits of the embedded wardrobe.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--users", type=int, default=300)
     parser.add_argument("--outfits", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args(arguments)
-    write_wardrobe(chosen.folder, chosen.users, chosen.outfits, chosen.seed)
-    print(chosen.folder)
+    args = parser.parse_args(arguments)
+    write_wardrobe(args.folder, args.users, args.outfits, args.seed)
+    print(args.folder)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from prefkit.paths import nfc
 from prefkit.plugin_guard import described
 from prefkit.store import Store
 from prefkit.store.files import NAME
-from prefkit.store.rows import dump_extra
+from prefkit.store.table import dump_extra
 from prefkit.tables import SUFFIXES, id_text
 from prefkit.types import Request, digest, split_of
 

@@ -28,8 +28,7 @@ from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
 from prefkit.plugin_guard import told
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
-from prefkit.store.table import Table, note_pace
+from prefkit.store.table import Table, candidate_row, note_pace
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0

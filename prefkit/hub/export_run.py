@@ -14,9 +14,8 @@ from prefkit.errors import StoreError, UsageError
 from prefkit.hub.pair_reader import Pairs
 from prefkit.output import note
 from prefkit.store.files import read_json, write_json
-from prefkit.store.folders import swap
+from prefkit.store.folders import files_in, first_foreign_file, inventory, swap
 from prefkit.store.litter import sweep_beside, temporary_beside
-from prefkit.store.own import files_in, inventory, stranger
 from prefkit.types import digest
 
 MARK = ".prefkit-export.json"  # in every export: a hash of its inputs, its counts and its files
@@ -69,7 +68,7 @@ def _mark(out: Path) -> dict[str, Any]:
 
 
 def _foreign(out: Path, mark: Mapping[str, Any]) -> str | None:
-    return stranger(out, mark.get("files", {}) | ({MARK: inventory(out).get(MARK)} if mark else {}))
+    return first_foreign_file(out, mark.get("files", {}) | ({MARK: inventory(out).get(MARK)} if mark else {}))
 
 
 def _counts_of(out: Path, made: str) -> dict[str, Any] | None:

@@ -32,8 +32,7 @@ from prefkit.store import Store
 from prefkit.store.checksums import MANIFEST as SUMS
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import checked, dump_json, read_json, write_atomic
-from prefkit.store.folders import whole_folder
-from prefkit.store.own import refuse_strangers
+from prefkit.store.folders import refuse_foreign_files, whole_folder
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
@@ -92,7 +91,7 @@ def push(
                 write_removals(store, remove)
         folder = store.folder / "push" / f"{'pairs' if pairs else 'train'}-{checked(pairs or train or '')}"
         files = read_json(folder / MANIFEST).get("files", []) if (folder / MANIFEST).exists() else []
-        refuse_strangers(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
+        refuse_foreign_files(folder, {*files, MANIFEST, CARD}.__contains__, "Move it elsewhere, then push again.")
         with whole_folder(folder, manifest=False) as new:
             if train:
                 stage = _stage_model(store, train, to, new, licence)

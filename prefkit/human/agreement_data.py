@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from prefkit.store import Store
-from prefkit.store.frames import candidate_index, higher_is_better
+from prefkit.store.summary import candidate_index, higher_is_better
 from prefkit.types import digest
 
 COLUMNS = ["id", "id_a", "id_b", "outcome", "judge", "order", "aspect", "time"]

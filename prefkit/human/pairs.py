@@ -13,7 +13,7 @@ import pandas as pd
 from prefkit.errors import UsageError
 from prefkit.output import pasted
 from prefkit.store import Store
-from prefkit.store.frames import candidate_index
+from prefkit.store.summary import candidate_index
 from prefkit.types import digest
 
 MANY = 200  # with more candidates in a request, pairs are drawn without listing all of them

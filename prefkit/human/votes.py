@@ -20,7 +20,7 @@ from prefkit.output import warn
 from prefkit.paths import open_regular, read_regular
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
-from prefkit.store.rows import comparison_row
+from prefkit.store.table import comparison_row
 from prefkit.types import Comparison
 
 VERSION = 1

@@ -27,8 +27,7 @@ from prefkit.pair.leaks import leaks
 from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
 from prefkit.store import Store
 from prefkit.store.files import sound_json, write_atomic, write_json
-from prefkit.store.folders import whole_folder
-from prefkit.store.own import check_pairs
+from prefkit.store.folders import check_pairs, whole_folder
 from prefkit.store.reader import CandidateReader
 from prefkit.store.seal import check, open_sealed
 from prefkit.types import digest

@@ -2,6 +2,6 @@
 
 from prefkit.report.contact import contact_sheet
 from prefkit.report.page import write_report
-from prefkit.store.state import status
+from prefkit.store.summary import status
 
 __all__ = ["contact_sheet", "status", "write_report"]

@@ -15,7 +15,7 @@ from prefkit.report.pictures import thumbnails
 from prefkit.store import Store
 from prefkit.store.decisions import COLUMNS, VERDICTS, append_decisions, read_decisions
 from prefkit.store.files import write_atomic
-from prefkit.store.frames import INDEX, candidate_index, score_table
+from prefkit.store.summary import INDEX, candidate_index, score_table
 from prefkit.tables.delimited import header
 from prefkit.types import digest
 

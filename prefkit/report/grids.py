@@ -11,7 +11,7 @@ import pandas as pd
 from prefkit.report import html
 from prefkit.report.pictures import thumbnails
 from prefkit.store import Store
-from prefkit.store.frames import candidate_index, higher_is_better
+from prefkit.store.summary import candidate_index, higher_is_better
 from prefkit.types import digest
 
 CONTROL_SUFFIXES = ("-sft", "-flipped")

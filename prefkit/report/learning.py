@@ -14,8 +14,7 @@ from prefkit.report import html, plot
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.store import Store
 from prefkit.store.files import read_json
-from prefkit.store.frames import Pairs
-from prefkit.store.state import metrics
+from prefkit.store.summary import Pairs, metrics
 
 EXTREMES = 12
 SIDE = 200

@@ -11,7 +11,7 @@ import pandas as pd
 from prefkit.report import html, plot
 from prefkit.store import Store
 from prefkit.store.files import read_json
-from prefkit.store.frames import higher_is_better, rank_correlation
+from prefkit.store.summary import higher_is_better, rank_correlation
 
 if TYPE_CHECKING:
     from prefkit.config import Recipe

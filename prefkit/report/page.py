@@ -11,8 +11,7 @@ from prefkit.report import evidence, html, learning, overview
 from prefkit.report.audit import audits
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
-from prefkit.store.frames import candidate_index, score_table
-from prefkit.store.state import status
+from prefkit.store.summary import candidate_index, score_table, status
 
 if TYPE_CHECKING:
     from prefkit.config import Recipe

@@ -23,8 +23,7 @@ from prefkit.score.overlap import in_order
 from prefkit.score.run import wanted_keys
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import comparison_row
-from prefkit.store.table import Table, note_pace
+from prefkit.store.table import Table, comparison_row, note_pace
 from prefkit.types import Candidate, Comparison, Score, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 96, 20.0

@@ -23,7 +23,7 @@ from prefkit.score.core import AdaptiveBatchSize, FunctionScorer, close, decoded
 from prefkit.score.embed.encoder import Encoder
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
-from prefkit.store.by_request import by_request
+from prefkit.store.reader import by_request
 from prefkit.store.table import Table
 from prefkit.types import Candidate, candidate_schema
 from prefkit.types import Score as Value

@@ -1,10 +1,10 @@
-"""Checksums of what prefkit stores, so that a changed byte is noticed when a file is read.
+"""Checksums of stored files, which reveal a changed byte when a file is read.
 
-JSON      the key `checksum`, over all other keys
-folders   prefkit-checksums.json, with the SHA-256 of every file of a folder that is written as a whole
+JSON      the key `checksum`, over all other keys; JSON lines: a CRC-32 per line (files.py)
+folders   prefkit-checksums.json, with the SHA-256 of every file of a folder that is written atomically
 Parquet   see seal.py; safetensors: see tensors.py
 
-Files without a checksum were written by an earlier version or by another program, and are read as they are.
+A file without a checksum was written by an earlier version or by another program, and is not checked.
 """
 
 from __future__ import annotations
@@ -32,22 +32,16 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_folder(folder: Path, remedy: str, sum_of: Callable[[Path], str] = file_sum) -> None:
-    """Compare every file that prefkit-checksums.json lists; files beside those are not looked at. sum_of: its SHA-256.
+    """Compare every file that prefkit-checksums.json lists with its SHA-256, which `sum_of` computes.
 
-    Raises DamagedError naming the file that is missing or differs. A folder without the list passes.
+    Raises DamagedError naming the file that is missing or differs. A folder without prefkit-checksums.json passes.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        return
-    for name, wanted in read_json(path, remedy)["files"].items():
-        check_file(folder / name, wanted, remedy, sum_of)
-
-
-def check_file(path: Path, wanted: str, remedy: str, sum_of: Callable[[Path], str] = file_sum) -> None:
-    """Raises DamagedError where the SHA-256 of `path` is not `wanted`."""
-    try:
-        found = sum_of(path)
-    except OSError as error:
-        raise DamagedError(path, f"{path} could not be read: {error.strerror or error}. {remedy}") from error
-    if found != wanted:
-        raise DamagedError(path, f"{path} is damaged: its checksum does not match. {remedy}")
+    for name, wanted in read_json(path, remedy)["files"].items() if path.exists() else ():
+        file = folder / name
+        try:
+            actual = sum_of(file)
+        except OSError as error:
+            raise DamagedError(file, f"{file} could not be read: {error.strerror or error}. {remedy}") from error
+        if actual != wanted:
+            raise DamagedError(file, f"{file} is damaged: its checksum does not match. {remedy}")

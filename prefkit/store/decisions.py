@@ -1,4 +1,4 @@
-"""decisions.csv: the curator's word on single candidates, applied by `pair` and counted in the card."""
+"""decisions.csv: the curator's decisions on single candidates, applied by `pair` and counted in the dataset card."""
 
 from __future__ import annotations
 
@@ -22,28 +22,26 @@ VERDICTS = ("keep", "reject", "remove")
 
 
 def read_decisions(path: Path) -> pd.DataFrame:
-    """One row per id, its last line holds. An absent file is an empty frame. Raises StoreError naming file and line."""
+    """Read the last decision on each id; a missing file gives an empty frame. Raises StoreError naming file and line."""
     import pandas as pd
 
-    if not path.exists():
-        return pd.DataFrame(columns=list(COLUMNS))
     rows = []
     try:
-        if not {"id", "verdict"} <= set(header(path, str(path)).names):
+        if path.exists() and not {"id", "verdict"} <= set(header(path, str(path)).names):
             raise StoreError(f"{path}: columns id and verdict are missing. Its first line must be {','.join(COLUMNS)}.")
-        for where, values, _ in read(path, may_end_early=True):
+        for where, values, _ in read(path, may_end_early=True) if path.exists() else ():
             if values["verdict"] not in VERDICTS:
                 raise StoreError(
-                    f"{where}: verdict {values['verdict'] or ''!r} is not known; write {', '.join(VERDICTS)}."
+                    f"{where}: verdict {values['verdict'] or ''!r} is unknown; use one of {', '.join(VERDICTS)}."
                 )
             rows.append({name: values.get(name) or "" for name in COLUMNS})
     except UsageError as error:
-        raise StoreError(f"{error} Its first line is {','.join(COLUMNS)}.") from error
+        raise StoreError(f"{error} Its first line must be {','.join(COLUMNS)}.") from error
     return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates("id", keep="last", ignore_index=True)
 
 
 def append_decisions(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Add lines to decisions.csv in its own encoding, separator and order of columns; what stands there stays byte for byte.
+    """Append lines to decisions.csv in its own encoding, separator and column order; existing bytes do not change.
 
     rows: values by the names in COLUMNS. Raises StoreError where the file cannot be read or written.
     """
@@ -53,13 +51,12 @@ def append_decisions(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
             head, before = header(path, str(path)), path.read_bytes()
             columns, separator, encoding = head.names, head.separator, MARKS.get(mark_of(before), encoding)
     except (UsageError, OSError) as error:
-        raise StoreError(f"{path} cannot be added to: {error}") from error
+        raise StoreError(f"decisions cannot be added to {path}: {error}") from error
     text = io.StringIO()
     writer = csv.writer(text, delimiter=separator, lineterminator="\n")
     if not before:
         writer.writerow(columns)
+    elif not before.decode(encoding).endswith(("\n", "\r")):
+        text.write("\n")
     writer.writerows([row.get(name, "") for name in columns] for row in rows)
-    after = text.getvalue()
-    if before and not before.decode(encoding).endswith(("\n", "\r")):
-        after = "\n" + after
-    write_atomic(path, before + after.encode(encoding))
+    write_atomic(path, before + text.getvalue().encode(encoding))

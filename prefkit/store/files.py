@@ -1,4 +1,4 @@
-"""Files written whole or not at all, JSON with a checksum, and names that are safe as folders."""
+"""Atomic writes, JSON files and JSON lines with checksums, and names that are valid as folders on every file system."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +20,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 100  # file systems allow 255 bytes, and NAME-flipped and the like must fit too
 RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 CHECKSUM = "checksum"
-#: a changed key does not hide a checksum
+#: the form of a checksum, which identifies one even where a bit of its key has flipped
 SUM = re.compile(r"sha256:[0-9a-f]{64}")
+#: a line of JSON with its checksum: {..., "crc": "8 hexadecimal digits"}, the CRC-32 of the rest
+SEALED_LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}', re.DOTALL)
 #: folder of a run -> the command that fills it
 COMMANDS = {
     "candidates": "generate",
@@ -35,16 +38,12 @@ COMMANDS = {
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` at once or not at all. Raises StoreError (disk full, no permission)."""
-
-    def save(temporary: Path) -> None:
-        temporary.write_bytes(utf8(data) if isinstance(data, str) else data)
-
-    write_whole(path, save)
+    """Replace `path` by `data`, completely or not at all. Raises StoreError (disk full, no permission)."""
+    write_whole(path, lambda temporary: temporary.write_bytes(utf8(data) if isinstance(data, str) else data))
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` write a temporary file beside `path`, flush it to disk, and rename it."""
+    """Replace `path` atomically: `save` writes a temporary file, which is flushed to disk and renamed. Raises StoreError."""
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +61,7 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
 
 
 def utf8(text: str) -> bytes:
-    """Text as it is stored. Under an ASCII locale a path holds its bytes as surrogates, which become those bytes again."""
+    """Encode text for a file. Surrogates, in which Python keeps undecodable bytes of a path, become those bytes again."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half of a character, in a prompt
@@ -70,7 +69,7 @@ def utf8(text: str) -> bytes:
 
 
 def read_text(path: Path, remedy: str = "") -> str:
-    """UTF-8 text. Raises DamagedError naming the file, StoreError where permission is denied."""
+    """Read a UTF-8 file. Raises DamagedError naming the file, StoreError where permission is denied."""
     try:
         return path.read_bytes().decode("utf-8")
     except PermissionError as error:
@@ -81,36 +80,36 @@ def read_text(path: Path, remedy: str = "") -> str:
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
-    """A JSON object without its checksum. Raises DamagedError where it is none, or its checksum does not match.
+    """Read a JSON object and remove its checksum. Raises DamagedError for other content or a checksum that does not match.
 
-    remedy: what to do then, as a sentence; by default the command that writes `path` again.
+    remedy: a sentence that tells how to repair the file; by default, the command that writes `path` again.
     """
     remedy = remedy or remedy_for(path)
     try:
-        found = json.loads(read_text(path, remedy))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
+        value = json.loads(read_text(path, remedy))
+        if not isinstance(value, dict):
+            raise ValueError("it does not contain an object")
     except (ValueError, RecursionError) as error:
         raise DamagedError(path, f"{path} could not be read: {error}. {remedy}") from error
-    sums = [key for key, value in found.items() if key == CHECKSUM or _is_sum(value)]
-    wanted = [found.pop(key) for key in sums]
-    if wanted and wanted != [json_sum(found)]:
+    keys = [k for k, v in value.items() if k == CHECKSUM or (isinstance(v, str) and SUM.fullmatch(v))]
+    sums = [value.pop(key) for key in keys]
+    if sums and sums != [json_sum(value)]:
         raise DamagedError(
             path,
             f"{path} does not match its checksum: it is damaged, or was edited by hand. {remedy} To keep an edit, delete "
             f"its key `{CHECKSUM}`.",
         )
-    return found
+    return value
 
 
 def sound_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object that can be made again: None where there is none, or where it is damaged and was set aside."""
+    """Read a JSON object that can be made again: None where it is missing, or damaged and therefore renamed."""
     if not path.exists():
         return None
     try:
         return read_json(path)
     except DamagedError as error:
-        warn(f"{path} is set aside as {set_aside(path).name}, and made again: {error}")
+        warn(f"{path} was renamed to {set_aside(path).name} and is made again: {error}")
         return None
 
 
@@ -125,45 +124,78 @@ def dump_json(value: Any) -> str:
 
 
 def json_sum(value: Mapping[str, Any]) -> str:
-    """Of a value as json.loads gives it."""
+    """The checksum of a value as json.loads returns it."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _is_sum(value: Any) -> bool:
-    return isinstance(value, str) and SUM.fullmatch(value) is not None
+def dump_line(row: Mapping[str, Any]) -> str:
+    """Format a row, which must not be empty, as a line of JSON with a checksum, for `read_lines`."""
+    text = json.dumps(dict(row))
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read lines of JSON, without their checksums; damaged lines are left out with a warning.
+
+    A last line that a kill cut short is left out silently. Raises StoreError where the file cannot be read.
+    """
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"{path} could not be read: {error.strerror or error}. Restore it, or remove it.") from error
+    rows = [_parse_line(line) for line in lines]
+    damaged = [number for number, row in enumerate(rows, 1) if row is None]
+    if damaged:
+        warn(f"{path}: line {', '.join(map(str, damaged[:5]))} is damaged and left out.")
+    return [row for row in rows if row is not None]
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    sealed = SEALED_LINE.fullmatch(line)
+    if sealed:
+        line = sealed[1] + b"}"
+        if zlib.crc32(line) != int(sealed[2], 16):
+            return None
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def remedy_for(path: Path) -> str:
-    """What to do about a damaged file of a run."""
+    """A sentence that tells how to repair a damaged file of a run."""
     verb = next((COMMANDS[part] for part in reversed(path.parent.parts) if part in COMMANDS), None)
     again = f"run `prefkit {verb}` again" if verb else "run the command that wrote it again"
     return f"Restore it, or remove it and {again}."
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to NAME.damaged, in place of an earlier one. Another process may be quicker."""
-    aside = path.with_name(f"{path.name}.damaged")
-    remove(aside)
+    """Rename a damaged file or folder to NAME.damaged, replacing an earlier one; another process may have done so already."""
+    damaged = path.with_name(f"{path.name}.damaged")
+    remove(damaged)
     with suppress(FileNotFoundError):
-        os.replace(path, aside)
-    return aside
+        os.replace(path, damaged)
+    return damaged
 
 
 def unusable_name(name: str) -> str | None:
-    """Why a name is not safe as a folder on every file system; None where it is."""
+    """The reason why a name is not valid as a folder on every file system; None if it is valid."""
     shown = repr(name if len(name) <= 60 else name[:57] + "...")
     if not NAME.fullmatch(name):
         return f"{shown} cannot be a name: use letters, digits, dot, dash and underscore, first a letter or digit"
     if len(name) > LONGEST_NAME:
-        return f"{shown} cannot be a name: it has {len(name)} letters, and {LONGEST_NAME} are the most"
+        return f"{shown} cannot be a name: it has {len(name)} letters, and at most {LONGEST_NAME} are allowed"
     if RESERVED.fullmatch(name.partition(".")[0]) or name.endswith("."):
-        return f"{shown} cannot be a name: Windows allows no folder of that name. Choose another"
+        return f"{shown} cannot be a name: Windows does not allow a folder of that name. Choose another"
     return None
 
 
 def checked(name: str) -> str:
-    """A name that is safe as a folder. Raises UsageError."""
-    if bad := unusable_name(name):
-        raise UsageError(f"{bad}.")
+    """The name itself, if it is valid as a folder. Raises UsageError."""
+    if reason := unusable_name(name):
+        raise UsageError(f"{reason}.")
     return name

@@ -1,20 +1,26 @@
-"""Folders written whole or not at all."""
+"""Folders that are replaced atomically, and only where prefkit wrote every file in them."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import StoreError
+from prefkit.errors import StoreError, UsageError
 from prefkit.store.checksums import write_manifest
 from prefkit.store.litter import remove, sweep_beside, temporary_beside
 
+#: files that file managers create in any folder
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+PAIR_FILE = re.compile(r"spec\.json|audit\.json|README\.md|((ties|lists)/)?[^/]+/part-\d+\.parquet")
+
 
 def swap(new: Path, folder: Path) -> None:
-    """Put the folder `new` in the place of `folder`, which may be there. Raises OSError; then `folder` is as it was."""
+    """Rename `new` to `folder`, which may exist. Raises OSError; `folder` is then as it was."""
     old = temporary_beside(folder)
     with suppress(FileNotFoundError):
         os.replace(folder, old)
@@ -28,10 +34,10 @@ def swap(new: Path, folder: Path) -> None:
 
 
 class whole_folder:
-    """with whole_folder(path) as temporary: fill `temporary`; at the end it is flushed and becomes `path`, or nothing is.
+    """Context manager that yields a temporary folder and, without an error, flushes it and renames it to `path`.
 
-    What was at `path` is replaced. manifest: add prefkit-checksums.json, with a checksum of every file. Raises StoreError where
-    the disk refuses.
+    An existing `path` is replaced. manifest: add prefkit-checksums.json, with a checksum of every file. Raises StoreError
+    where the disk refuses.
     """
 
     def __init__(self, path: Path, manifest: bool = True) -> None:
@@ -65,9 +71,41 @@ class whole_folder:
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             swap(self.temporary, self.path)
-        except OSError as failure:
-            raise self._refused(failure) from failure
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> StoreError:
         text = getattr(error, "strerror", None) or error
         return StoreError(f"{self.path} could not be written: {text}. What was stored before is intact.")
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files under a folder as sorted relative paths; links count as files and are not followed."""
+    paths = []
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        paths += [Path(root, name).relative_to(folder).as_posix() for name in (*files, *links) if name not in LITTER]
+    return sorted(paths)
+
+
+def inventory(folder: Path) -> dict[str, list[int]]:
+    """Each file's size and modification time in nanoseconds, which renaming the folder does not change."""
+    status = {name: os.lstat(folder / name) for name in files_in(folder)}
+    return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
+
+
+def first_foreign_file(folder: Path, written: Mapping[str, list[int]]) -> str | None:
+    """The first file that is not in an earlier `inventory`, or has changed since."""
+    return next((name for name, status in inventory(folder).items() if written.get(name) != status), None)
+
+
+def refuse_foreign_files(folder: Path, is_ours: Callable[[str], object], remedy: str) -> None:
+    """Raises UsageError naming the first file under `folder` that prefkit did not write, as `is_ours` decides by its name."""
+    for name in files_in(folder) if folder.is_dir() else ():
+        if not is_ours(name):
+            raise UsageError(f"{folder} would be replaced, but prefkit did not write {name} in it. {remedy}")
+
+
+def check_pairs(folder: Path) -> None:
+    """Raises UsageError where pairs/NAME holds a file that prefkit does not write there."""
+    refuse_foreign_files(folder, PAIR_FILE.fullmatch, "Move it elsewhere, or give the pairs another name.")

@@ -1,7 +1,7 @@
-"""Parquet with images as prefkit reads and writes it: a few rows at a time, and shards that any reader takes.
+"""Parquet with images: reading a few rows at a time, and writing shards that the Hub's viewer and older trainers accept.
 
-What the Hub's viewer and older trainers want of a shard: row groups of bounded size (the viewer refuses more than 286
-MiB), image bytes neither compressed nor in dictionaries nor in statistics, and the same bytes for the same rows.
+Shards have row groups of bounded size (the viewer refuses more than 286 MiB), hold image bytes without compression,
+dictionaries and statistics, and are byte-identical for the same rows.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-#: bytes of images in a row group and in a file, and rows in a group that Shards.put fills
+#: limits of a shard: bytes of images in a row group and in a file, rows in a group that Shards.put fills
 ROW_GROUP_BYTES = 64 << 20
 SHARD_BYTES = 400 << 20
 ROW_GROUP_ROWS = 10_000
 READ_ROWS = 16
-#: read at a time, instead of whole row groups: other people's have gigabytes
+#: read at a time instead of whole row groups, which may have gigabytes in files of other programs
 READ_BYTES = 1 << 20
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = READ_ROWS) -> Iterator[dict[str, Any]]:
-    """The rows of a file as dicts, `at_once` in memory at a time; of `columns` those that are there. Checksums are checked.
+    """The rows of a file as dicts, `at_once` in memory at a time, after verifying checksums.
 
-    Raises pyarrow's ArrowException, or OSError, at the first row (of `at_once`) that cannot be read.
+    columns: names to read; missing ones are ignored. Raises pyarrow's ArrowException, or OSError, at the first block of
+    `at_once` rows that cannot be read.
     """
     with open_sealed(path, columns, pre_buffer=False, buffer_size=READ_BYTES) as file:
         wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
@@ -37,9 +38,10 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = R
 
 
 class Shards:
-    """Writes FOLDER/PREFIX00000.parquet and on, made with the first row. `rows` counts what was written or is waiting.
+    """Writes FOLDER/PREFIX00000.parquet, PREFIX00001.parquet, ... `rows` counts the rows put or written so far.
 
-    repeated: the columns whose values repeat (None: all without images), which alone are worth a dictionary.
+    The first row creates the folder. repeated: columns that get a dictionary because their values repeat (None: all
+    columns without images).
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Shards:
             self._flush()
 
     def write(self, table: pa.Table) -> None:
-        """One row group, its columns as in the schema."""
+        """Write a table of the schema as one row group."""
         self.rows += len(table)
         self._write(table)
 
@@ -116,7 +118,7 @@ class Shards:
 
 
 def weight(value: Any) -> int:
-    """Bytes of the images in a cell: bytes themselves, or inside of structs and lists."""
+    """Number of image bytes in a cell: bytes, or structs and lists that contain bytes."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return len(value)
     if isinstance(value, Mapping):
@@ -125,7 +127,7 @@ def weight(value: Any) -> int:
 
 
 def _leaves(schema: pa.Schema) -> dict[str, tuple[str, bool]]:
-    """Dotted name of each Parquet column -> (its column in the schema, whether it holds bytes)."""
+    """Dotted name of each Parquet column -> (its column in the schema, True if it holds bytes)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,7 +135,7 @@ def _leaves(schema: pa.Schema) -> dict[str, tuple[str, bool]]:
     with pq.ParquetWriter(sink, schema):
         pass
     columns = pq.ParquetFile(sink.getvalue()).schema
-    found = [columns.column(i) for i in range(len(columns))]
     return {
-        c.path: (c.path.split(".")[0], c.physical_type == "BYTE_ARRAY" and c.logical_type.type == "NONE") for c in found
+        c.path: (c.path.split(".")[0], c.physical_type == "BYTE_ARRAY" and c.logical_type.type == "NONE")
+        for c in map(columns.column, range(len(columns)))
     }

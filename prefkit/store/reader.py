@@ -1,37 +1,43 @@
-"""Single candidates by id, without reading a whole table: a few parts stay in memory."""
+"""Candidates by id and by request, without reading a whole table into memory."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prefkit.errors import StoreError
 from prefkit.paths import read_regular
-from prefkit.store.latest import located
-from prefkit.store.run import Store
+from prefkit.store.latest import locate, located
+from prefkit.store.run import Store, candidate_of
+from prefkit.store.seal import open_sealed
 from prefkit.store.table import read_part
+from prefkit.types import Candidate
 
 PARTS_IN_MEMORY = 4
+OPEN_PARTS = 32  # read in parallel by `by_request`: a larger `n` and every generator add parts
+STEP_BYTES = 4 * 2**20  # read from a part at once by a Cursor
 
 
 def run_of(pairs: Path) -> Store | None:
-    """The run that a folder of pairs lies in as pairs/NAME: what its pairs name stands there, where images were left out."""
+    """The run that contains a pair folder as pairs/NAME, from which images that the pairs leave out can be read."""
     run = pairs.resolve().parent.parent
     return Store(run) if pairs.resolve().parent.name == "pairs" and (run / "run.json").exists() else None
 
 
 class CandidateReader:
-    """`reader["id"]` is the stored row as a dict (see types.candidate_schema). Sequential ids are cheap."""
+    """`reader["id"]` is the stored row as a dict (see types.candidate_schema). A few parts stay in memory."""
 
     def __init__(self, store: Store, generators: Sequence[str] = ()) -> None:
         self.where: dict[str, tuple[Path, int]] = {}
         tables = [store.candidates(generator) for generator in generators or store.names("candidates")]
         for path, rows, part in located(tables, ["id"]):
             self.where |= {cid: (path, row) for row, cid in zip(rows.tolist(), part.column("id").to_pylist())}
-        self._part = functools.lru_cache(PARTS_IN_MEMORY)(read_part)
+        self._part = lru_cache(PARTS_IN_MEMORY)(read_part)
 
     def __contains__(self, cid: str) -> bool:
         return cid in self.where
@@ -42,23 +48,94 @@ class CandidateReader:
         path, row = self.where[cid]
         part = self._part(path)
         if part is None:
-            raise StoreError(f"{path} with candidate {cid} is damaged and was set aside. Run `prefkit generate` again.")
+            raise StoreError(
+                f"{path} with candidate {cid} was damaged and renamed to {path.name}.damaged. Run `prefkit generate` again."
+            )
         return part.slice(row, 1).to_pylist()[0]
 
     def image(self, cid: str) -> bytes:
-        """The encoded image. Raises StoreError where there is none, or a file that stayed where it was says something else."""
+        """The encoded image. Raises StoreError where the candidate has none, or its file is missing or has changed."""
         row = self[cid]
         if row["image"] is not None:
             return row["image"]
         if row["path"] is None:
-            raise StoreError(f"candidate {cid} holds no image{': ' + row['error'] if row['error'] else ''}.")
+            raise StoreError(f"candidate {cid} has no image{': ' + row['error'] if row['error'] else ''}.")
         try:
             data = read_regular(row["path"])
         except OSError as error:
             raise StoreError(f"the image of candidate {cid} ({row['path']}) cannot be read: {error}.") from error
         if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise StoreError(
-                f"the image of candidate {cid} ({row['path']}) is another one now than when it was stored, and what is said of "
-                "it may not hold. Put the file back, or import it anew into another run."
+                f"the image of candidate {cid} ({row['path']}) has changed since it was stored, so its scores may no longer "
+                "hold. Restore the file, or import it again into another run."
             )
         return data
+
+
+def by_request(
+    store: Store, generators: Sequence[str], ids: set[str], columns: Sequence[str]
+) -> Iterator[list[Candidate]]:
+    """The candidates `ids`, grouped by request, requests in stored order; memory holds the images of one request.
+
+    A request with a row in a damaged part is left out completely, because scores within requests depend on all members.
+    """
+    requests = {r.request_id: r for r in store.requests()}
+    cursor = lru_cache(OPEN_PARTS)(lambda path: Cursor(path, columns))
+    damaged: set[Path] = set()
+
+    def read_row(path: Path, index: int) -> dict[str, Any] | None:
+        import pyarrow as pa
+
+        if path not in damaged:
+            try:
+                return cursor(path).row(index)
+            except (pa.ArrowException, OSError):
+                damaged.add(path)
+            cursor.cache_clear()  # closes the file
+            read_part(path, columns)  # renames the part, with a warning
+        return None
+
+    for positions in _positions(store, generators, ids).values():
+        rows = [read_row(path, index) for path, index in positions]
+        if all(row is not None for row in rows):
+            yield [candidate_of(row, requests) for row in rows if row is not None]
+        del rows  # else memory holds the images of two requests
+
+
+def _positions(store: Store, generators: Sequence[str], ids: set[str]) -> dict[str, list[tuple[Path, int]]]:
+    """Request -> (part, row) of each of its candidates."""
+    latest_rows = locate([store.candidates(name) for name in generators or store.names("candidates")], ids)
+    positions: dict[str, list[tuple[Path, int]]] = {}
+    for number, path in enumerate(latest_rows.paths):
+        rows = latest_rows.of(number)
+        part = read_part(path, ["request_id"]) if len(rows) else None
+        if part is not None:
+            for row, request in zip(rows.tolist(), part.column("request_id").take(rows).to_pylist()):
+                positions.setdefault(request, []).append((path, row))
+    return positions
+
+
+class Cursor:
+    """Rows of one part by index, a few MB at a time. Reading forward is cheap; reading backward starts from the first row."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        # without buffer_size, the first row reads the whole column
+        self.file = open_sealed(path, columns, buffer_size=1 << 20)
+        meta = self.file.metadata
+        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        self.columns = list(columns)
+        self.step = int(np.clip(STEP_BYTES * meta.num_rows // max(size, 1), 1, 1024))
+        self._restart()
+
+    def _restart(self) -> None:
+        self.batches = self.file.iter_batches(self.step, columns=self.columns)
+        self.first, self.batch = 0, next(self.batches)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Raises OSError or ArrowException where the part is damaged."""
+        if index < self.first:
+            self._restart()
+        while index >= self.first + len(self.batch):
+            self.first += len(self.batch)
+            self.batch = next(self.batches)
+        return self.batch.slice(index - self.first, 1).to_pylist()[0]

@@ -1,8 +1,8 @@
-"""The run folder: tables of whole parts, fingerprints, locks. See the tree in the README.
+"""The run folder: its tables, requests, paths and locks. The README shows its tree.
 
-A part is written under a temporary name, flushed to disk and renamed, so a reader sees whole parts only and
-whatever kills a process costs at most the rows not yet written. A damaged part is named, set aside
-(`*.damaged`), and its rows count as missing.
+A part is written under a temporary name, flushed to disk and renamed, so a reader only ever sees complete parts, and a
+killed process loses at most the rows that it had not written. A damaged part is renamed to NAME.damaged with a warning,
+and its rows count as missing.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from functools import cache
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import DamagedError, StoreError, UsageError
+from prefkit.output import message
+from prefkit.store.decisions import read_decisions
 from prefkit.store.files import NAME, checked, read_json, write_json, write_whole
 from prefkit.store.latest import latest
-from prefkit.store.litter import remove
-from prefkit.store.locks import lock
-from prefkit.store.rows import request_row
+from prefkit.store.litter import remove, sweep
 from prefkit.store.seal import open_sealed, seal
-from prefkit.store.table import Table
+from prefkit.store.table import Table, request_row
 from prefkit.types import (
     Candidate,
     Request,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 ROWS = 32  # turned into Python objects at once
+#: packages whose versions run.json records
 PACKAGES = (
     "prefkit",
     "torch",
@@ -51,10 +51,7 @@ PACKAGES = (
     "open_clip_torch",
     "pillow",
 )
-CONTENTS = (
-    "run.json",
-    "recipe.yaml",
-    "requests.parquet",
+FOLDERS = (
     ".locks",
     ".imports",
     "inputs",
@@ -66,45 +63,50 @@ CONTENTS = (
     "train",
     "eval",
 )
+CONTENTS = ("run.json", "recipe.yaml", "requests.parquet", *FOLDERS)
 
 
 class Store:
-    """A run-shaped folder. Opening one creates nothing; `Store.create` does."""
+    """A run folder. Opening one creates nothing; `Store.create` writes its run.json."""
 
     def __init__(self, folder: str | Path) -> None:
-        # pyarrow takes what stands before a colon for the kind of a file system (s3:...)
+        # pyarrow reads the text before a colon as the name of a file system (s3:...), so such a path is made absolute
         self.folder = Path(os.path.abspath(folder) if ":" in "".join(Path(folder).parts[:1]) else folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file, and a run is a folder. Give the folder, or -r for a recipe.")
         path = self.folder / "run.json"
-        if path.exists():
-            version = read_json(path).get("schema", 0)
-            if not isinstance(version, int):
-                raise StoreError(
-                    f"{path}: schema {version!r} is no number. Restore it, or remove it to have it made anew."
-                )
-            if version > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self.folder} was written by a newer prefkit (schema {version}, this one knows {SCHEMA_VERSION}). "
-                    "Update prefkit to read it."
-                )
+        if not path.exists():
+            return
+        version = read_json(path).get("schema", 0)
+        if not isinstance(version, int):
+            raise StoreError(
+                f"{path}: schema {version!r} is not a number. Restore the file, or remove it to have it made again."
+            )
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.folder} was written by a newer prefkit (schema {version}; this version reads up to {SCHEMA_VERSION}). "
+                "Update prefkit to read it."
+            )
 
     @classmethod
     def create(cls, folder: str | Path) -> Store:
         store = cls(folder)
         path = store.folder / "run.json"
         if not path.exists():
-            found = {name: _version(name) for name in PACKAGES}
-            write_json(path, {"schema": SCHEMA_VERSION, "packages": {k: v for k, v in found.items() if v}})
+            versions = {}
+            for name in PACKAGES:
+                with suppress(metadata.PackageNotFoundError):
+                    versions[name] = metadata.version(name)
+            write_json(path, {"schema": SCHEMA_VERSION, "packages": {k: v for k, v in versions.items() if v}})
         return store
 
     def undo(self, keep: Iterable[str]) -> None:
-        """Remove what a mistyped first command left in this folder, unless it made something. keep: what was there."""
+        """Remove what a failed first command wrote here, unless it stored a part. keep: names that existed before."""
         if any(self.folder.rglob("part-*")):
             return
         for name in set(CONTENTS).difference(keep):
             remove(self.folder / name)
-        with suppress(OSError):  # the user's own files lie in it
+        with suppress(OSError):  # it contains the user's own files
             self.folder.rmdir()
 
     def exists(self) -> bool:
@@ -118,7 +120,7 @@ class Store:
         return Table(self.folder / "scores" / checked(alias), score_schema())
 
     def comparisons(self, alias: str) -> Table:
-        """Pairwise verdicts; a row's id is made of all that it says, so that a second import adds nothing."""
+        """Pairwise verdicts. A row's id is a digest of its content, so a second import adds nothing."""
         return Table(self.folder / "comparisons" / checked(alias), comparison_schema())
 
     def inputs(self) -> Table:
@@ -159,7 +161,7 @@ class Store:
         return [Request(r["request_id"], r["prompt"], r["split"], json.loads(r["extra"] or "{}")) for r in rows]
 
     def request_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """requests.parquet. Raises DamagedError where it is not what was written."""
+        """Read requests.parquet. Raises DamagedError."""
         import pyarrow as pa
 
         path = self.folder / "requests.parquet"
@@ -173,46 +175,56 @@ class Store:
     def iter_candidates(
         self, generators: Sequence[str] = (), ids: set[str] | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[Candidate]:
-        """Candidates with their request's prompt and extra (own keys win), part by part; failed ones too.
+        """Candidates, failed ones too, with their request's prompt and extra keys (their own keys take precedence).
 
-        Each id comes once, as it was stored last. ids: only these; a part without any of them is not read.
+        Each id comes once, in its latest row. ids: restricts the result; a part without any of them is not read.
         """
         requests = {r.request_id: r for r in self.requests()}
         names = list(columns) if columns is not None else candidate_schema().names
         tables = [self.candidates(generator) for generator in generators or self.names("candidates")]
         for part in latest(tables, names, ids):
-            for batch in part.to_batches(max_chunksize=ROWS):  # images are copied into Python's own bytes
+            for batch in part.to_batches(max_chunksize=ROWS):  # Python objects copy the images
                 for row in batch.to_pylist():
                     yield candidate_of(row, requests)
 
     def decisions(self) -> pd.DataFrame:
-        """The curator's word: id, verdict (keep | reject | remove), reason, by. The last line on an id holds."""
-        from prefkit.store.decisions import read_decisions
-
+        """The curator's decisions: id, verdict (keep | reject | remove), reason, by. The last line of an id counts."""
         return read_decisions(self.folder / "decisions.csv")
 
-    def lock(self, what: str, seconds: float = 0) -> AbstractContextManager[None]:
-        """One writer per stage and table. Raises StoreError where another process keeps it; a kill frees it."""
-        return lock(self.folder, what, seconds)
+    @contextmanager
+    def lock(self, name: str, seconds: float = 0) -> Iterator[None]:
+        """Hold the lock of a stage or table, such as scores/NAME, and remove the temporary files of killed processes.
+
+        A process that ends or is killed frees its locks. Raises StoreError where another process holds it for longer than
+        `seconds`.
+        """
+        from filelock import FileLock, Timeout
+
+        path = self.folder / ".locks" / f"{name.replace('/', '-')}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path, timeout=seconds):
+                sweep(self.folder)
+                yield
+        except Timeout:
+            raise StoreError(
+                f"another process is working on {name} in {self.folder}. Wait for it or end it, then run this again: "
+                "nothing is lost."
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
 
 
 def candidate_of(row: dict[str, Any], requests: Mapping[str, Request]) -> Candidate:
-    """A stored row with the prompt and extra of its request."""
+    """Build a candidate from a stored row and its request's prompt and extra keys."""
     request = requests.get(row["request_id"])
     prompt, extra = (request.prompt, request.extra) if request else ("", {})
     return Candidate(prompt=prompt, **row | {"extra": {**extra, **json.loads(row.get("extra") or "{}")}})
 
 
 def damaged_requests(path: Path, error: Exception) -> DamagedError:
-    text = " ".join(str(error).split())[:160].rstrip(".")
+    text = message(str(error), 160).rstrip(".")
     return DamagedError(
         path,
-        f"{path} is damaged: {text}. Remove it, then run `prefkit generate`, or for an imported run `prefkit import`, again.",
+        f"{path} is damaged: {text}. Remove it and run `prefkit generate` again, or `prefkit import` for an imported run.",
     )
-
-
-@cache
-def _version(package: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None

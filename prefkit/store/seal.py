@@ -1,8 +1,8 @@
-"""Checksums inside of a Parquet file: a block between its data and its footer, where no reader looks.
+"""Checksums inside a Parquet file, in a block between its data and its footer that other readers skip.
 
-Page checksums, which prefkit writes as well, cover neither the headers of pages nor the footer: a changed bit there can
-drop rows or change values without an error. The block holds the SHA-256 of every column chunk (headers included) and of
-the footer, so that reading a few columns checks those alone. A file without a block was written by others.
+Page checksums, which prefkit writes too, cover neither page headers nor the footer: a changed bit there can drop rows or
+change values without an error. The block holds the SHA-256 of every column chunk (headers included) and of the footer, so
+reading some columns checks only those. A file without a block was written by another program and is not checked.
 
     data | JSON | its length, 8 bytes | MAGIC | footer | length of the footer, 4 bytes | "PAR1"
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 MAGIC = b"prefkit.sums.1\n\0"
 END = 8  # length of the footer, "PAR1"
-PIECE = 1 << 20
+READ_BYTES = 1 << 20
 
 
 def seal(path: Path) -> None:
-    """Add the block to a whole file without one. Raises OSError and pyarrow's ArrowException."""
+    """Add the block to a complete file that has none. Raises OSError and pyarrow's ArrowException."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as parquet:
@@ -39,9 +39,9 @@ def seal(path: Path) -> None:
 
 
 def open_sealed(path: Path, columns: Collection[str] | None = None, **options: Any) -> pq.ParquetFile:
-    """Open a file whose footer and, of `columns` (None: all), whose data match the block; page checksums are on.
+    """Open a file after comparing its footer and the data of `columns` (None: all) with the block.
 
-    Raises OSError and pyarrow's ArrowException, as opening any damaged file does.
+    Page checksums are verified on reading. Raises OSError and pyarrow's ArrowException, as opening any damaged file does.
     """
     import pyarrow.parquet as pq
 
@@ -61,7 +61,7 @@ def open_sealed(path: Path, columns: Collection[str] | None = None, **options: A
 def check(
     path: Path, metadata: pq.FileMetaData, columns: Collection[str] | None = None, group: int | None = None
 ) -> None:
-    """Raises OSError where the data of a column does not match its checksum. group: of this row group alone."""
+    """Raises OSError where the data of a column does not match its checksum. group: restricts the check to a row group."""
     with open(path, "rb") as file:
         sums, _ = _block(file)
         if sums is None:
@@ -83,35 +83,31 @@ def _chunks(metadata: pq.FileMetaData) -> Iterator[tuple[int, str, int, int]]:
 
 
 def _footer(file: IO[bytes]) -> tuple[int, bytes]:
-    """(first byte, bytes to the end of the file). Raises OSError where the file cannot have one."""
+    """(first byte of the footer, bytes from there to the end of the file). Raises OSError where the footer is missing."""
     size = os.fstat(file.fileno()).st_size
     file.seek(max(0, size - END))
     end = file.read(END)
     length = int.from_bytes(end[:4], "little") + END
     if len(end) < END or length > size or end[4:] not in (b"PAR1", b"PARE"):
-        raise OSError("it is no whole Parquet file")
+        raise OSError("it is not a complete Parquet file")
     file.seek(size - length)
     return size - length, file.read(length)
 
 
 def _block(file: IO[bytes]) -> tuple[dict[str, Any] | None, bytes]:
-    """(what the block holds, None where there is none; the footer). Raises OSError."""
+    """(content of the block, None without one; the footer). Raises OSError."""
     start, footer = _footer(file)
     before = len(MAGIC) + 8
-    if start < before:
-        return None, footer
-    file.seek(start - before)
+    file.seek(max(0, start - before))
     head = file.read(before)
-    length = int.from_bytes(head[:8], "little")
-    if head[8:] != MAGIC or length > start - before:
-        if head[8:] == MAGIC:
-            raise OSError("its block of checksums is damaged")
+    if start < before or head[8:] != MAGIC:
         return None, footer
-    file.seek(start - before - length)
+    length = int.from_bytes(head[:8], "little")
     try:
-        found = json.loads(file.read(length).decode())
-        return {"footer": str(found["footer"]), "chunks": dict(found["chunks"])}, footer
-    except (ValueError, KeyError, TypeError) as error:
+        file.seek(start - before - length)
+        block = json.loads(file.read(length).decode())
+        return {"footer": str(block["footer"]), "chunks": dict(block["chunks"])}, footer
+    except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
         raise OSError("its block of checksums is damaged") from error
 
 
@@ -120,12 +116,9 @@ def _sum(data: bytes) -> str:
 
 
 def _span_sum(file: IO[bytes], start: int, size: int) -> str:
-    seen = hashlib.sha256()
+    digest = hashlib.sha256()
     file.seek(start)
-    while size > 0:
-        piece = file.read(min(size, PIECE))
-        if not piece:
-            break
-        seen.update(piece)
+    while piece := file.read(min(size, READ_BYTES)):
+        digest.update(piece)
         size -= len(piece)
-    return seen.hexdigest()[:32]
+    return digest.hexdigest()[:32]

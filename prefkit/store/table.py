@@ -1,4 +1,4 @@
-"""A table: a folder of whole Parquet parts, and the fingerprint that says what its rows mean."""
+"""Tables of a run: folders of Parquet parts, the fingerprint of their settings, and rows as they are stored."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import FingerprintError, StoreError
+from prefkit.output import warn
 from prefkit.store.files import COMMANDS, read_json, set_aside, write_json, write_whole
 from prefkit.store.litter import unique
 from prefkit.store.seal import open_sealed, seal
+from prefkit.types import Candidate, Comparison, Request, candidate_schema, comparison_schema, digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Table:
-    """A folder of Parquet parts with one schema and a spec.json that says what a row means."""
+    """A folder of Parquet parts with one schema, and a spec.json with the settings that its rows depend on."""
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder, self.schema = folder, schema
@@ -28,7 +30,7 @@ class Table:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add one part. Later parts win where an id occurs twice."""
+        """Add one part. A row replaces rows of the same id in earlier parts."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -36,26 +38,23 @@ class Table:
             return
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
         binary = {f.name for f in self.schema if pa.types.is_binary(f.type)}
-        compression: Any = {f.name: "NONE" if f.name in binary else "snappy" for f in self.schema}
-        scalar: Any = [f.name for f in self.schema if f.name not in binary]
-        path = self.folder / f"part-{time.time_ns()}-{unique()}.parquet"
-        how: Any = {"use_dictionary": scalar, "write_statistics": scalar, "write_page_checksum": True}
+        scalar = [f.name for f in self.schema if f.name not in binary]
+        options: Any = {
+            "compression": {f.name: "NONE" if f.name in binary else "snappy" for f in self.schema},
+            "use_dictionary": scalar,
+            "write_statistics": scalar,
+            "write_page_checksum": True,
+        }
 
         def save(temporary: Path) -> None:
-            pq.write_table(table, temporary, compression=compression, **how)
+            pq.write_table(table, temporary, **options)
             seal(temporary)
 
-        write_whole(path, save)
+        write_whole(self.folder / f"part-{time.time_ns()}-{unique()}.parquet", save)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The parts, oldest first, with rows that later ones replaced (store/latest.py leaves them out).
-
-        A part that cannot be read is set aside with a warning on stderr.
-        """
-        for path in self.parts():
-            part = read_part(path, columns)
-            if part is not None:
-                yield part
+        """The parts, oldest first, including rows that later ones replaced (store/latest.py leaves them out)."""
+        yield from (part for path in self.parts() if (part := read_part(path, columns)) is not None)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         import pyarrow as pa
@@ -65,7 +64,7 @@ class Table:
         return pa.concat_tables([schema.empty_table(), *(t.cast(schema) for t in self.batches(names))])
 
     def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """As a DataFrame, one row per id (the latest)."""
+        """The table as a DataFrame with one row per id, the latest."""
         frame = self.read(columns).to_pandas()
         return frame.drop_duplicates("id", keep="last", ignore_index=True) if "id" in frame else frame
 
@@ -77,43 +76,40 @@ class Table:
         return read_json(path) if path.exists() else None
 
     def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool, write: bool = True) -> None:
-        """Write what rows mean here, or refuse where the table on disk means something else.
+        """Store the settings that rows depend on. Raises FingerprintError where rows of other settings are stored.
 
-        empty: no row has succeeded yet, so that a mended recipe or plug-in starts anew; rows of failures are dropped.
-        write: False only refuses, for a dry run.
+        empty: no row has succeeded yet; other settings then replace the stored ones, and the failed rows are dropped.
+        write: False only checks, for a dry run.
         """
         path = self.folder / "spec.json"
-        if not write:
-            check_fingerprint(path, fingerprint, remedy, fresh=empty, write=False)
-            return
         try:
-            check_fingerprint(path, fingerprint, remedy)
+            check_fingerprint(path, fingerprint, remedy, write=write)
         except FingerprintError:
             if not empty:
                 raise
-            for part in self.parts():
+            for part in self.parts() if write else ():
                 part.unlink(missing_ok=True)
-            check_fingerprint(path, fingerprint, remedy, fresh=True)
+            check_fingerprint(path, fingerprint, remedy, fresh=True, write=write)
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
-    """A part, or None where it is damaged: then it is set aside, with a warning on stderr."""
+    """Read a part. A damaged one is renamed to NAME.damaged with a warning, and the result is None.
+
+    Raises StoreError where permission is denied.
+    """
     import pyarrow as pa
 
     try:
         with open_sealed(path, columns) as file:
             return file.read(columns=list(columns) if columns is not None else None)
     except PermissionError as error:
-        raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself the right to read it.") from error
+        raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.") from error
     except (pa.ArrowException, OSError) as error:
-        from prefkit.output import warn
-
-        aside = set_aside(path)
         folders = (path.parent.parent.name, path.parent.name)
         verb = next((COMMANDS[name] for name in folders if name in COMMANDS), "run")
         warn(
-            f"{path} is damaged ({' '.join(str(error).split())[:120]}); it is set aside as {aside.name}. Run the stage "
-            f"that made it (`prefkit {verb}`) again: its rows count as missing."
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}) and was renamed to {set_aside(path).name}; its rows "
+            f"count as missing. Run `prefkit {verb}` again to restore them."
         )
         return None
 
@@ -121,9 +117,9 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
 def check_fingerprint(
     path: Path, fingerprint: Mapping[str, Any], remedy: str, *, fresh: bool = False, write: bool = True
 ) -> None:
-    """Raises FingerprintError with the keys that differ from those in `path`; writes it where there is none.
+    """Compare settings with those stored in `path`, or store them there. Raises FingerprintError with the keys that differ.
 
-    fresh: nothing has been made under it yet (the first try failed, and was mended), so that it is replaced.
+    fresh: nothing has been made with the stored settings (the first attempt failed), so they are replaced.
     write: False leaves the disk as it is, for a dry run.
     """
     wanted = json.loads(json.dumps(fingerprint, default=str))
@@ -131,10 +127,10 @@ def check_fingerprint(
         if write:
             write_json(path, wanted)
         return
-    found = read_json(path)
-    keys = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+    stored = read_json(path)
+    keys = sorted(k for k in wanted.keys() | stored.keys() if wanted.get(k) != stored.get(k))
     if keys:
-        lines = "; ".join(f"{k}: there {_brief(found.get(k))}, asked for {_brief(wanted.get(k))}" for k in keys)
+        lines = "; ".join(f"{k}: stored {_brief(stored.get(k))}, requested {_brief(wanted.get(k))}" for k in keys)
         raise FingerprintError(f"{path.parent} was made with other settings ({lines}). {remedy}")
 
 
@@ -144,6 +140,28 @@ def _brief(value: Any) -> str:
 
 
 def note_pace(folder: Path, items: int, seconds: float) -> None:
-    """How fast this table was filled last, for the plan of the next run."""
+    """Store how long an item of this table took, from which --dry-run estimates the next run."""
     if items:
         write_json(folder / "pace.json", {"seconds_per_item": seconds / items})
+
+
+def dump_extra(extra: Mapping[str, Any]) -> str:
+    return json.dumps(dict(extra), ensure_ascii=False, sort_keys=True, default=str)
+
+
+def request_row(request: Request) -> dict[str, Any]:
+    row = {name: getattr(request, name) for name in ("request_id", "prompt", "split")}
+    return row | {"extra": dump_extra(request.extra)}
+
+
+def comparison_row(comparison: Comparison) -> dict[str, Any]:
+    """The stored form. Its id is a digest of every value but the time, so a second import of a verdict adds nothing."""
+    row = {name: getattr(comparison, name) for name in comparison_schema().names if name != "id"}
+    return {"id": digest({k: v for k, v in row.items() if k != "time"}), **row}
+
+
+def candidate_row(candidate: Candidate) -> dict[str, Any]:
+    """The stored form, without the prompt and extra keys of the request."""
+    return {name: getattr(candidate, name) for name in candidate_schema().names} | {
+        "extra": dump_extra(candidate.extra)
+    }

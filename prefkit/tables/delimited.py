@@ -1,6 +1,6 @@
-"""Rows of text with a separator (.csv, .tsv): quoted as RFC 4180 has it, every value text, every row as long as the first.
+"""Rows of separated text (.csv, .tsv), quoted as in RFC 4180. Every row must be as long as the first.
 
-Nothing is guessed from values: 007, 1e5, NA and True stay what they are. An empty field is None.
+Every value stays text, such as 007, 1e5, NA and True; an empty field is None.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,17 +20,15 @@ from prefkit.paths import nfc
 from prefkit.tables.files import text_lines
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-#: as spreadsheets write it into the first line
-NAMED = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
-#: characters of one field
-LONGEST_FIELD = 16 << 20
-#: lines from which the separator is detected
-SNIFFED = 100
+#: the line by which spreadsheets declare the separator
+DECLARATION = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
+MAX_FIELD = 16 << 20  # characters
+SAMPLE_LINES = 100  # from which the separator is detected
 
 
 @dataclass(frozen=True)
 class Header:
-    """names: of the columns, '' where one has none. skipped: lines before the names (sep=;)."""
+    """names: of the columns, '' for an unnamed one. skipped: number of lines before the names (sep=;)."""
 
     names: list[str]
     separator: str
@@ -37,41 +36,43 @@ class Header:
 
     @property
     def width(self) -> int:
-        """Columns up to the last one with a name."""
+        """Number of columns up to the last one with a name."""
         return max((n for n, name in enumerate(self.names, 1) if name), default=0)
 
 
 def header(path: Path, shown: str) -> Header:
-    """The first line, and the separator that suits it and the lines after it best.
+    """Read the column names, and detect the separator from the first lines.
 
-    Raises UsageError for an empty file, no name at all, or a name that stands twice.
+    Raises UsageError for an empty file, a first line without names, or a name that occurs twice.
     """
-    head = list(islice(text_lines(path, shown), SNIFFED))
-    given = NAMED.fullmatch(head[0]) if head else None
-    head = head[1:] if given else head
+    head = list(islice(text_lines(path, shown), SAMPLE_LINES))
+    declared = DECLARATION.fullmatch(head[0]) if head else None
+    head = head[1:] if declared else head
     order = ["\t", ",", ";"] if path.suffix.lower() == ".tsv" else list(SEPARATORS)
-    separator = given[1] if given else max(order, key=lambda s: _suits(head, s))
+    separator = declared[1] if declared else max(order, key=lambda s: _consistency(head, s))
     names = [nfc(name.strip()) for name in next(iter(_records(head, separator)), [])]
     if not any(names):
         if any(line.strip() for line in head):
-            raise UsageError(f"{shown}: the first line cannot be read. It must name the columns, with {_word(separator)} between.")  # fmt: skip
+            raise UsageError(
+                f"{shown}: the first line cannot be read. It must name the columns, with {_word(separator)} between."
+            )
         raise UsageError(f"{shown} is empty: its first line must name the columns.")
     twice = [name for name, times in Counter(names).items() if name and times > 1]
     if twice:
         raise UsageError(f"{shown}: the first line names the column {twice[0]!r} twice. Rename or remove one.")
-    return Header(names, separator, 1 if given else 0)
+    return Header(names, separator, 1 if declared else 0)
 
 
 def read_delimited(
     path: Path, shown: str, may_end_early: bool = False, keep_bad: bool = False
 ) -> Iterator[tuple[int, int, dict[str, str | None] | str]]:
-    """(row number from 1, its first line, values). Blank lines are no rows, unless there is just one column.
+    """(row number from 1, its first line, values). Blank lines are skipped, unless there is only one column.
 
-    may_end_early: a row may lack fields at its end. keep_bad: a row with the wrong number of fields gives the reason in the
-    place of its values. Raises UsageError naming row and line.
+    may_end_early: a row may lack fields at its end. keep_bad: a row with the wrong number of fields gives the reason instead of
+    its values. Raises UsageError naming row and line.
     """
     head = header(path, shown)
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(MAX_FIELD)
     lines = islice(text_lines(path, shown), head.skipped, None)
     reader = csv.reader(lines, delimiter=head.separator, strict=True)
     shape = _Shape(head, shown, may_end_early)
@@ -81,7 +82,7 @@ def read_delimited(
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise UsageError(f"{shown} row {row + 1} (line {line}): {_why(error)}") from error
+            raise UsageError(f"{shown} row {row + 1} (line {line}): {_reason(error)}") from error
         if fields is None:
             return
         if not fields and (shape.several or not started):
@@ -100,7 +101,7 @@ def read_delimited(
 
 
 class _Shape:
-    """How many fields a row has: as many as columns, or with empty ones behind if the first row has them."""
+    """Checks the number of fields of each row: that of the columns, plus empty ones at the end if the first row has them."""
 
     def __init__(self, head: Header, shown: str, may_end_early: bool) -> None:
         self.head, self.may_end_early = head, may_end_early
@@ -108,7 +109,7 @@ class _Shape:
         self.named = all(self.names)
         self.wanted: int | None = None
         self.several = len(self.names) > 1
-        self.numbers = self.several and not head.names[0]  # a first column without a name: the rows' numbers
+        self.numbers = self.several and not head.names[0]  # an unnamed first column holds row numbers
         if self.numbers:
             note(f"{shown}: the first column has no name and is left out.")
 
@@ -123,36 +124,37 @@ class _Shape:
             self._refuse(fields, where)
         if self.named:
             return {name: field or None for name, field in zip(names, fields)}
-        found = {}
+        values = {}
         for number, (name, field) in enumerate(zip(names, fields)):
             if name:
-                found[name] = field or None
+                values[name] = field or None
             elif field and not (number == 0 and self.numbers):
-                raise UsageError(f"{where}: column {number + 1} has a value ({field[:40]!r}) but no name. Name it in the first line.")  # fmt: skip
-        return found
+                raise UsageError(
+                    f"{where}: column {number + 1} has a value ({field[:40]!r}) but no name. Name it in the first line."
+                )
+        return values
 
     def _slipped(self, fields: list[str]) -> bool:
-        """Whether an empty last field that the first line has not may come from a comma in a text: 'a dress, red,'."""
+        """True if an additional empty last field may come from a comma in a text, such as 'a dress, red,'."""
         return len(fields) > len(self.head.names) and any(field.startswith(" ") for field in fields[1:])
 
     def _refuse(self, fields: list[str], where: str) -> None:
         names = [name or "(no name)" for name in self.names]
-        surplus = len(fields) > len(names)
-        against = f"the first line names {len(names)} ({', '.join(names)[:100]})"
+        expected = f"the first line names {len(names)} ({', '.join(names)[:100]})"
         if len(fields) == len(names):
-            against = f"the first row has {self.wanted}"
-        text = f"{where} has {len(fields)} field{'s' * (len(fields) != 1)}, but {against}."
+            expected = f"the first row has {self.wanted}"
+        text = f"{where} has {len(fields)} field{'s' * (len(fields) != 1)}, but {expected}."
         if len(fields) < len(names):
             text += (
                 f" Separate the fields with {_word(self.head.separator)}, and leave one empty where there is no value."
             )
-        if surplus:
-            whole = self.head.separator.join(fields).strip()
-            text += f' Put quotes around a text with {_word(self.head.separator)}, as in "{whole[:60]}".'
+        if len(fields) > len(names):
+            example = self.head.separator.join(fields).strip()[:60]
+            text += f' Put quotes around a text with {_word(self.head.separator)}, as in "{example}".'
         raise UsageError(text)
 
 
-def _suits(head: list[str], separator: str) -> tuple[float, int]:
+def _consistency(head: list[str], separator: str) -> tuple[float, int]:
     """(fraction of the records with as many fields as the first, fields of the first); (0, 0) for a single field."""
     records = _records(head, separator)
     width = len(records[0]) if records else 0
@@ -162,25 +164,23 @@ def _suits(head: list[str], separator: str) -> tuple[float, int]:
 
 
 def _records(head: list[str], separator: str) -> list[list[str]]:
-    """The records of the lines up to one that cannot be read (or that the last line cuts), without blank ones."""
-    found: list[list[str]] = []
-    try:
+    """Parse the lines up to the first record that cannot be read or is incomplete, without blank ones."""
+    records: list[list[str]] = []
+    with suppress(csv.Error):
         for record in csv.reader(head, delimiter=separator, strict=True):
             if record:
-                found.append(record)
-    except csv.Error:
-        pass
-    return found
+                records.append(record)
+    return records
 
 
 def _word(separator: str) -> str:
     return SEPARATORS.get(separator, repr(separator))
 
 
-def _why(error: csv.Error) -> str:
+def _reason(error: csv.Error) -> str:
     text = str(error)
     if "field limit" in text:
-        return f"a field is longer than {LONGEST_FIELD:,} characters. Is a closing quote missing?"
+        return f"a field is longer than {MAX_FIELD:,} characters. Is a closing quote missing?"
     if "unexpected end" in text:
-        return "a quote that is opened here is never closed. Close it, or write a quote inside a text twice."
-    return f"{text}. Put quotes around the whole text and write a quote inside it twice."
+        return "an opening quote has no closing quote. Add it, or double a quote inside a text."
+    return f"{text}. Put quotes around the whole text and double a quote inside it."

@@ -1,4 +1,4 @@
-"""Files that a user names: only regular files are opened, and text is decoded by its byte order mark, else as UTF-8."""
+"""Access to files that a user names: regular files only, with text decoded by its byte order mark or as UTF-8."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from prefkit.paths import find_file
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is the start of this one
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-#: first bytes of what is sometimes found under the name of a text file -> what it is, and what to do
+#: first bytes of other formats that are sometimes named as text files -> the format, and the remedy
 OTHER_KINDS = {
     b"PAR1": "is a Parquet file. Rename it to end in .parquet",
     b"PK\x03\x04": "is a spreadsheet (.xlsx) or a zip archive. Save the sheet as CSV, or unpack the archive",
     b"\xd0\xcf\x11\xe0": "is a spreadsheet (.xls). Save the sheet as CSV",
     b"\x1f\x8b": "is compressed with gzip. Unpack it (gunzip)",
 }
-#: characters of one line
-LONGEST_LINE = 64 << 20
+MAX_LINE = 64 << 20  # characters
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -40,14 +39,14 @@ KINDS = {
 
 
 def user_path(text: str, name: str) -> Path:
-    """The file or folder that `text` means, with ~ and ~user expanded. name: the key or flag. Raises UsageError."""
+    """The path of a file or folder, with ~ and ~user expanded. name: the key or flag, for messages. Raises UsageError."""
     if "\0" in text:
         raise UsageError(f"{name}: {text!r} contains a NUL character, which no file name has.")
     try:
         path = Path(text).expanduser()
         path.stat()
     except RuntimeError as error:
-        raise UsageError(f"{name}: the home folder in {text} is unknown. Write the whole path.") from error
+        raise UsageError(f"{name}: the home folder in {text} is unknown. Write the full path.") from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(f"{name}: {text[:80]}... is too long for a file name.") from error
@@ -55,33 +54,33 @@ def user_path(text: str, name: str) -> Path:
 
 
 def regular(path: Path, shown: str) -> Path:
-    """`path`, if it is a regular file or a link to one. Raises UsageError: opening a pipe or a device could block."""
+    """`path` itself, if it is a regular file or a link to one. Raises UsageError, since opening a pipe or device could block."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except FileNotFoundError as error:
-        raise UsageError(f"{shown} is not there.") from error
+        raise UsageError(f"{shown} does not exist.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if kind != stat.S_IFREG:
-        raise UsageError(f"{shown} is {KINDS.get(kind, 'a special file')}, not a file. Name a regular file.")
+        raise UsageError(f"{shown} is {KINDS.get(kind, 'a special file')}. Name a regular file.")
     return path
 
 
 def mark_of(start: bytes) -> bytes:
-    """The byte order mark that a file starts with; empty where it has none. start: its first 4 bytes or more."""
+    """The byte order mark at the start of a file, or b"". start: its first 4 bytes or more."""
     return next((mark for mark in MARKS if start.startswith(mark)), b"")
 
 
 @contextmanager
 def text_file(path: Path, shown: str) -> Iterator[TextIO]:
-    """The file as text with its line ends as they are. Raises UsageError for what cannot be opened or decoded."""
+    """Open a text file without translating line ends. Raises UsageError where it cannot be opened or decoded."""
     encoding = "utf-8"
     try:
         with open(regular(path, shown), "rb") as file:
             start = file.read(8)
-            for other, what in OTHER_KINDS.items():
-                if start.startswith(other):
-                    raise UsageError(f"{shown} {what}.")
+            for signature, remedy in OTHER_KINDS.items():
+                if start.startswith(signature):
+                    raise UsageError(f"{shown} {remedy}.")
             mark = mark_of(start)
             encoding = MARKS.get(mark, encoding)
             file.seek(len(mark))
@@ -93,27 +92,27 @@ def text_file(path: Path, shown: str) -> Iterator[TextIO]:
 
 
 def text_lines(path: Path, shown: str) -> Iterator[str]:
-    """Lines with their ends, which are \\n, \\r\\n or \\r and nothing else. Raises UsageError naming the line."""
+    """Lines with their ends, which are \\n, \\r\\n or \\r only. Raises UsageError naming the line."""
     with text_file(path, shown) as file:
         number = 0
-        while line := file.readline(LONGEST_LINE + 1):
+        while line := file.readline(MAX_LINE + 1):
             number += 1
             if "\0" in line:
                 raise UsageError(
                     f"{shown} line {number} contains a NUL character. Save the file as UTF-8 text, or remove the character."
                 )
-            if len(line) > LONGEST_LINE:
-                raise UsageError(f"{shown} line {number} is longer than {LONGEST_LINE:,} characters.")
+            if len(line) > MAX_LINE:
+                raise UsageError(f"{shown} line {number} is longer than {MAX_LINE:,} characters.")
             yield line
 
 
 def _undecodable(path: Path, shown: str, encoding: str) -> str:
-    """Which line and byte cannot be decoded."""
+    """The message that names the first line and byte that cannot be decoded."""
     if encoding != "utf-8":
         return f"{shown} starts as {encoding.upper()} text, but cannot be decoded to its end. Save it as UTF-8."
     line, offset = 1, 0
     with open(path, "rb") as file:
-        for raw in file:  # no byte of a longer UTF-8 character is \n, so each of these decodes on its own
+        for raw in file:  # UTF-8 has \n only as a line end, so each line decodes separately
             try:
                 raw.decode()
             except UnicodeDecodeError as error:

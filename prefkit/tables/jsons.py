@@ -1,4 +1,4 @@
-"""Objects from JSON: one a line (.jsonl), or the members of a list, one by one (.json)."""
+"""Objects from JSON: one per line (.jsonl), or the members of a list (.json), read one by one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from prefkit.tables.files import text_file, text_lines
 
 CHUNK = 1 << 20
 #: characters of one member of a list
-LONGEST = 64 << 20
+MAX_MEMBER = 64 << 20
 
 
 @dataclass(frozen=True)
 class BadLine:
-    """In the place of the value of a line that is not valid JSON."""
+    """Placeholder for the value of a line that is not valid JSON; `text` is the error message."""
 
     text: str
 
@@ -27,7 +27,7 @@ class BadLine:
 def json_lines(path: Path, shown: str, keep_bad: bool = False) -> Iterator[tuple[int, Any]]:
     """(line number, value) of every line that is not blank. Raises UsageError naming row and line.
 
-    keep_bad: the value is a BadLine instead.
+    keep_bad: returns a BadLine for an invalid line instead of raising.
     """
     row = 0
     for number, line in enumerate(text_lines(path, shown), 1):
@@ -40,18 +40,17 @@ def json_lines(path: Path, shown: str, keep_bad: bool = False) -> Iterator[tuple
             if end != len(text):
                 raise ValueError("more follows the object on its line")
         except (ValueError, RecursionError) as error:
-            said = f"{shown} row {row} (line {number}): not valid JSON ({_why(error)})."
+            text = f"{shown} row {row} (line {number}): not valid JSON ({_reason(error)})."
             if not keep_bad:
-                raise UsageError(said) from error
-            value = BadLine(said)
+                raise UsageError(text) from error
+            value = BadLine(text)
         yield number, value
 
 
 def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any]:
-    """The members of a JSON list, one by one: files of this kind reach gigabytes.
+    """The members of a JSON list, one by one, because such files reach gigabytes.
 
-    lines: objects that follow each other without a list are read as well. Raises UsageError with the row for what is not
-    valid JSON.
+    lines: also read objects that follow each other without a list. Raises UsageError naming the row that is not valid JSON.
     """
     shown = shown or str(path)
     number = 0
@@ -61,17 +60,17 @@ def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any
                 number += 1
                 yield value
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{shown} row {number + 1}: not valid JSON ({_why(error)}).") from error
+        raise UsageError(f"{shown} row {number + 1}: not valid JSON ({_reason(error)}).") from error
 
 
 def _members(read: Any, lines: bool) -> Iterator[Any]:
-    """Raises ValueError for what is not valid, RecursionError for what is nested too deeply."""
+    """Raises ValueError for invalid JSON, RecursionError for too deep nesting."""
     buffer, at, ended = read(CHUNK).lstrip(), 0, False
     listed = buffer.startswith("[")
     if not listed and not (lines and buffer.startswith("{")):
         if lines and not buffer:
             return
-        raise ValueError("the file is neither a list nor objects" if lines else "it holds no list")
+        raise ValueError("the file is neither a list nor objects" if lines else "it does not contain a list")
     at = 1 if listed else 0
     while True:
         while at < len(buffer) and buffer[at] in " \t\r\n,":
@@ -83,15 +82,15 @@ def _members(read: Any, lines: bool) -> Iterator[Any]:
             return
         try:
             value, end = DECODER.raw_decode(buffer, at)
-            whole = end < len(buffer) or ended  # a number may go on in the next chunk
+            complete = end < len(buffer) or ended  # a number may continue in the next chunk
         except ValueError:
             if ended:
                 raise
-            whole = False
-        if not whole:
+            complete = False
+        if not complete:
             more = read(max(CHUNK, len(buffer)))
             ended, buffer, at = not more, buffer[at:] + more, 0
-            if len(buffer) > LONGEST:
+            if len(buffer) > MAX_MEMBER:
                 raise ValueError("one member is larger than 64 MB")
             continue
         at = end
@@ -99,7 +98,7 @@ def _members(read: Any, lines: bool) -> Iterator[Any]:
 
 
 def _check_end(rest: str, read: Any) -> None:
-    """Raises ValueError where more than blanks follows the list: those rows would be lost without a word."""
+    """Raises ValueError where text other than blanks follows the list, since its rows would be lost silently."""
     while rest and not rest.strip():
         rest = read(CHUNK)
     if rest.strip():
@@ -107,11 +106,11 @@ def _check_end(rest: str, read: Any) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
-    return found
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} occurs twice in one object")
+    return values
 
 
 def _number(text: str) -> float:
@@ -127,10 +126,10 @@ def _constant(text: str) -> float:
     return math.nan
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if "set_int_max_str_digits" in str(error):  # Python's own limit, and its advice is not for users
+    if "set_int_max_str_digits" in str(error):  # Python's limit, whose advice does not help users
         return "a whole number is too large"
     return " ".join(str(error).split())[:200]
 

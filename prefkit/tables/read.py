@@ -1,12 +1,13 @@
-"""Any table -> rows: see prefkit/tables/__init__.py."""
+"""Rows of a table in any supported format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefkit.errors import UsageError
+from prefkit.output import message
 from prefkit.paths import nfc
 from prefkit.tables.delimited import read_delimited
 from prefkit.tables.files import regular, text_lines
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
-#: rows of a Parquet file without images that are in memory at a time
-MANY = 1024
+SCALAR_ROWS = 1024  # of a Parquet file without images, in memory at a time
 
 
 class Row(NamedTuple):
-    """where: file, row number from 1 and, for text, its first line. values: column -> value, None where it is missing.
+    """One row of a table.
 
-    error: why this row cannot be used, where the reader was asked to go on.
+    where: file, row number from 1 and, for text, its first line. values: column -> value, None where it is missing. error: the
+    reason why the row cannot be used, with `keep_bad`.
     """
 
     where: str
@@ -40,18 +41,18 @@ def read(
     may_end_early: bool = False,
     keep_bad: bool = False,
 ) -> Iterator[Row]:
-    """The rows of a file, a few in memory at a time. The kind follows from the suffix, whatever its case.
+    """Read the rows of a file, a few in memory at a time. The suffix determines the format.
 
-    columns: those that are needed, where reading fewer is cheaper (Parquet). text: the column that the lines of a .txt become,
-    blank ones as ''; without it a .txt is read as .csv is. shown: the file as messages name it. may_end_early: rows of .csv
-    and .tsv may lack fields at their end. keep_bad: a row or line that cannot be used becomes a Row with an error, where the
-    next one can still be read. Raises UsageError naming file and row.
+    columns: names to read, for Parquet, where fewer are cheaper. text: column for the lines of a .txt, blank ones as '';
+    without it a .txt is read as .csv. shown: name of the file in messages. may_end_early: rows of .csv and .tsv may lack
+    fields at their end. keep_bad: an unusable row becomes a Row with an error, if the next one can still be read. Raises
+    UsageError naming file and row.
     """
     shown = shown or str(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         regular(path, shown)
-        raise UsageError(f"{shown} is none of {', '.join(SUFFIXES)}.")
+        raise UsageError(f"{shown} has an unsupported suffix; use one of {', '.join(SUFFIXES)}.")
     if suffix == ".txt" and text is not None:
         for number, line in enumerate(text_lines(path, shown), 1):
             yield Row(f"{shown} line {number}", {text: line.strip()})
@@ -88,12 +89,12 @@ def _values(where: str, value: Any) -> dict[str, Any]:
             f'{where}: {str(value)[:60]!r} is not an object with named values, such as {{"prompt": "..."}}.'
         )
     try:
-        found = plain_row(value if "".join(value).isascii() else {nfc(name): item for name, item in value.items()})
+        row = plain_row(value if "".join(value).isascii() else {nfc(name): item for name, item in value.items()})
     except ValueError as error:
         raise UsageError(f"{where}: {error}.") from error
-    if len(found) != len(value):
+    if len(row) != len(value):
         raise UsageError(f"{where}: two names differ only in how their accents are encoded. Rename one.")
-    return found
+    return row
 
 
 def _parquet(path: Path, shown: str, wanted: set[str] | None) -> Iterator[dict[str, Any]]:
@@ -103,27 +104,22 @@ def _parquet(path: Path, shown: str, wanted: set[str] | None) -> Iterator[dict[s
     from prefkit.store.parquet import READ_ROWS, read_rows
 
     regular(path, shown)
-    done, at_once = 0, MANY
+    done, at_once = 0, 0
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:160].rstrip(".")
-        raise UsageError(f"{shown} cannot be read as Parquet ({text}). Fetch or write it again.") from error
-    try:
         names = _columns(schema, shown, wanted)
-        at_once = READ_ROWS if any(_heavy(schema.field(name).type) for name in names) else MANY
+        at_once = READ_ROWS if any(_holds_bytes(schema.field(name).type) for name in names) else SCALAR_ROWS
         for row in read_rows(path, names, at_once):
             done += 1
             yield row
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        text = " ".join(str(error).split())[:160]
-        raise UsageError(
-            f"{shown} row {done + 1} (or one of the {at_once - 1} after it): cannot be read as Parquet ({text}). Fetch the file again."
-        ) from error
+        rows = f" row {done + 1} (or one of the {at_once - 1} after it):" if at_once else ""
+        text = message(str(error), 160).rstrip(".")
+        raise UsageError(f"{shown}{rows} cannot be read as Parquet ({text}). Download or write it again.") from error
 
 
 def _columns(schema: pa.Schema, shown: str, wanted: set[str] | None) -> list[str]:
-    """Without pandas' row numbers. Raises UsageError for a name that stands twice."""
+    """The names of the wanted columns, without pandas' index. Raises UsageError for a name that occurs twice."""
     names = [name for name in schema.names if not (name.startswith("__index_level_") and name.endswith("__"))]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -131,11 +127,10 @@ def _columns(schema: pa.Schema, shown: str, wanted: set[str] | None) -> list[str
     return names if wanted is None else [name for name in names if nfc(name) in wanted]
 
 
-def _heavy(kind: pa.DataType) -> bool:
-    """Whether values hold bytes, which are images for the most part."""
-    import pyarrow.types as types
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """True if values contain bytes, which are usually images."""
+    from pyarrow.types import is_binary, is_fixed_size_binary, is_large_binary
 
-    parts: list[Callable[[Any], bool]] = [types.is_binary, types.is_large_binary, types.is_fixed_size_binary]
-    if any(test(kind) for test in parts):
+    if is_binary(kind) or is_large_binary(kind) or is_fixed_size_binary(kind):
         return True
-    return any(_heavy(kind.field(n).type) for n in range(kind.num_fields))
+    return any(_holds_bytes(kind.field(n).type) for n in range(kind.num_fields))

@@ -1,7 +1,7 @@
-"""Values of any source as plain Python: what JSON can hold, and bytes.
+"""Conversion of values from any file format to plain Python: JSON types and bytes.
 
-The same content gives equal values whatever it is kept in: NaN and NaT are None, dates are ISO text, arrays are lists, and a
-key of a nested object without a value is left out (Parquet cannot tell it from a key that is not there).
+Equal content gives equal values in every format: NaN and NaT become None, dates ISO text, arrays lists. A key without a value
+in a nested object is left out, because Parquet cannot distinguish it from a missing key.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import decimal
 from collections.abc import Mapping
 from typing import Any
 
-DEEPEST = 100
-LARGEST = 1 << 64
+from prefkit.paths import nfc
+
+MAX_DEPTH = 100
+MAX_INTEGER = 1 << 64
 
 
 def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """The columns of a row, those without a value as None. Raises ValueError as `plain`."""
+    """Convert the columns of a row; those without a value become None. Raises ValueError."""
     return {name: value if type(value) is str else plain(value) for name, value in row.items()}
 
 
 def plain(value: Any, depth: int = 1) -> Any:
-    """Objects that are none of the known kinds (an image, say) stay as they are.
+    """Convert a value; an object of an unknown type (such as an image) stays as it is.
 
-    Raises ValueError for what is nested too deeply and for whole numbers beyond 64 bits.
+    Raises ValueError for deeper nesting than MAX_DEPTH and for whole numbers beyond 64 bits.
     """
     kind = type(value)
     if kind is str or value is None or kind is bool or kind is bytes:
@@ -31,23 +33,23 @@ def plain(value: Any, depth: int = 1) -> Any:
     if kind is float:
         return None if value != value else value
     if kind is int:
-        if abs(value) >= LARGEST:
+        if abs(value) >= MAX_INTEGER:
             raise ValueError(
                 f"a whole number of {len(str(abs(value)))} digits is too large; write it as text, in quotes"
             )
         return value
-    if depth > DEEPEST:
-        raise ValueError(f"a value is nested more than {DEEPEST} levels deep")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a value is nested more than {MAX_DEPTH} levels deep")
     if kind is list:
         return [plain(item, depth + 1) for item in value]
     if kind is dict:
-        found = ((str(name), plain(item, depth + 1)) for name, item in value.items())
-        return {name: item for name, item in found if item is not None}
+        items = ((str(name), plain(item, depth + 1)) for name, item in value.items())
+        return {name: item for name, item in items if item is not None}
     return _other(value, depth)
 
 
 def _other(value: Any, depth: int) -> Any:
-    if type(value).__name__ in ("NaTType", "NAType"):  # pandas', which is not imported for this
+    if type(value).__name__ in ("NaTType", "NAType"):  # of pandas, which is not imported only to check this
         return None
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
@@ -63,6 +65,11 @@ def _other(value: Any, depth: int) -> Any:
         return plain(dict(value), depth)
     if isinstance(value, tuple):
         return plain(list(value), depth)
-    if hasattr(value, "tolist"):  # numpy's arrays and scalars
-        return plain(value.tolist(), depth)
-    return value
+    return plain(value.tolist(), depth) if hasattr(value, "tolist") else value  # numpy's arrays and scalars
+
+
+def id_text(value: Any) -> str:
+    """Convert an id to text in Unicode's composed form: 7 and 7.0 become '7' (a column of integers with gaps holds floats)."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return nfc(str(value))

@@ -1,19 +1,19 @@
-"""The embedded default: a wardrobe at 64x64 whose every image can be read back, and small models of it."""
+"""The embedded default: a synthetic wardrobe of 64x64 images that a program can read back, and small models trained on it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-#: what recipes call it: `model: {base: tiny}`, `requests: {source: tiny}`, `clip` with `model: tiny`
+#: the name in recipes: `model: {base: tiny}`, `requests: {source: tiny}`, `clip` with `model: tiny`
 NAME = "tiny"
 FOLDER = Path(__file__).parent
-#: a StableDiffusionPipeline folder, and an open_clip one
+#: folders of a StableDiffusionPipeline and of an open_clip model
 PIPELINE, CLIP = FOLDER / "sd", FOLDER / "clip"
-#: what a made-up user has liked: a table of user, image, category
+#: the likes of a fictitious user: a table of user, image, category
 HISTORY = FOLDER / "history" / "history.csv"
 
 
 def located(base: str | Path) -> str:
-    """The folder for `tiny`; any other base as it is, with the home folder for ~."""
+    """The embedded folder for `tiny`; any other base unchanged, with ~ expanded."""
     return str(PIPELINE) if str(base) == NAME else os.path.expanduser(str(base))

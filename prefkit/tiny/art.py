@@ -1,4 +1,4 @@
-"""The sprites of the wardrobe and their recolouring in OKLab (Ottosson, "A perceptual color space", 2020)."""
+"""Sprites of the wardrobe and their recolouring in OKLab (Ottosson, "A perceptual color space", 2020)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-SHARE = np.arange(256) / 255
-LINEAR = np.where(SHARE <= 0.04045, SHARE / 12.92, ((SHARE + 0.055) / 1.055) ** 2.4)
-# how far in (a, b) from its commonest colour an item still is main cloth; far where the cloth is two-toned
+SRGB = np.arange(256) / 255
+LINEAR = np.where(SRGB <= 0.04045, SRGB / 12.92, ((SRGB + 0.055) / 1.055) ** 2.4)
+# item -> maximum (a, b) distance of main cloth from the most frequent colour, larger for two-toned cloth
 REACH = {"sandal": 0.30, "shorts": 0.18, "cap": 0.16, "clutch": 0.16, "hiking boot": 0.14, "t-shirt": 0.14}
 REACH |= {"handbag": 0.14, "running shoe": 0.12, "tank top": 0.11, "backpack": 0.11, "dress": 0.10, "jeans": 0.10}
 REACH |= {"umbrella": 0.10, "watch": 0.10, "coat": 0.10, "briefcase": 0.05}
@@ -45,8 +45,8 @@ def to_oklab(rgb: np.ndarray) -> np.ndarray:
 def from_oklab(lab: np.ndarray) -> np.ndarray:
     """OKLab float [..., 3] -> sRGB uint8 [..., 3], clipped to the gamut channel by channel."""
     linear = ((lab @ np.linalg.inv(LAB).T) ** 3 @ np.linalg.inv(LMS).T).clip(0, 1)
-    share = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return (share * 255).round().clip(0, 255).astype(np.uint8)
+    srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return (srgb * 255).round().clip(0, 255).astype(np.uint8)
 
 
 @cache
@@ -57,7 +57,7 @@ def _atlas() -> tuple[np.ndarray, dict[str, Any]]:
 
 @cache
 def sprite(item: str) -> np.ndarray:
-    """The item as drawn: RGBA uint8 [112, 112, 4]. Raises KeyError for an item that the wardrobe does not have."""
+    """The item in its original colours: RGBA uint8 [112, 112, 4]. Raises KeyError for an unknown item."""
     atlas, index = _atlas()
     size, (row, column) = index["size"], index["items"][item]["cell"]
     return atlas[row * size : (row + 1) * size, column * size : (column + 1) * size]
@@ -65,9 +65,9 @@ def sprite(item: str) -> np.ndarray:
 
 @cache
 def cloth(item: str) -> np.ndarray:
-    """How far each pixel is main cloth rather than button, sole or bow: float64 [112, 112] in 0..1.
+    """Mask of the main cloth, without buttons, sole or bow: float64 [112, 112] in 0..1.
 
-    Main cloth is what lies near the commonest (a, b) of the item, the peak of a 24 x 24 histogram weighted by alpha.
+    Main cloth has (a, b) near the item's most frequent value, the peak of a 24 x 24 histogram weighted by alpha.
     """
     picture = sprite(item)
     lab, alpha = to_oklab(picture[..., :3]), picture[..., 3] / 255.0
@@ -85,14 +85,14 @@ def cloth(item: str) -> np.ndarray:
 
 @cache
 def recolour(item: str, colour: str) -> np.ndarray:
-    """The item with its main cloth in the colour, its shading kept: RGBA uint8 [112, 112, 4]."""
+    """The item with its main cloth in `colour` and its shading preserved: RGBA uint8 [112, 112, 4]."""
     picture, mask = sprite(item), cloth(item)[..., None]
     lab = to_oklab(picture[..., :3])
     weight = mask * (picture[..., 3:] / 255.0)
     mean = (lab * weight).sum((0, 1)) / weight.sum()
     target = to_oklab(np.array(COLOURS[colour]))
     shading = 0.75 if target[0] < 0.8 else 0.55
-    tint = 0.35 if np.linalg.norm(target[1:]) > 0.05 else 0.08  # black and white cloth takes no other hue
+    tint = 0.35 if np.linalg.norm(target[1:]) > 0.05 else 0.08  # black and white cloth has no hue
     new = target + (lab - mean) * np.array([shading, tint, tint])
     new[..., 0] = new[..., 0].clip(0.1, 0.985)
     changed = from_oklab(lab * (1 - mask) + new * mask)

@@ -1,12 +1,12 @@
-"""The language of the wardrobe: scenes to prompts and back, what is held out, and what training says.
+"""The prompts of the wardrobe: conversion from and to scenes, held-out content, and training captions.
 
-    a red dress on a plain mint background            everything named
-    a dress on a plain mint background                colour left open
-    a red dress                                       background left open
-    a handbag to go with a red dress [on a ...]       an outfit: the picture shows the handbag, its colour left open
+    a red dress on a plain mint background            everything specified
+    a dress on a plain mint background                any colour
+    a red dress                                       any background
+    a handbag to go with a red dress [on a ...]       an outfit: the image shows the handbag, in any colour
 
-Words that only come in plural take no article (`jeans to go with an orange coat`). A tokenizer that splits
-`t-shirt` in three needs at most 17 tokens.
+Plural items have no article (`jeans to go with an orange coat`). A tokenizer that splits `t-shirt` in three needs at most
+17 tokens.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 HELD_OUT_PAIRS = 0.12
 HELD_OUT_OUTFITS = 0.15
-NO_COLOUR, NO_BACKGROUND, IN_OUTFIT = 0.25, 0.25, 0.15  # shares of training captions
-PLAIN = 0.75  # share of training scenes
+NO_COLOUR, NO_BACKGROUND, IN_OUTFIT = 0.25, 0.25, 0.15  # fractions of training captions
+PLAIN = 0.75  # fraction of training scenes
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a prompt asks for; None where it leaves something open. `beside` is the outfit's other (item, colour)."""
+    """The content of a prompt; None where it is unspecified. `beside` is the outfit's other (item, colour)."""
 
     item: str
     colour: str | None = None
@@ -44,24 +44,17 @@ class Asked:
 def caption(
     scene: Scene, *, colour: bool = True, background: bool = True, beside: tuple[str, str] | None = None
 ) -> str:
-    """The prompt that asks for the scene, with the colour or the background (and its pattern) left open.
+    """The prompt of a scene, with or without its colour and its background (including the pattern).
 
-    beside: (item, colour) of the outfit's other piece; the colour of the scene's own item is then left open.
+    beside: (item, colour) of the outfit's other item; the prompt then omits the colour of the scene's item.
     """
-    shown = colour and beside is None
-    return phrase(
-        Asked(
-            scene.item,
-            scene.colour if shown else None,
-            scene.background if background else None,
-            scene.pattern if background else None,
-            beside,
-        )
-    )
+    named = scene.colour if colour and beside is None else None
+    backdrop = (scene.background, scene.pattern) if background else (None, None)
+    return phrase(Asked(scene.item, named, *backdrop, beside))
 
 
 def phrase(asked: Asked) -> str:
-    """The one prompt that asks for this."""
+    """The prompt with this content."""
     text = _noun(asked.item, asked.colour)
     if asked.beside is not None:
         text += f" to go with {_noun(*asked.beside)}"
@@ -90,44 +83,44 @@ _GRAMMAR = re.compile(
 
 
 def asked(prompt: str) -> Asked:
-    """What the prompt asks for. Raises UsageError for a prompt that the wardrobe's grammar does not have."""
-    found = _GRAMMAR.fullmatch(" ".join(prompt.lower().split()))
-    if found is None or (found["colour"] and found["other"]):
+    """Parse a prompt. Raises UsageError for a prompt outside of the wardrobe's grammar."""
+    match = _GRAMMAR.fullmatch(" ".join(prompt.lower().split()))
+    if match is None or (match["colour"] and match["other"]):
         raise UsageError(
-            f"{prompt!r} is not a prompt of the wardrobe. It reads 'a red dress on a plain mint background', where the "
-            "colour or the background may be left out, or 'a handbag to go with a red dress', where the item asked "
-            f"for has no colour. Items: {', '.join(ITEMS)}. Colours: {', '.join(COLOURS)}. Patterns: "
+            f"{prompt!r} is not a prompt of the wardrobe. Write 'a red dress on a plain mint background', with or without the "
+            "colour and the background, or 'a handbag to go with a red dress', without a colour of the first item. "
+            f"Items: {', '.join(ITEMS)}. Colours: {', '.join(COLOURS)}. Patterns: "
             f"{', '.join(PATTERNS)}. Backgrounds: {', '.join(BACKGROUNDS)}."
         )
-    beside = (found["other"], found["other_colour"]) if found["other"] else None
-    return Asked(found["item"], found["colour"], found["background"], found["pattern"], beside)
+    beside = (match["other"], match["other_colour"]) if match["other"] else None
+    return Asked(match["item"], match["colour"], match["background"], match["pattern"], beside)
 
 
-def held_out(share: float, *content: str) -> bool:
-    """Whether this content is among the share that is held out: always the same answer for the same content."""
+def held_out(fraction: float, *content: str) -> bool:
+    """True if a hash of `content` falls into the held-out fraction."""
     number = int.from_bytes(hashlib.sha256("|".join(("wardrobe 5", *content)).encode()).digest()[:8], "big")
-    return number / 2**64 < share
+    return number / 2**64 < fraction
 
 
 @cache
 def held_out_pair(item: str, colour: str) -> bool:
-    """Whether the item is never rendered in this colour for training: 29 of the 240 pairs."""
+    """True if training images never show the item in this colour: 29 of the 240 pairs."""
     return held_out(HELD_OUT_PAIRS, "pair", item, colour)
 
 
 @cache
 def held_out_outfit(item: str, other: str, other_colour: str) -> bool:
-    """Whether no training caption asks for the item to go with this piece."""
+    """True if no training caption combines the two items."""
     return held_out(HELD_OUT_OUTFITS, "outfit", item, other, other_colour)
 
 
 def outfits(item: str) -> list[tuple[str, str]]:
-    """Every (other item, its colour) that the item can be asked to go with: all of another part of an outfit."""
+    """Every (other item, its colour) that can complete an outfit with the item: all items of other parts."""
     return [(other, colour) for other, part in ITEMS.items() if part != ITEMS[item] for colour in COLOURS]
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
-    """A scene to train on: any (item, colour) that is not held out, any background, 75 % plain."""
+    """Draw a training scene: any (item, colour) that is not held out, any background, 75 % plain."""
     pairs = _training_pairs()
     item, colour = pairs[rng.integers(len(pairs))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
@@ -146,9 +139,9 @@ def _training_outfits(item: str) -> list[tuple[str, str]]:
 
 
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene to train on: colour left out of 25 %, background of 25 %, 15 % outfits.
+    """Draw a training caption of the scene: 25 % omit the colour, 25 % the background, and 15 % are outfits.
 
-    The other piece of an outfit is drawn whatever the scene's colour, so that the model learns no taste from it.
+    The other item of an outfit is drawn independently of the scene's colour, so that the model learns no taste from it.
     """
     background = bool(rng.random() >= NO_BACKGROUND)
     if rng.random() < IN_OUTFIT:
@@ -157,7 +150,7 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     return caption(scene, colour=bool(rng.random() >= NO_COLOUR), background=background)
 
 
-#: every word of the grammar as a tokenizer sees it: runs of letters, and the hyphen of t-shirt
+#: tokens of the grammar: runs of letters, and the hyphen of t-shirt
 VOCABULARY: list[str] = sorted(
     {
         token

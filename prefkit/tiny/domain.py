@@ -1,6 +1,6 @@
-"""What the wardrobe holds: items, colours, backgrounds and patterns, by name, and one scene of them.
+"""The names of the wardrobe: items, colours, backgrounds and patterns, and scenes made of them.
 
-Standard library only, so that prompts can be written and read without loading an image.
+Imports only the standard library, so that prompts can be written and parsed without loading an image.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ITEMS: dict[str, str] = {
     "umbrella": "accessory",
     "watch": "accessory",
 }
-PLURAL = frozenset({"jeans", "shorts", "socks", "sunglasses"})  # take no article
+PLURAL = frozenset({"jeans", "shorts", "socks", "sunglasses"})  # without an article in prompts
 
-#: garment colour -> sRGB that its main cloth is moved to
+#: garment colour -> sRGB of the recoloured main cloth
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (218, 30, 40),
     "orange": (246, 128, 20),
@@ -49,7 +49,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (36, 36, 40),
     "white": (244, 244, 244),
 }
-#: background -> sRGB. None as dark as a black garment, none as light as a white one.
+#: background -> sRGB, each lighter than a black garment and darker than a white one
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "cream": (247, 238, 196),
     "grey": (166, 168, 170),
@@ -65,7 +65,7 @@ PATTERNS = ("plain", "striped", "dotted", "checked")
 
 @dataclass(frozen=True)
 class Scene:
-    """One garment in one colour on one background: everything that a picture of the wardrobe shows."""
+    """The complete content of an image of the wardrobe: one garment in one colour on one background."""
 
     item: str
     colour: str

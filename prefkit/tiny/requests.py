@@ -1,12 +1,12 @@
-"""Requests of the wardrobe, split by content: what is held out as `test` shares no item/colour pair or outfit with `train`.
+"""Requests of the wardrobe, split by content: `test` shares no item/colour pair or outfit with `train`.
 
 full     a red dress on a plain mint background                  test: (item, colour) pairs that were never rendered
 open     a dress on a plain mint background                      test: a quarter of all (item, background) cells
 outfit   a handbag to go with a red dress on a plain mint ...    test: outfits that no training caption has
 
 The embedded models never saw a test request of `full` and `outfit`; they saw the cells of `open`, whose split only
-keeps preference tuning and its evaluation apart. Outfits here have a coloured other piece: beside a black, white or
-brown one everything would do.
+separates preference tuning from its evaluation. The other item of an outfit is never black, white or brown, because these
+go with everything.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ HELD_OUT_CELLS = 0.25
 
 
 def requests(kind: str, train: int, test: int, seed: int = 0) -> list[Request]:
-    """So many different requests of a kind, drawn without replacement, three in four on a plain background.
+    """Draw `train` and `test` different requests of a kind, three in four on a plain background.
 
-    The same arguments give the same requests. Raises UsageError for a kind that there is not, and where a split
-    has fewer requests than are asked for.
+    The same arguments give the same requests. Raises UsageError for an unknown kind, and for more requests than a split has.
     """
     import numpy as np
 
@@ -43,29 +42,25 @@ def requests(kind: str, train: int, test: int, seed: int = 0) -> list[Request]:
         possible = _possible(kind)[split]
         if n > len(possible):
             raise UsageError(
-                f"the wardrobe has {len(possible)} {split} requests of kind {kind}, not {n}: ask for fewer, or mix kinds."
+                f"the wardrobe has {len(possible)} {split} requests of kind {kind}, not {n}: request fewer, or combine kinds."
             )
-        share = np.array([PLAIN if a.pattern == "plain" else (1 - PLAIN) / (len(PATTERNS) - 1) for a in possible])
-        picked = rng.choice(len(possible), n, replace=False, p=share / share.sum())
-        chosen += [_request(possible[i], split, kind) for i in picked]
+        weight = np.array([PLAIN if a.pattern == "plain" else (1 - PLAIN) / (len(PATTERNS) - 1) for a in possible])
+        for i in rng.choice(len(possible), n, replace=False, p=weight / weight.sum()):
+            prompt, extra = phrase(possible[i]), {"kind": kind}
+            chosen.append(Request(digest(prompt, extra), prompt, split, extra))
     return chosen
-
-
-def _request(asked: Asked, split: str, kind: str) -> Request:
-    prompt, extra = phrase(asked), {"kind": kind}
-    return Request(digest(prompt, extra), prompt, split, extra)
 
 
 @cache
 def _possible(kind: str) -> dict[str, list[Asked]]:
-    found: dict[str, list[Asked]] = {"train": [], "test": []}
+    possible: dict[str, list[Asked]] = {"train": [], "test": []}
     for test, item, colour, beside, background in _contents(kind):
-        found["test" if test else "train"] += [Asked(item, colour, background, p, beside) for p in PATTERNS]
-    return found
+        possible["test" if test else "train"] += [Asked(item, colour, background, p, beside) for p in PATTERNS]
+    return possible
 
 
 def _contents(kind: str) -> Iterator[tuple[bool, str, str | None, tuple[str, str] | None, str]]:
-    """(held out, item, colour, other piece, background) of everything that the kind can ask for."""
+    """(held out, item, colour, other item, background) of every request of the kind."""
     for item in ITEMS:
         for background in BACKGROUNDS:
             if kind == "full":

@@ -1,9 +1,9 @@
-"""Which colours go together: a rule with no taste of its own, so that compatibility can be told exactly.
+"""The rule of compatible colours, by which the compatibility of an outfit is known exactly.
 
-Black, white and brown go with everything. Two other colours go together where their hues, as angles in OKLab's
-(a, b) plane, are analogous (at most 45 degrees apart, which includes the colour itself) or complementary (at least
-150 degrees apart). Beside red these are red, orange and pink; drawn blindly from all ten colours, 63 % go with a
-colour that is not neutral, and all go with a neutral one.
+Black, white and brown go with everything. Two other colours go together if their hues, as angles in OKLab's (a, b) plane,
+are analogous (at most 45 degrees apart, which includes the colour itself) or complementary (at least 150 degrees apart). For
+red these are red, orange and pink. Of all ten colours, 63 % go with a random colour that is not neutral, and all go with a
+neutral one.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ ANALOGOUS, COMPLEMENTARY = 45.0, 150.0  # degrees
 
 @cache
 def compatible(colour: str, other: str) -> bool:
-    """Whether the two colours go together; the order does not matter. Raises KeyError for an unknown colour."""
+    """True if the two colours go together, in either order. Raises KeyError for an unknown colour."""
     if NEUTRAL & {colour, other}:
         return True
-    apart = abs(_hue(colour) - _hue(other))
-    apart = min(apart, 360 - apart)
-    return apart <= ANALOGOUS or apart >= COMPLEMENTARY
+    difference = abs(_hue(colour) - _hue(other))
+    difference = min(difference, 360 - difference)
+    return difference <= ANALOGOUS or difference >= COMPLEMENTARY
 
 
 @cache
 def _hue(colour: str) -> float:
-    """Degrees, 0 to 360."""
+    """The hue angle of a colour in degrees, 0 to 360."""
     import numpy as np
 
     from prefkit.tiny.art import to_oklab

@@ -1,7 +1,7 @@
-"""What `requests: {source: tiny}` reads: requests of the wardrobe with the made-up user whose taste they leave open.
+"""Source of `requests: {source: tiny}`: requests of the wardrobe with a fictitious user, whose taste decides what they leave open.
 
-tiny           `open`, and every garment once without a word on its background, half of them held out: those trained on
-               teach that backgrounds do not matter, the held-out ones show whether tuning left them alone
+tiny           `open`, and every garment once without a background, half of them held out: those in training teach that
+               backgrounds do not matter, and the held-out ones show whether tuning changed them
 tiny:full      tiny:open      tiny:outfit        one kind, as in prefkit/tiny/requests.py
 """
 
@@ -15,13 +15,16 @@ from prefkit.tiny.domain import ITEMS
 from prefkit.tiny.requests import requests
 
 USER = "mira"
-TRAIN, TEST = 72, 36  # requests of a kind
+TRAIN, TEST = 72, 36  # requests per kind
 HELD_OUT_BARE = 0.5
 
 
 def rows(kind: str = "") -> Iterator[dict[str, Any]]:
-    """prompt, split, and as extra the user. No category: her whole history speaks, since the few items of one part of
-    an outfit would speak of their backgrounds too. Raises UsageError for a kind that there is not."""
+    """Rows of prompt, split and user. Raises UsageError for an unknown kind.
+
+    Without a category, scorers use the user's whole history; the few items of one part of an outfit would reveal a taste for
+    their backgrounds too.
+    """
     for request in requests(kind or "open", TRAIN, TEST):
         yield _row(request.prompt, request.split)
     for item in () if kind else ITEMS:

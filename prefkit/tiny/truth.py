@@ -1,11 +1,11 @@
-"""Read a picture of the wardrobe back: which item, colour, background and pattern it shows, without a trained model.
+"""Recognition of an image's item, colour, background and pattern without a trained model.
 
-1. The rim of 5 px, which no item reaches, against the 32 backdrops: background by its mean colour, pattern by what
-   departs from the mean. The backdrop is from there on taken in the tone that the picture has.
-2. What stands out from the backdrop against the silhouettes of all items in 7,200 poses: the best six items.
-3. Each of the six: the colour is the one nearest to the mean OKLab colour of its main cloth, and the item is drawn
-   in that colour, in that pose, on that backdrop. The drawing that leaves least of the picture unexplained wins; the
-   two best are first moved by half a step where the best leaves more than a tenth.
+1. Background and pattern: compare the rim of 5 px, which no item reaches, with the 32 backdrops, by mean colour and by the
+   differences from the mean. The backdrop is then shifted to the mean colour of the image's rim.
+2. Items: correlate the difference from the backdrop with the silhouettes of all items in 7,200 poses, and keep the best six.
+3. Colour: for each of the six, take the colour nearest to the mean OKLab colour of the main cloth, and draw the item in that
+   colour and pose on the backdrop. The drawing with the smallest squared error wins. If the smallest error is more than a
+   tenth, the two best poses are first refined by half a step.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from prefkit.tiny.art import BACKGROUNDS, COLOURS, ITEMS, PATTERNS, cloth, recol
 from prefkit.tiny.scene import SHADOW, SIZE, backdrop, place, shadow
 
 RIM = 5
-FAINT = 0.35  # share of a pattern's contrast from which it is seen
+FAINT = 0.35  # fraction of a pattern's contrast from which it is recognized
 SIDES, ANGLES, SHIFTS = (43.5, 46.0, 48.5), (-2.0, 0.0, 2.0), (-2, -1, 0, 1, 2)
-KEPT, POSES = 6, 4  # items that get a drawing, and poses of each
-BLOCK = 64  # pictures compared with the silhouettes at once
+BEST_ITEMS, POSES = 6, 4  # items that are drawn, and poses of each
+BLOCK = 64  # images compared with the silhouettes at once
 SEEN = 0.04  # OKLab distance from the backdrop at which a pixel half belongs to the item
-UNSURE = 0.1  # a first drawing that leaves more than this share is refined
+UNSURE = 0.1  # a first drawing with a larger error than this fraction is refined
 STEPS = [(0, 0, 0.5, 0), (0, 0, -0.5, 0), (0, 0, 0, 0.5), (0, 0, 0, -0.5), (1.2, 0, 0, 0), (-1.2, 0, 0, 0)]
 STEPS += [(0, 1, 0, 0), (0, -1, 0, 0)]  # px of side, degrees, px right, px down
-LEAST = 0.1  # squared difference from the backdrop below which there is nothing to explain
-KNOWN = 0.6  # a match below this is no item of the wardrobe
+MIN_DIFFERENCE = 0.1  # squared difference from the backdrop of an empty image
+KNOWN = 0.6  # a match below this is not an item of the wardrobe
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows. `item` and `colour` are None where no item of the wardrobe explains it.
+    """The recognized content of an image. `item` and `colour` are None where no item of the wardrobe matches.
 
-    match: share of the picture's squared difference from its backdrop that the best drawing explains, 0..1.
+    match: fraction of the image's squared difference from its backdrop that the best drawing explains, 0..1.
     """
 
     item: str | None
@@ -60,12 +60,12 @@ class Pose:
 
 
 def read(image: Image.Image) -> Seen:
-    """What the picture shows; one of another size is first scaled to 64 x 64."""
+    """Recognize an image, after scaling it to 64 x 64."""
     return read_many([image])[0]
 
 
 def read_many(images: Sequence[Image.Image]) -> list[Seen]:
-    """What each picture shows; quicker than one by one, since the silhouettes are compared in one product."""
+    """Recognize images, a block per matrix product, which is faster than one by one."""
     return [seen for start in range(0, len(images), BLOCK) for seen in _read(images[start : start + BLOCK])]
 
 
@@ -75,11 +75,11 @@ def _read(images: Sequence[Image.Image]) -> list[Seen]:
     grounds = [_toned(p, *name) for p, name in zip(pixels, names)]
     away = np.array([_coarse(_standing_out(p, ground)) for p, ground in zip(pixels, grounds)], np.float32)
     fits = away @ _bank()[0].T
-    found = []
+    contents = []
     for p, (background, pattern), ground, fit in zip(pixels, names, grounds, fits):
         item, colour, match = _best(p, ground, fit)
-        found.append(Seen(item, colour, background, pattern, match))
-    return found
+        contents.append(Seen(item, colour, background, pattern, match))
+    return contents
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -89,46 +89,46 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _best(pixels: np.ndarray, ground: np.ndarray, fit: np.ndarray) -> tuple[str | None, str | None, float]:
-    """(item, colour, match) of the drawing that explains the picture best."""
+    """(item, colour, match) of the drawing with the smallest error."""
     picture, lab = _halved(pixels / 255.0), to_oklab(pixels)
     drawn = []
     for poses in _poses(fit):
         colours = _colours(lab, poses[0])
-        options = [(_unlike(picture, _drawing(p, c, ground)), p, c) for p, c in _pairs(poses, colours)]
+        options = [(_error(picture, _drawing(p, c, ground)), p, c) for p, c in _pairs(poses, colours)]
         drawn.append(min(options, key=lambda option: option[0]))
     drawn.sort(key=lambda option: option[0])
-    whole = max(_unlike(picture, ground / 255.0), LEAST)
-    if drawn[0][0] > UNSURE * whole:
-        drawn = [(_refined(picture, rest, pose, colour, ground), pose, colour) for rest, pose, colour in drawn[:2]]
-    rest, pose, colour = min(drawn, key=lambda option: option[0])
-    match = max(0.0, 1 - rest / whole)
+    total = max(_error(picture, ground / 255.0), MIN_DIFFERENCE)
+    if drawn[0][0] > UNSURE * total:
+        drawn = [(_refined(picture, error, pose, colour, ground), pose, colour) for error, pose, colour in drawn[:2]]
+    error, pose, colour = min(drawn, key=lambda option: option[0])
+    match = max(0.0, 1 - error / total)
     known = match >= KNOWN
     return pose.item if known else None, colour if known else None, round(match, 4)
 
 
 def _pairs(poses: list[Pose], colours: list[str]) -> list[tuple[Pose, str]]:
-    """Every pose in the likeliest colour, and the best pose in the next."""
+    """Every pose in the most likely colour, and the best pose in the second."""
     return [(pose, colours[0]) for pose in poses] + [(poses[0], colours[1])]
 
 
-def _unlike(picture: np.ndarray, drawing: np.ndarray) -> float:
-    """Squared difference of a halved picture and a drawing [64, 64, 3], both in 0..1."""
+def _error(picture: np.ndarray, drawing: np.ndarray) -> float:
+    """Squared difference of a halved image and a drawing [64, 64, 3], both in 0..1."""
     return float(((_halved(drawing) - picture) ** 2).sum())
 
 
-def _refined(picture: np.ndarray, rest: float, pose: Pose, colour: str, ground: np.ndarray) -> float:
-    """What the drawing leaves after half a step in place, size and angle, each taken where it helps."""
+def _refined(picture: np.ndarray, error: float, pose: Pose, colour: str, ground: np.ndarray) -> float:
+    """The error after half a step in position, size and angle, each applied if it reduces the error."""
     for side, angle, x, y in STEPS:
         moved = Pose(pose.item, pose.side + side, pose.angle + angle, (pose.shift[0] + x, pose.shift[1] + y))
-        less = _unlike(picture, _drawing(moved, colour, ground))
-        if less < rest:
-            rest, pose = less, moved
-    return rest
+        moved_error = _error(picture, _drawing(moved, colour, ground))
+        if moved_error < error:
+            error, pose = moved_error, moved
+    return error
 
 
 @cache
 def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(where the rim is: bool [64, 64]; its mean OKLab in each backdrop: [8, 4, 3]; what departs from it: [8, 4, N, 3])."""
+    """(rim: bool [64, 64]; mean OKLab of each backdrop's rim: [8, 4, 3]; differences from the mean: [8, 4, N, 3])."""
     rim = np.ones((SIZE, SIZE), bool)
     rim[RIM:-RIM, RIM:-RIM] = False
     grounds = to_oklab(np.array([[backdrop(b, p)[rim] for p in PATTERNS] for b in BACKGROUNDS]))
@@ -137,23 +137,23 @@ def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _background(pixels: np.ndarray) -> tuple[str, str]:
-    """(background, pattern). A pattern counts from FAINT of its contrast on, since decoders soften it."""
-    rim, means, departs = _rims()
-    own = to_oklab(pixels[rim])
-    nearest = np.linalg.norm(means - own.mean(0), axis=-1).min(1).argmin()
-    unlike = ((2 * FAINT * departs[nearest] - (own - own.mean(0)).astype(np.float32)) ** 2).sum((-1, -2))
-    return list(BACKGROUNDS)[nearest], PATTERNS[unlike.argmin()]
+    """(background, pattern). FAINT of a pattern's contrast suffices, because decoders soften it."""
+    rim, means, differences = _rims()
+    lab = to_oklab(pixels[rim])
+    nearest = np.linalg.norm(means - lab.mean(0), axis=-1).min(1).argmin()
+    errors = ((2 * FAINT * differences[nearest] - (lab - lab.mean(0)).astype(np.float32)) ** 2).sum((-1, -2))
+    return list(BACKGROUNDS)[nearest], PATTERNS[errors.argmin()]
 
 
 def _toned(pixels: np.ndarray, background: str, pattern: str) -> np.ndarray:
-    """The backdrop in the tone that the picture's rim has: float64 [64, 64, 3] in 0..255."""
+    """The backdrop, shifted to the mean colour of the image's rim: float64 [64, 64, 3] in 0..255."""
     ground, rim = backdrop(background, pattern), _rims()[0]
     return (ground + (pixels[rim].mean(0) - ground[rim].mean(0))).clip(0, 255)
 
 
 @cache
 def _bank() -> tuple[np.ndarray, list[Pose]]:
-    """Silhouettes with their shadow at 32 x 32, centred and normed: float32 [7200 or so, 1024], and their poses."""
+    """Silhouettes with their shadow at 32 x 32, with mean 0 and norm 1: float32 [about 7200, 1024], and their poses."""
     rows, poses = [], []
     for item in ITEMS:
         for side in SIDES:
@@ -175,33 +175,33 @@ def _coarse(shape: np.ndarray) -> np.ndarray:
 
 
 def _standing_out(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """How surely each pixel is not backdrop: float64 [64, 64] in 0..1."""
-    away = np.linalg.norm(to_oklab(pixels) - to_oklab(ground.round()), axis=-1)
-    return away / (away + SEEN)
+    """Confidence that a pixel is not backdrop: float64 [64, 64] in 0..1."""
+    distance = np.linalg.norm(to_oklab(pixels) - to_oklab(ground.round()), axis=-1)
+    return distance / (distance + SEEN)
 
 
 def _poses(fit: np.ndarray) -> list[list[Pose]]:
-    """Of each of the KEPT best items the POSES best poses, best first, by correlation with what stands out."""
+    """The POSES best poses of each of the BEST_ITEMS best items, best first, by correlation with the silhouettes."""
     per_item = fit.reshape(len(ITEMS), -1)
     poses = _bank()[1]
     best = np.argpartition(per_item, -POSES, axis=1)[:, -POSES:]
-    found = []
-    for item in per_item.max(1).argsort()[::-1][:KEPT]:
+    chosen = []
+    for item in per_item.max(1).argsort()[::-1][:BEST_ITEMS]:
         order = best[item][per_item[item, best[item]].argsort()[::-1]]
-        found.append([poses[item * per_item.shape[1] + i] for i in order])
-    return found
+        chosen.append([poses[item * per_item.shape[1] + i] for i in order])
+    return chosen
 
 
 @cache
 def _cloth(item: str, side: float, angle: float) -> np.ndarray:
-    """Main cloth in a centred pose: float64 [64, 64] in 0..1, squared so that edges count little."""
+    """Mask of the main cloth in a centred pose: float64 [64, 64] in 0..1, squared to reduce the weight of edges."""
     picture = sprite(item).copy()
     picture[..., 3] = (picture[..., 3] * cloth(item)).round()
     return (np.asarray(place(picture, side, angle).getchannel("A")) / 255.0) ** 2
 
 
 def _colours(lab: np.ndarray, pose: Pose) -> list[str]:
-    """The two colours nearest to the mean over the main cloth that the pose says is there."""
+    """The two colours nearest to the mean colour of the main cloth in this pose."""
     weight = np.roll(_cloth(pose.item, pose.side, pose.angle), (int(pose.shift[1]), int(pose.shift[0])), (0, 1))
     mean = np.einsum("yx,yxc->c", weight, lab) / weight.sum()
     return [list(COLOURS)[i] for i in np.linalg.norm(_targets() - mean, axis=-1).argsort()[:2]]
@@ -214,12 +214,12 @@ def _targets() -> np.ndarray:
 
 @lru_cache(4096)
 def _placed(item: str, colour: str, side: float, angle: float, part: tuple[float, float]) -> np.ndarray:
-    """uint8 [64, 64, 4]: the item and its shadow times their density, and what they let through."""
+    """uint8 [64, 64, 4]: the item and its shadow times their density, and their transparency."""
     piece = place(recolour(item, colour), side, angle, part)
     alpha = np.asarray(piece.getchannel("A"))[..., None] / 255.0
     dark = np.roll(np.asarray(shadow(piece))[..., None] / 255.0, (2, 1), (0, 1))
-    own = np.asarray(piece.convert("RGB")) * alpha + np.array(SHADOW) * dark * (1 - alpha)
-    return np.dstack([own, 255 * (1 - dark) * (1 - alpha)]).round().astype(np.uint8)
+    colours = np.asarray(piece.convert("RGB")) * alpha + np.array(SHADOW) * dark * (1 - alpha)
+    return np.dstack([colours, 255 * (1 - dark) * (1 - alpha)]).round().astype(np.uint8)
 
 
 def _drawing(pose: Pose, colour: str, ground: np.ndarray) -> np.ndarray:
@@ -231,6 +231,6 @@ def _drawing(pose: Pose, colour: str, ground: np.ndarray) -> np.ndarray:
 
 
 def _halved(picture: np.ndarray) -> np.ndarray:
-    """[64, 64, 3] -> [32, 32, 3]: half a pixel of misplacement then costs little."""
+    """[64, 64, 3] -> [32, 32, 3], which tolerates a misplacement of half a pixel."""
     upper, lower = picture[::2], picture[1::2]
     return (upper[:, ::2] + upper[:, 1::2] + lower[:, ::2] + lower[:, 1::2]) / np.float32(4)

@@ -176,7 +176,7 @@ def litter(folder: Path) -> list[str]:
 
 
 def metrics(path: Path) -> str:
-    from prefkit.store.lines import read_lines
+    from prefkit.store.files import read_lines
 
     kept = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in read_lines(path)]
     return json.dumps(kept, sort_keys=True)

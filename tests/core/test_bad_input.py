@@ -228,14 +228,15 @@ def test_one_wrong_byte_in_an_image_is_found_and_redone(drawn, cli):
     table = Store(drawn.parent / "run").candidates("own")
     before = table.frame(["id", "sha256"]).set_index("id").sha256.to_dict()
     flip(table.parts()[0], b"IDAT")
-    code, _, err = cli("score", "-r", drawn)  # the only part: once it is set aside, there is nothing to score
-    assert code == 2 and "is damaged" in err and "`prefkit generate`) again" in err
+    code, _, err = cli("score", "-r", drawn)  # the only part: once it is renamed, there is nothing to score
+    assert code == 2 and "is damaged" in err and "`prefkit generate` again" in err
     stages(cli, drawn, "generate", "score", "pair")
     assert table.frame(["id", "sha256"]).set_index("id").sha256.to_dict() == before
     flip(table.parts()[0], b"IDAT")
     (drawn.parent / "run/pairs/main/spec.json").unlink()
     code, _, err = cli("pair", "-r", drawn)
-    assert code == 1 and "is damaged and was set aside. Run `prefkit generate` again" in one_paragraph(err)
+    assert code == 1 and "was damaged and renamed to" in one_paragraph(err)
+    assert "Run `prefkit generate` again" in one_paragraph(err)
     code, _, err = cli("pair", "-r", drawn)
     assert code == 2 and "No candidate has an image: run `prefkit generate`" in one_paragraph(err)
 

@@ -18,8 +18,7 @@ import pytest
 
 from prefkit.errors import DamagedError, StoreError
 from prefkit.store.checksums import check_folder, write_manifest
-from prefkit.store.files import read_json, write_json
-from prefkit.store.lines import dump_line, read_lines
+from prefkit.store.files import dump_line, read_json, read_lines, write_json
 from prefkit.store.run import Store
 from prefkit.types import Request
 

@@ -14,7 +14,7 @@ from prefkit.distributed import Group
 from prefkit.score import passes
 from prefkit.score import run as stage
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.PrefkitError)]

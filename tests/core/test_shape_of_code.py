@@ -1,4 +1,4 @@
-"""The order of import, what importing loads, and the size of files and functions."""
+"""The order of imports, the packages that importing loads, and the size of files, functions and folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+
+from prefkit.registry import PLUGIN_PACKAGES
 
 ROOT = Path(__file__).parents[2] / "prefkit"
 #: a room imports from lower levels alone; rooms of one set may import each other, files never in a circle
@@ -90,4 +92,12 @@ def test_files_and_functions_stay_small():
         assert text.count("\n") <= 400, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                assert (node.end_lineno or 0) - node.lineno <= 80, f"{path}:{node.lineno} {node.name}"
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.lineno} {node.name}"
+
+
+def test_folders_stay_small():
+    """At most 16 modules in a folder, and 12 in train; folders of plug-ins may have any number."""
+    plugins = {ROOT.parent.joinpath(*package.split(".")) for package in PLUGIN_PACKAGES.values()}
+    for folder in {path.parent for path in ROOT.rglob("*.py")} - plugins:
+        modules = sorted(path.name for path in folder.glob("*.py"))
+        assert len(modules) <= (12 if folder == ROOT / "train" else 16), f"{folder}: {len(modules)} modules"

@@ -17,7 +17,7 @@ def test_the_wheel_holds_recipes_weights_and_pages(tmp_path):
         names = set(wheel.namelist())
     for recipe in (ROOT / "pipelines").glob("*.yaml"):
         assert f"prefkit/pipelines/{recipe.name}" in names
-    for path in ("report/style.css", "tiny/atlas.webp", "tiny/NOTICE", "tiny/history/history.csv"):
+    for path in ("py.typed", "report/style.css", "tiny/atlas.webp", "tiny/NOTICE", "tiny/history/history.csv"):
         assert f"prefkit/{path}" in names
     assert {"prefkit/tiny/sd/model_index.json", "prefkit/tiny/sd/unet/diffusion_pytorch_model.safetensors"} <= names
     assert {f"prefkit/datasets_cards/{name}.md.j2" for name in ("card", "dataset", "model")} <= names

@@ -17,12 +17,13 @@ from prefkit.cli.main import run as prefkit
 from prefkit.errors import UsageError
 from prefkit.fit.clip_tune import losses
 from prefkit.fit.fitters.clip_preference import ClipPreferenceFit, ClipPreferenceFitter
-from prefkit.fit.preferences import clustered, read_preferences, split_by_text
+from prefkit.fit.preferences import read_preferences, split_by_text
+from prefkit.fit.statistics import clustered
 from prefkit.score.core import make_scorer
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.parquet import Shards
-from prefkit.store.rows import comparison_row
+from prefkit.store.table import comparison_row
 from prefkit.types import Candidate, Comparison
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
@@ -155,7 +156,7 @@ def test_the_base_is_left_alone_and_a_refit_does_nothing(tuned, clip, capsys):
     ]
     flags += [x for k, v in FAST.items() if k not in ("device", "learning_rate") for x in (f"--{k}", str(v))]
     assert prefkit(["fit", "clip_preference", *flags, "--learning_rate", "0.002"]) != 0
-    assert "learning_rate: there 0.001, asked for 0.002" in capsys.readouterr().err
+    assert "learning_rate: stored 0.001, requested 0.002" in capsys.readouterr().err
     assert prefkit(["fit", "clip_preference", *flags, "--learning_rate", "0.001", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["validation"] == spec["validation"]
 
@@ -194,7 +195,7 @@ def test_open_clip_folders_load_by_path(pairs, tmp_path):
 @pytest.fixture
 def voted(tmp_path):
     """A run of six candidates, and votes on them: a win, a probability, a tie, a failure and one on a refused image."""
-    from prefkit.store.rows import candidate_row
+    from prefkit.store.table import candidate_row
     from prefkit.types import Request
 
     store, rng = Store.create(tmp_path / "run"), np.random.default_rng(0)

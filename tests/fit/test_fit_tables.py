@@ -190,6 +190,6 @@ def test_images_that_a_table_names_are_there_and_below_its_folder(tmp_path):
         f"{APART}.png",
         "out.png",
     ]
-    for name, message in (("../out.png", "leads out of"), ("none.png", "none.png, which is not there")):
+    for name, message in (("../out.png", "leads out of"), ("none.png", "none.png, which does not exist")):
         with pytest.raises(UsageError, match=f"^x: .*t.csv.*{message}"):
             named_files("x", table, [name])

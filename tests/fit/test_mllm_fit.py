@@ -15,9 +15,10 @@ from scipy import stats
 from prefkit.cli.main import run as prefkit
 from prefkit.errors import UsageError
 from prefkit.fit.fitters.mllm import MllmFit, MllmFitter
-from prefkit.fit.judge_data import Examples, asked, level, read_ratings
-from prefkit.fit.judge_tune import PairTask, correlation
+from prefkit.fit.judge_data import Examples, level, prompt_text, read_ratings
+from prefkit.fit.judge_tune import PairTask
 from prefkit.fit.preferences import split_by_text
+from prefkit.fit.statistics import correlation
 from prefkit.score.core import make_scorer
 from prefkit.score.judge.backend import make_backend
 from prefkit.score.judge.compare import compare
@@ -95,7 +96,7 @@ def test_a_refit_does_nothing_and_other_settings_are_refused(by_ratings, vlm, ca
     assert MllmFitter(options).run() == spec == read_json(out / "spec.json")
     flags = ["--ratings", options.ratings, "--model", str(vlm), "--out", str(out), "--seed", "7"]
     assert prefkit(["fit", "mllm", *flags]) != 0
-    assert "fitted otherwise" in capsys.readouterr().err
+    assert "fitted with other settings or data" in capsys.readouterr().err
 
 
 def test_pairs_are_learned_in_both_orders(pairs, vlm, tmp_path):
@@ -126,7 +127,7 @@ def test_what_is_trained_is_what_is_asked(vlm):
     backend.load("cpu", "float32")
     image = Candidate("0", "r", 0, 0, "hat", picture(90, np.random.default_rng(0)))
     question = Question((image, "Rate the hat."))
-    assert asked(backend.processor, question) == "USER: <image>Rate the hat. ASSISTANT:"
+    assert prompt_text(backend.processor, question) == "USER: <image>Rate the hat. ASSISTANT:"
     rows = Examples(backend.processor, [question], [("2",)]).dataset()
     batch = DataCollatorForVisionLanguageModeling(backend.processor, completion_only_loss=True)([rows[0]])
     inputs = backend._inputs([question])

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from prefkit.errors import UsageError
+from prefkit.fit import epochs
 from prefkit.fit import outfits as module
 from prefkit.fit.fitters.outfit_compat import OutfitCompatFit
 from prefkit.fit.outfits import (
@@ -160,13 +161,13 @@ def test_the_loss_of_an_epoch_in_float64(small, pool, monkeypatch):
         drawn.append((blank, found))
         return found
 
-    class Listening(module.Progress):
+    class Listening(epochs.Progress):
         def update(self, count, **shown):
             losses.append(shown["loss"])
             super().update(count, **shown)
 
     monkeypatch.setattr(module, "one_negative", recorded)
-    monkeypatch.setattr(module, "Progress", Listening)
+    monkeypatch.setattr(epochs, "Progress", Listening)
     head = head_of(pool)
     before = head_of(pool)
     train(head, features, catalogue, {"train": outfits, "validation": outfits}, SETTINGS)
@@ -354,7 +355,7 @@ def test_what_is_wrong_with_the_input_is_said(closet, cli):
     assert code == 2 and "--encoder" in err
     (closet / "img/red-hat-0.png").unlink()
     code, _, err = fit(cli, closet)
-    assert code == 2 and "red-hat-0.png, which is not there" in err
+    assert code == 2 and "red-hat-0.png, which does not exist" in err
     (closet / "img/red-hat-0.png").write_bytes(b"no image")
     code, _, err = fit(cli, closet)
     assert code == 2 and "could not be read" in err and not (closet / "fitted").exists()

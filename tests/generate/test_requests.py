@@ -59,7 +59,7 @@ def test_a_split_column_decides(tmp_path):
         ("p.jsonl", '{"text": "a"}', "no column 'prompt'; it has text. Set requests.prompt_column"),
         ("p.csv", "text\na\n", "no column 'prompt'"),
         ("p.parquet", "not parquet", "cannot be read as Parquet"),
-        ("p.docx", "x", r"is none of \.csv"),
+        ("p.docx", "x", r"use one of \.csv"),
         ("p.jsonl", '{"prompt": "a", "request_id": "1"}\n{"prompt": "b", "request_id": "1"}', "two different requests"),
     ],
 )

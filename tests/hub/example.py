@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import prefkit.tiny
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import candidate_row, comparison_row
+from prefkit.store.table import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
 
 RECIPE = """run: runs/example

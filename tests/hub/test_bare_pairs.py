@@ -18,7 +18,7 @@ from prefkit.hub.pair_reader import Pairs
 from prefkit.pair.run import run_pair
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.train.data.batches import first_size
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.types import Candidate, Request

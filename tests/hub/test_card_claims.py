@@ -16,7 +16,7 @@ from prefkit.hub.push import push
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.reader import CandidateReader
-from prefkit.store.rows import candidate_row, comparison_row
+from prefkit.store.table import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
 
 

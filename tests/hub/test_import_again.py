@@ -168,7 +168,7 @@ def test_a_missing_source_is_named_before_anything_else(tmp_path, cli, monkeypat
 
 
 def test_pairs_keep_a_folder_with_a_file_of_the_users(tmp_path):
-    from prefkit.store.own import check_pairs
+    from prefkit.store.folders import check_pairs
 
     source, run = layouts.pickapic(tmp_path / "s", 4), Store(tmp_path / "run")
     run_import(run, str(source), name="pap", pairs=True)

@@ -14,7 +14,7 @@ from prefkit.human.agreement import against_votes, assess, sentence
 from prefkit.report import write_report
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import comparison_row
+from prefkit.store.table import comparison_row
 from prefkit.types import Comparison
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C: four observers, twelve units, 0 = missing

@@ -16,7 +16,7 @@ from prefkit.human.page import VoteSettings, write_vote_page
 from prefkit.human.pairs import _drawn, find_set, of_eval, within_requests
 from prefkit.report.contact import add_decisions
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 

@@ -20,7 +20,7 @@ from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS
 from prefkit.pair.leaks import twins
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import candidate_row, comparison_row
+from prefkit.store.table import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
 
 

@@ -14,7 +14,7 @@ from prefkit.pair.choose import choose_by
 from prefkit.pair.normalise import NORMALISATIONS
 from prefkit.pair.pool import add_scores, read_pool
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request, digest
 from tests import drawing
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from prefkit.pair.image_stats import image_stats
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate
 
 

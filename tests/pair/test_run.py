@@ -13,7 +13,7 @@ from prefkit.api import Run
 from prefkit.config import Pair, Recipe
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 STRATEGY = """

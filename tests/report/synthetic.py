@@ -76,7 +76,7 @@ def score_rows(members: list[Candidate], seed: int, shift: float = 0.0, failed: 
 
 
 def store_rows(store: Store, name: str, members: list[Candidate], part: int = 40) -> None:
-    from prefkit.store.rows import candidate_row
+    from prefkit.store.table import candidate_row
 
     for start in range(0, len(members), part):
         store.candidates(name).append([candidate_row(c) for c in members[start : start + part]])

@@ -8,7 +8,7 @@ from report_synthetic import candidates, requests, store_rows
 from prefkit.errors import UsageError
 from prefkit.report import contact_sheet
 from prefkit.store import Store
-from prefkit.store.frames import score_table
+from prefkit.store.summary import score_table
 
 
 def test_all_candidates_of_a_request_with_ids_and_scores(full):

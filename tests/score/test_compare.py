@@ -18,7 +18,7 @@ from prefkit.score import compare as comparing
 from prefkit.score.compare import chosen_pairs, run_compare
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 REQUESTS, N = 3, 5
@@ -171,7 +171,7 @@ def test_an_image_that_cannot_be_read_fails_its_pairs_alone(store, faulty, tmp_p
 def test_another_question_is_another_table(store, faulty, tmp_path):
     server = faulty(brighter)
     run_compare(store, recipe_of(store, server, tmp_path), "judge")
-    with pytest.raises(Exception, match="aspect: there .., asked for .colour."):
+    with pytest.raises(Exception, match="aspect: stored .., requested .colour."):
         run_compare(store, recipe_of(store, server, tmp_path, aspect="colour"), "judge")
     with pytest.raises(UsageError, match="jpeg scores single images"):
         run_compare(store, Recipe(run=str(store.folder), compare={"judge": Compare("jpeg")}), "judge")

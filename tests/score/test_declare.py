@@ -76,7 +76,7 @@ def test_a_function_within_requests_gets_whole_requests(tmp_path):
     from prefkit.api import Run
     from prefkit.config import Recipe, Score
     from prefkit.store import Store
-    from prefkit.store.rows import candidate_row
+    from prefkit.store.table import candidate_row
     from prefkit.types import Request
 
     (tmp_path / "mine.py").write_text(

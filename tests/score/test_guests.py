@@ -21,7 +21,7 @@ from prefkit.score.core import decode, make_scorer, score_batch
 from prefkit.score.numbers import read_number, row_of
 from prefkit.score.remote.protocol import read_scores
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request, Score
 
 CLASS = """

@@ -18,7 +18,7 @@ from prefkit.score.embed.encoder import Encoder
 from prefkit.score.embed.outfit_head import OutfitHead
 from prefkit.score.fitted import describe
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 180, 60), "grey": (90, 90, 90)}

@@ -14,7 +14,7 @@ from prefkit.config import Recipe, Score
 from prefkit.errors import PluginError, UsageError
 from prefkit.score import passes
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 WIDTH = "def f(images, prompts):\n    return [float(i.width) for i in images]\n"

@@ -110,7 +110,7 @@ def test_the_spec_follows_the_history(history):
 def test_what_is_wrong_with_a_history_is_said(history):
     with pytest.raises(UsageError, match="not set"):
         make_scorer("personalization", {})
-    with pytest.raises(UsageError, match="none.csv is not there"):
+    with pytest.raises(UsageError, match="none.csv does not exist"):
         scorer_of(history.parent / "none.csv")
     history.write_text("who,image\nann,a.png\n")
     with pytest.raises(UsageError, match="no column user"):

@@ -28,7 +28,7 @@ from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.overlap import in_order
 from prefkit.score.remote import client as client_module
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 

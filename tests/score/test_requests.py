@@ -15,7 +15,7 @@ from prefkit.api import Run
 from prefkit.config import Recipe, Score
 from prefkit.score.run import missing_of, share_of
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 SPREAD = (

@@ -18,7 +18,7 @@ from prefkit.errors import PluginError
 from prefkit.score.core import AdaptiveBatchSize, out_of_memory, score_batch
 from prefkit.score.overlap import in_order
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 from prefkit.types import Score as Value
 
@@ -261,5 +261,5 @@ def test_the_precision_is_part_of_what_a_score_means(run):
     text = "def f(images, prompts):\n    return [float(i.width) for i in images]\n"
     run(text, "f")
     assert json.loads((run.store.scores("mine").folder / "spec.json").read_text())["dtype"] == "float32"
-    with pytest.raises(Exception, match=r"dtype: there .float32., asked for .bfloat16."):
+    with pytest.raises(Exception, match=r"dtype: stored .float32., requested .bfloat16."):
         run(text, "f", dtype="bfloat16")

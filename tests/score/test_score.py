@@ -17,7 +17,7 @@ from prefkit.config import Recipe, Score
 from prefkit.errors import FingerprintError, PluginError, TooManyFailures, UsageError
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 

@@ -12,10 +12,9 @@ from PIL import Image
 from prefkit.config import Pair
 from prefkit.pair.image_stats import image_stats
 from prefkit.pair.pool import add_scores, read_pool
-from prefkit.store import Store, latest, table
-from prefkit.store.by_request import by_request
-from prefkit.store.reader import CandidateReader
-from prefkit.store.rows import candidate_row
+from prefkit.store import Store, latest, reader, table
+from prefkit.store.reader import CandidateReader, by_request
+from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request, candidate_schema
 
 COLUMNS = candidate_schema().names
@@ -102,11 +101,11 @@ def test_random_histories_read_as_frame_does(store):
     )
 
 
-@pytest.mark.parametrize("step", [1, latest.STEP_BYTES])
+@pytest.mark.parametrize("step", [1, reader.STEP_BYTES])
 def test_requests_come_whole_from_parts_that_interleave(store, monkeypatch, step):
     """A larger n, a second generator and a retry: the candidates of a request lie in six parts."""
-    monkeypatch.setattr(latest, "STEP_BYTES", step)
-    monkeypatch.setattr("prefkit.store.by_request.OPEN", 2)
+    monkeypatch.setattr(reader, "STEP_BYTES", step)
+    monkeypatch.setattr("prefkit.store.reader.OPEN_PARTS", 2)
     for index in range(2):
         store.candidates("a").append([made(10 * r + index, f"r{r}") for r in range(3)])
     store.candidates("a").append([failed(12, "r1"), made(2, "r0")])

@@ -53,7 +53,7 @@ def test_fingerprint_names_the_keys_that_differ(tmp_path):
     path = tmp_path / "spec.json"
     check_fingerprint(path, {"a": 1, "b": [1, 2]}, "Do this.")
     check_fingerprint(path, {"a": 1, "b": (1, 2)}, "Do this.")
-    with pytest.raises(FingerprintError, match=r"\(b: there \[1, 2\], asked for 3\). Do this."):
+    with pytest.raises(FingerprintError, match=r"\(b: stored \[1, 2\], requested 3\). Do this."):
         check_fingerprint(path, {"a": 1, "b": 3}, "Do this.")
 
 

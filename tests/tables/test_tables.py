@@ -159,7 +159,7 @@ def test_the_row_numbers_of_pandas_are_no_column(tmp_path):
         ("p,u,p\na,1,b\n", "names the column 'p' twice"),
         ("p, p\na,1\n", "names the column 'p' twice"),
         (f"{COMPOSED},{APART}\na,1\n", "twice"),
-        ("p,u\na,1\n\"b,2\nc,3\n", r"row 2 \(line 3\): a quote that is opened here is never closed"),
+        ("p,u\na,1\n\"b,2\nc,3\n", r"row 2 \(line 3\): an opening quote has no closing quote"),
         ('p,u\n"a" red,1\n', r"row 1 \(line 2\): .*Put quotes around the whole text"),
         ("p,u\na\0b,1\n", "line 2 contains a NUL character"),
         ("", "is empty"),
@@ -243,8 +243,8 @@ def test_other_encodings_are_refused_with_line_and_byte(tmp_path, data, message)
         ('{"p": ' + "9" * 5000 + "}", "a whole number is too large"),
         ('{"p": 1e999}', "the number 1e999 is too large"),
         ('{"p": -Infinity}', "-Infinity is not a number"),
-        ('{"p": "a", "p": "b"}', "'p' stands twice"),
-        ('{"p": {"a": 1, "a": 2}}', "'a' stands twice"),
+        ('{"p": "a", "p": "b"}', "'p' occurs twice"),
+        ('{"p": {"a": 1, "a": 2}}', "'a' occurs twice"),
         (json.dumps({COMPOSED: 1, APART: 2}), "two names differ only in how"),
         ('{"p": "a"', "not valid JSON"),
         ('{"p": "a"} {"p": "b"}', "not valid JSON"),
@@ -290,7 +290,7 @@ def test_only_regular_files_are_opened(tmp_path, suffix):
     (tmp_path / f"folder.{suffix}").mkdir()
     os.mkfifo(tmp_path / f"pipe.{suffix}")
     (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")
-    kinds = {"folder": "is a folder", "pipe": "is a named pipe", "zero": "is a device", "none": "is not there"}
+    kinds = {"folder": "is a folder", "pipe": "is a named pipe", "zero": "is a device", "none": "does not exist"}
     for name, message in kinds.items():
         with pytest.raises(UsageError, match=rf"{name}\.{suffix} {message}"):
             values(tmp_path / f"{name}.{suffix}")
@@ -300,7 +300,7 @@ def test_a_link_to_a_file_is_a_file_and_other_suffixes_are_refused(tmp_path):
     (tmp_path / "real.csv").write_text("p\na\n")
     (tmp_path / "link.csv").symlink_to("real.csv")
     assert values(tmp_path / "link.csv") == [{"p": "a"}]
-    assert "is none of .csv" in refused(tmp_path / "t.xlsx", "p\na\n")
+    assert "has an unsupported suffix; use one of .csv" in refused(tmp_path / "t.xlsx", "p\na\n")
 
 
 def test_paths_that_cannot_be():

@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit.report.contact import contact_sheet
     from prefkit.report.page import write_report
-    from prefkit.store.state import status
+    from prefkit.store.summary import status
 
     run = open_run("report", known, flags)
     if not run.store.exists():

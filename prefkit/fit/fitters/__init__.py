@@ -1,1 +1,1 @@
-"""What can be fitted, a file each: `plugin` is a class with Options and `run() -> dict`."""
+"""Fitters, one file each: `plugin` is a class with Options and `run() -> dict`."""

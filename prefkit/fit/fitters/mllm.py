@@ -1,13 +1,13 @@
-"""A multimodal judge tuned on ratings or on pairs, for the scorer mllm and for comparisons, through TRL.
+"""A multimodal judge tuned on ratings or on pairs with TRL, for the scorer mllm and for comparisons.
 
     ratings   `trl.SFTTrainer`: the question of the scorer mllm (its `template` and `scale`), answered with the level nearest to
-              the rating. Reported on held-out prompts: correlation with the ratings (Pearson; Spearman), mean absolute error,
-              and how often two images' order is right, by the scorer's own expected value
-    pairs     `trl.DPOTrainer`: the question of a comparison, each pair in both orders, A against B. Reported on held-out prompts:
-              accuracy in both orders (a pair judged one way and then the other counts as half) and how often the verdict flips
+              the rating. Reported on test prompts: correlation of the scorer's expected value with the ratings (Pearson;
+              Spearman), and mean absolute error
+    pairs     `trl.DPOTrainer`: the question of a comparison, each pair in both orders, A against B. Reported on test prompts:
+              accuracy over both orders (a pair with contradicting verdicts counts as half) and the fraction of contradictions
 
-Both before and after tuning, with 95 % bootstrap intervals over prompts. Adapters by `lora_rank` (peft), merged into what is
-written; 0 tunes all weights. Prompts to validate with stop it early and are apart from those of the test.
+Both are measured before and after tuning, with 95 % bootstrap intervals over prompts. `lora_rank` adds adapters (peft), which
+are merged into the written weights; 0 tunes all weights. Separate validation prompts decide when to stop.
 """
 
 from __future__ import annotations
@@ -17,71 +17,69 @@ from typing import Any, Literal
 
 from prefkit.distributed import group
 from prefkit.errors import UsageError
+from prefkit.fit.options import check_fractions, check_positive
 
 
 @dataclass(frozen=True)
 class MllmFit:
     #: .csv, .jsonl or .parquet with the columns image (path from the table's folder), prompt and rating
     ratings: str = ""
-    #: or: folder of a pair dataset (RUN/pairs/NAME)
+    #: alternative: folder of a pair dataset (RUN/pairs/NAME)
     pairs: str = ""
-    #: or: run folder, with `scores` (ratings) or `votes` (pairs)
+    #: alternative: run folder, with `scores` (ratings) or `votes` (pairs)
     run: str = ""
-    #: which of the run's scores are the ratings
+    #: name of the run's scores that are the ratings
     scores: str = ""
-    #: which of the run's comparisons are the pairs
+    #: name of the run's comparisons that are the pairs
     votes: str = ""
     #: folder or Hub id of the image-text-to-text model to start from
     model: str = ""
     #: Hub revision
     revision: str | None = None
-    #: run code that comes with the model
+    #: run code from the model's repository
     trust_remote_code: bool = False
-    #: the question; give the scorer the same. Empty = that of the scorer (ratings), of a comparison (pairs)
+    #: the question, which the scorer must get too; empty = the default of the scorer (ratings) or of a comparison (pairs)
     template: str = ""
-    #: levels from worst to best; give the scorer the same
+    #: levels from worst to best, which the scorer must get too
     scale: tuple[str, ...] = ("1", "2", "3", "4", "5")
-    #: of the adapters; 0 tunes all weights
+    #: rank of the adapters; 0 tunes all weights
     lora_rank: int = 16
-    #: null = twice the rank
+    #: scale of the adapters; null = twice the rank
     lora_alpha: int | None = None
     #: modules with an adapter; all-linear, or names separated by commas
     lora_targets: str = "all-linear"
-    #: of DPO (pairs)
+    #: beta of DPO (pairs)
     beta: float = 0.1
     learning_rate: float = 1e-4
-    #: examples a batch and process
+    #: examples per batch and process
     batch_size: int = 4
-    #: batches whose gradients make one step
+    #: batches per optimizer step
     accumulate: int = 4
-    #: at most
+    #: maximum number of epochs
     epochs: int = 3
-    #: share of the steps in which the learning rate rises
+    #: fraction of the steps for warm-up
     warmup_share: float = 0.05
-    #: epochs without a better validation loss before it stops
+    #: epochs without a lower validation loss before training stops
     patience: int = 1
-    #: share of the prompts
+    #: fraction of the prompts for validation
     validation_share: float = 0.1
-    #: share of the prompts
+    #: fraction of the prompts for the test
     test_share: float = 0.1
-    #: float32 | bfloat16 (with adapters: these stay float32)
+    #: float32 | bfloat16 (adapters stay float32)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    #: compute activations again in the backward pass, for less memory
+    #: gradient checkpointing: recompute activations in the backward pass to save memory
     checkpointing: bool = False
-    #: cpu, or null = what accelerate finds
+    #: cpu; null = the device that accelerate detects
     device: Literal["cpu"] | None = None
     seed: int = 0
     #: folder to write; empty = fitted/mllm
     out: str = ""
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.accumulate, self.epochs, self.patience) < 1 or self.lora_rank < 0:
-            raise UsageError("mllm: batch_size, accumulate, epochs and patience are at least 1, lora_rank at least 0.")
-        if (
-            not (0 < self.validation_share < 1 and 0 < self.test_share < 1)
-            or self.validation_share + self.test_share >= 1
-        ):
-            raise UsageError("mllm: validation_share and test_share lie above 0 and together below 1.")
+        check_positive("mllm", self, "batch_size", "accumulate", "epochs", "patience")
+        check_fractions("mllm", self)
+        if self.lora_rank < 0:
+            raise UsageError("mllm: lora_rank must be at least 0.")
 
 
 class MllmFitter:
@@ -89,17 +87,17 @@ class MllmFitter:
     shared = True  # all processes of a launch tune together
 
     def __init__(self, options: MllmFit) -> None:
-        given = [bool(options.ratings), bool(options.pairs), bool(options.scores), bool(options.votes)]
-        if sum(given) != 1 or bool(options.run) != bool(options.scores or options.votes):
+        sources = [bool(options.ratings), bool(options.pairs), bool(options.scores), bool(options.votes)]
+        if sum(sources) != 1 or bool(options.run) != bool(options.scores or options.votes):
             raise UsageError(
                 "mllm: give one of --ratings TABLE, --pairs FOLDER, --run with --scores, --run with --votes."
             )
         if not options.model:
-            raise UsageError("mllm: which image-text-to-text model shall be tuned? Set --model.")
+            raise UsageError("mllm: --model is not set: name the image-text-to-text model to tune.")
         self.options = options
 
     def run(self) -> dict[str, Any]:
-        """Fit and write the folder, unless it is there. Returns its spec."""
+        """Fit and write the folder, unless it already exists. Returns its spec."""
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.judge_tune import PairTask, RatingTask, Tuning
         from prefkit.score.judge.local import LocalBackend
@@ -107,15 +105,14 @@ class MllmFitter:
 
         o = self.options
         backend = LocalBackend(JudgeOptions(o.model, o.revision, o.trust_remote_code))
-        kind = RatingTask if o.ratings or o.scores else PairTask
-        task = kind(o, backend)
-        folder = FitFolder("mllm", o.out, o, {kind.name: task.content, "model": backend.about()["revision"]})
+        task = (RatingTask if o.ratings or o.scores else PairTask)(o, backend)
+        folder = FitFolder("mllm", o.out, o, {task.name: task.content, "model": backend.about()["revision"]})
         present = group().lead(folder.present)
         if present is not None:
             return present
         tuning = Tuning(o, task, backend)
-        found = tuning.run()
-        spec = found if not tuning.main else folder.write(found, tuning.save)
+        results = tuning.run()
+        spec = folder.write(results, tuning.save) if tuning.main else results
         tuning.wait()
         return spec
 

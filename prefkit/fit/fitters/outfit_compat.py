@@ -1,13 +1,13 @@
-"""What goes with what: outfits -> compatibility of an item with the others, for the scorer outfit_compat.
+"""Outfit compatibility learned from a table of outfits, for the scorer outfit_compat.
 
-`outfits` is a table of outfit, image, category and perhaps item and split; image paths start at the table's folder. The head
-(FashionDPO's, arXiv 2504.12900, section 4.2) is fitted on the embeddings of one frozen encoder, and the folder names that
-encoder. Each epoch blanks one existing item of every outfit and sets it against an item of the same category
-that is not in the outfit, both drawn anew. Outfits of fewer than two items are left out and counted.
+`outfits` is a table of outfit, image, category and optionally item and split; image paths start at the table's folder. The head
+(FashionDPO's, arXiv 2504.12900, section 4.2) is fitted on the embeddings of one frozen encoder, which the folder names. Each
+epoch blanks a random item of every outfit and compares it with a random item of the same category that is not in the outfit.
+Outfits of fewer than two items are left out and counted.
 
-Reported on test outfits, with 95 % bootstrap intervals over outfits: `fitb`, how often the blank's own item scores above
-`choices` - 1 others of its category (chance 1 / `choices`), and `auc` against up to 100 of them. Items may be in outfits of
-several splits, outfits are not. The scorer's docstring lists the five defects of the published code.
+Reported on test outfits, with 95 % bootstrap intervals over outfits: `fitb`, how often the blank's true item scores above
+`choices` - 1 others of its category (chance 1 / `choices`), and `auc` against up to 100 of them. An item may be in outfits of
+several splits, an outfit is in one. The scorer's docstring lists the five defects of the published code.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
+from prefkit.fit.options import check_fractions, check_positive
 
 
 @dataclass(frozen=True)
 class OutfitCompatFit:
-    #: .csv, .jsonl or .parquet with the columns outfit, image, category and perhaps item, split
+    #: .csv, .jsonl or .parquet with the columns outfit, image, category and optionally item, split
     outfits: str = ""
     #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny; transformers: folder or Hub id
     encoder: str = ""
@@ -35,30 +36,25 @@ class OutfitCompatFit:
     learning_rate: float = 0.003
     weight_decay: float = 0.0001
     batch_size: int = 64
-    #: at most
+    #: maximum number of epochs
     epochs: int = 200
-    #: epochs without a better validation AUC before it stops
+    #: epochs without a better validation AUC before training stops
     patience: int = 20
-    #: of fill-in-the-blank, the truth among them
+    #: number of choices of fill-in-the-blank, including the truth
     choices: int = 4
-    #: share of outfits held out for validation, where the table has no column split
+    #: fraction of outfits for validation, where the table has no column split
     validation_share: float = 0.1
-    #: share of outfits held out for testing
+    #: fraction of outfits for the test
     test_share: float = 0.1
     seed: int = 0
     #: folder to write; empty = fitted/outfit_compat
     out: str = ""
 
     def __post_init__(self) -> None:
-        if (
-            min(self.hidden, self.width, self.batch_size, self.epochs, self.patience) < 1
-            or not 2 <= self.choices <= 101
-        ):
-            raise UsageError(
-                "outfit_compat: hidden, width, batch_size, epochs, patience from 1; choices from 2 to 101."
-            )
-        if min(self.validation_share, self.test_share) <= 0 or self.validation_share + self.test_share >= 1:
-            raise UsageError("outfit_compat: validation_share and test_share must be above 0, together below 1.")
+        check_positive("outfit_compat", self, "hidden", "width", "batch_size", "epochs", "patience")
+        check_fractions("outfit_compat", self)
+        if not 2 <= self.choices <= 101:
+            raise UsageError("outfit_compat: choices must be from 2 to 101.")
 
 
 class OutfitCompatFitter:
@@ -66,13 +62,11 @@ class OutfitCompatFitter:
 
     def __init__(self, options: OutfitCompatFit) -> None:
         if not options.encoder:
-            raise UsageError(
-                "outfit_compat: which encoder shall look at the images? Set --encoder (with --pretrained), or tiny."
-            )
+            raise UsageError("outfit_compat: --encoder is not set: name an encoder (with --pretrained), or tiny.")
         self.options = options
 
     def run(self) -> dict[str, Any]:
-        """Fit and write the folder, unless it is there. Returns its spec."""
+        """Fit and write the folder, unless it already exists. Returns its spec."""
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.outfits import read_outfits
         from prefkit.fit.tables import files_digest, frame_digest, named_files, read_table
@@ -80,30 +74,23 @@ class OutfitCompatFitter:
         from prefkit.score.fitted import describe
 
         o = self.options
-        table = read_table(
-            "outfit_compat.outfits",
-            o.outfits,
-            ("outfit", "image", "category"),
-            ids=("outfit", "category", "item"),
-            optional=("split",),
-        )
+        columns, ids = ("outfit", "image", "category"), ("outfit", "category", "item")
+        table = read_table("outfit_compat.outfits", o.outfits, columns, ids, optional=("split",))
         catalogue, splits, short = read_outfits(table, (o.validation_share, o.test_share))
         files = named_files("outfit_compat.outfits", o.outfits, catalogue.files)
         encoder = Encoder(o.encoder, o.pretrained, library=o.library)
-        made = {"outfits": frame_digest(table), "images": files_digest(files)}
-        folder = FitFolder("outfit_compat", o.out, o, made, describe(encoder))
+        data = {"outfits": frame_digest(table), "images": files_digest(files)}
+        folder = FitFolder("outfit_compat", o.out, o, data, describe(encoder))
         present = folder.present()
-        if present is not None:
-            return present
-        return self._fit(folder, catalogue, splits, short, files, encoder)
+        return present if present is not None else self._fit(folder, catalogue, splits, short, files, encoder)
 
     def _fit(self, folder: Any, catalogue: Any, splits: Any, short: int, files: Any, encoder: Any) -> dict[str, Any]:
         import torch
 
         from prefkit.distributed import device_of
-        from prefkit.fit.estimate import estimate
         from prefkit.fit.folder import save_tensors
         from prefkit.fit.outfits import measure, train
+        from prefkit.fit.statistics import estimate
         from prefkit.fit.tables import embed
         from prefkit.score.embed.outfit_head import OutfitHead
 
@@ -114,20 +101,20 @@ class OutfitCompatFitter:
             head = OutfitHead(features.shape[1], o.hidden, o.width, o.pool)
         head, course = train(head, features, catalogue, splits, o)
         auc, hit = measure(head, features, catalogue, splits["test"], o.choices, o.seed)
-        seen, _ = measure(head, features, catalogue, splits["validation"], o.choices, o.seed)
-        found = {
+        auc_validation, _ = measure(head, features, catalogue, splits["validation"], o.choices, o.seed)
+        results = {
             "head": {"pool": o.pool, "hidden": o.hidden, "width": o.width},
             "counts": {"items": len(files), "categories": len(catalogue.of), "left_out": short}
             | {f"{split}_outfits": len(rows) for split, rows in splits.items()},
             "training": course,
             "validation": {
-                "auc_validation": estimate(seen),
+                "auc_validation": estimate(auc_validation),
                 "auc": estimate(auc),
                 "fitb": estimate(hit),
                 "fitb_chance": 1 / o.choices,
             },
         }
-        return folder.write(found, lambda hidden: save_tensors(hidden, head.state_dict()))
+        return folder.write(results, lambda temporary: save_tensors(temporary, head.state_dict()))
 
 
 plugin = OutfitCompatFitter

@@ -1,59 +1,60 @@
-"""Whose taste is what: users' interactions with items -> user x item compatibility, for the scorer vbpr.
+"""Users' tastes learned from their interactions with items, for the scorer vbpr.
 
-Bayesian personalised ranking of VBPR (He & McAuley, AAAI 2016) on `interactions`, a table of user, item and perhaps
-time, and each item's visual features: embedded from `images` (FOLDER/ITEM.png, or the column `image` of the table `items`,
-paths from that table's folder) by an encoder, or given as `features` that this encoder has made. Each user's last item is held
-out for testing and the one before for validation (without `time`, two by chance), of users with three items or more.
-Negatives are uniform over what is not among the user's training positives, drawn anew each epoch.
+Fits VBPR (He & McAuley, AAAI 2016) by Bayesian personalised ranking on `interactions`, a table of user, item and optionally
+time, and on each item's visual features: embeddings of `images` (FOLDER/ITEM.png, or the column `image` of the table `items`,
+with paths from that table's folder) by an encoder, or `features` that this encoder has computed. Of users with three items or
+more, the last item is held out for testing and the one before for validation (without `time`, two at random). Each epoch
+draws new negatives, uniform over the items that are not among the user's training positives.
 
-Reported: AUC (the mean over users of the share of items outside the user's sets that score below the held-out one; ties
-count against) on all held-out test items and on cold ones (at most `cold` training interactions), with 95 % bootstrap
-intervals over users; and `visual`, the same by the visual terms alone, which is what a generated image is scored by.
-The loss is summed a triple, as it should be: cornac's broadcasts to B x B at any batch size above 1.
+Reported: AUC (mean over users of the fraction of items unseen by the user that score below the held-out one; ties count as
+misses) on all test items and on cold ones (at most `cold` training interactions), with 95 % bootstrap intervals over users;
+and `visual`, the AUC by the visual terms alone, by which the scorer rates a generated image. The loss is a sum over triples;
+cornac's instead broadcasts to B x B at any batch size above 1.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefkit.errors import UsageError
+from prefkit.fit.options import check_positive
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from prefkit.fit.interactions import Interactions
 
 
 @dataclass(frozen=True)
 class VbprFit:
-    #: table (.csv, .jsonl, .parquet) with the columns user, item and perhaps time (numbers or ISO dates)
+    #: table (.csv, .jsonl, .parquet) with the columns user, item and optionally time (numbers or ISO dates)
     interactions: str = ""
-    #: folder of images called ITEM.png (.jpg, .webp)
+    #: folder of images with names ITEM.png (.jpg, .webp)
     images: str = ""
-    #: or: table with the columns item and image
+    #: alternative: table with the columns item and image
     items: str = ""
-    #: or: features as .npy or .safetensors ([N, D]; ids in a file of the same name ending in .txt, an id a line), or .parquet
-    #: with the columns item and features
+    #: alternative: features as .npy or .safetensors ([N, D], with a file of the same name ending in .txt that holds an id per
+    #: line), or .parquet with the columns item and features
     features: str = ""
-    #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny; transformers: folder or Hub id. Needed for images
+    #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny; transformers: folder or Hub id. Required for images
     encoder: str = ""
     #: open_clip tag or path of a checkpoint, where the encoder is an architecture
     pretrained: str | None = None
     #: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"
-    #: max (divided by the largest, as the paper's program does) | unit | standard (minus the mean, divided by the deviation) | none
+    #: max (divide by the largest value, as the paper's program does) | unit (norm 1) | standard (mean 0, std 1) | none
     scaling: Literal["max", "unit", "standard", "none"] = "max"
-    #: latent factors
+    #: number of latent factors
     k: int = 10
-    #: visual factors
+    #: number of visual factors
     k2: int = 10
     learning_rate: float = 0.005
     batch_size: int = 256
-    #: at most
+    #: maximum number of epochs
     epochs: int = 100
-    #: epochs without a better validation AUC before it stops
+    #: epochs without a better validation AUC before training stops
     patience: int = 10
     #: adam | sgd (the paper's, with a batch size of 1)
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -61,42 +62,39 @@ class VbprFit:
     reg_factors: float = 0.01
     #: lambda of beta_i
     reg_bias: float = 0.01
-    #: lambda of E and beta', once a batch
+    #: lambda of E and beta', once per batch
     reg_visual: float = 0.0
-    #: share of reg_factors that a negative's gamma_j bears (0.1 in the paper's program)
+    #: factor on reg_factors for a negative's gamma_j (0.1 in the paper's program)
     negative_factors: float = 1.0
-    #: share of reg_bias that a negative's beta_j bears (0.1 in cornac)
+    #: factor on reg_bias for a negative's beta_j (0.1 in cornac)
     negative_bias: float = 1.0
-    #: items with at most so many training interactions are cold
+    #: maximum number of training interactions of a cold item
     cold: int = 5
-    #: users on whom each epoch is validated, at most
+    #: maximum number of users for the validation after each epoch
     validation_users: int = 2000
     seed: int = 0
     #: folder to write; empty = fitted/vbpr
     out: str = ""
 
     def __post_init__(self) -> None:
-        if min(self.k, self.k2, self.batch_size, self.epochs, self.patience) < 1:
-            raise UsageError("vbpr: k, k2, batch_size, epochs and patience must be at least 1.")
+        check_positive("vbpr", self, "k", "k2", "batch_size", "epochs", "patience")
 
 
 class VbprFitter:
     Options = VbprFit
 
     def __init__(self, options: VbprFit) -> None:
-        given = [name for name in ("images", "items", "features") if getattr(options, name)]
-        if len(given) != 1:
+        sources = [name for name in ("images", "items", "features") if getattr(options, name)]
+        if len(sources) != 1:
             raise UsageError(
-                f"vbpr: give one of --images, --items and --features, not {' and '.join(given) or 'none'}."
+                f"vbpr: give one of --images, --items and --features, not {' and '.join(sources) or 'none'}."
             )
         if not options.encoder and not options.features:
-            raise UsageError(
-                "vbpr: which encoder shall look at the images? Set --encoder (with --pretrained), or tiny."
-            )
+            raise UsageError("vbpr: --encoder is not set: name an encoder (with --pretrained), or tiny.")
         self.options = options
 
     def run(self) -> dict[str, Any]:
-        """Fit and write the folder, unless it is there. Returns its spec."""
+        """Fit and write the folder, unless it already exists. Returns its spec."""
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.interactions import split
         from prefkit.fit.item_features import Source
@@ -109,17 +107,14 @@ class VbprFitter:
         table = read_table("vbpr.interactions", o.interactions, needed, ids=needed, optional=("time",))
         source = Source.find(o, table)
         encoder = Encoder(o.encoder, o.pretrained, library=o.library) if o.encoder else None
-        made = {"interactions": frame_digest(table), "features": source.digest()}
-        folder = FitFolder("vbpr", o.out, o, made, describe(encoder) if encoder else None)
+        content = {"interactions": frame_digest(table), "features": source.digest()}
+        folder = FitFolder("vbpr", o.out, o, content, describe(encoder) if encoder else None)
         present = folder.present()
         if present is not None:
             return present
-        data = split(table, source.items, o.seed)
-        return self._fit(folder, data, table, source, encoder)
+        return self._fit(folder, split(table, source.items, o.seed), source, encoder)
 
-    def _fit(self, folder: Any, data: Interactions, table: pd.DataFrame, source: Any, encoder: Any) -> dict[str, Any]:
-        import time
-
+    def _fit(self, folder: Any, data: Interactions, source: Any, encoder: Any) -> dict[str, Any]:
         from prefkit.fit.folder import save_tensors
         from prefkit.fit.vbpr_train import Regularisers, start, train
 
@@ -127,10 +122,10 @@ class VbprFitter:
         scaling, features = source.scaled(encoder, o.scaling)
         reg = Regularisers(o.reg_factors, o.reg_bias, o.reg_visual, o.negative_factors, o.negative_bias)
         net = start(len(data.users), len(data.items), features.shape[1], o.k, o.k2, o.seed)
-        begun = time.monotonic()
+        started = time.monotonic()
         best, course = train(net, features, data, reg, o)
-        course["seconds_per_epoch"] = round((time.monotonic() - begun) / course["epochs"], 3)
-        found = {
+        course["seconds_per_epoch"] = round((time.monotonic() - started) / course["epochs"], 3)
+        results = {
             "features": {"unit": scaling.unit, "factor": scaling.factor, "width": features.shape[1]},
             "counts": {
                 "users": len(data.users),
@@ -142,25 +137,23 @@ class VbprFitter:
             "validation": measured(best, features, data, o.cold),
         }
 
-        def save(hidden: Path) -> None:
-            import json
+        def save(temporary: Path) -> None:
+            save_tensors(temporary, best.tensors() | {"feature_shift": scaling.shift})
+            for name, ids in (("users", data.users), ("items", data.items)):
+                (temporary / f"{name}.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
 
-            save_tensors(hidden, best.tensors() | {"feature_shift": scaling.shift})
-            (hidden / "users.json").write_text(json.dumps(data.users, ensure_ascii=False), encoding="utf-8")
-            (hidden / "items.json").write_text(json.dumps(data.items, ensure_ascii=False), encoding="utf-8")
-
-        return folder.write(found, save)
+        return folder.write(results, save)
 
 
 def measured(net: Any, features: Any, data: Interactions, cold: int) -> dict[str, Any]:
     """AUC on the test items, all and cold, of the whole model and of its visual terms alone."""
     import numpy as np
 
-    from prefkit.fit.estimate import estimate
+    from prefkit.fit.statistics import estimate
     from prefkit.fit.vbpr_train import auc
 
-    often = np.bincount(data.train[:, 1], minlength=len(data.items))
-    rare = often[data.test[:, 1]] <= cold
+    counts = np.bincount(data.train[:, 1], minlength=len(data.items))
+    rare = counts[data.test[:, 1]] <= cold
     full, visual = auc(net, features, data, data.test), auc(net, features, data, data.test, new=True)
     return {
         "auc_validation": estimate(auc(net, features, data, data.validation)),

@@ -13,9 +13,8 @@ from prefkit.hub.shards import BySplit, card
 from prefkit.images import shown
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
-from prefkit.store.folders import whole_folder
+from prefkit.store.folders import check_pairs, files_in, whole_folder
 from prefkit.store.latest import latest
-from prefkit.store.own import check_pairs, files_in
 from prefkit.store.parquet import Shards
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest

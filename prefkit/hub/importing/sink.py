@@ -17,8 +17,7 @@ from prefkit.hub.importing.records import Asked, Item, Picture
 from prefkit.output import note
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
-from prefkit.store.rows import candidate_row, comparison_row, request_row
-from prefkit.store.table import Table
+from prefkit.store.table import Table, candidate_row, comparison_row, request_row
 from prefkit.types import Candidate, Comparison, Request, ScorerSpec, digest, split_of
 
 FLUSH_BYTES = 32 << 20

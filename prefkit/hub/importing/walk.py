@@ -9,7 +9,7 @@ from pathlib import Path
 from prefkit.hub.importing.archives import ARCHIVE, PART
 from prefkit.hub.importing.records import Workplace
 from prefkit.paths import is_image_name, shown
-from prefkit.store.own import LITTER
+from prefkit.store.folders import LITTER
 
 #: files of file managers, and files that prefkit writes next to its tables: not part of any dataset
 IGNORED = {

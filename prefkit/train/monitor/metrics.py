@@ -9,8 +9,7 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.output import warn
-from prefkit.store.files import write_atomic
-from prefkit.store.lines import dump_line, read_lines
+from prefkit.store.files import dump_line, read_lines, write_atomic
 
 SMOOTHING = 0.95
 PATIENCE = 50

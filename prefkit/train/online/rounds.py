@@ -16,7 +16,7 @@ from prefkit.score.scorer_set import Scores
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.litter import remove
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.train.monitor.samples import Asked
 from prefkit.train.online.rollout import Chains
 from prefkit.types import Candidate, Request, digest

@@ -13,7 +13,7 @@ from prefkit.errors import FingerprintError, UsageError
 from prefkit.images import rgb
 from prefkit.models.capture.maps import unpack
 from prefkit.models.capture.wiring import Wiring
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.train.data.masks import mask_of, weight_of
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.policy import errors_of

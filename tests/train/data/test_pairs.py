@@ -14,7 +14,7 @@ from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.store import Store
-from prefkit.store.rows import candidate_row
+from prefkit.store.table import candidate_row
 from prefkit.train.data.batches import order
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.validation import split
