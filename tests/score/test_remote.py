@@ -458,7 +458,7 @@ def test_a_served_scorer_reads_no_files_and_wants_its_key(served, tmp_path, monk
     with urllib.request.urlopen(request, timeout=5) as answer:
         (row,) = json.load(answer)["scores"]
     assert row["value"] is None and "holds no image" in row["error"]
-    with pytest.raises(PluginError, match="wants a key"):
+    with pytest.raises(PluginError, match="needs a key"):
         make_scorer(address, {}).spec()
     monkeypatch.setenv("SCORER_KEY", "k1")
     assert make_scorer(address, {"key_env": "SCORER_KEY"}).spec().name == "jpeg"
@@ -534,7 +534,7 @@ def test_headers_that_drip_are_given_up(tmp_path):
 
         threading.Thread(target=drip, daemon=True).start()
         scorer = make_scorer(f"http://127.0.0.1:{listener.getsockname()[1]}", {"tries": 1, "timeout": 0.4})
-        with pytest.raises(PluginError, match="no whole answer within 0.4 s"):
+        with pytest.raises(PluginError, match="no complete answer within 0.4 s"):
             scorer.spec()
 
 
