@@ -71,7 +71,7 @@ def main() -> None:
             for start in range(0, len(rows), 64):
                 store.candidates("own").append(rows[start : start + 64])
             recipe = Recipe(run=str(store.folder), score={"clip": Score("clip", options, batch_size=args.batch)})
-            scorer.encoder.network.images.kept.clear()  # the network stays open, what it has seen must not
+            scorer.encoder.network.images.entries.clear()  # the network stays open, what it has seen must not
             return run_score(store, recipe, "clip")["seconds"]
 
         bare()

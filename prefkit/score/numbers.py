@@ -1,4 +1,4 @@
-"""What counts as a number, and as a row of numbers: one rule for functions, classes, other processes and servers."""
+"""Conversion of returned values to numbers, the same for functions, classes, other processes and servers."""
 
 from __future__ import annotations
 
@@ -14,56 +14,58 @@ TEXTS = (str, bytes, bytearray, memoryview)
 
 
 def read_number(value: Any) -> tuple[float | None, str]:
-    """(a finite float, "") or (None, what it is instead).
+    """(a finite float, "") or (None, a description of the value).
 
-    A number is what `float` takes: int, float, Decimal, Fraction, and an array or tensor of one element. Texts, whatever
-    they say, bools, complex numbers and times are none, nor is an integer that no float can hold.
+    A number is whatever `float` accepts: int, float, Decimal, Fraction, an array or tensor of one element. Texts, bools,
+    complex numbers, times and integers beyond the range of a float are not numbers.
     """
-    said = f"{shown(value)} ({described(value)}), which is not a number"
-    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
-        return None, said
+    problem = f"{shown(value)} ({described(value)}), which is not a number"
+    if _is_time(value):
+        return None, problem
     try:
         plain = value.item() if hasattr(value, "item") else value
         if isinstance(plain, (*TEXTS, bool)) or (
             isinstance(plain, numbers.Complex) and not isinstance(plain, numbers.Real)
         ):
-            return None, said
-        found = float(plain)
+            return None, problem
+        number = float(plain)
     except OverflowError:
         return None, f"{described(value)} that is too large"
-    except Exception:  # whatever `item` or `__float__` of a foreign class raises
-        return None, said
-    return (found, "") if math.isfinite(found) else (None, str(found))
+    except Exception:  # `item` and `__float__` of a plug-in's class may raise anything
+        return None, problem
+    return (number, "") if math.isfinite(number) else (None, str(number))
 
 
-def row_of(found: Any, count: int, who: str) -> list[Any]:
-    """`found` as a list of `count` entries, in order.
+def row_of(values: Any, count: int, who: str) -> list[Any]:
+    """`values` as a list of `count` entries, in order.
 
-    A list, a tuple or another sequence, a 1-D array or tensor, or a pandas Series by position. Raises PluginError, saying
-    what came instead: a dict or a set has no order that is meant, a text and a generator no numbers.
+    Accepts a list, a tuple or another sequence, a 1-D array or tensor, and a pandas Series by position. Raises PluginError
+    for anything else: dicts and sets have no reliable order, texts and generators are mistakes.
     """
-    items = _entries(found)
-    if items is None:
-        raise PluginError(f"{who} returned {described(found)}; a list with one number per image is needed.")
-    if len(items) != count:
-        raise PluginError(
-            f"{who} returned {len(items)} value{'s' * (len(items) != 1)} for {count} images; one each is needed."
-        )
-    return items
+    entries = _entries(values)
+    if entries is None:
+        raise PluginError(f"{who} returned {described(values)}; it must return a list with one number per image.")
+    if len(entries) != count:
+        plural = "s" * (len(entries) != 1)
+        raise PluginError(f"{who} returned {len(entries)} value{plural} for {count} images; it must return one each.")
+    return entries
 
 
-def _entries(found: Any) -> list[Any] | None:
-    dimensions = getattr(found, "ndim", None)
-    if isinstance(dimensions, int) and callable(getattr(found, "tolist", None)):
-        timed = getattr(getattr(found, "dtype", None), "kind", "") in ("m", "M")
-        return list(found.tolist()) if dimensions == 1 and not timed else None
-    return list(found) if isinstance(found, Sequence) and not isinstance(found, TEXTS) else None
+def _entries(values: Any) -> list[Any] | None:
+    dimensions = getattr(values, "ndim", None)
+    if isinstance(dimensions, int) and callable(getattr(values, "tolist", None)):
+        return list(values.tolist()) if dimensions == 1 and not _is_time(values) else None
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, TEXTS) else None
+
+
+def _is_time(value: Any) -> bool:
+    """True for numpy's and pandas' datetime64 and timedelta64."""
+    return getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M")
 
 
 def shown(value: Any) -> str:
-    """At most 50 characters of a value, whose own repr may raise."""
+    """At most 50 characters of a value, even if its own repr raises."""
     try:
-        text = repr(str(value)[:50]) if not isinstance(value, (str, bytes)) else repr(value[:50])
+        return repr(str(value)[:50]) if not isinstance(value, (str, bytes)) else repr(value[:50])
     except Exception:
-        text = "something"
-    return text
+        return "something"

@@ -180,8 +180,8 @@ def test_the_rule_holds_for_other_processes_too(value):
     [
         ("Score(10**400)", "too large"),
         ("Score(True)", "a bool"),
-        ("Score(1.0, {'a': float('nan')})", "aspects that are no numbers"),
-        ("Score(1.0, ['a'])", "aspects that are no numbers"),
+        ("Score(1.0, {'a': float('nan')})", "aspects that are not numbers"),
+        ("Score(1.0, ['a'])", "aspects that are not numbers"),
         ("Score(None)", "no value and no reason"),
     ],
 )

@@ -144,7 +144,7 @@ def test_without_the_other_items_there_is_no_score_and_a_reason(folder, tmp_path
 def test_what_is_no_fitted_folder_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="not set"):
         make_scorer("outfit_compat", {})
-    with pytest.raises(UsageError, match=r"holds no spec\.json"):
+    with pytest.raises(UsageError, match=r"has no spec\.json"):
         make_scorer("outfit_compat", {"model": str(tmp_path)})
     with pytest.raises(UsageError, match="fitted as 'vbpr'"):
         scorer_of(folder(fit="vbpr"))
@@ -152,7 +152,7 @@ def test_what_is_no_fitted_folder_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="is no folder"):
         scorer_of(where, images=str(tmp_path / "none"))
     save_file({"first.weight": torch.zeros(4, 64)}, where / "weights.safetensors")
-    with pytest.raises(UsageError, match="holds no head"):
+    with pytest.raises(UsageError, match="has no head"):
         scorer_of(where)
 
 

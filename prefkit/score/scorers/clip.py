@@ -1,7 +1,7 @@
 """Agreement of image and prompt by any CLIP model: the cosine, or one of the published scalings of it.
 
-The published path of open_clip and of CLIPScore is open_clip's own transform, whose centre crop rounds half pixels as
-OpenAI's does; with `library: transformers` it is that library's processor, which floors them. Both get RGB images here.
+open_clip's models and CLIPScore use open_clip's own transform, whose centre crop rounds half pixels as OpenAI's does;
+`library: transformers` uses that library's processor, which floors them. Both get RGB images.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class ClipOptions:
     model: str = "ViT-B-32"
     #: open_clip tag or path of a checkpoint; not used for local-dir, hf-hub, tiny and transformers
     pretrained: str | None = "laion2b_s34b_b79k"
-    #: which library reads the weights
+    #: library that loads the weights
     library: Literal["open_clip", "transformers"] = "open_clip"
     #: cosine | logit (times exp(logit_scale)) | clipscore (2.5 max(cos, 0))
     scaling: Literal["cosine", "logit", "clipscore"] = "cosine"
-    #: put before every prompt (clipscore as published: "A photo depicts ")
+    #: text before every prompt (clipscore as published: "A photo depicts ")
     prefix: str = ""
 
 
@@ -57,7 +57,7 @@ class Clip:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for an architecture or weights that the library does not have."""
+        """Raises UsageError for an architecture or weights unknown to the library."""
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:

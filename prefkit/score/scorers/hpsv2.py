@@ -2,10 +2,10 @@
 
     value = cos(image, prompt)
 
-without the logit scale; mostly between 0.14 and 0.34, and the published tables show it times 100. The longest side goes
-to 224 and the rest is padded with black, so nothing is cropped away. The resize is Pillow's: the original resizes a
-tensor, which torchvision does without antialiasing before 0.17 and with it since, so its own numbers moved with it.
-The original fails on images that are not RGB; here they are RGB first.
+without the logit scale; mostly between 0.14 and 0.34, and 100 times that in the published tables. The longest side is resized
+to 224 and the rest is padded with black, so nothing is cropped. The resize is Pillow's. The original resizes a tensor, with
+antialiasing since torchvision 0.17 and without before, so its own numbers depend on the version. The original fails on
+images that are not RGB; prefkit converts them first.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Hpsv2:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a checkpoint that is not there or does not fit the architecture."""
+        """Raises UsageError for a checkpoint that is missing or of another architecture."""
         from prefkit.score.embed.weights import weights_file
 
         path = weights_file(self.options.checkpoint, self.file)

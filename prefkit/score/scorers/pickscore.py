@@ -1,9 +1,9 @@
-"""PickScore: how likely people on Pick-a-Pic are to pick the image for its prompt (Kirstain et al., arXiv 2305.01569).
+"""PickScore: the preference of Pick-a-Pic's users for an image, given its prompt (Kirstain et al., arXiv 2305.01569).
 
     value = exp(logit_scale) * cos(image, prompt)
 
 by CLIP-H tuned on their choices; mostly between 16 and 26. The published probability of a choice is the softmax of these
-values over the candidates of one prompt, which `pair` works out. Images go through transformers' processor (RGB first, a
+values over the candidates of one prompt, which `pair` computes. Images go through transformers' processor (RGB first, a
 centre crop that floors half pixels), as published.
 """
 
@@ -44,7 +44,7 @@ class Pickscore:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are not there or are no CLIP."""
+        """Raises UsageError for weights that are missing or not of a CLIP model."""
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:

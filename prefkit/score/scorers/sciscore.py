@@ -1,10 +1,10 @@
-"""SciScore: does the image show what science says of its prompt (Li et al., arXiv 2504.13129, Science-T2I).
+"""SciScore: agreement of the image with the scientific outcome of its prompt (Li et al., arXiv 2504.13129, Science-T2I).
 
     value = exp(logit_scale) * cos(image, implicit prompt)
 
-by CLIP-H tuned on images that obey or break a law. The text is always the implicit prompt, which does not name the
-outcome ("an iron nail after a month in the rain"), also for images that an explicit prompt asked for: where the
-prompt of a request is not the implicit one, `text` names the column that is. Images go through transformers' processor (RGB
+by CLIP-H tuned on images that obey or break a law of nature. The text is always the implicit prompt, which does not name
+the outcome ("an iron nail after a month in the rain"), even for images generated from an explicit prompt: if the request's
+prompt is explicit, `text` names the column with the implicit one. Images go through transformers' processor (RGB
 first, a centre crop that floors half pixels), as published.
 """
 
@@ -23,7 +23,7 @@ class SciscoreOptions:
     model: str = "Jialuo21/SciScore"
     #: folder or Hub id of tokenizer and image processor; null = the model's own
     processor: str | None = None
-    #: column of the requests that holds the implicit prompt
+    #: column of the requests with the implicit prompt
     text: str = "prompt"
 
 
@@ -48,7 +48,7 @@ class Sciscore:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are not there or are no CLIP."""
+        """Raises UsageError for weights that are missing or not of a CLIP model."""
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:

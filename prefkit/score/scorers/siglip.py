@@ -1,8 +1,8 @@
 """Agreement of image and prompt by SigLIP or SigLIP 2: the cosine, its logit, or the published sigmoid of it.
 
-A SigLIP model is trained to tell each pair by itself (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability that needs
-no other prompts to compare with. Prompts are lower-cased and padded to the full context, as in training. Images (RGB first) are stretched to the model's square,
-as published, so that nothing is cropped.
+A SigLIP model is trained to classify each pair alone (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability that does not
+depend on other prompts. Prompts are lower-cased and padded to the full context, as in training. Images (RGB first) are
+stretched to the model's square, as published, so that nothing is cropped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 class SiglipOptions:
     #: folder or Hub id; open_clip: architecture, local-dir:FOLDER or hf-hub:owner/name
     model: str = "google/siglip2-so400m-patch14-384"
-    #: which library reads the weights
+    #: library that loads the weights
     library: Literal["transformers", "open_clip"] = "transformers"
     #: open_clip tag or path of a checkpoint (webli for the published ones)
     pretrained: str | None = None
@@ -60,7 +60,7 @@ class Siglip:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that the library does not have."""
+        """Raises UsageError for weights unknown to the library."""
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
