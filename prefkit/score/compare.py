@@ -33,9 +33,9 @@ Ids = tuple[str, str]
 
 
 def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
-    """Ask about the pairs without a verdict, including failed ones. Returns counts, flip rate and first rate.
+    """Ask the judge about all pairs without a verdict, and again about failed ones. Returns counts, flip and first rate.
 
-    limit: most pairs. Each pair gives three rows: the answers in the orders "ab" and "ba", and "both", the verdict.
+    limit: maximum number of pairs. Each pair gives three rows: the answers in the orders "ab" and "ba", and "both", the verdict.
     Raises UsageError for invalid settings and for a scorer that cannot compare, FingerprintError if the table is of another
     judge or question.
     """
@@ -104,7 +104,7 @@ def judge_of(settings: Compare, name: str) -> Any:
 def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
     """The pairs to ask about, the same on every call. A hash decides which candidate is a, independently of scores.
 
-    all: up to `most` pairs of a request, by hash. extremes: the best with the worst by the score `by`, the second best
+    `pairs: all`: up to `most` pairs of a request, by hash. `pairs: extremes`: the best with the worst by the score `by`, the second best
     with the second worst, and so on, up to `most`.
     """
     keys = wanted_keys(store, settings.generators)
@@ -152,7 +152,7 @@ def decided(table: Table) -> set[Ids]:
 
 
 def _answers(table: Table) -> list[Comparison]:
-    """Latest answers of all pairs, in turn in order "ab" and "ba"."""
+    """Latest answers, two per pair: order "ab", then order "ba"."""
     rows = table.read(["id_a", "id_b", "order", "outcome"]).to_pylist()
     outcomes = {(row["id_a"], row["id_b"], row["order"]): row["outcome"] for row in rows}
     pairs = dict.fromkeys((a, b) for a, b, _ in outcomes)

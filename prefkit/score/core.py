@@ -18,11 +18,11 @@ from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.models.memory import AdaptiveBatchSize, free_memory, out_of_memory
 from prefkit.paths import read_regular
 from prefkit.plugin_guard import guarded, is_own, lent, told, words
-from prefkit.score.contract import check_attributes, checked, scores_of
+from prefkit.score.contract import check_attributes, checked, row_of, scores_of
 from prefkit.score.declare import declared
-from prefkit.score.numbers import row_of
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
 
+DECLARED = ("higher_is_better", "range", "scope", "licence", "evaluation_only")  # in a declaration and in a spec
 AHEAD = 3  # batches decoded ahead of the one being scored
 
 
@@ -44,20 +44,15 @@ class FunctionScorer:
         self.batch, self.concurrency = self.declaration.batch, self.declaration.concurrency
 
     def spec(self) -> ScorerSpec:
-        declaration = self.declaration
         code = registry.code_hash(self.use, "scorer") if ":" in self.use else None
         if not code:
             path = Path(inspect.getsourcefile(self.function) or "")
             code = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "unknown"
         return ScorerSpec(
             self.name,
-            f"{declaration.version} {code[:16]}".strip(),
+            f"{self.declaration.version} {code[:16]}".strip(),
             formula=(inspect.getdoc(self.function) or "").split("\n")[0],
-            higher_is_better=declaration.higher_is_better,
-            range=declaration.range,
-            scope=declaration.scope,
-            licence=declaration.licence,
-            evaluation_only=declaration.evaluation_only,
+            **{name: getattr(self.declaration, name) for name in DECLARED},
         )
 
     def load(self, device: str, dtype: str) -> None:
@@ -204,7 +199,7 @@ def close(scorer: Any, who: str) -> None:
 
 
 def name_of(scorer: Any) -> str:
-    """The name for errors: that in the spec."""
+    """Name of the scorer in error messages, from its spec."""
     if isinstance(scorer, FunctionScorer):
         return scorer.name
     return str(getattr(scorer.spec(), "name", type(scorer).__name__))

@@ -23,8 +23,8 @@ class Declaration:
     scope           within_request: the function gets all candidates of a request, because values compare only there
     licence         of its weights; one that forbids commercial use or forces copyleft needs `accept_license`
     evaluation_only excluded from the weights that `pair` uses by default
-    batch           most images in a call
-    concurrency     calls at once, from threads; for a function that waits for another machine
+    batch           maximum number of images in a call
+    concurrency     number of concurrent calls, in threads; for a function that waits for another machine
     Raises UsageError for invalid values.
     """
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
+SETTINGS = ("library", "model", "pretrained", "processor", "resize")  # arguments of Encoder in spec.json
 
 
 class Fitted:
@@ -54,13 +55,7 @@ class Fitted:
                 f"{self.name}: {self.folder} was fitted on features of an unknown encoder, so it cannot score images. Fit "
                 "again, with the encoder of the features in `--encoder` (and its options)."
             )
-        encoder = Encoder(
-            stored["model"],
-            stored["pretrained"],
-            library=stored["library"],
-            processor=stored["processor"],
-            resize=stored["resize"],
-        )
+        encoder = Encoder(**{name: stored[name] for name in SETTINGS})
         if encoder.revision() != stored["revision"]:
             raise UsageError(
                 f"{self.name}: {self.folder} was fitted on {stored['model']} at {stored['revision']}, which is now at "

@@ -89,7 +89,7 @@ def of_folder(value: str) -> str | None:
 
 
 def check_licence(scorer: Any, accepted: Sequence[str], where: str) -> None:
-    """Raises UsageError, with its name, for a restricted licence that is not accepted."""
+    """Raises UsageError for a restricted licence that is not accepted."""
     known = {name.casefold() for name in accepted}
     for weights, licence in licences(scorer).items():
         kind = restriction(licence)

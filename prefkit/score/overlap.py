@@ -16,8 +16,8 @@ def in_order(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, function(item)) in order, with at most `width` concurrent calls in threads.
 
-    ahead: most items that are finished or running beyond the oldest running one (default: width); a larger number keeps
-    the threads busy while the oldest call is slow. If interrupted or left early, calls that have not begun are dropped.
+    ahead: maximum number of calls submitted after the oldest unfinished one (default: width); a larger number keeps the
+    threads busy while that call is slow. If the iteration ends early, calls that have not begun are dropped.
     """
     pool = ThreadPoolExecutor(width, "call")
     waiting: deque[tuple[Item, Future[Result]]] = deque()

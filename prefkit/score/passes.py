@@ -145,7 +145,10 @@ class Job:
 
 
 def call_size(scorer: Any, batch_size: int) -> int:
-    """Most candidates per call: the scorer's `batch`, at most the recipe's; 1 for concurrent calls without `batch`."""
+    """Maximum number of candidates per call: the smaller of the scorer's `batch` and the recipe's `batch_size`.
+
+    A scorer with concurrent calls and without `batch` gets one candidate per call.
+    """
     own = getattr(scorer, "batch", None) or (1 if getattr(scorer, "concurrency", 1) > 1 else batch_size)
     return min(own, batch_size)
 
@@ -241,7 +244,7 @@ def _progress(jobs: list[Job]) -> Iterator[Progress]:
 
 
 def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
-    """Yield chunks of (id, candidate); a failed Score stands for a candidate that cannot be decoded.
+    """Yield chunks of (id, candidate), or (id, failed Score) if the candidate cannot be decoded.
 
     Scorers that set `sends_files` get candidates that are not decoded: they send the stored bytes and check these.
     """

@@ -33,10 +33,10 @@ def run_score(
 def run_scores(
     store: Store, recipe: Recipe, names: Sequence[str], *, generators: Sequence[str] = (), limit: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Compute the missing values of these scores, including failed ones. Returns counts per score.
+    """Compute the missing values of these scores and retry failed ones. Returns counts per score.
 
     Under a launcher each process scores its share of the requests; the counts are totals.
-    limit: most candidates. Raises UsageError if requests lack a column that a scorer requires, FingerprintError if a table
+    limit: maximum number of candidates. Raises UsageError if requests lack a column that a scorer requires, FingerprintError if a table
     is of another scorer, and, after all other scorers have finished, the error that stopped a scorer (PluginError if every
     candidate failed).
     """
@@ -126,7 +126,7 @@ def remedy(table: Table) -> str:
 def _job(
     store: Store, recipe: Recipe, name: str, generators: Sequence[str], limit: int | None, locks: ExitStack | None
 ) -> Job:
-    """Create the job of a score. Its table is locked and claimed only if `locks` is given."""
+    """Create the job of a score. With `locks`, lock and claim its table."""
     settings, processes = recipe.score[name], group()
     chosen = list(generators or settings.generators)
     prepared: list[tuple[Any, dict[str, Any], list[Key]]] = []
@@ -196,10 +196,10 @@ def missing_of(keys: Sequence[Key], done: set[str], whole: bool) -> list[Key]:
 def share_of(
     keys: Sequence[Key], missing: Sequence[Key], share: tuple[int, int], whole: bool, limit: int | None
 ) -> list[Key]:
-    """The missing keys that process `share` = (rank, number of processes) scores now, by whole requests.
+    """The missing keys that one process scores now, in whole requests. share: (rank, number of processes).
 
     Requests are divided by all keys, not by the missing ones, because processes may see different ones: one may have
-    written scores before another reads the table. limit: most candidates of all processes together; if `whole`, requests
+    written scores before another reads the table. limit: maximum number of candidates of all processes together; if `whole`, requests
     are not cut, and at least one is scored.
     """
     rank, count = share

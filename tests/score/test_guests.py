@@ -18,7 +18,7 @@ from prefkit import plugin_guard as guest
 from prefkit.errors import PluginError
 from prefkit.score.contract import checked
 from prefkit.score.core import decode, make_scorer, score_batch
-from prefkit.score.numbers import read_number, row_of
+from prefkit.score.contract import read_number, row_of
 from prefkit.score.remote.protocol import read_scores
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described
+from prefkit.score.contract import read_number
 from prefkit.score.judge.question import Backend, Question, Reply
 from prefkit.score.judge.templates import fill
-from prefkit.score.numbers import read_number
 from prefkit.types import Candidate, Comparison
 
 FIRST, SECOND, EQUAL = "A", "B", "tie"
@@ -131,7 +131,7 @@ def check_verdicts(verdicts: Any, pairs: Sequence[tuple[str, str]], judge: str) 
 
 
 def rates(shown: Sequence[Comparison]) -> tuple[float | None, float | None]:
-    """(flip rate, first rate), as in `Verdicts`, of rows in turn in order "ab" and "ba"."""
+    """(flip rate, first rate) as in `Verdicts`, from two rows per pair: order "ab", then order "ba"."""
     decided = [c for c in shown if c.outcome in ("a", "b")]
     twice = [(ab, ba) for ab, ba in zip(shown[::2], shown[1::2]) if {ab.outcome, ba.outcome} <= {"a", "b"}]
     flips = sum(ab.outcome != ba.outcome for ab, ba in twice)

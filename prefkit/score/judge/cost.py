@@ -19,7 +19,7 @@ def estimate(
 ) -> dict[str, Any]:
     """Calls, tokens and cost of `calls` questions like `texts`, with `images` images each like those of `sample`.
 
-    answer: most tokens of an answer. Cached answers, which are unknown in advance, cost nothing; retries cost more.
+    answer: maximum number of tokens of an answer. Cached answers, which are unknown in advance, cost nothing; retries cost more.
     """
     words = sum(map(len, texts)) / max(len(texts), 1) / LETTERS_PER_TOKEN
     sizes = [size_of((c.image if c.image is not None else c.path) or "") for c in sample]  # from the files' headers

@@ -23,11 +23,11 @@ class JudgeOptions:
     server: str | None = None
     #: environment variable with the server's API key
     key_env: str = ""
-    #: most requests to the server at once
+    #: maximum number of concurrent requests to the server
     in_flight: int = 16
     #: seconds for a whole request
     timeout: float = 120.0
-    #: most times that a request is sent
+    #: maximum number of times that a request is sent
     tries: int = 6
     #: file that stores the server's answers; null = answers.sqlite in the user's cache folder
     cache: str | None = None
@@ -57,8 +57,8 @@ class Reply:
 
 class Backend(Protocol):
     retries: bool  # True if another attempt can give another answer at temperature 0
-    concurrency: int  # calls at once
-    batch: int | None  # most questions in a call
+    concurrency: int  # number of concurrent calls
+    batch: int | None  # maximum number of questions in a call
 
     def load(self, device: str, dtype: str) -> None: ...
 

@@ -43,13 +43,13 @@ class Answers:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.waiting: dict[str, Row] = {}
-        self.adding, self.writing, self.reading = threading.Lock(), threading.Lock(), threading.Lock()
+        self.adding, self.using = threading.Lock(), threading.Lock()  # of `waiting` and of `db`
         self.written = time.monotonic()
         self.closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._check()
-            self.db, self.reader = self._open(), self._open()
+            self.db = self._open()
         except (OSError, sqlite3.Error) as error:
             raise self._error(error) from error
 
@@ -93,8 +93,8 @@ class Answers:
             return (row[2], row[3]) if row[4] else None
         query = "SELECT body, error, sum FROM answers WHERE key = ? AND final = 1"
         try:
-            with self.reading:
-                stored = self.reader.execute(query, (key,)).fetchone()
+            with self.using:
+                stored = self.db.execute(query, (key,)).fetchone()
         except sqlite3.Error as error:
             raise self._error(error) from error
         if stored is None:
@@ -113,7 +113,7 @@ class Answers:
 
     def flush(self) -> None:
         """Write all waiting rows in one transaction."""
-        with self.writing:
+        with self.using:
             with self.adding:
                 rows = list(self.waiting.values())
             if not rows or self.closed:
@@ -138,10 +138,9 @@ class Answers:
     def close(self) -> None:
         """Write all waiting rows and close the file; later answers are not stored."""
         self.flush()
-        with self.writing, self.reading:
+        with self.using:
             self.closed = True
             self.db.close()
-            self.reader.close()
 
     def _error(self, error: Exception) -> StoreError:
         return StoreError(f"the answer file {self.path}: {error}. Remove it, or name another file in `cache`.")

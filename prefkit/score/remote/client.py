@@ -51,9 +51,9 @@ class Client:
 
     server    http(s)://host[:port][/prefix]
     key_env   environment variable with the API key, sent as a bearer token and never written to disk
-    in_flight most requests at once, including those that wait for their next try
+    in_flight maximum number of concurrent requests, including those that wait for their next try
     timeout   seconds for a whole request
-    tries     most times that a request is sent
+    tries     maximum number of times that a request is sent
     answers   store of answers; None: no cache
     version   model version that the questions do not name; stored answers of other versions are ignored
     `map` and results of `submit` raise PluginError if the server refuses every request (REFUSED).

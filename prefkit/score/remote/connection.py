@@ -89,7 +89,7 @@ class Connection(httpcore2.NetworkBackend):
 
 
 class DeadlineStream(httpcore2.NetworkStream):
-    """Network stream that limits the whole request, not each packet: a server may send one byte now and then."""
+    """Network stream with one deadline for all reads and writes of a request, instead of a timeout for each."""
 
     def __init__(self, stream: httpcore2.NetworkStream, remaining: Callable[[], float]) -> None:
         self.stream, self.remaining = stream, remaining

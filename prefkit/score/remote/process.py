@@ -97,7 +97,7 @@ class ProcessScorer(RemoteScorer):
             return decode_answer(answer, len(batch), self.command[0])
 
     def close(self) -> None:
-        """End the process before the exit of Python."""
+        """End the process."""
         atexit.unregister(self.stop)
         self.stop()
 

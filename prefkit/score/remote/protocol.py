@@ -33,8 +33,7 @@ from typing import Any
 from prefkit.errors import PluginError
 from prefkit.images import shown as shown_pixels
 from prefkit.paths import read_regular
-from prefkit.score.contract import SCOPES, checked
-from prefkit.score.numbers import read_number, shown
+from prefkit.score.contract import SCOPES, checked, read_number, shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
 VERSION = 1
@@ -49,8 +48,8 @@ class Hello:
 
 
 class RemoteScorer:
-    """A scorer described by its hello. Transports set `address` (in a subclass per address, made by prefkit.registry)
-    and define `connect` and `score`."""
+    """A scorer described by its hello. Transports define `connect` and `score`; prefkit.registry makes a subclass with
+    `address` for each `use`."""
 
     address = ""
     alone = True

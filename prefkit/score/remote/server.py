@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class TimedSocket(io.RawIOBase):
-    """A socket that can be read until `deadline` (time.monotonic), however slowly data arrives."""
+    """Socket with a deadline (time.monotonic) for all reads together."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.deadline = connection, time.monotonic() + HEAD_SECONDS
@@ -87,12 +87,12 @@ class Server(ThreadingHTTPServer):
 
 
 def http_server(service: Any, host: str = "127.0.0.1", port: int = 0, key: str | None = None) -> Server:
-    """Bind a server, for a call of serve_forever. port 0: any free port (`server_port`). Raises OSError."""
+    """Return a bound server; its serve_forever starts it. port 0: any free port (`server_port`). Raises OSError."""
     return Server(host, port, type("BoundHandler", (Handler,), {"service": service, "key": key, "host": host}))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handler whose `service` answers. It requires `key` if that is set; `host` is the value of --host."""
+    """Request handler. service: answers requests; key: the API key to require, if set; host: the value of --host."""
 
     service: Any
     key: str | None

@@ -15,11 +15,11 @@ from prefkit.types import Candidate, Score
 class WebOptions:
     #: images per request; a scorer with scope within_request gets whole requests
     chunk: int = 8
-    #: most requests at once
+    #: maximum number of concurrent requests
     in_flight: int = 4
     #: seconds for a whole request
     timeout: float = 300.0
-    #: most times that a request is sent
+    #: maximum number of times that a request is sent
     tries: int = 6
     #: environment variable with a key for the server, sent as a bearer token
     key_env: str = ""

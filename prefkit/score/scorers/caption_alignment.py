@@ -29,7 +29,7 @@ class CaptionOptions(JudgeOptions):
     encoder: str = "microsoft/deberta-xlarge-mnli"
     #: number of the encoder's hidden state to compare; 0 = the embeddings, null = the last
     layer: int | None = 40
-    #: most tokens of a caption
+    #: maximum number of tokens of a caption
     max_tokens: int = 64
 
 

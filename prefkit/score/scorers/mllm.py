@@ -52,9 +52,9 @@ class MllmOptions(JudgeOptions):
     min_mass: float = 0.1
     #: sampling temperature (text, json); null = the preset's: 0, and 0.1 for fashiondpo
     temperature: float | None = None
-    #: most attempts at an answer that names a level (text, json)
+    #: maximum number of attempts at an answer that names a level (text, json)
     attempts: int = 3
-    #: most tokens of a written answer
+    #: maximum number of tokens of a written answer
     max_tokens: int = 256
 
 
@@ -111,7 +111,10 @@ class Mllm(JudgeScorer):
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         aspects = self.options.aspects or ("",)
         questions = [Question((c, self._text(c, aspect))) for c in batch for aspect in aspects]
-        scores = self._expected(questions) if self.answer == "logprobs" else self._written(questions)
+        if self.answer == "logprobs":
+            scores = [self._expected(reply) for reply in self.backend.masses(questions, self.scale.labels)]
+        else:
+            scores = self._written(questions)
         if not self.options.aspects:
             return scores
         n = len(aspects)
@@ -156,10 +159,7 @@ class Mllm(JudgeScorer):
         values |= {"scale": ", ".join(self.listed), "worst": self.listed[0], "best": self.listed[-1]}
         return fill(self.template, values)
 
-    def _expected(self, questions: Sequence[Question]) -> list[Score]:
-        return [self._of_masses(reply) for reply in self.backend.masses(questions, self.scale.labels)]
-
-    def _of_masses(self, reply: Reply) -> Score:
+    def _expected(self, reply: Reply) -> Score:
         if reply.masses is None:
             return Score(None, error=reply.error)
         value, leftover = expected(reply.masses, self.scale.values)
