@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.images import Background
-from prefkit.types import Candidate
+from prefkit.types import Candidate, Score
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -150,6 +150,28 @@ class Encoder:
     def cosines(self, batch: Sequence[Candidate], texts: Sequence[str]) -> Tensor:
         """[B] float32: candidate i with text i."""
         return (self.candidates(batch) * self.texts(texts)).sum(-1)
+
+
+class CosineScorer:
+    """Common part of scorers whose value is the cosine of image and text, or a function of it."""
+
+    requires = frozenset({"image", "prompt"})
+    scope = "absolute"
+    encoder: Encoder
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that are missing, unknown to the library or of another kind of model."""
+        self.encoder.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        cosines = self.encoder.cosines(batch, [self.text(c) for c in batch]).double()
+        return [Score(value) for value in self.scaled(cosines).tolist()]
+
+    def text(self, candidate: Candidate) -> str:
+        return candidate.prompt
+
+    def scaled(self, cosines: Tensor) -> Tensor:
+        return cosines
 
 
 class _Shared:

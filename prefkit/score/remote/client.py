@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from prefkit.errors import PluginError
 from prefkit.score.remote.answers import Answers
@@ -30,19 +30,16 @@ EXCERPT = 300  # characters of a server's answer in an error
 
 @dataclass(frozen=True)
 class Answer:
-    """`body` is the JSON of the answer; None with the reason in `error` if there is none."""
+    """`body` is the JSON of the answer; None with the reason in `error` if there is none.
+
+    status: HTTP status, 0 if no complete answer came. retry_after: seconds that the server asks to wait.
+    """
 
     body: Any = None
     error: str | None = None
     cached: bool = False
-
-
-class Try(NamedTuple):
-    """One sent request. status 0: no complete answer came; retry_after: seconds that the server asks to wait."""
-
-    status: int
-    answer: Answer
-    text: str = ""
+    status: int = 0
+    text: str | None = None
     retry_after: float = 0.0
 
 
@@ -138,57 +135,53 @@ class Client:
 
     def _ask(self, path: str, body: bytes | None, key: str | None) -> Answer:
         """Send a request up to `tries` times and store the last answer."""
-        sent, error, wait, tries = Try(0, Answer()), None, 0.0, 0
+        answer, wait, tries = Answer(), 0.0, 0
         while tries < self.tries and not self.closed.wait(wait):
             if self.refused is not None:  # requests that wait in other threads would be refused too
                 raise self.refused
             tries += 1
-            sent = self._send(path, body)
-            error = sent.answer.error
-            if error is None:
-                self._store(key, sent, True, tries)
-                return sent.answer
-            if sent.status in REFUSED:
-                self.refused = PluginError(self._refusal(sent.status, path, error))
+            answer = self._send(path, body)
+            if answer.error is None:
+                return self._store(key, answer, True, tries)
+            if answer.status in REFUSED:
+                self.refused = PluginError(self._refusal(answer.status, path, answer.error))
                 raise self.refused
-            if not (sent.status in RETRIED or sent.status >= 500 or sent.status == 0):
-                self._store(key, sent, sent.status in AT_FAULT, tries)
-                return sent.answer
+            if not (answer.status in RETRIED or answer.status >= 500 or answer.status == 0):
+                return self._store(key, answer, answer.status in AT_FAULT, tries)
             backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1)
-            wait = max(backoff, sent.retry_after)
+            wait = max(backoff, answer.retry_after)
             if wait > LONGEST_RETRY_AFTER:
-                error += f"; the server asks to wait {wait:.0f} s, which is too long: run again later"
+                reason = f"{answer.error}; the server asks to wait {wait:.0f} s, which is too long: run again later"
+                answer = replace(answer, error=reason)
                 break
         if self.closed.is_set():
             return Answer(error="interrupted")
-        answer = Answer(error=f"{error} ({tries} {'try' if tries == 1 else 'tries'})")
-        self._store(key, sent._replace(answer=answer), False, tries)
-        return answer
+        answer = replace(answer, error=f"{answer.error} ({tries} {'try' if tries == 1 else 'tries'})")
+        return self._store(key, answer, False, tries)
 
-    def _send(self, path: str, body: bytes | None) -> Try:
+    def _send(self, path: str, body: bytes | None) -> Answer:
         server = self.url.netloc
         try:
             status, retry_after, raw = self._connection().request(path, body)
         except ERRORS as error:
-            return Try(0, Answer(error=f"no answer from {server}: {type(error).__name__}: {error}"))
+            return Answer(error=f"no answer from {server}: {type(error).__name__}: {error}")
         text = raw.decode("utf-8", "replace")
         if self.key:  # some servers repeat the key that they were sent
             text = text.replace(self.key, "***")
         if not 200 <= status < 300:
             excerpt = " ".join(text[: 4 * EXCERPT].split())[:EXCERPT]
-            return Try(
-                status, Answer(error=f"HTTP {status} from {server}: {excerpt}"), retry_after=_seconds(retry_after)
-            )
+            message = f"HTTP {status} from {server}: {excerpt}"
+            return Answer(error=message, status=status, retry_after=_seconds(retry_after))
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError):
-            return Try(0, Answer(error=f"the answer of {server} is not JSON"))
+            return Answer(error=f"the answer of {server} is not JSON")
         failure = answer.get("error") if isinstance(answer, dict) else None
         if isinstance(failure, dict):  # some routers pass a failure of the server behind them on as a success
             code, message = failure.get("code"), str(failure.get("message") or failure)[:EXCERPT]
             status = code if isinstance(code, int) and code in KNOWN else 502
-            return Try(status, Answer(error=f"{server} answered an error: {message}"))
-        return Try(status, Answer(answer), text)
+            return Answer(error=f"{server} answered an error: {message}", status=status)
+        return Answer(answer, status=status, text=text)
 
     def _connection(self) -> Connection:
         """The connection of this thread."""
@@ -200,10 +193,10 @@ class Client:
             self.connections.append(self.local.connection)
         return self.local.connection
 
-    def _store(self, key: str | None, sent: Try, final: bool, tries: int) -> None:
+    def _store(self, key: str | None, answer: Answer, final: bool, tries: int) -> Answer:
         if key is not None and self.answers is not None:
-            error = sent.answer.error
-            self.answers.put(key, sent.status, sent.text if error is None else None, error, final, tries)
+            self.answers.put(key, answer.status, answer.text, answer.error, final, tries)
+        return answer
 
     def _refusal(self, status: int, path: str, error: str) -> str:
         if status in (401, 403):

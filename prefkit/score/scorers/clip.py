@@ -6,12 +6,14 @@ open_clip's models and CLIPScore use open_clip's own transform, whose centre cro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import Candidate, ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMULAS = {
     "cosine": "cos(image, text)",
@@ -34,10 +36,8 @@ class ClipOptions:
     prefix: str = ""
 
 
-class Clip:
+class Clip(CosineScorer):
     Options = ClipOptions
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: ClipOptions) -> None:
         self.options = options
@@ -56,15 +56,10 @@ class Clip:
             licence="that of the weights",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for an architecture or weights unknown to the library."""
-        self.encoder.load(device, dtype)
+    def text(self, candidate: Candidate) -> str:
+        return self.options.prefix + candidate.prompt
 
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [self.options.prefix + c.prompt for c in batch]).double()
-        return [Score(value) for value in self._scaled(cosines).tolist()]
-
-    def _scaled(self, cosines: Any) -> Any:
+    def scaled(self, cosines: Tensor) -> Tensor:
         if self.options.scaling == "logit":
             return self.encoder.scale * cosines
         return 2.5 * cosines.clamp(min=0) if self.options.scaling == "clipscore" else cosines

@@ -10,12 +10,11 @@ images that are not RGB; prefkit converts them first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import ScorerSpec
 
 HUB = "xswu/HPSv2"
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
@@ -31,10 +30,8 @@ class Hpsv2Options:
     model: str = "ViT-H-14"
 
 
-class Hpsv2:
+class Hpsv2(CosineScorer):
     Options = Hpsv2Options
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: Hpsv2Options) -> None:
         self.options, self.file = options, FILES[options.version]
@@ -59,11 +56,7 @@ class Hpsv2:
 
         path = weights_file(self.options.checkpoint, self.file)
         self.encoder = Encoder(self.options.model, str(path), resize="longest")
-        self.encoder.load(device, dtype)
-
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [c.prompt for c in batch])
-        return [Score(value) for value in cosines.double().tolist()]
+        super().load(device, dtype)
 
 
 plugin = Hpsv2

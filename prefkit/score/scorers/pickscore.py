@@ -9,11 +9,14 @@ centre crop that floors half pixels), as published.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,8 @@ class PickscoreOptions:
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class Pickscore:
+class Pickscore(CosineScorer):
     Options = PickscoreOptions
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: PickscoreOptions) -> None:
         self.encoder = Encoder(options.model, library="transformers", processor=options.processor)
@@ -43,13 +44,8 @@ class Pickscore:
             licence="MIT",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are missing or not of a CLIP model."""
-        self.encoder.load(device, dtype)
-
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [c.prompt for c in batch]).double()
-        return [Score(value) for value in (self.encoder.scale * cosines).tolist()]
+    def scaled(self, cosines: Tensor) -> Tensor:
+        return self.encoder.scale * cosines
 
 
 plugin = Pickscore

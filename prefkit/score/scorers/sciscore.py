@@ -10,11 +10,14 @@ first, a centre crop that floors half pixels), as published.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import Candidate, ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,8 @@ class SciscoreOptions:
     text: str = "prompt"
 
 
-class Sciscore:
+class Sciscore(CosineScorer):
     Options = SciscoreOptions
-    scope = "absolute"
 
     def __init__(self, options: SciscoreOptions) -> None:
         self.options = options
@@ -47,16 +49,11 @@ class Sciscore:
             licence="Apache-2.0",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are missing or not of a CLIP model."""
-        self.encoder.load(device, dtype)
-
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [self._text(c) for c in batch]).double()
-        return [Score(value) for value in (self.encoder.scale * cosines).tolist()]
-
-    def _text(self, candidate: Candidate) -> str:
+    def text(self, candidate: Candidate) -> str:
         return candidate.prompt if self.options.text == "prompt" else str(candidate.extra[self.options.text])
+
+    def scaled(self, cosines: Tensor) -> Tensor:
+        return self.encoder.scale * cosines
 
 
 plugin = Sciscore

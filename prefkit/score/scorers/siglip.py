@@ -7,12 +7,14 @@ stretched to the model's square, as published, so that nothing is cropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import Candidate, ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMULAS = {
     "cosine": "cos(image, text)",
@@ -38,10 +40,8 @@ class SiglipOptions:
     scaling: Literal["cosine", "logit", "sigmoid"] = "cosine"
 
 
-class Siglip:
+class Siglip(CosineScorer):
     Options = SiglipOptions
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: SiglipOptions) -> None:
         self.options = options
@@ -59,15 +59,10 @@ class Siglip:
             licence="Apache-2.0",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights unknown to the library."""
-        self.encoder.load(device, dtype)
+    def text(self, candidate: Candidate) -> str:
+        return candidate.prompt.lower()
 
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [c.prompt.lower() for c in batch]).double()
-        return [Score(value) for value in self._scaled(cosines).tolist()]
-
-    def _scaled(self, cosines: Any) -> Any:
+    def scaled(self, cosines: Tensor) -> Tensor:
         if self.options.scaling == "cosine":
             return cosines
         logits = self.encoder.scale * cosines + self.encoder.bias
