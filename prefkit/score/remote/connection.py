@@ -93,7 +93,6 @@ class DeadlineStream(httpcore2.NetworkStream):
 
     def __init__(self, stream: httpcore2.NetworkStream, remaining: Callable[[], float]) -> None:
         self.stream, self.remaining = stream, remaining
-        self.close, self.get_extra_info = stream.close, stream.get_extra_info  # type: ignore[method-assign]
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self.stream.read(max_bytes, self.remaining())
@@ -104,8 +103,14 @@ class DeadlineStream(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        self.__init__(self.stream.start_tls(ssl_context, server_hostname, self.remaining()), self.remaining)  # type: ignore[misc]
+        self.stream = self.stream.start_tls(ssl_context, server_hostname, self.remaining())
         return self
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.stream.get_extra_info(info)
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 def key_of(key_env: str) -> str | None:
