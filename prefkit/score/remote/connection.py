@@ -45,7 +45,7 @@ class Connection(httpcore2.NetworkBackend):
     """
 
     def __init__(self, url: SplitResult, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext) -> None:
-        self.url, self.timeout, self.headers = url.geturl().rstrip("/"), timeout, headers
+        self.url, self.timeout, self.headers = url.geturl().rstrip("/"), timeout, list(headers.items())
         self.requests, self.deadline = 0, 0.0
         self.stream: DeadlineStream | None = None
         proxy = urllib.request.getproxies().get(url.scheme)
