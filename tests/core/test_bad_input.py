@@ -194,7 +194,7 @@ def test_a_mended_plugin_may_start_again_under_its_name(drawn, cli):
         assert code == 1 and message in one_paragraph(err)
     taste.write_text("muted = 3\n")
     code, _, err = cli("score", "-r", drawn, "--name", "taste")
-    assert code == 1 and "is no scorer: a function (images, prompts)" in one_paragraph(err)
+    assert code == 1 and "is not a scorer. A scorer is a function (images, prompts)" in one_paragraph(err)
     taste.write_text(good)
     stages(cli, drawn, "score")
     frame = Store(drawn.parent / "run").scores("taste").frame()

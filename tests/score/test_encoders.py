@@ -214,7 +214,7 @@ def test_aesthetic_is_the_linear_head_on_the_unit_embedding(clip, batch, tmp_pat
 
 def test_heads_that_do_not_fit_are_refused(clip, tmp_path):
     torch.save(head_state(25), tmp_path / "wide.pth")
-    with pytest.raises(UsageError, match="is for embeddings of 25 numbers, .* gives 24"):
+    with pytest.raises(UsageError, match="needs embeddings of width 25; .* has 24"):
         make_scorer("aesthetic", {"head": str(tmp_path / "wide.pth"), "model": str(clip)}).load("cpu", "float32")
     torch.save({k: v for k, v in head_state(24).items() if "7" not in k}, tmp_path / "short.pth")
     with pytest.raises(UsageError, match="no linear head.*layers.7.bias"):

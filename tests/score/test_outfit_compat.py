@@ -120,9 +120,9 @@ def test_others_by_mapping_path_and_id_of_an_input(folder, tmp_path):
 @pytest.mark.parametrize(
     "outfit, reason",
     [
-        ([], "a list of images is needed"),
-        (None, "a list of images is needed"),
-        ("blue.png", "a list of images is needed"),
+        ([], "it must be a list of images"),
+        (None, "it must be a list of images"),
+        ("blue.png", "it must be a list of images"),
         ([{"category": "hat"}], "names no image"),
         ([""], "names no image"),
         (["blue.png", "gone.png"], "gone.png could not be read"),
@@ -146,7 +146,7 @@ def test_what_is_no_fitted_folder_is_refused(folder, tmp_path):
         make_scorer("outfit_compat", {})
     with pytest.raises(UsageError, match=r"has no spec\.json"):
         make_scorer("outfit_compat", {"model": str(tmp_path)})
-    with pytest.raises(UsageError, match="fitted as 'vbpr'"):
+    with pytest.raises(UsageError, match="fitted for another scorer, 'vbpr'"):
         scorer_of(folder(fit="vbpr"))
     where = folder()
     with pytest.raises(UsageError, match="is no folder"):
