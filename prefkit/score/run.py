@@ -23,13 +23,6 @@ from prefkit.store.table import Table, note_pace
 Key = tuple[str, str]  # (candidate id, request id)
 
 
-def run_score(
-    store: Store, recipe: Recipe, name: str, *, generators: Sequence[str] = (), limit: int | None = None
-) -> dict[str, Any]:
-    """`run_scores` for one score."""
-    return run_scores(store, recipe, [name], generators=generators, limit=limit)[name]
-
-
 def run_scores(
     store: Store, recipe: Recipe, names: Sequence[str], *, generators: Sequence[str] = (), limit: int | None = None
 ) -> dict[str, dict[str, Any]]:

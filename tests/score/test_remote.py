@@ -277,7 +277,7 @@ def test_levels_outside_the_top_list_are_a_failure(faulty, tmp_path):
     (score,) = judge(server, tmp_path, min_mass=0.01).score(candidates(1))
     assert score.value == 5.0
     (score,) = judge(server, tmp_path, "vqascore").score(candidates(1))
-    assert score.value is None and "yes and no have 0" in score.error
+    assert score.value is None and "yes and no have a total probability of 0" in score.error
 
 
 def test_vqascore_is_not_renormalised(faulty, tmp_path):

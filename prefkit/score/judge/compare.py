@@ -86,7 +86,7 @@ def _of_tokens(reply: Reply, margin: float, min_mass: float) -> tuple[float | No
         return None, None, reply.error or "no answer"
     total = sum(reply.masses)
     if total < min_mass or total == 0:
-        return None, None, f"A and B have {total:.3g} of the probability, less than {min_mass:g}"
+        return None, None, f"A and B have a total probability of {total:.3g}, less than {min_mass:g}"
     p = reply.masses[0] / total
     return p, "tie" if abs(p - 0.5) <= margin else "a" if p > 0.5 else "b", None
 

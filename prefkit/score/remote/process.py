@@ -93,7 +93,7 @@ class ProcessScorer(RemoteScorer):
             answer = self._receive(self.options.timeout)
             if not isinstance(answer, dict) or answer.get("request") != self.requests:
                 self.stop()
-                raise RuntimeError(f"the process did not answer request {self.requests} but something else")
+                raise RuntimeError(f"the process did not answer request {self.requests}, but sent another message")
             return decode_answer(answer, len(batch), self.command[0])
 
     def close(self) -> None:

@@ -165,7 +165,7 @@ class Mllm(JudgeScorer):
         value, leftover = expected(reply.masses, self.scale.values)
         aspects = {"leftover": leftover}
         if value is None or 1 - leftover < self.options.min_mass:
-            error = f"the levels have {1 - leftover:.3g} of the probability, less than {self.options.min_mass:g}"
+            error = f"the levels have a total probability of {1 - leftover:.3g}, less than {self.options.min_mass:g}"
             return Score(None, aspects, reply.text, error)
         return Score(value, aspects, reply.text)
 

@@ -66,7 +66,7 @@ class Vqascore(JudgeScorer):
         both = sum(reply.masses)
         aspects = {"leftover": max(0.0, 1.0 - both)}
         if both < self.options.min_mass or both == 0:
-            error = f"yes and no have {both:.3g} of the probability, less than {self.options.min_mass:g}"
+            error = f"yes and no have a total probability of {both:.3g}, less than {self.options.min_mass:g}"
             return Score(None, aspects, reply.text, error)
         return Score(reply.masses[0], aspects, reply.text)
 
