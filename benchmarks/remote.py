@@ -175,7 +175,7 @@ def run(args: argparse.Namespace, address: str, folder: Path) -> list[dict[str, 
 
 def stage(args: argparse.Namespace, address: str, candidates: list[Candidate], folder: Path) -> None:
     from prefkit.config import Recipe, Score
-    from prefkit.score.run import run_score
+    from prefkit.score.run import run_scores
     from prefkit.store import Store
     from prefkit.store.table import candidate_row
     from prefkit.types import Request
@@ -186,7 +186,7 @@ def stage(args: argparse.Namespace, address: str, candidates: list[Candidate], f
         store.candidates("own").append([candidate_row(c) for c in candidates[at : at + 512]])
     options = {"model": "j", "server": address, "in_flight": args.in_flight, "cache": str(folder / "answers.sqlite")}
     recipe = Recipe(run=str(store.folder), score={"q": Score("mllm", options, batch_size=args.batch)})
-    run_score(store, recipe, "q")
+    run_scores(store, recipe, ["q"])
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/score.py [--images 256] [--batch 32] [--side 512]
 
 bare    open each PNG, the model's own transform, encode image and text, cosine; one batch after another
-stage   `run_score` with the scorer `clip`: reading parts, decoding ahead, checks, writing the table
+stage   `run_scores` with the scorer `clip`: reading parts, decoding ahead, checks, writing the table
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from prefkit.config import Recipe, Score
 from prefkit.output import table
 from prefkit.score.core import make_scorer
-from prefkit.score.run import run_score
+from prefkit.score.run import run_scores
 from prefkit.store import Store
 from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
@@ -71,8 +71,8 @@ def main() -> None:
             for start in range(0, len(rows), 64):
                 store.candidates("own").append(rows[start : start + 64])
             recipe = Recipe(run=str(store.folder), score={"clip": Score("clip", options, batch_size=args.batch)})
-            scorer.encoder.network.images.kept.clear()  # the network stays open, what it has seen must not
-            return run_score(store, recipe, "clip")["seconds"]
+            scorer.encoder.network.images.entries.clear()  # the network stays open, what it has seen must not
+            return run_scores(store, recipe, ["clip"])["clip"]["seconds"]
 
         bare()
         times: dict[str, list[float]] = {"bare": [], "stage": []}

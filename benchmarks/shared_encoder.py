@@ -90,8 +90,8 @@ def main() -> None:
                 store.candidates("own").append(rows[at : at + 64])
             start = time.perf_counter()
             for group in groups:
-                kept.encoder.network.images.kept.clear()
-                kept.encoder.network.texts.kept.clear()
+                kept.encoder.network.images.entries.clear()
+                kept.encoder.network.texts.entries.clear()
                 run_scores(store, Recipe(run=str(store.folder), score=entries), group)
             return time.perf_counter() - start
 

@@ -1,1 +1,1 @@
-"""Candidates in, one table of numbers per scorer out."""
+"""The score stage: candidates to one table of numbers per score."""

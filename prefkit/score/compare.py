@@ -1,4 +1,4 @@
-"""compare: which of two images of a request is better, by a judge that sees both orders, into comparisons/<alias>/."""
+"""The compare stage: a judge says which of two images of a request is better; comparisons/NAME/ stores its verdicts."""
 
 from __future__ import annotations
 
@@ -27,49 +27,49 @@ from prefkit.store.table import Table, comparison_row, note_pace
 from prefkit.types import Candidate, Comparison, Score, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 96, 20.0
-AHEAD = 4  # times `concurrency`: verdicts kept while the oldest call is waited for
+AHEAD = 4  # times `concurrency`: finished calls that are kept while the oldest call is running
 Ids = tuple[str, str]
 
 
-def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None = None) -> dict[str, Any]:
-    """Ask about the pairs that have no verdict yet (failures are asked again). Returns counts, flip and first rate.
+def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
+    """Ask the judge about all pairs without a verdict, and again about failed ones. Returns counts, flip and first rate.
 
-    limit: at most this many pairs. Each pair gives three rows: orders "ab" and "ba" as shown, and "both", the verdict.
-    Raises UsageError for a judge that cannot compare and for invalid settings, FingerprintError where the
-    table is another judge's or another question's.
+    limit: maximum number of pairs. Each pair gives three rows: the answers in the orders "ab" and "ba", and "both", the verdict.
+    Raises UsageError for invalid settings and for a scorer that cannot compare, FingerprintError if the table is of another
+    judge or question.
     """
-    settings = recipe.compare[alias]
-    judge, pairs, _, spec = checked(store, recipe, alias)
-    with store.lock(f"comparisons/{alias}"):
-        table = store.comparisons(alias)
-        done = decided(table)  # another command may have asked until it freed the lock
+    settings = recipe.compare[name]
+    judge, pairs, _, spec = checked(store, recipe, name)
+    with store.lock(f"comparisons/{name}"):
+        table = store.comparisons(name)
+        done = decided(table)  # again, since another command may have held the lock until now
         _claim(table, spec, done)
         todo = [pair for pair in pairs if pair not in done][:limit]
         present = sum(pair in done for pair in pairs)
         counts: dict[str, Any] = {"wanted": present + len(todo), "present": present, "compared": 0, "failed": 0}
         start = time.monotonic()
         if todo:
-            note(f"compare {alias}: {len(todo)} pairs with {settings.use}, each in both orders")
+            note(f"compare {name}: {len(todo)} pairs with {settings.use}, each in both orders")
             try:
                 judge.load(device_of(settings.device), settings.dtype)
                 _ask(store, settings, judge, table, todo, counts)
             finally:
-                close(judge, f"compare {alias}")
-        flip, first = rates(_shown(table))
+                close(judge, f"compare {name}")
+        flip, first = rates(_answers(table))
         counts |= {"flip_rate": flip, "first_rate": first, "seconds": round(time.monotonic() - start, 2)}
         write_json(table.folder / "spec.json", spec | {"measured": {"flip_rate": flip, "first_rate": first}})
         note_pace(table.folder, counts["compared"], counts["seconds"])
     return counts
 
 
-def checked(store: Store, recipe: Recipe, alias: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
-    """(judge, not loaded; pairs to ask about; those decided; what the table means), after every check that needs no
-    weights. Writes nothing. Raises UsageError, FingerprintError."""
+def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
+    """(judge without loaded weights, wanted pairs, decided pairs, spec of the table), after all checks that need no
+    weights. It writes nothing. Raises UsageError, FingerprintError."""
     from prefkit.models.precision import dtype_of
 
-    settings = recipe.compare[alias]
-    judge = judge_of(settings, alias)
-    pairs, table = chosen_pairs(store, settings, alias), store.comparisons(alias)
+    settings = recipe.compare[name]
+    judge = judge_of(settings, name)
+    pairs, table = chosen_pairs(store, settings, name), store.comparisons(name)
     done = decided(table)
     spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
     if Background.suffix():
@@ -87,25 +87,24 @@ def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = Tru
     table.claim(claimed, f"Use another name under compare, or remove {table.folder}.", empty=not done, write=write)
 
 
-def judge_of(settings: Compare, alias: str) -> Any:
-    """The judge, not loaded. Raises UsageError for a scorer that cannot compare."""
-    bounds.check(settings, f"compare.{alias}")
-    judge = make_scorer(settings.use, settings.options, f"compare.{alias}")
+def judge_of(settings: Compare, name: str) -> Any:
+    """Create the judge without loading weights. Raises UsageError for a scorer that cannot compare."""
+    bounds.check(settings, f"compare.{name}")
+    judge = make_scorer(settings.use, settings.options, f"compare.{name}")
     if not callable(getattr(judge, "compare", None)) or not callable(getattr(judge, "judge_spec", None)):
         raise UsageError(
-            f"compare.{alias}: {settings.use} scores single images and cannot compare two. Use mllm, or a class with "
+            f"compare.{name}: {settings.use} scores single images and cannot compare two. Use mllm, or a class with "
             "compare(pairs, template, aspect) and judge_spec()."
         )
-    check_licence(judge, settings.accept_license, f"compare.{alias}")
+    check_licence(judge, settings.accept_license, f"compare.{name}")
     return judge
 
 
-def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
-    """Which pairs are asked about, request by request: the same ones on every call. Which id is a goes by hash, so that a
-    is not the better one by some score.
+def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
+    """The pairs to ask about, the same on every call. A hash decides which candidate is a, independently of scores.
 
-    all: up to `most` of the pairs of a request, by hash. extremes: the best with the worst by the score `by`, the second
-    best with the second worst, and so on, up to `most`.
+    `pairs: all`: up to `most` pairs of a request, by hash. `pairs: extremes`: the best with the worst by the score `by`, the second best
+    with the second worst, and so on, up to `most`.
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
@@ -114,32 +113,30 @@ def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
     requests: dict[str, list[str]] = {}
     for cid, request in keys:
         requests.setdefault(request, []).append(cid)
+    pairs: list[Ids] = []
     if settings.pairs == "all":
         if settings.by:
-            raise UsageError(f"compare.{alias}.by goes with `pairs: extremes`.")
-        found = [
-            pair
-            for ids in requests.values()
-            for pair in sorted(itertools.combinations(ids, 2), key=lambda pair: digest(*sorted(pair)))[: settings.most]
-        ]
-    elif settings.pairs == "extremes":
-        best = _best_first(store, settings, alias)
-        found = []
+            raise UsageError(f"compare.{name}.by needs `pairs: extremes`.")
         for ids in requests.values():
-            ranked = sorted((cid for cid in ids if cid in best), key=lambda cid: (best[cid], cid))
-            found += [(ranked[i], ranked[-1 - i]) for i in range(min(settings.most, len(ranked) // 2))]
+            hashed = sorted(itertools.combinations(ids, 2), key=lambda pair: digest(*sorted(pair)))
+            pairs += hashed[: settings.most]
+    elif settings.pairs == "extremes":
+        costs = _costs(store, settings, name)
+        for ids in requests.values():
+            ranked = sorted((cid for cid in ids if cid in costs), key=lambda cid: (costs[cid], cid))
+            pairs += [(ranked[i], ranked[-1 - i]) for i in range(min(settings.most, len(ranked) // 2))]
     else:
-        raise UsageError(f"compare.{alias}.pairs is {settings.pairs!r}: choose all or extremes.")
-    return [(a, b) if digest(a, b) < digest(b, a) else (b, a) for a, b in found]
+        raise UsageError(f"compare.{name}.pairs is {settings.pairs!r}: choose all or extremes.")
+    return [(a, b) if digest(a, b) < digest(b, a) else (b, a) for a, b in pairs]
 
 
-def _best_first(store: Store, settings: Compare, alias: str) -> dict[str, float]:
-    """Candidate -> number that is smaller the better it is, of those with a score."""
-    there = store.names("scores")
-    if settings.by not in there:
+def _costs(store: Store, settings: Compare, name: str) -> dict[str, float]:
+    """Score `by` of each scored candidate, with the sign that makes smaller better."""
+    existing = store.names("scores")
+    if settings.by not in existing:
         raise UsageError(
-            f"compare.{alias}.by: no scores called {settings.by!r}.{nearest(settings.by, there)} There are: "
-            f"{', '.join(there) or 'none'}."
+            f"compare.{name}.by: no score is called {settings.by!r}.{nearest(settings.by, existing)} Scores of this run: "
+            f"{', '.join(existing) or 'none'}."
         )
     table = store.scores(settings.by)
     frame = table.frame(["id", "value"]).dropna()
@@ -153,12 +150,12 @@ def decided(table: Table) -> set[Ids]:
     return set(zip(frame.id_a, frame.id_b))
 
 
-def _shown(table: Table) -> list[Comparison]:
-    """The verdicts as shown, the two orders of a pair beside each other; what was asked again counts once."""
+def _answers(table: Table) -> list[Comparison]:
+    """Latest answers, two per pair: order "ab", then order "ba"."""
     rows = table.read(["id_a", "id_b", "order", "outcome"]).to_pylist()
-    found = {(row["id_a"], row["id_b"], row["order"]): row["outcome"] for row in rows}
-    pairs = dict.fromkeys((a, b) for a, b, _ in found)
-    return [Comparison(a, b, found.get((a, b, order)), "", order=order) for a, b in pairs for order in ("ab", "ba")]
+    outcomes = {(row["id_a"], row["id_b"], row["order"]): row["outcome"] for row in rows}
+    pairs = dict.fromkeys((a, b) for a, b, _ in outcomes)
+    return [Comparison(a, b, outcomes.get((a, b, order)), "", order=order) for a, b in pairs for order in ("ab", "ba")]
 
 
 def _ask(
@@ -168,17 +165,15 @@ def _ask(
     flushed = time.monotonic()
     width = getattr(judge, "concurrency", 1)
     size = settings.batch_size if width == 1 else getattr(judge, "batch", None) or 1
+    parts = _parts(store, settings, todo, size)
     with Progress("compare", len(todo)) as progress:
         try:
-            calls = in_order(
-                lambda part: verdicts(judge, settings, part), _parts(store, settings, todo, size), width, AHEAD * width
-            )
-            for part, found in calls:
+            for part, result in in_order(lambda part: verdicts(judge, settings, part), parts, width, AHEAD * width):
                 now = time.time()
-                rows += [comparison_row(dataclasses.replace(c, time=now)) for c in found]
-                both = [c for c in found if c.order == "both"]
-                counts["compared"] += sum(c.outcome is not None for c in both)
-                counts["failed"] += sum(c.outcome is None for c in both)
+                rows += [comparison_row(dataclasses.replace(c, time=now)) for c in result]
+                outcomes = [c.outcome for c in result if c.order == "both"]
+                counts["failed"] += outcomes.count(None)
+                counts["compared"] += len(outcomes) - outcomes.count(None)
                 progress.update(len(part))
                 if len(rows) >= FLUSH_ROWS or time.monotonic() - flushed > FLUSH_SECONDS:
                     table.append(rows)
@@ -188,7 +183,8 @@ def _ask(
 
 
 def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> list[Comparison]:
-    """Three rows a pair. An exception is pinned on its pair by asking one by one; an undecodable image fails its pairs."""
+    """Three rows per pair; one failed row for a pair with an image that cannot be decoded. After an exception, pairs are
+    asked one by one, so that only the pair at fault fails."""
     live = [pair for pair in part if isinstance(pair[0], Candidate) and isinstance(pair[1], Candidate)]
     failed = [_failure(pair, settings) for pair in part if pair not in live]
     if not live:
@@ -196,46 +192,48 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
     try:
         with guarded(f"judge {settings.use}"):
             shown = live if trusted(judge) else [(a, b) for a, b in zip(*(lent(side) for side in zip(*live)))]
-            found = judge.compare(shown, settings.template, settings.aspect)
+            result = judge.compare(shown, settings.template, settings.aspect)
     except PrefkitError:
         raise
     except Exception as error:
         if len(live) > 1:
             return failed + [row for pair in live for row in verdicts(judge, settings, [pair])]
-        (a, b) = live[0]
+        ((a, b),) = live
         return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, told(error))]
-    check_verdicts(found, [(a.id, b.id) for a, b in live], settings.use)
-    return [*failed, *found.shown, *found.rows]
+    check_verdicts(result, [(a.id, b.id) for a, b in live], settings.use)
+    return [*failed, *result.shown, *result.rows]
 
 
 def _failure(pair: tuple[Any, Any], settings: Compare) -> Comparison:
-    (a, wrong_a), (b, wrong_b) = (
+    (a, error_a), (b, error_b) = (
         (item.id, None) if isinstance(item, Candidate) else (item[0], item[1].error) for item in pair
     )
-    return Comparison(a, b, None, settings.use, None, "both", settings.aspect, wrong_a or wrong_b)
+    return Comparison(a, b, None, settings.use, None, "both", settings.aspect, error_a or error_b)
 
 
 def _parts(store: Store, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Pairs of decoded candidates (or of (id, failed Score)) as soon as both have been read; each image is decoded once
-    and forgotten after its last pair."""
+    """Yield lists of `size` pairs of decoded candidates; (id, failed Score) stands for one that cannot be decoded.
+
+    Each image is decoded once and released after its last pair.
+    """
     uses = Counter(cid for pair in todo for cid in pair)
     partners: dict[str, list[Ids]] = {}
     for pair in todo:
         for cid in pair:
             partners.setdefault(cid, []).append(pair)
-    here: dict[str, Any] = {}
+    items: dict[str, Any] = {}
     part: list[tuple[Any, Any]] = []
     columns = ["id", "request_id", "index", "seed", "image", "path", "sha256", "extra", "error"]
     for candidate in store.iter_candidates(settings.generators, set(uses), columns):
         (item,) = decode([candidate])
-        here[candidate.id] = (candidate.id, item) if isinstance(item, Score) else item
+        items[candidate.id] = (candidate.id, item) if isinstance(item, Score) else item
         for a, b in partners[candidate.id]:
-            if a in here and b in here:
-                part.append((here[a], here[b]))
+            if a in items and b in items:
+                part.append((items[a], items[b]))
                 for cid in (a, b):
                     uses[cid] -= 1
                     if not uses[cid]:
-                        del here[cid]
+                        del items[cid]
                 if len(part) == size:
                     yield part
                     part = []

@@ -1,4 +1,4 @@
-"""How far images of one request lie apart, by their pixels: coarse, but no learned judge of its own."""
+"""Diversity of the images of a request: their mean pixel distance, coarse but without a learned judge."""
 
 from __future__ import annotations
 
@@ -23,28 +23,25 @@ def thumbnail(image: Image) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((SIDE, SIDE), pil.Resampling.BOX))
 
 
-def mean_diversity(found: Thumbnails) -> float | None:
-    """Mean over requests of the diversity within the request."""
+def mean_diversity(thumbnails: Thumbnails) -> float | None:
+    """Mean over requests of the diversity within a request."""
     groups = defaultdict(list)
-    for (request, _), image in found.items():
+    for (request, _), image in thumbnails.items():
         groups[request].append(image / 255.0)
     values = [d for images in groups.values() if (d := diversity(np.stack(images))) is not None]
     return float(np.mean(values)) if values else None
 
 
 def diversity(thumbnails: np.ndarray) -> float | None:
-    """Mean distance of the pairs among [n, 32, 32, 3] images of one request, in 0..1.
+    """Mean distance of the pairs among [n, 32, 32, 3] images of one request, in 0..1; None if n < 2.
 
-    The distance of two images is the root mean square over all pixels and channels of the difference of
-    their 32 x 32 RGB versions (box-downsampled) in [0, 1]: coarse, but no learned judge of its own. None
-    with fewer than two.
+    The distance of two images is the root mean square difference of their 32 x 32 RGB versions in [0, 1].
     """
     n = len(thumbnails)
     if n < 2:
         return None
     flat = np.asarray(thumbnails, np.float64).reshape(n, -1)
-    rows, columns = np.triu_indices(n, 1)
-    return float(np.mean([rms(flat[i], flat[j]) for i, j in zip(rows, columns)]))
+    return float(np.mean([rms(flat[i], flat[j]) for i, j in zip(*np.triu_indices(n, 1))]))
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""A folder that `prefkit fit` wrote, as its scorer reads it: spec.json, weights, and the encoder that goes with them."""
+"""A folder of `prefkit fit`, as scorers read it: spec.json, weights, and the encoder that the weights were fitted on."""
 
 from __future__ import annotations
 
@@ -16,72 +16,61 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
+SETTINGS = ("library", "model", "pretrained", "processor", "resize")  # arguments of Encoder in spec.json
 
 
 class Fitted:
-    """`folder` as `prefkit fit NAME` left it. Raises UsageError where it is none, or was fitted for another scorer."""
+    """A folder of `prefkit fit NAME`. Raises UsageError for any other folder, or if it was fitted for another scorer."""
 
     def __init__(self, name: str, folder: str) -> None:
         if not folder:
-            raise UsageError(f"{name}: `model` is not set: give a folder that `prefkit fit {name}` has written.")
+            raise UsageError(f"{name}: `model` is not set; set it to a folder that `prefkit fit {name}` has written.")
         self.name, self.folder = name, Path(folder).expanduser()
         if not (self.folder / SPEC).is_file():
-            raise UsageError(f"{name}: {folder} holds no {SPEC}; give a folder that `prefkit fit {name}` has written.")
+            raise UsageError(f"{name}: {folder} has no {SPEC}; give a folder that `prefkit fit {name}` has written.")
         again = f"Run `prefkit fit {name}` again."
         self.spec = read_json(self.folder / SPEC, again)
         check_folder(self.folder, again)
         if self.spec.get("fit") != name:
-            raise UsageError(f"{name}: {folder} was fitted as {self.spec.get('fit')!r}, which is another scorer.")
+            raise UsageError(f"{name}: {folder} was fitted for another scorer, {self.spec.get('fit')!r}.")
 
     def state(self) -> dict[str, Tensor]:
         return read_state(self.folder / WEIGHTS)
 
     def ids(self, name: str) -> list[str]:
-        """NAME.json: a list of ids in the order of the rows of a weight."""
+        """The list of ids in NAME.json, in the order of the rows of a weight."""
         return list(json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
 
     def revision(self) -> str:
-        """Hash of everything in the folder; the encoder's revision is part of its spec."""
+        """Hash of the folder; its spec.json includes the encoder's revision."""
         from prefkit.models.load.revision import weights_revision
 
         return weights_revision(self.folder)
 
     def encoder(self) -> Encoder:
-        """The one that the weights were fitted on. Raises UsageError where it is unknown or has changed since."""
-        kept = self.spec.get("encoder")
-        if kept is None:
+        """The encoder that the weights were fitted on. Raises UsageError if it is unknown or has changed since."""
+        stored = self.spec.get("encoder")
+        if stored is None:
             raise UsageError(
-                f"{self.name}: {self.folder} was fitted on features of an unnamed encoder, so no image can be scored "
-                "with it. Fit again with `--encoder` (and its options) naming what the features came from."
+                f"{self.name}: {self.folder} was fitted on features of an unknown encoder, so it cannot score images. Fit "
+                "again, with the encoder of the features in `--encoder` (and its options)."
             )
-        encoder = encoder_of(kept)
-        if encoder.revision() != kept["revision"]:
+        encoder = Encoder(**{name: stored[name] for name in SETTINGS})
+        if encoder.revision() != stored["revision"]:
             raise UsageError(
-                f"{self.name}: {self.folder} was fitted on {kept['model']} at {kept['revision']}, which is now at "
-                f"{encoder.revision()}: other features would be scored. Restore the encoder, or fit again."
+                f"{self.name}: {self.folder} was fitted on {stored['model']} at {stored['revision']}, which is now at "
+                f"{encoder.revision()} and gives other features. Restore the encoder, or fit again."
             )
         return encoder
 
 
-def encoder_of(kept: dict[str, Any]) -> Encoder:
-    """From what `describe` gave."""
-    return Encoder(
-        kept["model"],
-        kept["pretrained"],
-        library=kept["library"],
-        processor=kept["processor"],
-        resize=kept["resize"],
-    )
-
-
 def describe(encoder: Encoder) -> dict[str, Any]:
-    """All that makes an embedding what it is, as JSON."""
-    same = encoder.processor == encoder.shown
+    """The settings that determine an encoder's embeddings, as JSON."""
     return {
         "library": encoder.library,
         "model": encoder.shown,
         "pretrained": encoder.pretrained,
-        "processor": None if same else encoder.processor,
+        "processor": None if encoder.processor == encoder.shown else encoder.processor,
         "resize": encoder.resize,
         "revision": encoder.revision(),
         "preprocessing": encoder.preprocessing(),

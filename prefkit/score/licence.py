@@ -1,14 +1,14 @@
-"""Which licences a scorer may have without a word from the user: those that allow commercial use and force no copyleft.
+"""Check of scorers' licences: one that forbids commercial use or forces copyleft must be accepted by the user.
 
-A scorer's licence is that of its weights. It stands in its spec; where the weights are the user's choice ("that of the
-weights"), the tables below know some, and a model folder's README.md says its own in its first lines.
+A scorer's licence is that of its weights. Scorers whose spec says "that of the weights" take any weights: the table below
+lists the licences of some, and a model folder states its own in the header of its README.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ RESTRICTED = {
     "smpl": COMMERCIAL,
     "smpl-x": COMMERCIAL,
 }
-#: words by which licences without a short name say the same
+#: words for the same restrictions in licences without a short name
 WORDS = {
     COMMERCIAL: re.compile(r"non[- ]?commercial|(^|[-_ ])nc($|[-_ ])|research[- ]only", re.IGNORECASE),
     COPYLEFT: re.compile(r"(^|\W)a?gpl", re.IGNORECASE),
 }
-#: how the names of weights (Hub id, open_clip tag) begin that a general scorer can be given, and their licence
+#: prefix of the name of weights (Hub id, open_clip tag) that a scorer with a free choice of weights may use -> licence
 WEIGHTS = {
     "q-future/one-align": "S-Lab-1.0",
     "facebook/metaclip-": "CC-BY-NC-4.0",
@@ -48,58 +48,53 @@ WEIGHTS = {
 
 
 def restriction(licence: str) -> str | None:
-    """What a licence forbids or forces that has to be accepted; None where there is nothing."""
+    """COMMERCIAL or COPYLEFT for a licence that must be accepted, else None."""
     short = licence.strip().casefold()
     for suffix in ("-only", "-or-later"):
         short = short.removesuffix(suffix)
     if short in RESTRICTED:
         return RESTRICTED[short]
-    if short.startswith("lgpl"):  # asks for the library's own source only
+    if short.startswith("lgpl"):  # its copyleft covers the library's own source only
         return None
-    return next((what for what, words in WORDS.items() if words.search(licence)), None)
+    return next((kind for kind, words in WORDS.items() if words.search(licence)), None)
 
 
 def licences(scorer: Any) -> dict[str, str]:
-    """What -> licence: of the scorer's spec, and of weights that its options name."""
-    found = {"the scorer": spec_of(scorer).licence}
+    """Licences of the scorer's spec ("the scorer" -> licence) and of weights in its options (weights -> licence)."""
+    result = {"the scorer": spec_of(scorer).licence}
     options = getattr(scorer, "options", None)
     for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
         value = getattr(options, field.name)
         if isinstance(value, str) and value:
-            known = of_folder(value) or next(
-                (licence for start, licence in WEIGHTS.items() if value.removeprefix("hf-hub:").startswith(start)), None
+            name = value.removeprefix("hf-hub:")
+            licence = of_folder(value) or next(
+                (known for start, known in WEIGHTS.items() if name.startswith(start)), None
             )
-            found |= {value: known} if known else {}
-    return found
+            result |= {value: licence} if licence else {}
+    return result
 
 
 def of_folder(value: str) -> str | None:
-    """`license:` in the first lines of README.md in a model folder."""
+    """The `license:` in the header of README.md in a model folder."""
     try:
         folder = Path(value.removeprefix("local-dir:")).expanduser()
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace") if folder.is_dir() else ""
     except OSError:
         return None
-    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    lines = dict(_keys(head.group(1))) if head else {}
-    named = lines.get("license", "")
-    return (lines.get("license_name", named) if named == "other" else named) or None
-
-
-def _keys(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and not key.startswith((" ", "-")):
-            yield key.strip(), value.strip().strip("'\"")
+    header = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    keys = dict(re.findall(r"^([^ :-][^:\n]*):(.*)$", header[1], re.MULTILINE)) if header else {}
+    values = {key.strip(): value.strip().strip("'\"") for key, value in keys.items()}
+    licence = values.get("license", "")
+    return (values.get("license_name", licence) if licence == "other" else licence) or None
 
 
 def check_licence(scorer: Any, accepted: Sequence[str], where: str) -> None:
-    """Raises UsageError, naming it, for a licence that is restricted and not accepted."""
+    """Raises UsageError for a restricted licence that is not accepted."""
     known = {name.casefold() for name in accepted}
-    for what, licence in licences(scorer).items():
-        why = restriction(licence)
-        if why is not None and licence.casefold() not in known:
+    for weights, licence in licences(scorer).items():
+        kind = restriction(licence)
+        if kind is not None and licence.casefold() not in known:
             raise UsageError(
-                f"{where}: the licence of {what}, {licence}, {why}. If your use is one that it allows, say so with "
-                f'--accept-license "{licence}" (in a recipe `accept_license: ["{licence}"]` beside `use`).'
+                f"{where}: the licence of {weights}, {licence}, {kind}. If it allows your use, accept it with "
+                f'--accept-license "{licence}" (in a recipe: `accept_license: ["{licence}"]` next to `use`).'
             )

@@ -1,4 +1,4 @@
-"""Several calls under way at once, for scorers that wait for another machine."""
+"""Concurrent calls with results in order, for scorers that wait for another machine."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[[Item], Found], items: Iterable[Item], width: int, ahead: int | None = None
-) -> Iterator[tuple[Item, Found]]:
-    """(item, function(item)) in order, at most `width` calls at once in threads.
+    function: Callable[[Item], Result], items: Iterable[Item], width: int, ahead: int | None = None
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, function(item)) in order, with at most `width` concurrent calls in threads.
 
-    ahead: how many items may be done, or under way, beyond the one that is waited for (default: width). With more than
-    `width`, the threads have work while the oldest call is a slow one. Interrupted or left early, it drops what has not
-    begun.
+    ahead: maximum number of calls submitted after the oldest unfinished one (default: width); a larger number keeps the
+    threads busy while that call is slow. If the iteration ends early, calls that have not begun are dropped.
     """
     pool = ThreadPoolExecutor(width, "call")
-    waiting: deque[tuple[Item, Future[Found]]] = deque()
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
             waiting.append((item, pool.submit(function, item)))

@@ -1,6 +1,7 @@
-"""One pass over the images for several scorers: each image is read and decoded once, whoever looks at it.
+"""Passes over the images for several scorers: each image is read and decoded once per pass.
 
-A scorer with `concurrency` above 1 waits for another machine: it has a pass of its own, with so many calls at once. Every alias keeps its own table, counts and failures: a scorer that breaks stops alone.
+A scorer with `concurrency` above 1 waits for another machine, so it has a pass of its own with that many calls at once.
+Each score has its own table, counts and failures: a scorer that breaks stops alone.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from prefkit.types import Candidate, candidate_schema
 from prefkit.types import Score as Value
 
 FLUSH_ROWS, FLUSH_SECONDS = 1024, 20.0
-AHEAD = 4  # times `concurrency`: answers kept while the oldest call is waited for
-ROOM = 0.5  # share of the device's memory that must be free for another network to join a pass
+AHEAD = 4  # times `concurrency`: finished calls that are kept while the oldest call is running
+MIN_FREE = 0.5  # fraction of the device's memory that must be free for another network to join a pass
 
 
 @dataclass
 class Job:
-    """One alias and what it has still to score."""
+    """The candidates that a score still lacks, with its scorer and table."""
 
-    alias: str
+    name: str
     settings: Score
     scorer: Any
     table: Table
@@ -47,64 +48,69 @@ class Job:
     rows: list[dict[str, Any]] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
-    first: str = ""  # reason of the first failure
+    first_error: str = ""
     failure: PrefkitError | None = None
 
     def __post_init__(self) -> None:
-        self.room = AdaptiveBatchSize(who=f"score {self.alias}")
+        self.batch_size = AdaptiveBatchSize(who=f"score {self.name}")
 
     @property
     def device(self) -> str:
-        """Of its weights; a function has none, and is not kept waiting for torch."""
+        """Device of the weights; "cpu" for functions, which need not wait for the import of torch."""
         return "cpu" if isinstance(self.scorer, FunctionScorer) else device_of(self.settings.device)
 
     def load(self) -> bool:
-        """Whether it failed; `failure` says why."""
+        """True if the scorer has loaded; otherwise `failure` is set and the scorer dropped."""
         start = time.monotonic()
         try:
-            with guarded(f"score {self.alias}: {self.settings.use}"):
+            with guarded(f"score {self.name}: {self.settings.use}"):
                 self.scorer.load(self.device, self.settings.dtype)
         except PrefkitError as error:
             self.failure = error
         except Exception as error:
-            self.failure = PluginError(f"score {self.alias}: {self.settings.use} could not be loaded: {told(error)}")
+            self.failure = PluginError(f"score {self.name}: {self.settings.use} could not be loaded: {told(error)}")
             self.failure.__cause__ = error
         self.seconds += time.monotonic() - start
-        return self.failure is not None
+        if self.failure is not None:
+            self.drop()
+        return self.failure is None
 
     def drop(self) -> None:
-        """End what is under way elsewhere; its weights go before the next pass loads."""
+        """Close the scorer and free its weights, before the next pass loads others."""
         encoder = getattr(self.scorer, "encoder", None)
         if isinstance(encoder, Encoder) and encoder.cut:
             self.counts["long_prompts"] = len(encoder.cut)
             length = encoder.network.inner.length
-            warn(truncation_warning(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
+            warn(truncation_warning(f"score {self.name}", len(encoder.cut), len(encoder.read), length))
         scorer, self.scorer = self.scorer, None
-        close(scorer, f"score {self.alias}: {self.settings.use}")
+        close(scorer, f"score {self.name}: {self.settings.use}")
 
     @property
     def concurrency(self) -> int:
         return getattr(self.scorer, "concurrency", 1)
 
-    def parts(self, items: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-        """What is this job's of a chunk of (id, item), call by call."""
-        mine = [item for item in items if item[0] in self.todo]
-        size = len(mine)
-        if self.scorer.scope != "within_request":
-            own = getattr(self.scorer, "batch", None) or (1 if self.concurrency > 1 else self.settings.batch_size)
-            size = min(own, self.settings.batch_size)
-        for at in range(0, len(mine), max(size, 1)):
-            yield mine[at : at + size]
+    @property
+    def exclusive(self) -> bool:
+        """True if the scorer needs a pass of its own."""
+        return (
+            self.scorer.scope == "within_request" or self.concurrency > 1 or bool(getattr(self.scorer, "alone", False))
+        )
 
-    def encoder(self) -> tuple[Any, ...] | None:
-        """What its encoder is shared by, if it has one."""
+    def parts(self, items: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+        """Split this job's share of a chunk of (id, item) into calls."""
+        mine = [item for item in items if item[0] in self.todo]
+        whole = self.scorer.scope == "within_request"
+        size = len(mine) if whole else call_size(self.scorer, self.settings.batch_size)
+        for start in range(0, len(mine), max(size, 1)):
+            yield mine[start : start + size]
+
+    def encoder_key(self) -> tuple[Any, ...] | None:
+        """Key of the scorer's encoder; jobs with equal keys share its network."""
         encoder = getattr(self.scorer, "encoder", None)
-        if not isinstance(encoder, Encoder):
-            return None
-        return encoder.key(self.device, self.settings.dtype)
+        return encoder.key(self.device, self.settings.dtype) if isinstance(encoder, Encoder) else None
 
     def score(self, items: list[tuple[str, Candidate | Value]]) -> None:
-        """Score what is this job's of a chunk. A plug-in that breaks its contract stops this job."""
+        """Score this job's share of a chunk. A plug-in that violates its contract stops this job."""
         start = time.monotonic()
         try:
             for part in self.parts(items):
@@ -114,35 +120,41 @@ class Job:
         self.seconds += time.monotonic() - start
 
     def call(self, part: Sequence[tuple[str, Candidate | Value]]) -> list[Value]:
-        return score_batch(self.scorer, [item for _, item in part], self.room)
+        return score_batch(self.scorer, [item for _, item in part], self.batch_size)
 
     def keep(self, part: Sequence[tuple[str, Any]], scores: Sequence[Value]) -> None:
         for (cid, _), score in zip(part, scores):
-            self._keep(cid, score)
+            failed = score.error is not None or score.value is None
+            self.counts["failed" if failed else "scored"] += 1
+            if failed:
+                self.first_error = self.first_error or score.error or ""
+            aspects = json.dumps(dict(score.aspects)) if score.aspects else None
+            row = {"id": cid, "value": score.value, "aspects": aspects, "text": score.text, "error": score.error}
+            self.rows.append(row)
         if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
-
-    def _keep(self, cid: str, score: Value) -> None:
-        failed = score.error is not None or score.value is None
-        self.counts["failed" if failed else "scored"] += 1
-        self.first = self.first or (score.error or "" if failed else "")
-        aspects = json.dumps(dict(score.aspects)) if score.aspects else None
-        self.rows.append(
-            {"id": cid, "value": score.value, "aspects": aspects, "text": score.text, "error": score.error}
-        )
 
     def flush(self) -> None:
         self.table.append(self.rows)
         self.rows, self.flushed = [], time.monotonic()
 
     def settle(self) -> None:
-        """Set `failure` where nothing at all could be scored."""
-        if self.failure is None and self.counts["scored"] == self.counts["present"] == 0 and self.first:
-            self.failure = PluginError(f"score {self.alias}: every candidate failed, the first with: {self.first}")
+        """Set `failure` if every candidate failed."""
+        if self.failure is None and self.counts["scored"] == self.counts["present"] == 0 and self.first_error:
+            self.failure = PluginError(f"score {self.name}: every candidate failed, the first with: {self.first_error}")
+
+
+def call_size(scorer: Any, batch_size: int) -> int:
+    """Maximum number of candidates per call: the smaller of the scorer's `batch` and the recipe's `batch_size`.
+
+    A scorer with concurrent calls and without `batch` gets one candidate per call.
+    """
+    own = getattr(scorer, "batch", None) or (1 if getattr(scorer, "concurrency", 1) > 1 else batch_size)
+    return min(own, batch_size)
 
 
 def run_passes(store: Store, jobs: Sequence[Job]) -> None:
-    """Score all jobs in as few passes as their kinds and the memory allow."""
+    """Score all jobs in as few passes as their scorers and the memory allow."""
     for together in loaded(jobs):
         start, before = time.monotonic(), sum(job.seconds for job in together)
         try:
@@ -150,47 +162,38 @@ def run_passes(store: Store, jobs: Sequence[Job]) -> None:
         finally:
             for job in together:
                 job.drop()
-        # reading and decoding is everybody's
+        # the time for reading and decoding is divided equally
         shared = time.monotonic() - start - (sum(job.seconds for job in together) - before)
         for job in together:
             job.seconds += shared / len(together)
 
 
 def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Jobs with their scorers loaded, pass by pass.
+    """Yield jobs with loaded scorers, pass by pass.
 
-    A scorer within requests needs other batches, one with `concurrency` waits for another machine, and one that sets
-    `alone` fills the device: each goes by itself. The others join while half of the device is free; one whose encoder is there already, always.
+    An `exclusive` job has a pass of its own. The others join a pass while half of the device's memory is free, or if they
+    share an encoder with it.
     """
     waiting = list(jobs)
     while waiting:
-        taken = [waiting.pop(0)]
-        if taken[0].load():
-            taken[0].drop()
+        together = [waiting.pop(0)]
+        if not together[0].load():
             continue
-        for job in list(waiting) if _sociable(taken[0]) else []:
-            shares = job.encoder() is not None and job.encoder() in [other.encoder() for other in taken]
-            if _sociable(job) and (shares or memory_free(job.device) >= ROOM):
+        for job in list(waiting) if not together[0].exclusive else []:
+            shares = job.encoder_key() is not None and job.encoder_key() in [other.encoder_key() for other in together]
+            if not job.exclusive and (shares or memory_free(job.device) >= MIN_FREE):
                 waiting.remove(job)
                 if job.load():
-                    job.drop()
-                else:
-                    taken.append(job)
-        yield taken
-
-
-def _sociable(job: Job) -> bool:
-    scorer = job.scorer
-    waits = getattr(scorer, "concurrency", 1) > 1
-    return scorer.scope != "within_request" and not waits and not getattr(scorer, "alone", False)
+                    together.append(job)
+        yield together
 
 
 def memory_free(device: str) -> float:
-    """Share of the memory of `device` that is free."""
+    """Fraction of the device's memory that is free."""
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.empty_cache()  # what torch holds for later is free
+        torch.cuda.empty_cache()  # torch's cache counts as free
         free, total = torch.cuda.mem_get_info(device)
         return free / total
     import psutil
@@ -212,7 +215,7 @@ def _one_pass(store: Store, jobs: list[Job]) -> None:
 
 
 def _overlapped(store: Store, jobs: list[Job]) -> None:
-    """One job, with several calls at once; rows are written in the order of the candidates."""
+    """Run one job with concurrent calls; its rows are written in the order of the candidates."""
     (job,) = jobs
     width, start = job.concurrency, time.monotonic()
     with _progress(jobs) as progress:
@@ -228,9 +231,9 @@ def _overlapped(store: Store, jobs: list[Job]) -> None:
 
 @contextmanager
 def _progress(jobs: list[Job]) -> Iterator[Progress]:
-    """Whatever ends the pass, what the jobs have is written."""
+    """Show progress, and write the jobs' rows even if the pass is interrupted."""
     todo = set().union(*(job.todo for job in jobs))
-    with Progress(f"score {', '.join(job.alias for job in jobs)}", len(todo)) as progress:
+    with Progress(f"score {', '.join(job.name for job in jobs)}", len(todo)) as progress:
         try:
             yield progress
         finally:
@@ -241,27 +244,27 @@ def _progress(jobs: list[Job]) -> Iterator[Progress]:
 
 
 def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
-    """(id, candidate) in chunks; an undecodable candidate has become a bare Score.
+    """Yield chunks of (id, candidate), or (id, failed Score) if the candidate cannot be decoded.
 
-    Nothing is decoded for scorers that set `sends_files`: they want the bytes as stored, and look whether those are whole.
+    Scorers that set `sends_files` get candidates that are not decoded: they send the stored bytes and check these.
     """
-    todo = set().union(*(job.todo for job in jobs))
+    chunks = _chunks(store, jobs, set().union(*(job.todo for job in jobs)))
     if all(getattr(job.scorer, "sends_files", False) for job in jobs):
-        yield from ([(c.id, c) for c in chunk] for chunk in _chunks(store, jobs, todo))
+        yield from ([(c.id, c) for c in chunk] for chunk in chunks)
         return
     ids: list[list[str]] = []
-    for items in decoded_batches(_remembered(_chunks(store, jobs, todo), ids)):
+
+    def with_ids_stored() -> Iterator[list[Candidate]]:
+        for chunk in chunks:
+            ids.append([c.id for c in chunk])
+            yield chunk
+
+    for items in decoded_batches(with_ids_stored()):
         yield list(zip(ids.pop(0), items))
 
 
-def _remembered(chunks: Iterator[list[Candidate]], ids: list[list[str]]) -> Iterator[list[Candidate]]:
-    for chunk in chunks:
-        ids.append([c.id for c in chunk])
-        yield chunk
-
-
 def _chunks(store: Store, jobs: list[Job], todo: set[str]) -> Iterator[list[Candidate]]:
-    """Whole requests for a scorer within requests; else as many candidates as the largest batch."""
+    """Yield whole requests for a scorer with scope within_request, else chunks of the largest batch size."""
     everywhere = any(not job.generators for job in jobs)
     generators = [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
     payload = any("payload" in job.scorer.requires for job in jobs)

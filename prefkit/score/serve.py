@@ -4,8 +4,8 @@
     python -m prefkit.score.serve clip --stdio
 
 then, in a recipe elsewhere, `use: http://127.0.0.1:8765`, or `use: "exec:/other/env/bin/python -m prefkit.score.serve clip
---stdio"`. The protocol is prefkit/score/remote/protocol.py. One batch is scored at a time. Bound to 127.0.0.1 unless
---host says otherwise; whoever can reach the port can use it, unless --key-env names a variable with a key to demand.
+--stdio"`. prefkit/score/remote/protocol.py documents the messages. One batch is scored at a time. The server is bound to
+127.0.0.1 unless --host is set. Every client that reaches the port may use it, unless --key-env names a variable with a key.
 """
 
 from __future__ import annotations
@@ -25,45 +25,42 @@ from prefkit.plugin_guard import guarded, told
 from prefkit.score.core import close, make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of
-from prefkit.score.remote.protocol import candidate_of, hello_of, score_row
+from prefkit.score.remote.protocol import decode_item, encode_answer, encode_hello
 from prefkit.score.remote.server import Server, http_server
 
 
 class Service:
     """A loaded scorer that answers requests of the protocol.
 
-    paths: whether an item may name a file of this machine instead of bringing its image. Only for the process that
-    started this one: over a port, it would let others read files.
+    paths: accept items that name an image file of this machine. Only safe for the process that started this one; over a
+    port, clients could read files.
     """
 
     def __init__(self, scorer: Any, paths: bool = False) -> None:
         self.scorer, self.paths, self.lock = scorer, paths, threading.Lock()
 
     def close(self) -> None:
-        """End what the scorer has under way elsewhere."""
+        """End the scorer's pending requests and processes."""
         close(self.scorer, "the scorer")
 
     def hello(self) -> dict[str, Any]:
-        return hello_of(self.scorer)
+        return encode_hello(self.scorer)
 
     def answer(self, request: Any) -> dict[str, Any]:
-        """Never raises: what is wrong with a request is its answer."""
+        """Return the answer, which is an error message for an invalid request. It never raises."""
         try:
-            batch = [candidate_of(item, self.paths) for item in request["items"]]
+            batch = [decode_item(item, self.paths) for item in request["items"]]
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             return {"error": f"this is not a request of the protocol ({told(error)})"}
         try:
             with self.lock:
-                scores = score_batch(self.scorer, batch)
-        except PrefkitError as error:
-            return {"error": str(error)}
+                return encode_answer(score_batch(self.scorer, batch))
         except Exception as error:
-            return {"error": told(error)}
-        return {"scores": [score_row(score) for score in scores]}
+            return {"error": str(error) if isinstance(error, PrefkitError) else told(error)}
 
 
 def serve_lines(service: Service) -> None:
-    """Requests on standard input, answers on standard output, which nothing else may write to."""
+    """Answer requests from standard input on standard output, where nothing else may be printed."""
     out, sys.stdout = sys.stdout, sys.stderr
     print(json.dumps(service.hello()), file=out, flush=True)
     for line in sys.stdin:
@@ -78,7 +75,7 @@ def serve_lines(service: Service) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exits as the command line does: 130 after Ctrl-C or SIGTERM."""
+    """Run the command and return its exit code, 130 after Ctrl-C or SIGTERM."""
     try:
         with interrupts.handled(at_once=True):
             return _main(arguments)
@@ -90,16 +87,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m prefkit.score.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("scorer", help="a name of `prefkit plugins`, file.py:function, or package.module:Class")
+    parser.add_argument("scorer", help="a name listed by `prefkit plugins`, file.py:function, or package.module:Class")
     parser.add_argument("--options", default="{}", help="the scorer's options as JSON")
-    parser.add_argument("--stdio", action="store_true", help="speak over standard input and output instead of a port")
+    parser.add_argument("--stdio", action="store_true", help="use standard input and output instead of a port")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8765)
-    parser.add_argument("--key-env", default="", help="environment variable with the key that clients must send")
+    parser.add_argument("--key-env", default="", help="environment variable with the API key that clients must send")
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
-        "--accept-license", action="append", default=[], help="a licence that your use is allowed under"
+        "--accept-license", action="append", default=[], help="a restricted licence that allows your use"
     )
     args = parser.parse_args(arguments)
     try:

@@ -185,7 +185,7 @@ def test_a_mended_plugin_may_start_again_under_its_name(drawn, cli):
     good = taste.read_text()
     for body, message in (
         ("return bug", "every candidate failed, the first with: NameError"),
-        ("return 1.0", "returned a float; a list with one number per image is needed"),
+        ("return 1.0", "returned a float; it must return a list with one number per image"),
         ("raise SystemExit(3)", "muted tried to end the program: SystemExit: 3"),
         ("return [float('nan')] * len(images)", "the scorer returned nan"),
     ):
@@ -194,7 +194,7 @@ def test_a_mended_plugin_may_start_again_under_its_name(drawn, cli):
         assert code == 1 and message in one_paragraph(err)
     taste.write_text("muted = 3\n")
     code, _, err = cli("score", "-r", drawn, "--name", "taste")
-    assert code == 1 and "is no scorer: a function (images, prompts)" in one_paragraph(err)
+    assert code == 1 and "is not a scorer. A scorer is a function (images, prompts)" in one_paragraph(err)
     taste.write_text(good)
     stages(cli, drawn, "score")
     frame = Store(drawn.parent / "run").scores("taste").frame()

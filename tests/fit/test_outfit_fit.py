@@ -327,7 +327,7 @@ def test_an_encoder_that_has_changed_is_refused(closet, cli):
     name = next(iter(state))
     state[name] = state[name] + 1
     save_file(state, weights)
-    with pytest.raises(UsageError, match="other features would be scored"):
+    with pytest.raises(UsageError, match="gives other features"):
         make_scorer("outfit_compat", {"model": str(closet / "fitted")})
 
 

@@ -287,7 +287,7 @@ def test_features_of_the_users_own(shop, cli):
     assert code == 0, err
     from prefkit.errors import UsageError
 
-    with pytest.raises(UsageError, match="unnamed encoder"):
+    with pytest.raises(UsageError, match="unknown encoder"):
         make_scorer("vbpr", {"model": str(shop / "own")})
     (shop / "f.txt").write_text("\n".join(f"i{n}" for n in range(59)))
     code, _, err = cli(

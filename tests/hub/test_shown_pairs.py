@@ -17,7 +17,7 @@ from prefkit.hub.importing.run import run_import
 from prefkit.images import Background, rgb, traits
 from prefkit.score.judge.server import data_url
 from prefkit.score.remote.process import ProcessScorer
-from prefkit.score.remote.protocol import candidate_of, item_of
+from prefkit.score.remote.protocol import decode_item, encode_item
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.types import Candidate
@@ -115,7 +115,7 @@ def test_judges_and_other_processes_get_what_is_seen(kind, tmp_path):
     kept = Candidate("x", "r", 0, 0, path=str(tmp_path / "x.png"))
     for candidate in (held, kept):
         url = data_url(candidate)
-        sent = [base64.b64decode(url.split(",", 1)[1]), candidate_of(item_of(candidate, NEEDS), paths=False).image]
+        sent = [base64.b64decode(url.split(",", 1)[1]), decode_item(encode_item(candidate, NEEDS), paths=False).image]
         for seen in sent:
             assert np.array_equal(pil_alone(seen), np.asarray(rgb(data)))
             assert (seen == data) == (kind == "plain")

@@ -127,7 +127,7 @@ def test_an_answer_is_known_before_it_is_written_and_written_when_the_call_ends(
 def test_a_file_of_answers_that_is_none_is_said(tmp_path):
     (tmp_path / "notes.txt").write_bytes(b"no database " * 100)
     for path in (tmp_path / "notes.txt", tmp_path, tmp_path / "notes.txt" / "below"):
-        with pytest.raises(StoreError, match="the file of answers .* Remove it, or name another"):
+        with pytest.raises(StoreError, match="the answer file .* Remove it, or name another"):
             Answers(path)
     assert (tmp_path / "notes.txt").read_bytes() == b"no database " * 100
 

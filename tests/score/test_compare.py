@@ -153,7 +153,7 @@ def test_which_pairs(store):
     for wrong, said in [
         (Compare(pairs="extremes", by="sise"), "Did you mean 'size'"),
         (Compare(pairs="best"), "choose all or extremes"),
-        (Compare(by="size"), "goes with `pairs: extremes`"),
+        (Compare(by="size"), "needs `pairs: extremes`"),
     ]:
         with pytest.raises(UsageError, match=said):
             chosen_pairs(store, wrong, "j")

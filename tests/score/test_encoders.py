@@ -174,7 +174,7 @@ def test_hpsv2_is_the_plain_cosine_of_the_letterboxed_image(open_clip_checkpoint
         model.float()
     np.testing.assert_allclose(values(scorer, batch), expected, atol=3e-6)
     assert scorer.spec().revision and "2.1" in scorer.spec().weights
-    with pytest.raises(UsageError, match=r"holds no HPS_v2_compressed\.pt"):
+    with pytest.raises(UsageError, match=r"has no HPS_v2_compressed\.pt"):
         make_scorer("hpsv2", {"version": "2.0", "checkpoint": str(folder)}).spec()
 
 
@@ -214,7 +214,7 @@ def test_aesthetic_is_the_linear_head_on_the_unit_embedding(clip, batch, tmp_pat
 
 def test_heads_that_do_not_fit_are_refused(clip, tmp_path):
     torch.save(head_state(25), tmp_path / "wide.pth")
-    with pytest.raises(UsageError, match="is for embeddings of 25 numbers, .* gives 24"):
+    with pytest.raises(UsageError, match="needs embeddings of width 25; .* has 24"):
         make_scorer("aesthetic", {"head": str(tmp_path / "wide.pth"), "model": str(clip)}).load("cpu", "float32")
     torch.save({k: v for k, v in head_state(24).items() if "7" not in k}, tmp_path / "short.pth")
     with pytest.raises(UsageError, match="no linear head.*layers.7.bias"):
@@ -313,10 +313,10 @@ def test_what_is_kept_is_bounded_and_never_mixed_up():
         made.append([keys[i] for i in at])
         return torch.tensor([[float(keys[i])] for i in at])
 
-    kept = encoders.Kept(3)
+    kept = encoders.EmbeddingCache(3)
     for keys in (["1", "2", "1"], ["3", "2"], ["5", "4", "6", "7"], ["2", "7"]):
         assert kept.rows(keys, make)[:, 0].tolist() == [float(key) for key in keys]
-        assert len(kept.kept) <= 3
+        assert len(kept.entries) <= 3
     assert [sorted(part) for part in made] == [["1", "2"], ["3"], ["4", "5", "6", "7"], ["2"]]
 
 

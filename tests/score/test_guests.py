@@ -16,10 +16,9 @@ from PIL import Image
 
 from prefkit import plugin_guard as guest
 from prefkit.errors import PluginError
-from prefkit.score.contract import checked
+from prefkit.score.contract import checked, read_number, row_of
 from prefkit.score.core import decode, make_scorer, score_batch
-from prefkit.score.numbers import read_number, row_of
-from prefkit.score.remote.protocol import read_scores
+from prefkit.score.remote.protocol import decode_answer
 from prefkit.store import Store
 from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request, Score
@@ -169,9 +168,9 @@ def test_one_rule_says_what_a_number_is():
 
 @pytest.mark.parametrize("value", [True, 10**400, float("nan"), float("inf"), "7", [0.5]])
 def test_the_rule_holds_for_other_processes_too(value):
-    (score,) = read_scores({"scores": [value]}, 1, "a server")
+    (score,) = decode_answer({"scores": [value]}, 1, "a server")
     assert score.value is None and score.error.startswith("a server returned ")
-    (score,) = read_scores({"scores": [{"value": 1.0, "aspects": {"a": value}}]}, 1, "a server")
+    (score,) = decode_answer({"scores": [{"value": 1.0, "aspects": {"a": value}}]}, 1, "a server")
     assert score.value is None
 
 
@@ -180,8 +179,8 @@ def test_the_rule_holds_for_other_processes_too(value):
     [
         ("Score(10**400)", "too large"),
         ("Score(True)", "a bool"),
-        ("Score(1.0, {'a': float('nan')})", "aspects that are no numbers"),
-        ("Score(1.0, ['a'])", "aspects that are no numbers"),
+        ("Score(1.0, {'a': float('nan')})", "aspects that are not numbers"),
+        ("Score(1.0, ['a'])", "aspects that are not numbers"),
         ("Score(None)", "no value and no reason"),
     ],
 )

@@ -178,6 +178,6 @@ def test_weights_of_something_else_are_refused(published, tmp_path, drop, add):
     state = {k: v for k, v in random_state().items() if k != drop} | ({add: torch.ones(1)} if add else {})
     torch.save(state, tmp_path / "m" / "ImageReward.pt")
     with pytest.raises(
-        UsageError, match=r"is no BLIP.*layers\.1\.mlp\.fc2\.bias" if drop else "does not have: itm_head"
+        UsageError, match=r"is not a BLIP checkpoint.*layers\.1\.mlp\.fc2\.bias" if drop else "does not have: itm_head"
     ):
         scorer_of(tmp_path / "m").load("cpu", "float32")

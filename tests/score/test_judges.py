@@ -194,7 +194,7 @@ def test_a_model_with_a_part_for_videos_and_images_of_any_size(qwen_vl):
 def test_levels_must_be_tokens_and_a_model_must_be_one(vlm, tmp_path):
     scorer = make_scorer("mllm", {"model": str(vlm), "scale": ["1", "5", "10", "excellent"]})
     scorer.load("cpu", "float32")
-    with pytest.raises(UsageError, match="excellent is no single token"):
+    with pytest.raises(UsageError, match="excellent is not a single token"):
         scorer.score(batch(1))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="could not be loaded as an image-text-to-text model"):
@@ -256,7 +256,7 @@ def test_the_probability_is_the_mean_of_both_orders():
 
 def test_failures_and_ties_of_a_comparison():
     failed = compare(Biased(1, 0, said="both are nice"), pairs(), "j", answer="text")
-    assert {row.outcome for row in failed.rows} == {None} and "neither A, B nor tie" in failed.rows[0].error
+    assert {row.outcome for row in failed.rows} == {None} and "not A, B or tie" in failed.rows[0].error
     assert failed.flip_rate is None is failed.first_rate
     tied = compare(Biased(1, 0, said="Tie"), pairs(), "j", answer="text")
     assert {row.outcome for row in tied.rows} == {"tie"} and tied.rows[0].error is None
@@ -384,7 +384,7 @@ def test_ocr_says_what_to_install_or_reads():
     scorer.load("cpu", "float32")
     prompts = ['a sign "Sale"', 'a sign "CLOSED"', "a sign"]
     right, wrong, none = scorer.score([Candidate(p, "r", 0, 0, p, buffer.getvalue()) for p in prompts])
-    assert right.value == 1.0 and wrong.value < 0.5 and none.value is None and "asks for no text" in none.error
+    assert right.value == 1.0 and wrong.value < 0.5 and none.value is None and "has no text" in none.error
 
 
 def test_text_is_asked_for_by_quotes_or_by_key():

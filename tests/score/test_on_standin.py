@@ -75,9 +75,9 @@ def full(judge, _seen={}):  # noqa: B006
 
 
 def test_scorers_do_not_share_a_pass_on_a_full_card(monkeypatch):
-    assert passes.memory_free("cuda:0") > passes.ROOM
+    assert passes.memory_free("cuda:0") > passes.MIN_FREE
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *a: (standin.MEMORY // 4, standin.MEMORY))
-    assert passes.memory_free("cuda:0") < passes.ROOM
+    assert passes.memory_free("cuda:0") < passes.MIN_FREE
 
 
 def test_generation_and_evaluation_halve_their_batches(recipe, cli, monkeypatch):

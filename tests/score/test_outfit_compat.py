@@ -120,9 +120,9 @@ def test_others_by_mapping_path_and_id_of_an_input(folder, tmp_path):
 @pytest.mark.parametrize(
     "outfit, reason",
     [
-        ([], "a list of images is needed"),
-        (None, "a list of images is needed"),
-        ("blue.png", "a list of images is needed"),
+        ([], "it must be a list of images"),
+        (None, "it must be a list of images"),
+        ("blue.png", "it must be a list of images"),
         ([{"category": "hat"}], "names no image"),
         ([""], "names no image"),
         (["blue.png", "gone.png"], "gone.png could not be read"),
@@ -144,15 +144,15 @@ def test_without_the_other_items_there_is_no_score_and_a_reason(folder, tmp_path
 def test_what_is_no_fitted_folder_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="not set"):
         make_scorer("outfit_compat", {})
-    with pytest.raises(UsageError, match=r"holds no spec\.json"):
+    with pytest.raises(UsageError, match=r"has no spec\.json"):
         make_scorer("outfit_compat", {"model": str(tmp_path)})
-    with pytest.raises(UsageError, match="fitted as 'vbpr'"):
+    with pytest.raises(UsageError, match="fitted for another scorer, 'vbpr'"):
         scorer_of(folder(fit="vbpr"))
     where = folder()
     with pytest.raises(UsageError, match="is no folder"):
         scorer_of(where, images=str(tmp_path / "none"))
     save_file({"first.weight": torch.zeros(4, 64)}, where / "weights.safetensors")
-    with pytest.raises(UsageError, match="holds no head"):
+    with pytest.raises(UsageError, match="has no head"):
         scorer_of(where)
 
 

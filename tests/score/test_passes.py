@@ -109,7 +109,7 @@ def test_an_interrupt_keeps_what_every_alias_has(run, monkeypatch):
     inner, calls = passes.Job.score, []
 
     def score(self, items):
-        calls.append(self.alias)
+        calls.append(self.name)
         if len(calls) == 4:
             raise KeyboardInterrupt
         inner(self, items)
@@ -135,6 +135,8 @@ def test_without_room_for_another_network_each_scorer_goes_by_itself(run, decode
 class Job:
     """What `loaded` looks at."""
 
+    exclusive, concurrency = passes.Job.exclusive, passes.Job.concurrency
+
     def __init__(self, name, loads, encoder=None, **scorer):
         self.name, self.loads, self.shared = name, loads, encoder
         self.scorer = type("Scorer", (), {"scope": "absolute", **scorer})()
@@ -142,8 +144,9 @@ class Job:
 
     def load(self):
         self.loads.append(self.name)
+        return True
 
-    def encoder(self):
+    def encoder_key(self):
         return self.shared
 
 

@@ -277,7 +277,7 @@ def test_levels_outside_the_top_list_are_a_failure(faulty, tmp_path):
     (score,) = judge(server, tmp_path, min_mass=0.01).score(candidates(1))
     assert score.value == 5.0
     (score,) = judge(server, tmp_path, "vqascore").score(candidates(1))
-    assert score.value is None and "yes and no hold 0" in score.error
+    assert score.value is None and "yes and no have a total probability of 0" in score.error
 
 
 def test_vqascore_is_not_renormalised(faulty, tmp_path):
@@ -416,16 +416,16 @@ def test_a_process_that_dies_hangs_or_chatters_loses_that_item_alone(command):
     scorer = make_scorer(command, {"timeout": 1.0})
     scores = score_batch(scorer, asked("a", "die", "b", "chatter", "hang", "c"))
     assert [s.value for s in scores] == [105.0, None, 107.0, None, None, 110.0]
-    assert "ended with code 3" in scores[1].error and "no JSON" in scores[3].error and "within 1 s" in scores[4].error
+    assert "ended with code 3" in scores[1].error and "not JSON" in scores[3].error and "within 1 s" in scores[4].error
     scorer.stop()
 
 
 @pytest.mark.parametrize(
     "code, said",
     [
-        ("print('hello')", "first line is no JSON: 'hello"),
-        ("import sys; sys.exit(4)", "ended with code 4 before it said what it is"),
-        ("print('{}')", "does not say what it is"),
+        ("print('hello')", "a line that is not JSON: 'hello"),
+        ("import sys; sys.exit(4)", "ended with code 4 before its hello"),
+        ("print('{}')", "sent no valid hello"),
         ('print(\'{"protocol": 9, "spec": {}}\')', "speaks protocol 9"),
         ('print(\'{"protocol": 1, "spec": {"name": "x"}}\')', "must have name and version"),
     ],
@@ -458,7 +458,7 @@ def test_a_served_scorer_reads_no_files_and_wants_its_key(served, tmp_path, monk
     with urllib.request.urlopen(request, timeout=5) as answer:
         (row,) = json.load(answer)["scores"]
     assert row["value"] is None and "holds no image" in row["error"]
-    with pytest.raises(PluginError, match="wants a key"):
+    with pytest.raises(PluginError, match="needs a key"):
         make_scorer(address, {}).spec()
     monkeypatch.setenv("SCORER_KEY", "k1")
     assert make_scorer(address, {"key_env": "SCORER_KEY"}).spec().name == "jpeg"
@@ -479,7 +479,7 @@ def test_wrong_answers_of_a_scorer_server_are_failures(faulty):
         ({"error": "out of memory"}, "out of memory"),
         (
             {"scores": [True, {"value": 1, "aspects": {"a": "b"}}]},
-            "returned .True. .a bool., which is not a number|aspects that are no numbers",
+            "returned .True. .a bool., which is not a number|aspects that are not numbers",
         ),
     ]
     server = faulty(lambda payload, count: ok(answers[int(payload["items"][0]["prompt"])][0]))
@@ -505,10 +505,10 @@ def test_wrong_answers_of_a_scorer_server_are_failures(faulty):
     ],
 )
 def test_what_a_scorer_elsewhere_says_of_itself_is_checked(hello, said):
-    from prefkit.score.remote.protocol import read_hello
+    from prefkit.score.remote.protocol import decode_hello
 
     with pytest.raises(PluginError, match=said):
-        read_hello({"protocol": 1, **hello}, "scorer x")
+        decode_hello({"protocol": 1, **hello}, "scorer x")
 
 
 @pytest.mark.parametrize("body", [b"[" * 100000, b'{"scores": [' + b"1" * 9999 + b"]}", b"\xff\xfe", b"nul"])
@@ -534,7 +534,7 @@ def test_headers_that_drip_are_given_up(tmp_path):
 
         threading.Thread(target=drip, daemon=True).start()
         scorer = make_scorer(f"http://127.0.0.1:{listener.getsockname()[1]}", {"tries": 1, "timeout": 0.4})
-        with pytest.raises(PluginError, match="no whole answer within 0.4 s"):
+        with pytest.raises(PluginError, match="no complete answer within 0.4 s"):
             scorer.spec()
 
 
@@ -547,9 +547,9 @@ def test_an_address_that_is_none_is_said(address):
 @pytest.mark.parametrize(
     "act, said",
     [
-        ("import os, time; os.close(1); time.sleep(600)", "closed its standard output before it said"),
-        ("import os, time; os.write(1, b'\\xff\\xfe' * 9 + b'\\n'); time.sleep(600)", "its first line is no JSON"),
-        ("import os, time; os.write(1, b'[' * 100000 + b'\\n'); time.sleep(600)", "its first line is no JSON"),
+        ("import os, time; os.close(1); time.sleep(600)", "closed its standard output before its hello"),
+        ("import os, time; os.write(1, b'\\xff\\xfe' * 9 + b'\\n'); time.sleep(600)", "a line that is not JSON"),
+        ("import os, time; os.write(1, b'[' * 100000 + b'\\n'); time.sleep(600)", "a line that is not JSON"),
     ],
 )
 def test_a_process_that_says_nonsense_does_not_hang_us(tmp_path, monkeypatch, act, said):
@@ -562,9 +562,9 @@ def test_a_process_that_says_nonsense_does_not_hang_us(tmp_path, monkeypatch, ac
 
 
 def read_hello_of_jpeg():
-    from prefkit.score.remote.protocol import hello_of, read_hello
+    from prefkit.score.remote.protocol import decode_hello, encode_hello
 
-    return read_hello(hello_of(make_scorer("jpeg", {})), "test")
+    return decode_hello(encode_hello(make_scorer("jpeg", {})), "test")
 
 
 def test_a_recipe_names_them_with_options(command, tmp_path, faulty):

@@ -1,1 +1,1 @@
-"""Networks that scorers look through: encoders, their weights, and the heads trained on embeddings."""
+"""Networks of scorers: encoders, their weights, and heads trained on embeddings."""

@@ -10,22 +10,24 @@ from prefkit.errors import UsageError
 
 
 class BertScore:
-    """layer: which hidden state is compared, counted from the embeddings (0); the published package takes 40 for
-    microsoft/deberta-xlarge-mnli and 17 for roberta-large. None: the last."""
+    """BERTScore on hidden state `layer`, where 0 is the embeddings and None the last.
+
+    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large.
+    """
 
     def __init__(self, model: str, layer: int | None, longest: int = 512) -> None:
         self.name, self.layer, self.longest = model, layer, longest
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for what is no encoder, and for a layer that it does not have."""
+        """Raises UsageError for a model that is not an encoder, and for a layer that it does not have."""
         import transformers
 
         from prefkit.models.load.pipeline import silence_bars
         from prefkit.models.precision import dtype_of
 
         silence_bars()
-        found = Path(self.name).expanduser()
-        source = str(found) if found.exists() else self.name
+        path = Path(self.name).expanduser()
+        source = str(path) if path.exists() else self.name
         tokenizers: Any = transformers.AutoTokenizer
         try:
             self.tokenizer = tokenizers.from_pretrained(source)
@@ -42,9 +44,9 @@ class BertScore:
         self.device = device
 
     def recall(self, references: Sequence[str], candidates: Sequence[str]) -> list[float]:
-        """Per pair the mean, over the reference's tokens, of the best cosine with a token of the candidate.
+        """Mean over the reference's tokens of the best cosine with a token of the candidate, one value per pair.
 
-        As published without idf: the marks at both ends are no tokens of the reference, but can be matched.
+        As published without idf: special tokens are excluded from the reference's tokens, but can be matched.
         """
         import torch
 
@@ -58,7 +60,7 @@ class BertScore:
             return_special_tokens_mask=True,
         ).to(self.device)
         special = inputs.pop("special_tokens_mask").bool()
-        there = inputs["attention_mask"].bool()
+        mask = inputs["attention_mask"].bool()
         with torch.inference_mode():
             states = self.model(**inputs, output_hidden_states=True).hidden_states[
                 -1 if self.layer is None else self.layer
@@ -66,6 +68,6 @@ class BertScore:
             unit = torch.nn.functional.normalize(states.float(), dim=-1)
             n = len(references)
             cosines = unit[:n] @ unit[n:].transpose(1, 2)  # [N, reference tokens, candidate tokens]
-            best = cosines.masked_fill(~there[n:, None, :], -1).amax(-1)
-            counts = (there & ~special)[:n].double()
+            best = cosines.masked_fill(~mask[n:, None, :], -1).amax(-1)
+            counts = (mask & ~special)[:n].double()
             return ((best.double() * counts).sum(-1) / counts.sum(-1)).tolist()

@@ -1,7 +1,7 @@
 """BLIP's image-grounded text encoder (Li et al., arXiv 2201.12086) from a checkpoint of the original code.
 
-The modules are those of transformers; this file names their weights as the original does and works out their sizes. The
-first token stays CLS: the original's matching head swaps it for a token of its own, ImageReward does not.
+The modules are those of transformers; this file maps the original's weight names and derives the sizes. The first token
+stays CLS: the original's matching head replaces it with a special token, ImageReward does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNUSED = ("vision_proj.", "text_proj.", "text_encoder.embeddings.position_ids")
 
 
 class Blip(torch.nn.Module):
-    """`size`: pixels of the square image. Raises UsageError for a checkpoint of something else."""
+    """BLIP for square images of `size` pixels. Raises UsageError for a checkpoint of another model."""
 
     def __init__(self, state: dict[str, Tensor], prefix: str, config: Path, path: Path) -> None:
         super().__init__()
@@ -53,16 +53,18 @@ class Blip(torch.nn.Module):
             self.image_encoder.load_state_dict(images)
             self.text_encoder.load_state_dict({k: v for k, v in texts.items() if k != "embeddings.position_ids"})
         except (KeyError, ValueError, RuntimeError) as error:
-            raise UsageError(f"{path} with {config} is no BLIP: {' '.join(str(error).split())[:300]}") from error
+            raise UsageError(
+                f"{path} with {config} is not a BLIP checkpoint: {' '.join(str(error).split())[:300]}"
+            ) from error
         others = [key for key in inner if not key.startswith(("visual_encoder.", "text_encoder.", *UNUSED))]
         if others:
-            raise UsageError(f"{path} holds weights that BLIP does not have: {', '.join(others[:4])}.")
+            raise UsageError(f"{path} has weights that BLIP does not have: {', '.join(others[:4])}.")
         self.size = _side(images)
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, 3, S, S], [B, T], [B, T] -> [B, D], the first token after reading text and image."""
-        seen = self.image_encoder(pixels).last_hidden_state
-        return self.text_encoder(ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state[:, 0]
+        """[B, 3, S, S], [B, T], [B, T] -> [B, D], the last hidden state of the first token."""
+        states = self.image_encoder(pixels).last_hidden_state
+        return self.text_encoder(ids, attention_mask=mask, encoder_hidden_states=states).last_hidden_state[:, 0]
 
 
 def _renamed(key: str) -> str:
@@ -77,13 +79,13 @@ def _renamed(key: str) -> str:
 
 
 def _side(state: dict[str, Tensor]) -> int:
-    """Pixels of the square image: patches in a row, times a patch's. The first position is that of CLS."""
+    """Pixels of the square image: patches per row times pixels per patch. The first position is that of CLS."""
     positions = state["embeddings.position_embedding"].shape[1] - 1
     return round(positions**0.5) * state["embeddings.patch_embedding.weight"].shape[-1]
 
 
 def _vision_config(state: dict[str, Tensor]) -> BlipVisionConfig:
-    """The sizes are those of the weights; the rest is the original's vision transformer (norms with eps 1e-6)."""
+    """Config with the sizes of the weights and the constants of the original vision transformer (eps 1e-6)."""
     width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
     return BlipVisionConfig(
         hidden_size=width,
@@ -99,7 +101,7 @@ def _vision_config(state: dict[str, Tensor]) -> BlipVisionConfig:
 
 
 def _text_config(published: dict[str, Any], image_width: int) -> BlipTextConfig:
-    """med_config.json in the terms of transformers, where `is_decoder` is what adds cross-attention."""
+    """med_config.json as a config of transformers, where `is_decoder` adds cross-attention."""
     names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
     sizes = {name: published[name] for name in (*names.split(), "hidden_act", "layer_norm_eps", "pad_token_id")}
     return BlipTextConfig(**sizes, encoder_hidden_size=image_width, is_decoder=True)

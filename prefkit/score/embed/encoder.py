@@ -1,7 +1,7 @@
-"""What scorers look through: an image-text model by name, candidates and texts to unit vectors.
+"""Image-text encoders of scorers: candidates and texts to unit vectors.
 
-Scorers of one process that name the same encoder (the same weights, preprocessing, device and dtype) share its network,
-and each image and text is embedded once: embeddings are kept by the hash of the image, the latest `KEPT` of them.
+Scorers of one process with equal encoders (the same weights, preprocessing, device and dtype) share one network. It caches
+the embeddings of the latest `CACHED` images and texts, by the hash of the image.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from weakref import WeakValueDictionary
 from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.images import Background
-from prefkit.types import Candidate
+from prefkit.types import Candidate, Score
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-KEPT = 4096  # images, and as many texts; 16 MB at 1024 dimensions
+CACHED = 4096  # images, and as many texts; 16 MB at 1024 dimensions
 
 
 class Encoder:
-    """The handle that a scorer holds; `load` opens the network, or takes the one that another scorer has opened.
+    """Handle of an encoder; `load` opens its network, or shares that of an equal encoder.
 
     library     open_clip: `model` is an architecture with `pretrained` a tag or a local checkpoint (safetensors, or a
                 state dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one.
                 transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used
-    processor   transformers: folder or Hub id of tokenizer and image processor, where they are not the model's own
-    openai      transformers: images as OpenAI's own code prepares them, resized before they become RGB
-    resize      open_clip: shortest | longest (letterbox) | squash, where it is not the model's own
+    processor   transformers: folder or Hub id of tokenizer and image processor, default: the model's own
+    openai      transformers: prepare images as OpenAI's own code does, resized before the conversion to RGB
+    resize      open_clip: shortest | longest (letterbox) | squash, default: the model's own
     """
 
     def __init__(
@@ -52,23 +52,23 @@ class Encoder:
         self.processor = processor or model
         self.resize, self.openai = resize, openai
         self.network: Any = None
-        self.read: set[int] = set()  # hashes of the texts asked for, and of those that were cut
+        self.read: set[int] = set()  # hashes of all texts, and of truncated texts
         self.cut: set[int] = set()
         if library == "open_clip" and ":" not in self.name and not pretrained:
             raise UsageError(
-                f"`pretrained` is empty, and {model!r} alone is an architecture: its weights would be random, and so "
-                "would the scores. Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
+                f"`pretrained` is empty, and {model!r} is only an architecture, whose weights and scores would be random. "
+                "Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
                 "or `model` to local-dir:FOLDER, hf-hub:owner/name or tiny."
             )
 
     def weights(self) -> str:
-        """What a spec says of the weights."""
+        """The weights, for a spec."""
         if self.library == "transformers":
             return self.shown + (f", processor {self.processor}" if self.processor != self.shown else "")
         return f"{self.shown} {self.pretrained or ''}".strip()
 
     def revision(self) -> str | None:
-        """Commit of a Hub id, hash of local weights; None for those that open_clip names."""
+        """Commit of a Hub id or hash of local weights; None for weights that open_clip names."""
         from prefkit.models.load.revision import weights_revision
 
         if self.library == "transformers":
@@ -77,7 +77,7 @@ class Encoder:
         return weights_revision(local) if local.exists() else None
 
     def preprocessing(self) -> str:
-        """What a spec says of it."""
+        """The preprocessing, for a spec."""
         if self.openai:
             return "OpenAI's transform: shortest side, bicubic (Pillow), rounded centre crop, then RGB"
         if self.library == "transformers":
@@ -85,12 +85,12 @@ class Encoder:
         return "the model's own evaluation transform in open_clip" + f", resize {self.resize}" * bool(self.resize)
 
     def key(self, device: str, dtype: str) -> tuple[Any, ...]:
-        """Two encoders of equal key give equal embeddings."""
-        what = (self.library, self.name, self.pretrained, self.processor, self.resize, self.revision())
-        return (*what, device, dtype, Background.rules())
+        """Key of the network: encoders with equal keys give equal embeddings."""
+        settings = (self.library, self.name, self.pretrained, self.processor, self.resize, self.revision())
+        return (*settings, device, dtype, Background.rules())
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a model that the library does not have or cannot load."""
+        """Raises UsageError for a model that the library does not know or cannot load."""
         key = self.key(device, dtype)
         self.network = _OPEN.get(key)
         if self.network is None:
@@ -105,21 +105,21 @@ class Encoder:
 
     @property
     def scale(self) -> float:
-        """exp(logit_scale) as stored, whatever the dtype of the network."""
+        """exp(logit_scale) as stored, regardless of the network's dtype."""
         return self.network.inner.scale
 
     @property
     def bias(self) -> float:
-        """SigLIP's logit_bias; 0 for a model without."""
+        """SigLIP's logit_bias; 0 for other models."""
         return self.network.inner.bias
 
     @property
     def width(self) -> int:
-        """Numbers in an embedding."""
+        """Length of an embedding."""
         return self.network.inner.width
 
     def candidates(self, batch: Sequence[Candidate], normalize: bool = True) -> Tensor:
-        """[B, D] float32, unit vectors unless told otherwise; an image seen before is not encoded again."""
+        """[B, D] float32, unit vectors if `normalize`; cached by image."""
         inner = self.network.inner
 
         def embed(new: list[int]) -> Tensor:
@@ -127,19 +127,18 @@ class Encoder:
                 return inner.images([batch[i].native() for i in new], openai=True)
             return inner.images([batch[i].pil() for i in new])
 
-        found = self.network.images.rows([image_key(c, self.openai) for c in batch], embed)
-        return _unit(found) if normalize else found
+        rows = self.network.images.rows([image_key(c, self.openai) for c in batch], embed)
+        return _unit(rows) if normalize else rows
 
     def images(self, images: Sequence[Image], normalize: bool = True) -> Tensor:
-        """[B, D] float32, unit vectors unless told otherwise. Nothing is kept."""
-        found = self.network.inner.images(images)
-        return _unit(found) if normalize else found
+        """[B, D] float32, unit vectors if `normalize`; not cached."""
+        rows = self.network.inner.images(images)
+        return _unit(rows) if normalize else rows
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """[B, D] float32 unit vectors. Text beyond the context length is cut off, as in every published use."""
+        """[B, D] float32 unit vectors. Texts are truncated at the context length, as in every published use."""
         self._count(texts)
-        found = self.network.texts.rows(texts, lambda new: self.network.inner.texts([texts[i] for i in new]))
-        return _unit(found)
+        return _unit(self.network.texts.rows(texts, lambda new: self.network.inner.texts([texts[i] for i in new])))
 
     def _count(self, texts: Sequence[str]) -> None:
         new = list({text for text in texts if hash(text) not in self.read})
@@ -153,45 +152,67 @@ class Encoder:
         return (self.candidates(batch) * self.texts(texts)).sum(-1)
 
 
+class CosineScorer:
+    """Common part of scorers whose value is the cosine of image and text, or a function of it."""
+
+    requires = frozenset({"image", "prompt"})
+    scope = "absolute"
+    encoder: Encoder
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights that are missing, unknown to the library or of another kind of model."""
+        self.encoder.load(device, dtype)
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        cosines = self.encoder.cosines(batch, [self.text(c) for c in batch]).double()
+        return [Score(value) for value in self.scaled(cosines).tolist()]
+
+    def text(self, candidate: Candidate) -> str:
+        return candidate.prompt
+
+    def scaled(self, cosines: Tensor) -> Tensor:
+        return cosines
+
+
 class _Shared:
-    """An open network with what it has embedded."""
+    """An open network with its cached embeddings."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self.images, self.texts = Kept(KEPT), Kept(KEPT)
+        self.images, self.texts = EmbeddingCache(CACHED), EmbeddingCache(CACHED)
 
 
-_OPEN: WeakValueDictionary[tuple[Any, ...], _Shared] = WeakValueDictionary()  # closed with the last scorer
+_OPEN: WeakValueDictionary[tuple[Any, ...], _Shared] = WeakValueDictionary()  # freed with the last scorer
 
 
-class Kept:
-    """Rows by key; beyond `most` the ones not asked for longest go."""
+class EmbeddingCache:
+    """Rows by key, at most `most`; the least recently used ones are dropped."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.kept: OrderedDict[str, Tensor] = OrderedDict()
+        self.entries: OrderedDict[str, Tensor] = OrderedDict()
 
-    def rows(self, keys: Sequence[str], make: Callable[[list[int]], Tensor]) -> Tensor:
-        """[len(keys), D]. `make` gets the positions of the keys that are new, each once, and gives their rows."""
+    def rows(self, keys: Sequence[str], embed: Callable[[list[int]], Tensor]) -> Tensor:
+        """[len(keys), D]. `embed` gets the indices of the keys that are new, each once, and returns their rows."""
         import torch
 
-        found = {key: self.kept[key] for key in keys if key in self.kept}
+        rows = {key: self.entries[key] for key in keys if key in self.entries}
         new: dict[str, int] = {}
         for i, key in enumerate(keys):
-            if key not in found:
+            if key not in rows:
                 new.setdefault(key, i)
         if new:
-            found |= dict(zip(new, make(list(new.values()))))
+            rows |= dict(zip(new, embed(list(new.values()))))
         for key in keys:
-            self.kept[key] = found[key]
-            self.kept.move_to_end(key)
-        while len(self.kept) > self.most:
-            self.kept.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+            self.entries[key] = rows[key]
+            self.entries.move_to_end(key)
+        while len(self.entries) > self.most:
+            self.entries.popitem(last=False)
+        return torch.stack([rows[key] for key in keys])
 
 
 def image_key(candidate: Candidate, openai: bool = False) -> str:
-    """Hash of what the image was decoded from; of its pixels where nobody has decoded ahead. openai: prepared so."""
+    """Hash of the image's file, or of its pixels if it was not decoded ahead. openai: key of OpenAI's preparation."""
     if candidate.decoded is not None and candidate.sha256:
         return candidate.sha256 + " openai" * openai
     image, mode = candidate.pil(), f" openai {candidate.native().mode}" if openai else ""

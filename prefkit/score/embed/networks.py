@@ -1,4 +1,4 @@
-"""Image-text networks behind one face: `images` and `texts` to [B, D] float32, not normalised; `scale` and `bias`."""
+"""Image-text networks with one interface: `images` and `texts` to [B, D] float32, not normalised; `scale` and `bias`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OpenClip:
     """A model of open_clip with its own evaluation transform (Pillow) and tokenizer."""
 
     def __init__(self, name: str, pretrained: str | None, resize: str | None, device: str, dtype: str) -> None:
-        """Raises UsageError for an architecture or weights that open_clip does not have."""
+        """Raises UsageError for an architecture or weights unknown to open_clip."""
         import open_clip
 
         if ":" not in name and name not in open_clip.list_models():
@@ -52,7 +52,7 @@ class OpenClip:
             return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text before it is cut."""
+        """Number of tokens of each text before truncation."""
         inner = getattr(self.tokenizer, "tokenizer", None)  # open_clip's wrapper of one of transformers
         if inner is not None:
             return lengths(inner, texts)
@@ -60,11 +60,13 @@ class OpenClip:
 
 
 class Transformers:
-    """A CLIP or SigLIP model of transformers. Images through the Pillow processor, whatever else is installed; texts
-    padded to the full context, as SigLIP was trained and as CLIP (causal up to its end token) does not see."""
+    """A CLIP or SigLIP model of transformers, with the Pillow image processor.
+
+    Texts are padded to the full context: SigLIP was trained so, and CLIP, causal up to its end token, ignores padding.
+    """
 
     def __init__(self, model: str, processor: str, device: str, dtype: str) -> None:
-        """Raises UsageError for a folder or Hub id that holds no such model or processor."""
+        """Raises UsageError for a folder or Hub id without such a model or processor."""
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         silence_bars()
@@ -75,11 +77,11 @@ class Transformers:
         except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
             raise unloadable(model, error) from error
         if not all(hasattr(net, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
-            raise UsageError(f"{model} is a {type(net).__name__}; a CLIP or SigLIP model is needed.")
+            raise UsageError(f"{model} is a {type(net).__name__}; it must be a CLIP or SigLIP model.")
         if info["missing_keys"]:  # transformers would leave them random
             raise UsageError(f"{model} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}.")
         if getattr(self.processor, "backend", "") != "pil":
-            raise UsageError(f"{processor}: {type(self.processor).__name__} is no Pillow image processor.")
+            raise UsageError(f"{processor}: {type(self.processor).__name__} is not a Pillow image processor.")
         self.transform: Any = openai_transform(net.config.vision_config.image_size)
         self.scale, self.bias = _scaling(net)
         self.length = net.config.text_config.max_position_embeddings
@@ -88,14 +90,14 @@ class Transformers:
         self.width = self.texts([""]).shape[-1]
 
     def images(self, images: Sequence[Image], openai: bool = False) -> Tensor:
-        """openai: through `openai_transform`. The processor's centre crop floors half pixels, OpenAI's rounds them."""
+        """openai: use `openai_transform`, whose centre crop rounds half pixels; the processor's floors them."""
         if openai:
             pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
             with torch.inference_mode():
                 return _features(self.model.get_image_features(pixel_values=pixels))
         inputs = self.processor(images=list(images), return_tensors="pt")
         with torch.inference_mode():
-            # BatchFeature.to casts floating point only, so that masks and shapes stay what they are
+            # BatchFeature.to casts floating-point tensors only, not masks and shapes
             return _features(self.model.get_image_features(**inputs.to(self.device, self.dtype)))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -106,28 +108,28 @@ class Transformers:
             return _features(self.model.get_text_features(input_ids=ids.to(self.device)))
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text before it is cut."""
+        """Number of tokens of each text before truncation."""
         return lengths(self.tokenizer, texts)
 
 
 def openai_transform(size: int) -> Any:
-    """OpenAI's own transform of an image of any mode, [3, size, size] float32: the shortest side to `size` (bicubic,
-    Pillow), a centre crop at int(round((w - size) / 2)), then RGB and CLIP's normalisation."""
+    """OpenAI's own transform of an image of any mode to [3, size, size] float32: shortest side to `size` (bicubic,
+    Pillow), centre crop at int(round((w - size) / 2)), then RGB and CLIP's normalisation."""
     import open_clip
 
     return open_clip.image_transform(size, is_train=False)
 
 
-def unloadable(what: str, error: Exception) -> UsageError:
-    return UsageError(f"{what} could not be loaded: {' '.join(str(error).split())[:300]}")
+def unloadable(name: str, error: Exception) -> UsageError:
+    return UsageError(f"{name} could not be loaded: {' '.join(str(error).split())[:300]}")
 
 
 def _scaling(model: Any) -> tuple[float, float]:
-    """exp(logit_scale) and logit_bias, read before the weights are cast: bfloat16 would move 100 to 98.9."""
+    """exp(logit_scale) and logit_bias, read before the weights are cast: bfloat16 would change 100 to 98.9."""
     bias = getattr(model, "logit_bias", None)
     return float(model.logit_scale.detach().double().exp()), 0.0 if bias is None else float(bias.detach())
 
 
 def _features(output: Any) -> Tensor:
-    """transformers 5 wraps the projected embedding in an output object."""
+    """The projected embedding, which transformers 5 wraps in an output object."""
     return (output if isinstance(output, torch.Tensor) else output.pooler_output).float()

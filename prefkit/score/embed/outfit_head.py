@@ -1,4 +1,4 @@
-"""The head of outfit_compat: embeddings of an outfit's other items and of an item -> how well it goes with them."""
+"""The head of outfit_compat: compatibility of an item with the other items of an outfit, from their embeddings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class OutfitHead(nn.Module):
     """score = h(u) . h(f) + b . f + b0, with h(x) = LeakyReLU(W2 LeakyReLU(W1 x)), one h for both sides.
 
-    That is FashionDPO's head (arXiv 2504.12900, section 4.2), whose u is the mean of the others' embeddings.
-    `pool: heads` takes the mean of the others' h instead of the h of their mean.
+    This is FashionDPO's head (arXiv 2504.12900, section 4.2), where u is the mean of the other items' embeddings.
+    `pool: heads` uses the mean of the other items' h instead of the h of their mean.
     """
 
     def __init__(self, width: int, hidden: int, out: int, pool: str) -> None:
@@ -30,9 +30,9 @@ class OutfitHead(nn.Module):
     def h(self, x: Tensor) -> Tensor:
         return leaky_relu(self.second(leaky_relu(self.first(x))))
 
-    def context(self, others: Tensor, there: Tensor) -> Tensor:
-        """[B, L, D] and mask [B, L] (at least one a row) -> [B, out]."""
-        weight = (there / there.sum(1, keepdim=True))[..., None]
+    def context(self, others: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, D] and mask [B, L] (at least one item per row) -> [B, out]."""
+        weight = (mask / mask.sum(1, keepdim=True))[..., None]
         if self.pool == "heads":
             return (self.h(others) * weight).sum(1)
         return self.h((others * weight).sum(1))
@@ -45,22 +45,22 @@ class OutfitHead(nn.Module):
 
     @classmethod
     def of(cls, state: dict[str, Tensor], pool: str, where: str) -> OutfitHead:
-        """Raises UsageError for tensors that are no such head."""
+        """Build a head from its weights. Raises UsageError for other tensors."""
         try:
             hidden, width = state["first.weight"].shape
             head = cls(width, hidden, state["second.weight"].shape[0], pool)
             head.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
-            raise UsageError(f"{where} holds no head of outfit_compat: {text}.") from error
+            raise UsageError(f"{where} has no head of outfit_compat: {text}.") from error
         return head.eval()
 
 
 def others_of(embedded: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """[L_b, D] a row -> padded [B, L, D] and its mask [B, L] float32."""
+    """Pad B tensors [L_b, D]: ([B, L, D], mask [B, L] float32)."""
     longest = max(len(rows) for rows in embedded)
     padded = torch.zeros(len(embedded), longest, embedded[0].shape[1])
-    there = torch.zeros(len(embedded), longest)
+    mask = torch.zeros(len(embedded), longest)
     for b, rows in enumerate(embedded):
-        padded[b, : len(rows)], there[b, : len(rows)] = rows, 1.0
-    return padded, there
+        padded[b, : len(rows)], mask[b, : len(rows)] = rows, 1.0
+    return padded, mask

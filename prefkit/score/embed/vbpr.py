@@ -1,9 +1,9 @@
-"""VBPR (He & McAuley, "VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback", AAAI 2016), the model.
+"""Model of VBPR (He & McAuley, "VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback", AAAI 2016).
 
     x_ui = beta_i + gamma_u . gamma_i + theta_u . (E f_i) + beta' . f_i                                      (eq. 4)
 
-alpha and beta_u of the paper are left out: they cancel between two items of one user. P(u prefers i to j) is
-sigmoid(x_ui - x_uj). f_i [D] are visual features, E is kept as [D, k2].
+alpha and beta_u of the paper are omitted: they cancel between two items of one user. P(u prefers i to j) is
+sigmoid(x_ui - x_uj). f_i [D] are visual features, E has shape [D, k2].
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ class Vbpr:
 
     @classmethod
     def of(cls, state: dict[str, Tensor], where: str) -> Vbpr:
-        """Raises UsageError for other tensors, or shapes that do not go together."""
+        """Build the model from its weights. Raises UsageError for missing tensors or inconsistent shapes."""
         names = [f.name for f in fields(cls)]
         missing = [name for name in names if name not in state]
         if missing:
-            raise UsageError(f"{where} holds no VBPR: {', '.join(missing)} is not in it.")
-        found = cls(**{name: state[name].float() for name in names})
-        users, items, width = len(found.gamma_user), len(found.gamma_item), len(found.projection)
-        wanted = (users, items, width, found.gamma_user.shape[1], found.theta_user.shape[1])
-        given = (len(found.theta_user), len(found.item_bias), len(found.visual_bias))
-        if (*given, found.gamma_item.shape[1], found.projection.shape[1]) != wanted:
-            raise UsageError(f"{where} holds no VBPR: its shapes do not go together.")
-        return found
+            raise UsageError(f"{where} has no VBPR model: {', '.join(missing)} is missing.")
+        net = cls(**{name: state[name].float() for name in names})
+        users, items, width = len(net.gamma_user), len(net.gamma_item), len(net.projection)
+        expected = (users, items, width, net.gamma_user.shape[1], net.theta_user.shape[1])
+        lengths = (len(net.theta_user), len(net.item_bias), len(net.visual_bias))
+        if (*lengths, net.gamma_item.shape[1], net.projection.shape[1]) != expected:
+            raise UsageError(f"{where} has no VBPR model: its shapes are inconsistent.")
+        return net
 
     def visual(self, users: Tensor, features: Tensor) -> Tensor:
-        """[B]: theta_u . (E f) + beta' . f, user b with features b; the score of an item that nobody has met."""
+        """[B]: theta_u . (E f) + beta' . f, user b with features b; the score of a new item."""
         return (self.theta_user[users] * (features @ self.projection)).sum(-1) + features @ self.visual_bias
 
     def known(self, users: Tensor, items: Tensor) -> Tensor:
-        """[B]: beta_i + gamma_u . gamma_i, what interactions add to the visual part."""
+        """[B]: beta_i + gamma_u . gamma_i, the part of the score from interactions."""
         return self.item_bias[items] + (self.gamma_user[users] * self.gamma_item[items]).sum(-1)
 
     def table(self, users: Tensor, features: Tensor) -> Tensor:
         """[len(users), N]: x_ui of all items."""
         constant = self.item_bias + features @ self.visual_bias
-        own = self.gamma_user[users] @ self.gamma_item.T + self.theta_user[users] @ (features @ self.projection).T
-        return constant + own
+        personal = self.gamma_user[users] @ self.gamma_item.T + self.theta_user[users] @ (features @ self.projection).T
+        return constant + personal
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """(features - shift) / factor, of unit vectors where `unit`, the same for items and for new images."""
+    """(features - shift) / factor, for items and new images alike. unit: normalise the features first."""
 
     unit: bool
     shift: Tensor  # [D]

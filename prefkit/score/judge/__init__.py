@@ -1,1 +1,1 @@
-"""Multimodal language models as judges: two back ends (here, or an OpenAI-compatible server) and what is asked of them."""
+"""Multimodal language models as judges, loaded locally or behind an OpenAI-compatible server."""

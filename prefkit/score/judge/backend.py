@@ -1,4 +1,4 @@
-"""Which back end answers a judge's questions: a model loaded here, or a server."""
+"""Choice of a judge's back end: a local model or a server."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ from prefkit.score.judge.server import ServerBackend
 
 
 def make_backend(options: JudgeOptions, name: str) -> Backend:
-    """Not loaded yet. Raises UsageError."""
+    """Create the back end of scorer `name` without loading weights. Raises UsageError for invalid options."""
     if not options.model:
         raise UsageError(
-            f"{name}: `model` is not set: give the folder or Hub id of an image-text-to-text model, or `server` and the "
-            "name of a model there."
+            f"{name}: `model` is not set; set it to the folder or Hub id of an image-text-to-text model, or set `server` and "
+            "the name of a model there."
         )
     if options.server:
         return ServerBackend(options)
     if options.body:
-        raise UsageError(f"{name}: `body` goes into requests to a server; set `server`, or leave it out.")
+        raise UsageError(f"{name}: `body` is for requests to a server; set `server`, or remove `body`.")
     return LocalBackend(options)
+
+
+class JudgeScorer:
+    """Common part of scorers that ask a judge: its back end and how the score stage may call it."""
+
+    scope = "absolute"
+
+    def __init__(self, options: JudgeOptions, name: str) -> None:
+        self.backend = make_backend(options, name)
+        self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
+        self.alone = self.sends_files = bool(options.server)  # a pass of its own, so that no other scorer waits
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for a model that cannot be loaded, an invalid address or an unset key."""
+        self.backend.load(device, dtype)

@@ -1,4 +1,4 @@
-"""Which of two images is better, asked in both orders: only a verdict that survives the swap is a win."""
+"""Pairwise verdicts of a judge that is asked in both orders: only a verdict that survives the swap is a win."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described
+from prefkit.score.contract import read_number
 from prefkit.score.judge.question import Backend, Question, Reply
 from prefkit.score.judge.templates import fill
-from prefkit.score.numbers import read_number
 from prefkit.types import Candidate, Comparison
 
 FIRST, SECOND, EQUAL = "A", "B", "tie"
@@ -19,16 +19,16 @@ TEMPLATE = (
     "B or tie, and with that alone."
 )
 ASPECT = ", looking at nothing but {aspect}"
-AGAINST = {"a": "b", "b": "a", "tie": "tie"}
+SWAPPED = {"a": "b", "b": "a", "tie": "tie"}
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """rows: one a pair, order "both". shown: two a pair, as asked, order "ab" and "ba"; outcomes speak of id_a and id_b.
+    """rows: one per pair, order "both". shown: two per pair, orders "ab" and "ba"; outcomes refer to id_a and id_b.
 
-    flip_rate   share of the pairs decided in both orders whose two verdicts contradict each other
-    first_rate  share of the decided answers that chose the image shown first; 0.5 is fair
-    Both are None where nothing was decided.
+    flip_rate   fraction of the pairs decided in both orders whose two verdicts contradict each other
+    first_rate  fraction of the decided answers that chose the image shown first; 0.5 is fair
+    Both are None if nothing was decided.
     """
 
     rows: list[Comparison]
@@ -48,16 +48,16 @@ def compare(
     margin: float = 0.0,
     min_mass: float = 0.1,
 ) -> Verdicts:
-    """Asks a loaded backend about each pair in both orders.
+    """Ask a loaded backend about each pair in both orders.
 
-    logprobs: p = P(A) / (P(A) + P(B)) at the first token; a verdict where |p - 1/2| > margin. Over both orders
-    p(a better) = (p_ab(first) + 1 - p_ba(first)) / 2. text: the answer is A, B or tie, else it failed.
+    logprobs: p = P(A) / (P(A) + P(B)) at the first token; a verdict if |p - 1/2| > margin. Over both orders
+    p(a better) = (p_ab(first) + 1 - p_ba(first)) / 2. text: the answer must be A, B or tie.
     A win in one order that is not a win in the other is a tie; a pair with a failed order is a failure.
     Raises UsageError for two candidates of different prompts.
     """
     for a, b in pairs:
         if a.prompt != b.prompt:
-            raise UsageError(f"candidates {a.id} and {b.id} answer different prompts, so neither is better.")
+            raise UsageError(f"candidates {a.id} and {b.id} have different prompts, so they cannot be compared.")
     orders = [(pair, order) for pair in pairs for order in ("ab", "ba")]
     questions = [_question(pair if order == "ab" else pair[::-1], template, aspect) for pair, order in orders]
     if answer == "logprobs":
@@ -68,15 +68,15 @@ def compare(
     for ((a, b), order), reply in zip(orders, replies):
         p, outcome, error = _of_tokens(reply, margin, min_mass) if answer == "logprobs" else _of_text(reply)
         if order == "ba":
-            p, outcome = None if p is None else 1 - p, None if outcome is None else AGAINST[outcome]
+            p, outcome = None if p is None else 1 - p, None if outcome is None else SWAPPED[outcome]
         shown.append(Comparison(a.id, b.id, outcome, judge, p, order, aspect, error))
     merged = [_merged(*shown[i : i + 2]) for i in range(0, len(shown), 2)]
     return Verdicts(merged, shown, *rates(shown))
 
 
 def _question(pair: tuple[Candidate, Candidate], template: str, aspect: str) -> Question:
-    looking = fill(ASPECT, {"aspect": aspect}) if aspect else ""
-    text = fill(template, {**pair[0].extra, "prompt": pair[0].prompt, "aspect": looking})
+    clause = fill(ASPECT, {"aspect": aspect}) if aspect else ""
+    text = fill(template, {**pair[0].extra, "prompt": pair[0].prompt, "aspect": clause})
     return Question(("Image A:", pair[0], "Image B:", pair[1], text))
 
 
@@ -86,7 +86,7 @@ def _of_tokens(reply: Reply, margin: float, min_mass: float) -> tuple[float | No
         return None, None, reply.error or "no answer"
     total = sum(reply.masses)
     if total < min_mass or total == 0:
-        return None, None, f"A and B hold {total:.3g} of the probability, less than {min_mass:g}"
+        return None, None, f"A and B have a total probability of {total:.3g}, less than {min_mass:g}"
     p = reply.masses[0] / total
     return p, "tie" if abs(p - 0.5) <= margin else "a" if p > 0.5 else "b", None
 
@@ -94,9 +94,9 @@ def _of_tokens(reply: Reply, margin: float, min_mass: float) -> tuple[float | No
 def _of_text(reply: Reply) -> tuple[float | None, str | None, str | None]:
     if reply.text is None:
         return None, None, reply.error or "no answer"
-    said = reply.text.strip().strip("*\"'`.!()").casefold().removeprefix("image ").strip()
-    outcome = {FIRST.casefold(): "a", SECOND.casefold(): "b", EQUAL: "tie"}.get(said)
-    return None, outcome, None if outcome else f"neither A, B nor tie: {reply.text[:200]!r}"
+    answer = reply.text.strip().strip("*\"'`.!()").casefold().removeprefix("image ").strip()
+    outcome = {FIRST.casefold(): "a", SECOND.casefold(): "b", EQUAL: "tie"}.get(answer)
+    return None, outcome, None if outcome else f"the answer is not A, B or tie: {reply.text[:200]!r}"
 
 
 def _merged(ab: Comparison, ba: Comparison) -> Comparison:
@@ -108,11 +108,11 @@ def _merged(ab: Comparison, ba: Comparison) -> Comparison:
     return Comparison(ab.id_a, ab.id_b, outcome, ab.judge, p, "both", ab.aspect)
 
 
-def check_verdicts(found: Any, pairs: Sequence[tuple[str, str]], judge: str) -> None:
-    """Raises PluginError where a judge's Verdicts are not one row a pair, in order, with outcomes that are known."""
-    rows, shown = getattr(found, "rows", None), getattr(found, "shown", None)
+def check_verdicts(verdicts: Any, pairs: Sequence[tuple[str, str]], judge: str) -> None:
+    """Raises PluginError unless a judge's Verdicts have one row per pair, in order, with valid outcomes."""
+    rows, shown = getattr(verdicts, "rows", None), getattr(verdicts, "shown", None)
     if not isinstance(rows, (list, tuple)) or not isinstance(shown, (list, tuple)):
-        raise PluginError(f"judge {judge} returned {described(found)}; Verdicts with rows and shown are needed.")
+        raise PluginError(f"judge {judge} returned {described(verdicts)}; it must return Verdicts with rows and shown.")
     if not all(isinstance(row, Comparison) for row in (*rows, *shown)):
         raise PluginError(f"judge {judge}: every verdict must be a Comparison.")
     if len(rows) != len(pairs):
@@ -121,17 +121,17 @@ def check_verdicts(found: Any, pairs: Sequence[tuple[str, str]], judge: str) -> 
         raise PluginError(f"judge {judge}: rows must name the pairs in the order asked, with order 'both'.")
     asked = set(pairs)
     for row in (*rows, *shown):
-        known = row.outcome in (*AGAINST, None) and row.order in ("ab", "ba", "both") and (row.id_a, row.id_b) in asked
+        known = row.outcome in (*SWAPPED, None) and row.order in ("ab", "ba", "both") and (row.id_a, row.id_b) in asked
         p = row.probability
         if not known or not (p is None or (read_number(p)[0] is not None and 0 <= p <= 1)):
             raise PluginError(
                 f"judge {judge} gave outcome {row.outcome!r} with probability {p!r} for ({row.id_a}, {row.id_b}), order "
-                f"{row.order!r}: an outcome is 'a', 'b', 'tie' or None, and a probability lies in 0..1."
+                f"{row.order!r}: an outcome must be 'a', 'b', 'tie' or None, and a probability must be in 0..1."
             )
 
 
 def rates(shown: Sequence[Comparison]) -> tuple[float | None, float | None]:
-    """(flip rate, first rate) as `Verdicts` has them, of rows "ab" and "ba" in turn."""
+    """(flip rate, first rate) as in `Verdicts`, from two rows per pair: order "ab", then order "ba"."""
     decided = [c for c in shown if c.outcome in ("a", "b")]
     twice = [(ab, ba) for ab, ba in zip(shown[::2], shown[1::2]) if {ab.outcome, ba.outcome} <= {"a", "b"}]
     flips = sum(ab.outcome != ba.outcome for ab, ba in twice)

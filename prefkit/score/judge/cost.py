@@ -1,4 +1,4 @@
-"""What asking a server may cost, before anything is asked: an estimate, for `--dry-run`."""
+"""Estimate of the calls, tokens and cost of a judge behind a server, for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from prefkit.images import size as size_of
 from prefkit.score.judge.question import JudgeOptions
 from prefkit.types import Candidate
 
-LETTERS_A_TOKEN = 4.0  # of English text, about
-PIXELS_A_TOKEN = 28 * 28  # as Qwen-VL models count; others take between a half and three times as many
-CHAT_TOKENS = 12  # what a chat template adds
+LETTERS_PER_TOKEN = 4.0  # of English text, roughly
+PIXELS_PER_TOKEN = 28 * 28  # of Qwen-VL models; others use between half and three times as many tokens
+CHAT_TOKENS = 12  # of a chat template
 
 
 def estimate(
@@ -19,24 +19,18 @@ def estimate(
 ) -> dict[str, Any]:
     """Calls, tokens and cost of `calls` questions like `texts`, with `images` images each like those of `sample`.
 
-    answer: the most tokens of an answer. Cached answers, which are not known before, cost nothing; retries cost more.
-    cost is None where a price is not set.
+    answer: maximum number of tokens of an answer. Cached answers, which are unknown in advance, cost nothing; retries cost more.
     """
-    words = sum(map(len, texts)) / max(len(texts), 1) / LETTERS_A_TOKEN
-    seen = [size[0] * size[1] / PIXELS_A_TOKEN for size in map(_size, sample)]
-    sent = calls * (CHAT_TOKENS + words + images * (sum(seen) / max(len(seen), 1)))
-    row: dict[str, Any] = {
+    words = sum(map(len, texts)) / max(len(texts), 1) / LETTERS_PER_TOKEN
+    sizes = [size_of((c.image if c.image is not None else c.path) or "") for c in sample]  # from the files' headers
+    pixels = sum(width * height for width, height in sizes) / max(len(sizes), 1)
+    sent = calls * (CHAT_TOKENS + words + images * pixels / PIXELS_PER_TOKEN)
+    cost: float | str = "set price_in and price_out"
+    if options.price_in is not None and options.price_out is not None:
+        cost = round((sent * options.price_in + calls * answer * options.price_out) / 1e6, 4)
+    return {
         "calls (est.)": calls,
         "tokens in (est.)": round(sent),
         "tokens out (est., most)": calls * answer,
+        "cost (est., most)": cost,
     }
-    cost = None
-    if options.price_in is not None and options.price_out is not None:
-        cost = round((sent * options.price_in + calls * answer * options.price_out) / 1e6, 4)
-    return row | {"cost (est., most)": cost if cost is not None else "set price_in and price_out"}
-
-
-def _size(candidate: Candidate) -> tuple[int, int]:
-    """Read from the head of the file, without decoding it."""
-    source = candidate.image if candidate.image is not None else candidate.path
-    return size_of(source or "")

@@ -1,4 +1,4 @@
-"""What a judge is asked and what it answers, the same for a model loaded here and for one behind a server."""
+"""Questions to a judge, its replies, and the interface of its back ends."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from prefkit.types import Candidate
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """The options of every scorer that asks a multimodal language model."""
+    """Common options of scorers that ask a multimodal language model."""
 
-    #: folder or Hub id of an image-text-to-text model; with `server`, the name that the server knows it by
+    #: folder or Hub id of an image-text-to-text model; with `server`, the model's name on the server
     model: str = ""
     #: Hub revision (branch, tag or commit)
     revision: str | None = None
     #: run code that comes with the model
     trust_remote_code: bool = False
-    #: address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1; null loads the model here
+    #: address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1; null loads the model locally
     server: str | None = None
-    #: environment variable that holds the server's API key
+    #: environment variable with the server's API key
     key_env: str = ""
-    #: requests to the server under way at once
+    #: maximum number of concurrent requests to the server
     in_flight: int = 16
-    #: seconds for the whole of one request
+    #: seconds for a whole request
     timeout: float = 120.0
-    #: how often a request is sent at most
+    #: maximum number of times that a request is sent
     tries: int = 6
-    #: file that keeps the server's answers; null = answers.sqlite in the user's cache folder
+    #: file that stores the server's answers; null = answers.sqlite in the user's cache folder
     cache: str | None = None
-    #: price of a million tokens sent, and of a million answered, for the estimate of --dry-run (any currency)
+    #: price per million tokens sent, and per million tokens answered, for the estimate of --dry-run (any currency)
     price_in: float | None = None
     price_out: float | None = None
-    #: further keys of each request to the server; null leaves a key out
+    #: further keys of each request to the server; null removes a key
     body: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Question:
-    """Texts and images in the order in which they are shown. attempt: how often it has been asked before."""
+    """Texts and images in the order shown. attempt: number of earlier attempts at this question."""
 
     parts: tuple[str | Candidate, ...]
     attempt: int = 0
@@ -48,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """`masses`: probability of each label as the next token, [L]. `error` says why there is neither."""
+    """A text, or `masses`: the probability of each label as the next token, [L]; if neither, `error` is the reason."""
 
     text: str | None = None
     masses: tuple[float, ...] | None = None
@@ -56,9 +56,9 @@ class Reply:
 
 
 class Backend(Protocol):
-    retries: bool  # whether asking again can give another answer at temperature 0
-    concurrency: int  # calls at once
-    batch: int | None  # most questions in a call
+    retries: bool  # True if another attempt can give another answer at temperature 0
+    concurrency: int  # number of concurrent calls
+    batch: int | None  # maximum number of questions in a call
 
     def load(self, device: str, dtype: str) -> None: ...
 
@@ -69,7 +69,7 @@ class Backend(Protocol):
         ...
 
     def masses(self, questions: Sequence[Question], labels: Sequence[str]) -> list[Reply]:
-        """A reply each, in order. All tokens that read as a label, whatever their case and spaces, count as it."""
+        """One reply per question, in order. The mass of a label sums over all tokens that `reads_as` it."""
         ...
 
     def texts(
@@ -79,10 +79,10 @@ class Backend(Protocol):
         temperature: float = 0.0,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
-        """schema: JSON schema that the answer has to follow (servers only)."""
+        """schema: JSON schema of the answer (servers only)."""
         ...
 
 
 def reads_as(token: str, label: str) -> bool:
-    """Whether a token says the label: case and the spaces of any tokenizer (also written as Ġ or ▁) do not matter."""
+    """True if a token spells the label, ignoring case and the spaces of any tokenizer (also written as Ġ or ▁)."""
     return token.strip(" \t\r\nĠ▁").casefold() == label.casefold()

@@ -1,4 +1,4 @@
-"""From a judge's words or probabilities to a number: expected values over a scale, and a parser that never guesses."""
+"""Numbers from a judge's words or probabilities: expected values over a scale, and a parser that never guesses."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dataclasses import dataclass
 from prefkit.errors import UsageError
 
 NUMBER = r"\d+(?:\.\d+)?"
-#: words that announce the answer itself
+#: words that introduce the answer
 LEAD = r"(?:overall\s+|final\s+|the\s+|my\s+)*(?:score|rating|category|level|answer|grade)\b(?:\s+(?:is|of|would be))?"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Levels from worst to best. `names` go with numbers in `7-Good`; they may be empty."""
+    """Levels from worst to best. `names` are the names in answers such as `7-Good`; they may be empty."""
 
     labels: tuple[str, ...]
     values: tuple[float, ...]
     names: tuple[str, ...] = ()
 
     def number(self, text: str) -> float | None:
-        """The level whose value it is; a number between two levels, or beyond them, is none."""
+        """The number in `text` if it is the value of a level."""
         return float(text) if float(text) in self.values else None
 
 
 def scale_of(levels: Sequence[str], where: str) -> Scale:
-    """Numbers are their own values; words count 1, 2, ... from the worst. Raises UsageError."""
+    """A scale of numbers, which are their own values, or of words, whose values are 1, 2, ... Raises UsageError."""
     labels = tuple(level.strip() for level in levels)
     if len(labels) < 2 or len({label.casefold() for label in labels}) < len(labels) or not all(labels):
         raise UsageError(f"{where}: scale {list(levels)} must be two or more different levels, from worst to best.")
@@ -43,7 +43,7 @@ def scale_of(levels: Sequence[str], where: str) -> Scale:
 
 
 def prefix_clash(labels: Sequence[str]) -> tuple[str, str] | None:
-    """Two labels of which one begins as the other does: many tokenizers split 10 into 1 and 0."""
+    """Two labels where the first is a prefix of the second: many tokenizers split 10 into 1 and 0."""
     for short in labels:
         for long in labels:
             if short != long and long.casefold().startswith(short.casefold()):
@@ -60,9 +60,9 @@ def expected(masses: Sequence[float], values: Sequence[float]) -> tuple[float | 
 
 
 def parse(text: str, scale: Scale) -> float | None:
-    """The one level that an answer names, else None: no level, two levels, a number outside the scale or between.
+    """The one level that an answer names, else None: no level, two levels, a number that is not a level.
 
-    Understood: JSON with "score" or "rating"; `7`, `7/10`, `7-Good`, `7. Because ...` at the start; `Score: 7` anywhere;
+    Accepted: JSON with "score" or "rating"; `7`, `7/10`, `7-Good`, `7. Because ...` at the start; `Score: 7` anywhere;
     `7-Good` with a name of the scale anywhere; a name alone. A number elsewhere in a sentence is not a rating.
     """
     text = text.strip().strip("`").removeprefix("json").strip()
@@ -72,35 +72,31 @@ def parse(text: str, scale: Scale) -> float | None:
     top = re.escape(f"{scale.values[-1]:g}")
     rated = rf"(-?{NUMBER})(?:\s*(?:/|out of)\s*{top}\b)?"
     names = sorted(scale.names, key=len, reverse=True)
+    single = len(set(re.findall(NUMBER, re.sub(rf"(?:/|\bout of)\s*{top}\b", "", plain)))) < 2
     forms = [
         rf"^\(?{rated}\)?\s*(?:points?|stars?)?[\s.!]*$",
-        rf"^{rated}\s*[-–—]\s*[^\W\d].*$" if not _more_numbers(plain, top) else None,
-        rf"^{rated}\s*[.:,;\n](?!\d).*$" if not _more_numbers(plain, top) else None,
+        rf"^{rated}\s*[-–—]\s*[^\W\d].*$" if single else None,
+        rf"^{rated}\s*[.:,;\n](?!\d).*$" if single else None,
         rf"\b{LEAD}\s*[:=]*\s*{rated}(?![\d/])",
         rf"(?<![\w.-]){rated}\s*[-–—]\s*(?:{'|'.join(map(re.escape, names))})\b" if names else None,
     ]
     for form in filter(None, forms):
-        found = {match.group(1) for match in re.finditer(form, plain, re.IGNORECASE | re.DOTALL)}
-        if found:
-            return scale.number(found.pop()) if len(found) == 1 else None
+        numbers = {match.group(1) for match in re.finditer(form, plain, re.IGNORECASE | re.DOTALL)}
+        if numbers:
+            return scale.number(numbers.pop()) if len(numbers) == 1 else None
     bare = re.sub(rf"^{LEAD}\s*[:=]*\s*", "", plain, flags=re.IGNORECASE).rstrip(".!").strip().casefold()
-    named = [value for name, value in zip(scale.names, scale.values) if name.casefold() == bare]
-    return named[0] if named else None
-
-
-def _more_numbers(text: str, top: str) -> bool:
-    """Whether there are numbers that differ from the first, "out of 10" not counted."""
-    return len(set(re.findall(NUMBER, re.sub(rf"(?:/|\bout of)\s*{top}\b", "", text)))) > 1
+    return next((value for name, value in zip(scale.names, scale.values) if name.casefold() == bare), None)
 
 
 def _from_json(text: str, scale: Scale) -> float | None:
     try:
-        found = json.loads(text)
+        answer = json.loads(text)
     except ValueError:
         return None
-    given = [found[key] for key in ("score", "rating") if isinstance(found, dict) and key in found]
-    if len(given) != 1 or isinstance(given[0], bool):
+    ratings = [answer[key] for key in ("score", "rating") if isinstance(answer, dict) and key in answer]
+    if len(ratings) != 1 or isinstance(ratings[0], bool):
         return None
-    if isinstance(given[0], str):
-        return parse(given[0], scale) if not given[0].lstrip().startswith("{") else None
-    return float(given[0]) if isinstance(given[0], (int, float)) and float(given[0]) in scale.values else None
+    rating = ratings[0]
+    if isinstance(rating, str):
+        return parse(rating, scale) if not rating.lstrip().startswith("{") else None
+    return float(rating) if isinstance(rating, (int, float)) and float(rating) in scale.values else None

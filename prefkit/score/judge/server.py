@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server: chat completions with images as data URLs."""
+"""Judge back end for an OpenAI-compatible server: chat completions with images as data URLs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.images import head_traits
@@ -19,11 +19,8 @@ from prefkit.score.remote.client import Answer, Client
 from prefkit.score.remote.connection import key_of
 from prefkit.types import Candidate, digest
 
-if TYPE_CHECKING:
-    pass
-
 CALLS = 8
-MOST_TOP = 20  # what servers give at most
+MOST_TOP = 20  # the most log-probabilities that servers return
 MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 
@@ -32,36 +29,35 @@ class ServerBackend:
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        # twice as many questions as can be under way, so that the next ones are ready, in calls of an eighth: a thread for
-        # each of them would spend more time on waking up than on asking
+        # calls prepare twice as many questions as may be in flight, an eighth of them each: with a thread per question,
+        # waking threads up would take longer than asking
         size = max(1, options.in_flight // CALLS)
         self.batch: int | None = size
         self.concurrency = 1 if options.in_flight == 1 else 2 * -(-options.in_flight // size)
         self.client: Client | None = None
 
     def load(self, device: str, dtype: str) -> None:
-        """Opens the file of answers. Raises UsageError for an address that is none and a key that is not set."""
+        """Open the answer file. Raises UsageError for an invalid address and an unset key."""
         o = self.options
         if o.key_env and key_of(o.key_env) is None:
             raise UsageError(f"the environment variable {o.key_env} (`key_env`) is not set.")
-        path = Path(o.cache).expanduser() if o.cache else default_path()
         self.client = Client(
             str(o.server),
             key_env=o.key_env,
             in_flight=o.in_flight,
             timeout=o.timeout,
             tries=o.tries,
-            answers=Answers(path),
+            answers=Answers(Path(o.cache).expanduser() if o.cache else default_path()),
             version=o.revision,
         )
 
     def close(self) -> None:
-        """Ends what is under way, and writes down what was answered."""
+        """End pending requests and write the answers so far."""
         if self.client is not None:
             self.client.close()
 
     def about(self) -> dict[str, Any]:
-        """The address is not part of it: a server may move without its scores meaning something else."""
+        """Part of a ScorerSpec, without the address: a server may move without a change of its scores."""
         body = f"; request {digest(self.options.body)}" if self.options.body else ""
         return {
             "weights": f"{self.options.model} behind an OpenAI-compatible server",
@@ -70,9 +66,8 @@ class ServerBackend:
         }
 
     def masses(self, questions: Sequence[Question], labels: Sequence[str]) -> list[Reply]:
-        asked = {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_TOP}
-        answers = self._ask(questions, 0.0, asked)
-        return [_masses(answer, labels) for answer in answers]
+        keys = {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_TOP}
+        return [_masses(answer, labels) for answer in self._ask(questions, 0.0, keys)]
 
     def texts(
         self,
@@ -81,31 +76,28 @@ class ServerBackend:
         temperature: float = 0.0,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
-        asked: dict[str, Any] = {"max_tokens": max_tokens}
+        keys: dict[str, Any] = {"max_tokens": max_tokens}
         if schema is not None:
-            asked["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": "answer", "strict": True, "schema": schema},
-            }
-        answers = self._ask(questions, temperature, asked)
-        return [_text(answer) for answer in answers]
+            json_schema = {"name": "answer", "strict": True, "schema": schema}
+            keys["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        return [_text(answer) for answer in self._ask(questions, temperature, keys)]
 
-    def _ask(self, questions: Sequence[Question], temperature: float, asked: dict[str, Any]) -> list[Answer]:
-        """An answer each; a question whose image cannot be sent is not asked."""
+    def _ask(self, questions: Sequence[Question], temperature: float, keys: dict[str, Any]) -> list[Answer]:
+        """One answer per question; a question whose image cannot be decoded is not sent."""
         from PIL import Image
 
         assert self.client is not None, "load first"
-        found: dict[int, Answer] = {}
+        failed: dict[int, Answer] = {}
         payloads = []
         for n, question in enumerate(questions):
             try:
-                payload = self._payload(question, temperature) | asked | self.options.body
+                payload = self._payload(question, temperature) | keys | self.options.body
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                found[n] = Answer(error=undecodable(error))
+                failed[n] = Answer(error=undecodable(error))
             else:
                 payloads.append({k: v for k, v in payload.items() if v is not None})
         answers = iter(self.client.map("/chat/completions", payloads))
-        return [found[n] if n in found else next(answers) for n in range(len(questions))]
+        return [failed[n] if n in failed else next(answers) for n in range(len(questions))]
 
     def _payload(self, question: Question, temperature: float) -> dict[str, Any]:
         content = [
@@ -124,18 +116,17 @@ class ServerBackend:
 
 
 def data_url(candidate: Candidate) -> str:
-    """The stored file where it is whole and shows its RGB numbers, so that nothing is lost; else the pixels as PNG.
+    """The stored file if it is complete and every decoder shows the same RGB values, else the pixels as PNG.
 
-    Raises what Pillow raises for a damaged image.
+    Raises Pillow's errors for a damaged image.
     """
     from PIL import Image
 
     raw, kind = stored(candidate), None
     if raw is not None:
         with Image.open(io.BytesIO(raw)) as image:
-            kind = MEDIA.get(image.format or "")
-            if image.mode != "RGB" or head_traits(image, raw) or not whole(raw, image.format):
-                kind = None
+            if image.mode == "RGB" and not head_traits(image, raw) and complete(raw, image.format):
+                kind = MEDIA.get(image.format or "")
     if raw is None or kind is None:
         buffer = io.BytesIO()
         candidate.pil().save(buffer, "PNG", compress_level=1)
@@ -149,23 +140,23 @@ def stored(candidate: Candidate) -> bytes | None:
     return candidate.image
 
 
-def whole(raw: bytes, kind: str | None) -> bool:
-    """Whether the file has its end, told without decoding; where it has not, decoding says what is wrong."""
+def complete(raw: bytes, kind: str | None) -> bool:
+    """True if the file is not truncated, as far as can be seen without decoding; decoding finds the reason otherwise."""
     from PIL import Image
 
     if kind == "PNG":
         with Image.open(io.BytesIO(raw)) as image:
             image.verify()  # checksums of its chunks
-    ends = {"PNG": raw.endswith(b"IEND\xaeB`\x82"), "JPEG": raw.endswith(b"\xff\xd9")}
-    return ends.get(str(kind), int.from_bytes(raw[4:8], "little") + 8 == len(raw))
+        return raw.endswith(b"IEND\xaeB`\x82")
+    return raw.endswith(b"\xff\xd9") if kind == "JPEG" else int.from_bytes(raw[4:8], "little") + 8 == len(raw)
 
 
 def _choice(answer: Answer) -> Mapping[str, Any] | None:
     try:
         choice = answer.body["choices"][0]
-        return choice if isinstance(choice, Mapping) else None
     except (TypeError, KeyError, IndexError):
         return None
+    return choice if isinstance(choice, Mapping) else None
 
 
 def _text(answer: Answer) -> Reply:
@@ -173,9 +164,7 @@ def _text(answer: Answer) -> Reply:
         return Reply(error=answer.error)
     message = (_choice(answer) or {}).get("message")
     text = message.get("content") if isinstance(message, Mapping) else None
-    if not isinstance(text, str):
-        return Reply(error="the server's answer holds no message")
-    return Reply(text)
+    return Reply(text) if isinstance(text, str) else Reply(error="the server's answer has no message")
 
 
 def _masses(answer: Answer, labels: Sequence[str]) -> Reply:
@@ -183,15 +172,15 @@ def _masses(answer: Answer, labels: Sequence[str]) -> Reply:
         return Reply(error=answer.error)
     choice = _choice(answer)
     if choice is None:
-        return Reply(error="the server's answer holds no choice")
+        return Reply(error="the server's answer has no choice")
     try:
         first = choice["logprobs"]["content"][0]
         top = {str(row["token"]): row["logprob"] for row in [*first["top_logprobs"], first]}
     except (TypeError, KeyError, IndexError):
-        return Reply(error="the server gave no log-probabilities; set `answer: text` or `answer: json`")
+        return Reply(error="the server returned no log-probabilities; set `answer: text` or `answer: json`")
     values = list(top.values())
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and v <= 1e-3 for v in values):  # NaN is not
-        return Reply(error="the server's log-probabilities are no log-probabilities")
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and v <= 1e-3 for v in values):  # false for NaN
+        return Reply(error="the server's log-probabilities are invalid")
     if sum(math.exp(v) for v in values) > 1.01:
         return Reply(error="the server's probabilities sum to more than 1")
     masses = tuple(math.fsum(math.exp(v) for token, v in top.items() if reads_as(token, label)) for label in labels)

@@ -1,4 +1,4 @@
-"""What a judge is told: templates with {placeholders}, filled from the prompt and from what a request brings."""
+"""Question templates of judges. Their {placeholders} are filled with the prompt and columns of the request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-PLACE = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 RATING = (
     "An image generator was asked for: {prompt}\n"
@@ -24,24 +24,26 @@ FASHIONDPO = (
     "The categories, from worst to best, are: {scale}.\n"
     "Answer with one category exactly as listed. Do not explain."
 )
-FASHIONDPO_NAMES = (
-    "Unusable",
-    "Very Poor",
-    "Poor",
-    "Below Average",
-    "Average",
-    "Above Average",
-    "Good",
-    "Very Good",
-    "Excellent",
-    "Outstanding",
+FASHIONDPO_NAMES = tuple(
+    [
+        "Unusable",
+        "Very Poor",
+        "Poor",
+        "Below Average",
+        "Average",
+        "Above Average",
+        "Good",
+        "Very Good",
+        "Excellent",
+        "Outstanding",
+    ]
 )
 
 
-def places(template: str) -> set[str]:
-    return set(PLACE.findall(template))
+def placeholders(template: str) -> set[str]:
+    return set(PLACEHOLDER.findall(template))
 
 
-def fill(template: str, given: Mapping[str, Any]) -> str:
-    """Every {name} of `given` in one pass, so that braces inside a prompt stay what they are."""
-    return PLACE.sub(lambda match: str(given.get(match.group(1), match.group(0))), template)
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Replace every {name} of `values` in one pass, so that braces inside a prompt stay."""
+    return PLACEHOLDER.sub(lambda match: str(values.get(match.group(1), match.group(0))), template)

@@ -1,1 +1,1 @@
-"""Scorers and judges that run elsewhere: the client, its memory of answers, and the protocol of `http:` and `exec:`."""
+"""Scorers and judges on other machines or in other processes: HTTP client, stored answers, and the scorer protocol."""

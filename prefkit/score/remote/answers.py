@@ -1,4 +1,4 @@
-"""What remote judges answered, kept on disk by the hash of what they were asked."""
+"""Answers of remote judges, stored on disk by the hash of the question."""
 
 from __future__ import annotations
 
@@ -15,63 +15,62 @@ from prefkit.errors import StoreError
 from prefkit.output import warn
 from prefkit.store.files import set_aside
 
-LINGER = 0.5  # seconds for which an answer may be kept in memory alone while others come
+LINGER = 0.5  # seconds that an answer may stay in memory before it is written
 TABLE = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, status INTEGER, body TEXT, error TEXT, final INTEGER,"
     " tries INTEGER, time REAL, sum INTEGER)"
 )
-Row = tuple[str, int, "str | None", "str | None", int, int, float]  # as in TABLE, without the sum
-SUFFIXES = (".sqlite", ".sqlite3", ".db")  # of files that can be meant as ours
+Row = tuple[str, int, "str | None", "str | None", int, int, float]  # as in TABLE, without the checksum
+SUFFIXES = (".sqlite", ".sqlite3", ".db")  # a damaged file with another suffix is not an answer file, and is left alone
 BUSY = 60.0  # seconds to wait for another process
 
 
 def default_path() -> Path:
-    """$XDG_CACHE_HOME/prefkit/answers.sqlite, with ~/.cache where that is not set."""
+    """$XDG_CACHE_HOME/prefkit/answers.sqlite; ~/.cache if $XDG_CACHE_HOME is unset."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefkit" / "answers.sqlite"
 
 
 class Answers:
-    """An SQLite table, safe for several threads and processes.
+    """An SQLite table for several threads and processes. Methods raise StoreError if the file cannot be used.
 
-    An error is kept beside its status and the number of tries. It is `final` where the question itself is at fault (HTTP
-    400, 413, 414, 415, 422): such a question is not asked again. Others are asked again by the next run.
+    Errors are stored with their HTTP status and the number of tries. An error is `final` if the question is at fault (HTTP
+    400, 413, 414, 415, 422): that question is not asked again. The next run asks all others again.
 
-    Rows are written many at a time: a transaction for each took longer than all else between an answer and the next
-    question. `get` knows what waits to be written; a kill costs what came since the last `flush`, LINGER seconds or a call.
+    Rows are written in batches, since a transaction per answer would slow the client down. `get` sees rows that are not
+    written yet; a killed process loses the rows since the last `flush`, which runs every LINGER seconds and after each call.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.waiting: dict[str, Row] = {}
-        self.adding, self.writing, self.reading = threading.Lock(), threading.Lock(), threading.Lock()
+        self.adding, self.using = threading.Lock(), threading.Lock()  # of `waiting` and of `db`
         self.written = time.monotonic()
         self.closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._check()
-            self.db, self.reader = self._open(), self._open()
+            self.db = self._open()
         except (OSError, sqlite3.Error) as error:
-            raise self._broken(error) from error
+            raise self._error(error) from error
 
     def _check(self) -> None:
-        """A damaged file is set aside, with a warning: what it held is asked again."""
+        """Rename a damaged file, with a warning."""
         if not self.path.exists():
             return
         try:
             with closing(self._open()) as db:
-                found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
-                if found != ["ok"]:
-                    raise sqlite3.DatabaseError("; ".join(map(str, found)))
+                problems = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
+                if problems != ["ok"]:
+                    raise sqlite3.DatabaseError("; ".join(map(str, problems)))
         except sqlite3.OperationalError:
             raise  # locked, a full disk, no permission
         except sqlite3.DatabaseError as error:
             if self.path.suffix not in SUFFIXES:
-                raise  # some other file, named by mistake
-            for rest in ("-journal", "-wal", "-shm"):
-                self.path.with_name(self.path.name + rest).unlink(missing_ok=True)
-            warn(
-                f"{self.path} is damaged and set aside as {set_aside(self.path).name}: {error}. Its answers are asked again."
-            )
+                raise
+            for suffix in ("-journal", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            name = set_aside(self.path).name
+            warn(f"{self.path} is damaged and was renamed to {name}: {error}. Its questions are asked again.")
 
     def _open(self) -> sqlite3.Connection:
         # not WAL, whose shared memory does not work on network file systems
@@ -80,7 +79,7 @@ class Answers:
             db.execute("PRAGMA journal_mode=DELETE")
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(TABLE)
-            if "sum" not in [row[1] for row in db.execute("PRAGMA table_info(answers)")]:  # by an earlier version
+            if "sum" not in [row[1] for row in db.execute("PRAGMA table_info(answers)")]:  # of an earlier version
                 db.execute("ALTER TABLE answers ADD COLUMN sum INTEGER")
         except BaseException:
             db.close()
@@ -88,48 +87,48 @@ class Answers:
         return db
 
     def get(self, key: str) -> tuple[str | None, str | None] | None:
-        """(body, error) of an answer or a final error; None where there is neither. Raises StoreError."""
+        """(body, error) of an answer or a final error, else None."""
         row = self.waiting.get(key)
         if row is not None:
             return (row[2], row[3]) if row[4] else None
+        query = "SELECT body, error, sum FROM answers WHERE key = ? AND final = 1"
         try:
-            with self.reading:
-                found = self.reader.execute(
-                    "SELECT body, error, sum FROM answers WHERE key = ? AND final = 1", (key,)
-                ).fetchone()
+            with self.using:
+                stored = self.db.execute(query, (key,)).fetchone()
         except sqlite3.Error as error:
-            raise self._broken(error) from error
-        if found is None:
+            raise self._error(error) from error
+        if stored is None:
             return None
-        body, said, wanted = found
-        if wanted is not None and wanted != row_sum(key, body, said):
-            warn(f"{self.path}: an answer does not match its checksum, and is asked again.")
+        body, message, checksum = stored
+        if checksum is not None and checksum != row_sum(key, body, message):
+            warn(f"{self.path}: an answer does not match its checksum; its question is asked again.")
             return None
-        return body, said
+        return body, message
 
     def put(self, key: str, status: int, body: str | None, error: str | None, final: bool, tries: int) -> None:
-        """Raises StoreError where the file cannot be written."""
         with self.adding:
             self.waiting[key] = (key, status, body, error, int(final), tries, time.time())
         if time.monotonic() - self.written > LINGER:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits, in one transaction. Raises StoreError."""
-        with self.writing:
+        """Write all waiting rows in one transaction."""
+        with self.using:
             with self.adding:
                 rows = list(self.waiting.values())
             if not rows or self.closed:
                 return
-            sealed = [(*row, row_sum(row[0], row[2], row[3])) for row in rows]
             try:
                 self.db.execute("BEGIN IMMEDIATE")
-                self.db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", sealed)
+                self.db.executemany(
+                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(*row, row_sum(row[0], row[2], row[3])) for row in rows],
+                )
                 self.db.execute("COMMIT")
             except sqlite3.Error as error:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
-                raise self._broken(error) from error
+                raise self._error(error) from error
             self.written = time.monotonic()
             with self.adding:
                 for row in rows:  # a newer row of the same key stays
@@ -137,17 +136,16 @@ class Answers:
                         del self.waiting[row[0]]
 
     def close(self) -> None:
-        """Writes what waits; what comes later is not kept."""
+        """Write all waiting rows and close the file; later answers are not stored."""
         self.flush()
-        with self.writing, self.reading:
+        with self.using:
             self.closed = True
             self.db.close()
-            self.reader.close()
 
-    def _broken(self, error: Exception) -> StoreError:
-        return StoreError(f"the file of answers {self.path}: {error}. Remove it, or name another with `cache`.")
+    def _error(self, error: Exception) -> StoreError:
+        return StoreError(f"the answer file {self.path}: {error}. Remove it, or name another file in `cache`.")
 
 
 def row_sum(key: str, body: str | None, error: str | None) -> int:
-    """CRC-32 of what an answer says."""
+    """CRC-32 of the contents of a row."""
     return zlib.crc32(json.dumps([key, body, error]).encode())

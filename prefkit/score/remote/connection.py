@@ -1,113 +1,121 @@
-"""One HTTP connection, kept open, with a limit on the whole of a request."""
+"""A kept-alive HTTP connection with limits on the duration and the size of each answer."""
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import os
 import socket
 import ssl
-import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+import httpcore2
 
 from prefkit.errors import UsageError
 
 LARGEST = 64 * 2**20  # bytes of an answer
+#: what `Connection.request` raises; ValueError: an invalid host name, or a TLS socket that `cut` has closed
+ERRORS = (OSError, ValueError, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError)
 
 
 def checked_url(url: str, where: str) -> SplitResult:
-    """The parts of an http(s) URL. Raises UsageError for another kind, and for one that holds a password."""
+    """The parts of an http(s) URL. Raises UsageError for any other text and for a URL that contains a password."""
     try:
         parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # half a bracket, a port that is no number
-        whole = False
-    if not whole or not parts.netloc.isascii():
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # half a bracket, a port that is not a number
+        valid = False
+    if not valid or not parts.netloc.isascii():
         raise UsageError(f"{where}: {url!r} is not an address such as http://127.0.0.1:8000/v1.")
     if parts.username or parts.password or parts.query:
         raise UsageError(
-            f"{where}: the address must hold neither user, password nor query, since it is written into recipes and "
-            "logs. A key belongs into an environment variable, which `key_env` names."
+            f"{where}: the address must not contain a user, a password or a query, because it is written into recipes "
+            "and logs. Put the key into an environment variable and name that in `key_env`."
         )
     return parts
 
 
-class Connection:
-    """To one server, through the proxy that the environment names (HTTPS_PROXY, NO_PROXY) if any."""
+class Connection(httpcore2.NetworkBackend):
+    """Connection of one thread to one server, through the proxy of the environment (HTTPS_PROXY, NO_PROXY) if any.
 
-    def __init__(self, url: SplitResult, timeout: float) -> None:
-        self.url, self.timeout, self.requests = url, timeout, 0
-        self.http = self._open()
+    It follows no redirects and keeps no cookies. timeout: seconds for a whole request.
+    """
 
-    def _open(self) -> http.client.HTTPConnection:
-        host, port, secure = str(self.url.hostname), self.url.port, self.url.scheme == "https"
-        proxy = urllib.request.getproxies().get(self.url.scheme)
-        self.prefix = ""
-        if proxy is None or urllib.request.proxy_bypass(host):
-            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-            return kind(host, port, timeout=self.timeout)
-        via = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        if not secure:
-            self.prefix = f"http://{self.url.netloc}"
-            return http.client.HTTPConnection(str(via.hostname), via.port, timeout=self.timeout)
-        context = ssl.create_default_context()
-        tunnel = http.client.HTTPSConnection(str(via.hostname), via.port, timeout=self.timeout, context=context)
-        tunnel.set_tunnel(host, port or 443)
-        return tunnel
+    def __init__(self, url: SplitResult, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext) -> None:
+        self.url, self.timeout, self.headers = url.geturl().rstrip("/"), timeout, list(headers.items())
+        self.requests, self.deadline = 0, 0.0
+        self.stream: DeadlineStream | None = None
+        proxy = urllib.request.getproxies().get(url.scheme)
+        if proxy is None or urllib.request.proxy_bypass(str(url.hostname)):
+            self.pool = httpcore2.ConnectionPool(ssl_context=context, network_backend=self)
+        else:
+            address = proxy if "//" in proxy else f"http://{proxy}"
+            self.pool = httpcore2.HTTPProxy(address, ssl_context=context, network_backend=self)
 
-    def request(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, str | None, bytes]:
-        """(status, Retry-After, body). Raises OSError or HTTPException; TimeoutError past the limit for the whole."""
-        deadline = time.monotonic() + self.timeout
+    def request(self, path: str, body: bytes | None) -> tuple[int, str | None, bytes]:
+        """POST `body`, or GET if it is None: (status, Retry-After, answer). Raises ERRORS, TimeoutError after `timeout`."""
+        self.deadline = time.monotonic() + self.timeout
         self.requests += 1
-        # a server that sends a byte of its headers now and then never trips the socket's limit
-        watch = threading.Timer(self.timeout, self.cut)
-        watch.daemon = True
-        watch.start()
+        raw = bytearray()
         try:
-            self.http.request(method, self.prefix + path, body, dict(headers))
-            response = self.http.getresponse()
-            parts: list[bytes] = []
-            size = 0
-            while part := response.read1(65536):
-                size += len(part)
-                parts.append(part)
-                if size > LARGEST:
-                    raise http.client.HTTPException(f"the answer is longer than {LARGEST >> 20} MiB")
-                if (
-                    time.monotonic() > deadline
-                ):  # a server that sends a byte now and then never trips the socket's limit
-                    raise TimeoutError(f"no whole answer within {self.timeout:g} s")
-            if time.monotonic() >= deadline:  # `watch` cut the headers short, which looks like their end
-                raise TimeoutError(f"no whole answer within {self.timeout:g} s")
-            if response.length:  # read1 takes a connection that breaks off for the end
-                raise http.client.IncompleteRead(b"", response.length)
-            response.close()  # read1 does not say that it is done, and the connection must be free for the next request
-        except BaseException as error:
-            self.http.close()
-            if time.monotonic() > deadline and isinstance(error, (OSError, http.client.HTTPException)):
-                raise TimeoutError(f"no whole answer within {self.timeout:g} s") from error
-            raise
-        finally:
-            watch.cancel()
-        return response.status, response.getheader("Retry-After"), b"".join(parts)
+            method = "GET" if body is None else "POST"
+            with self.pool.stream(method, self.url + path, headers=self.headers, content=body) as response:
+                for part in response.iter_stream():
+                    raw += part
+                    if len(raw) > LARGEST:
+                        raise OSError(f"the answer is longer than {LARGEST >> 20} MiB")
+        except httpcore2.TimeoutException as error:
+            raise TimeoutError(f"no complete answer within {self.timeout:g} s") from error
+        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+        return response.status, headers.get(b"retry-after"), bytes(raw)
+
+    def remaining(self) -> float:
+        """Seconds until the deadline of the current request, above 0."""
+        return max(self.deadline - time.monotonic(), 1e-3)
+
+    def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.NetworkStream:
+        options["timeout"] = self.remaining()
+        self.stream = DeadlineStream(httpcore2.SyncBackend().connect_tcp(host, port, **options), self.remaining)
+        return self.stream
 
     def cut(self) -> None:
-        """Ends a request that another thread waits in."""
-        sock = self.http.sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it has just ended by itself
-                return
+        """End the request that another thread waits for."""
+        if self.stream is not None:
+            with contextlib.suppress(OSError):  # already closed
+                self.stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+
+class DeadlineStream(httpcore2.NetworkStream):
+    """Network stream with one deadline for all reads and writes of a request, instead of a timeout for each."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, remaining: Callable[[], float]) -> None:
+        self.stream, self.remaining = stream, remaining
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self.stream.read(max_bytes, self.remaining())
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.stream.write(buffer, self.remaining())
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        self.stream = self.stream.start_tls(ssl_context, server_hostname, self.remaining())
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.stream.get_extra_info(info)
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 def key_of(key_env: str) -> str | None:
-    """The key in the environment variable of that name; None where it is not set. Raises UsageError, without the key."""
+    """The API key in the environment variable `key_env`, None if unset. Raises UsageError without quoting the key."""
     key = os.environ.get(key_env, "").strip() if key_env else ""
     if key and not (key.isascii() and key.isprintable()):
-        raise UsageError(f"${key_env} holds signs that no API key has; set it anew.")
+        raise UsageError(f"${key_env} contains characters that no API key has; check its value.")
     return key or None

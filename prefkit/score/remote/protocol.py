@@ -1,22 +1,22 @@
-"""What prefkit and a scorer in another process (`exec:`) or machine (`http:`) say to each other. JSON, never pickle.
+"""Message schema between prefkit and a scorer in another process (`exec:`) or on another machine (`http:`): JSON, no pickle.
 
-First the scorer says what it is, its *hello*:
+First the scorer describes itself in its *hello*:
 
     {"protocol": 1, "spec": {"name": "mine", "version": "3"}, "requires": ["image", "prompt"], "scope": "absolute"}
 
-`spec` holds fields of prefkit.types.ScorerSpec (name and version at least); requires and scope may be left out. Then each
-batch is one request and one answer of the same length and order:
+`spec` has fields of prefkit.types.ScorerSpec (at least name and version); requires and scope are optional. Each batch is
+then one request and one answer of the same length and order:
 
     {"items": [{"id": "c1", "request_id": "r1", "prompt": "a red hat", "extra": {...}, "image": "<base64>"}]}
     {"scores": [{"value": 0.7, "aspects": {"colour": 1.0}, "text": "..."}]}
 
-A score may also be a bare number; a failure is null, or {"value": null, "error": "why"}; a request that fails as a whole
-is answered with {"error": "why"}. `image` is an encoded file as stored (PNG, JPEG or WebP); `payload`, a safetensors file
-in base64, is there where `requires` names it.
+A score may also be a bare number. A failed score is null, or {"value": null, "error": "why"}; a failed request is answered
+with {"error": "why"}. `image` is an encoded file as stored (PNG, JPEG or WebP). `payload`, a safetensors file in base64, is
+sent if `requires` names it.
 
-exec:  the hello is the first line of the process's standard output; requests are lines on its standard input, answers
-       lines on its standard output. Each request carries "request": N, and its answer the same. Standard error is passed
-       on. With `images: path` an item has "path" instead of "image".
+exec:  the hello is the first line of the process's standard output. Requests are lines on its standard input, answers are
+       lines on its standard output; both have "request": N. Standard error is passed on. With `images: path` an item has
+       "path" instead of "image".
 http:  GET /hello, and POST /score.
 """
 
@@ -25,19 +25,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from prefkit.errors import PluginError
 from prefkit.images import shown as shown_pixels
 from prefkit.paths import read_regular
-from prefkit.score.contract import SCOPES, checked
-from prefkit.score.numbers import read_number, shown
+from prefkit.score.contract import SCOPES, checked, read_number, shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
 VERSION = 1
-FLAGS = ("higher_is_better", "verified", "evaluation_only")  # of a spec; the rest is text
+FLAGS = ("higher_is_better", "verified", "evaluation_only")  # of a spec; the other fields but `range` are text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +47,53 @@ class Hello:
     scope: str
 
 
-def hello_of(scorer: Any) -> dict[str, Any]:
+class RemoteScorer:
+    """A scorer described by its hello. Transports define `connect` and `score`; prefkit.registry makes a subclass with
+    `address` for each `use`."""
+
+    address = ""
+    alone = True
+
+    def connect(self) -> Hello:
+        """Fetch the hello. Raises PluginError if it is missing or invalid."""
+        raise NotImplementedError
+
+    @cached_property
+    def hello(self) -> Hello:
+        return self.connect()
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return self.hello.requires
+
+    @property
+    def scope(self) -> str:
+        return self.hello.scope
+
+    def spec(self) -> ScorerSpec:
+        return self.hello.spec
+
+    def load(self, device: str, dtype: str) -> None:
+        """Do nothing: the remote side loads its weights, on its own device."""
+
+
+def encode_hello(scorer: Any) -> dict[str, Any]:
     spec = {k: v for k, v in dataclasses.asdict(scorer.spec()).items() if v is not None}
     return {"protocol": VERSION, "spec": spec, "requires": sorted(scorer.requires), "scope": scorer.scope}
 
 
-def read_hello(found: Any, who: str) -> Hello:
-    """Raises PluginError, naming what is missing or wrong."""
-    if not isinstance(found, Mapping) or not isinstance(found.get("spec"), Mapping):
-        raise PluginError(f"{who} does not say what it is; see prefkit/score/remote/protocol.py for its first words.")
-    if found.get("protocol") != VERSION:
-        raise PluginError(f"{who} speaks protocol {found.get('protocol')!r}; this prefkit speaks {VERSION}.")
-    spec = dict(found["spec"])
+def decode_hello(message: Any, who: str) -> Hello:
+    """Raises PluginError, naming the part that is missing or wrong."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("spec"), Mapping):
+        raise PluginError(f"{who} sent no valid hello; prefkit/score/remote/protocol.py documents it.")
+    if message.get("protocol") != VERSION:
+        raise PluginError(f"{who} speaks protocol {message.get('protocol')!r}; this prefkit speaks {VERSION}.")
+    spec = dict(message["spec"])
     known = {f.name for f in dataclasses.fields(ScorerSpec)}
     if {"name", "version"} - set(spec) or set(spec) - known:
         raise PluginError(
-            f"{who}: its spec must have name and version, and nothing but {', '.join(sorted(known))}; it has "
-            f"{', '.join(sorted(spec)) or 'nothing'}."
+            f"{who}: its spec must have name and version, and no other fields than {', '.join(sorted(known))}; it has "
+            f"{', '.join(sorted(spec)) or 'none'}."
         )
     spec["version"] = str(spec["version"])
     if "range" in spec:
@@ -72,7 +102,7 @@ def read_hello(found: Any, who: str) -> Hello:
         kind = bool if name in FLAGS else str
         if name != "range" and value is not None and not isinstance(value, kind):
             raise PluginError(f"{who}: {name} of its spec is {shown(value)}; it must be a {kind.__name__}.")
-    scope, requires = found.get("scope", "absolute"), found.get("requires", ["image", "prompt"])
+    scope, requires = message.get("scope", "absolute"), message.get("requires", ["image", "prompt"])
     if scope not in SCOPES:
         raise PluginError(f"{who}: its scope is {shown(scope)}; it must be one of {', '.join(SCOPES)}.")
     if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
@@ -80,21 +110,16 @@ def read_hello(found: Any, who: str) -> Hello:
     return Hello(ScorerSpec(**spec), frozenset(requires), scope)
 
 
-def _range(given: Any, who: str) -> tuple[float | None, float | None]:
-    bounds = (
-        [None if bound is None else read_number(bound)[0] for bound in given]
-        if isinstance(given, (list, tuple))
-        else []
-    )
-    if len(bounds) != 2 or [bound is None for bound in bounds] != [bound is None for bound in given]:
-        raise PluginError(
-            f"{who}: its range is {shown(given)}; [lowest, highest] is needed, null where there is no bound."
-        )
-    return bounds[0], bounds[1]
+def _range(value: Any, who: str) -> tuple[float | None, float | None]:
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        low, high = (None if bound is None else read_number(bound)[0] for bound in value)
+        if (low is None, high is None) == (value[0] is None, value[1] is None):
+            return low, high
+    raise PluginError(f"{who}: its range is {shown(value)}; it must be [lowest, highest], with null for no bound.")
 
 
-def item_of(candidate: Candidate, requires: frozenset[str], path: Path | None = None) -> dict[str, Any]:
-    """path: where the image lies, to be named instead of being sent."""
+def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | None = None) -> dict[str, Any]:
+    """path: the image file to name instead of sending the image."""
     item: dict[str, Any] = {
         "id": candidate.id,
         "request_id": candidate.request_id,
@@ -110,11 +135,11 @@ def item_of(candidate: Candidate, requires: frozenset[str], path: Path | None = 
     return item
 
 
-def candidate_of(item: Mapping[str, Any], paths: bool) -> Candidate:
-    """The other way; a path counts only where `paths` says so. Raises ValueError or KeyError for what is no item."""
+def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
+    """paths: accept "path". Raises ValueError, KeyError, TypeError or AttributeError for an invalid item."""
     image, payload, extra = item.get("image"), item.get("payload"), item.get("extra") or {}
     if not isinstance(extra, Mapping):
-        raise ValueError("extra is no object")
+        raise ValueError("extra is not an object")
     return Candidate(
         str(item["id"]),
         str(item.get("request_id", "")),
@@ -129,7 +154,7 @@ def candidate_of(item: Mapping[str, Any], paths: bool) -> Candidate:
 
 
 def file_bytes(candidate: Candidate) -> bytes:
-    """The image as an encoded file: the stored bytes where every decoder shows them alike, else PNG of the pixels."""
+    """The image as an encoded file: the stored bytes if every decoder shows them alike, else a PNG of the pixels."""
     if candidate.image is not None:
         return shown_pixels(candidate.image)
     if candidate.path is not None:
@@ -139,23 +164,24 @@ def file_bytes(candidate: Candidate) -> bytes:
     return buffer.getvalue()
 
 
-def score_row(score: Score) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(score).items() if v is not None or k == "value"}
+def encode_answer(scores: Sequence[Score]) -> dict[str, Any]:
+    rows = [dataclasses.asdict(score) for score in scores]
+    return {"scores": [{k: v for k, v in row.items() if v is not None or k == "value"} for row in rows]}
 
 
-def read_scores(found: Any, count: int, who: str) -> list[Score]:
-    """`count` scores. An answer of another shape is a failure of all; what is no finite number is a failure of its own."""
-    if isinstance(found, Mapping) and found.get("error"):
-        return [Score(None, error=f"{who}: {str(found['error'])[:500]}")] * count
-    scores = found.get("scores") if isinstance(found, Mapping) else None
-    if not isinstance(scores, list) or len(scores) != count:
-        had = f"{len(scores)} scores" if isinstance(scores, list) else "no list of scores"
-        return [Score(None, error=f"{who} answered {had} for {count} images")] * count
-    return [_score(row, who) for row in scores]
+def decode_answer(message: Any, count: int, who: str) -> list[Score]:
+    """Return `count` scores. An invalid message fails all of them; an entry that is not a finite number fails alone."""
+    fields = message if isinstance(message, Mapping) else {}
+    rows = fields.get("scores")
+    if fields.get("error"):
+        error = f"{who}: {str(fields['error'])[:500]}"
+    elif isinstance(rows, list) and len(rows) == count:
+        return [_score(row if isinstance(row, Mapping) else {"value": row}, who) for row in rows]
+    else:
+        number = f"{len(rows)} scores" if isinstance(rows, list) else "no list of scores"
+        error = f"{who} answered {number} for {count} images"
+    return [Score(None, error=error)] * count
 
 
-def _score(row: Any, who: str) -> Score:
-    fields = row if isinstance(row, Mapping) else {"value": row}
-    return checked(
-        Score(fields.get("value"), fields.get("aspects") or None, fields.get("text"), fields.get("error")), who
-    )
+def _score(row: Mapping[str, Any], who: str) -> Score:
+    return checked(Score(row.get("value"), row.get("aspects") or None, row.get("text"), row.get("error")), who)

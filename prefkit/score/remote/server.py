@@ -1,7 +1,7 @@
-"""The HTTP side of `python -m prefkit.score.serve`: who may ask, how much, and for how long.
+"""HTTP server of `python -m prefkit.score.serve`, with limits on clients, sizes and durations.
 
-Everything that a stranger sends is bounded before it is read: who asks (Host, Origin, key), then the length, then the
-body within a time that fits its length. What is refused closes the connection.
+It checks the client (Host, Origin, key), then the length, and only then reads the body, within a time that depends on the
+length. A refused request closes its connection.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 LARGEST = 256 * 2**20  # bytes of a request
-MOST_VALUES = 1_000_000  # of a request's JSON: each takes far more memory than the two bytes that it needs
-DEEPEST = 32  # lists and objects inside each other
+MOST_VALUES = 1_000_000  # of a request's JSON: two bytes of text can take far more memory
+DEEPEST = 32  # nested lists and objects
 MOST_CONNECTIONS = 64
-HEAD_SECONDS, IDLE_SECONDS = 10.0, 60.0  # until the headers are whole; between two requests of a connection
-BODY_SECONDS, SLOWEST = 30.0, 256 * 2**10  # for a body: so long, and a second for so many bytes
+HEAD_SECONDS, IDLE_SECONDS = 10.0, 60.0  # until the headers are complete; between two requests of a connection
+BODY_SECONDS, SLOWEST = 30.0, 256 * 2**10  # for any body, plus one second for each SLOWEST bytes
 WRITE_SECONDS = 30.0
-#: a Host header: a name or an address, IPv6 in brackets, and perhaps a port; nothing else, such as user@
+#: a Host header: a name or an address (IPv6 in brackets), optionally with a port; user@ is not allowed
 HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Refused(Exception):
-    """status: of the HTTP answer."""
+    """A request answered with the HTTP error `status`."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
-class Timed(io.RawIOBase):
-    """A socket's bytes until `deadline` (time.monotonic), however slowly they come."""
+class TimedSocket(io.RawIOBase):
+    """Socket with a deadline (time.monotonic) for all reads together."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.deadline = connection, time.monotonic() + HEAD_SECONDS
@@ -49,15 +49,15 @@ class Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError("the request took too long")
-        self.connection.settimeout(left)
+        self.connection.settimeout(seconds)
         return self.connection.recv_into(buffer)
 
 
 class Server(ThreadingHTTPServer):
-    """At most MOST_CONNECTIONS at once; a connection beyond them is closed unread."""
+    """Server of at most MOST_CONNECTIONS at once; it closes further connections without reading from them."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -80,35 +80,30 @@ class Server(ThreadingHTTPServer):
             self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; anything else is a line, no traceback."""
+        """Print one line for an error, and nothing for a client that has disconnected."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def http_server(service: Any, host: str = "127.0.0.1", port: int = 0, key: str | None = None) -> Server:
-    """Bound, not yet serving: call serve_forever. port 0 takes a free one (`server_port`). Raises OSError."""
-
-    class Bound(Handler):
-        pass
-
-    Bound.service, Bound.key, Bound.host = service, key, host
-    return Server(host, port, Bound)
+    """Return a bound server; its serve_forever starts it. port 0: any free port (`server_port`). Raises OSError."""
+    return Server(host, port, type("BoundHandler", (Handler,), {"service": service, "key": key, "host": host}))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`service` answers; `key` is demanded where it is set; `host` is the address that --host named."""
+    """Request handler. service: answers requests; key: the API key to require, if set; host: the value of --host."""
 
     service: Any
     key: str | None
     host: str
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body in one packet, or each answer waits for the other side's delayed ACK
+    wbufsize = -1  # headers and body in one packet; otherwise each answer waits for the client's delayed ACK
     served = False
 
     def setup(self) -> None:
         super().setup()
-        self.timed = Timed(self.connection)
+        self.timed = TimedSocket(self.connection)
         self.rfile = io.BufferedReader(self.timed, 65536)
 
     def handle_one_request(self) -> None:
@@ -117,12 +112,12 @@ class Handler(BaseHTTPRequestHandler):
         self.served = True
 
     def handle_expect_100(self) -> bool:
-        return True  # said in `_body`, once it is known that the body is wanted
+        return True  # `_body` sends the 100, after all checks
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the standard library refuses: a request line, headers or a method that are none."""
+        """Answer requests that the standard library refuses: an invalid request line, header or method."""
         self.request_version, self.close_connection = "HTTP/1.1", True  # 0.9 would be answered without a status
-        self._reply(code, {"error": message or "no HTTP request"})
+        self._reply(code, {"error": message or "not an HTTP request"})
 
     def do_GET(self) -> None:
         self._answer("/hello", lambda: self.service.hello())
@@ -130,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer("/score", lambda: self.service.answer(parsed(self._body())))
 
-    def _answer(self, path: str, found: Callable[[], dict[str, Any]]) -> None:
+    def _answer(self, path: str, make: Callable[[], dict[str, Any]]) -> None:
         try:
             self._admit()
             if self.path != path:
@@ -140,27 +135,27 @@ class Handler(BaseHTTPRequestHandler):
                 )
             if self.command == "GET" and self._length(needed=False):
                 raise Refused(400, "a GET has no body")
-            self._reply(200, found())
+            self._reply(200, make())
         except Refused as refusal:
-            self.close_connection = True  # what is left of the request would be read as the next one
+            self.close_connection = True  # the rest of the request would be read as the next one
             self._reply(refusal.status, {"error": str(refusal)})
             self._drain()
 
     def _admit(self) -> None:
-        """Raises Refused for a page of another site, whose script a browser runs, and for a client without the key."""
+        """Raises Refused for a script of a web page and for a client without the key."""
         hosts, origin = self.headers.get_all("Host", []), self.headers.get("Origin")
         if len(hosts) != 1 or not allowed(hosts[0], self.host):
-            raise Refused(403, "the Host is not this server's: ask by the address that --host gave, or by localhost")
+            raise Refused(403, "the Host is not this server: use the address of --host, or localhost")
         if origin is not None:
-            raise Refused(403, "requests of web pages are not answered")
-        given = self.headers.get("Authorization", "")
-        if self.key is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+            raise Refused(403, "requests from web pages are refused")
+        token = self.headers.get("Authorization", "")
+        if self.key is not None and not hmac.compare_digest(token.encode(), f"Bearer {self.key}".encode()):
             raise Refused(401, "a key is needed")
 
     def _length(self, needed: bool = True) -> int:
-        """Of the body, in bytes. Raises Refused, before anything of it is read."""
+        """Return the length of the body in bytes. Raises Refused before any of it is read."""
         if self.headers.get("Transfer-Encoding") is not None:
-            raise Refused(501, "Transfer-Encoding is not understood; send a Content-Length")
+            raise Refused(501, "Transfer-Encoding is not supported; send a Content-Length")
         lengths = self.headers.get_all("Content-Length", [])
         if not lengths and needed:
             raise Refused(411, "a Content-Length is needed")
@@ -178,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.flush()
         self.timed.deadline = time.monotonic() + BODY_SECONDS + length / SLOWEST
-        parts: list[bytes] = []  # piece by piece: memory is taken for what came, not for what was announced
+        parts: list[bytes] = []  # in parts, so that memory follows the bytes received, not the length announced
         while length and (part := self.rfile.read1(min(length, 1 << 20))):
             parts.append(part)
             length -= len(part)
@@ -186,8 +181,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "the body is shorter than its Content-Length")
         return b"".join(parts)
 
-    def _reply(self, status: int, found: dict[str, Any]) -> None:
-        body = json.dumps(found).encode()
+    def _reply(self, status: int, message: dict[str, Any]) -> None:
+        body = json.dumps(message).encode()
         self.connection.settimeout(WRITE_SECONDS)
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -198,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _drain(self) -> None:
-        """Read on for a moment, keeping nothing: closed at once, the client would see a broken line and no answer."""
+        """Discard input for a moment; if closed at once, the client would see a broken connection and no answer."""
         self.wfile.flush()
         try:
             self.connection.shutdown(socket.SHUT_WR)
@@ -209,16 +204,18 @@ class Handler(BaseHTTPRequestHandler):
             return
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A line per request would bury what matters."""
+        """Log nothing per request."""
 
 
-def allowed(given: str, bound: str) -> bool:
-    """Whether a Host header names this server: loopback, or what it is bound to. Bound to every address, it may be any
-    address, but no name: a name that a stranger's DNS points here (DNS rebinding) is what a browser would send."""
-    found = HOST.fullmatch(given)
-    if found is None:
+def allowed(header: str, bound: str) -> bool:
+    """True if a Host header names this server: a loopback name or the address `bound`.
+
+    A server bound to all addresses accepts any address, but no name except its own: DNS rebinding attacks use names.
+    """
+    match = HOST.fullmatch(header)
+    if match is None:
         return False
-    name = (found["name"] or found["address"]).lower()
+    name = (match["name"] or match["address"]).lower()
     if name in (*LOOPBACK, bound.lower()):
         return True
     if bound not in ("0.0.0.0", "::", ""):
@@ -231,23 +228,22 @@ def allowed(given: str, bound: str) -> bool:
 
 
 def parsed(raw: bytes) -> Any:
-    """The JSON of a request. Raises Refused for what is none, is too deep or holds too many values."""
+    """Parse the JSON of a request. Raises Refused if it is invalid, too deep or has too many values."""
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MOST_VALUES:
-        raise Refused(400, f"the request holds more than {MOST_VALUES} values")
+        raise Refused(400, f"the request has more than {MOST_VALUES} values")
     try:
-        found = json.loads(raw)
+        message = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Refused(
-            400, "the request is not JSON" + (", or too deep" if isinstance(error, RecursionError) else "")
-        ) from error
-    if deeper(found, DEEPEST):
-        raise Refused(400, f"the request is deeper than {DEEPEST} lists and objects inside each other")
-    return found
+        reason = ", or nested too deeply" if isinstance(error, RecursionError) else ""
+        raise Refused(400, f"the request is not JSON{reason}") from error
+    if deeper(message, DEEPEST):
+        raise Refused(400, f"the request has more than {DEEPEST} nested lists and objects")
+    return message
 
 
-def deeper(found: Any, most: int) -> bool:
-    """Whether more than `most` lists and objects stand inside each other."""
-    level: list[Any] = [found]
+def deeper(value: Any, most: int) -> bool:
+    """True if more than `most` lists and objects are nested."""
+    level: list[Any] = [value]
     for _ in range(most + 1):
         inner = [item for item in level if isinstance(item, (list, dict))]
         level = [value for item in inner for value in (item.values() if isinstance(item, dict) else item)]

@@ -1,1 +1,1 @@
-"""One file per scorer, found by its name."""
+"""Scorer plug-ins, one file each, found by file name."""

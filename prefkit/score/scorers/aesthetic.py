@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor v2: how good people find the looks of an image, text-blind, about 1 to 10.
+"""LAION's aesthetic predictor v2: people's rating of an image's looks, about 1 to 10, without the prompt.
 
     value = head(E(image) / |E(image)|)
 
@@ -7,9 +7,9 @@ map) trained on SAC, Logos and AVA ratings. The published file is `sac+logos+ava
 safetensors copy of it on the Hub.
 
 Images are prepared as in the published code, OpenAI's `clip.load`: resized in their own mode (so that a palette is not
-interpolated), a centre crop that rounds half pixels, then RGB. Where prefkit departs from it: transparency is composited on
-white (`background`) and a colour profile is converted to sRGB first, because the published code scores the colours
-that lie hidden under the transparency.
+interpolated), a centre crop that rounds half pixels, then RGB. prefkit differs in two points: it
+composites transparency on white (`background`) and converts colour profiles to sRGB first, because the published code
+scores the hidden colours of transparent pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILE = "model.safetensors"
 class AestheticOptions:
     #: the head: a .pth or .safetensors file, a folder with model.safetensors, or a Hub id
     head: str = "ttj/sac-logos-ava1-l14-linearMSE"
-    #: the encoder it was trained on: folder or Hub id
+    #: folder or Hub id of the encoder that the head was trained on
     model: str = "openai/clip-vit-large-patch14"
 
 
@@ -56,17 +56,17 @@ class Aesthetic:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are not there, are no such head, or do not fit the encoder."""
+        """Raises UsageError for weights that are missing, of another shape, or for another encoder."""
         from prefkit.score.embed.weights import linear_head, read_state, weights_file
 
         path = weights_file(self.options.head, FILE)
         state = read_state(path)
         self.head = linear_head(state, "", path).to(device)
         self.encoder.load(device, dtype)
-        wide, seen = state["layers.0.weight"].shape[1], self.encoder.width
-        if wide != seen:
+        expected, width = state["layers.0.weight"].shape[1], self.encoder.width
+        if expected != width:
             raise UsageError(
-                f"aesthetic: {path} is for embeddings of {wide} numbers, {self.options.model} gives {seen}."
+                f"aesthetic: {path} needs embeddings of width {expected}; {self.options.model} has {width}."
             )
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:

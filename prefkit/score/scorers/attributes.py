@@ -1,22 +1,22 @@
-"""What a picture of the embedded wardrobe really shows, read by program: item, colour, background and pattern.
+"""Item, colour, background and pattern of a picture of the embedded wardrobe, read by program.
 
-For evaluation only: it is the truth that gains are measured by, so it must not be a reward. `measure`:
+For evaluation only: gains are measured against these attributes, so they must not be a reward. `measure`:
 
-- `met`: the share of what the prompt names that is really there: the item, and the colour, the background and its
-  pattern where the prompt names them. A prompt that names no colour is not scored on it: any colour will do, and
-  there is no aspect `colour`. An outfit (`a handbag to go with a red dress`) asks for the handbag alone, in any colour.
-- `palette`: 1 where the colour seen is one of `palette`, else 0.
-- `compatible`: 1 where the colour seen goes with that of the outfit's other piece (the rule is in
-  prefkit/tiny/rules.py), else 0; failed, with the reason, where the prompt has no outfit.
+- `met`: the fraction of the prompt's attributes that the picture shows: the item, and the colour, background and pattern if
+  the prompt names them. A prompt without a colour accepts any colour and has no aspect `colour`. An outfit (`a handbag to
+  go with a red dress`) asks for the handbag alone, in any colour.
+- `palette`: 1 if the colour seen is in `palette`, else 0.
+- `compatible`: 1 if the colour seen goes with the colour of the outfit's other piece (prefkit/tiny/rules.py), else 0; the
+  score fails if the prompt has no outfit.
 
-All three give one aspect, 0 or 1, for each thing that the prompt names, and for each that it leaves open one called
-`which_colour` and so on with the number of what was seen, so that its diversity can be told; the text says all of it in
-words. Where no item of the wardrobe explains the picture (prefkit/tiny/truth.py), item and colour count as missing. A
-prompt outside the wardrobe's grammar is a failed score.
+All three return an aspect, 0 or 1, for each attribute that the prompt names, and an aspect `which_colour` (and so on) for
+each that it leaves open: the index of the value seen, for measures of diversity. The text describes the picture. If no item
+of the wardrobe matches the picture (prefkit/tiny/truth.py), item and colour count as missing. A prompt outside the
+wardrobe's grammar is a failed score.
 
 Accuracy on 1,000 fresh renders of each kind of request, all four patterns alike
-(`python pipelines/tiny/check_truth.py --n 1000`; `met`: scored 1 where all is there; `caught`: of renders with one
-thing changed, exactly that aspect is 0):
+(`python pipelines/tiny/check_truth.py --n 1000`; `met`: correct renders with score 1; `caught`: renders with one changed
+attribute where exactly that aspect is 0):
 
 | request | item | colour | background | pattern | met | caught |
 |---|---|---|---|---|---|---|
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from prefkit.tiny.captions import Asked
     from prefkit.tiny.truth import Seen
 
+#: part of stored specs, so the texts must not change
 FORMULAS = {
     "met": "share of the named attributes that are there",
     "palette": "1 if the colour is one of the palette",
@@ -51,9 +52,9 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class AttributesOptions:
-    #: met: share of the request that is there; palette: colour in the palette; compatible: colour goes with the outfit
+    #: met: fraction of the request that is met; palette: colour in the palette; compatible: colour goes with the outfit
     measure: Literal["met", "palette", "compatible"] = "met"
-    #: the colours that `palette` counts
+    #: colours for `measure: palette`
     palette: tuple[str, ...] = ()
 
 
@@ -67,10 +68,12 @@ class Attributes:
 
         unknown = sorted(set(options.palette) - set(COLOURS))
         if unknown:
-            raise UsageError(f"attributes: palette has no {', '.join(unknown)}; its colours are {', '.join(COLOURS)}.")
+            raise UsageError(
+                f"attributes.palette: unknown colours {', '.join(unknown)}; choose from {', '.join(COLOURS)}."
+            )
         if (options.measure == "palette") != bool(options.palette):
             raise UsageError(
-                "attributes: `measure: palette` and `palette: [red, ...]` go together; set both, or neither."
+                "attributes: `measure: palette` and `palette: [red, ...]` belong together; set both, or neither."
             )
         self.options = options
 
@@ -90,12 +93,12 @@ class Attributes:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Nothing to load."""
+        """Do nothing: this scorer has no weights."""
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        return [self._one(c.prompt, seen) for c, seen in zip(batch, _read([c.pil() for c in batch]))]
+        return [self._score(c.prompt, seen) for c, seen in zip(batch, _read([c.pil() for c in batch]))]
 
-    def _one(self, prompt: str, seen: Seen) -> Score:
+    def _score(self, prompt: str, seen: Seen) -> Score:
         from prefkit.tiny.captions import asked
 
         try:
@@ -103,10 +106,10 @@ class Attributes:
         except UsageError as error:
             return Score(None, text=str(seen), error=str(error))
         aspects = met(wanted, seen)
-        everything = aspects | which(wanted, seen)
+        all_aspects = aspects | which(wanted, seen)
         if self.options.measure == "compatible" and wanted.beside is None:
-            return Score(None, everything, str(seen), f"{prompt!r} names no outfit that a colour could go with")
-        return Score(self._value(wanted, seen, aspects), everything, str(seen))
+            return Score(None, all_aspects, str(seen), f"{prompt!r} names no outfit, so no colour is compatible")
+        return Score(self._value(wanted, seen, aspects), all_aspects, str(seen))
 
     def _value(self, wanted: Asked, seen: Seen, aspects: dict[str, float]) -> float:
         from prefkit.tiny.rules import compatible
@@ -120,16 +123,16 @@ class Attributes:
 
 
 def met(wanted: Asked, seen: Seen) -> dict[str, float]:
-    """Attribute -> 1 where it is as the prompt names it, else 0; only what the prompt names."""
+    """Attribute that the prompt names -> 1 if the picture shows it, else 0."""
     named = {name: getattr(wanted, name) for name in ("item", "colour", "background", "pattern")}
     return {name: float(getattr(seen, name) == value) for name, value in named.items() if value is not None}
 
 
-_SEEN: dict[bytes, Seen] = {}  # a recipe often asks for two measures of the same pictures
+_SEEN: dict[bytes, Seen] = {}  # cache, since recipes often use two measures of the same pictures
 
 
 def _read(images: Sequence[Image]) -> list[Seen]:
-    """`read_many`, each picture once in a process."""
+    """`read_many`, once per picture and process."""
     from prefkit.tiny.truth import read_many
 
     keys = [sha256(repr(image.size).encode() + image.tobytes()).digest() for image in images]
@@ -139,8 +142,10 @@ def _read(images: Sequence[Image]) -> list[Seen]:
 
 
 def which(wanted: Asked, seen: Seen) -> dict[str, float]:
-    """The number, in its list, of what was seen of all that the prompt leaves open: where it names a background, two
-    different ones are a mistake and no diversity. What could not be read is left out."""
+    """Index of the value seen of each attribute that the prompt leaves open, except unreadable ones.
+
+    Attributes that the prompt names are excluded: two different backgrounds are then a mistake, not diversity.
+    """
     from prefkit.tiny.domain import BACKGROUNDS, COLOURS, PATTERNS
 
     lists = {"colour": list(COLOURS), "background": list(BACKGROUNDS), "pattern": list(PATTERNS)}

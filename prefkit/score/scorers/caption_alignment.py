@@ -1,8 +1,8 @@
-"""How much of the prompt a caption of the image repeats: the prompt alignment of the DDPO paper (arXiv 2305.13301, 5.1).
+"""Fraction of the prompt that a caption of the image repeats: prompt alignment of the DDPO paper (arXiv 2305.13301, 5.1).
 
-A multimodal language model, loaded here or behind a server, describes the image; the value is the BERTScore recall of that
+A multimodal language model, local or behind a server, describes the image; the value is the BERTScore recall of that
 description against "The image contains {prompt}". The published encoder is microsoft/deberta-xlarge-mnli, layer 40, with
-captions of at most 64 tokens. The caption is kept as the score's text.
+captions of at most 64 tokens. The caption is stored as the score's text.
 """
 
 from __future__ import annotations
@@ -12,37 +12,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefkit.score.embed.bertscore import BertScore
-from prefkit.score.judge.backend import make_backend
+from prefkit.score.judge.backend import JudgeScorer
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question
-from prefkit.score.judge.templates import fill, places
+from prefkit.score.judge.templates import fill, placeholders
 from prefkit.types import Candidate, Score, ScorerSpec
 
 
 @dataclass(frozen=True)
 class CaptionOptions(JudgeOptions):
-    #: what the model is asked
+    #: the question to the model
     question: str = "What is going on in this image? Answer in one short sentence."
-    #: what a perfect caption would say; {prompt}, and keys of the request
+    #: the text of a perfect caption; {prompt}, and columns of the request
     reference: str = "The image contains {prompt}"
     #: folder or Hub id of the text encoder
     encoder: str = "microsoft/deberta-xlarge-mnli"
-    #: the encoder's hidden state that is compared, 0 being the embeddings; null = the last
+    #: number of the encoder's hidden state to compare; 0 = the embeddings, null = the last
     layer: int | None = 40
-    #: longest caption
+    #: maximum number of tokens of a caption
     max_tokens: int = 64
 
 
-class CaptionAlignment:
+class CaptionAlignment(JudgeScorer):
     Options = CaptionOptions
-    scope = "absolute"
 
     def __init__(self, options: CaptionOptions) -> None:
         self.options = options
-        self.requires = frozenset({"image", "prompt"} | places(options.reference))
-        self.backend = make_backend(options, "caption_alignment")
-        self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
-        self.alone = self.sends_files = bool(options.server)  # waiting for a server holds up nobody else
+        self.requires = frozenset({"image", "prompt"} | placeholders(options.reference))
+        super().__init__(options, "caption_alignment")
         self.encoder = BertScore(options.encoder, options.layer)
 
     def spec(self) -> ScorerSpec:
@@ -65,9 +62,9 @@ class CaptionAlignment:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a model or encoder that cannot be loaded, or an address or key that is none."""
+        """Raises UsageError for a model or encoder that cannot be loaded, an invalid address or an unset key."""
         self.encoder.load(device, dtype)
-        self.backend.load(device, dtype)
+        super().load(device, dtype)
 
     def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
         """Calls, tokens and cost of `todo` candidates; {} without a server."""
@@ -76,13 +73,13 @@ class CaptionAlignment:
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         replies = self.backend.texts([Question((c, self.options.question)) for c in batch], self.options.max_tokens)
-        said = [(c, reply.text) for c, reply in zip(batch, replies) if reply.text and reply.text.strip()]
-        references = [fill(self.options.reference, {**c.extra, "prompt": c.prompt}) for c, _ in said]
-        values = iter(self.encoder.recall(references, [text for _, text in said]) if said else [])
+        captions = [(c, reply.text) for c, reply in zip(batch, replies) if reply.text and reply.text.strip()]
+        references = [fill(self.options.reference, {**c.extra, "prompt": c.prompt}) for c, _ in captions]
+        values = iter(self.encoder.recall(references, [text for _, text in captions]) if captions else [])
         return [
             Score(next(values), text=reply.text)
             if reply.text and reply.text.strip()
-            else Score(None, text=reply.text, error=reply.error or "the model said nothing")
+            else Score(None, text=reply.text, error=reply.error or "the model's answer is empty")
             for reply in replies
         ]
 

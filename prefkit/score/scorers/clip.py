@@ -1,17 +1,19 @@
 """Agreement of image and prompt by any CLIP model: the cosine, or one of the published scalings of it.
 
-The published path of open_clip and of CLIPScore is open_clip's own transform, whose centre crop rounds half pixels as
-OpenAI's does; with `library: transformers` it is that library's processor, which floors them. Both get RGB images here.
+open_clip's models and CLIPScore use open_clip's own transform, whose centre crop rounds half pixels as OpenAI's does;
+`library: transformers` uses that library's processor, which floors them. Both get RGB images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import Candidate, ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMULAS = {
     "cosine": "cos(image, text)",
@@ -26,18 +28,16 @@ class ClipOptions:
     model: str = "ViT-B-32"
     #: open_clip tag or path of a checkpoint; not used for local-dir, hf-hub, tiny and transformers
     pretrained: str | None = "laion2b_s34b_b79k"
-    #: which library reads the weights
+    #: library that loads the weights
     library: Literal["open_clip", "transformers"] = "open_clip"
     #: cosine | logit (times exp(logit_scale)) | clipscore (2.5 max(cos, 0))
     scaling: Literal["cosine", "logit", "clipscore"] = "cosine"
-    #: put before every prompt (clipscore as published: "A photo depicts ")
+    #: text before every prompt (clipscore as published: "A photo depicts ")
     prefix: str = ""
 
 
-class Clip:
+class Clip(CosineScorer):
     Options = ClipOptions
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: ClipOptions) -> None:
         self.options = options
@@ -56,15 +56,10 @@ class Clip:
             licence="that of the weights",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for an architecture or weights that the library does not have."""
-        self.encoder.load(device, dtype)
+    def text(self, candidate: Candidate) -> str:
+        return self.options.prefix + candidate.prompt
 
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [self.options.prefix + c.prompt for c in batch]).double()
-        return [Score(value) for value in self._scaled(cosines).tolist()]
-
-    def _scaled(self, cosines: Any) -> Any:
+    def scaled(self, cosines: Tensor) -> Tensor:
         if self.options.scaling == "logit":
             return self.encoder.scale * cosines
         return 2.5 * cosines.clamp(min=0) if self.options.scaling == "clipscore" else cosines

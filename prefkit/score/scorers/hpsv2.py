@@ -2,20 +2,19 @@
 
     value = cos(image, prompt)
 
-without the logit scale; mostly between 0.14 and 0.34, and the published tables show it times 100. The longest side goes
-to 224 and the rest is padded with black, so nothing is cropped away. The resize is Pillow's: the original resizes a
-tensor, which torchvision does without antialiasing before 0.17 and with it since, so its own numbers moved with it.
-The original fails on images that are not RGB; here they are RGB first.
+without the logit scale; mostly between 0.14 and 0.34, and 100 times that in the published tables. The longest side is resized
+to 224 and the rest is padded with black, so nothing is cropped. The resize is Pillow's. The original resizes a tensor, with
+antialiasing since torchvision 0.17 and without before, so its own numbers depend on the version. The original fails on
+images that are not RGB; prefkit converts them first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import ScorerSpec
 
 HUB = "xswu/HPSv2"
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
@@ -31,10 +30,8 @@ class Hpsv2Options:
     model: str = "ViT-H-14"
 
 
-class Hpsv2:
+class Hpsv2(CosineScorer):
     Options = Hpsv2Options
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: Hpsv2Options) -> None:
         self.options, self.file = options, FILES[options.version]
@@ -54,16 +51,12 @@ class Hpsv2:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a checkpoint that is not there or does not fit the architecture."""
+        """Raises UsageError for a checkpoint that is missing or of another architecture."""
         from prefkit.score.embed.weights import weights_file
 
         path = weights_file(self.options.checkpoint, self.file)
         self.encoder = Encoder(self.options.model, str(path), resize="longest")
-        self.encoder.load(device, dtype)
-
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [c.prompt for c in batch])
-        return [Score(value) for value in cosines.double().tolist()]
+        super().load(device, dtype)
 
 
 plugin = Hpsv2

@@ -2,12 +2,12 @@
 
     value = (head(CLS of the prompt, read with the image by BLIP's text encoder) - 0.16717) / 1.03334
 
-so that the mean is 0 and the deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published. This is a
-port on the BLIP classes of transformers (prefkit/score/embed/blip.py) that reads the published checkpoint.
+with mean 0 and standard deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published. This is a port
+to the BLIP classes of transformers (prefkit/score/embed/blip.py) that reads the published checkpoint.
 
 Images are prepared as in the published code: resized in their own mode (so that a palette is not interpolated), cropped,
-then RGB. Where prefkit departs from it: transparency is composited on white (`background`) and a colour profile is converted
-to sRGB first, because the published code scores the colours that lie hidden under the transparency.
+then RGB. prefkit differs in two points: it composites transparency on white (`background`) and converts colour profiles to
+sRGB first, because the published code scores the hidden colours of transparent pixels.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Imagereward:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are not there or are no ImageReward."""
+        """Raises UsageError for weights that are missing or not ImageReward's."""
         from transformers import AutoTokenizer
 
         from prefkit.models.precision import dtype_of
@@ -84,8 +84,8 @@ class Imagereward:
         ).to(self.device)
         with torch.inference_mode():
             pixels = torch.stack([self.transform(c.native()) for c in batch]).to(self.device, self.dtype)
-            seen = self.blip(pixels, text.input_ids, text.attention_mask)
-            values = (self.head(seen.float())[:, 0].double() - MEAN) / STD
+            features = self.blip(pixels, text.input_ids, text.attention_mask)
+            values = (self.head(features.float())[:, 0].double() - MEAN) / STD
         return [Score(value) for value in values.tolist()]
 
 

@@ -1,7 +1,7 @@
 """Size of the image as JPEG of quality 95, in kB of 1000 bytes (the rewards of DDPO, arXiv 2305.13301, section 5).
 
-`direction: compress` prefers small files (compressibility), `expand` large ones (incompressibility). The
-value is the size itself in both; the direction says which way is better. The size depends on the JPEG
+`direction: compress` prefers small files (compressibility), `expand` large ones (incompressibility). The value is the
+size for both; only `higher_is_better` differs. The size depends on the JPEG
 encoder's build, so the Pillow and libjpeg versions are part of the spec.
 """
 
@@ -47,7 +47,7 @@ class Jpeg:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Nothing to load."""
+        """Do nothing: this scorer has no weights."""
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         return [Score(self._kilobytes(c)) for c in batch]

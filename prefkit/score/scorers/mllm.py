@@ -1,17 +1,17 @@
-"""Quality as a multimodal language model sees it: the expected rating, or the rating it writes.
+"""Quality as rated by a multimodal language model: the expected rating, or the rating that it writes.
 
     logprobs   value = sum_l p(l) v(l) / sum_l p(l) over the levels l, p of the next token (Q-Align's form, arXiv 2312.17090);
-               one forward pass, no sampling. What is left of the probability is the aspect `leftover`; where the levels
-               hold less than `min_mass` of it there is no score.
-    text       the rating in the written answer. An answer that names no level, or two, is asked again up to `attempts`
-               times where that can change it (a server, or a temperature above 0); then there is no score.
-    json       as text, the server being held to a JSON schema: a reason, then the score. For models that give no
+               one forward pass, no sampling. The remaining probability is the aspect `leftover`; the score fails if the
+               levels have less than `min_mass` of the probability.
+    text       the rating in the written answer. An answer that names no level, or two, is repeated up to `attempts`
+               times if another answer is possible (a server, or a temperature above 0); then the score fails.
+    json       as text, but the server must follow a JSON schema: a reason, then the score. For models without
                log-probabilities.
 
-A model loaded here (`model`), or any OpenAI-compatible server (`server`). With `aspects`, each is asked on its own and the
-value is their mean. `preset: fashiondpo` asks as FashionDPO does (ten named levels, the request's `category`,
-temperature 0.1; text only), in prefkit's words; its published parser reads "7" as nothing, "5-..." as 10 on occasion, and
-asks for ever. A judge is best of another family than the generator.
+The model is local (`model`) or behind any OpenAI-compatible server (`server`). With `aspects`, each aspect is one question
+and the value is their mean. `preset: fashiondpo` asks as FashionDPO does (ten named levels, the request's `category`,
+temperature 0.1; text only), in prefkit's words; its published parser does not understand "7", reads some "5-..." as 10, and
+retries without limit. Use a judge of another model family than the generator's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
-from prefkit.score.judge.backend import make_backend
+from prefkit.score.judge.backend import JudgeScorer
 from prefkit.score.judge.compare import TEMPLATE as PAIRWISE
 from prefkit.score.judge.compare import Verdicts, compare
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question, Reply
 from prefkit.score.judge.ratings import Scale, expected, parse, prefix_clash, scale_of
-from prefkit.score.judge.templates import ASPECT, FASHIONDPO, FASHIONDPO_NAMES, RATING, fill, places
+from prefkit.score.judge.templates import ASPECT, FASHIONDPO, FASHIONDPO_NAMES, RATING, fill, placeholders
 from prefkit.types import Candidate, Score, ScorerSpec, digest
 
 FIVE = ("1", "2", "3", "4", "5")
@@ -42,51 +42,53 @@ class MllmOptions(JudgeOptions):
     preset: Literal["rating", "fashiondpo"] = "rating"
     #: logprobs (expected value) | text (written rating) | json (text under a schema; servers)
     answer: Literal["logprobs", "text", "json"] = "logprobs"
-    #: the question; {prompt}, {aspect}, {scale}, {worst}, {best}, and keys of the request; empty = the preset's
+    #: the question; {prompt}, {aspect}, {scale}, {worst}, {best}, and columns of the request; empty = the preset's
     template: str = ""
-    #: levels from worst to best: numbers, or words that count 1, 2, ...
+    #: levels from worst to best: numbers, or words with the values 1, 2, ...
     scale: tuple[str, ...] = FIVE
-    #: asked one by one, the value being their mean; empty = one question
+    #: aspects to ask about, one question each; the value is their mean; empty = one question
     aspects: tuple[str, ...] = ()
-    #: share of the probability that the levels must hold for a score (logprobs)
+    #: fraction of the probability that the levels must have together (logprobs)
     min_mass: float = 0.1
-    #: of sampling (text, json); null = the preset's: 0, and 0.1 for fashiondpo
+    #: sampling temperature (text, json); null = the preset's: 0, and 0.1 for fashiondpo
     temperature: float | None = None
-    #: times that an answer which cannot be read is asked for (text, json)
+    #: maximum number of attempts at an answer that names a level (text, json)
     attempts: int = 3
-    #: longest written answer
+    #: maximum number of tokens of a written answer
     max_tokens: int = 256
 
 
-class Mllm:
+class Mllm(JudgeScorer):
     Options = MllmOptions
-    scope = "absolute"
 
     def __init__(self, options: MllmOptions) -> None:
         self.options = options
-        self.fashion = options.preset == "fashiondpo"
-        if self.fashion and (options.scale != FIVE or options.aspects):
+        fashion = options.preset == "fashiondpo"
+        if fashion and (options.scale != FIVE or options.aspects):
             raise UsageError(
-                "mllm: preset fashiondpo has a scale and no aspects of its own; leave `scale`, `aspects` out."
+                "mllm: preset fashiondpo has its own scale and no aspects; leave `scale`, `aspects` out of the recipe."
             )
-        self.scale, self.listed = _fashion_scale() if self.fashion else _scale(options)
-        self.answer = "text" if self.fashion and options.answer == "logprobs" else options.answer
-        self.template = options.template or (FASHIONDPO if self.fashion else RATING)
-        self.temperature = options.temperature if options.temperature is not None else 0.1 * self.fashion
-        if options.aspects and "aspect" not in places(self.template):
-            raise UsageError("mllm: `aspects` are asked through {aspect}, which the template does not have.")
+        self.scale = _fashion_scale() if fashion else scale_of(options.scale, "mllm")
+        self.listed = (
+            tuple(f"{n + 1}-{name}" for n, name in enumerate(self.scale.names)) if fashion else self.scale.labels
+        )
+        self.answer = "text" if fashion and options.answer == "logprobs" else options.answer
+        self.template = options.template or (FASHIONDPO if fashion else RATING)
+        self.temperature = options.temperature if options.temperature is not None else 0.1 * fashion
+        if options.aspects and "aspect" not in placeholders(self.template):
+            raise UsageError("mllm: `aspects` needs {aspect} in the template, which the template does not have.")
         if self.answer == "json" and not options.server:
-            raise UsageError("mllm: `answer: json` holds a server to a schema; set `server`, or `answer: text`.")
+            raise UsageError(
+                "mllm: `answer: json` needs a server that follows a schema; set `server`, or `answer: text`."
+            )
         clash = prefix_clash(self.scale.labels)
         if self.answer == "logprobs" and options.server and clash:
             raise UsageError(
-                f"mllm: the level {clash[1]} begins as {clash[0]} does, and a server does not say how it splits words: "
-                "take levels such as 1 to 9, or `answer: text`."
+                f"mllm: the level {clash[1]} begins as {clash[0]} does, and the tokens of a server are unknown: use levels "
+                "such as 1 to 9, or `answer: text`."
             )
-        self.requires = frozenset({"image"} | places(self.template) - FILLED | {"prompt"})
-        self.backend = make_backend(options, "mllm")
-        self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
-        self.alone = self.sends_files = bool(options.server)  # waiting for a server holds up nobody else
+        self.requires = frozenset({"image"} | placeholders(self.template) - FILLED | {"prompt"})
+        super().__init__(options, "mllm")
 
     def spec(self) -> ScorerSpec:
         o = self.options
@@ -95,8 +97,8 @@ class Mllm:
             "text": f"level in the written answer, temperature {self.temperature:g}, {o.attempts} attempts",
             "json": f"level in the JSON answer, temperature {self.temperature:g}, {o.attempts} attempts",
         }[self.answer]
-        asked = digest(self.template, self.listed, self.scale.values, length=12)
-        formula += f"; question {asked}" + (f"; mean of {', '.join(o.aspects)}" if o.aspects else "")
+        question = digest(self.template, self.listed, self.scale.values, length=12)
+        formula += f"; question {question}" + (f"; mean of {', '.join(o.aspects)}" if o.aspects else "")
         return ScorerSpec(
             "mllm",
             "1",
@@ -106,28 +108,25 @@ class Mllm:
             licence="that of the weights",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a model that cannot be loaded, or an address or key that is none."""
-        self.backend.load(device, dtype)
-
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         aspects = self.options.aspects or ("",)
         questions = [Question((c, self._text(c, aspect))) for c in batch for aspect in aspects]
-        scores = self._expected(questions) if self.answer == "logprobs" else self._written(questions)
+        if self.answer == "logprobs":
+            scores = [self._expected(reply) for reply in self.backend.masses(questions, self.scale.labels)]
+        else:
+            scores = self._written(questions)
         if not self.options.aspects:
             return scores
-        return [
-            _mean(self.options.aspects, scores[start : start + len(aspects)])
-            for start in range(0, len(scores), len(aspects))
-        ]
+        n = len(aspects)
+        return [_mean(aspects, scores[start : start + n]) for start in range(0, len(scores), n)]
 
     def judge_spec(self) -> dict[str, Any]:
-        """What a verdict of `compare` means, beside the question."""
-        how = {"answer": self._pairwise(), "min_mass": self.options.min_mass}
-        return {"judge": self._judge(), "version": "1", **self.backend.about(), **how}
+        """The part of a comparison table's spec that depends on the judge."""
+        answer = {"answer": self._pairwise(), "min_mass": self.options.min_mass}
+        return {"judge": self._judge(), "version": "1", **self.backend.about(), **answer}
 
     def compare(self, pairs: Sequence[tuple[Candidate, Candidate]], template: str = "", aspect: str = "") -> Verdicts:
-        """Which of two is better, asked in both orders. template: the question; {prompt}, {aspect}, keys of the request."""
+        """Compare pairs in both orders. template: the question; {prompt}, {aspect} and columns of the request."""
         return compare(
             self.backend,
             pairs,
@@ -154,43 +153,39 @@ class Mllm:
         return "logprobs" if self.answer == "logprobs" else "text"
 
     def _text(self, candidate: Candidate, aspect: str) -> str:
-        listed = self.listed
-        # in the preset {aspect} is a part of the sentence; in a template of the user's, the name alone
-        looking = fill(ASPECT, {"aspect": aspect}) if aspect and not self.options.template else aspect
-        given: dict[str, Any] = {**candidate.extra, "prompt": candidate.prompt, "aspect": looking}
-        given |= {"scale": ", ".join(listed), "worst": listed[0], "best": listed[-1]}
-        return fill(self.template, given)
+        # in the preset {aspect} is a clause; in the user's template it is the bare name
+        clause = fill(ASPECT, {"aspect": aspect}) if aspect and not self.options.template else aspect
+        values: dict[str, Any] = {**candidate.extra, "prompt": candidate.prompt, "aspect": clause}
+        values |= {"scale": ", ".join(self.listed), "worst": self.listed[0], "best": self.listed[-1]}
+        return fill(self.template, values)
 
-    def _expected(self, questions: Sequence[Question]) -> list[Score]:
-        return [self._of_masses(reply) for reply in self.backend.masses(questions, self.scale.labels)]
-
-    def _of_masses(self, reply: Reply) -> Score:
+    def _expected(self, reply: Reply) -> Score:
         if reply.masses is None:
             return Score(None, error=reply.error)
         value, leftover = expected(reply.masses, self.scale.values)
         aspects = {"leftover": leftover}
         if value is None or 1 - leftover < self.options.min_mass:
-            error = f"the levels hold {1 - leftover:.3g} of the probability, less than {self.options.min_mass:g}"
+            error = f"the levels have a total probability of {1 - leftover:.3g}, less than {self.options.min_mass:g}"
             return Score(None, aspects, reply.text, error)
         return Score(value, aspects, reply.text)
 
     def _written(self, questions: Sequence[Question]) -> list[Score]:
-        found: dict[int, Score] = {}
+        scores: dict[int, Score] = {}
         attempts = self.options.attempts if self.backend.retries or self.temperature > 0 else 1
         for attempt in range(attempts):
-            open_ = [i for i in range(len(questions)) if i not in found]
-            asked = [Question(questions[i].parts, attempt) for i in open_]
-            replies = self.backend.texts(asked, self.options.max_tokens, self.temperature, self._schema())
-            for i, reply in zip(open_, replies):
+            left = [i for i in range(len(questions)) if i not in scores]
+            repeated = [Question(questions[i].parts, attempt) for i in left]
+            replies = self.backend.texts(repeated, self.options.max_tokens, self.temperature, self._schema())
+            for i, reply in zip(left, replies):
                 value = parse(reply.text, self.scale) if reply.text is not None else None
                 if value is not None or reply.text is None:
-                    found[i] = Score(value, text=reply.text, error=reply.error)
+                    scores[i] = Score(value, text=reply.text, error=reply.error)
                 elif attempt == attempts - 1:
                     error = (
                         f"{attempts} of {attempts} answers named no level of the scale, the last: {reply.text[:200]!r}"
                     )
-                    found[i] = Score(None, text=reply.text, error=error)
-        return [found[i] for i in range(len(questions))]
+                    scores[i] = Score(None, text=reply.text, error=error)
+        return [scores[i] for i in range(len(questions))]
 
     def _schema(self) -> dict[str, Any] | None:
         if self.answer != "json":
@@ -199,20 +194,13 @@ class Mllm:
         return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _scale(options: MllmOptions) -> tuple[Scale, tuple[str, ...]]:
-    scale = scale_of(options.scale, "mllm")
-    return scale, scale.labels
-
-
-def _fashion_scale() -> tuple[Scale, tuple[str, ...]]:
-    """The scale, and its levels as listed in the question: 1-Unusable and so on."""
-    numbers = tuple(str(i + 1) for i in range(len(FASHIONDPO_NAMES)))
-    listed = tuple(f"{number}-{name}" for number, name in zip(numbers, FASHIONDPO_NAMES))
-    return Scale(numbers, tuple(float(n) for n in numbers), FASHIONDPO_NAMES), listed
+def _fashion_scale() -> Scale:
+    numbers = range(1, len(FASHIONDPO_NAMES) + 1)
+    return Scale(tuple(map(str, numbers)), tuple(map(float, numbers)), FASHIONDPO_NAMES)
 
 
 def _mean(names: Sequence[str], scores: Sequence[Score]) -> Score:
-    """One missing aspect is a missing score: a mean over the others would be another quantity."""
+    """Mean over aspects. It fails if one aspect failed, since a mean over the others would be another quantity."""
     values = {name: score.value for name, score in zip(names, scores) if score.value is not None}
     extra = {f"{k} {name}": v for name, score in zip(names, scores) for k, v in (score.aspects or {}).items()}
     texts = [score.text for score in scores if score.text is not None]

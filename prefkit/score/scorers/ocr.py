@@ -1,10 +1,10 @@
-"""Text in the image against the text asked for: 1 - edit distance / length, as Flow-GRPO rewards it (arXiv 2505.05470).
+"""Agreement of the text in the image with the requested text: 1 - edit distance / length, as in Flow-GRPO (arXiv 2505.05470).
 
-    value = max(0, 1 - d / len(asked)), d the Levenshtein distance between what is read and what was asked for,
+    value = max(0, 1 - d / len(requested)), d the Levenshtein distance between the text read and the text requested,
 
-both without spaces and in lower case; d = 0 where what was asked for stands somewhere in what is read. What is asked for is
-the request's `text`, or with `asked: quoted` whatever the prompt has in double quotes. An image without any text scores 0:
-that is a reading, not a failure. Read offline by rapidocr-onnxruntime (pip install rapidocr-onnxruntime).
+both without spaces and in lower case; d = 0 if the text read contains the text requested. The requested text is the
+request's `text`, or with `asked: quoted` the parts of the prompt in double quotes. An image without text scores 0, which is
+a reading, not a failure. Read offline by rapidocr-onnxruntime (pip install rapidocr-onnxruntime).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PACKAGE = "rapidocr-onnxruntime"
 
 @dataclass(frozen=True)
 class OcrOptions:
-    #: quoted (what the prompt has in double quotes) | text (the request's key of that name)
+    #: quoted (the parts of the prompt in double quotes) | text (the request's column `text`)
     asked: Literal["quoted", "text"] = "quoted"
-    #: readings that the reader itself trusts less than this are dropped
+    #: readings with a lower confidence of the OCR model are dropped
     min_confidence: float = 0.5
 
 
@@ -40,15 +40,15 @@ class Ocr:
         self.reader: Any = None
 
     def spec(self) -> ScorerSpec:
-        """Raises UsageError where the reader is not installed."""
+        """Raises UsageError if the OCR package is not installed."""
         try:
-            found = version(PACKAGE)
+            installed = version(PACKAGE)
         except PackageNotFoundError as error:
             raise UsageError(f"ocr: {PACKAGE} is not installed: pip install {PACKAGE}.") from error
         return ScorerSpec(
             "ocr",
             "1",
-            weights=f"{PACKAGE} {found}",
+            weights=f"{PACKAGE} {installed}",
             preprocessing="RGB uint8 turned to BGR",
             formula=f"max(0, 1 - edits / length), {self.options.asked}, confidence {self.options.min_confidence:g}",
             range=(0.0, 1.0),
@@ -56,7 +56,7 @@ class Ocr:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError where the reader is not installed."""
+        """Raises UsageError if the OCR package is not installed."""
         try:
             from rapidocr_onnxruntime import RapidOCR
         except ImportError as error:
@@ -64,12 +64,12 @@ class Ocr:
         self.reader = RapidOCR()
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        return [self._one(c) for c in batch]
+        return [self._score(c) for c in batch]
 
-    def _one(self, candidate: Candidate) -> Score:
+    def _score(self, candidate: Candidate) -> Score:
         asked = asked_for(candidate, self.options.asked)
         if not plain(asked):
-            return Score(None, error="the request asks for no text (none in double quotes, or an empty `text`)")
+            return Score(None, error="the request has no text (none in double quotes, or an empty `text`)")
         read = self._read(candidate)
         return Score(agreement(asked, read), text=read)
 
@@ -77,7 +77,7 @@ class Ocr:
         import numpy as np
 
         lines, _ = self.reader(np.asarray(candidate.pil())[:, :, ::-1])
-        return " ".join(text for _, text, trust in lines or [] if float(trust) >= self.options.min_confidence)
+        return " ".join(text for _, text, confidence in lines or [] if float(confidence) >= self.options.min_confidence)
 
 
 def asked_for(candidate: Candidate, where: str) -> str:
@@ -91,9 +91,9 @@ def plain(text: str) -> str:
 
 
 def agreement(asked: str, read: str) -> float:
-    """In 0..1; 1 where the text asked for is there."""
-    wanted, found = plain(asked), plain(read)
-    return 1.0 if wanted in found else max(0.0, 1.0 - edits(wanted, found) / len(wanted))
+    """1 - edit distance / length, in 0..1; 1 if `read` contains `asked`."""
+    asked, read = plain(asked), plain(read)
+    return 1.0 if asked in read else max(0.0, 1.0 - edits(asked, read) / len(asked))
 
 
 def edits(a: str, b: str) -> int:

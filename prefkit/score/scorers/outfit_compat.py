@@ -1,23 +1,23 @@
-"""How well an image goes with the other items of an outfit; what FashionDPO calls VBPR, with its defects mended.
+"""Compatibility of an image with the other items of an outfit: FashionDPO's "VBPR" with its defects fixed.
 
     value = h(u) . h(f) + b . f + b0,   h(x) = LeakyReLU(W2 LeakyReLU(W1 x))
 
-f is the image's embedding, u the mean of the others' (FashionDPO, arXiv 2504.12900, section 4.2). sigmoid of the difference of
-two values is the probability that the first image fits better than the second, both being of one category: the
-head was fitted against negatives of the same category (`prefkit fit outfit_compat`), so across categories values do
-not compare. A request's `outfit` is a list of images, each a path, the id of an input, or a mapping with `image`;
-with none, or one that cannot be read, there is no score.
+f is the image's embedding, u the mean of the other items' (FashionDPO, arXiv 2504.12900, section 4.2). The sigmoid of the
+difference of two values is the probability that the first image fits better than the second. Values compare only within a
+category, because the head is fitted against negatives of the same category (`prefkit fit outfit_compat`). A request's
+`outfit` is a list of images: paths, ids of inputs, or mappings with `image`. The score fails if the list is empty or an
+image cannot be read.
 
-Five defects of the published code, and what stands against them here:
-1. its encoder ends in a random layer, another one in scoring than in training: here the encoder's identity is stored
-   with the head, and one whose weights have changed is refused;
-2. one in five of its training positions does not exist, and a blank white image is learned as what fits: here
-   positions are drawn among the items that an outfit has;
-3. its negatives come from the first 10,000 ids, of any category, and may be in the outfit, once for all epochs: here
-   from the whole catalogue, of the same category, outside the outfit, redrawn each epoch;
-4. it scales training images and candidates differently: here everything goes through one preprocessing, the encoder's;
-5. its head carries tables as long as the catalogue, of other lengths in training and in scoring, so that its weights do
-   not load: here there is no table of items at all.
+Five defects of the published code, and the fixes:
+1. its encoder ends in a random layer, which differs between training and scoring. Fix: the encoder's identity is stored
+   with the head, and an encoder with other weights is refused.
+2. one in five of its training positions does not exist, and a blank white image is learned as the best fit. Fix: positions
+   are drawn among the items of an outfit.
+3. its negatives are drawn once for all epochs from the first 10,000 ids, of any category, and may be in the outfit. Fix:
+   they are drawn each epoch from the whole catalogue, of the same category and outside of the outfit.
+4. it scales training images and candidates differently. Fix: all images go through the encoder's preprocessing.
+5. its head has tables with a row per catalogue item, whose lengths differ between training and scoring, so that its weights
+   do not load. Fix: the head has no table of items.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class OutfitCompatOptions:
     #: folder that `prefkit fit outfit_compat` has written
     model: str = ""
-    #: where the outfits' images are: a run folder (inputs by id), or a folder that relative paths start at
+    #: folder of the outfits' images: a run folder (inputs by id), or the base of relative paths
     images: str = ""
 
 
@@ -55,10 +55,10 @@ class OutfitCompat:
         self.options = options
         self.images = Path(options.images).expanduser()
         if options.images and not self.images.is_dir():
-            raise UsageError(f"outfit_compat.images: {options.images} is no folder.")
+            raise UsageError(f"outfit_compat.images: {options.images} is not a folder.")
         self.fitted = Fitted("outfit_compat", options.model)
         self.encoder = self.fitted.encoder()
-        self.seen: dict[str, Tensor | str] = {}  # embedding of each named image, or why there is none
+        self.seen: dict[str, Tensor | str] = {}  # embedding of each named image, or the error
 
     def spec(self) -> ScorerSpec:
         mean = "h of the others' mean" if self.fitted.spec["head"]["pool"] == "embeddings" else "mean of the others' h"
@@ -73,7 +73,7 @@ class OutfitCompat:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are no such head."""
+        """Raises UsageError for weights of another kind."""
         from prefkit.score.embed.outfit_head import OutfitHead
 
         self.head = OutfitHead.of(self.fitted.state(), self.fitted.spec["head"]["pool"], str(self.fitted.folder))
@@ -89,21 +89,21 @@ class OutfitCompat:
         values: list[float] = []
         if live:
             with torch.inference_mode():
-                found = self.encoder.candidates([c for c, _ in live]).cpu()
-                values = self.head(self.head.context(*others_of([rows for _, rows in live])), found).tolist()
-        left = iter(values)
-        return [Score(None, error=rows) if isinstance(rows, str) else Score(next(left)) for rows in others]
+                items = self.encoder.candidates([c for c, _ in live]).cpu()
+                values = self.head(self.head.context(*others_of([rows for _, rows in live])), items).tolist()
+        remaining = iter(values)
+        return [Score(None, error=rows) if isinstance(rows, str) else Score(next(remaining)) for rows in others]
 
     def _others(self, outfit: Any) -> Tensor | str:
-        """[L, D], or why there is none."""
+        """Embeddings [L, D] of the outfit, or the error."""
         import torch
 
         if not isinstance(outfit, Sequence) or isinstance(outfit, str) or not len(outfit):
-            return f"`outfit` is {outfit!r}; a list of images is needed"
-        named: list[Any] = [item.get("image") if isinstance(item, Mapping) else item for item in outfit]
-        if not all(isinstance(name, str) and name for name in named):
+            return f"`outfit` is {outfit!r}; it must be a list of images"
+        names: list[Any] = [item.get("image") if isinstance(item, Mapping) else item for item in outfit]
+        if not all(isinstance(name, str) and name for name in names):
             return "an item of `outfit` names no image"
-        rows = [self._embedded(name) for name in named]
+        rows = [self._embedded(name) for name in names]
         errors = [row for row in rows if isinstance(row, str)]
         return errors[0] if errors else torch.stack([row for row in rows if not isinstance(row, str)])
 
@@ -119,7 +119,7 @@ class OutfitCompat:
         return rgb(self._inputs()[name] if name in self._inputs() else named(self.images, name))
 
     def _inputs(self) -> dict[str, bytes]:
-        """id -> bytes of the run's inputs, read once."""
+        """id -> bytes of the run's inputs; read once."""
         if not hasattr(self, "inputs"):
             from prefkit.store import Store
 

@@ -1,14 +1,14 @@
-"""How near an image is to what its user has liked: CLIP similarity to the user's history, text-blind.
+"""CLIP similarity of an image to its user's history of liked images, without the prompt.
 
     value = cos(E(image), mean of E(h) over the history h)
 
-over the user's items of the request's category; over the whole history where there is none of that category; no
-score where there is no history at all. FashionDPO (arXiv 2504.12900, section 4.2) rewards this with at most ten
-items, unnormalised embeddings and 100 times the cosine: `items: raw, scale: 100, most: 10`. The default gives every
-item the same say. A model tuned on this score is better judged by another one.
+over the user's items of the request's category, or over the whole history if it has none of that category. The score
+fails for a user without a history. FashionDPO (arXiv 2504.12900, section 4.2) uses it as a reward with at most ten items,
+unnormalised embeddings and 100 times the cosine: `items: raw, scale: 100, most: 10`. By default all items have equal
+weight. Judge a model that is tuned on this score by another score.
 
-A request names its `user`; `category` and `truth` (an item that must not count, being the answer) are optional. The
-history is a table of `user, image` with optional `category` and `item`; image paths start at the table's folder.
+A request names its `user`; `category` and `truth` (the item to exclude, because it is the answer) are optional. The history
+is a table of `user, image` with optional `category` and `item`; image paths are relative to the table's folder.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class PersonalizationOptions:
     pretrained: str | None = "laion2b_s32b_b79k"
     #: unit (every item weighs the same) | raw (by the length of its embedding, as published)
     items: Literal["unit", "raw"] = "unit"
-    #: the last so many items of a user and category; 0 = all
+    #: number of latest items of a user and category to use; 0 = all
     most: int = 0
     scale: float = 1.0
 
 
 class Liked(NamedTuple):
-    """A row of the history. path: where its image lies; item and category: None where the table does not say."""
+    """A row of the history. path: of its image; item, category: None if missing."""
 
     user: str
     image: str
@@ -64,7 +64,7 @@ class Personalization:
     def __init__(self, options: PersonalizationOptions) -> None:
         if not options.history:
             raise UsageError(
-                "personalization: `history` is not set: give a table of user and image (.csv, .jsonl or .parquet)."
+                "personalization: `history` is not set; set it to a table of user and image (.csv, .jsonl or .parquet)."
             )
         self.options = options
         history = str(tiny.HISTORY) if options.history == tiny.NAME else options.history
@@ -91,8 +91,8 @@ class Personalization:
         )
 
     def history(self) -> list[Liked]:
-        """The rows of the table. Raises UsageError: no such file, no such column, an image that is not there."""
-        found = []
+        """The rows of the table. Raises UsageError for a missing file, column or image."""
+        rows = []
         for where, values, _ in read(self.path, shown=f"personalization.history: {self.path}"):
             missing = [name for name in ("user", "image") if name not in values]
             if missing:
@@ -106,29 +106,28 @@ class Personalization:
                 raise UsageError(f"{where}: {error}.") from error
             regular(path, f"{where}: the image {image}")
             item, category = (None if values.get(n) is None else id_text(values[n]) for n in ("item", "category"))
-            found.append(Liked(id_text(user), image, path, item, category))
-        return found
+            rows.append(Liked(id_text(user), image, path, item, category))
+        return rows
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a history that cannot be read, and for weights that open_clip does not have."""
+        """Raises UsageError for a history that cannot be read, and for weights unknown to open_clip."""
         self.users: dict[str, list[Liked]] = {}
         for liked in self.history():
             self.users.setdefault(liked.user, []).append(liked)
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        seen = self.encoder.candidates(batch)
-        return [self._score(image, c.extra) for image, c in zip(seen, batch)]
+        return [self._score(image, c.extra) for image, c in zip(self.encoder.candidates(batch), batch)]
 
     def _score(self, image: Tensor, extra: Mapping[str, Any]) -> Score:
-        given = (extra.get(name) for name in ("category", "truth"))
-        taste = self._taste(id_text(extra["user"]), *(None if value is None else id_text(value) for value in given))
+        values = (extra.get(name) for name in ("category", "truth"))
+        taste = self._taste(id_text(extra["user"]), *(None if value is None else id_text(value) for value in values))
         if taste is None:
             return Score(None, error=f"user {extra['user']!r} has no history")
         return Score(self.options.scale * float(image @ taste))
 
     def _taste(self, user: str, category: str | None, truth: str | None) -> Tensor | None:
-        """[D] unit vector, or None. Kept, since all candidates of a request share it."""
+        """Unit vector [D], None without a history. It is cached for the other candidates of the request."""
         key = (user, category, truth)
         if key not in self.tastes:
             rows = self.users.get(user, [])
@@ -145,13 +144,13 @@ class Personalization:
         if not rows:
             return None
         try:
-            opened = [rgb(liked.path) for liked in rows]
+            images = [rgb(liked.path) for liked in rows]
         except OSError as error:
             raise UsageError(
                 f"personalization.history: {self.path} names an image that cannot be read: {error}."
             ) from error
-        found = self.encoder.images(opened, normalize=self.options.items == "unit")
-        return normalize(found.mean(0), dim=0)
+        embeddings = self.encoder.images(images, normalize=self.options.items == "unit")
+        return normalize(embeddings.mean(0), dim=0)
 
 
 plugin = Personalization

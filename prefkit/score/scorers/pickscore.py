@@ -1,19 +1,22 @@
-"""PickScore: how likely people on Pick-a-Pic are to pick the image for its prompt (Kirstain et al., arXiv 2305.01569).
+"""PickScore: the preference of Pick-a-Pic's users for an image, given its prompt (Kirstain et al., arXiv 2305.01569).
 
     value = exp(logit_scale) * cos(image, prompt)
 
 by CLIP-H tuned on their choices; mostly between 16 and 26. The published probability of a choice is the softmax of these
-values over the candidates of one prompt, which `pair` works out. Images go through transformers' processor (RGB first, a
+values over the candidates of one prompt, which `pair` computes. Images go through transformers' processor (RGB first, a
 centre crop that floors half pixels), as published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,8 @@ class PickscoreOptions:
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class Pickscore:
+class Pickscore(CosineScorer):
     Options = PickscoreOptions
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: PickscoreOptions) -> None:
         self.encoder = Encoder(options.model, library="transformers", processor=options.processor)
@@ -43,13 +44,8 @@ class Pickscore:
             licence="MIT",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are not there or are no CLIP."""
-        self.encoder.load(device, dtype)
-
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [c.prompt for c in batch]).double()
-        return [Score(value) for value in (self.encoder.scale * cosines).tolist()]
+    def scaled(self, cosines: Tensor) -> Tensor:
+        return self.encoder.scale * cosines
 
 
 plugin = Pickscore

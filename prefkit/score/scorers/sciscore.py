@@ -1,20 +1,23 @@
-"""SciScore: does the image show what science says of its prompt (Li et al., arXiv 2504.13129, Science-T2I).
+"""SciScore: agreement of the image with the scientific outcome of its prompt (Li et al., arXiv 2504.13129, Science-T2I).
 
     value = exp(logit_scale) * cos(image, implicit prompt)
 
-by CLIP-H tuned on images that obey or break a law. The text is always the implicit prompt, which does not name the
-outcome ("an iron nail after a month in the rain"), also for images that an explicit prompt asked for: where the
-prompt of a request is not the implicit one, `text` names the column that is. Images go through transformers' processor (RGB
+by CLIP-H tuned on images that obey or break a law of nature. The text is always the implicit prompt, which does not name
+the outcome ("an iron nail after a month in the rain"), even for images generated from an explicit prompt: if the request's
+prompt is explicit, `text` names the column with the implicit one. Images go through transformers' processor (RGB
 first, a centre crop that floors half pixels), as published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import Candidate, ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,12 @@ class SciscoreOptions:
     model: str = "Jialuo21/SciScore"
     #: folder or Hub id of tokenizer and image processor; null = the model's own
     processor: str | None = None
-    #: column of the requests that holds the implicit prompt
+    #: column of the requests with the implicit prompt
     text: str = "prompt"
 
 
-class Sciscore:
+class Sciscore(CosineScorer):
     Options = SciscoreOptions
-    scope = "absolute"
 
     def __init__(self, options: SciscoreOptions) -> None:
         self.options = options
@@ -47,16 +49,11 @@ class Sciscore:
             licence="Apache-2.0",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are not there or are no CLIP."""
-        self.encoder.load(device, dtype)
-
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [self._text(c) for c in batch]).double()
-        return [Score(value) for value in (self.encoder.scale * cosines).tolist()]
-
-    def _text(self, candidate: Candidate) -> str:
+    def text(self, candidate: Candidate) -> str:
         return candidate.prompt if self.options.text == "prompt" else str(candidate.extra[self.options.text])
+
+    def scaled(self, cosines: Tensor) -> Tensor:
+        return self.encoder.scale * cosines
 
 
 plugin = Sciscore

@@ -1,18 +1,20 @@
 """Agreement of image and prompt by SigLIP or SigLIP 2: the cosine, its logit, or the published sigmoid of it.
 
-A SigLIP model is trained to tell each pair by itself (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability that needs
-no other prompts to compare with. Prompts are lower-cased and padded to the full context, as in training. Images (RGB first) are stretched to the model's square,
-as published, so that nothing is cropped.
+A SigLIP model is trained to classify each pair alone (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability that does not
+depend on other prompts. Prompts are lower-cased and padded to the full context, as in training. Images (RGB first) are
+stretched to the model's square, as published, so that nothing is cropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from prefkit.score.embed.encoder import Encoder
-from prefkit.types import Candidate, Score, ScorerSpec
+from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.types import Candidate, ScorerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMULAS = {
     "cosine": "cos(image, text)",
@@ -30,7 +32,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 class SiglipOptions:
     #: folder or Hub id; open_clip: architecture, local-dir:FOLDER or hf-hub:owner/name
     model: str = "google/siglip2-so400m-patch14-384"
-    #: which library reads the weights
+    #: library that loads the weights
     library: Literal["transformers", "open_clip"] = "transformers"
     #: open_clip tag or path of a checkpoint (webli for the published ones)
     pretrained: str | None = None
@@ -38,10 +40,8 @@ class SiglipOptions:
     scaling: Literal["cosine", "logit", "sigmoid"] = "cosine"
 
 
-class Siglip:
+class Siglip(CosineScorer):
     Options = SiglipOptions
-    requires = frozenset({"image", "prompt"})
-    scope = "absolute"
 
     def __init__(self, options: SiglipOptions) -> None:
         self.options = options
@@ -59,15 +59,10 @@ class Siglip:
             licence="Apache-2.0",
         )
 
-    def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that the library does not have."""
-        self.encoder.load(device, dtype)
+    def text(self, candidate: Candidate) -> str:
+        return candidate.prompt.lower()
 
-    def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        cosines = self.encoder.cosines(batch, [c.prompt.lower() for c in batch]).double()
-        return [Score(value) for value in self._scaled(cosines).tolist()]
-
-    def _scaled(self, cosines: Any) -> Any:
+    def scaled(self, cosines: Tensor) -> Tensor:
         if self.options.scaling == "cosine":
             return cosines
         logits = self.encoder.scale * cosines + self.encoder.bias

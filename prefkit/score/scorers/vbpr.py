@@ -1,17 +1,16 @@
-"""Whether the user would take it: user x item compatibility on visual features, VBPR (He & McAuley, AAAI 2016).
+"""A user's preference for an image: user x item compatibility on visual features, VBPR (He & McAuley, AAAI 2016).
 
     items: new     value = theta_u . (E f) + beta' . f
     items: known   value = beta_i + gamma_u . gamma_i + theta_u . (E f) + beta' . f
 
-f are the image's features by the encoder that the model was fitted on (`prefkit fit vbpr` keeps it beside the weights).
-A generated image is an item that nobody has met: it has no latent factors gamma_i and no bias beta_i, and the model's
-mean for both is 0, so `new`, the default, is the model's own cold-start form, on which it reports `auc_cold` and
-`auc_visual`. `known` is for pictures of catalogue items, named by the request's (or candidate's) `item`; its values do
-not compare with those of `new`.
+f are the image's features by the encoder that the model was fitted on (`prefkit fit vbpr` stores it with the weights). A
+generated image is a new item: it has no latent factors gamma_i and no bias beta_i, and the model's mean for both is 0. The
+default `new` is therefore the model's own cold-start form, which `auc_cold` and `auc_visual` measure. `known` is for
+pictures of catalogue items, named by the request's (or candidate's) `item`; its values do not compare with those of `new`.
 
-Values are log-odds up to a constant of the user's: sigmoid(a - b) is the probability that the user prefers image a
-to image b. They rank the candidates of one user's request; between users they say nothing (`pair` centres per request).
-A user whom the model does not know has no score.
+Values are log-odds up to a constant per user: sigmoid(a - b) is the probability that the user prefers image a to image b.
+They rank the candidates of one user's request, and do not compare between users (`pair` centres per request). The score
+fails for a user whom the model does not know.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class VbprScorer:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are no VBPR."""
+        """Raises UsageError for weights of another model."""
         from prefkit.score.embed.vbpr import Scaling, Vbpr
 
         state = self.fitted.state()
@@ -79,19 +78,19 @@ class VbprScorer:
         values: Iterator[float] = iter(())
         if live:
             users = torch.tensor([self.users[id_text(c.extra["user"])] for c in live])
-            found = self.net.visual(users, self.scaling(self.encoder.candidates(live, normalize=False).cpu()))
+            scores = self.net.visual(users, self.scaling(self.encoder.candidates(live, normalize=False).cpu()))
             if self.options.items == "known":
-                found = found + self.net.known(
-                    users, torch.tensor([self.known[id_text(c.extra["item"])] for c in live])
-                )
-            values = iter(found.tolist())
+                items = torch.tensor([self.known[id_text(c.extra["item"])] for c in live])
+                scores = scores + self.net.known(users, items)
+            values = iter(scores.tolist())
         return [Score(next(values)) if error is None else Score(None, error=error) for error in errors]
 
     def _unknown(self, extra: Any) -> str | None:
+        """Error for a user or item that the model was not fitted on."""
         if id_text(extra["user"]) not in self.users:
-            return f"user {extra['user']!r} is not among those that {self.fitted.folder.name} was fitted on"
+            return f"{self.fitted.folder.name} was not fitted on user {extra['user']!r}"
         if self.options.items == "known" and id_text(extra["item"]) not in self.known:
-            return f"item {extra['item']!r} is not among those that {self.fitted.folder.name} was fitted on"
+            return f"{self.fitted.folder.name} was not fitted on item {extra['item']!r}"
         return None
 
 
