@@ -135,11 +135,11 @@ def test_sd2_from_generation_to_evaluation(tmp_path):
     [
         (
             {},
-            r"FluxFillPipeline takes image, mask_image, and no request gives it: model: {inputs: {image: extra.COLUMN}}",
+            r"FluxFillPipeline takes image, mask_image, and no request gives it: set model: {inputs: {image: extra.COLUMN}}",
         ),
         (
             {"image": "extra.note", "mask_image": "extra.mask_image"},
-            "model.inputs gave image = 'a coat', which is no image",
+            "model.inputs gave image = 'a coat', which is neither an image",
         ),
         ({"imag": "extra.image"}, r"takes no argument imag \(from model.inputs, or .*Did you mean 'image'"),
         ({"image": "extra.imag"}, r"extra.imag is missing .* Did you mean 'image'"),
