@@ -21,11 +21,10 @@ from torch import Tensor
 from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.distributed import Processes
-from prefkit.train import checkpoint, optimizers, pace
+from prefkit.train import checkpoint, optimizers
 from prefkit.train import diagnose as failures
 from prefkit.train import fsdp as sharding
-from prefkit.train.curriculum import stream
-from prefkit.train.data.batches import Batch, PairData
+from prefkit.train.data.batches import Batch, PairData, order
 from prefkit.train.data.prompt_cache import prepared
 from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.monitor.early_stop import EarlyStopping, check, forget, keep
@@ -66,9 +65,7 @@ class Trainer:
         scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
         self.watch = WinnerRegressionWarning()
-        self.show(self.data)
         self.stopping = EarlyStopping(config.patience, self.folder) if config.patience else None
-        self.pace = pace.Pace(config.validation_share, config.validate_every, self.folder)
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.shown: dict[str, float] = {}  # of the last step
         self.seen: list[
@@ -77,7 +74,7 @@ class Trainer:
 
     def show(self, data: PairData) -> None:
         """Train on these from here on; online, every round has its own."""
-        self.data, self.place = data, stream(data.pairs, self.config, self.global_batch)
+        self.data = data
 
     @property
     def done(self) -> bool:
@@ -95,7 +92,7 @@ class Trainer:
         found = []
         for micro in range(self.config.accumulation):
             first = step * self.global_batch + (micro * self.processes.count + self.processes.rank) * size
-            places = [self.place(first + i) for i in range(size)]
+            places = [order(len(groups), self.config.seed, first + i) for i in range(size)]
             found.append([(groups[index], visit) for index, visit in places])
         return found
 
@@ -269,11 +266,8 @@ class Trainer:
 
     def _run(self, limit: int | None) -> dict[str, float]:
         if self.validation is not None:
-            begun = pace.clock()
             self.validation.reference = self.measure(reference=True)
-            self.pace.measurement = pace.clock() - begun
         self.resume()
-        self.pace.resume(self.step)
         end = self.config.steps if limit is None else min(self.config.steps, self.step + limit)
         end = self.step if self.done else end
         log = Log(self.folder / "metrics.jsonl", self.step, self.config.report_to) if self.processes.main else None
@@ -292,17 +286,16 @@ class Trainer:
         label = f"train {self.folder.name}"
         with interrupts.after_the_step() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
             for micro_batches in prepared(self, range(first, end)):
-                begun = pace.clock()
+                begun = time.monotonic()
                 self.shown = self.update(self.accumulate(micro_batches))
                 self.step += 1
-                self.pace.steps.append(pace.clock() - begun)
-                self._log(log, progress, self.shown, self.pace.steps[-1])
+                self._log(log, progress, self.shown, time.monotonic() - begun)
                 if self.step == first + 3 and self.processes.main:
                     expected = (time.monotonic() - started) / 3 * (end - first)
                     output.note(f"{label}: about {output.duration(expected)} for {end - first} steps.")
                 stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
                 # measured before it is saved: whatever is lost in between is done again
-                if self.step == self.config.steps or self.pace.due(self.step, self.processes):
+                if self.step == self.config.steps or self.step % self.config.validate_every == 0:
                     self._validate(log)
                 self._look(log)
                 if stop or self.done or self.step == end or self.step % self.config.checkpoint_every == 0:
@@ -324,9 +317,7 @@ class Trainer:
     def _validate(self, log: Log | None) -> None:
         if self.validation is None:
             return
-        begun = pace.clock()
         report = self.validation.report(self.measure(reference=False))
-        self.pace.measurement = pace.clock() - begun
         if log is not None:
             log.write_validation(self.step, report)
         accuracy = report["implicit_accuracy"]
