@@ -54,9 +54,7 @@ def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> St
     for split, files in splits.items():
         stage.write("default", split, _schema(files), stage.pairs(name, split, files))
     if not any(stage.staged.rows["default"].values()):
-        raise UsageError(
-            f"pairs {name}: no pair is left after the takedowns in decisions.csv; there is nothing to push."
-        )
+        raise UsageError(f"pairs {name}: no pair is left after the takedowns in decisions.csv; nothing to push.")
     for config in FURTHER:
         for split, files in _by_split(store.pairs(name) / config).items():
             stage.write(config, split, _schema(files), stage.copied(config, files))

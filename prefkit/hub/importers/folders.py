@@ -132,9 +132,7 @@ class Folders:
         bare = Folder(path, [p for p in visible if not p.is_dir()], leave_out)
         inner = [p for p in visible if p.is_dir()]
         if not inner and not bare.images:
-            raise UsageError(
-                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Give --win and --lose."
-            )
+            raise UsageError(f"import: {path} has neither w/ and l/ nor a folder per prompt. Give --win and --lose.")
         yield from self._images(bare, None, None, leave_out)
         prompts: dict[str, str] = {}  # read from names of folders
         for subfolder in inner:

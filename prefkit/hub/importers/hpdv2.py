@@ -35,9 +35,8 @@ class HPDv2:
         rows = [columns_of(file) for file in _files(source)]
         keys = next((row for row in rows if {"prompt"} < row), set())
         verdicts = keys & {"human_preference", "raw_annotations"} or {"rank", "image_path"} <= keys
-        return (
-            "its json has prompt and human_preference or raw_annotations" if verdicts and "path1" not in keys else None
-        )
+        fits = verdicts and "path1" not in keys
+        return "its json has prompt and human_preference or raw_annotations" if fits else None
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()

@@ -40,9 +40,7 @@ class ImageRewardDB:
         path = Path(source).expanduser()
         tables = _tables(path)
         if not tables:
-            raise UsageError(
-                f"import: {source} has no metadata-*.parquet and no json. Give the folder of ImageRewardDB."
-            )
+            raise UsageError(f"import: {source} has no metadata-*.parquet or json. Give the folder of ImageRewardDB.")
         images = Images(path, self.options.images, work)
         for table in tables:
             # rows of one prompt are consecutive

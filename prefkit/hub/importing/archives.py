@@ -75,7 +75,7 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"{name} is damaged or not an archive ({text}), after {budget.members} members. Download it again."
+            f"{name} is damaged or not an archive ({text}), at member {budget.members}. Download it again."
         ) from error
     except Exception as error:
         if type(error).__module__ in ("zlib", "_lzma", "lzma"):

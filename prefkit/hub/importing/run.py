@@ -92,9 +92,7 @@ def sniff(source: str) -> str:
     names = ", ".join(sorted(registry.builtin("importer")))
     path = Path(source).expanduser()
     if not path.exists():
-        raise UsageError(
-            f"import: {source} was not found. If it is a datasets id, choose its layout with --as: {names}."
-        )
+        raise UsageError(f"import: {source} was not found. For a datasets id, choose the layout with --as: {names}.")
     fits = {n: why for n in registry.builtin("importer") if (why := registry.load("importer", n).sniff(path))}
     if not fits:
         raise UsageError(f"import: could not detect the layout of {source}; choose one with --as: {names}.")

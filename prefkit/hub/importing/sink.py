@@ -59,7 +59,7 @@ class Progress:
         if any(progress.counts[kind] for kind in STORED):
             if progress.whole or earlier["source"] != settings["source"]:
                 raise UsageError(
-                    f"import: {path.stem} is the name of an import of another source, or with other options. {REMEDY}"
+                    f"import: {path.stem} names an import of another source or with other options. {REMEDY}"
                 )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
         discard(store, path.stem)
@@ -85,10 +85,10 @@ class Sink:
     """Turns items into rows of the tables candidates/NAME, comparisons/NAME and scores/NAME.rating."""
 
     def __init__(
-        self, store: Store, name: str, index: RunIndex, keep: bool, test_share: float, spec: Mapping[str, Any]
+        self, store: Store, name: str, index: RunIndex, keep: bool, test_share: float, spec: dict[str, Any]
     ) -> None:
         self.store, self.name, self.index, self.keep, self.test_share = store, name, index, keep, test_share
-        self.spec = dict(spec)
+        self.spec = spec
         self.unpacked = store.folder / ".imports" / f"{name}.unpacked"  # removed when the import ends
         self.staged = stage_requests(store, name)
         self.requests: list[dict[str, Any]] = []
