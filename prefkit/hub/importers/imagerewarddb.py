@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from prefkit.errors import UsageError
-from prefkit.hub.importing.archives import Images
+from prefkit.hub.importing.archives import Images, ImagesOptions
 from prefkit.hub.importing.cells import FAULTS, image_cell, ranked, reason
 from prefkit.hub.importing.readers import Row, columns_of, rows
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
@@ -21,15 +21,9 @@ NEEDS = {"prompt", "prompt_id", "rank", "overall_rating"}
 
 
 @dataclass(frozen=True)
-class ImageRewardDBOptions:
-    #: folder of images that you unpacked yourself; null: the folder of the tables, where zips are unpacked
-    images: str | None = None
-
-
-@dataclass(frozen=True)
 class ImageRewardDB:
-    options: ImageRewardDBOptions
-    Options = ImageRewardDBOptions
+    options: ImagesOptions
+    Options = ImagesOptions
 
     @staticmethod
     def sniff(source: Path) -> str | None:

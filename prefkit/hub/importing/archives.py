@@ -168,6 +168,12 @@ class Unpacker:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class ImagesOptions:
+    #: folder of images that you unpacked yourself; null: the folder of the tables, where archives are unpacked
+    images: str | None = None
+
+
 class Images:
     """path("train/3.png") searches the folder of a source, then its archives, which are unpacked at the first miss.
 
