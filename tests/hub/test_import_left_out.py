@@ -183,7 +183,7 @@ def test_values_are_cut_and_control_characters_escaped_in_messages_and_in_what_i
 
 
 def paths(tmp_path: Path) -> dict[str, str]:
-    """Each value of an image column fails with the given text, or is read ('')."""
+    """Values of an image column -> the expected error, '' for a value that is read."""
     os.mkfifo(tmp_path / "data" / "pipe.png")
     (tmp_path / "data" / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "data" / "big.png").write_bytes(b"")
