@@ -30,7 +30,7 @@ DTYPES = {"double": "float64", "float": "float32"}  # Arrow's names -> those of 
 
 
 @dataclass
-class Staged:
+class StagedDataset:
     """The written rows and columns by config, and facts about the pairs for the card."""
 
     rows: dict[str, dict[str, int]] = field(default_factory=dict)  # config -> split -> rows
@@ -41,7 +41,7 @@ class Staged:
     shown: list[tuple[bytes, bytes]] = field(default_factory=list)  # (winner, loser)
 
 
-def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> Staged:
+def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> StagedDataset:
     """Write every config of the pairs `name` under `folder`, without rows that hold a removed image.
 
     Raises UsageError (unknown pairs, a split that datasets refuses, no pair left) and StoreError (damaged files).
@@ -54,9 +54,7 @@ def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> St
     for split, files in splits.items():
         stage.write("default", split, _schema(files), stage.pairs(name, split, files))
     if not any(stage.staged.rows["default"].values()):
-        raise UsageError(
-            f"pairs {name}: no pair is left after the takedowns in decisions.csv; there is nothing to push."
-        )
+        raise UsageError(f"pairs {name}: no pair is left after the takedowns in decisions.csv; nothing to push.")
     for config in FURTHER:
         for split, files in _by_split(store.pairs(name) / config).items():
             stage.write(config, split, _schema(files), stage.copied(config, files))
@@ -108,7 +106,7 @@ class _Stage:
 
     def __init__(self, store: Store, folder: Path, removed: Removed) -> None:
         self.store, self.folder, self.removed = store, folder, removed
-        self.reader, self.staged = CandidateReader(store), Staged()
+        self.reader, self.staged = CandidateReader(store), StagedDataset()
         self.best: list[tuple[int, int, bytes, bytes]] = []  # heap of the pairs with the smallest hashes, largest first
 
     def write(self, config: str, split: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:

@@ -85,13 +85,9 @@ def _check(out: Path, overwrite: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
-        raise UsageError(
-            f"export: {out} already exists. Give another folder, or --overwrite to replace an earlier export."
-        )
+        raise UsageError(f"export: {out} already exists. Give another folder, or replace an export with --overwrite.")
     mark = _mark(out)
     name = _foreign(out, mark)
     if name is not None:
         why = "was added or changed since the export" if mark else "was not written by prefkit export"
-        raise UsageError(
-            f"export: {out / name} {why}, so --overwrite does not replace {out}. Remove it, or give another folder."
-        )
+        raise UsageError(f"export: {out / name} {why}, so --overwrite refuses. Remove it, or give another folder.")

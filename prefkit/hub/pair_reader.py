@@ -75,9 +75,7 @@ class Pairs:
         if skipped and self.run is None:
             warn(f"{self.folder}: {describe_skipped(skipped)}")
         if not self.files:
-            raise UsageError(
-                f"export: {self.folder} has no Parquet file. Make pairs with `prefkit pair` or `import --pairs`."
-            )
+            raise UsageError(f"export: {self.folder} has no Parquet file. Make pairs with `pair` or `import --pairs`.")
 
     @cached_property
     def reader(self) -> CandidateReader | None:
@@ -102,18 +100,14 @@ class Pairs:
             try:
                 absent = [name for name in NEEDS if name not in pq.read_schema(path).names]
                 if absent:
-                    raise UsageError(
-                        f"export: {path} has no column {', '.join(absent)}; pairs need {', '.join(NEEDS)}."
-                    )
+                    raise UsageError(f"export: {path} lacks column {', '.join(absent)}; pairs need {', '.join(NEEDS)}.")
                 for values in read_rows(path):
                     row += 1
                     yield self._pair(f"{path} row {row}", number, split, values)
                     number += 1
             except (pa.ArrowException, OSError) as error:
                 text = " ".join(str(error).split())[:160]
-                raise UsageError(
-                    f"export: {path} row {row + 1} cannot be read ({text}). Make the pairs again."
-                ) from error
+                raise UsageError(f"export: {path} row {row + 1} cannot be read ({text}). Make it again.") from error
 
     def _pair(self, where: str, number: int, split: str, values: dict[str, Any]) -> PairOut:
         images = []
@@ -124,9 +118,7 @@ class Pairs:
             images.append(image)
         label, other = values["label_0"], values.get("label_1")
         if label not in (0, 1) or (other is not None and other != 1 - label):
-            raise UsageError(
-                f"export: {where} has labels {label} and {other}; a pair needs labels 1 and 0. Remove the row."
-            )
+            raise UsageError(f"export: {where} has labels {label} and {other}; a pair needs 1 and 0. Remove the row.")
         side = 0 if label == 1 else 1
         rest = {k: v for k, v in values.items() if k not in ("jpg_0", "jpg_1")}
         return PairOut(number, split, values["caption"] or "", images[side], images[1 - side], side, rest)

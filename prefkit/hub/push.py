@@ -81,9 +81,7 @@ def push(
     """
     pairs, train = _choose(store, to, pairs, train)
     if remove and train:
-        raise UsageError(
-            "--remove applies to pairs; the model was already trained on the images. Push the pairs, then train again."
-        )
+        raise UsageError("--remove applies to pairs, not to a trained model. Push the pairs, then train again.")
     with store.lock("push"):
         if remove:
             check_known(store, remove, store.pairs(pairs) if pairs else None)

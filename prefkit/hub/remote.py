@@ -95,9 +95,7 @@ class Remote:
             refs = self.api.list_repo_refs(**self.where)
         others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
         if others:
-            output.warn(
-                f"{self.to}: {', '.join(others)} still hold earlier commits; delete them to remove the history."
-            )
+            output.warn(f"{self.to}: {', '.join(others)} still hold earlier commits; delete these refs.")
         return self.head()
 
     @contextmanager
@@ -106,7 +104,6 @@ class Remote:
         from huggingface_hub import errors
 
         where = f"{doing} ({self.kind} {self.to} at {self.api.endpoint})"
-        again = "Run this again: uploaded files are kept"
         try:
             yield
         except errors.LocalTokenNotFoundError as error:
@@ -121,11 +118,11 @@ class Remote:
             cause = error.__cause__
             if isinstance(cause, errors.HfHubHTTPError):
                 raise _refused(where, cause) from error
-            raise StoreError(f"{where}: {_short(cause or error)}. {again}.") from error
+            raise StoreError(f"{where}: {_short(cause or error)}. Run this again: uploaded files are kept.") from error
         except (errors.HTTPError, OSError) as error:
-            answer = f"no answer ({type(error).__name__}: {_short(error)})"
             raise StoreError(
-                f"{where}: {answer}. Check the network and HF_ENDPOINT. {again}, and no partial commit is visible."
+                f"{where}: no answer ({type(error).__name__}: {_short(error)}). Check the network and HF_ENDPOINT, then run "
+                "this again: uploaded files are kept, and no partial commit is visible."
             ) from error
         except ValueError as error:
             raise StoreError(f"{where}: {_short(error)}. Fix this and push again; nothing was committed.") from error

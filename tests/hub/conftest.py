@@ -45,7 +45,7 @@ def hub(server):
 
 @pytest.fixture(scope="session")
 def outside(server, tmp_path_factory):
-    """Python that talks to the local Hub, logged in by token file. outside.run(*argv) is the command line and
+    """Python processes that use the local Hub, logged in by a token file. outside.run(*argv) runs the command line and
     outside.code(text, *argv) a script, in one process that stays; outside.start(*argv, **environment) is a fresh one."""
     home = tmp_path_factory.mktemp("home")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}

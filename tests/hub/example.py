@@ -1,5 +1,5 @@
-"""A small finished run, the same on every machine: its images are those that come with the package, its numbers are
-those of the demo that the README reports. The examples under datasets_cards/ are rendered from it."""
+"""A small finished run, the same on every machine: its images come with the package, and its numbers are
+those of the demo in the README. The examples under datasets_cards/ are rendered from it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A Hub on loopback: the part of its protocol that huggingface_hub's client, datasets and diffusers use.
 
-State lies in one `Hub` object: repositories with commits (path -> bytes), tags, large files by SHA-256, tokens and what
+One `Hub` object holds the state: repositories with commits (path -> bytes), tags, large files by SHA-256, tokens and what
 they may do. Knobs make it refuse, hang, or be changed by somebody else. Written from the client's requests.
 """
 

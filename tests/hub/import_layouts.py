@@ -17,14 +17,14 @@ PROMPTS = ("a red hat", "a blue boot", "a green coat", "a dress")
 
 
 def image(seed: int, kind: str = "PNG", size: int = 16) -> bytes:
-    """Noise, so that every seed is another image."""
+    """An image of noise, different for every seed."""
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(out, kind)
     return out.getvalue()
 
 
 def pickapic(folder: Path, rows: int = 4, labels=(1.0, 0.0, 0.5, 1.0), split: str = "train") -> Path:
-    """As Pick-a-Pic v2: data/SPLIT-00000-of-00001.parquet."""
+    """Files like those of Pick-a-Pic v2: data/SPLIT-00000-of-00001.parquet."""
     made = [
         {
             "are_different": True,
@@ -54,7 +54,7 @@ def pickapic(folder: Path, rows: int = 4, labels=(1.0, 0.0, 0.5, 1.0), split: st
 
 
 def chosen_rejected(folder: Path) -> Path:
-    """As open-image-preferences-v1-binarized."""
+    """Files like those of open-image-preferences-v1-binarized."""
     import datasets
 
     cells = {

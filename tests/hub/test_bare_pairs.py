@@ -1,4 +1,4 @@
-"""`embed: false`: pairs of ids and scalars give whoever reads them the images that pairs with images give."""
+"""`embed: false`: readers of pairs without images get the same images as readers of pairs with images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All but the hidden list of files, which holds their times."""
+    """Every file except the hidden list of files, which holds their times."""
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name[0] != "."
     }
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("layout", ["chosen_rejected", "folders", "unpaired", "trl_judge", "rapidata"])
 def test_every_layout_is_the_same_to_the_byte(store, tmp_path, layout):
-    """Also: the further configs of a pair set, ties and lists, are no pairs to export."""
+    """Ties and lists of a pair set are not exported as pairs."""
     assert (store.pairs("main") / "ties").exists() and (store.pairs("main") / "lists").exists()
     for name in ("main", "bare"):
         counts = run_export(f"{store.folder}/{name}", tmp_path / name, layout=layout)

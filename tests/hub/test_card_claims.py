@@ -1,4 +1,4 @@
-"""What a card claims is what the run holds: several models and evaluations, imported images, local folders, online training."""
+"""Cards claim only what the run holds: several models and evaluations, imported images, local folders, online training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_controls_of_a_model_with_a_longer_name_are_not_its_own(render):
         missing = ["dpo-b-sft: of dpo-b", "dpo-flipped: of dpo", "base at other guidance (eval.base_guidance)"]
         found = read_json(store.eval("held") / "result.json") | {"controls": {"missing": missing}}
         write_json(store.eval("held") / "result.json", found)
-        # a second evaluation has the guidance; what is missing in one only is there
+        # a second evaluation has the guidance; a control that only one evaluation misses was measured
         sets = {"set": {"dpo": found["sets"]["held_out"]["dpo"], "base-g3.0": found["sets"]["held_out"]["dpo-sft"]}}
         write_json(store.eval("other") / "result.json", found | {"sets": sets, "controls": {"missing": missing[:2]}})
 
@@ -172,7 +172,7 @@ def test_secrets_and_places_stay_at_home_and_settings_that_only_sound_so_do_not(
 
 
 def test_a_split_that_datasets_refuses_is_named_before_anything_is_pushed(render):
-    """Of any config: one such name, and not even the pairs can be loaded."""
+    """A bad split name in any config makes even the pairs unloadable."""
 
     def odd(store):
         image = next(iter(store.iter_candidates()))
@@ -226,7 +226,7 @@ def test_an_audit_that_is_cut_says_so(render):
 
 
 def test_a_lora_of_default_shape_is_called_one(render):
-    """spec.json keeps only what differs from the defaults, and the card once took that for full weights."""
+    """spec.json keeps only what differs from the defaults, which the card once mistook for full weights."""
 
     def defaults(store):
         spec = read_json(store.train("dpo") / "spec.json")

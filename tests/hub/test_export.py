@@ -1,4 +1,4 @@
-"""Each exported layout, opened by the reader it is meant for, or checked for what that reader's documentation asks."""
+"""Each exported layout, opened by its reader, or checked against that reader's documentation."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_export_then_import_keeps_the_pairs(run, tmp_path, layout):
         assert found == known(run)
         return
     run_import(Store(again), str(tmp_path / "out"), name="x", pairs=True)
-    if layout == "rapidata":  # all that Rapidata publishes is called train, so that train is split anew
+    if layout == "rapidata":  # Rapidata calls every split train, so train is split again
         assert {p[1:] for p in known(again)} == {p[1:] for p in known(run)}
         assert {p for p in known(again) if p[0] == "test"} >= {p for p in known(run) if p[0] == "test"}
     else:
@@ -119,7 +119,7 @@ def test_judge_rows_pass_trls_own_preparation(run, tmp_path):
         assert [part["type"] for part in messages[0]["content"]] == ["image", "image", "text"]
         assert {row["chosen"][0]["content"], row["rejected"][0]["content"]} == {"A", "B"}
         answers.add(row["chosen"][0]["content"])
-    assert answers == {"A", "B"}  # the place says nothing
+    assert answers == {"A", "B"}  # the position does not reveal the answer
     raw = datasets.load_dataset("parquet", data_files=str(tmp_path / "out" / "data" / "train-*"), split="train",
                                 cache_dir=str(tmp_path / "cache")).with_format("arrow")  # fmt: skip
     for row in raw[:].to_pylist():
@@ -159,7 +159,7 @@ def test_images_of_two_formats_get_one_name(tmp_path):
 
 @pytest.mark.parametrize("kind", ["AVIF", "TIFF", "big"])
 def test_images_keep_the_ending_of_their_format(tmp_path, kind):
-    """Trainers look for endings: .bin is no image to them. 16 bits, which they would cut off, become 8 (PNG)."""
+    """Trainers look for suffixes, and .bin is not an image to them. Images of 16 bits become PNGs of 8 bits."""
     suffix = {"AVIF": ".avif"}.get(kind, ".tif")
     for i, side in enumerate("wl"):
         (tmp_path / "s" / side).mkdir(parents=True)
@@ -182,7 +182,7 @@ def big_endian_tiff(value: int) -> bytes:
 
 
 def test_a_file_that_is_another_picture_now_is_not_handed_out(tmp_path):
-    """Images may stay where they are; what people said of one is not said of what took its place."""
+    """Image files may stay in place; the verdicts on one do not apply to a file that replaced it."""
     source, store = layouts.folders(tmp_path / "s"), Store(tmp_path / "run")
     run_import(store, str(source), test_share=0)
     (source / "w" / "0.png").write_bytes(layouts.image(99))
@@ -191,7 +191,7 @@ def test_a_file_that_is_another_picture_now_is_not_handed_out(tmp_path):
 
 
 def test_verl_rows_hold_what_its_reader_asks(run, tmp_path):
-    """After verl-omni's OfflineDPODataset: one file through pandas, torch.load(weights_only), paths beside the file."""
+    """Read like verl-omni's OfflineDPODataset: one file through pandas, torch.load(weights_only), relative paths."""
     import pandas as pd
     import torch
     from diffusers import StableDiffusion3Pipeline
@@ -318,7 +318,7 @@ def test_overwrite_keeps_a_folder_with_a_file_of_the_users(run, tmp_path, change
 
 @pytest.mark.parametrize("prompt", ["a red dress\n  on white\n\nin light\n", "a red dress\r\non white\u2028in light"])
 def test_captions_of_several_lines_are_one_line_in_files(tmp_path, prompt):
-    """SimpleTuner takes the lines of a caption file as alternatives, kohya the first one alone."""
+    """SimpleTuner reads the lines of a caption file as alternatives, and kohya reads only the first."""
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(layouts.image(i))
     row = {"p": prompt, "a": "0.png", "b": "1.png", "w": "a"}

@@ -1,4 +1,4 @@
-"""Each published layout, imported; what counts as which verdict."""
+"""Each published layout, imported, and the verdicts that it yields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An import that was killed, or that failed and is corrected: what it counts, and what stands in its way."""
+"""Imports that were killed, or that failed and were corrected: their counts, and the refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("when", range(1, 12))
 def test_the_counts_of_a_killed_import_are_those_of_the_whole(tmp_path, monkeypatch, when):
-    """Killed before or after any rename: nothing after it happens, as by SIGKILL."""
+    """A kill before or after any rename, like SIGKILL: nothing after it happens."""
     source = layouts.pickapic(tmp_path / "s", 24)
     whole = run_import(Store(tmp_path / "whole"), str(source), name="x")
     monkeypatch.setattr(importing, "FLUSH_ITEMS", 12)

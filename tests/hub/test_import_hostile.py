@@ -1,4 +1,4 @@
-"""Archives, images and tables that somebody made to hurt, or that broke on the way."""
+"""Malicious and damaged archives, images and tables."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_json_cannot_name_files_outside(tmp_path):
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size, with next to no data."""
+    """A PNG with a large size in its header and almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

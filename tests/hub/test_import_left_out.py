@@ -1,4 +1,4 @@
-"""What an import leaves out is counted and named; a file that cannot be used fails its own row and no other."""
+"""Skipped files are counted and named; a file that cannot be used fails only its own row."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_values_are_cut_and_control_characters_escaped_in_messages_and_in_what_i
 
 
 def paths(tmp_path: Path) -> dict[str, str]:
-    """What a table may name, and what is said of it; '' where it is taken."""
+    """Values of an image column -> the expected error, '' for a value that is read."""
     os.mkfifo(tmp_path / "data" / "pipe.png")
     (tmp_path / "data" / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "data" / "big.png").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Sources as people have them: rows that are mended later, labels that are words, numbers that are none, stray files."""
+"""Odd sources: rows that are fixed later, labels that are words, invalid numbers, stray files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAP = {"map": "prompt=p,image_a=a,image_b=b,winner=w"}
 
 
 def test_rows_that_were_mended_are_read_and_no_others(tmp_path):
-    """The importer itself could not use them: a missing picture in a json, a word that is no verdict in a csv."""
+    """Rows that the importer rejects: a missing picture in a json, an unknown verdict in a csv."""
     source, store = tmp_path / "hpdv3", Store(tmp_path / "run")
     source.mkdir()
     rows = [{"prompt": f"p{i}", "path1": f"a{i}.png", "path2": f"b{i}.png"} for i in range(4)]
@@ -120,7 +120,7 @@ def test_votes_that_are_words_or_no_numbers(tmp_path):
 
 
 def test_votes_without_a_name_all_count(tmp_path):
-    """Three rows on one pair are three votes, also where two say the same; a name that says it twice has one vote."""
+    """Three anonymous rows on one pair are three votes; a named annotator who repeats a verdict has one vote."""
     (tmp_path / "0.png").write_bytes(layouts.image(0))
     (tmp_path / "1.png").write_bytes(layouts.image(1))
     rows = [
@@ -197,7 +197,7 @@ def test_what_is_held_out_does_not_join_the_prompts_that_are_trained_on(tmp_path
 
 
 def test_a_probability_does_not_turn_a_verdict_round(tmp_path):
-    """A column that is the winner's confidence, taken for the probability that image_a is better, made all winners a."""
+    """A column with the winner's confidence, read as the probability that image_a is better, made every winner a."""
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(layouts.image(i))
     (tmp_path / "t.csv").write_text("p,a,b,w,c\nhat,0.png,1.png,b,0.9\ncoat,2.png,3.png,a,0.9\n")

@@ -1,4 +1,4 @@
-"""push against a local Hub, through the real client: what arrives, what stays, what is refused, and loading it back."""
+"""Pushes to a local Hub through the real client: files that arrive, files that stay, refusals, and loading it back."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def _rows(data):
 
 
 def _tiny_lora():
-    """An adapter of the embedded model, as diffusers saves it."""
+    """An adapter of the embedded model in the format of diffusers."""
     from pathlib import Path
 
     import torch

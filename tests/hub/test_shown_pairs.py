@@ -1,4 +1,4 @@
-"""What leaves a run shows what its scorers saw: pair datasets, exports, judges, other processes, audits, the background."""
+"""Images that leave a run look as its scorers saw them: datasets, exports, judges, processes, audits, the background."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def png(image: Image.Image, **options: object) -> bytes:
 
 
 def cut_out(seed: int) -> bytes:
-    """A square of noise, transparent rubbish around it."""
+    """A square of noise, surrounded by transparent noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 4), np.uint8)
     pixels[..., 3] = 0
     pixels[8:24, 8:24, 3] = 255
@@ -69,7 +69,7 @@ def folder(tmp_path):
 
 
 def pil_alone(data: bytes) -> np.ndarray:
-    """As trainers read: whatever Pillow's convert makes of it."""
+    """The pixels that trainers read, from Pillow's convert."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -126,8 +126,8 @@ def test_a_process_that_reads_files_gets_a_copy_whose_pixels_are_as_shown(kind, 
     data = KINDS[kind](0)
     (tmp_path / "x.png").write_bytes(data)
     scorer = type("Own", (ProcessScorer,), {"address": "exec:none", "requires": NEEDS})(ProcessScorer.Options("path"))
-    (tmp_path / "beside").mkdir()
-    path = scorer._path(Candidate("x", "r", 0, 0, path=str(tmp_path / "x.png")), str(tmp_path / "beside"))
+    (tmp_path / "other").mkdir()
+    path = scorer._path(Candidate("x", "r", 0, 0, path=str(tmp_path / "x.png")), str(tmp_path / "other"))
     assert path != (tmp_path / "x.png").resolve() and (path.read_bytes() == data) == (kind == "plain")
     assert np.array_equal(pil_alone(path.read_bytes()), np.asarray(rgb(data)))
 

@@ -1,4 +1,4 @@
-"""A process that talks to the local Hub (its environment says where): a JSON line in, the result as a JSON line out.
+"""A process that uses the local Hub of its environment: a JSON line in, the result as a JSON line out.
 
 {"argv": [...]} runs the command line; {"code": text, "argv": [...]} runs a script. The libraries are loaded once.
 """

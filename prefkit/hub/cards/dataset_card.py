@@ -13,7 +13,7 @@ from prefkit.hub.cards.template import Card, render
 from prefkit.store.files import read_json
 
 if TYPE_CHECKING:
-    from prefkit.hub.dataset_files import Staged
+    from prefkit.hub.dataset_files import StagedDataset
     from prefkit.store import Store
 
 SHEET = "images/contact-sheet.webp"
@@ -21,7 +21,7 @@ CONFIGS = ("candidates", "comparisons", "ties", "lists")
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 
 
-def dataset_card(store: Store, name: str, to: str, staged: Staged, licence: str | None) -> Card:
+def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licence: str | None) -> Card:
     """The card of pairs/NAME in the repository `to`. Raises StoreError where spec.json cannot be read."""
     folder, recipe = store.pairs(name), facts.recipe_of(store)
     stored = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
@@ -58,7 +58,7 @@ def dataset_card(store: Store, name: str, to: str, staged: Staged, licence: str 
     return Card(_metadata(to, staged, splits, pairs, licence), render("dataset", values), values["recipe"])
 
 
-def _splits(staged: Staged) -> dict[str, dict[str, int]]:
+def _splits(staged: StagedDataset) -> dict[str, dict[str, int]]:
     """Config -> split -> rows, without empty ones."""
     rows = {"default": staged.rows["default"], "gallery": staged.rows["default"]}
     rows |= {config: staged.rows.get(config, {}) for config in CONFIGS}
@@ -67,7 +67,7 @@ def _splits(staged: Staged) -> dict[str, dict[str, int]]:
 
 
 def _metadata(
-    to: str, staged: Staged, splits: Mapping[str, Mapping[str, int]], pairs: int, licence: str | None
+    to: str, staged: StagedDataset, splits: Mapping[str, Mapping[str, int]], pairs: int, licence: str | None
 ) -> dict[str, Any]:
     """The card's metadata: configs that list the files, and features that make images of byte columns."""
     configs = []
@@ -108,7 +108,7 @@ def _pairing(spec: Mapping[str, Any], tables: list[str]) -> list[dict[str, Any]]
     return [{"setting": key, "value": value} for key, value in shown.items()]
 
 
-def _counts(stored: Mapping[str, Any], pairs: int, staged: Staged) -> list[dict[str, Any]]:
+def _counts(stored: Mapping[str, Any], pairs: int, staged: StagedDataset) -> list[dict[str, Any]]:
     counts: dict[str, Any] = {"pairs": pairs, "requests with pairs": len(staged.requests)}
     for key, value in stored.items():
         if key not in ("splits", "pairs", "requests_with_pairs") and isinstance(value, (int, float)):

@@ -30,9 +30,7 @@ def result_folder(store: Store, name: str) -> Path:
     final = store.train(name) / "final"
     if not final.is_dir():
         known = ", ".join(n for n in store.names("train") if (store.train(n) / "final").is_dir()) or "none"
-        raise UsageError(
-            f"train/{name} of {store.folder} has no result (results: {known}). Run `prefkit train` and let it finish."
-        )
+        raise UsageError(f"train/{name} of {store.folder} has no result. Run `prefkit train`; results: {known}.")
     return final
 
 
@@ -42,9 +40,7 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
     results = {n: r for n, r in evaluations(store).items() if any(name in models for models in _sets(r).values())}
-    verdicts = [
-        row for r in results.values() for models in _sets(r).values() for row in (models.get(name) or {}).values()
-    ]
+    verdicts = [row for r in results.values() for models in _sets(r).values() for row in models.get(name, {}).values()]
     adapter = (result_folder(store, name) / ADAPTER).is_file()
     training, model = spec.get("train") or {}, recipe.get("model") or {}
     online, source = spec.get("online") or {}, source_of(name, recipe)

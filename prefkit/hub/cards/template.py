@@ -123,9 +123,7 @@ def markdown(value: Any, longest: int = 300) -> Markup:
     if isinstance(value, (int, float)):
         return Markup(f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
     if isinstance(value, (dict, list, tuple)):
-        value = (
-            yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip().removesuffix("...")
-        )
+        value = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
     line = " ".join(str(value).split())
     line = line if len(line) <= longest else line[: longest - 1] + "…"
     return Markup(re.sub(r"([\\|`*\[\]])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;")))

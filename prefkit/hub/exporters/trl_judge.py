@@ -9,9 +9,7 @@ from typing import Any
 from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import write_rows
 
-TEXT = (
-    "For a judge: two images, a question about which one is better for the prompt, and the right and the wrong answer."
-)
+TEXT = "For a judge: two images, the question which one fits the prompt better, and the right and wrong answers."
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,7 @@ class Verl:
 
     def __init__(self, options: VerlOptions) -> None:
         if not options.model:
-            raise UsageError(
-                "export --as verl needs --model, the folder or Hub id of a Stable Diffusion 3 that encodes the pairs."
-            )
+            raise UsageError("export --as verl needs --model, folder or Hub id of the Stable Diffusion 3 that encodes.")
         if options.dtype not in ("float32", "bfloat16", "float16"):
             raise UsageError(f"export --as verl: --dtype {options.dtype} is not one of float32, bfloat16, float16.")
         self.options = options

@@ -38,7 +38,7 @@ class Folder:
     """The images under a folder, in order, and its caption files by `key`. Counts the other files as left out."""
 
     def __init__(self, folder: Path, files: list[Path], leave_out: LeaveOut) -> None:
-        self.folder = folder
+        self.folder, self.leave_out = folder, leave_out
         self.images = [path for path in files if path.suffix.lower() in image_suffixes()]
         self.captions: dict[str, Path] = {}
         for suffix in CAPTIONS:  # the first caption of an image counts
@@ -62,6 +62,11 @@ class Folder:
             if other != path:
                 errors.append(Item(str(path), error=f"{other} has the same name, so the pair is ambiguous"))
         return images, errors
+
+    def leave_unused(self, keys: set[str]) -> None:
+        """Count the captions without an image. keys: of the used images and captions."""
+        if unused := len(self.captions.keys() - keys):
+            self.leave_out("caption without an image", unused)
 
     def caption(self, key: str) -> str | None:
         """The caption of an image; None if it is missing or empty. Raises ValueError for one that cannot be read."""
@@ -104,27 +109,27 @@ class Folders:
             if not folder.is_dir():
                 raise UsageError(f"import: the folder {folder} was not found.")
         win, lose = (Folder(f, files_under(f, work.leave_out, [path]), work.leave_out) for f in sides)
-        yield from self._paired(win, lose, work.leave_out)
+        yield from self._paired(win, lose)
         _leave_others(path, sides, work.leave_out)
 
-    def _paired(self, win: Folder, lose: Folder, leave_out: LeaveOut) -> Iterator[Item]:
+    def _paired(self, win: Folder, lose: Folder) -> Iterator[Item]:
         (winners, ambiguous), (losers, others) = win.by_key(), lose.by_key()
         yield from (*others, *ambiguous)
         for key, path in winners.items():
             if key in losers:
-                yield _item(path, partial(self._prompt, key, win, lose, leave_out), [path, losers[key]])
+                yield _item(path, partial(self._prompt, key, win, lose), [path, losers[key]])
             else:
                 yield Item(str(path), error=f"{lose.folder} has no image of this name")
         for key, path in losers.items():
             if key not in winners:
                 yield Item(str(path), error=f"{win.folder} has no image of this name")
         for folder in (win, lose):
-            _leave_captions(folder, {*winners, *losers}, leave_out)
+            folder.leave_unused({*winners, *losers})
 
-    def _prompt(self, key: str, win: Folder, lose: Folder, leave_out: LeaveOut) -> str | None:
+    def _prompt(self, key: str, win: Folder, lose: Folder) -> str | None:
         first, second = win.caption(key), lose.caption(key)
         if first and second and first != second:
-            leave_out("caption of a worse image that differs from the better image's", 1)
+            lose.leave_out("caption of a worse image that differs from the better image's", 1)
         return first or second or self.options.prompt
 
     def _by_prompt(self, path: Path, leave_out: LeaveOut) -> Iterator[Item]:
@@ -132,27 +137,23 @@ class Folders:
         bare = Folder(path, [p for p in visible if not p.is_dir()], leave_out)
         inner = [p for p in visible if p.is_dir()]
         if not inner and not bare.images:
-            raise UsageError(
-                f"import: {path} has neither w/ and l/ nor a folder for each prompt. Give --win and --lose."
-            )
-        yield from self._images(bare, None, None, leave_out)
+            raise UsageError(f"import: {path} has neither w/ and l/ nor a folder per prompt. Give --win and --lose.")
+        yield from self._images(bare, None, None)
         prompts: dict[str, str] = {}  # read from names of folders
         for subfolder in inner:
             folder = Folder(subfolder, files_under(subfolder, leave_out, [path]), leave_out)
-            yield from self._images(folder, folder.common(), prompts, leave_out)
+            yield from self._images(folder, folder.common(), prompts)
         lines = [f"{shown(name)!r} -> {shown(prompt)!r}" for name, prompt in list(prompts.items())[:SHOWN]]
         if lines:
             more = f" and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else ""
             dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, prompts)) else ""
             note(f"names of folders became prompts: {', '.join(lines)}{more}{dropped}")
 
-    def _images(
-        self, folder: Folder, common: Path | None, prompts: dict[str, str] | None, leave_out: LeaveOut
-    ) -> Iterator[Item]:
+    def _images(self, folder: Folder, common: Path | None, prompts: dict[str, str] | None) -> Iterator[Item]:
+        """The rows of single images. common: their prompt.txt. prompts: collects the prompts read from names of folders."""
         for image in folder.images:
             yield _item(image, partial(self._prompt_of, image, folder, common, prompts), [image])
-        used = {folder.key(path) for path in (*folder.images, *([common] if common else []))}
-        _leave_captions(folder, used, leave_out)
+        folder.leave_unused({folder.key(path) for path in (*folder.images, *([common] if common else []))})
 
     def _prompt_of(
         self, image: Path, folder: Folder, common: Path | None, prompts: dict[str, str] | None
@@ -177,11 +178,6 @@ def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> 
         return Item(str(where), Asked(text), (Picture("image", path=images[0]),))
     pictures = (Picture("w", path=images[0]), Picture("l", path=images[1]))
     return Item(str(where), Asked(text), pictures, (Comparison("w", "l", "a", "people"),))
-
-
-def _leave_captions(folder: Folder, used: set[str], leave_out: LeaveOut) -> None:
-    if unused := len(folder.captions.keys() - used):
-        leave_out("caption without an image", unused)
 
 
 def _leave_others(source: Path, sides: list[Path], leave_out: LeaveOut) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.hub.importing.archives import Images
+from prefkit.hub.importing.archives import Images, ImagesOptions
 from prefkit.hub.importing.cells import items, judge_name, ranked
 from prefkit.hub.importing.readers import Row, columns_of, json_rows
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
@@ -20,24 +20,17 @@ FILES = {"train.json": "train", "test.json": "test"}
 
 
 @dataclass(frozen=True)
-class HPDv2Options:
-    #: folder of images that you unpacked yourself; null: the folder of the json, where archives are unpacked
-    images: str | None = None
-
-
-@dataclass(frozen=True)
 class HPDv2:
-    options: HPDv2Options
-    Options = HPDv2Options
+    options: ImagesOptions
+    Options = ImagesOptions
 
     @staticmethod
     def sniff(source: Path) -> str | None:
         rows = [columns_of(file) for file in _files(source)]
         keys = next((row for row in rows if {"prompt"} < row), set())
         verdicts = keys & {"human_preference", "raw_annotations"} or {"rank", "image_path"} <= keys
-        return (
-            "its json has prompt and human_preference or raw_annotations" if verdicts and "path1" not in keys else None
-        )
+        fits = verdicts and "path1" not in keys
+        return "its json has prompt and human_preference or raw_annotations" if fits else None
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from prefkit.errors import UsageError
-from prefkit.hub.importing.archives import Images
+from prefkit.hub.importing.archives import Images, ImagesOptions
 from prefkit.hub.importing.cells import items
 from prefkit.hub.importing.readers import Row, columns_of, json_rows, split_of_name
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
@@ -19,15 +19,9 @@ NEEDS = {"prompt", "path1", "path2"}
 
 
 @dataclass(frozen=True)
-class HPDv3Options:
-    #: folder of images that you unpacked yourself; null: the folder of the json, where archives are unpacked
-    images: str | None = None
-
-
-@dataclass(frozen=True)
 class HPDv3:
-    options: HPDv3Options
-    Options = HPDv3Options
+    options: ImagesOptions
+    Options = ImagesOptions
 
     @staticmethod
     def sniff(source: Path) -> str | None:

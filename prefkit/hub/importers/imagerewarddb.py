@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from prefkit.errors import UsageError
-from prefkit.hub.importing.archives import Images
+from prefkit.hub.importing.archives import Images, ImagesOptions
 from prefkit.hub.importing.cells import FAULTS, image_cell, ranked, reason
 from prefkit.hub.importing.readers import Row, columns_of, rows
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
@@ -21,15 +21,9 @@ NEEDS = {"prompt", "prompt_id", "rank", "overall_rating"}
 
 
 @dataclass(frozen=True)
-class ImageRewardDBOptions:
-    #: folder of images that you unpacked yourself; null: the folder of the tables, where zips are unpacked
-    images: str | None = None
-
-
-@dataclass(frozen=True)
 class ImageRewardDB:
-    options: ImageRewardDBOptions
-    Options = ImageRewardDBOptions
+    options: ImagesOptions
+    Options = ImagesOptions
 
     @staticmethod
     def sniff(source: Path) -> str | None:
@@ -40,9 +34,7 @@ class ImageRewardDB:
         path = Path(source).expanduser()
         tables = _tables(path)
         if not tables:
-            raise UsageError(
-                f"import: {source} has no metadata-*.parquet and no json. Give the folder of ImageRewardDB."
-            )
+            raise UsageError(f"import: {source} has no metadata-*.parquet or json. Give the folder of ImageRewardDB.")
         images = Images(path, self.options.images, work)
         for table in tables:
             # rows of one prompt are consecutive

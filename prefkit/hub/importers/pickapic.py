@@ -38,9 +38,7 @@ class PickAPic:
 
     def _item(self, row: Row) -> Item:
         values = row.values
-        pictures = [
-            picture(side, row, f"jpg_{side}", f"model_{side}", values.get(f"seed_{side}")) for side in ("0", "1")
-        ]
+        pictures = [picture(i, row, f"jpg_{i}", f"model_{i}", values.get(f"seed_{i}")) for i in ("0", "1")]
         winner = outcome_of(values)
         verdicts: tuple[Comparison, ...] = ()
         if winner is not None:

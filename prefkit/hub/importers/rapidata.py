@@ -57,10 +57,8 @@ class Rapidata:
             if one < 0 or two < 0:
                 raise ValueError(f"votes of {one} and {two}: votes cannot be negative")
             if one + two > 0:  # neither without votes nor NaN
-                aspect = self.options.aspect or aspect
-                yield Comparison(
-                    "1", "2", outcome(one, two), "rapidata", one / (one + two), order="both", aspect=aspect
-                )
+                p, aspect = one / (one + two), self.options.aspect or aspect
+                yield Comparison("1", "2", outcome(one, two), "rapidata", p, order="both", aspect=aspect)
 
 
 plugin = Rapidata

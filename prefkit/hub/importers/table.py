@@ -51,9 +51,8 @@ class Table:
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()
         root = path if path.is_dir() else path.parent
-        yield from items(
-            self._checked(table_rows(source, work, sorted(set(self.map.values())))), partial(self._item, root)
-        )
+        rows = table_rows(source, work, sorted(set(self.map.values())))
+        yield from items(self._checked(rows), partial(self._item, root))
 
     def _checked(self, rows: Iterator[Row]) -> Iterator[Row]:
         """The rows. Raises UsageError if the first usable row lacks a column of --map."""

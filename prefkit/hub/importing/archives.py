@@ -75,7 +75,7 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"{name} is damaged or not an archive ({text}), after {budget.members} members. Download it again."
+            f"{name} is damaged or not an archive ({text}), at member {budget.members}. Download it again."
         ) from error
     except Exception as error:
         if type(error).__module__ in ("zlib", "_lzma", "lzma"):
@@ -166,6 +166,12 @@ class Unpacker:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ImagesOptions:
+    #: folder of images that you unpacked yourself; null: the folder of the tables, where archives are unpacked
+    images: str | None = None
 
 
 class Images:

@@ -68,13 +68,9 @@ def image_cell(
     if data is not None:
         return data, None
     if re.match(r"[a-z]+://", value):
-        raise ValueError(
-            f"the image is a web address ({shown(value)}), and import does not download; download the image"
-        )
+        raise ValueError(f"the image is a web address ({shown(value)}), which import does not download. Download it")
     if folder is None:
-        raise ValueError(
-            f"the image is a path ({shown(value)}) without bytes; download the dataset and import its folder"
-        )
+        raise ValueError(f"the image is a path ({shown(value)}) without bytes. Download the dataset, import its folder")
     if "\\" in value and not (folder / value).exists():
         value = value.replace("\\", "/")  # written on Windows
         if value[1:2] == ":":

@@ -58,7 +58,7 @@ def _decode(key: str, data: bytes) -> None:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ValueError(
-                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are allowed"
+                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million allowed"
                     )
                 image.load()
     except Image.DecompressionBombError as error:  # Pillow raises it for more than twice its bound

@@ -77,9 +77,7 @@ def check_place(store: Store, name: str) -> None:
     check_pairs(folder)
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     if files_in(folder) and spec.get("spec", {}).get("comparisons") != name:
-        raise UsageError(
-            f"import --pairs: this import did not make the pairs {name} of {store.folder}. Give it another --name."
-        )
+        raise UsageError(f"import --pairs: this import did not make {store.pairs(name)}. Give another --name.")
 
 
 def _tally(store: Store, name: str, base: sqlite3.Connection) -> int:

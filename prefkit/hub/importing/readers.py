@@ -141,9 +141,7 @@ def _hub(source: str) -> Iterator[Row]:
         raise
     except Exception as error:  # datasets raises its own, the Hub's and the network's errors
         text = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"import: {source} is neither a local path nor a dataset that could be loaded: {text}"
-        ) from error
+        raise UsageError(f"import: {source} is neither a local path nor a loadable dataset: {text}") from error
 
 
 def _dataset(table: Any, name: str, split: str | None, folder: Path | None) -> Iterator[Row]:

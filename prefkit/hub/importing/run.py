@@ -92,9 +92,7 @@ def sniff(source: str) -> str:
     names = ", ".join(sorted(registry.builtin("importer")))
     path = Path(source).expanduser()
     if not path.exists():
-        raise UsageError(
-            f"import: {source} was not found. If it is a datasets id, choose its layout with --as: {names}."
-        )
+        raise UsageError(f"import: {source} was not found. For a datasets id, choose the layout with --as: {names}.")
     fits = {n: why for n in registry.builtin("importer") if (why := registry.load("importer", n).sniff(path))}
     if not fits:
         raise UsageError(f"import: could not detect the layout of {source}; choose one with --as: {names}.")
@@ -115,7 +113,7 @@ def _import(
     index = RunIndex(folder / "known.sqlite")
     work = Unpacker(folder / f"{name}.unpacked")
     spec = {"imported": settings["layout"], "source": settings["source"], "model": f"imported:{settings['layout']}"}
-    sink = Sink(store, name, index, keep, test_share, spec)
+    sink = Sink(store, name, index, progress.counts, keep, test_share, spec)
     try:
         index.fill(store, name)
         _stream(importer.read(source, work), sink, progress, settings)
@@ -168,7 +166,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
                         progress.failed[str(n)] = f"{message(item.where, 240)}: {shown(error, 300)}"
                     elif use:
                         progress.failed.pop(str(n), None)
-                        sink.put(n, item, images, progress.counts)
+                        sink.put(n, item, images)
                         progress.pictures += len(item.pictures)
                     new_trace = trace(new_trace, item, str(n) not in progress.failed)
                     if sink.full() and number >= done:

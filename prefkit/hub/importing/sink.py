@@ -58,7 +58,7 @@ class Progress:
         if any(progress.counts[kind] for kind in STORED):
             if progress.whole or earlier["source"] != settings["source"]:
                 raise UsageError(
-                    f"import: {path.stem} is the name of an import of another source, or with other options. {REMEDY}"
+                    f"import: {path.stem} names an import of another source or with other options. {REMEDY}"
                 )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
         discard(store, path.stem)
@@ -80,31 +80,36 @@ def trace(before: str, item: Item, used: bool) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@dataclass
 class Sink:
     """Turns items into rows of the tables candidates/NAME, comparisons/NAME and scores/NAME.rating."""
 
-    def __init__(
-        self, store: Store, name: str, index: RunIndex, keep: bool, test_share: float, spec: Mapping[str, Any]
-    ) -> None:
-        self.store, self.name, self.index, self.keep, self.test_share = store, name, index, keep, test_share
-        self.spec = dict(spec)
-        self.unpacked = store.folder / ".imports" / f"{name}.unpacked"  # removed when the import ends
-        self.staged = stage_requests(store, name)
-        self.requests: list[dict[str, Any]] = []
-        self.rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        self.tables: dict[tuple[str, str], Table] = {}
-        self.size = 0
-        self.repeated = 0  # ratings of images that already have one under this name
+    store: Store
+    name: str
+    index: RunIndex
+    counts: dict[str, int]
+    keep: bool  # False: copy image files into the run
+    test_share: float
+    spec: dict[str, Any]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[tuple[str, str], Table] = field(default_factory=dict)
+    size: int = 0  # bytes of the images in `rows`
+    repeated: int = 0  # ratings of images that already have one under this name
 
-    def put(self, number: int, item: Item, checked: Mapping[str, Checked], counts: dict[str, int]) -> None:
+    def __post_init__(self) -> None:
+        self.unpacked = self.store.folder / ".imports" / f"{self.name}.unpacked"  # removed when the import ends
+        self.staged = stage_requests(self.store, self.name)
+
+    def put(self, number: int, item: Item, checked: Mapping[str, Checked]) -> None:
         """Add the rows of item `number`, whose images have been checked."""
         ids: dict[str, str] = {}
         if item.asked is not None:
-            request = self._request(item.asked, counts)
+            request = self._request(item.asked)
             for picture in item.pictures:
-                ids[picture.key] = self._candidate(picture, checked[picture.key], request, counts)
+                ids[picture.key] = self._candidate(picture, checked[picture.key], request)
         for position, c in enumerate(item.comparisons):
-            self._comparison(c, ids, f"{number}.{position}", counts)
+            self._comparison(c, ids, f"{number}.{position}")
         for key, rating, score in item.scores:
             alias = f"{self.name}.{rating}"
             self._table("scores", alias)
@@ -115,7 +120,7 @@ class Sink:
             if value is not None and not math.isfinite(value):
                 value, error = None, f"the rating is {value}"
             row = {"id": ids[key], "value": value, "aspects": None, "text": score.text, "error": error}
-            self._add("scores", alias, row, counts)
+            self._add("scores", alias, row)
 
     def leak(self, item: Item) -> str | None:
         """The reason why a held-out item must be left out: its prompt is trained on. None if it may be stored."""
@@ -124,22 +129,22 @@ class Sink:
             return None
         return f"it is in split {split}, but its prompt is already in split train; a prompt is in one split only"
 
-    def _request(self, asked: Asked, counts: dict[str, int]) -> Request:
+    def _request(self, asked: Asked) -> Request:
         split = asked.split or split_of(asked.prompt, self.test_share)
         request = Request(_request_id(asked), asked.prompt, split, asked.extra)
         if self.index.add_request(request.request_id, split):
             self.requests.append(request_row(request))
-            counts["requests"] += 1
+            self.counts["requests"] += 1
         return request
 
-    def _candidate(self, picture: Picture, checked: Checked, request: Request, counts: dict[str, int]) -> str:
+    def _candidate(self, picture: Picture, checked: Checked, request: Request) -> str:
         """Add the image; return its id: its sha256, or a hash of both where the image also answers another request."""
         cid = checked.sha256
         if self.index.request_of(cid) not in (None, request.request_id):
             cid = digest(checked.sha256, request.request_id, length=64)
         index = self.index.next_index(request.request_id)
         if not self.index.add_candidate(cid, request.request_id):
-            counts["known"] += 1
+            self.counts["known"] += 1
             return cid
         path = picture.path if self.keep and picture.path and self.unpacked not in picture.path.parents else None
         candidate = Candidate(
@@ -152,11 +157,11 @@ class Sink:
             sha256=checked.sha256,
             extra=picture.extra,
         )
-        self._add("candidates", self.name, candidate_row(candidate), counts)
+        self._add("candidates", self.name, candidate_row(candidate))
         self.size += 0 if path else len(checked.data)
         return cid
 
-    def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str, counts: dict[str, int]) -> None:
+    def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str) -> None:
         """Add a verdict. A further anonymous vote on the same pair counts as another annotator's."""
         a, b = ids.get(c.id_a, c.id_a), ids.get(c.id_b, c.id_b)
         row = comparison_row(Comparison(**{**asdict(c), "id_a": a, "id_b": b}))
@@ -166,12 +171,12 @@ class Sink:
         if self.index.add_row(f"comparisons/{self.name}", row["id"]):
             if c.judge == ANONYMOUS and not self.index.add_row(f"pairs/{self.name}", _pair_key(row)):
                 row["judge"] = f"{ANONYMOUS}-{number}"
-            self._add("comparisons", self.name, row, counts)
+            self._add("comparisons", self.name, row)
 
-    def _add(self, kind: str, alias: str, row: dict[str, Any], counts: dict[str, int]) -> None:
+    def _add(self, kind: str, alias: str, row: dict[str, Any]) -> None:
         self._table(kind, alias)
         self.rows.setdefault((kind, alias), []).append(row)
-        counts[kind] += 1
+        self.counts[kind] += 1
 
     def _table(self, kind: str, alias: str) -> Table:
         """A table of this import, claimed and indexed at the first call."""

@@ -12,15 +12,7 @@ from prefkit.paths import is_image_name, shown
 from prefkit.store.folders import LITTER
 
 #: files of file managers, and files that prefkit writes next to its tables: not part of any dataset
-IGNORED = {
-    *LITTER,
-    ".prefkit-export.json",
-    "simpletuner.json",
-    "spec.json",
-    "prefkit.json",
-    "recipe.yaml",
-    "audit.json",
-}
+IGNORE = {*LITTER, "spec.json", "audit.json", "recipe.yaml", "prefkit.json", ".prefkit-export.json", "simpletuner.json"}
 TEXTS = ("readme", "license", "licence")
 KINDS = 8
 LeaveOut = Callable[[str, int], None]
@@ -42,7 +34,7 @@ def _walk(folder: Path, chain: set[str], leave_out: LeaveOut) -> Iterator[Path]:
         return
     for name in names:
         path = folder / name
-        if name in IGNORED or name.casefold().startswith(TEXTS):
+        if name in IGNORE or name.casefold().startswith(TEXTS):
             continue
         if name.startswith("."):
             leave_out("hidden folder" if path.is_dir() else "hidden file", 1)
