@@ -1,18 +1,18 @@
-"""Reward against reward queries: DDPO-SF, DDPO-IS, online DPO and offline DPO from one start, over several seeds.
+"""Reward by number of reward queries: DDPO-SF, DDPO-IS, online DPO and offline DPO from one start, over several seeds.
 
     OMP_NUM_THREADS=1 python pipelines/online/curve.py RUN [--seeds 3] [--rounds 2 4 8]
 
-Settings are those of curve.yaml. RUN/seed-S is a run; a model is kept as it was after so many rounds of 64 queries each
-(`is-256`), and all of them draw the same held-out requests with the same seeds. Offline DPO at n queries: candidates of
-the start for n / 8 requests, and the update count, batch and settings that online DPO has had by then. What is there is
-not done again, so the same command continues after a stop. RUN/curve.csv has a row per seed, method and number of
+Settings are those of curve.yaml. RUN/seed-S is a run; it stores a model for each number of queries
+(`is-256`), and all models draw the same held-out requests with the same seeds. Offline DPO at n queries: candidates of
+the start for n / 8 requests, and the number of updates, batch size and settings of online DPO at that point. Existing results
+are reused, so the same command continues after a stop. RUN/curve.csv has a row per seed, method and number of
 queries; RUN/curve.md the table over the seeds, whose intervals resample the requests (95 % bootstrap), the seeds of a
 request being averaged first.
 
-wins: share of the held-out pairs of images that the judge gives to the tuned model. palette: the judge, a program that
-no reward has seen, share in the user's colours. fidelity: is there what was asked for. taste: the reward. backgrounds:
-how often two images of a request that leaves the background open differ in it, as a share of the start. diversity: mean
-distance of a request's images, as a share of the start; it falls where a preference for colours is learned at all.
+wins: fraction of the held-out pairs of images in which the judge prefers the tuned model. palette: the judge, a program that
+is not part of the reward: fraction in the user's colours. fidelity: prompt fulfilment. taste: the reward. backgrounds:
+how often two images of a request without a background differ in it, as a fraction of the start. diversity: mean distance
+of a request's images, as a fraction of the start; it falls whenever a preference for colours is learned.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def recipe_of(folder: Path, seed: int) -> Recipe:
 
 
 def online(recipe: Recipe, name: str, rounds: int, queries: int) -> None:
-    """Go on with the training up to so many rounds, and keep what it is then as NAME-QUERIES."""
+    """Continue the training to this number of rounds, and store the model as NAME-QUERIES."""
     folder = Path(recipe.run) / "train"
     config = recipe.train[name]
     shorter = replace(config, online=replace(config.online, rounds=rounds, keep_rounds=1))
@@ -75,7 +75,7 @@ def online(recipe: Recipe, name: str, rounds: int, queries: int) -> None:
 
 
 def offline(recipe: Recipe, rounds: int, queries: int) -> None:
-    """DPO on candidates of the start: the requests of so many queries, the updates of so many rounds."""
+    """DPO on candidates of the start, with the requests of `queries` and the updates of `rounds`."""
     name, chosen = f"offline-{queries}", queries // GROUP
     template = recipe.train["pairs"]
     config = replace(template, pairs=name, online=None, steps=rounds * template.online.updates, validation=0)

@@ -1,10 +1,10 @@
-"""A reward with a box: how much of the garment is in the wanted colours, and where the garment is.
+"""A reward with a box: the fraction of the garment in the wanted colours, and the garment's position.
 
-The backdrop is the median colour of the picture's rim, the garment what differs from it; its box is bounded by the rows
-and columns in which at least EDGE of their pixels do. The value is the share of the garment's pixels whose nearest
-colour of the embedded wardrobe is a wanted one, in OKLab; aspects box_left, box_top, box_right, box_bottom are shares of
-the picture, for `online.mask`. A picture without a garment is a failed score. It looks at colours alone and knows no
-shapes: prefkit/score/scorers/attributes.py, which does, judges what was learned.
+The backdrop is the median colour of the image's rim, and the garment is every pixel that differs from it; its box covers the
+rows and columns with at least a fraction EDGE of such pixels. The value is the fraction of the garment's pixels whose nearest
+colour of the embedded wardrobe is a wanted one, in OKLab; aspects box_left, box_top, box_right, box_bottom are fractions of
+the image size, for `online.mask`. An image without a garment is a failed score. This scorer uses only colours, not shapes; the
+judge of the training is prefkit/score/scorers/attributes.py, which recognizes both.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from prefkit.types import Candidate, Score, ScorerSpec
 
 RIM = 3  # pixels
 AWAY = 0.08  # OKLab distance from the backdrop
-EDGE = 0.08  # share of a row or column
-LEAST = 0.02  # share of the picture
+EDGE = 0.08  # fraction of a row or column
+LEAST = 0.02  # fraction of the image
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Garment:
         return ScorerSpec("garment", "1", formula=formula, range=(0.0, 1.0), licence="Apache-2.0")
 
     def load(self, device: str, dtype: str) -> None:
-        """Nothing to load."""
+        """Do nothing: there are no weights."""
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         return [self._one(to_oklab(np.asarray(c.pil().convert("RGB")))) for c in batch]
@@ -68,7 +68,7 @@ def garment(lab: np.ndarray) -> np.ndarray:
 
 
 def box_of(there: np.ndarray) -> tuple[float, float, float, float] | None:
-    """(left, top, right, bottom) as shares of the picture, or None where too little is there."""
+    """(left, top, right, bottom) as fractions of the image, or None where the garment is too small."""
     columns, rows = np.flatnonzero(there.mean(0) >= EDGE), np.flatnonzero(there.mean(1) >= EDGE)
     if there.mean() < LEAST or not len(columns) or not len(rows):
         return None

@@ -1,13 +1,13 @@
-"""What the trainings of a recipe do over several seeds, on requests that none of them was trained on.
+"""Results of a recipe's trainings over several seeds, on held-out requests.
 
     OMP_NUM_THREADS=1 python pipelines/online/seeds.py RECIPE RUN [--seeds 3] [--names TRAINING ...]
 
-Seed S is that of the trainings and of the generator, and RUN/seed-S is a run like any other. What is there is not done
-again, so the same command continues after a stop. RUN/seeds.csv has a row per training, scorer and seed; RUN/seeds.md a
-row per training and scorer: the mean over requests of the start and of the model, its gain and the share of pairs of
+Trainings and generator have the same seed S, and RUN/seed-S is an ordinary run. Existing results are reused, so the same
+command continues after a stop. RUN/seeds.csv has a row per training, scorer and seed; RUN/seeds.md a
+row per training and scorer: the mean over requests of the start and of the model, its gain and the fraction of pairs of
 images that it wins, with 95 % bootstrap intervals over the requests, a request's images of all seeds being averaged
-first. better: whether more or less of the score is. diversity: mean distance of a request's images, as a share of the
-start's. minutes: of training, by the wall, on whatever the machine did beside it.
+first. better: the better direction of the score. diversity: mean distance of a request's images, as a fraction of the
+start's. minutes: wall time of the training, on a machine that may have had other work.
 """
 
 from __future__ import annotations

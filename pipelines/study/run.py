@@ -1,9 +1,9 @@
-"""The study of objectives and pair strategies on the embedded wardrobe: README.md beside it has metric and rule.
+"""The study of objectives and pair strategies on the embedded wardrobe: README.md describes metric and rule.
 
     python pipelines/study/run.py runs/study --seeds 0 1 2 --hours 10
 
 A cell is (objective, strength, strategy, seed): one training and one evaluation in OUT/seed-S, whose candidates, scores,
-pairs, caches and base images all cells of a seed share. What is done is in OUT/cells/*.json; the same command goes on.
+pairs, caches and base images all cells of a seed share. OUT/cells/*.json are the finished cells; the same command continues.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Study:
                     controls = (objective, strategy) == ("dpo", first)
                     self.measure(Cell(objective, strength, strategy, seed), "test", controls)
         except TimeoutError:
-            print("the time is over; the same command goes on", flush=True)
+            print("the time is over; the same command continues", flush=True)
         write_tables(self.out, self.settings)
 
 

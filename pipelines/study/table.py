@@ -15,11 +15,11 @@ from prefkit.evaluate.statistics import bootstrap_interval
 from prefkit.store import Store
 from prefkit.store.files import read_json
 
-DIVERSE = 0.9  # least share of the base's background diversity
+DIVERSE = 0.9  # minimum fraction of the base's background diversity
 
 
 def outcome(store: Store, where: str, models: list[str], rows: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Of one evaluation: per model its gains, by request too, and how far it moved. rows: of result.json, by model."""
+    """Results of one evaluation: gains of each model, also by request, and its distance moved. rows: of result.json, by model."""
     base = Store(store.eval(where) / where / "base")
     wanted = set(base.candidates("own").frame(["request_id"]).request_id)
     found: dict[str, Any] = {"models": {}, "base": {}, "best_of": {}}
@@ -117,7 +117,7 @@ def row_of(
     moved = min(cell["moved"] for cell in cells)
     failed = [f"seed {i} not above 0" for i, value in enumerate(each) if value <= 0]
     failed += [f"not above {control}" for control, value in beats.items() if value <= 0]
-    failed += ["loses what was asked for"] * (high_kept < 0)
+    failed += ["loses prompt fulfilment"] * (high_kept < 0)
     failed += ["backgrounds less diverse"] * (not diverse or float(np.mean(diverse)) < DIVERSE)
     failed += [f"moved by less than {gate:g} seed distances"] * (moved < gate)
     return {
@@ -216,7 +216,7 @@ def best_row(n: int, bests: dict[int, Any]) -> dict[str, Any]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| cell | in her colours, gain [95 %] | of single seeds | minus dpo [95 %] | what was asked for [95 %] | backgrounds | moved | supported |",
+        "| cell | in the user's colours, gain [95 %] | of single seeds | minus dpo [95 %] | prompt fulfilled [95 %] | backgrounds | moved | supported |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -236,7 +236,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def grid(rows: list[dict[str, Any]], strategies: list[str]) -> str:
-    """The gains alone: objectives by strategies; a star where the interval of the difference from dpo lies above 0."""
+    """Gains of objectives by strategies; a star where the interval of the difference from dpo is above 0."""
     found: dict[str, dict[str, str]] = {}
     for r in rows:
         objective, _, strategy = r["cell"].rpartition(", ")

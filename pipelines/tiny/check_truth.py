@@ -1,10 +1,10 @@
-"""How well the programmatic truth reads fresh renders, for every kind of request and every pattern.
+"""Accuracy of the recognition program on fresh renders, for every kind of request and every pattern.
 
     python pipelines/tiny/check_truth.py --n 1000 [--seed 1]
 
-Per kind: n requests, each rendered once as asked (what it leaves open is drawn blindly) and once with one thing
-that it names changed. `met` is the share of the former that score 1, `caught` the share of the latter in which
-exactly the changed aspect is 0. The attributes are those of the former, whether the request names them or not.
+Per kind: n requests, each rendered once as requested (unspecified attributes are random) and once with one specified
+attribute changed. `met` is the fraction of the former that score 1, `caught` the fraction of the latter in which exactly
+the changed aspect is 0. Accuracies of attributes are over the former, including unspecified ones.
 """
 
 from __future__ import annotations

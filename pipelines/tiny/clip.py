@@ -2,11 +2,11 @@
 
     python pipelines/tiny/clip.py SCENES.npz VAE --out WORK/clip --seed 0 [--samples 128000] [--threads 2]
 
-Contrast within the batch alone learns backgrounds and colours and ignores the item, so every image also meets captions
-of itself with one attribute exchanged (item, colour, background, pattern), the names of all items, and every colour of
-its own item and of others. Captions leave things open as the generator's do; a caption that happens to be true of
-another image of the batch is no negative for it. Half of the images have gone through the autoencoder with noise on
-their latents, as generated images have. The same command continues a run that was stopped. OUT is a folder for
+A contrastive loss within the batch learns backgrounds and colours but ignores the item. Every image is therefore also
+contrasted with its caption with one attribute exchanged (item, colour, background, pattern), the names of all items, and every
+colour of its item and of others. Captions omit attributes as the generator's do; a caption that is true of another image of
+the batch is not a negative for that image. Half of the images are decoded by the autoencoder from noisy latents, to resemble
+generated images. The same command continues a stopped run. OUT is a folder for
 open_clip's `local-dir:OUT`. Needs about 20 minutes on 2 cores with bf16.
 """
 

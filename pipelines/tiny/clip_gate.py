@@ -1,4 +1,4 @@
-"""What the open_clip model of the wardrobe sees, on fresh renders, loaded as anyone would load it.
+"""Accuracy of the wardrobe's open_clip model on fresh renders, loaded by open_clip.
 
     python pipelines/tiny/clip_gate.py prefkit/tiny/clip --n 1000 --seed 1
 
@@ -48,7 +48,7 @@ class Model:
         return torch.stack([self.known[text] for text in texts])
 
     def first(self, seen: torch.Tensor, rows: list[list[str]]) -> np.ndarray:
-        """Whether each image [N, D] is nearest to the first of its captions: bool [N]."""
+        """bool [N]: True where an image [N, D] is nearest to the first of its captions."""
         said = self.texts([text for row in rows for text in row]).view(len(rows), len(rows[0]), -1)
         return (said @ seen[..., None])[..., 0].argmax(1).numpy() == 0
 

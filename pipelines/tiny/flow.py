@@ -1,14 +1,14 @@
-"""Train a small flow model, and write a whole SanaPipeline: what online training of flow models is tried on.
+"""Train a small flow model, and write a complete SanaPipeline, for tests of online training.
 
     python pipelines/tiny/flow.py SCENES.npz --out WORK/flow --seed 0 [--samples 80000] [--threads 1]
 
-A SanaTransformer2DModel (192 wide, 8 layers, 5.05M parameters) on the latents of the embedded autoencoder, told what to
-draw by the embedded text encoder; both stay as they are. The domain is a part of the wardrobe: eight garments on plain
-backgrounds, which SCENES.npz (scenes.py) is searched for. Velocity error on x_t = (1 - t) x0 + t e with logit-normal t
+A SanaTransformer2DModel (192 wide, 8 layers, 5.05M parameters) on the latents of the embedded autoencoder, conditioned
+by the embedded text encoder; both are frozen. The domain is a part of the wardrobe: eight garments on plain
+backgrounds, selected from SCENES.npz (scenes.py). Velocity error on x_t = (1 - t) x0 + t e with logit-normal t
 (Esser et al., arXiv 2403.03206), AdamW with a cosine over --samples, moving average of the weights. Every 500 steps OUT
-is written as it stands, with samples of 16 fixed captions in OUT.png; OUT.pt holds the state, three minutes old at most,
-and the same command continues from it. OUT.csv are requests
-for it, one for each garment on each background with the colour left open, half of them held out.
+is written with the current weights, and samples of 16 fixed captions in OUT.png; OUT.pt holds the state, at most three minutes
+old, from which the same command continues. OUT.csv has requests for the model: each garment on each background in any colour,
+half of them held out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from prefkit.tiny.source import USER
 
 ITEMS = ("t-shirt", "coat", "dress", "jeans", "boot", "handbag", "top hat", "umbrella")
 BATCH = 32
-FLAT = 8.0  # further weight of the error in the channels' means, as in unet.py: backgrounds hang on it
+FLAT = 8.0  # further weight of the error in the channels' means, as in unet.py: backgrounds depend on it
 DROPPED = 0.1  # captions
 NO_COLOUR, NO_BACKGROUND = 0.4, 0.1
 DECAY = 0.998

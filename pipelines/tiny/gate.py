@@ -1,12 +1,12 @@
-"""Sample the wardrobe's pipeline and read the images back: does it draw what is asked for, and vary what is left open?
+"""Sample the wardrobe's pipeline and measure prompt fulfilment and the variety of unspecified attributes.
 
     python pipelines/tiny/gate.py prefkit/tiny/sd --n 256 --seed 0 --steps 20 --guidance 3 --out gate.png
 
 Half of the n images are of (item, colour) pairs that training had, half of pairs that were never rendered; together
-they are the gate (item .85, colour .95, background .98). A quarter of n more with the colour left open, eight seeds a
-caption, and as many of outfits that no training caption had. `spread` is the entropy of the colours seen, as a share of
-that of ten equally frequent ones; `own` the same within a caption. OUT shows the first images of each row with what was
-read. Needs about 2 minutes on 2 cores.
+they are the gate (item .85, colour .95, background .98). A quarter of n more have captions without a colour, eight seeds per
+caption, and as many captions of held-out outfits. `spread` is the entropy of the recognized colours, as a fraction of that of
+ten equally frequent ones; `own` the same within a caption. OUT shows the first images of each row with the recognized
+content. Needs about 2 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def sample(
 
 
 def right(wanted: list[Asked], seen: list[Seen], aspect: str) -> list[bool]:
-    """Whether each image has the aspect as asked, over the images whose prompt names it."""
+    """True for each image with the requested aspect, over the images whose prompt names it."""
     pairs = [(getattr(w, aspect), getattr(s, aspect)) for w, s in zip(wanted, seen)]
     return [want == got for want, got in pairs if want is not None]
 

@@ -1,10 +1,10 @@
-"""Render what the wardrobe's made-up user has liked: 40 garments, 32 of them in the three colours of her palette.
+"""Render the garments that the wardrobe's fictitious user likes: 40 garments, 32 of them in the three colours of her palette.
 
     python pipelines/tiny/history.py prefkit/tiny/history
 
-Items and patterns are drawn blindly and every background comes equally often, in her palette and out of it, so that the
-palette is all that the pictures have in common: a mean of images speaks of backgrounds wherever they are uneven. No
-(item, colour) pair of it is one that the embedded models are tested on. Writes PNG files and history.csv (user, image,
+Items and patterns are random and every background is equally frequent, inside and outside of her palette, so that the
+palette is the only common property of the images; uneven backgrounds would affect the mean embedding. The held-out
+(item, colour) pairs of the embedded models are excluded. Writes PNG files and history.csv (user, image,
 category, item), which the scorer `personalization` reads. Seconds.
 """
 

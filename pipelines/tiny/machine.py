@@ -1,4 +1,4 @@
-"""What training does the same way in every part: the device and its precision, the schedule, and checkpoints."""
+"""Shared parts of the training scripts: device and precision, learning rate schedule, and checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Machine:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: by default each large tensor is mapped and paged in anew, 20 % of a step on a CPU."""
+    """Let glibc keep freed blocks: by default each large tensor is mapped and paged in again, which costs 20 % of a step on a CPU."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX

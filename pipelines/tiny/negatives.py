@@ -15,13 +15,13 @@ BOUND = [phrase(Asked(item, colour)) for item in ITEMS for colour in COLOURS if 
 
 
 def true_of(wanted: Asked, scene: Scene) -> bool:
-    """Whether an image of the scene is what the caption asks for."""
+    """True if an image of the scene fulfils the caption."""
     given = {name: getattr(wanted, name) for name in CHOICES}
     return all(value is None or value == getattr(scene, name) for name, value in given.items())
 
 
 def never_true(wanted: Asked) -> bool:
-    """Whether the caption is held out. As one that is always false it would teach that there is no such thing."""
+    """True if the caption is held out. As a negative it would be false for every image, so the model would learn to avoid it."""
     pair = wanted.colour is not None and held_out_pair(wanted.item, wanted.colour)
     return pair or (wanted.beside is not None and held_out_outfit(wanted.item, *wanted.beside))
 

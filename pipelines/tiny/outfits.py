@@ -1,14 +1,14 @@
-"""A try at two garments in one picture: `a red dress with a blue handbag on a plain mint background`.
+"""An experiment with two garments in one image: `a red dress with a blue handbag on a plain mint background`.
 
     python pipelines/tiny/outfits.py render WORK/two.npz --n 24000
     python pipelines/tiny/outfits.py train WORK/two.npz --out WORK/two --samples 176000
     python pipelines/tiny/outfits.py gate WORK/two --n 128
     python pipelines/tiny/outfits.py truth --n 500
 
-The first garment stands on the left and the second on the right, half as large as alone, on plain backgrounds. Training
-continues the embedded pipeline's text encoder and U-Net with its autoencoder as it is. The gate reads each half of a
-picture by prefkit/tiny/truth.py, scaled up to its size; `truth` says how well that goes on renders. Half of the gate's
-prompts join garments that training never joined. What came of it stands in prefkit/tiny/sd/README.md.
+The first garment is on the left and the second on the right, half as large as alone, on plain backgrounds. Training
+continues the embedded pipeline's text encoder and U-Net with the frozen autoencoder. The gate recognizes each half of an
+image by prefkit/tiny/truth.py, scaled up to its size; `truth` measures the accuracy of this on renders. Half of the gate's
+prompts combine garments that training never combined. The results are in prefkit/tiny/sd/README.md.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def one(number: int, seed: int) -> tuple[np.ndarray, list[int]]:
 
 
 def read_two(images: list[Image.Image]) -> list[tuple[Seen, Seen]]:
-    """What the left and the right of each picture show."""
+    """Recognize the left and the right half of each image."""
     y = (64 - WINDOW) // 2
     boxes = [(x, y, x + WINDOW, y + WINDOW) for x in (0, 64 - WINDOW)]
     parts = [image.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for image in images for box in boxes]

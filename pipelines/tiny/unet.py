@@ -1,11 +1,11 @@
-"""Train text encoder and U-Net of the wardrobe and write a whole StableDiffusionPipeline.
+"""Train text encoder and U-Net of the wardrobe and write a complete StableDiffusionPipeline.
 
     python pipelines/tiny/unet.py SCENES.npz VAE --out WORK/sd --seed 0 [--samples 176000] [--threads 2]
 
-Epsilon prediction with linear betas, min-SNR weights (Hang et al., arXiv 2303.09556, gamma 5), captions drawn afresh at
+Epsilon prediction with linear betas, min-SNR weights (Hang et al., arXiv 2303.09556, gamma 5), captions drawn again at
 every visit of a scene and dropped in 10 %, AdamW with a cosine over --samples, moving average of the weights. Every 500
-steps OUT is written as it stands, with samples of 16 fixed captions in OUT.png. OUT.pt holds the state, three minutes
-old at most, and the same command continues from it: batches are a function of the seed and the step. Takes 40
+steps OUT is written with the current weights, and samples of 16 fixed captions in OUT.png. OUT.pt holds the state, at most
+three minutes old, from which the same command continues: batches are a function of the seed and the step. Takes 40
 minutes on 2 cores with bf16 (93 images/s).
 """
 

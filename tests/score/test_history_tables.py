@@ -97,7 +97,7 @@ def test_a_user_that_is_a_number_with_gaps_in_parquet(pictures):
         ("user,image\na,red.png\nb,green, x.png\n", r"h.csv row 2 \(line 3\) has 3 fields"),
         ("user,image\na,red.png\n,green.png\n", r"row 2 \(line 3\) needs a user"),
         ("user,image\na,red.png\nb,\n", r"row 2 \(line 3\) needs a user and the path of an image"),
-        ("user,image\na,red.png\nb,gone.png\n", r"row 2 \(line 3\): the image gone.png is not there"),
+        ("user,image\na,red.png\nb,gone.png\n", r"row 2 \(line 3\): the image gone.png does not exist"),
         ("user,user\na,red.png\n", "twice"),
     ],
 )

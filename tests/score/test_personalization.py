@@ -116,5 +116,5 @@ def test_what_is_wrong_with_a_history_is_said(history):
     with pytest.raises(UsageError, match="no column user"):
         scorer_of(history)
     history.write_text("user,image\nann,gone.png\n")
-    with pytest.raises(UsageError, match=r"the image gone\.png is not there"):
+    with pytest.raises(UsageError, match=r"the image gone\.png does not exist"):
         scorer_of(history)

@@ -106,7 +106,7 @@ def outcome(gain: float, moved: float = 0.3, fidelity: float = 0.0, diversity: f
         ([outcome(0.2), outcome(0.3)], "yes"),
         ([outcome(0.2), outcome(0.0)], "seed 1 not above 0"),
         ([outcome(0.04), outcome(0.04)], "not above sft"),
-        ([outcome(0.2), outcome(0.2, fidelity=-0.1)], "loses what was asked for"),
+        ([outcome(0.2), outcome(0.2, fidelity=-0.1)], "loses prompt fulfilment"),
         ([outcome(0.2, diversity=0.7), outcome(0.2)], "backgrounds less diverse"),
         ([outcome(0.2), outcome(0.2, moved=0.04)], "moved by less than 0.05 seed distances"),
     ],
