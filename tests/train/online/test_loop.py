@@ -70,7 +70,7 @@ def test_every_objective_learns_from_rounds(make, tmp_path, kind, name, online):
         assert rows[0]["drift"] <= 1e-6 and rows[1]["drift"] <= 1e-6
         if "updates" not in online:
             assert abs(rows[0]["ratio"] - 1) <= 1e-6
-    always = {"reward", "reward_deviation", "score/size", "failed", "flat_groups", "queries", "loss", "grad_norm", "lr"}
+    always = {"reward", "reward_std", "score/size", "failed", "flat_groups", "queries", "loss", "grad_norm", "lr"}
     always |= {f"seconds/{part}" for part in ("sampling", "waiting for rewards", "learning")}
     kl = {"kl"} if name == "flow_grpo" and options.get("kl", 1) else set()
     policy = {"drift", "ratio", "approx_kl", "clip_high", "clip_low"} | kl
@@ -275,7 +275,7 @@ def test_failed_rewards_are_left_out_and_counted(make, tmp_path):
         frame = Store(store.train("up") / "rounds" / number).scores("mine").frame()
         assert frame.value.isna().sum() == 2 and frame.error[frame.value.isna()].str.len().min() > 0
         assert row["reward"] == pytest.approx(frame.value.dropna().mean()) and frame.value.min() >= 1
-        assert row["reward_deviation"] == pytest.approx(frame.value.dropna().std(ddof=0))
+        assert row["reward_std"] == pytest.approx(frame.value.dropna().std(ddof=0))
 
 
 def test_a_reward_that_never_comes_costs_its_samples_alone(make, tmp_path):
