@@ -1,7 +1,7 @@
 """Aspect buckets for imported images: one size for all images of a request, so that no pair has two.
 
 The images of a request are brought to the size of about resolution x resolution pixels whose aspect is nearest to theirs (the
-geometric mean): scaled without distortion until they cover it, then cropped, around the centre or where a view says.
+geometric mean): scaled without distortion until they cover it, then cropped around the centre.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fit(image: Image, side: PairImage) -> Image:
     from PIL import ImageOps
 
     if side.frame is not None:
-        image = ImageOps.fit(image, side.frame[::-1], pil.Resampling.LANCZOS, centering=(side.crop, side.crop))
+        image = ImageOps.fit(image, side.frame[::-1], pil.Resampling.LANCZOS)
     return ImageOps.mirror(image) if side.flip else image
 
 
@@ -68,7 +68,7 @@ def shown(side: PairImage) -> tuple[float, float, float, float]:
         return 0.0, 0.0, 1.0, 1.0
     ratio = (side.whole[1] / side.whole[0]) / (side.frame[1] / side.frame[0])  # above 1: wider than the frame
     width, height = min(1.0, 1 / ratio), min(1.0, ratio)
-    left, top = (1 - width) * side.crop, (1 - height) * side.crop
+    left, top = (1 - width) / 2, (1 - height) / 2
     return left, top, left + width, top + height
 
 

@@ -23,19 +23,17 @@ from prefkit.train.data.cache import Cache
 from prefkit.train.data.draws import draw_key
 from prefkit.train.data.masks import Masks
 from prefkit.train.data.pairs import PairImage, PairRow, PairSource, request_of
-from prefkit.train.posterior import seen
 from prefkit.types import Candidate, Draw, Groups, Request, digest
 
 ENCODE_ROWS = 32
 PART_ROWS = 256
-Encode = Callable[[Sequence[Candidate]], Sequence[Mapping[str, torch.Tensor]]]
 
 
 @dataclass
 class Batch:
     """Samples whose conditions share a signature: all that are first in their groups, then all second, and so on.
 
-    Draws are per sample; the members of a group have one time, and one noise unless each has its own.
+    Draws are per sample; the members of a group share one time and one noise.
     weight: [samples, ...] of the errors, as latents; None = 1 everywhere.
     keys, reference: with cache_reference, names of the samples and, where all are known, the reference's errors by head.
     """
@@ -142,7 +140,7 @@ class PairData:
         for plain, visit in chosen:
             group = self.views.at(plain, visit)
             key = draw_key(self.seed, group.id, visit)
-            latents = [seen(self.latents.get(side.key), key, visit, side.key) for side in group.sides]
+            latents = [self.latents.get(side.key)["latents"] for side in group.sides]
             condition = self.conditions.get(self.condition_key(group))
             draw = family.draw(key, visit, latents[0])
             if time is not None:
@@ -161,12 +159,9 @@ class PairData:
         soft = torch.tensor([g.p for g in groups]).repeat(sides)
         labels = torch.tensor([g.labels[side] for side in range(sides) for g in groups])
         own = [found[side] for side in range(sides) for found in beside]
-        noise = torch.cat([d.noise for d in draws] * sides)
-        if "noise" in own[0]:
-            noise = torch.stack([found["noise"] for found in own])
         return Batch(
             latents=torch.stack([both[side] for side in range(sides) for both in latents]),
-            draw=Draw(torch.cat([d.time for d in draws] * sides), noise),
+            draw=Draw(torch.cat([d.time for d in draws] * sides), torch.cat([d.noise for d in draws] * sides)),
             condition=family.collate(list(conditions) * sides),
             groups=Groups(index, rank, labels, torch.ones(count * sides), gaps, soft),
             members=list(groups),
@@ -225,13 +220,13 @@ def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tu
 def fill_latents(
     data: PairData,
     wanted: Collection[PairImage],
-    encode: Encode,
+    family: Any,
     source: PairSource,
     store: Store,
     generators: Sequence[str],
     share: tuple[int, int],
 ) -> None:
-    """Cache what `encode` makes of the `wanted` images that are missing: from the candidates of `generators` where they hold them, else from the images.
+    """Cache the latents of the `wanted` images that are missing: from the candidates of `generators` where they hold them, else from the images.
 
     Images are those of the source or, where it has none, of any candidates. share: (rank, processes); every process
     takes the images whose key falls to it. Raises UsageError naming the row.
@@ -246,7 +241,7 @@ def fill_latents(
         for side in pair.sides:
             if side.key in views:
                 rows.setdefault(side.key, (pair.row, side))
-    writer = _Writer(data.latents, encode, source, views)
+    writer = _Writer(data.latents, family, source, views)
     if generators:
         for key, candidate in _candidates_of(rows, store, generators):
             writer.add(key, rows.pop(key)[0], candidate)
@@ -323,9 +318,9 @@ class _Writer:
     """Collects candidates and writes latents of their wanted views, a part at a time. views: by the plain key, by key."""
 
     def __init__(
-        self, cache: Cache, encode: Encode, source: PairSource, views: Mapping[str, Mapping[str, PairImage]]
+        self, cache: Cache, family: Any, source: PairSource, views: Mapping[str, Mapping[str, PairImage]]
     ) -> None:
-        self.cache, self.encode, self.source, self.views = cache, encode, source, views
+        self.cache, self.family, self.source, self.views = cache, family, source, views
         self.waiting: list[tuple[str, int, PairImage, Candidate]] = []
 
     def add(self, plain: str, row: int, candidate: Candidate) -> None:
@@ -339,14 +334,14 @@ class _Writer:
         for start in range(0, len(self.waiting), ENCODE_ROWS):
             block = self.waiting[start : start + ENCODE_ROWS]
             ready = [self._ready(row, side, candidate) for _, row, side, candidate in block]
-            encoded = self.encode([candidate for candidate, _ in ready])
-            for (key, row, *_), (_, notes[key]), tree in zip(block, ready, encoded, strict=True):
-                if not all(leaf.isfinite().all() for leaf in tree.values()):
+            encoded = self.family.latents([candidate for candidate, _ in ready])
+            for (key, row, *_), (_, notes[key]), latents in zip(block, ready, encoded, strict=True):
+                if not latents.isfinite().all():
                     raise UsageError(
                         f"pairs {self.source.name}, row {row}: the latents of image {key} are not finite. Remove the row; "
                         "where every image is refused, the VAE of model.base is broken or overflows: use another one."
                     )
-                found[key] = tree
+                found[key] = {"latents": latents}
         self.cache.append(found, notes)
         self.waiting = []
 

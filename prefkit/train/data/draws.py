@@ -1,4 +1,4 @@
-"""What the random numbers of a visit hang on: time and noise, view, sample of the posterior.
+"""What the random numbers of a visit hang on: time, noise and mirroring.
 
 A training visit hangs on (train.seed, group, visit), so trainings with different seeds share no draw, and a resumed
 training or another split into processes and micro-batches draws the same. A measurement (visit below 0: held-out pairs,

@@ -1,11 +1,11 @@
-"""What lies beside the latents of an image: the weight of its errors, and the noise that its own sampling began with.
+"""Loss weights: the weight of each latent in the error of a masked image.
 
-Each is worked out once per image and kept in a cache of its own, so that other weights encode no image again.
+They are computed once per image and cached apart from the latents, so that another mask encodes no image again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, ones_like, zeros_like
@@ -15,42 +15,28 @@ from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.models.trees import Tree
 from prefkit.store import Store
-from prefkit.train import own_noise
 from prefkit.train.data.aspect_buckets import shown
 from prefkit.train.data.batches import PART_ROWS, PairData
-from prefkit.train.data.masks import COLUMNS, SIDES, Masks, mask_of, weight_of
+from prefkit.train.data.masks import SIDES, Masks, mask_of, weight_of
 from prefkit.train.data.pairs import PairImage
 from prefkit.types import digest
 
 
 def folder_of(config: Train) -> str | None:
-    """Of the cache, below that of the latents. None where nothing lies beside them."""
-    if config.mask is None and config.noise == "shared":
-        return None
-    return f"beside/{digest(config.mask, config.noise)}"
+    """The folder of this cache, relative to that of the latents; None without a mask."""
+    return None if config.mask is None else f"beside/{digest(config.mask)}"
 
 
-def fill(
-    data: PairData,
-    family: Any,
-    config: Train,
-    store: Store,
-    generators: Sequence[str],
-    share: tuple[int, int],
-) -> None:
-    """Whatever is missing of this process's share (rank, processes). Raises UsageError, CaptureError."""
-    assert data.beside is not None
+def fill(data: PairData, family: Any, store: Store, share: tuple[int, int]) -> None:
+    """Compute the missing weights of this process's share (rank, processes). Raises UsageError."""
+    assert data.beside is not None and data.masks is not None
     rank, processes = share
     wanted = {data.beside_key(pair, side): (pair, side) for pair in data.pairs for side in pair.sides}
     own = {k: v for k, v in wanted.items() if k not in data.beside and int(k[:8], 16) % processes == rank}
-    makers: dict[str, Callable[[Any, PairImage], Tensor]] = {}
-    if data.masks is not None:
-        makers["weight"] = _weights(data, family, data.masks, store, own.values())
-    if config.noise == "own" and own:
-        makers["noise"] = _noises(data, family, store, generators, own.values())
+    weight = _weights(data, family, data.masks, store, own.values())
     part: dict[str, Tree] = {}
     for key, both in own.items():
-        part[key] = {leaf: make(*both) for leaf, make in makers.items()}
+        part[key] = {"weight": weight(*both)}
         if len(part) == PART_ROWS:
             data.beside.append(part)
             part = {}
@@ -109,23 +95,3 @@ def _seen(box: dict[str, float], side: PairImage) -> dict[str, float]:
         return {}
     x = [1 - x[1], 1 - x[0]] if side.flip else x
     return dict(zip(SIDES, (x[0], y[0], x[1], y[1]), strict=True))
-
-
-def _noises(
-    data: PairData, family: Any, store: Store, generators: Sequence[str], sides: Any
-) -> Callable[[Any, PairImage], Tensor]:
-    ids = {side.candidate for _, side in sides if side.candidate}
-    dtypes = own_noise.dtypes(store, generators)
-    known = {c.id: c for c in store.iter_candidates(generators, ids, COLUMNS)} if ids and generators else {}
-    first, side = next(iter(sides))
-    own_noise.prove(family, data.latents.get(side.key)["latents"], data.size(first))
-
-    def noise(pair: Any, side: PairImage) -> Tensor:
-        candidate = known.get(side.candidate or "")
-        if candidate is None:
-            raise UsageError(f"train.noise: row {pair.row} of the pairs, image {side.column}: the run holds no candidate "
-                             "for it that this very model generated, so its noise is unknown. Set noise: shared.")  # fmt: skip
-        latents = data.latents.get(side.key)["latents"]
-        return own_noise.initial_noise(family.wiring, latents, data.size(pair), candidate.seed, dtypes[candidate.id])
-
-    return noise

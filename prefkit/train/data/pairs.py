@@ -2,7 +2,7 @@
 
 Columns, as in Pick-a-Pic: jpg_0, jpg_1 (encoded images), label_0, label_1 (0 or 1), caption. More that are used where
 they are there: candidate_0/1 (their stored latents spare the encoding; the image may then be null), request_id,
-image_0/1_uid, score_gap, rank_gap, p.
+image_0/1_uid, score_gap, p.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefkit.store import Store
 
 REQUIRED = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
-FURTHER = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_uid", "score_gap", "rank_gap", "p")
+FURTHER = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_uid", "score_gap", "p")
 IMAGES = ("jpg_0", "jpg_1")
 SCORE = "score_0_"
 COMPARED = "comparisons"  # the strategy whose winners were chosen by verdicts
@@ -42,7 +42,7 @@ class PairImage:
 
     key: sha256 of its bytes; column: 0 or 1, as in jpg_0; candidate: its id in the run's candidates, if it has one.
     frame: (height, width) that the image is brought to, whole: (height, width) before; the key then names the image in
-    this frame. flip, crop: a view of it (prefkit.train.data.augment), under a key of its own; plain is then the key without.
+    this frame. flip: the mirrored image (prefkit.train.data.augment), under a key of its own; plain is then the key without.
     """
 
     key: str
@@ -52,7 +52,6 @@ class PairImage:
     whole: tuple[int, int] | None = None
     plain: str | None = None
     flip: bool = False
-    crop: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class PairRow:
     lose: PairImage
     score_gap: float | None = None
     p: float = 1.0
-    rank_gap: int | None = None
 
     @property
     def sides(self) -> tuple[PairImage, PairImage]:
@@ -213,7 +211,6 @@ def _pair(number: int, row: dict[str, Any], keys: tuple[str, str]) -> PairRow:
         lose=lose,
         score_gap=row.get("score_gap"),
         p=1.0 if p is None else p,
-        rank_gap=row.get("rank_gap"),
     )
 
 

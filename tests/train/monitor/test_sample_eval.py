@@ -17,8 +17,6 @@ from prefkit.errors import UsageError
 from prefkit.generate.generators import candidate_seed, open_generator
 from prefkit.models.load.trained import trained_model
 from prefkit.report.learning import training
-from prefkit.store.files import read_json
-from prefkit.train import budget
 from prefkit.train.monitor.sample_eval import SampleEvaluation, not_trained_on
 from prefkit.train.run import run_train
 from prefkit.types import Request
@@ -81,23 +79,6 @@ def test_training_does_not_notice_looks_and_they_resume_exactly(watched):
     run_train(parts, recipe, "dpo", limit=3)  # between two looks
     run_train(parts, recipe, "dpo")
     assert lines(parts) == lines(whole) and same(final(parts), final(whole))
-
-
-def test_hours_pay_for_looks_too(watched, monkeypatch):
-    ticks = iter(range(10**6))
-    monkeypatch.setattr(budget, "clock", lambda: float(next(ticks)))
-    store, recipe = watched(max_hours=34 / 3600, steps=100)
-    summary = run_train(store, recipe, "dpo")
-    found = read_json(store.train("dpo") / "budget.json")
-    assert (
-        found["seconds"]["look"] == 1.0 and found["each"] == 1 + 3 / 2
-    )  # measured, looked and saved every second step
-    assert summary["steps"] == int((34 - found["fixed"]) / 2.5) == 3
-    plain, recipe = watched("plain", steps=3, warmup=0)
-    run_train(plain, recipe, "dpo")
-    assert lines(store) == lines(plain)
-    first = [(where.train("dpo") / "watch" / "step-000000.png").read_bytes() for where in (store, plain)]
-    assert first[0] == first[1]
 
 
 def test_a_look_sees_what_users_of_the_result_will_see(watched):
