@@ -1,4 +1,7 @@
-"""Checkpoints as folders with checksums: written under a temporary name, flushed, renamed. The last two are kept."""
+"""The folder of a training: its fingerprint, its checkpoints and its result.
+
+A checkpoint is a folder with checksums, written under a temporary name, flushed and renamed. The last two are kept.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from prefkit.errors import DamagedError, StoreError
+from prefkit.config import Model
+from prefkit.errors import DamagedError, FingerprintError, StoreError
+from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.output import warn
 from prefkit.store.checksums import check_folder
-from prefkit.store.files import read_text, set_aside
+from prefkit.store.files import read_json, read_text, set_aside, sound_json
 from prefkit.store.folders import whole_folder
 from prefkit.store.litter import remove
+from prefkit.store.table import check_fingerprint
 from prefkit.store.tensors import load_tensors
+from prefkit.train.data.cache_keys import libraries
 
 if TYPE_CHECKING:
     from prefkit.distributed import Processes
@@ -115,3 +122,73 @@ def last_step(folder: Path) -> int:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
+# -- the folder of a training ---------------------------------------------------------------------------------------------
+def untrained(folder: Path) -> bool:
+    return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+
+
+def claim(
+    folder: Path, fingerprint: Mapping[str, Any], unit: str, total: int, remedy: str, *, write: bool = True
+) -> bool:
+    """Record the fingerprint of the training in `folder` as spec.json; returns True if the training is done.
+
+    A training that is not done also needs the libraries that it began with: others may encode images and prompts
+    differently, and its steps would be trained on two encodings. unit, total: as in `finished`; write: as in
+    check_fingerprint. Raises FingerprintError.
+    """
+    path, now, fresh = folder / "spec.json", libraries(), untrained(folder)
+    began = now if fresh or not path.exists() else read_json(path).get("libraries")
+    check_fingerprint(path, {**fingerprint, "libraries": began}, remedy, fresh=fresh, write=write)
+    done = finished(folder, unit, total, remedy, write=write)
+    if not done and began != now:
+        raise FingerprintError(
+            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} is installed. The remaining steps would "
+            "be trained on images and prompts that are encoded differently. Install the earlier version, or train under "
+            "another name."
+        )
+    return done
+
+
+def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = True) -> bool:
+    """True if the folder holds a sound result of `total` units ("steps" | "rounds"), or one that stopped early.
+
+    Raises FingerprintError if it was trained for longer.
+    """
+    result = sound_result(folder, rename=write)
+    if result is None:
+        return False
+    if result[unit] > total:
+        raise FingerprintError(f"{folder} was trained for {result[unit]} {unit}, asked for {total}. {remedy}")
+    return result[unit] == total or bool(result.get("out_of_patience") or result.get("stopped"))
+
+
+def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
+    """Read result.json of a training that has final/; None if either is missing or damaged.
+
+    rename: damaged files are renamed; the training then resumes from its last checkpoint and exports its result again.
+    """
+    path, final = folder / "result.json", folder / "final"
+    if not path.exists():
+        return None
+    checked = path
+    try:
+        result: dict[str, Any] = read_json(path)
+        checked = final
+        check_folder(final, "It is exported again.")
+    except DamagedError as error:
+        if rename:
+            warn(f"{checked} is renamed to {set_aside(checked).name} and made again: {error}")
+        return None
+    return result if final.is_dir() else None
+
+
+def record_data(folder: Path, captions: set[str], scorers: Any, model: Model, base: str, *, fresh: bool) -> None:
+    """Write trained_on.json, if the training is fresh or the file is missing: eval reads the prompts and scorers."""
+    if fresh or sound_json(folder / TRAINED_ON) is None:
+        write_trained_on(folder, captions, scorers, model, base)
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return " and ".join(f"{name} {version}" for name, version in versions.items()) or "unknown libraries"

@@ -24,7 +24,7 @@ def not_finite(trainer: Any, quantity: str) -> TrainingError:
 
 def _pair_rows(trainer: Any) -> str:
     """Sentence that names the pair rows whose loss is not finite; if there are none, all rows of the step."""
-    rows = []
+    rows: list[tuple[int, bool]] = []
     for groups, losses in trainer.step_losses:
         rows += zip((group.row for group in groups), losses.isfinite().tolist(), strict=True)
     broken = [str(row) for row, finite in rows if not finite]

@@ -8,23 +8,15 @@ from typing import Any
 from prefkit import output
 from prefkit.config import Online, Train
 from prefkit.train.policy import Policy
+from prefkit.train.setup import Setup
 
 
-def show(
-    config: Train,
-    name: str,
-    policy: Policy,
-    objective: Any,
-    pairs: int,
-    validation: int,
-    elements: int,
-    processes: int,
-    network: Mapping[str, str],
-) -> dict[str, Any]:
-    """Print the table of an offline training and return its rows. elements: latent elements of one image.
+def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, Any]:
+    """Print the table of an offline training and return its rows.
 
-    network: further rows, about how the network computes.
+    validation: held-out pairs; elements: latent elements of one image.
     """
+    config, objective, pairs, processes = setup.config, setup.objective, len(setup.data.pairs), setup.processes.count
     batch = config.batch_size * config.accumulation * processes
     beta = getattr(objective.options, "beta", None)
     rows: dict[str, Any] = {
@@ -34,12 +26,12 @@ def show(
         "validation pairs": validation,
         "batch": f"{batch} = {config.batch_size} x {config.accumulation} accumulated x {processes} processes",
         "steps": f"{config.steps} = {config.steps * batch / pairs:.3g} epochs",
-        "trainable parameters": _trainable(policy),
+        "trainable parameters": _trainable(setup.policy),
         "learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.warmup} steps of warm-up",
         "optimizer": config.optimizer,
         "precision": config.precision,
-        **network,
-        "reference": _reference(policy, objective),
+        **setup.network,
+        "reference": _reference(setup.policy, objective),
     }
     if beta is not None:
         rows["beta"] = (

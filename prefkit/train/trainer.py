@@ -63,7 +63,7 @@ class TrainingLoop:
         """Train from `step` to `end`; yields, for each step or round, its metrics and further values to log."""
         raise NotImplementedError
 
-    def progress(self, metrics: dict[str, float]) -> dict[str, float]:
+    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Values for the progress bar."""
         raise NotImplementedError
 
@@ -102,11 +102,11 @@ class TrainingLoop:
     def _loop(self, end: int, log: Log | None) -> None:
         bar = output.Progress(f"train {self.folder.name}", max(end - self.step, 1))
         with interrupts.after_the_step() as interrupted, bar as progress:
-            for self.metrics, further in self.work(end):
-                self.step += 1
+            for metrics, further in self.work(end):
+                self.metrics, self.step = metrics, self.step + 1
                 if log is not None:
-                    log.write(self.step, self.metrics | further)
-                    progress.update(**self.progress(self.metrics))
+                    log.write(self.step, metrics | further)
+                    progress.update(**self.progress(metrics))
                 # evaluated before it is saved: work that is lost in between is repeated
                 self.evaluate(log)
                 stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
@@ -281,7 +281,7 @@ class Trainer(TrainingLoop):
                 self.winner_warning.update(done, means["win_advantage"])
             yield metrics, {"seconds": now - begun, "pairs_seen": done * self.global_batch}
 
-    def progress(self, metrics: dict[str, float]) -> dict[str, float]:
+    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
         means = over_heads(metrics)
         return {name: means[name] for name in ("loss", "implicit_accuracy") if name in means}
 
@@ -313,20 +313,22 @@ class Trainer(TrainingLoop):
         fsdp.reshard(self.policy)
 
     def evaluate(self, log: Log | None) -> None:
-        if self.validation is not None and (
-            self.step == self.total or self.step % self.config.validate_every == 0
-        ):
-            report = self.validation.report(self.measure(reference=False))
-            if log is not None:
-                log.write_validation(self.step, report)
-            accuracy = report["implicit_accuracy"]
-            stopping = self.early_stopping
-            if stopping is not None and stopping.look(self.step, sum(accuracy) / len(accuracy)):
-                weights = fsdp.full(self.policy.state(), self.processes.main)
-                if self.processes.main:
-                    early_stop.keep(stopping.path, weights)
+        if self.validation is not None and (self.step == self.total or self.step % self.config.validate_every == 0):
+            self._validate(log)
         if self.sample_evaluation is not None and self.sample_evaluation.due(self.step):
             self.sample_evaluation.look(self, log)
+
+    def _validate(self, log: Log | None) -> None:
+        assert self.validation is not None
+        report = self.validation.report(self.measure(reference=False))
+        if log is not None:
+            log.write_validation(self.step, report)
+        accuracy = report["implicit_accuracy"]
+        stopping = self.early_stopping
+        if stopping is not None and stopping.look(self.step, sum(accuracy) / len(accuracy)):
+            weights = fsdp.full(self.policy.state(), self.processes.main)
+            if self.processes.main:
+                early_stop.keep(stopping.path, weights)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:

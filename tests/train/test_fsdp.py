@@ -17,8 +17,8 @@ from prefkit.config import Choice, Lora, plain
 from prefkit.errors import UsageError
 from prefkit.train import checkpoint
 from prefkit.train import fsdp as sharding
-from prefkit.train.jobs import load_objective
 from prefkit.train.run import run_train
+from prefkit.train.setup import load_objective
 
 ENTRY = """
 import json, os, pathlib, sys

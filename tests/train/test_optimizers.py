@@ -92,7 +92,7 @@ def test_what_is_configured_reaches_the_optimizer():
 @pytest.mark.parametrize(
     ("optimizer", "options", "says"),
     [
-        ("adam", {}, r"train\.dpo\.optimizer: 'adam' is not known; choose adamw, adamw8bit, adafactor"),
+        ("adam", {}, r"train\.dpo\.optimizer: 'adam' is unknown; choose adamw, adamw8bit, adafactor"),
         ("adamw", {"momentum": 1}, "given lr, weight_decay, fused, momentum"),
         ("adamw", {"eps": -1.0}, "Invalid epsilon"),
         ("torch.optim:Rprop", {}, "weight_decay"),

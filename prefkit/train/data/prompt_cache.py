@@ -80,5 +80,5 @@ def prepared(loop: Any, steps: Sequence[int]) -> Iterator[Any]:
         yield from ahead(loop.micro_batches, steps)
         return
     for step in steps:
-        texts.hold(loop.data, [group for own in loop.chosen(step) for group, _ in own])
+        texts.hold(loop.data, [group for own in loop.batch_indices(step) for group, _ in own])
         yield loop.micro_batches(step)

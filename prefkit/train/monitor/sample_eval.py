@@ -16,7 +16,6 @@ import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,12 @@ from prefkit.models.load.trained import trained_on
 from prefkit.models.predict import forward_as
 from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import ScorerSet
-from prefkit.train import diagnose as failures
+from prefkit.train import diagnose, precision
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow
 from prefkit.train.monitor import early_stop as stopping
 from prefkit.train.monitor.sample_monitor import LOOKS, SEEDS, SampleMonitor
-from prefkit.train.trainer import AUTOCAST, silenced
+from prefkit.train.policy import without_dropout
 from prefkit.types import Candidate, Request, caption_key, digest
 
 FIT = "A look loads the VAE, the text encoders and the scorers beside the training: free the device, or leave `watch` out."
@@ -83,7 +82,7 @@ class SampleEvaluation:
         self.right, self.steps = 0.0, 0
         if loop.processes.main:
             begun = time.monotonic()
-            with failures.explained(self.folder.name, loop.processes.device, "in a look at samples", FIT):
+            with diagnose.explain_out_of_memory(self.folder.name, loop.processes.device, "in a look at samples", FIT):
                 found = self._found(loop)
             found |= {"implicit_accuracy": accuracy}
             found["alarm"] = self._judge(loop, found, accuracy)
@@ -103,7 +102,7 @@ class SampleEvaluation:
         watch = SampleMonitor(self.requests, sample, jury, self.config.watch, (), seed, size, self.folder / "watch")
         watch.first = self.first
         try:
-            with silenced(loop.policy):
+            with without_dropout(loop.policy):
                 found = watch.look(f"step-{loop.step:06d}")
         finally:
             jury.close()
@@ -133,8 +132,7 @@ class SampleEvaluation:
         )
         setattr(pipe, loop.family.wiring.denoiser, net)
         sample = sampling(pipe, self.settings, Inputs(model.inputs, self.plan.store))
-        dtype = AUTOCAST[self.config.precision]
-        precise = partial(torch.autocast, loop.processes.device.type, dtype) if dtype else nullcontext
+        precise = partial(precision.autocast, self.config, loop.processes.device)
 
         def of(requests: Sequence[Request], seeds: Sequence[int]) -> list[Sampled]:
             with forward_as(net, precise):

@@ -37,9 +37,22 @@ class DDPO:
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """advantage [B]. Returns the loss [B] and metrics [B] each."""
-        from prefkit.train.online.surrogate import clipped
-
         return clipped(new.log_prob - old.log_prob, advantage, self.options.clip)
+
+
+def clipped(difference: Tensor, advantage: Tensor, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7): loss [B] and metrics [B] each.
+
+    difference: log p_new - log p_old, [B]. clip_high, clip_low: 1 where the clip removes the gradient, which happens above
+    for good samples (advantage > 0) and below for bad ones.
+    """
+    ratio = difference.exp()
+    metrics = {"ratio": ratio.detach(), "approx_kl": 0.5 * difference.detach() ** 2}
+    if clip is None:
+        return -advantage * ratio, metrics
+    metrics["clip_high"] = ((ratio > 1 + clip) & (advantage > 0)).float()
+    metrics["clip_low"] = ((ratio < 1 - clip) & (advantage < 0)).float()
+    return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip)), metrics
 
 
 plugin = DDPO

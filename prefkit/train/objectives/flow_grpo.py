@@ -58,7 +58,7 @@ class FlowGRPO:
         return loss, metrics
 
     def _trusted(self, new: Step, old: Step, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        from prefkit.train.online.surrogate import clipped
+        from prefkit.train.objectives.ddpo import clipped
 
         difference, moved = new.log_prob - old.log_prob, divergence(new, old)
         if self.options.trust == "clip":

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from prefkit import output
-from prefkit.config import Online, Train
+from prefkit.config import Online, Train, bounds
 from prefkit.errors import TrainingError, UsageError
 from prefkit.pair.normalise import NORMALISATIONS
 from prefkit.train.online.advantages import KINDS, RELATIVE
 
 STEADY = 12  # smaller groups collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
 MOST_SAMPLES = 1_000_000  # a round's images stay in memory until the round is learned from
-LEAST = {
-    0: ("window", "window_every", "refresh", "watch_requests", "watch_every", "keep_rounds", "stop_drop"),
-    1: ("rounds", "requests", "samples", "updates", "epochs", "buffer", "minimum", "checkpoint_every"),
-}
 #: settings of offline training -> the reason why online training does not read them
 OFFLINE = {
     "steps": "online.rounds sets its length",
@@ -43,21 +38,12 @@ def check_settings(name: str, config: Train, online: Online, objective: Any) -> 
     _check_unread(name, config, objective)
     if not any(online.rewards.values()):
         raise UsageError(f"{where}.rewards is empty: give score names and their weights, as in rewards: {{size: 1}}.")
-    for least, keys in LEAST.items():
-        for key in keys:
-            if getattr(online, key) < least:
-                raise UsageError(f"{where}.{key} is {getattr(online, key)}: it must be at least {least}.")
+    bounds.check(online, where)
     for key, known in (("statistics", KINDS), ("normalise", ("batch", *NORMALISATIONS))):
         if getattr(online, key) not in known:
             raise UsageError(f"{where}.{key}: {getattr(online, key)!r} is unknown; choose {', '.join(known)}.")
-    in_range = {
-        "timestep_fraction": 0 < online.timestep_fraction <= 1,
-        "ema": 0 <= online.ema < 1,
-        "advantage_clip": 0 < online.advantage_clip <= math.inf,
-    }
-    for key, holds in in_range.items():
-        if not holds:
-            raise UsageError(f"{where}.{key} is {getattr(online, key):g}: that is out of its range.")
+    if online.timestep_fraction == 0 or online.ema == 1:
+        raise UsageError(f"{where}: timestep_fraction must be above 0, and ema below 1.")
     if config.lora is not None and config.lora.dropout:
         raise UsageError(f"train.{name}.lora.dropout: sampling and training must see the same network; set it to 0.")
     if config.compile:

@@ -90,7 +90,7 @@ class OnlineTrainer(TrainingLoop):
         while self.step < end:
             yield self.round(self.step), {}
 
-    def progress(self, metrics: dict[str, float]) -> dict[str, float]:
+    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
         return {name: metrics[name] for name in ("reward", "queries")}
 
     def round(self, number: int) -> dict[str, float]:

@@ -128,7 +128,7 @@ class PairLearner:
         if not trainer.processes.group.lead(make_pairs):
             return {"pairs": 0}
         pairs = self._pairs(store)
-        trainer.show(self._data(store, pairs))
+        trainer.set_data(self._data(store, pairs))
         sums: dict[str, float] = {}
         steps = self.online.updates * self.online.epochs
         for step in range(steps):

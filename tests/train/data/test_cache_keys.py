@@ -14,8 +14,8 @@ from prefkit.models.lora.files import ADAPTER_FILE
 from prefkit.store.files import read_json, write_json
 from prefkit.train.data import cache_keys
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.run import checked, run_train
-from prefkit.train.setup import ModelLoader, fingerprint
+from prefkit.train.run import checked, fingerprint, run_train
+from prefkit.train.setup import ModelLoader
 
 NOTHING: set[str] = set()
 RESULT = {"result"}

@@ -12,15 +12,15 @@ from prefkit.store import Store
 from prefkit.train.data.augment import Augmentation
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.jobs import Job
 from prefkit.train.run import run_train
+from prefkit.train.setup import Job
 
 
 def drawn(loop, steps=4):
     """(group, visit) -> (time, noise, latents of the winner) of what the first steps see."""
     found = {}
     for step in range(steps):
-        visits = [both for own in loop.chosen(step) for both in own]
+        visits = [both for own in loop.batch_indices(step) for both in own]
         for group, visit in visits:
             (batch,) = loop.data.batches(loop.family, [(group, visit)])
             found[group.id, visit] = batch.draw.time[0].item(), batch.draw.noise[0], batch.latents[0]

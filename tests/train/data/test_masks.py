@@ -164,7 +164,7 @@ def test_two_heads_are_added_and_each_starts_at_log_two(run, tmp_path, loop_of, 
     assert shown["image/implicit_accuracy"] == shown["low/implicit_accuracy"] == 0.5
     alone = []
     for head in ("image", "low"):
-        loop.optimizer.zero_grad()
+        loop.policy.net.zero_grad()
         whole = type(loop.family).residuals
         loop.family.residuals = lambda *given, head=head, whole=whole: {head: whole(loop.family, *given)[head]}
         own, part = gradients(loop)
@@ -172,9 +172,9 @@ def test_two_heads_are_added_and_each_starts_at_log_two(run, tmp_path, loop_of, 
         alone.append(part)
     del loop.family.residuals
     assert (sum(alone) - gradient).norm() < 1e-4 * gradient.norm()
-    loop.optimizer.zero_grad()
+    loop.policy.net.zero_grad()
     loop.run()
-    assert loop.watch.smooth != 0  # the guard on winners sees the mean over heads
+    assert loop.winner_warning.smooth != 0  # the guard on winners sees the mean over heads
 
 
 def test_a_candidate_that_says_null_is_masked_as_its_request_says(run, pair_rows, loop_of):

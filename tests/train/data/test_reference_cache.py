@@ -15,7 +15,7 @@ from prefkit.errors import UsageError
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.data.reference_cache import ReferenceErrorCache, keys_of
 from prefkit.train.policy import Policy
-from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.run import Job, make_trainer, run_train
 from prefkit.train.setup import ModelLoader, prepare
 
 
@@ -37,7 +37,7 @@ def loop_of(store, recipe, **changes):
     plan = ModelLoader(store, recipe, config, store.train("dpo"))
     source = PairSource.find(store, "main")
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
-    return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
+    return make_trainer(plan, Job("dpo", config), data, Processes("cpu"))
 
 
 @pytest.mark.parametrize("kind", ["sd", "flux"])

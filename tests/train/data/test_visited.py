@@ -11,8 +11,8 @@ import torch
 from prefkit.config import Choice
 from prefkit.train.data.cache import Cache
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.jobs import Job, visited
 from prefkit.train.run import run_train
+from prefkit.train.setup import Job, visited
 
 
 def cached(store):
