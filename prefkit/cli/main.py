@@ -335,7 +335,7 @@ def told(planned: Any, as_json: bool) -> int:
 def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """The result as rows of a table: those that eval made, else the plain values of each entry."""
     if name == "eval":
-        from prefkit.evaluate.run import flat_rows
+        from prefkit.evaluate.summary import flat_rows
 
         return [row for result in found.values() for row in flat_rows(result)]
     return [
