@@ -82,7 +82,7 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
 def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | None]]:
     """Spearman's rank correlation of scorers over the same images, pairwise complete; None if undefined.
 
-    columns: scorer -> values by candidate id, with signs so that higher is better.
+    columns: scorer -> values by candidate id, turned so that higher is better.
     """
     import pandas as pd
 

@@ -13,7 +13,7 @@ import numpy as np
 
 #: z of the two-sided 5 % level plus z of 80 % power: 1.959964 + 0.841621
 DETECTABLE_Z = 2.801585
-#: with fewer requests, even a sign test with all signs equal (p = 2 / 2^n) does not reach 5 %
+#: with fewer requests, even a sign test with all outcomes equal (p = 2 / 2^n) does not reach 5 %
 MIN_REQUESTS = 6
 #: a model that moved less than this fraction of the distance between two seeds has not changed
 UNCHANGED = 0.05

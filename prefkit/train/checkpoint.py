@@ -144,7 +144,7 @@ def claim(
     done = finished(folder, unit, total, remedy, write=write)
     if not done and began != now:
         raise FingerprintError(
-            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} is installed. The remaining steps would "
+            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} are installed. The remaining steps would "
             "be trained on images and prompts that are encoded differently. Install the earlier version, or train under "
             "another name."
         )

@@ -1,4 +1,4 @@
-"""Rounds of online training: their samples, and their folders train/NAME/rounds/NNNN, each of which is itself a run."""
+"""Rounds of online training: their samples, and their folders train/NAME/rounds/NNNN. Each folder is itself a run."""
 
 from __future__ import annotations
 

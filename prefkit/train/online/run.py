@@ -77,7 +77,10 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
         trainer = make_trainer(loader, name, objective, scorer_set, chooser, requests, processes)
         with precision.numerical_settings(config, processes.device):
             trainer.run(limit)
-            values: dict[str, Any] = {"rounds": trainer.step, "queries": trainer.step * online.requests * online.samples}
+            values: dict[str, Any] = {
+                "rounds": trainer.step,
+                "queries": trainer.step * online.requests * online.samples,
+            }
             values |= {"updates": trainer.optimizer.count, "stopped": trainer.stopped}
             with trainer.exported_weights():
                 return write_result(trainer, values, trainer.export)

@@ -1,6 +1,6 @@
 """Learning from a round's recorded steps: policy gradients with advantages, or preferences between two chains.
 
-An update is the mean over its samples (or pairs), each of which is the mean over its steps. The steps are permuted per
+An update is the mean over its samples (or pairs), and a sample the mean over its steps. The steps are permuted per
 sample and pass, and the first `timestep_fraction` of them is used. The optimizer steps once per update, never per step.
 """
 
