@@ -50,7 +50,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
         training, held = validation.split(pairs, config.validation)
         groups = job.groups(load_objective(job.name, config), training)
         length = config.steps * config.batch_size * config.accumulation * processes
-        views = Augmentation.of(config)
+        views = Augmentation(config.flip, config.seed)
         if not views.flip:  # the first permutation already holds every group
             length = min(length, len(groups))
         seen = sorted({order(len(groups), config.seed, position) for position in range(length)})
@@ -61,7 +61,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
 
 def unique(groups: Iterable[Any]) -> list[Any]:
     """Without those that show the same images again."""
-    return list({(group.id, *(side.key for side in group.sides)): group for group in groups}.values())
+    return list({(group.id, *(image.key for image in group.images)): group for group in groups}.values())
 
 
 def load_objective(name: str, config: Train) -> Any:

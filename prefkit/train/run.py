@@ -23,10 +23,10 @@ from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.export import export, sound_result
 from prefkit.train.jobs import Job, jobs_of, load_objective
-from prefkit.train.monitor import early_stop as stopping
 from prefkit.train.monitor import validation
+from prefkit.train.monitor.early_stop import load_weights
 from prefkit.train.monitor.preflight import preflight
-from prefkit.train.monitor.sample_eval import looks_of
+from prefkit.train.monitor.sample_eval import sample_evaluation
 from prefkit.train.policy import make_policy
 from prefkit.train.settings import check, check_start, is_online, make_objective
 from prefkit.train.setup import ModelLoader, fingerprint, prepare
@@ -208,7 +208,7 @@ def _settle(loop: Trainer, name: str) -> None:
                 f"the best ({loop.stopping.best:.3f}).")  # fmt: skip
     else:
         return
-    loop.policy.load_state(sharding.spread(stopping.kept(path), loop.policy.state()))
+    loop.policy.load_state(sharding.spread(load_weights(path), loop.policy.state()))
     if loop.processes.main:
         say(f"train {name}: {said}")
 
@@ -235,7 +235,7 @@ def make_loop(plan: ModelLoader, job: Job, data: PairData, folder: Path, process
     kept = None
     if config.cache_reference and objective.reference == "frozen" and not objective.needs_residual:
         kept = ReferenceErrorCache(plan.reference_folder())
-    looks = looks_of(plan, config, data, training, held, folder)
+    looks = sample_evaluation(plan, config, data, training, held, folder)
     loop = Trainer(config, family, objective, policy, own, measured, processes, folder, kept, looks)
     loop.computed = computing.arrange(loop)
     return loop

@@ -13,7 +13,7 @@ from prefkit.train import fsdp as sharding
 from prefkit.train import launch, optimizers
 from prefkit.train import precision as computing
 from prefkit.train.data.prompt_cache import CACHES
-from prefkit.train.data.reference_cache import check_kept
+from prefkit.train.data.reference_cache import check_objective as check_reference_cache
 from prefkit.train.fsdp import SHARDS
 from prefkit.train.jobs import load_objective
 from prefkit.train.monitor.metrics import BOARDS
@@ -49,7 +49,7 @@ def check(recipe: Recipe, name: str) -> Any:
     objective = load_objective(name, config)
     sharding.check(name, recipe, objective, launch.shard_of(config))
     if config.cache_reference:
-        check_kept(name, objective, online=config.online is not None)
+        check_reference_cache(name, objective, online=config.online is not None)
     if not is_online(config, objective):
         _check_objective(objective, config.objective.use)
         registry.load_class("family", config.family)

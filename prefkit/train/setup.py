@@ -206,8 +206,8 @@ def open_caches(plan: ModelLoader, pairs: list[PairRow], source: PairSource) -> 
     requests = {request.request_id: request for request in store.requests()}
     latents, conditions, *extra = map(Cache, plan.caches_read())
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
-    seen, masks = views.Augmentation.of(plan.config), plan.masks(pairs)
-    return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, seen, plan.config.seed)
+    flips, masks = views.Augmentation(plan.config.flip, plan.config.seed), plan.masks(pairs)
+    return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, flips, plan.config.seed)
 
 
 def prepare(
@@ -219,17 +219,21 @@ def prepare(
     """
     processes.group.lead(plan.check_caches)
     store, data = plan.store, open_caches(plan, pairs, source)
-    size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
+    size = data.pairs[0].win.bucket or caches.first_size(source, store, pairs)
     family: Any = None
     plan.agree(processes.group)
     if plan.wiring() is None:  # the folder of conditions hangs on it
         family = _capture(plan, size, processes)
         processes.group.lead(lambda: check_cache(plan.conditions_folder()))
         data.conditions = Cache(plan.conditions_folder())
-    seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
+    seen = (
+        visited(jobs, data.pairs, processes.count)
+        if jobs
+        else [v for p in data.pairs for v in data.augmentation.every(p)]
+    )
     wanted = data.of(seen)
-    texted = texts.on_disk(plan.config, data, wanted)
-    for cache in (data.latents, data.conditions, data.beside):
+    texted = texts.encoded_ahead(plan.config, data, wanted)
+    for cache in (data.latents, data.conditions, data.weights):
         if cache is not None:
             _agree(processes, cache)
     # decided by one: processes that disagreed would wait for each other for ever
@@ -242,7 +246,7 @@ def prepare(
     del family
     gc.collect()
     caches.check_sizes(data, source.name)
-    return texts.shown(plan, data, processes.device)
+    return texts.with_text_cache(plan, data, processes.device)
 
 
 def _capture(plan: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
@@ -270,21 +274,21 @@ def _fill(
     """
     store, share = plan.store, (processes.rank, processes.count)
     family.pipe.vae.float()  # latents are made once, so they are made well
-    images = [side for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides]
+    images = [image for group in [*wanted.pairs, *preflight.foreign(plan, data)] for image in group.images]
     caches.fill_latents(data, images, family, source, store, plan.generators, share)
     _agree(processes, data.latents)
     caches.check_sizes(data, source.name)
-    measured = preflight.chosen(plan, data)[1:]
+    measured = preflight.groups_to_measure(plan, data)[1:]
     for images_of in measured:
-        sides = [group.sides[0] for group in images_of.pairs]
-        caches.fill_latents(images_of, sides, family, source, store, plan.generators, share)
+        firsts = [group.images[0] for group in images_of.pairs]
+        caches.fill_latents(images_of, firsts, family, source, store, plan.generators, share)
         _agree(processes, data.latents)
     for groups in (texted, *measured):
         caches.fill_conditions(groups, family, share)
         _agree(processes, data.conditions)
-    if data.beside is not None:
+    if data.weights is not None:
         beside.fill(wanted, family, store, share)
-        _agree(processes, data.beside)
+        _agree(processes, data.weights)
 
 
 def _agree(processes: Processes, cache: Cache) -> None:
@@ -313,7 +317,7 @@ def fingerprint(config: Train, plan: ModelLoader, pairs: list[PairRow], processe
         found["split"] = split
     masks = plan.masks(pairs)
     if masks is not None:
-        found["masks"] = digest([masks.said(pair, side) for pair in pairs for side in pair.sides])
+        found["masks"] = digest([masks.lookup(pair, image) for pair in pairs for image in pair.images])
     if Background.said():
         found["background"] = Background.name()
     plugins = {"objective": config.objective.use, "family": config.family}

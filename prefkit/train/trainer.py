@@ -21,13 +21,14 @@ from torch import Tensor
 from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.distributed import Processes
+from prefkit.store.tensors import save_tensors
 from prefkit.train import checkpoint, optimizers
 from prefkit.train import diagnose as failures
 from prefkit.train import fsdp as sharding
 from prefkit.train.data.batches import Batch, PairData, order
-from prefkit.train.data.prompt_cache import prepared
+from prefkit.train.data.prompt_cache import prefetch
 from prefkit.train.data.reference_cache import ReferenceErrorCache
-from prefkit.train.monitor.early_stop import EarlyStopping, check, forget, keep
+from prefkit.train.monitor.early_stop import EarlyStopping, check_weights, remove_stale
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.objectives._contract import loss_of
@@ -72,10 +73,6 @@ class Trainer:
             tuple[list[Any], Tensor]
         ] = []  # groups and losses of the step in hand, for the message of a failure
 
-    def show(self, data: PairData) -> None:
-        """Train on these from here on; online, every round has its own."""
-        self.data = data
-
     @property
     def done(self) -> bool:
         ended = (self.stopping is not None and self.stopping.over) or (self.looks is not None and self.looks.stopped)
@@ -86,7 +83,7 @@ class Trainer:
         return self.config.batch_size * self.config.accumulation * self.processes.count
 
     # -- one step -------------------------------------------------------------------------------------------------
-    def chosen(self, step: int) -> list[list[tuple[Any, int]]]:
+    def batch_indices(self, step: int) -> list[list[tuple[Any, int]]]:
         """(group, visit)s of this process's micro-batches of a step (0-based)."""
         size, groups = self.config.batch_size, self.data.pairs
         found = []
@@ -98,7 +95,7 @@ class Trainer:
 
     def micro_batches(self, step: int) -> list[list[Batch]]:
         """The same, each as batches of one signature."""
-        found = [list(self.data.batches(self.family, own)) for own in self.chosen(step)]
+        found = [list(self.data.batches(self.family, own)) for own in self.batch_indices(step)]
         if self.kept is not None:
             for batch in (batch for batches in found for batch in batches):
                 self.kept.look_up(batch, self.data)
@@ -234,12 +231,12 @@ class Trainer:
             if hasattr(self.objective, "state"):
                 state["objective"] = self.objective.state()
             checkpoint.save(self.folder / "checkpoints", self.step, weights, optimizer, state)
-            forget(self.folder)
+            remove_stale(self.folder)
         self.processes.wait()
 
     def resume(self) -> None:
         """Go to the last checkpoint, if there is one."""
-        found = checkpoint.load_last(self.folder / "checkpoints", self.processes, partial(check, self.folder))
+        found = checkpoint.load_last(self.folder / "checkpoints", self.processes, partial(check_weights, self.folder))
         if found is None:
             return
         weights, optimizer, state = found
@@ -285,7 +282,7 @@ class Trainer:
         first, started = self.step, time.monotonic()
         label = f"train {self.folder.name}"
         with interrupts.after_the_step() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
-            for micro_batches in prepared(self, range(first, end)):
+            for micro_batches in prefetch(self, range(first, end)):
                 begun = time.monotonic()
                 self.shown = self.update(self.accumulate(micro_batches))
                 self.step += 1
@@ -321,14 +318,14 @@ class Trainer:
         if log is not None:
             log.write_validation(self.step, report)
         accuracy = report["implicit_accuracy"]
-        if self.stopping is not None and self.stopping.look(self.step, sum(accuracy) / len(accuracy)):
+        if self.stopping is not None and self.stopping.update(self.step, sum(accuracy) / len(accuracy)):
             best = sharding.whole(self.policy.state(), self.processes.main)
             if self.processes.main:
-                keep(self.stopping.path, best)
+                save_tensors(self.stopping.path, best)
 
     def _look(self, log: Log | None) -> None:
         if self.looks is not None and self.looks.due(self.step):
-            self.looks.look(self, log)
+            self.looks.evaluate(self, log)
 
 
 def over_heads(shown: dict[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ def drawn(loop, steps=4):
     """(group, visit) -> (time, noise, latents of the winner) of what the first steps see."""
     found = {}
     for step in range(steps):
-        visits = [both for own in loop.chosen(step) for both in own]
+        visits = [both for own in loop.batch_indices(step) for both in own]
         for group, visit in visits:
             (batch,) = loop.data.batches(loop.family, [(group, visit)])
             found[group.id, visit] = batch.draw.time[0].item(), batch.draw.noise[0], batch.latents[0]
@@ -51,12 +51,11 @@ def test_views_and_flipped_labels_follow_the_seed(pair_rows, write_pairs, tmp_pa
     objective = type("Pairs", (), {"shape": "pair"})
     config = Train(flip=True)
     mirrored = {
-        seed: [Augmentation.of(replace(config, seed=seed)).at(pair, v).win.flip for pair in pairs for v in range(8)]
-        for seed in (0, 1)
+        seed: [Augmentation(True, seed).at(pair, v).win.flip for pair in pairs for v in range(8)] for seed in (0, 1)
     }
     assert mirrored[0] != mirrored[1]
     assert all(30 < sum(found) < 66 for found in mirrored.values())  # of 96, each with probability 1/2
-    assert all(Augmentation.of(replace(config, seed=seed)).at(pairs[0], -1) is pairs[0] for seed in (0, 1))
+    assert all(Augmentation(True, seed).at(pairs[0], -1) is pairs[0] for seed in (0, 1))
     turned = {seed: Job("x", replace(config, seed=seed), flip=True).groups(objective, pairs) for seed in (0, 1)}
     assert turned[0] != turned[1] != groups_of(objective, pairs, "main")
 
