@@ -18,18 +18,14 @@ def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | N
 
     flip: None, or the seed by which each pair or list is reversed with probability 1/2.
     """
-    if objective.shape == "list":
-        return [group if flip is None else _maybe_flipped(group, flip) for group in ranked(pairs, name)]
-    pairs = [pair if flip is None else _maybe_flipped(pair, flip) for pair in pairs]
-    if objective.shape == "pair":
-        return pairs
+    groups: Sequence[Any] = ranked(pairs, name) if objective.shape == "list" else pairs
+    if flip is not None:
+        groups = [g.flipped() if int(digest("flipped", flip, g.id), 16) % 2 else g for g in groups]
+    if objective.shape in ("list", "pair"):
+        return list(groups)
     if not getattr(objective, "losers", False):
-        return [_group(pair, pair.id, (pair.win,), (1.0,)) for pair in pairs]
-    return singles(pairs)
-
-
-def _maybe_flipped(group: Any, seed: int) -> Any:
-    return group.flipped() if int(digest("flipped", seed, group.id), 16) % 2 else group
+        return [_group(pair, pair.id, (pair.win,), (1.0,)) for pair in groups]
+    return singles(groups)
 
 
 def singles(pairs: Sequence[PairRow]) -> list[Group]:

@@ -25,7 +25,7 @@ from prefkit.store.files import sound_json, write_json
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.groups import singles
 from prefkit.train.data.pairs import Group, PairImage
-from prefkit.train.monitor.validation import Times, errors_by_bin
+from prefkit.train.monitor.validation import errors_by_bin, time_bins
 from prefkit.types import Candidate, digest
 
 IMAGES = 16
@@ -134,7 +134,7 @@ def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
         with loop.measuring(reference=True) as measure:
             both = [errors_by_bin(loop.family, each, each.pairs, measure, size)[..., 0].numpy() for each in sets]
         requests = {group.request_id for group in sets[0].pairs}
-        report |= {"images": len(both[0]), "own": len(both[1]), "bins": Times.of(loop.family.schedule).names}
+        report |= {"images": len(both[0]), "own": len(both[1]), "bins": time_bins(loop.family.schedule)[1]}
         report |= {"own_of_same_requests": sum(group.request_id in requests for group in sets[1].pairs)}
         report |= compare(*both)
     if loop.processes.main:

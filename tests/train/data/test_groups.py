@@ -1,4 +1,4 @@
-"""Lists and singles made from pairs, the moving reference, and what objectives remember between steps."""
+"""Lists and singles made from pairs, the moving reference, and the state of objectives between steps."""
 
 from __future__ import annotations
 

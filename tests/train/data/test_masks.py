@@ -66,7 +66,7 @@ def test_weighted_errors_against_float64():
 
 
 def masked(run, pair_rows, extra, **given):
-    """A run whose pairs have this extra in their requests, by caption."""
+    """A run whose requests, found by the pairs' captions, have this extra."""
     rows = pair_rows(4)
     for row in rows:
         row["request_id"] = row["caption"]
@@ -93,7 +93,7 @@ def test_a_mask_of_ones_changes_no_bit(run, pair_rows, first_step):
 
 
 def test_training_sees_only_what_counts(run, pair_rows, loop_of):
-    """The right half of the error is left out: of the policy's, of the reference's, and on held-out pairs."""
+    """The mask excludes the right half of the error: the policy's, the reference's, and that on held-out pairs."""
     loop = loop_of(*masked(run, pair_rows, {"where": [0, 0, 0.5, 1]}))
     (batch,) = loop.micro_batches(0)[0]
     seen = []

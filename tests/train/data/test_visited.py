@@ -1,4 +1,4 @@
-"""Caches hold what a training visits, no more; and nothing that it asks for is missing."""
+"""Caches hold exactly the images and prompts that a training visits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cached(store):
 
 
 def seen(loop):
-    """Keys of the images that the loop really takes, step by step."""
+    """Keys of the images that the loop reads in its steps."""
     return {image.key for step in range(loop.config.steps) for batches in loop.micro_batches(step)
             for batch in batches for group in batch.members for image in group.images}  # fmt: skip
 
