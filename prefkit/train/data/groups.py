@@ -48,8 +48,8 @@ def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
     for pair in pairs:
         if pair.score_gap is None:
             raise UsageError(
-                f"pairs {name}, row {pair.row}: no score_gap, which ranks the images of a request. Use an objective for "
-                "pairs, or pairs that `prefkit pair` made."
+                f"pairs {name}, row {pair.row}: no score_gap, which ranks the images of a request. Use an objective "
+                "for pairs, or pairs that `prefkit pair` made."
             )
         requests.setdefault((pair.request_id, pair.prompt), []).append(pair)
     groups: list[Group] = []
@@ -77,9 +77,9 @@ def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]
             if win in values and lose in values:
                 if not math.isclose(values[win] - values[lose], gap, rel_tol=CLOSE, abs_tol=CLOSE):
                     raise UsageError(
-                        f"pairs {name}, row {pair.row}: its score_gap {gap:g} contradicts the gaps of the other pairs of "
-                        f"this request ({values[win] - values[lose]:g}), so its images have no single ranking. Use an "
-                        "objective for pairs."
+                        f"pairs {name}, row {pair.row}: its score_gap {gap:g} contradicts the gaps of the other pairs "
+                        f"of this request ({values[win] - values[lose]:g}), so its images have no single ranking. Use "
+                        "an objective for pairs."
                     )
             elif win in values or lose in values:
                 key, value = (lose, values[win] - gap) if win in values else (win, values[lose] + gap)

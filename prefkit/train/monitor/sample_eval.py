@@ -1,13 +1,13 @@
 """The over-optimisation alarm of offline training, by evaluating samples at requests that are not trained on.
 
-At the start and every `watch_every` steps the policy samples at fixed seeds, with the settings of the recipe's generator.
-The scorers of `train.watch` score the images, and their diversity within a request is measured as in eval.
-Alarm: the scores have fallen by `stop_drop` of their std over the start's images, or the diversity to below three quarters
-of the start's, while the implicit accuracy on the training pairs since the last evaluation is above the 0.5 of the start.
-Objectives without a reference have no such accuracy, so a fall alone raises their alarm.
+At the start and every `watch_every` steps the policy samples at fixed seeds, with the settings of the recipe's
+generator. The scorers of `train.watch` score the images, and their diversity within a request is measured as in eval.
+Alarm: the scores have fallen by `stop_drop` of their std over the start's images, or the diversity to below three
+quarters of the start's, while the implicit accuracy on the training pairs since the last evaluation is above the 0.5 of
+the start. Objectives without a reference have no such accuracy, so a fall alone raises their alarm.
 
-Training holds the denoiser alone. For an evaluation the main process loads the VAE, the text encoders and the scorers, and
-releases them afterwards. An evaluation uses no random state of the training and changes no weight.
+Training holds the denoiser alone. For an evaluation the main process loads the VAE, the text encoders and the scorers,
+and releases them afterwards. An evaluation uses no random state of the training and changes no weight.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SampleEvaluation:
             self.accuracy, self.steps = self.accuracy + metrics["implicit_accuracy"], self.steps + 1
 
     def evaluate(self, loop: Any, log: Any) -> None:
-        """Evaluate in the main process; afterwards all processes know whether to stop, and the best step."""
+        """Evaluate in the main process, then tell all processes whether to stop and which step was the best."""
         accuracy = self.accuracy / self.steps if self.steps else None
         self.accuracy, self.steps = 0.0, 0
         if loop.processes.main:
@@ -114,8 +114,8 @@ class SampleEvaluation:
         failed = [alias for alias in config.watch if math.isnan(self.first[alias][0])]
         if failed:
             raise TrainingError(
-                f"train.{self.folder.name}.watch: {failed[0]} failed on every image of the first evaluation; find out why "
-                "with `prefkit score`."
+                f"train.{self.folder.name}.watch: {failed[0]} failed on every image of the first evaluation; find out "
+                "why with `prefkit score`."
             )
         report.pop("reward_gain")
         del monitor, sample, scorer_set
@@ -171,8 +171,8 @@ class SampleEvaluation:
             reason = " and ".join(fallen)
             rising = "" if accuracy is None else f" while the implicit accuracy on the training pairs is {accuracy:.2f}"
             output.warn(
-                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit the pairs alone: look at the images in "
-                f"{self.folder / 'watch'}, and try fewer steps, a larger beta or a smaller learning_rate."
+                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit the pairs alone: look at the "
+                f"images in {self.folder / 'watch'}, and try fewer steps, a larger beta or a smaller learning_rate."
             )
             if self.config.stop_drop and self.below >= EVALUATIONS:
                 self.stopped = f"over-optimisation in {EVALUATIONS} evaluations in a row ({reason})"
@@ -208,8 +208,8 @@ def sample_evaluation(
     chose = set((trained_on(folder) or {}).get("scorers") or ()) & set(config.watch)
     if chose:
         output.warn(
-            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows that training fails, not "
-            "over-optimisation. Watch another scorer too."
+            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows that training fails, "
+            "not over-optimisation. Watch another scorer too."
         )
     return SampleEvaluation(plan, config, requests, folder)
 
@@ -234,6 +234,6 @@ def _settings(generators: Mapping[str, Generate], name: str) -> Generate:
         if settings.use == "diffusers" and settings.model is None:
             return settings
     raise UsageError(
-        f"train.{name}.watch: the recipe has no diffusers generator of `model` itself; add an entry under `generate:` with "
-        "the number of steps and the guidance to sample with."
+        f"train.{name}.watch: the recipe has no diffusers generator of `model` itself; add an entry under `generate:` "
+        "with the number of steps and the guidance to sample with."
     )

@@ -1,4 +1,4 @@
-"""Evaluation of samples at requests that are not trained on: fixed seeds, the sampler that users run, held-out scorers."""
+"""Evaluation of samples at requests that are not trained on: fixed seeds, the users' sampler, held-out scorers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SampleSpec:
 
 
 def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
-    """A sample as a candidate, with its final latents as payload if asked for; one that is not finite is a failed candidate."""
+    """A sample as a candidate, failed if the sample is not finite. latents: with the final latents as payload."""
     request = spec.request
     id = candidate_id(dict(settings), request, spec.index, spec.seed)
     texts: dict[str, Any] = {"prompt": request.prompt, "extra": request.extra}
@@ -62,8 +62,8 @@ def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled
 class SampleMonitor:
     """Samples the policy at fixed requests and seeds, and scores the images.
 
-    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: alias -> [mean, std] of the first
-    evaluation.
+    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: alias -> [mean, std] of the
+    first evaluation.
     """
 
     def __init__(

@@ -68,7 +68,8 @@ def errors_by_bin(
 
 @dataclass
 class Validation:
-    """Margins of held-out pairs at fixed draws, one per pair and bin. `reference`: errors of the untouched start, measured once.
+    """Margins of held-out pairs at fixed draws, one per pair and bin. `reference`: errors of the untouched start,
+    measured once.
 
     scale: beta / 2 for objectives with a beta, so that margins are their z; else 1, the plain difference of errors.
     """
