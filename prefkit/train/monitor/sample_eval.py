@@ -12,7 +12,6 @@ and releases them afterwards. An evaluation uses no random state of the training
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from prefkit.generate.generators import sampling
 from prefkit.generate.inputs import Inputs
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.load.trained import trained_on
+from prefkit.models.memory import free_memory
 from prefkit.models.predict import forward_as
 from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import ScorerSet
@@ -119,9 +119,7 @@ class SampleEvaluation:
             )
         report.pop("reward_gain")
         del monitor, sample, scorer_set
-        gc.collect()
-        if loop.processes.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
         return report
 
     def _sampler(self, loop: Any) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,14 @@ class SampleSpec:
 
 def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
     """A sample as a candidate, failed if the sample is not finite. latents: with the final latents as payload."""
-    request = spec.request
-    id = candidate_id(dict(settings), request, spec.index, spec.seed)
-    texts: dict[str, Any] = {"prompt": request.prompt, "extra": request.extra}
+    request, index, seed = spec.request, spec.index, spec.seed
+    id = candidate_id(dict(settings), request, index, seed)
+    candidate = Candidate(id, request.request_id, index, seed, prompt=request.prompt, extra=request.extra)
     if not sampled.finite:
-        return Candidate(id, request.request_id, spec.index, spec.seed, **texts, error=NOT_FINITE)
-    image = encoded(sampled.image, "png")
-    return Candidate(
-        id,
-        request.request_id,
-        spec.index,
-        spec.seed,
-        image=image,
-        sha256=hashlib.sha256(image).hexdigest(),
-        payload=latents_payload(sampled.latents) if latents else None,
-        decoded=sampled.image,
-        **texts,
-    )
+        return replace(candidate, error=NOT_FINITE)
+    image, payload = encoded(sampled.image, "png"), latents_payload(sampled.latents) if latents else None
+    sha256 = hashlib.sha256(image).hexdigest()
+    return replace(candidate, image=image, sha256=sha256, payload=payload, decoded=sampled.image)
 
 
 class SampleMonitor:
