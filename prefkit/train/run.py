@@ -16,7 +16,7 @@ from prefkit.train.data import cache_keys, draws
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.export import export, write_result
-from prefkit.train.monitor import early_stop
+from prefkit.train.monitor.early_stop import load_weights
 from prefkit.train.monitor.preflight import preflight
 from prefkit.train.monitor.validation import split
 from prefkit.train.settings import check, check_start, is_online
@@ -170,7 +170,7 @@ def _load_best(trainer: Trainer) -> None:
         )
     else:
         return
-    trainer.policy.load_state(fsdp.shard_state(early_stop.kept(path), trainer.policy.state()))
+    trainer.policy.load_state(fsdp.shard_state(load_weights(path), trainer.policy.state()))
     if trainer.processes.main:
         say(f"train {trainer.folder.name}: {text}")
 
@@ -202,7 +202,7 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
         key["split"] = batch
     masks = loader.masks(pairs)
     if masks is not None:
-        key["masks"] = digest([masks.said(pair, side) for pair in pairs for side in pair.sides])
+        key["masks"] = digest([masks.lookup(pair, image) for pair in pairs for image in pair.images])
     if Background.said():
         key["background"] = Background.name()
     code = {

@@ -11,7 +11,7 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.models.load.pipeline import check_model
 from prefkit.train import fsdp, optimizers, precision
 from prefkit.train.data.prompt_cache import CACHES
-from prefkit.train.data.reference_cache import check_kept
+from prefkit.train.data.reference_cache import check_objective as check_reference_cache
 from prefkit.train.monitor.metrics import BOARDS
 from prefkit.train.setup import load_objective
 
@@ -49,7 +49,7 @@ def check(recipe: Recipe, name: str) -> Any:
     objective = load_objective(name, config)
     fsdp.check(name, recipe, objective, fsdp.shard_of(config))
     if config.cache_reference:
-        check_kept(name, objective, online=config.online is not None)
+        check_reference_cache(name, objective, online=config.online is not None)
     if is_online(config, objective):
         from prefkit.train.online.run import check_recipe
 

@@ -29,7 +29,7 @@ from prefkit.train.data.masks import Masks
 from prefkit.train.data.pairs import PairRow, PairSource
 from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.monitor import preflight
-from prefkit.train.monitor.sample_eval import SampleEvaluation, looks_of
+from prefkit.train.monitor.sample_eval import SampleEvaluation, sample_evaluation
 from prefkit.train.monitor.validation import Validation, split
 from prefkit.train.policy import MovingAverage, Policy, make_policy
 from prefkit.types import Request
@@ -109,10 +109,9 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
     reference_cache = None
     if config.cache_reference and objective.reference == "frozen" and not objective.needs_residual:
         reference_cache = ReferenceErrorCache(loader.reference_folder())
-    sample_evaluation = looks_of(loader, config, data, training, held_out, folder)
+    evaluation = sample_evaluation(loader, config, data, training, held_out, folder)
     network = precision.prepare_network(policy, config)
-    return Setup(config, folder, processes, family, objective, policy, groups, validation, reference_cache,
-                 sample_evaluation, network)  # fmt: skip
+    return Setup(config, folder, processes, family, objective, policy, groups, validation, reference_cache, evaluation, network)  # fmt: skip
 
 
 def too_few_pairs(name: str) -> UsageError:
@@ -286,12 +285,12 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
         training, held_out = split(pairs, config.validation)
         all_groups = job.groups(load_objective(job.name, config), training)
         length = config.steps * config.batch_size * config.accumulation * processes
-        views = Augmentation.of(config)
+        views = Augmentation(config.flip, config.seed)
         if not views.flip:  # the first permutation already holds every group
             length = min(length, len(all_groups))
         visits = sorted({order(len(all_groups), config.seed, position) for position in range(length)})
         shown = (views.at(all_groups[index], visit) for index, visit in visits)
-        groups += {(group.id, *(side.key for side in group.sides)): group for group in shown}.values()
+        groups += {(group.id, *(image.key for image in group.images)): group for group in shown}.values()
         groups += held_out
     return groups
 
@@ -304,7 +303,7 @@ def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -
     requests = {request.request_id: request for request in store.requests()}
     latents, conditions, *weights = map(Cache, loader.cache_folders())
     check_prompts(config, loader.recipe.model.inputs, pairs)
-    views, masks = Augmentation.of(config), loader.masks(pairs)
+    views, masks = Augmentation(config.flip, config.seed), loader.masks(pairs)
     return PairData(pairs, latents, conditions, requests, next(iter(weights), None), masks, views, config.seed)
 
 
@@ -317,17 +316,17 @@ def prepare(
     """
     processes.group.lead(loader.check_caches)
     store, data = loader.store, open_caches(loader, pairs, source)
-    size = data.pairs[0].win.frame or batches.first_size(source, store, pairs)
+    size = data.pairs[0].win.bucket or batches.first_size(source, store, pairs)
     family: Any = None
     loader.share_wiring(processes.group)
     if loader.wiring() is None:  # the folder of conditions depends on it
         family = _capture(loader, size, processes)
         processes.group.lead(lambda: check_cache(loader.conditions_folder()))
         data.conditions = Cache(loader.conditions_folder())
-    every = (view for pair in data.pairs for view in data.views.every(pair))
+    every = (view for pair in data.pairs for view in data.augmentation.every(pair))
     wanted = data.of(visited(jobs, data.pairs, processes.count) if jobs else list(every))
-    prompted = prompt_cache.on_disk(loader.config, data, wanted)
-    for cache in (data.latents, data.conditions, data.beside):
+    prompted = prompt_cache.encoded_ahead(loader.config, data, wanted)
+    for cache in (data.latents, data.conditions, data.weights):
         if cache is not None:
             _synchronize(processes, cache)
     # decided by rank 0: processes that disagreed would wait for each other for ever
@@ -341,7 +340,7 @@ def prepare(
     del family
     gc.collect()
     batches.check_sizes(data, source.name)
-    return prompt_cache.shown(loader, data, processes.device)
+    return prompt_cache.with_text_cache(loader, data, processes.device)
 
 
 def _capture(loader: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
@@ -366,21 +365,21 @@ def _fill(
     """Encode the images of `wanted`, then the prompts of `prompted`: VAE and text encoders are loaded once each."""
     store, share = loader.store, (processes.rank, processes.count)
     family.pipe.vae.float()  # latents are made once, so they are made in full precision
-    images = [side for group in [*wanted.pairs, *preflight.foreign(loader, data)] for side in group.sides]
+    images = [image for group in [*wanted.pairs, *preflight.foreign(loader, data)] for image in group.images]
     batches.fill_latents(data, images, family, source, store, loader.generators, share)
     _synchronize(processes, data.latents)
     batches.check_sizes(data, source.name)
-    measured = preflight.chosen(loader, data)[1:]
+    measured = preflight.groups_to_measure(loader, data)[1:]
     for groups in measured:
-        sides = [group.sides[0] for group in groups.pairs]
-        batches.fill_latents(groups, sides, family, source, store, loader.generators, share)
+        firsts = [group.images[0] for group in groups.pairs]
+        batches.fill_latents(groups, firsts, family, source, store, loader.generators, share)
         _synchronize(processes, data.latents)
     for groups in (prompted, *measured):
         batches.fill_conditions(groups, family, share)
         _synchronize(processes, data.conditions)
-    if data.beside is not None:
+    if data.weights is not None:
         loss_weights.fill(wanted, family, store, share)
-        _synchronize(processes, data.beside)
+        _synchronize(processes, data.weights)
 
 
 def _synchronize(processes: Processes, cache: Cache) -> None:

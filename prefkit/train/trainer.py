@@ -20,9 +20,10 @@ from torch import Tensor
 from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.distributed import Processes
+from prefkit.store.tensors import save_tensors
 from prefkit.train import checkpoint, diagnose, fsdp, precision
-from prefkit.train.data.batches import Batch, PairData, order
-from prefkit.train.data.prompt_cache import prepared
+from prefkit.train.data.batches import Batch, order
+from prefkit.train.data.prompt_cache import prefetch
 from prefkit.train.monitor import early_stop
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.objectives._contract import loss_of
@@ -130,7 +131,7 @@ class TrainingLoop:
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one."""
-        check = partial(early_stop.check, self.folder)
+        check = partial(early_stop.check_weights, self.folder)
         loaded = checkpoint.load_last(self.folder / "checkpoints", self.processes, check)
         if loaded is None:
             return
@@ -160,10 +161,6 @@ class Trainer(TrainingLoop):
         self.early_stopping = early_stop.EarlyStopping(patience, self.folder) if patience else None
         self.step, self.metrics = 0, {}
         self.step_losses: list[tuple[list[Any], Tensor]] = []  # groups and losses of this step, for error messages
-
-    def set_data(self, data: PairData) -> None:
-        """Train on `data` from here on; online, every round has its own."""
-        self.data = data
 
     @property
     def done(self) -> bool:
@@ -268,7 +265,7 @@ class Trainer(TrainingLoop):
 
     def work(self, end: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
         first, started = self.step, time.monotonic()
-        for micro_batches in prepared(self, range(first, end)):
+        for micro_batches in prefetch(self, range(first, end)):
             begun = time.monotonic()
             metrics = self.update(self.accumulate(micro_batches))
             now = time.monotonic()
@@ -316,7 +313,7 @@ class Trainer(TrainingLoop):
         if self.validation is not None and (self.step == self.total or self.step % self.config.validate_every == 0):
             self._validate(log)
         if self.sample_evaluation is not None and self.sample_evaluation.due(self.step):
-            self.sample_evaluation.look(self, log)
+            self.sample_evaluation.evaluate(self, log)
 
     def _validate(self, log: Log | None) -> None:
         assert self.validation is not None
@@ -325,10 +322,10 @@ class Trainer(TrainingLoop):
             log.write_validation(self.step, report)
         accuracy = report["implicit_accuracy"]
         stopping = self.early_stopping
-        if stopping is not None and stopping.look(self.step, sum(accuracy) / len(accuracy)):
+        if stopping is not None and stopping.update(self.step, sum(accuracy) / len(accuracy)):
             weights = fsdp.full(self.policy.state(), self.processes.main)
             if self.processes.main:
-                early_stop.keep(stopping.path, weights)
+                save_tensors(stopping.path, weights)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -336,7 +333,7 @@ class Trainer(TrainingLoop):
             self.reference_cache.flush()
         super().save()
         if self.processes.main:
-            early_stop.forget(self.folder)
+            early_stop.remove_stale(self.folder)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values: dict[str, Any] = {"watch": self.winner_warning.state()}

@@ -25,10 +25,9 @@ from prefkit.errors import TrainingError
 from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import ScorerSet, Scores, values_of
-from prefkit.train.data.masks import mask_of
+from prefkit.train.data.masks import box_mask
 from prefkit.train.monitor.metrics import Log
-from prefkit.train.monitor.sample_monitor import NO_ROOM, SampleMonitor, StopRule
-from prefkit.train.monitor.samples import Asked, candidate_of
+from prefkit.train.monitor.sample_monitor import OUT_OF_MEMORY, SampleMonitor, SampleSpec, StopRule, candidate_of
 from prefkit.train.online.advantages import AdvantageStatistics, count_flat_groups
 from prefkit.train.online.checks import count_missing
 from prefkit.train.online.rewards import BackgroundWorker, rewards, timed_out
@@ -72,7 +71,7 @@ class OnlineTrainer(TrainingLoop):
         self.average = MovingAverage(self.policy.parameters(), online.ema) if online.ema else None
         self.stop_rule = StopRule(online.stop_drop)
         self.worker = BackgroundWorker()
-        self.sampling_batch = AdaptiveBatchSize(None, f"train {folder.name}, sampling", remedy=NO_ROOM)
+        self.sampling_batch = AdaptiveBatchSize(None, f"train {folder.name}, sampling", remedy=OUT_OF_MEMORY)
         self.step, self.metrics, self.stopped = 0, {}, ""
 
     @property
@@ -160,7 +159,7 @@ class OnlineTrainer(TrainingLoop):
         round_.chains = Chains.joined(chains) if chains else None
         return waiting
 
-    def _sample_batch(self, number: int, chains: list[Chains], part: Sequence[Asked]) -> list[Sampled]:
+    def _sample_batch(self, number: int, chains: list[Chains], part: Sequence[SampleSpec]) -> list[Sampled]:
         """Draw one batch of samples; their chains are appended to `chains`."""
         prompts, seeds = [sample.request.prompt for sample in part], [sample.seed for sample in part]
         if not self.learner.records:
@@ -188,7 +187,7 @@ class OnlineTrainer(TrainingLoop):
             for index, candidate, score in masked:
                 if candidate.error is None:
                     size = candidate.pil().size
-                    round_.masks[index] = mask_of(score.aspects or {}, self.rollout.wiring, like, size)
+                    round_.masks[index] = box_mask(score.aspects or {}, self.rollout.wiring, like, size)
         return scores
 
     def _reward(self, round_: Round, scores: Scores) -> dict[str, float]:
@@ -224,11 +223,11 @@ class OnlineTrainer(TrainingLoop):
             return
         if self.processes.main and log is not None:
             with self.exported_weights():
-                report = self.monitor.look(f"round-{self.step:04d}")
+                report = self.monitor.evaluate(f"round-{self.step:04d}")
                 if self.step and self.monitor.improved(report):
                     self.export(self.folder / "best")
             log.write(self.step, {"watch": report})
-            if self.stop_rule.look(report["gain"], report["reward_gain"]):
+            if self.stop_rule.update(report["gain"], report["reward_gain"]):
                 self.stopped = f"the watched scores have fallen by {-report['gain']:.2f} std while the reward rose"
         self.stopped = self.processes.group.told(self.stopped)
 

@@ -128,7 +128,7 @@ class PairLearner:
         if not trainer.processes.group.lead(make_pairs):
             return {"pairs": 0}
         pairs = self._pairs(store)
-        trainer.set_data(self._data(store, pairs))
+        trainer.data = self._data(store, pairs)
         sums: dict[str, float] = {}
         steps = self.online.updates * self.online.epochs
         for step in range(steps):
@@ -143,13 +143,14 @@ class PairLearner:
         """The round's pairs, with ids and in an order that depend on the requests alone, not on pixels or processes."""
         pairs = []
         for pair in read_pairs(PairSource.find(store, NAME)):
-            win, lose = (replace(image, key=str(image.candidate)) for image in (pair.win, pair.lose))
-            pairs.append(replace(pair, id=digest(pair.prompt, sorted([win.key, lose.key])), win=win, lose=lose))
+            images = tuple(replace(image, key=str(image.candidate)) for image in pair.images)
+            id = digest(pair.prompt, sorted(image.key for image in images))
+            pairs.append(replace(pair, id=id, images=images))
         return sorted(pairs, key=lambda pair: pair.id)
 
     def _data(self, store: Store, pairs: list[PairRow]) -> PairData:
         """The groups that the objective learns from, with latents and conditions in memory; conditions stay cached."""
-        wanted = {image.key for pair in pairs for image in (pair.win, pair.lose)}
+        wanted = {image.key for pair in pairs for image in pair.images}
         latents = MemoryCache()
         for candidate in store.iter_candidates():
             if candidate.id in wanted and candidate.payload is not None:

@@ -17,7 +17,7 @@ from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.litter import remove
 from prefkit.store.rows import candidate_row
-from prefkit.train.monitor.samples import Asked
+from prefkit.train.monitor.sample_monitor import SampleSpec
 from prefkit.train.online.rollout import Chains
 from prefkit.types import Candidate, Request, digest
 
@@ -34,7 +34,7 @@ class Round:
     """
 
     number: int
-    samples: list[Asked]
+    samples: list[SampleSpec]
     local: list[int]
     chains: Chains | None = None
     candidates: list[Candidate] = field(default_factory=list)
@@ -67,7 +67,9 @@ def split_watched(requests: Sequence[Request], count: int) -> tuple[list[Request
     return [r for r in requests if r.request_id not in watched], ordered[:most]
 
 
-def samples_of_round(number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int) -> list[Asked]:
+def samples_of_round(
+    number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int
+) -> list[SampleSpec]:
     """Samples of a round: requests in an order that is shuffled per pass over all of them, with new seeds every round."""
     round_samples = []
     for position in range(number * per_round, (number + 1) * per_round):
@@ -75,7 +77,7 @@ def samples_of_round(number: int, requests: Sequence[Request], per_round: int, s
         request = requests[int(np.random.default_rng([seed, epoch]).permutation(len(requests))[place])]
         for index in range(samples):
             draw = candidate_seed(seed, request.request_id, epoch * samples + index)
-            round_samples.append(Asked(request, index, draw))
+            round_samples.append(SampleSpec(request, index, draw))
     return round_samples
 
 

@@ -1,4 +1,4 @@
-"""Every setting is marked with what it changes, and the keys of caches and trainings follow exactly that."""
+"""Each setting changes exactly the keys of caches and trainings that the tables below list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kept errors of the reference: the same training, one forward less; and when they are not to be had."""
+"""Cached errors of the reference: the same training with one forward pass less, and the objectives that refuse them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def loop_of(store, recipe, **changes):
 
 @pytest.mark.parametrize("kind", ["sd", "flux"])
 def test_a_sweep_looks_the_reference_up_and_learns_the_same(run, monkeypatch, kind):
-    """Bit by bit: without the table, with it being made, and with it alone. 6 steps of 2 see 4 pairs' third visit."""
+    """Without the cache, while filling it, and from it alone, bit by bit. 6 steps of 2 reach the third visit of 4 pairs."""
     plain, recipe = run(kind, where="plain", steps=6)
     run_train(plain, recipe, "dpo")
     store, other = run(kind, where="kept", steps=6, cache_reference=True)
