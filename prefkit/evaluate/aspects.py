@@ -27,8 +27,8 @@ def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], 
 def compare_aspects(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Compare aspects as {aspect: {base, tuned, differ_base, differ_tuned}}.
 
-    The former two are means over requests of the mean over seeds; an aspect called which_... is the number of a class and
-    has no mean. The latter two are means over requests of the probability that two seeds have different values
+    The former two are means over requests of the mean over seeds; an aspect called which_... is the number of a class
+    and has no mean. The latter two are means over requests of the probability that two seeds have different values
     (Gini-Simpson, unbiased).
     """
     names = [name for name in base.columns if name not in ("request_id", "index") and name in tuned.columns]

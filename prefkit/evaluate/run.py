@@ -76,7 +76,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
-    """Check the recipe alone; returns the eval's settings, generator, its settings, and scorer specs. Raises UsageError."""
+    """Check the recipe; returns the eval's settings, generator, its settings, and scorer specs. Raises UsageError."""
     if name not in recipe.eval:
         raise UsageError(f"eval: {name!r} is not in the recipe; it has {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
@@ -138,7 +138,7 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
 
 
 def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
-    """Make images of `requests` and their scores in a model's folder. inputs: the run with the requests' input images."""
+    """Make images of `requests` and their scores in a model's folder. inputs: the run with the input images."""
     (generator,) = recipe.generate
 
     def begin() -> None:
@@ -205,8 +205,8 @@ def assess_scorer(
 def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, str]]:
     """Split scorers into those whose values are comparable across calls, and the others with the reason."""
     left_out = {
-        alias: "its values are comparable within one call only (scope within_request), but base and tuned are scored in "
-        "separate calls"
+        alias: "its values are comparable within one call only (scope within_request), but base and tuned are scored "
+        "in separate calls"
         for alias in aliases
         if (opened.scores(alias).spec() or {}).get("scope") == "within_request"
     }
@@ -224,7 +224,7 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
 def _overlap(
     store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """Count each set's requests, those that were trained on, and the models without a record; warn of the latter two."""
+    """Count each set's requests and those that were trained on; warn of these, and of models without a record."""
     counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:
@@ -232,8 +232,8 @@ def _overlap(
     unknown = [name for name, record in records.items() if record is None]
     if unknown:
         warn(
-            f"{', '.join(unknown)}: no record of the training (trained_on.json), so training prompts from outside this run "
-            "are not detected. Train again under another name to get a record."
+            f"{', '.join(unknown)}: no record of the training (trained_on.json), so training prompts from outside this "
+            "run are not detected. Train again under another name to get a record."
         )
     sizes = {name: len(members) for name, members in requests.items()}
     return {"requests": sizes, "in_training": counts, "training_unknown": unknown}

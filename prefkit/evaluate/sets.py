@@ -29,7 +29,7 @@ def check_settings(name: str, cfg: Eval) -> None:
 def request_sets(
     store: Store, recipe: Recipe, cfg: Eval, limit: int | None, write: bool = True
 ) -> dict[str, list[Request]]:
-    """Requests by set; if there are more than wanted, a hash of the request id selects. Raises UsageError for an empty set.
+    """Requests by set, limited by a hash of the request id. Raises UsageError for an empty set.
 
     write: False copies no input image into the run, for a dry run.
     """
@@ -66,16 +66,16 @@ def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
     able = [name for name, settings in recipe.generate.items() if settings.use == "diffusers"]
     if not able:
         raise UsageError(
-            "eval samples base and trained models with the settings of a generator with `use: diffusers`, but the recipe has "
-            "none: add one under generate."
+            "eval samples base and trained models with the settings of a generator with `use: diffusers`, but the "
+            "recipe has none: add one under generate."
         )
     name = cfg.generator or able[0]
     if name not in recipe.generate:
         raise UsageError(f"eval.generator: {name!r} is not in the recipe; generate has {', '.join(recipe.generate)}.")
     if name not in able:
         raise UsageError(
-            f"eval.generator: {name} is {recipe.generate[name].use}, which loads no trained model, so base and tuned would be "
-            f"the same images. Choose one with `use: diffusers` ({', '.join(able)})."
+            f"eval.generator: {name} is {recipe.generate[name].use}, which loads no trained model, so base and tuned "
+            f"would be the same images. Choose one with `use: diffusers` ({', '.join(able)})."
         )
     return name, replace(recipe.generate[name], model=None, device=cfg.device, batch_size=cfg.batch_size)
 
@@ -154,10 +154,10 @@ def in_training(store: Store, requests: dict[str, list[Request]], records: Recor
 def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, evaluation_only: bool) -> bool | None:
     """True if this scorer chose the pairs that `model` was trained on; None if that is unknown.
 
-    Another name of the same scorer with the same options counts as this one. The model's own record decides. For a model
-    without a record, the recipe's pair set that train.MODEL.pairs names decides (a control has its model's); pairs from
-    elsewhere are unknown. For the base at other settings, all pair sets of the recipe count. Empty weights mean every
-    scorer that is not evaluation-only.
+    Another name of the same scorer with the same options counts as this one. The model's own record decides. For a
+    model without a record, the recipe's pair set that train.MODEL.pairs names decides (a control has its model's);
+    pairs from elsewhere are unknown. For the base at other settings, all pair sets of the recipe count. Empty weights
+    mean every scorer that is not evaluation-only.
     """
     names = same_scorer(recipe, alias)
     if (record := records.get(model)) is not None:

@@ -22,7 +22,7 @@ def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns model, judge (* training signal, ? unknown), base, tuned, wins (95 % interval), verdict; `set` if several.
+    """One row per model and judge (* training signal, ? unknown) with base, tuned, wins (95 % interval) and verdict.
 
     Held-out judges come first, then unknown ones.
     """

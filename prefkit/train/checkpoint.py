@@ -58,8 +58,8 @@ def load_last(
 ) -> Checkpoint | None:
     """Load (weights, optimizer, state) of the newest sound checkpoint, on the CPU; None if there is none.
 
-    Rank 0 chooses the checkpoint and renames damaged ones with a warning; the others load the same one. check: called with
-    a state, and raises DamagedError if files that the state needs cannot be used.
+    Rank 0 chooses the checkpoint and renames damaged ones with a warning; the others load the same one. check: called
+    with a state, and raises DamagedError if files that the state needs cannot be used.
     """
     if processes is None or processes.count == 1:
         return _newest(folder, check)
@@ -124,7 +124,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
 
 
-# -- the folder of a training ---------------------------------------------------------------------------------------------
+# -- the folder of a training ---------------------------------------------------------------------------------
 def untrained(folder: Path) -> bool:
     return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
 
@@ -144,9 +144,9 @@ def claim(
     done = finished(folder, unit, total, remedy, write=write)
     if not done and began != now:
         raise FingerprintError(
-            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} are installed. The remaining steps would "
-            "be trained on images and prompts that are encoded differently. Install the earlier version, or train under "
-            "another name."
+            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} are installed. The remaining "
+            "steps would be trained on images and prompts that are encoded differently. Install the earlier version, "
+            "or train under another name."
         )
     return done
 

@@ -16,9 +16,10 @@ def not_finite(trainer: Any, quantity: str) -> TrainingError:
     step = checkpoint.last_step(folder)
     last = f"The checkpoint of step {step} is kept, in {folder}" if step else "There is no checkpoint yet"
     return TrainingError(
-        f"train {trainer.folder.name}: {quantity} of step {trainer.step + 1} is not finite (NaN or infinity), so training "
-        f"has stopped. {_pair_rows(trainer)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, or precision "
-        f"bf16 or no instead of fp16{', under a new name' if step else ''}; or check the pairs for broken latents."
+        f"train {trainer.folder.name}: {quantity} of step {trainer.step + 1} is not finite (NaN or infinity), so "
+        f"training has stopped. {_pair_rows(trainer)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, "
+        f"or precision bf16 or no instead of fp16{', under a new name' if step else ''}; or check the pairs for broken "
+        "latents."
     )
 
 

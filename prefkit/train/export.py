@@ -1,7 +1,7 @@
 """Export of the result in the format of diffusers: an adapter file, or a pipeline folder with the new denoiser.
 
-Full weights: the denoiser is written from the trained network in the dtypes that the base has on disk. The other parts are
-copied as files, so only the trained network is in memory, and the others keep their dtype and size.
+Full weights: the denoiser is written from the trained network in the dtypes that the base has on disk. The other parts
+are copied as files, so only the trained network is in memory, and the others keep their dtype and size.
 """
 
 from __future__ import annotations

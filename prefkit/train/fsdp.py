@@ -1,8 +1,8 @@
 """`shard: fsdp2`: weights, gradients and optimizer states sharded over processes, by torch's fully_shard.
 
 A block's weights are gathered when it computes, in forward and again in backward (ZeRO-3). Gradients are summed over
-processes as without shards, so the training is the same but for the order of sums. Checkpoints hold full tensors, written
-by rank 0, so any number of processes, sharded or not, can resume from them.
+processes as without shards, so the training is the same but for the order of sums. Checkpoints hold full tensors,
+written by rank 0, so any number of processes, sharded or not, can resume from them.
 
 Every forward and backward needs all processes: they make equally many (`padded`), and work that one process does alone
 without shards (measuring the start, exporting) begins with all of them.
@@ -28,8 +28,8 @@ from prefkit.train.policy import Policy
 SHARDS = ("none", "fsdp2")
 #: environment variable of `accelerate launch` -> the request that prefkit cannot serve
 REFUSED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine does backward, clipping, steps and checkpoints itself, so they "
-    "would no longer be exact",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine does backward, clipping, steps and checkpoints itself, so "
+    "they would no longer be exact",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which splits language models",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config, but prefkit's processes only split the batch",
 }
@@ -75,7 +75,8 @@ def check_launch(name: str, config: Train) -> None:
             )
         if _is_set("FSDP_ACTIVATION_CHECKPOINTING") and not config.gradient_checkpointing:
             raise UsageError(
-                f"{where} asks for fsdp_activation_checkpointing; set train.{name}.gradient_checkpointing: true instead."
+                f"{where} asks for fsdp_activation_checkpointing; set train.{name}.gradient_checkpointing: true "
+                "instead."
             )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.precision):
@@ -95,7 +96,7 @@ def _is_set(variable: str) -> bool:
 
 
 def shard_policy(policy: Policy, shard: str, processes: Processes, name: str) -> None:
-    """Shard the networks in place; no effect with one process. Blocks are those that diffusers marks as not to split."""
+    """Shard the networks in place, by the blocks that diffusers marks as not to split; no effect with one process."""
     if shard == "none" or processes.count == 1:
         return
     blocks = _shard(policy.net, processes)
@@ -141,7 +142,7 @@ def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iter
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))
 
 
-# -- full tensors, for checkpoints and exports: every process takes part, rank 0 gets them --------------------------------
+# -- full tensors, for checkpoints and exports: every process takes part, rank 0 gets them ----------------------
 def full(tree: Tree, main: bool = True) -> Tree:
     """The same tree with full tensors, on the CPU, instead of shards; None in their place unless main."""
     if isinstance(tree, DTensor):

@@ -1,10 +1,10 @@
 """Optimizers by name, and the optimizer steps that offline and online training share.
 
 adamw      torch.optim.AdamW: 8 bytes of state per trained parameter
-adamw8bit  bitsandbytes' AdamW: 2 bytes of state per parameter (Dettmers et al. 2022, arXiv:2110.02861; blocks of 256 share
-           a scale; tensors below `min_8bit_size` = 4096 elements, such as small adapters, keep float32 states)
-adafactor  torch.optim.Adafactor: one row and one column of state per matrix (Shazeer and Stern 2018, arXiv:1804.04235); its
-           steps are relative to the size of the weights, so learning_rate has another meaning
+adamw8bit  bitsandbytes' AdamW: 2 bytes of state per parameter (Dettmers et al. 2022, arXiv:2110.02861; blocks of 256
+           share a scale; tensors below `min_8bit_size` = 4096 elements, such as small adapters, keep float32 states)
+adafactor  torch.optim.Adafactor: one row and one column of state per matrix (Shazeer and Stern 2018, arXiv:1804.04235);
+           its steps are relative to the size of the weights, so learning_rate has another meaning
 
 Any other class is named by its path. `learning_rate` and `schedule` set its `lr` at every step.
 """
@@ -44,15 +44,15 @@ def check(name: str, config: Train) -> None:
     where = f"train.{name}.optimizer"
     if ":" not in config.optimizer and config.optimizer not in NAMED:
         raise UsageError(
-            f"{where}: {config.optimizer!r} is unknown; choose {', '.join(NAMED)}, or a class as package.module:Class or "
-            "file.py:Class."
+            f"{where}: {config.optimizer!r} is unknown; choose {', '.join(NAMED)}, or a class as package.module:Class "
+            "or file.py:Class."
         )
     optimizer = make(config, [torch.nn.Parameter(torch.zeros(1))], "cpu")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
-            f"{where}: {config.optimizer} evaluates the loss several times per step (a closure), but a training step has "
-            "one gradient. Choose another optimizer."
+            f"{where}: {config.optimizer} evaluates the loss several times per step (a closure), but a training step "
+            "has one gradient. Choose another optimizer."
         )
     if hasattr(optimizer, "eval"):
         raise UsageError(

@@ -122,8 +122,8 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
     policy = _adapter(net, config) if config.lora is not None else _full(net, frozen)
     if not any(parameter.numel() for parameter in policy.parameters()):
         raise TrainingError(
-            "the network has no trainable parameter. Set lora.rank above 0 and lora.targets to layers of this network, or "
-            "lora: null for full weights."
+            "the network has no trainable parameter. Set lora.rank above 0 and lora.targets to layers of this network, "
+            "or lora: null for full weights."
         )
     if _checkpointed(net, config):
         net.enable_gradient_checkpointing()
@@ -153,8 +153,8 @@ def _adapter(net: Any, config: Train) -> Policy:
     if lora.resume:
         if len(start) != 1:
             raise UsageError(
-                f"train.lora.resume continues the model's only adapter, but the model has {len(start)}. Give it exactly one "
-                "adapter, or set resume: false to stack a new adapter on all of them."
+                f"train.lora.resume continues the model's only adapter, but the model has {len(start)}. Give it "
+                "exactly one adapter, or set resume: false to stack a new adapter on all of them."
             )
         _check_continued(net, start[0], lora)
         adapters.continue_lora(net, start[0], dropout=lora.dropout)

@@ -1,12 +1,13 @@
 """Numerical settings of a step: autocast, TF32, attention back end, torch.compile. They do not change the method.
 
-float32     on CUDA torch's default is a mixture: exact matrix products, convolutions in TF32 (10 bits of mantissa). Errors of
-            policy and reference are nearly equal and are subtracted, so precision `no` is exact in both, and `tf32` is a
-            setting of its own
+float32     on CUDA torch's default is a mixture: exact matrix products, convolutions in TF32 (10 bits of mantissa).
+            Errors of policy and reference are nearly equal and are subtracted, so precision `no` is exact in both, and
+            `tf32` is a setting of its own
 attention   a back end of diffusers by its name, for networks whose attention goes through its dispatcher
-compile     torch.compile of the network's repeated blocks, or of the full network if it names none. A transformer repeats
-            one block, so this costs a fraction of the time and gains nearly as much. Policy and reference are the same
-            modules with other adapters active; dynamo guards the list of active adapters, so each gets its own graphs
+compile     torch.compile of the network's repeated blocks, or of the full network if it names none. A transformer
+            repeats one block, so this costs a fraction of the time and gains nearly as much. Policy and reference are
+            the same modules with other adapters active; dynamo guards the list of active adapters, so each gets its own
+            graphs
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def check(name: str, config: Train) -> None:
     device = device_of(config.device)
     if config.precision == TF32 and not device.startswith("cuda"):
         raise UsageError(
-            f"train.{name}.precision: tf32 needs a CUDA device, but this training runs on {device}; set it to no (float32)."
+            f"train.{name}.precision: tf32 needs a CUDA device, but this training runs on {device}; set it to no "
+            "(float32)."
         )
     if config.attention is None:
         return
@@ -80,8 +82,8 @@ def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
 def float32_products(tf32: bool) -> Iterator[None]:
     """Matrix products and convolutions of float32 on CUDA, in TF32 or exact.
 
-    This uses torch's older settings: Inductor reads them when it compiles, and torch refuses to read them once the newer
-    ones (fp32_precision) were written.
+    This uses torch's older settings: Inductor reads them when it compiles, and torch refuses to read them once the
+    newer ones (fp32_precision) were written.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     _set_float32_products("high" if tf32 else "highest", tf32)

@@ -165,8 +165,8 @@ def _load_best(trainer: Trainer) -> None:
     elif stopping is not None:
         path, say = stopping.path, output.note
         text = (
-            f"the result is the model of step {stopping.step}, whose implicit accuracy on the held-out pairs was the best "
-            f"({stopping.best:.3f})."
+            f"the result is the model of step {stopping.step}, whose implicit accuracy on the held-out pairs was the "
+            f"best ({stopping.best:.3f})."
         )
     else:
         return

@@ -43,8 +43,8 @@ def check(recipe: Recipe, name: str) -> Any:
     check_device(config.device or "cpu")
     if recipe.model.quantize is not None and config.lora is None:
         raise UsageError(
-            f"train.{name}.lora is null, but full weights cannot be trained in {recipe.model.quantize}: set model.quantize "
-            "to null, or train an adapter (lora: {rank: 16})."
+            f"train.{name}.lora is null, but full weights cannot be trained in {recipe.model.quantize}: set "
+            "model.quantize to null, or train an adapter (lora: {rank: 16})."
         )
     objective = load_objective(name, config)
     fsdp.check(name, recipe, objective, fsdp.shard_of(config))
@@ -57,8 +57,8 @@ def check(recipe: Recipe, name: str) -> Any:
         return objective
     if objective.shape not in SHAPES or objective.reference not in REFERENCES:
         raise PluginError(
-            f"objective {config.objective.use}: shape {objective.shape!r} or reference {objective.reference!r} is unknown; "
-            f"shapes are {', '.join(SHAPES)}, references {', '.join(REFERENCES)}."
+            f"objective {config.objective.use}: shape {objective.shape!r} or reference {objective.reference!r} is "
+            f"unknown; shapes are {', '.join(SHAPES)}, references {', '.join(REFERENCES)}."
         )
     registry.load_class("family", config.family)
     return objective

@@ -1,4 +1,4 @@
-"""Set-up of an offline training: how the model is loaded, what is computed once and cached, and all that a trainer needs."""
+"""Set-up of an offline training: the model loader, the caches of latents and conditions, and the `Setup`."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
         reference_cache = ReferenceErrorCache(loader.reference_folder())
     evaluation = sample_evaluation(loader, config, data, training, held_out, folder)
     network = precision.prepare_network(policy, config)
-    return Setup(config, folder, processes, family, objective, policy, groups, validation, reference_cache, evaluation, network)  # fmt: skip
+    monitors = {"validation": validation, "reference_cache": reference_cache, "sample_evaluation": evaluation}
+    return Setup(config, folder, processes, family, objective, policy, groups, **monitors, network=network)
 
 
 def too_few_pairs(name: str) -> UsageError:
@@ -203,8 +204,8 @@ class ModelLoader:
         example = next((request for request in self.store.requests() if keys <= request.extra.keys()), None)
         if example is None:
             raise UsageError(
-                f"model.inputs: no request of {self.store.folder} has {', '.join(sorted(keys))}, so the pipeline cannot be "
-                "captured. Run `prefkit generate` with requests that have them."
+                f"model.inputs: no request of {self.store.folder} has {', '.join(sorted(keys))}, so the pipeline "
+                "cannot be captured. Run `prefkit generate` with requests that have them."
             )
         return example
 
@@ -246,7 +247,7 @@ class ModelLoader:
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
-    """True if the latents of this generator's candidates come from this base's own VAE; else their images are encoded."""
+    """True if the latents of this generator's candidates come from this base's own VAE."""
     spec = store.candidates(generator).spec() or {}
     return spec.get("model") == base["base"] and (spec.get("config") or None) == base.get("config")
 
@@ -265,9 +266,9 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
             calls.append(call)
     if len(calls) > 1:
         raise UsageError(
-            f"train: the generators of this recipe differ in their call ({' against '.join(map(str, calls[:2]))}), but a "
-            "model with embedded guidance must see the same in training as in generation. Set train.guidance, and keep "
-            "generate.call equal."
+            f"train: the generators of this recipe differ in their call ({' against '.join(map(str, calls[:2]))}), but "
+            "a model with embedded guidance must see the same in training as in generation. Set train.guidance, and "
+            "keep generate.call equal."
         )
     if calls:
         return calls[0]
@@ -310,7 +311,7 @@ def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -
 def prepare(
     loader: ModelLoader, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
 ) -> PairData:
-    """All pairs, with cached latents and conditions of those that `jobs` visit; what is missing is made by all processes.
+    """All pairs, with cached latents and conditions of those that `jobs` visit; all processes make the missing ones.
 
     Without jobs, every pair is cached in all its views.
     """

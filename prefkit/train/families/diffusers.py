@@ -26,7 +26,7 @@ NO_ROOM = "Free the device, or train on smaller images (train.NAME.resolution)."
 
 
 class DiffusersFamily:
-    """A diffusers pipeline in training. Latents have the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
+    """A diffusers pipeline. Latents have the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
 
     time_sampling  None (uniform for epsilon and v, logit-normal for flow) | "uniform" | "logit_normal"
     call           call arguments of the generation; an embedded guidance keeps its value, height and width are
@@ -58,7 +58,8 @@ class DiffusersFamily:
 
         model: arguments of models.load.pipeline.load_pipeline, such as base and device; with sequential_offload the
         denoiser `net` is on the meta device, which is enough to capture, encode and compute conditions.
-        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError, TrainingError.
+        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError,
+        TrainingError.
         """
         from prefkit.models.capture.call import capture
         from prefkit.models.load.pipeline import load_pipeline
@@ -66,7 +67,8 @@ class DiffusersFamily:
 
         if wiring is None and parts is not None and len(set(parts)) < 3:
             raise CaptureError(
-                "a capture needs denoiser, vae and text together; load all parts, or pass the wiring of an earlier capture."
+                "a capture needs denoiser, vae and text together; load all parts, or pass the wiring of an earlier "
+                "capture."
             )
         self.pipe = load_pipeline(**model, parts=parts)
         if model.get("adapters"):
@@ -138,8 +140,8 @@ class DiffusersFamily:
     def residuals(self, net: Any, latents: Tensor, draw: Draw, condition: Tree) -> dict[str, Tensor]:
         """Return {"image": prediction - target}, [B, ...] float32.
 
-        latents: [B, ...] float32; draw: one entry per SAMPLE (time [B], noise [B, ...]), so draws per group are expanded
-        by `draw.time[groups.index]` and `draw.noise[groups.index]`; condition: of B samples.
+        latents: [B, ...] float32; draw: one entry per SAMPLE (time [B], noise [B, ...]), so draws per group are
+        expanded by `draw.time[groups.index]` and `draw.noise[groups.index]`; condition: of B samples.
         """
         from prefkit.models.predict import predict
 
@@ -166,7 +168,8 @@ class DiffusersFamily:
             if image.width % cell or image.height % cell:
                 raise UsageError(
                     f"the image of candidate {candidate.id} is {image.width} x {image.height} px; "
-                    f"{self.wiring.pipeline} needs multiples of {cell}. Resize or crop the images, or set train.NAME.resolution."
+                    f"{self.wiring.pipeline} needs multiples of {cell}. Resize or crop the images, or set "
+                    "train.NAME.resolution."
                 )
         one_size = len({image.size for image in images}) == 1
         blocks = [images] if one_size else [[image] for image in images]

@@ -30,7 +30,8 @@ def loss_of(objective: Any, count: int, *arguments: Any) -> tuple[Tensor, dict[s
         if not isinstance(value, Tensor) or value.shape != (count,) or value.is_complex():
             actual = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else described(value)
             raise PluginError(
-                f"objective {name}: its {key} is {actual}; it must be a tensor of shape ({count},), one number per group."
+                f"objective {name}: its {key} is {actual}; it must be a tensor of shape ({count},), one number per "
+                "group."
             )
     if not loss.is_floating_point():
         raise PluginError(f"objective {name}: its loss is {loss.dtype}; it must be a floating-point tensor.")

@@ -9,9 +9,9 @@ beta      how strongly the policy is held to the reference: one value means the 
 sft       weight of the winner's own error, so that winners do not get worse while the margin grows
 
 auto_beta: beta is lowered as margins grow, so that sigma(-z), by which DPO's gradient is scaled, stays near AIM for the
-average pair: beta_k = 2 logit(1 - AIM) / m_k, between beta / 100 and beta. m_k is the mean of |h| over the global batches
-before step k, so beta does not depend on the split into micro-batches or processes. SimpleTuner has a similar option,
-on sums and starting from the other end; no paper describes it.
+average pair: beta_k = 2 logit(1 - AIM) / m_k, between beta / 100 and beta. m_k is the mean of |h| over the global
+batches before step k, so beta does not depend on the split into micro-batches or processes. SimpleTuner has a similar
+option, on sums and starting from the other end; no paper describes it.
 """
 
 from __future__ import annotations

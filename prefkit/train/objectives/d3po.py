@@ -3,9 +3,9 @@
     loss = -log sigmoid(beta [log clamp(r_w, 1 - eps, 1 + eps) - log clamp(r_l, 1 - eps, 1 + eps)])
     r = p(step; policy) / p(step; reference), log-probabilities being means over the elements of a sample
 
-With beta 0.1 and eps 0.1 (the values of FashionDPO, arXiv 2504.12900, and of D3PO) the margin stays within 0.0201, so the
-loss is not informative: watch implicit_accuracy, log_ratio and clamped instead. The clamp is the trust region: a step
-beyond it has no gradient, and without the clamp images disintegrate (D3PO's authors).
+With beta 0.1 and eps 0.1 (the values of FashionDPO, arXiv 2504.12900, and of D3PO) the margin stays within 0.0201, so
+the loss is not informative: watch implicit_accuracy, log_ratio and clamped instead. The clamp is the trust region: a
+step beyond it has no gradient, and without the clamp images disintegrate (D3PO's authors).
 
 Mistakes of published code that are not copied: an optimizer step after every timestep of a pair, which changes the
 policy within the pair (here gradients are averaged over timesteps); another guidance in training than in sampling

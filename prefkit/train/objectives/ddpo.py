@@ -43,8 +43,8 @@ class DDPO:
 def clipped(difference: Tensor, advantage: Tensor, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped surrogate (arXiv 1707.06347, eq. 7): loss [B] and metrics [B] each.
 
-    difference: log p_new - log p_old, [B]. clip_high, clip_low: 1 where the clip removes the gradient, which happens above
-    for good samples (advantage > 0) and below for bad ones.
+    difference: log p_new - log p_old, [B]. clip_high, clip_low: 1 where the clip removes the gradient, which happens
+    above for good samples (advantage > 0) and below for bad ones.
     """
     ratio = difference.exp()
     metrics = {"ratio": ratio.detach(), "approx_kl": 0.5 * difference.detach() ** 2}

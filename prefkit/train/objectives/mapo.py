@@ -7,8 +7,8 @@ phi       a decreasing function of the error, 1 at 0: the image's likelihood und
 weight    the paper's beta (0.1), renamed because it is not the beta of z
 steps     T of the paper, 1000;  s  its scale, 0.5
 
-The loss is a plain sum that includes the SFT term on winners. Without a reference forward, a third of the compute and the
-memory of a second network are saved.
+The loss is a plain sum that includes the SFT term on winners. Without a reference forward, a third of the compute and
+the memory of a second network are saved.
 """
 
 from __future__ import annotations

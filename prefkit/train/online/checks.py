@@ -53,8 +53,8 @@ def check_settings(name: str, config: Train, online: Online, objective: Any) -> 
         )
     if online.noise == "cps" and getattr(objective.options, "trust", None) == "guard":
         raise UsageError(
-            f"{where}.noise: the log-probability of cps has no normaliser, but trust: guard corrects ratios that have one. "
-            "Use another noise, or trust: clip or dppo."
+            f"{where}.noise: the log-probability of cps has no normaliser, but trust: guard corrects ratios that have "
+            "one. Use another noise, or trust: clip or dppo."
         )
     _check_groups(where, config, online, objective)
     updates = online.rounds * online.updates * online.epochs
@@ -92,8 +92,8 @@ def _check_groups(where: str, config: Train, online: Online, objective: Any) -> 
     total = online.requests * online.samples
     if total > MOST_SAMPLES:
         raise UsageError(
-            f"{where}: {online.requests} requests x {online.samples} samples are {total:,} samples per round, more than "
-            f"the limit of {MOST_SAMPLES:,}. Lower one of the two."
+            f"{where}: {online.requests} requests x {online.samples} samples are {total:,} samples per round, more "
+            f"than the limit of {MOST_SAMPLES:,}. Lower one of the two."
         )
     if objective.shape in ("step", "step_pair") and config.accumulation > 1:
         raise UsageError(
@@ -108,9 +108,9 @@ def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
     """Raises TrainingError if log-probabilities differ between sampling and training before the first update."""
     if not drift <= limit:
         raise TrainingError(
-            f"round {number}: before the first update the log-probabilities of training differ from those of sampling by "
-            f"{drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. The usual "
-            f"causes: precision ({config.precision}; try no, or fp16 instead of bf16), another batch shape (set "
+            f"round {number}: before the first update the log-probabilities of training differ from those of sampling "
+            f"by {drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. The "
+            f"usual causes: precision ({config.precision}; try no, or fp16 instead of bf16), another batch shape (set "
             "online.sample_batch to train.batch_size), or a guidance or dropout that differs between the passes."
         )
 
@@ -120,8 +120,8 @@ def count_missing(values: np.ndarray, limit: float, errors: Sequence[str], numbe
     missing = int(np.isnan(values).sum())
     if missing > limit * len(values) or missing == len(values):
         raise TrainingError(
-            f"round {number}: {missing} of {len(values)} rewards are missing, more than online.max_failed {limit:g} allows. "
-            f"The first: {errors[0] if errors else 'no reason given'}. Fix the cause and run the same command: it resumes "
-            "at the start of the round."
+            f"round {number}: {missing} of {len(values)} rewards are missing, more than online.max_failed {limit:g} "
+            f"allows. The first: {errors[0] if errors else 'no reason given'}. Fix the cause and run the same command: "
+            "it resumes at the start of the round."
         )
     return missing

@@ -1,8 +1,8 @@
 """The online trainer: sample a round, score it in parallel, learn from it; exact resume at the start of every round.
 
-All randomness is a function of (seed, round, request, sample), so checkpoints hold none, and a round that was interrupted
-is repeated with the same numbers. Every process samples whole groups and learns from its own samples; updates are means
-over all processes' samples.
+All randomness is a function of (seed, round, request, sample), so checkpoints hold none, and a round that was
+interrupted is repeated with the same numbers. Every process samples whole groups and learns from its own samples;
+updates are means over all processes' samples.
 """
 
 from __future__ import annotations
@@ -119,18 +119,19 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {f"seconds/{part}": value for part, value in seconds.items()}
 
     def _update(self) -> dict[str, float]:
-        """Make an optimizer step. Raises TrainingError for gradients that are not finite, or all 0 at the first step."""
+        """Make an optimizer step. Raises TrainingError for gradients that are not finite, or all 0 at step 1."""
         name, number = self.folder.name, self.optimizer.count + 1
         metrics = self.optimizer.step()
         if metrics is None:
             raise TrainingError(
-                f"train {name}: the gradient of update {number} is not finite, so training has stopped; it resumes at the "
-                "start of the round. Try a smaller learning_rate, or precision bf16 or no instead of fp16."
+                f"train {name}: the gradient of update {number} is not finite, so training has stopped; it resumes at "
+                "the start of the round. Try a smaller learning_rate, or precision bf16 or no instead of fp16."
             )
         if number == 1 and metrics["grad_norm"] == 0.0:
             raise TrainingError(
-                f"train {name}: the first update has no gradient, so nothing would be learned. Either every advantage is 0 "
-                "(a reward that is the same for all samples), or lora.targets are layers that the denoiser does not run."
+                f"train {name}: the first update has no gradient, so nothing would be learned. Either every advantage "
+                "is 0 (a reward that is the same for all samples), or lora.targets are layers that the denoiser does "
+                "not run."
             )
         if self.average is not None:
             self.average.update()
@@ -257,6 +258,7 @@ class OnlineTrainer(TrainingLoop):
             self.scorer_set.close()
         if self.stopped:
             output.warn(
-                f"train {self.folder.name}: stopped after round {self.step}: {self.stopped}. The best policy is in best/."
+                f"train {self.folder.name}: stopped after round {self.step}: {self.stopped}. The best policy is in "
+                "best/."
             )
         return self.metrics

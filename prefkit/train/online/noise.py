@@ -2,7 +2,8 @@
 
 ddim   epsilon and v. With alpha-bar a at this time and a' at the next: sigma^2 = (1 - a') / (1 - a) (1 - a / a'),
        std = eta sigma, mean = sqrt(a') x0 + sqrt(1 - a' - std^2) eps. eta = 1 is DDPM's ancestral noise, 0 is DDIM
-       (arXiv 2010.02502, eq. 12 and 16). After the last step the next time is the scheduler's final one, as in diffusers.
+       (arXiv 2010.02502, eq. 12 and 16). After the last step the next time is the scheduler's final one, as in
+       diffusers.
 sde    flow. The SDE with the marginals of the ODE dx = v dt: dx = [v + s^2 / (2 t) (x + (1 - t) v)] dt + s dw with
        s = level sqrt(t / (1 - t)) (Flow-GRPO, arXiv 2505.05470); at t = 1 the next sigma replaces t in 1 - t.
 dance  flow. std = level sqrt(dt), mean = x + v dt - level^2 / 2 score dt (DanceGRPO, arXiv 2505.07818).
@@ -59,7 +60,7 @@ class Step:
     mask: Tensor | None = None
 
     def density(self) -> Tensor:
-        """Log-density of the normal distribution per element, [B, ...]; unlike `log_prob`, always with its normaliser."""
+        """Log-density of the normal distribution per element, [B, ...], always with its normaliser."""
         return gaussian(self.sample, self.mean, broadcast(self.std, self.mean))
 
 
@@ -130,13 +131,13 @@ class Noise:
         kind = kind or kinds[0]
         if kind not in kinds:
             raise UsageError(
-                f"online.noise: {kind!r} does not fit a model that predicts {prediction}; choose {', '.join(kinds)}, or "
-                "leave it out."
+                f"online.noise: {kind!r} does not fit a model that predicts {prediction}; choose {', '.join(kinds)}, "
+                "or leave it out."
             )
         if getattr(scheduler.config, "thresholding", False):
             raise UsageError(
-                "the model's scheduler uses dynamic thresholding, and its steps have no simple density. Set thresholding "
-                "to false in the model's scheduler_config.json."
+                "the model's scheduler uses dynamic thresholding, and its steps have no simple density. Set "
+                "thresholding to false in the model's scheduler_config.json."
             )
         clip = scheduler.config.clip_sample_range if getattr(scheduler.config, "clip_sample", False) else None
         return cls(kind, LEVELS[kind] if level is None else level, prediction, clip)

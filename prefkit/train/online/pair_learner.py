@@ -1,4 +1,4 @@
-"""Pairs of a round's samples, chosen by an entry of the recipe's `pair`, and any offline objective that learns from them."""
+"""Online preference learning: a round's samples become pairs, and any offline objective learns from these."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
 class PairChooser:
     """A round's samples -> pairs, by the code of `prefkit pair` on the same table of scores.
 
-    settings: the entry of `pair`, or None: best against worst by the rewards themselves. signs: -1 for scores that are better if
-    lower, else 1. samples: per group. Images are not read, so `duplicates` and `degenerate` have no effect.
+    settings: the entry of `pair`, or None: best against worst by the rewards themselves. signs: -1 for scores that are
+    better if lower, else 1. samples: per group. Images are not read, so `duplicates` and `degenerate` have no effect.
     """
 
     strategy: Any
@@ -53,15 +53,15 @@ class PairChooser:
 
     @classmethod
     def of(cls, recipe: Recipe, online: Online, signs: Mapping[str, float], where: str) -> PairChooser:
-        """Create the chooser. Raises UsageError for an entry that cannot pair a round, PluginError for a broken strategy."""
+        """Raises UsageError for an entry that cannot pair a round, PluginError for a broken strategy."""
         pair = pair_settings(recipe, online, where)
         name = online.pair or "best against worst"
         strategy = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
         pair = settled(pair, strategy, name)
         if hasattr(strategy, "compared"):
             raise UsageError(
-                f"{where}.pair: {pair.use} pairs what people or judges have compared, but a round's samples are new. Use a "
-                "strategy on scores, such as topk_bottomk."
+                f"{where}.pair: {pair.use} pairs what people or judges have compared, but a round's samples are new. "
+                "Use a strategy on scores, such as topk_bottomk."
             )
         needs = getattr(strategy, "needs", 2)
         if not 2 <= needs <= online.samples:

@@ -1,8 +1,8 @@
 """Sampling with the pipeline's own call while every step is recorded, and the same steps again under a network.
 
-The pipeline does the encoding, the packing, the guidance inputs and the calls in their order. The denoiser's inputs other
-than sample and time are recorded as the condition. Its output becomes a prediction by the same float32 code in sampling
-and in training, which is checked against the pipeline's own combination.
+The pipeline does the encoding, the packing, the guidance inputs and the calls in their order. The denoiser's inputs
+other than sample and time are recorded as the condition. Its output becomes a prediction by the same float32 code in
+sampling and in training, which is checked against the pipeline's own combination.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Rollout:
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Steps `steps` [B] of the samples `rows` under `net`, and as they were sampled. One condition signature per call.
+        """Steps `steps` [B] of the samples `rows`, of one condition signature: under `net`, and as they were sampled.
 
         keep_mean: the sampled steps get the means of the sampling policy; otherwise those of `net`.
         """
@@ -163,7 +163,7 @@ class Rollout:
         return new, Step(after, old_mean, std.detach(), dt, chains.log_prob[rows, steps].to(device))
 
     def predict(self, net: Any, x: Tensor, clock: Tensor, conditions: Sequence[Condition], guidance: float) -> Tensor:
-        """Prediction after guidance, [B, ...] float32; both halves go through the network as the pipeline sends them."""
+        """Prediction after guidance, [B, ...] float32; the network gets both halves as the pipeline sends them."""
         negatives = [negative for negative, _ in conditions if negative is not None]
         rows = [*negatives, *(positive for _, positive in conditions)]
         copies = 2 if negatives else 1
@@ -177,7 +177,7 @@ class Rollout:
 
 
 def guided(output: Tensor, count: int, guidance: float) -> Tensor:
-    """Classifier-free guidance of [negative; positive], 2 * count samples, in float32; `count` samples stay unchanged."""
+    """Classifier-free guidance of [negative; positive], 2 * count samples, in float32; identity for `count` samples."""
     output = output.float()
     if len(output) == count:
         return output
@@ -204,8 +204,8 @@ class _Tape:
         """Record the condition at the first denoiser call. Raises CaptureError at a second call within one step."""
         if self.output is not None:
             raise CaptureError(
-                f"{type(self.rollout.pipe).__name__} calls its denoiser more than once per step, so training cannot repeat "
-                "its guidance. Set generate.NAME.guidance to a value that needs one call per step."
+                f"{type(self.rollout.pipe).__name__} calls its denoiser more than once per step, so training cannot "
+                "repeat its guidance. Set generate.NAME.guidance to a value that needs one call per step."
             )
         if not self.conditions:
             self._record_conditions(bind(net, args, kwargs))
@@ -220,8 +220,8 @@ class _Tape:
         size = len(inputs[wiring.sample])
         if size not in (count, 2 * count):
             raise CaptureError(
-                f"{type(self.rollout.pipe).__name__}: the denoiser received {size} samples for {count} prompts; only one "
-                "per prompt, or two with guidance, are supported."
+                f"{type(self.rollout.pipe).__name__}: the denoiser received {size} samples for {count} prompts; only "
+                "one per prompt, or two with guidance, are supported."
             )
         condition = {name: value for name, value in inputs.items() if name not in (wiring.sample, wiring.time)}
         rows = [row(wiring.batch, condition, i) for i in range(size)]
@@ -258,8 +258,9 @@ class _Tape:
         tolerance = tolerance_of(model_output.dtype) * (1.0 if model_output.dtype == torch.float32 else self.guidance)
         if not same(model_output, prediction, tolerance):
             raise CaptureError(
-                f"{type(pipe).__name__}: its scheduler does not receive negative + {self.guidance:g} (positive - negative) "
-                "of the denoiser's output. Switch guidance_rescale and similar options off for online training."
+                f"{type(pipe).__name__}: its scheduler does not receive negative + {self.guidance:g} (positive - "
+                "negative) of the denoiser's output. Switch guidance_rescale and similar options off for online "
+                "training."
             )
         return prediction
 

@@ -27,10 +27,10 @@ LARGEST_SHARE = 0.2
 
 @dataclass
 class Round:
-    """One round of sampling. samples: those of all processes, group after group; local: indices of this process's samples.
+    """One round. samples: those of all processes, group after group; local: indices of this process's samples.
 
-    chains and candidates belong to the samples in `local`, in that order. rewards, advantages: [N] float64, NaN = left out;
-    scores: [N] per score name, NaN = failed; masks: by index of the sample.
+    chains and candidates belong to the samples in `local`, in that order. rewards, advantages: [N] float64, NaN = left
+    out; scores: [N] per score name, NaN = failed; masks: by index of the sample.
     """
 
     number: int
@@ -70,7 +70,7 @@ def split_watched(requests: Sequence[Request], count: int) -> tuple[list[Request
 def samples_of_round(
     number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int
 ) -> list[SampleSpec]:
-    """Samples of a round: requests in an order that is shuffled per pass over all of them, with new seeds every round."""
+    """Samples of a round: requests in an order that is shuffled per pass over all, with new seeds every round."""
     round_samples = []
     for position in range(number * per_round, (number + 1) * per_round):
         epoch, place = divmod(position, len(requests))

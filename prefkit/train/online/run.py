@@ -39,8 +39,8 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import Request
 
 REMEDY = (
-    "Train under another name, undo the change of the recipe, or remove this folder. `rounds` may grow. Another `scheme` "
-    "means a version of prefkit that draws or captures differently."
+    "Train under another name, undo the change of the recipe, or remove this folder. `rounds` may grow. Another "
+    "`scheme` means a version of prefkit that draws or captures differently."
 )
 Requests = tuple[list[Request], list[Request]]  # (trained on, watched)
 
@@ -87,7 +87,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
 
 
 def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
-    """Make every check that needs no weights, for a dry run. Nothing is written. Raises UsageError, FingerprintError."""
+    """Make every check that needs no weights, without writing. Raises UsageError, FingerprintError."""
     online = recipe.train[name].online or Online()
     scorer_set, _ = check_recipe(recipe, name, objective)
     known = store.requests()
@@ -107,8 +107,8 @@ def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, 
     check_settings(name, config, online, objective)
     if recipe.model.inputs:
         raise UsageError(
-            f"train.{name}: online training does not support model.inputs ({', '.join(recipe.model.inputs)}). Make pairs "
-            "with `prefkit generate`, and train on those."
+            f"train.{name}: online training does not support model.inputs ({', '.join(recipe.model.inputs)}). Make "
+            "pairs with `prefkit generate`, and train on those."
         )
     _generator(recipe, online, where)
     rewarded = [alias for alias, weight in online.rewards.items() if weight]
@@ -141,8 +141,8 @@ def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
             "no entry of the recipe's `generate:` uses diffusers" if name is None else f"{name!r} is not in the recipe"
         )
         raise UsageError(
-            f"{where}.generator: {problem}; add an entry under `generate:` with the number of steps and the guidance of "
-            "sampling, as in generate: {main: {steps: 20, guidance: 7.5}}."
+            f"{where}.generator: {problem}; add an entry under `generate:` with the number of steps and the guidance "
+            "of sampling, as in generate: {main: {steps: 20, guidance: 7.5}}."
         )
     settings = recipe.generate[name]
     if settings.use != "diffusers" or settings.model is not None or settings.compile:

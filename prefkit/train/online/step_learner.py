@@ -60,7 +60,8 @@ class StepLearner:
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make all updates of a round and return the means of their metrics.
 
-        update: optimizer step, called with the gradients in place. Raises TrainingError if training drifts from sampling.
+        update: optimizer step, called with the gradients in place. Raises TrainingError if training drifts from
+        sampling.
         """
         units = self._units(round_)
         sums: dict[str, float] = {}
