@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.config import Recipe, reader, resolve
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.output import pasted
+from prefkit.output import shell_quoted
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
 
@@ -96,7 +96,7 @@ class Run:
         if broken:
             raise TooManyFailures(
                 f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). "
-                f"`prefkit report {pasted(self.folder)}` shows why; running {verb} again retries them.",
+                f"`prefkit report {shell_quoted(self.folder)}` shows why; running {verb} again retries them.",
                 found,
             )
         return found

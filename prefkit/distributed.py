@@ -84,7 +84,7 @@ class Group:
         self._put(keys[self._rank], value)
         return self._take(keys)
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, in all processes."""
         if self.alone:
             return value
@@ -100,7 +100,7 @@ class Group:
         if self.alone:
             return work()
         if not self.main:
-            said: Any = self.told(None)
+            said: Any = self.broadcast(None)
             found: T = _result(said)
             return found
         self._leading = True
@@ -108,11 +108,11 @@ class Group:
             value = work()
         except Exception as error:
             self._leading = False
-            self.told({"error": _described(error)})
+            self.broadcast({"error": _described(error)})
             raise
         finally:
             self._leading = False
-        self.told({"value": value})
+        self.broadcast({"value": value})
         return value
 
     def each(self, work: Callable[[], T]) -> list[T]:

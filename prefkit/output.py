@@ -47,7 +47,7 @@ def one_command() -> Iterator[None]:
         _warned.pop()
 
 
-def pasted(path: Any) -> str:
+def shell_quoted(path: Any) -> str:
     """A path as a shell takes it, for commands in messages: quoted where it has spaces or other signs."""
     return shlex.quote(str(path))
 

@@ -50,26 +50,26 @@ class guarded:
         if isinstance(error, Exception):
             if isinstance(error, PrefkitError) or out_of_memory(error):
                 return
-            raise PluginError(f"{who} {self.failing}: {named(error)}.") from error
+            raise PluginError(f"{who} {self.failing}: {error_with_line(error)}.") from error
         raise PluginError(
-            f"{who} tried to end the program: {named(error)}. A plug-in must return, or raise an Exception."
+            f"{who} tried to end the program: {error_with_line(error)}. A plug-in must return, or raise an Exception."
         ) from error
 
 
-def named(error: BaseException) -> str:
+def error_with_line(error: BaseException) -> str:
     """`SystemExit: 3 (taste.py, line 7)`: what was raised, and the last line outside of prefkit and of Python's library."""
-    text = told(error)
+    text = error_summary(error)
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if HERE not in Path(f.filename).parents and not f.filename.startswith("<")]
     return f"{text} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else text
 
 
-def told(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """`ValueError: no`"""
-    return f"{type(error).__name__}: {words(error)}".removesuffix(": ")
+    return f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
 
 
-def words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The message of an exception as it can be stored and printed: a foreign one may hold half characters, and may raise
     when it is made."""
     if type(error).__name__ == "UnidentifiedImageError":  # Pillow's text names an object in memory
@@ -90,7 +90,7 @@ def described(found: Any) -> str:
     return f"{article} {name}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
-def lent(rows: Sequence[Row]) -> list[Row]:
+def copies(rows: Sequence[Row]) -> list[Row]:
     """Copies that a guest may paint on, resize, sort and fill as it likes; encoded bytes are immutable and shared."""
     return [_copied(row) for row in rows]
 

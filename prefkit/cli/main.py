@@ -108,11 +108,11 @@ def _run(argv: list[str]) -> int:
         output.error(text)
         return code
     except BaseException as error:  # sys.exit in code that is not prefkit's, wherever it was called
-        from prefkit.plugin_guard import named
+        from prefkit.plugin_guard import error_with_line
 
         if os.environ.get("PREFKIT_DEBUG") == "1":
             raise
-        output.error(f"the program was ended before its work was done, by {named(error)}.")
+        output.error(f"the program was ended before its work was done, by {error_with_line(error)}.")
         return 1
 
 
@@ -129,9 +129,9 @@ def explained(error: BaseException) -> tuple[str, int]:
         return "a path begins with ~ and a name, and there is no such user here. Write the path out.", 2
     if isinstance(error, RecursionError):
         return "a value is nested too deeply to be read. Flatten it.", 1
-    from prefkit.plugin_guard import told
+    from prefkit.plugin_guard import error_summary
 
-    return f"{' '.join(told(error).split())[:500]} (PREFKIT_DEBUG=1 shows where)", 1
+    return f"{' '.join(error_summary(error).split())[:500]} (PREFKIT_DEBUG=1 shows where)", 1
 
 
 def _check_texts(argv: Sequence[str]) -> None:
@@ -308,7 +308,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     if known.dry_run:
         from prefkit.cli.dry_run import plan
 
-        return told(
+        return print_plan(
             plan(run.store, run.recipe, {name: known.limit}, known.name, getattr(known, "controls", False)), known.json
         )
     distributed.group().wait()  # all have read the recipe before a stage writes it
@@ -319,11 +319,11 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         output.emit(error.found, known.json, rows_of(name, error.found))
         raise
     output.emit(found, known.json, rows_of(name, found))
-    output.hint(f"next: prefkit {NEXT[name]} {output.pasted(run.folder)}")
+    output.hint(f"next: prefkit {NEXT[name]} {output.shell_quoted(run.folder)}")
     return 0
 
 
-def told(planned: Any, as_json: bool) -> int:
+def print_plan(planned: Any, as_json: bool) -> int:
     """Print what a plan found, then end as the command would: with the first error."""
     rows, error = planned
     output.emit(rows, as_json, rows)

@@ -15,7 +15,7 @@ from prefkit.distributed import device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.images import storable
-from prefkit.plugin_guard import described, guarded, lent, picture
+from prefkit.plugin_guard import copies, described, guarded, picture
 from prefkit.types import Candidate, Request, digest
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _from_class(instance: Any, name: str) -> Callable[..., list[dict[str, Any]]]
 
     def call(requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
         with guarded(f"generator {name}"):
-            found = instance.generate(lent(requests), list(seeds))
+            found = instance.generate(copies(requests), list(seeds))
         made = _same_length(found, requests, name)
         _check_candidates(made, requests, name)
         return [result(c) for c in made]

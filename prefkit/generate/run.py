@@ -26,7 +26,7 @@ from prefkit.generate.requests import keep_known, read_requests
 from prefkit.models.load.trained import trained_model
 from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
-from prefkit.plugin_guard import told
+from prefkit.plugin_guard import error_summary
 from prefkit.store import Store
 from prefkit.store.rows import candidate_row
 from prefkit.store.table import Table, note_pace
@@ -152,7 +152,7 @@ def run_generate(
         _check_agreed(processes, name, jobs)
         blocks = processes.share([jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)])
         blocks = [block for block in blocks if any(job[3] not in done for job in block)]
-        counts = processes.told({"wanted": len(jobs), "present": sum(job[3] in done for job in jobs)})
+        counts = processes.broadcast({"wanted": len(jobs), "present": sum(job[3] in done for job in jobs)})
         missing = counts["wanted"] - counts["present"]
         if missing:
             note(f"generate {name}: {missing} candidates to make, in batches of {settings.batch_size}")
@@ -262,7 +262,7 @@ def answer(call: Any, block: Sequence[Job], size: int) -> tuple[list[dict[str, A
             raise
         except Exception as error:
             if not out_of_memory(error):
-                found = one_by_one(call, part) if len(part) > 1 else [{"error": told(error)}]
+                found = one_by_one(call, part) if len(part) > 1 else [{"error": error_summary(error)}]
             elif len(part) == 1:
                 found = [{"error": f"out of memory with a batch of 1: {error}"}]
         if not found:  # outside of `except`, whose traceback would keep the tensors
@@ -289,7 +289,7 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
     try:
         image = result.get("encoded") or encoded(result["image"], settings.format)
     except Exception as error:  # Pillow raises what it likes for a mode or a size that the format has not
-        return Candidate(**base, error=f"the image could not be encoded: {told(error)}")
+        return Candidate(**base, error=f"the image could not be encoded: {error_summary(error)}")
     payload = result.get("payload")
     if settings.latents and result.get("latents") is not None:
         payload = latents_payload(result["latents"])

@@ -13,8 +13,8 @@ from prefkit.config import Compare, Recipe, bounds
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.images import Background
-from prefkit.output import Progress, note, pasted
-from prefkit.plugin_guard import guarded, lent, told
+from prefkit.output import Progress, note, shell_quoted
+from prefkit.plugin_guard import copies, error_summary, guarded
 from prefkit.registry import nearest
 from prefkit.score.core import close, decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates
@@ -110,7 +110,9 @@ def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
-        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+        text = (
+            f"there is nothing to compare in {store.folder}: run `prefkit generate {shell_quoted(store.folder)}` first."
+        )
         raise NotYet(text, "generate")
     requests: dict[str, list[str]] = {}
     for cid, request in keys:
@@ -196,7 +198,7 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         return failed
     try:
         with guarded(f"judge {settings.use}"):
-            shown = live if trusted(judge) else [(a, b) for a, b in zip(*(lent(side) for side in zip(*live)))]
+            shown = live if trusted(judge) else [(a, b) for a, b in zip(*(copies(side) for side in zip(*live)))]
             found = judge.compare(shown, settings.template, settings.aspect)
     except PrefkitError:
         raise
@@ -204,7 +206,10 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         if len(live) > 1:
             return failed + [row for pair in live for row in verdicts(judge, settings, [pair])]
         (a, b) = live[0]
-        return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, told(error))]
+        return [
+            *failed,
+            Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, error_summary(error)),
+        ]
     check_verdicts(found, [(a.id, b.id) for a, b in live], settings.use)
     return [*failed, *found.shown, *found.rows]
 

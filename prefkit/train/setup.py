@@ -150,7 +150,7 @@ class ModelLoader:
     def agree(self, processes: Group) -> None:
         """Take the first process's wiring: another machine may not see its file yet."""
         wiring = self.wiring() if processes.main else None
-        text = processes.told(None if wiring is None else wiring.to_json())
+        text = processes.broadcast(None if wiring is None else wiring.to_json())
         self._wiring = None if text is None else Wiring.from_json(text)
 
     def keep_wiring(self, wiring: Wiring) -> None:
@@ -234,7 +234,7 @@ def prepare(
         if cache is not None:
             _agree(processes, cache)
     # decided by one: processes that disagreed would wait for each other for ever
-    ready = processes.group.told(wanted.encoded() and texted.complete() and preflight.complete(plan, data))
+    ready = processes.group.broadcast(wanted.encoded() and texted.complete() and preflight.complete(plan, data))
     if not ready:
         family = family or plan.load(processes.device, size, None, plan.wiring(), sequential_offload=True)
         doing = "encoding the pairs' images and prompts"

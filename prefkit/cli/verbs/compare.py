@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli.main import open_run, positive, told
+from prefkit.cli.main import open_run, positive, print_plan
 from prefkit.config import reader, resolve
 from prefkit.errors import TooManyFailures
 
@@ -27,7 +27,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.dry_run:
         from prefkit.cli.dry_run import plan
 
-        return told(plan(run.store, run.recipe, {"compare": known.limit}, names), known.json)
+        return print_plan(plan(run.store, run.recipe, {"compare": known.limit}, names), known.json)
     found: dict[str, Any] = {}
     for name in names:
         found[name] = run_compare(run.store, run.recipe, name, limit=known.limit)

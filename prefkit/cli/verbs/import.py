@@ -59,7 +59,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         counts = import_votes(Store(known.into), known.run_folder, known.name or "votes")
         output.emit(counts, known.json, [counts])
         output.hint(
-            f"next: prefkit report {output.pasted(known.into)} (agreement), or prefkit pair {output.pasted(known.into)} --use comparisons"
+            f"next: prefkit report {output.shell_quoted(known.into)} (agreement), or prefkit pair {output.shell_quoted(known.into)} --use comparisons"
         )
         return 0
     try:
@@ -79,9 +79,9 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise
     _emit(found, known.json)
     train = (
-        f"prefkit train {output.pasted(known.into)}"
+        f"prefkit train {output.shell_quoted(known.into)}"
         if known.pairs
-        else f"prefkit pair {output.pasted(known.into)} --use comparisons"
+        else f"prefkit pair {output.shell_quoted(known.into)} --use comparisons"
     )
     output.hint(f"next: {train}")
     return 0

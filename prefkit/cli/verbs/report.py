@@ -42,7 +42,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("report", known, flags)
     if not run.store.exists():
         raise UsageError(
-            f"{run.folder} is not a run folder: it has no run.json. Start one with `prefkit generate {output.pasted(run.folder)}`."
+            f"{run.folder} is not a run folder: it has no run.json. Start one with `prefkit generate {output.shell_quoted(run.folder)}`."
         )
     if known.vote:
         return vote(run.store, known)
@@ -52,7 +52,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         from prefkit.report.contact_decisions import add_decisions
 
         output.emit(add_decisions(run.store, known.decisions), known.json)
-        output.hint(f"next: prefkit pair {output.pasted(run.folder)}")
+        output.hint(f"next: prefkit pair {output.shell_quoted(run.folder)}")
         return 0
     if known.request or known.filter:
         path = contact_sheet(run.store, known.request or None, known.filter)

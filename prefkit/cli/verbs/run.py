@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli.main import NEXT, open_run, rows_of, told
+from prefkit.cli.main import NEXT, open_run, print_plan, rows_of
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 
@@ -27,7 +27,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.dry_run:
         from prefkit.cli.dry_run import plan
 
-        return told(plan(run.store, run.recipe, limits, [], known.controls), known.json)
+        return print_plan(plan(run.store, run.recipe, limits, [], known.controls), known.json)
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()

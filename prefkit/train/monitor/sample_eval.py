@@ -92,7 +92,7 @@ class SampleEvaluation:
                 output.note(f"train {self.folder.name}: a look at {len(self.requests)} requests, {SEEDS} images each, took "
                             f"{output.duration(time.monotonic() - begun)}; one comes every {self.config.watch_every} steps.")  # fmt: skip
         # best_step: whose weights all of them may have to load
-        self.stopped, self.best_step = loop.processes.group.told([self.stopped, self.best_step])
+        self.stopped, self.best_step = loop.processes.group.broadcast([self.stopped, self.best_step])
 
     # -- one look -------------------------------------------------------------------------------------------------
     def _found(self, loop: Any) -> dict[str, Any]:

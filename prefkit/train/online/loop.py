@@ -206,7 +206,7 @@ class OnlineTrainer:
                 self.stopped = (
                     f"the watched scores have fallen by {-found['gain']:.2f} of their deviation while the reward rose"
                 )
-        self.stopped = self.processes.group.told(self.stopped)
+        self.stopped = self.processes.group.broadcast(self.stopped)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:
