@@ -101,6 +101,6 @@ def state_rows(state: dict[str, Any]) -> list[dict[str, Any]]:
     for kind, entries in state.items():
         for name, value in entries.items() if isinstance(entries, dict) else []:
             counts = value if isinstance(value, dict) else {"count": value}
-            text = "  ".join(f"{k} {output._cell(v)}" for k, v in counts.items() if not isinstance(v, (dict, list)))
+            text = "  ".join(f"{k} {output.cell(v)}" for k, v in counts.items() if not isinstance(v, (dict, list)))
             rows.append({"table": kind, "name": name, "state": text})
     return rows
