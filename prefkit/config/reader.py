@@ -25,7 +25,7 @@ from prefkit.images import Background
 from prefkit.registry import nearest
 from prefkit.store.files import unusable_name
 
-__all__ = ["Located", "build", "dump", "overlay", "place", "read", "read_tree"]
+__all__ = ["Located", "build", "dump", "field_names", "overlay", "place", "read", "read_tree"]
 
 MOST_UNTYPED = 2**63  # what JSON readers and tensors take
 PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}
@@ -71,7 +71,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """The file as nested dicts and lists of located strings. Raises UsageError, RecipeError with file:line."""
     tree = tree_of(path)
     if tree is None:
-        raise RecipeError(f"{path}:1: a recipe is a mapping of sections ({', '.join(_fields(Recipe))}).")
+        raise RecipeError(f"{path}:1: a recipe is a mapping of sections ({', '.join(field_names(Recipe))}).")
     return tree
 
 
@@ -113,7 +113,7 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
 def _check_entries(kind: Any, tree: Mapping[str, Any], where: str, path: str) -> None:
     """A section is a mapping of entries, whose names become names of folders."""
     for name, value in tree.items():
-        if name in _fields(kind) and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+        if name in field_names(kind) and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
             last, brief = where.rpartition(".")[2], f"{name}: {str(value)[:40]}"
             text = f"is a key of an entry, and entries have names: write {last}: {{own: {{{brief}}}}}"
             raise _error(path, _join(where, name), name, text)
@@ -189,11 +189,11 @@ def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, p
         raise _error(path, _join(where, "use"), use, str(error).rstrip(".")) from error
     if not hasattr(plugin, "Options"):
         key = next(iter(given))
-        text = f"unknown key; {use} takes no options. Known here: {', '.join(_fields(kind))}"
+        text = f"unknown key; {use} takes no options. Known here: {', '.join(field_names(kind))}"
         raise _error(path, _join(where, key), key, text)
-    wrong = [key for key in given if key not in _fields(plugin.Options)]
+    wrong = [key for key in given if key not in field_names(plugin.Options)]
     if wrong:
-        names = [n for n in [*_fields(plugin.Options), *_fields(kind)] if n != "options"]
+        names = [n for n in [*field_names(plugin.Options), *field_names(kind)] if n != "options"]
         text = f"unknown key.{_meant(wrong[0], names)} Known here: {', '.join(names)}"
         raise _error(path, _join(where, wrong[0]), wrong[0], text)
     built = build(plugin.Options, given, where, path)
@@ -247,7 +247,7 @@ def _plain_scalars(tree: Any) -> Any:
     return str(tree)
 
 
-def _fields(kind: Any) -> list[str]:
+def field_names(kind: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)]
 
 

@@ -190,8 +190,8 @@ def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     *parents, last = path
     for name in parents:
         inner = tree.get(name)
-        if not isinstance(inner, dict):
-            inner = tree[name] = {}
+        if not isinstance(inner, dict):  # unset, or the name of a plug-in alone
+            inner = tree[name] = {"use": inner} if isinstance(inner, str) and inner != "none" else {}
         tree = inner
     tree[last] = value
 

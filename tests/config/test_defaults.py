@@ -70,7 +70,7 @@ def test_use_never_overwrites_another_entry(run):
     assert about(resolve(str(run), None, "pair", [("use", "topk_bottomk")]), "pair", [("use", "topk_bottomk")], []) == [
         "main"
     ]
-    with pytest.raises(UsageError, match="of which entry"):
+    with pytest.raises(UsageError, match="has several entries"):
         resolve(str(run), None, "pair", [("k", "3")])
 
 

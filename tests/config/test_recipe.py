@@ -87,7 +87,7 @@ def test_flags_win_over_the_recipe(recipe):
 def test_a_flag_of_several_entries_asks_which(recipe):
     from prefkit.config.resolve import resolve
 
-    with pytest.raises(UsageError, match="of which entry"):
+    with pytest.raises(UsageError, match="has several entries"):
         resolve(None, str(recipe), "score", [("batch_size", "2")])
     found = resolve(None, str(recipe), "score", [("batch_size", "2")], ["size"])
     assert found.score["size"].batch_size == 2 and found.score["taste"].batch_size == Recipe().score.get("x", 32)
