@@ -160,8 +160,8 @@ class Run:
 def _stage(verb: str, function: str = "") -> Any:
     import importlib
 
-    room = "evaluate" if verb == "eval" else verb
-    return getattr(importlib.import_module(f"prefkit.{room}.run"), function or f"run_{verb}")
+    module = {"eval": "evaluate.run", "compare": "score.compare"}.get(verb, f"{verb}.run")
+    return getattr(importlib.import_module(f"prefkit.{module}"), function or f"run_{verb}")
 
 
 def _too_many(counts: dict[str, Any], allowed: float | None) -> bool:

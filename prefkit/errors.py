@@ -80,13 +80,13 @@ class TrainingError(PrefkitError):
 
 
 class TooManyFailures(PrefkitError):
-    """found: the counts of the stage, which did end."""
+    """counts: the result of the stage, which is done."""
 
     exit_code = 3
 
-    def __init__(self, text: str, found: dict[str, Any] | None = None) -> None:
+    def __init__(self, text: str, counts: dict[str, Any] | None = None) -> None:
         super().__init__(text)
-        self.found = found or {}
+        self.counts = counts or {}
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -108,6 +108,8 @@ def test_help_shows_the_recipes_values_and_the_plugins_options(recipe, cli):
     assert re.search(r"--background +white +colour that transparent images", out)
     code, out, _ = cli("pair", "-r", recipe, "--help")
     assert "options of topk_bottomk" in out and "pairs per request" in out
+    code, out, _ = cli("train", "-r", recipe, "--rank", 3, "--help")
+    assert "options of objective dpo" in out and re.search(r"--beta +\d", out) and re.search(r"--rank +3", out)
     for verb in ("generate", "score", "pair", "train", "eval", "report", "run", "plugins"):
         code, out, _ = cli(verb, "--help")
         assert code == 0 and out.startswith(f"prefkit {verb}: ")

@@ -65,7 +65,7 @@ def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new,
         (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty text."),
         (["pair", "--k", "{"], "Error: --pair.main.k: '{' is not valid YAML."),
         (["pair", "--kk", "2"], "Error: --pair.main.kk: unknown key."),
-        (["pair", "--", "2"], "Error: '--' is no flag."),
+        (["pair", "--", "2"], "Error: '--' is not a flag."),
         (["plugins"], "Error: plugins takes neither a run nor a recipe"),
     ],
 )

@@ -75,7 +75,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             max_failed=known.max_failed,
         )
     except TooManyFailures as error:
-        _emit(error.found, known.json)
+        _emit(error.counts, known.json)
         raise
     _emit(found, known.json)
     train = (

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from prefkit import output
-from prefkit.cli.main import NEXT, open_run, print_plan, rows_of
+from prefkit.api import STAGES
+from prefkit.cli.main import dry_run, open_run, rows_of
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 
@@ -19,15 +20,13 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("run", known, flags)
     if known.limit:
         run = trial(run, known.limit)
-    verbs = [name for name in NEXT if getattr(run.recipe, name) and needed(name, run.recipe)]
+    verbs = [name for name in STAGES if getattr(run.recipe, name) and needed(name, run.recipe)]
     if not verbs:
         raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
     # --limit counts requests; what is scored, and trained steps, are what the recipe says
     limits = {name: known.limit if name in ("generate", "pair", "eval") else None for name in verbs}
     if known.dry_run:
-        from prefkit.cli.dry_run import plan
-
-        return print_plan(plan(run.store, run.recipe, limits, [], known.controls), known.json)
+        return dry_run(run, limits, known)
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()
@@ -38,7 +37,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         try:
             found[name] = run.stage(name, limit=limit, **options)
         except TooManyFailures as error:
-            output.emit(found | {name: error.found}, known.json, rows_of(name, error.found))
+            output.emit(found | {name: error.counts}, known.json, rows_of(name, error.counts))
             raise
         if name != "eval":
             output.note(output.table(rows_of(name, found[name])))
