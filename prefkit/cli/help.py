@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from prefkit import registry
 from prefkit.output import table
 
 
@@ -51,3 +54,18 @@ def options_table(
         flag = f"  --{prefix}{longer[0] if name in longer[1] else ''}{name}"
         rows.append({"flag": flag, "value": "null" if value is None else str(value), "": docs[name]})
     return table(rows)
+
+
+def describe_layouts(parser: argparse.ArgumentParser, kind: str, example: str) -> None:
+    """Append the layouts of `kind` (importer, exporter) and their flags to the parser's help."""
+    lines = ["layouts and their flags:"]
+    for name, text in registry.builtin(kind).items():
+        lines += ["", f"  {name}", textwrap.fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 4)]
+        options = registry.load(kind, name).Options
+        docs = field_docs(options)
+        for f in dataclasses.fields(options):
+            default = "" if f.default in (None, "") else f" [{f.default}]"
+            flag = f"    --{f.name.replace('_', '-')}  {docs[f.name]}{default}"
+            lines.append(textwrap.fill(flag, 110, subsequent_indent=" " * 8, replace_whitespace=False))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join([*lines, "", f"example: {example}"])

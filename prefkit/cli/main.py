@@ -127,7 +127,7 @@ def explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory. Lower batch_size, n or the size of the images, or free some memory.", 1
     if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return "a path begins with ~ and a name, and there is no such user here. Write the path out.", 2
+        return "a path begins with ~ and a name, but no such user exists here. Write the path out.", 2
     if isinstance(error, RecursionError):
         return "a value is nested too deeply to be read. Flatten it.", 1
     from prefkit.plugin_guard import error_summary

@@ -18,14 +18,14 @@ from typing import Any
 import yaml
 
 from prefkit.config import Recipe, bounds, plain
-from prefkit.config.tree import Located, overlay, place, unusable
+from prefkit.config.tree import Located, overlay, place, tree_of_flags, unusable
 from prefkit.config.tree import read_tree as tree_of
 from prefkit.errors import RecipeError, UsageError
 from prefkit.images import Background
 from prefkit.registry import nearest
 from prefkit.store.files import unusable_name
 
-__all__ = ["Located", "build", "dump", "field_names", "overlay", "place", "read", "read_tree"]
+__all__ = ["Located", "build", "dump", "field_names", "overlay", "place", "read", "read_tree", "tree_of_flags"]
 
 MOST_UNTYPED = 2**63  # what JSON readers and tensors take
 PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}

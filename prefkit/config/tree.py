@@ -185,6 +185,14 @@ def overlay(tree: dict[str, Any], path: str, text: str) -> None:
     place(tree, [_flagged(Located(name), flag) for name in path.split(".")], value)
 
 
+def tree_of_flags(flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Flags as a section of a recipe."""
+    tree: dict[str, Any] = {}
+    for key, text in flags:
+        overlay(tree, key, text)
+    return tree
+
+
 def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """Set tree[a][b][c], making the mappings on the way."""
     *parents, last = path
