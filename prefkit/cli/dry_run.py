@@ -211,19 +211,13 @@ def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
         done = last_step(store.train(name) / "checkpoints")
         rewards = ", ".join(config.online.rewards)
         return {"from": f"rewards {rewards}", "wanted": wanted, "to do": max(0, wanted - done)}
-    from prefkit.train import budget
-    from prefkit.train.space import cache_space
-
-    config = budget.applied(config, budget.written(store.train(name)))
     done = sum('"loss"' in line for line in _lines(store.train(name) / "metrics.jsonl"))
     steps = min(config.steps, limit or config.steps)
     return {
         "from": f"pairs {config.pairs}",
         "wanted": steps,
         "to do": max(0, steps - done),
-        **({} if config.max_hours is None else {"time": f"at most {config.max_hours:g} h"}),
         **_size_and_time(store.train(name), 0, 0),
-        **cache_space(store, recipe, name),
     }
 
 

@@ -38,10 +38,10 @@ OTHER = Bound(-1e12, 1e12)
 GROUPS: tuple[tuple[Bound, str], ...] = (
     (
         SHARE,
-        "test_share max_failed timestep_fraction validation_share warmup_share min_confidence quantile min_mass "
+        "test_share max_failed timestep_fraction warmup_share min_confidence quantile min_mass "
         "label_smoothing ema dropout decay least",
     ),
-    (POSITIVE, "learning_rate max_grad_norm clip_norm max_hours advantage_clip reward_timeout timeout"),
+    (POSITIVE, "learning_rate max_grad_norm clip_norm advantage_clip reward_timeout timeout"),
     (
         NOT_NEGATIVE,
         "weight_decay tie ties stop_drop beta sft noise_level min_gap prior max_drift price_in price_out temperature "
@@ -54,7 +54,7 @@ GROUPS: tuple[tuple[Bound, str], ...] = (
     ),
     (
         FROM_0,
-        "warmup curriculum patience validation watch_requests watch_every window window_every refresh keep_rounds "
+        "warmup patience validation watch_requests watch_every window window_every refresh keep_rounds "
         "validation_users cold most",
     ),
     (BATCH, "batch_size accumulation accumulate samples requests updates sample_batch chunk"),

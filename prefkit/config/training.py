@@ -111,11 +111,8 @@ class Train:
     lora: Lora | None = field(default_factory=Lora)
     #: diffusers | file.py:Class
     family: str = "diffusers"
-    #: optimizer steps; with max_hours, at most so many
+    #: optimizer steps
     steps: int = 500
-    #: hours that the command may take, caches and exports too: `steps`, warmup and schedule are sized by a few timed steps,
-    #: once, and a resumed training keeps them; controls take as many steps, on top. null = as many as it takes
-    max_hours: float | None = free(None)
     #: pairs (groups) per micro-batch and process
     batch_size: int = 4
     #: micro-batches per optimizer step
@@ -139,32 +136,19 @@ class Train:
     #: arguments of the generation's call that the denoiser must see in training (embedded guidance)
     guidance: float | None = None
     #: imported images: bring those of a request to one size of about resolution x resolution pixels near their aspect
-    #: (scaled, then cropped); null = images as they are, both of a pair of one size
+    #: (scaled, then cropped around the centre); null = images as they are, both of a pair of one size
     resolution: int | None = None
-    #: centre | random: what such a frame shows of an image of another aspect, the middle or one of 4 places along what hangs
-    #: over, by the visit, both images of a pair alike; pairs kept aside are measured on the middle
-    crop: str = "centre"
     #: half of the visits see both images of a pair mirrored; off, because words that say left or right, letters and logos
     #: are then wrong
     flip: bool = False
-    #: mean | sample: which of a VAE's latents of an image training sees, the mean of its posterior, or a sample of it, drawn
-    #: anew at every visit, as the original Diffusion-DPO and diffusers' examples do; candidates with kept latents have one
-    posterior: str = "mean"
     #: key of extra (the candidate's or, where that is null, its request's) that says what counts in the errors: a box [left,
     #: top, right, bottom] in shares of the image, or the `inputs` id of a mask image (white counts); null = everything
     mask: str | None = None
-    #: shared (one random noise for both images of a pair) | own (each candidate's initial noise, remade from its seed;
-    #: flow models and candidates that the model itself generated)
-    noise: str = "shared"
-    #: easy pairs first: of so many equal stages of the training, the k-th draws from the k widest parts of the pairs by
-    #: rank_gap (score_gap where there is none); 0 = all pairs from the start
-    curriculum: int = 0
-    #: of order, draws (t, noise, view, sample of the posterior), the adapter's start, dropout and the control's flips.
+    #: of order, draws (t, noise, mirroring), the adapter's start, dropout and the control's flips.
     #: measurements (held-out pairs, preflight) draw the same whatever the seed, so that curves of seeds are comparable
     seed: int = 0
-    #: full (all conditions on disk before the first step; no text encoder in memory while training) | rolling (those of the next
-    #: 64 steps in main memory; between windows the text encoders wait there too and come to the device beside the
-    #: denoiser) | off (encoded at every step; the text encoders stay on the device). The result is the same
+    #: full (all conditions on disk before the first step; no text encoder in memory while training) | off (encoded at every
+    #: step; the text encoders stay on the device). The result is the same
     text_cache: str = free("full")
     #: pairs kept aside to measure margins by timestep; 0 = none
     validation: int = 16
@@ -185,11 +169,11 @@ class Train:
     controls: bool = free(False)
     #: keep the frozen reference's errors on disk; a sweep (of beta, rate, objective) looks them up, with the same result
     cache_reference: bool = free(False)
-    #: none (every process holds the model) | fsdp2 (weights, gradients and optimizer states are shared out among the
-    #: processes, a block's weights being gathered when it computes) | zero2 (gathered once per step). The result is the same
+    #: none (every process holds the model) | fsdp2 (weights, gradients and optimizer states are sharded across the
+    #: processes, a block's weights being gathered when it computes). The result is the same
     shard: str = free("none")
-    #: compute activations again in the backward pass instead of keeping them: less memory, about a third slower, the same
-    #: result. null = on CUDA, where one look at the largest micro-batch says that it does not fit otherwise; online, off
+    #: recompute activations in the backward pass instead of keeping them: less memory, about a third slower, the same
+    #: result. null = on for a transformer on CUDA, off elsewhere
     gradient_checkpointing: bool | None = free(None)
     #: torch.compile the denoiser's repeated blocks (the whole where it names none); not online
     compile: bool = free(False)
@@ -199,9 +183,6 @@ class Train:
     #: optimizer steps between checkpoints, and between measurements on the fixed held-out pairs
     checkpoint_every: int = free(100)
     validate_every: int = free(50)
-    #: measure less often, at a multiple of validate_every, so that it takes at most this share of the steps' time; decided
-    #: once from the first steps and kept on resume; null = at every multiple
-    validation_share: float | None = free(None)
     device: str | None = free(None)
     #: none | tensorboard
     report_to: str = free("none")

@@ -22,25 +22,17 @@ NOT_FINITE = (
 )
 
 
+@torch.no_grad()
 def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
     """Images of one size -> [B, ...] float32 in the scheduler's layout, on the VAE's device.
 
     The mode of the VAE's posterior, so that encoding twice gives the same; in float32 where the VAE asks for it.
     """
-    return posterior(pipe, wiring, images)[0]
-
-
-@torch.no_grad()
-def posterior(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> tuple[Tensor, Tensor | None]:
-    """Mean (which is the mode) and standard deviation, as `encode`; no deviation where the VAE gives no distribution."""
     pixels = pipe.image_processor.preprocess(list(images))
     with _upcast(pipe.vae) as vae:
-        z, deviation = _moments(vae, wiring, pixels.to(vae.device, vae.dtype))
+        z = _mode(vae, wiring, pixels.to(vae.device, vae.dtype))
     divisor, offset = AFFINE[wiring.affine](pipe.vae, z.float())
-    laid_out = LAYOUT[wiring.layout][1]
-    return laid_out((z.float() - offset) * divisor), None if deviation is None else laid_out(
-        deviation.float() * divisor
-    )
+    return LAYOUT[wiring.layout][1]((z.float() - offset) * divisor)
 
 
 @torch.no_grad()
@@ -73,11 +65,11 @@ def _cells(wiring: Wiring, latents: Tensor, size: tuple[int, int] | None) -> tup
     return side, side
 
 
-def _moments(vae: Any, wiring: Wiring, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _mode(vae: Any, wiring: Wiring, pixels: Tensor) -> Tensor:
     encoded = vae.encode(pixels.unsqueeze(2) if "frame" in wiring.layout else pixels)
     if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mode(), getattr(encoded.latent_dist, "std", None)
-    return (encoded.latents if hasattr(encoded, "latents") else encoded.latent), None
+        return encoded.latent_dist.mode()
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
 @contextmanager

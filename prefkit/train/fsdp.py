@@ -1,8 +1,6 @@
 """`shard`: weights, gradients and optimizer states shared out among processes, by FSDP2 (torch's fully_shard).
 
-fsdp2   a block's weights are gathered when it computes, in forward and again in backward (ZeRO-3)
-zero2   they are gathered in forward and stay until backward is through: gradients and optimizer states are shared out
-        at all times, as DeepSpeed's ZeRO-2 does, and weights between steps
+A block's weights are gathered when it computes, in forward and again in backward (ZeRO-3).
 Gradients are summed over processes as without shards, so the training is the same but for the order of sums. Checkpoints hold
 whole tensors, written by the main process: any number of processes, sharded or not, goes on from them.
 Every forward and backward is a meeting of all processes. So they make equally many (`even`), and what one process alone
@@ -26,7 +24,7 @@ from prefkit.models.lora import adapters
 from prefkit.models.trees import Tree
 from prefkit.train.policy import Policy
 
-SHARDS = ("none", "fsdp2", "zero2")
+SHARDS = ("none", "fsdp2")
 
 
 def check(name: str, recipe: Recipe, objective: Any, shard: str) -> None:
@@ -53,19 +51,17 @@ def shard_policy(policy: Policy, shard: str, processes: Processes, name: str) ->
     """Share the networks out, in place; nothing with one process. Blocks are those that diffusers says not to split."""
     if shard == "none" or processes.count == 1:
         return
-    blocks = [_shard(policy.net, shard == "fsdp2", processes)]
-    if policy.frozen is not None:  # no backward follows in which its weights would be needed again
-        _shard(policy.frozen, True, processes)
+    blocks = _shard(policy.net, processes)
+    if policy.frozen is not None:
+        _shard(policy.frozen, processes)
     policy.sharded = True
     policy.__dict__.pop("_trained", None)  # other parameters now
     if processes.main:
-        output.note(
-            f"train {name}: weights shared out among {processes.count} processes in {blocks[0]} blocks ({shard})."
-        )
+        output.note(f"train {name}: weights shared out among {processes.count} processes in {blocks} blocks ({shard}).")
 
 
-def _shard(net: Any, reshard: bool, processes: Processes) -> int:
-    """Returns the number of blocks. reshard: after forward."""
+def _shard(net: Any, processes: Processes) -> int:
+    """Shard a network in place; returns the number of its blocks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -74,7 +70,7 @@ def _shard(net: Any, reshard: bool, processes: Processes) -> int:
     kinds = {kind.strip() for kind in named.split(",")}
     inner = [module for module in net.modules() if type(module).__name__ in kinds and module is not net]
     for module in [*reversed(inner), net]:  # what is inside comes first
-        fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for module in net.modules():
         if isinstance(module, FSDPModule):  # gradients are sums here, and gloo knows no averages
             module.set_gradient_divide_factor(1.0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefkit.config import Choice, Train, plugin_options
-from prefkit.train.curriculum import stream
 from prefkit.train.data.augment import Augmentation
+from prefkit.train.data.batches import order
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairRow
 from prefkit.train.monitor import validation
@@ -49,13 +49,11 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
         config = job.config
         training, held = validation.split(pairs, config.validation)
         groups = job.groups(load_objective(job.name, config), training)
-        global_batch = config.batch_size * config.accumulation * processes
-        length = config.steps * global_batch
-        place = stream(groups, config, global_batch)
-        views = Augmentation.of(config)
-        if not config.curriculum and not views.many:  # one permutation after the other: the first holds every group
+        length = config.steps * config.batch_size * config.accumulation * processes
+        views = Augmentation(config.flip, config.seed)
+        if not views.flip:  # the first permutation already holds every group
             length = min(length, len(groups))
-        seen = sorted({place(position) for position in range(length)})
+        seen = sorted({order(len(groups), config.seed, position) for position in range(length)})
         found += unique(views.at(groups[index], visit) for index, visit in seen)
         found += held
     return found
@@ -63,7 +61,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
 
 def unique(groups: Iterable[Any]) -> list[Any]:
     """Without those that show the same images again."""
-    return list({(group.id, *(side.key for side in group.sides)): group for group in groups}.values())
+    return list({(group.id, *(image.key for image in group.images)): group for group in groups}.values())
 
 
 def load_objective(name: str, config: Train) -> Any:

@@ -30,6 +30,9 @@ def check(name: str, config: Train) -> None:
             raise UsageError(
                 f"train {name}: the accelerate configuration asks for fsdp_offload_params, which is not offered."
             )
+        if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false":
+            raise UsageError(f"train {name}: the accelerate configuration sets fsdp_reshard_after_forward: false (ZeRO-2), "
+                             "which is not offered; set it to true.")  # fmt: skip
         if _on("FSDP_ACTIVATION_CHECKPOINTING") and not config.gradient_checkpointing:
             raise UsageError(f"train {name}: the accelerate configuration asks for fsdp_activation_checkpointing; set "
                              f"train.{name}.gradient_checkpointing: true instead.")  # fmt: skip
@@ -43,7 +46,7 @@ def shard_of(config: Train) -> str:
     """How weights are shared out: as the recipe says or, where it says nothing, as an accelerate configuration for FSDP does."""
     if config.shard != "none" or not _on("ACCELERATE_USE_FSDP"):
         return config.shard
-    return "zero2" if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false" else "fsdp2"
+    return "fsdp2"
 
 
 def _on(variable: str) -> bool:

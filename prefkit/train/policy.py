@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.config import Lora, Train
+from prefkit.distributed import device_of
 from prefkit.errors import TrainingError, UsageError
 from prefkit.models.lora import adapters
-from prefkit.train import recompute
 from prefkit.types import Errors
 
 
@@ -107,9 +107,19 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
             "there is not one trainable parameter. Give lora.rank above 0 and lora.targets that this network has, or "
             "lora: null for full weights."
         )
-    if config.gradient_checkpointing:
-        recompute.turn_on(net)
+    if _checkpointed(net, config):
+        net.enable_gradient_checkpointing()
     return policy
+
+
+def _checkpointed(net: Any, config: Train) -> bool:
+    """True if the recipe asks for gradient checkpointing or, by default, if the network is a transformer on CUDA."""
+    offered = bool(getattr(net, "_supports_gradient_checkpointing", False))
+    if config.gradient_checkpointing and not offered:
+        raise UsageError(f"train.*.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key.")
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing
+    return offered and "Transformer" in type(net).__name__ and device_of(config.device).startswith("cuda")
 
 
 def _adapter(net: Any, config: Train) -> Policy:

@@ -20,7 +20,6 @@ import torch
 from prefkit.config import Train
 from prefkit.distributed import device_of
 from prefkit.errors import UsageError
-from prefkit.train import recompute
 
 TF32 = "tf32"
 #: graphs of one block: (policy, policy measured, reference) x widths of the network x sizes of images. A U-Net with two
@@ -93,7 +92,8 @@ def arrange(loop: Any) -> dict[str, str]:
     """Set up how an offline loop's steps are computed; returns what there is to say of it before the first."""
     config, policy = loop.config, loop.policy
     check_dispatched(policy.net, config.attention)
-    said = {"gradient checkpointing": recompute.decide(loop)}
+    checkpointed = getattr(policy.net, "is_gradient_checkpointing", False)
+    said = {"gradient checkpointing": "on" if checkpointed else "off"}
     if config.compile:
         said["compiled"] = compile_blocks(policy.net)
         if policy.frozen is not None:

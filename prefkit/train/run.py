@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from prefkit.errors import FingerprintError, UsageError
 from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_json
-from prefkit.train import budget, launch
 from prefkit.train import diagnose as failures
 from prefkit.train import fsdp as sharding
+from prefkit.train import launch
 from prefkit.train import precision as computing
 from prefkit.train import summary as table
 from prefkit.train.claim import claim, untrained
@@ -24,10 +23,10 @@ from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.export import export, sound_result
 from prefkit.train.jobs import Job, jobs_of, load_objective
-from prefkit.train.monitor import early_stop as stopping
 from prefkit.train.monitor import validation
+from prefkit.train.monitor.early_stop import load_weights
 from prefkit.train.monitor.preflight import preflight
-from prefkit.train.monitor.sample_eval import looks_of
+from prefkit.train.monitor.sample_eval import sample_evaluation
 from prefkit.train.policy import make_policy
 from prefkit.train.settings import check, check_start, is_online, make_objective
 from prefkit.train.setup import ModelLoader, fingerprint, prepare
@@ -48,7 +47,6 @@ def run_train(
     validation_pairs, final (path or None), done, and with controls theirs by name.
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after saving a checkpoint.
     """
-    began = budget.clock()
     objective = check(recipe, name)
     config = recipe.train[name]
     controls = controls or config.controls
@@ -68,9 +66,6 @@ def run_train(
     check_start(recipe, config)
     jobs = jobs_of(name, config, controls)
     with processes.group.held(*(store.lock(f"train/{job.name}") for job in jobs)):
-        if config.max_hours is not None:
-            found = _budget(store, recipe, jobs, source, pairs, processes, began)
-            jobs = jobs_of(name, budget.applied(config, found), controls)
         summaries = _run_jobs(store, recipe, jobs, source, pairs, processes, limit)
     return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
 
@@ -88,7 +83,6 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
         return
     processes = Processes(config.device)
     pairs = read_pairs(PairSource.find(store, config.pairs))
-    config = budget.applied(config, budget.written(store.train(name)))
     plan = ModelLoader(store, recipe, config, store.train(name))
     for job in jobs_of(name, config, config.controls):
         _claim(job, plan, pairs, processes, write=False)
@@ -100,27 +94,6 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
 
 def _too_few(name: str) -> UsageError:
     return UsageError(f"train.{name}.patience: there are too few pairs to keep any aside. Set it to 0.")
-
-
-def _budget(
-    store: Store,
-    recipe: Recipe,
-    jobs: list[Job],
-    source: PairSource,
-    pairs: list[PairRow],
-    processes: Processes,
-    began: float,
-) -> dict[str, Any]:
-    """The first job's, as it is written or, before its first checkpoint, decided now."""
-    folder = store.train(jobs[0].name)
-    found = processes.group.lead(lambda: None if untrained(folder) else budget.written(folder))
-    if found is None:
-        plan = ModelLoader(store, recipe, jobs[0].config, folder)
-        data = prepare(plan, pairs, source, processes, jobs)
-        with computing.computing(jobs[0].config, processes.device):
-            found = budget.decide(lambda: make_loop(plan, jobs[0], data, folder, processes), began)
-        gc.collect()  # the timed network goes before the trained one comes
-    return found
 
 
 def _claim(job: Job, plan: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
@@ -235,7 +208,7 @@ def _settle(loop: Trainer, name: str) -> None:
                 f"the best ({loop.stopping.best:.3f}).")  # fmt: skip
     else:
         return
-    loop.policy.load_state(sharding.spread(stopping.kept(path), loop.policy.state()))
+    loop.policy.load_state(sharding.spread(load_weights(path), loop.policy.state()))
     if loop.processes.main:
         say(f"train {name}: {said}")
 
@@ -262,7 +235,7 @@ def make_loop(plan: ModelLoader, job: Job, data: PairData, folder: Path, process
     kept = None
     if config.cache_reference and objective.reference == "frozen" and not objective.needs_residual:
         kept = ReferenceErrorCache(plan.reference_folder())
-    looks = looks_of(plan, config, data, training, held, folder)
+    looks = sample_evaluation(plan, config, data, training, held, folder)
     loop = Trainer(config, family, objective, policy, own, measured, processes, folder, kept, looks)
     loop.computed = computing.arrange(loop)
     return loop

@@ -10,11 +10,10 @@ from prefkit.distributed import check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.models.load.pipeline import check_model
 from prefkit.train import fsdp as sharding
-from prefkit.train import launch, optimizers, posterior
+from prefkit.train import launch, optimizers
 from prefkit.train import precision as computing
-from prefkit.train.data import augment as views
 from prefkit.train.data.prompt_cache import CACHES
-from prefkit.train.data.reference_cache import check_kept
+from prefkit.train.data.reference_cache import check_objective as check_reference_cache
 from prefkit.train.fsdp import SHARDS
 from prefkit.train.jobs import load_objective
 from prefkit.train.monitor.metrics import BOARDS
@@ -23,19 +22,16 @@ from prefkit.train.trainer import AUTOCAST, SCHEDULES
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
 LEAST_RESOLUTION = 64
-NOISES = ("shared", "own")
 KNOWN = {
     "precision": AUTOCAST,
     "schedule": SCHEDULES,
     "report_to": BOARDS,
-    "noise": NOISES,
     "text_cache": CACHES,
     "shard": SHARDS,
-    "posterior": posterior.KINDS,
 }
 #: smallest value -> the settings that it holds for
 LEAST = {
-    0: ("warmup", "weight_decay", "validation", "curriculum", "patience", "stop_drop"),
+    0: ("warmup", "weight_decay", "validation", "patience", "stop_drop"),
     1: ("steps", "batch_size", "accumulation", "checkpoint_every", "validate_every", "watch_requests", "watch_every"),
 }
 
@@ -53,7 +49,7 @@ def check(recipe: Recipe, name: str) -> Any:
     objective = load_objective(name, config)
     sharding.check(name, recipe, objective, launch.shard_of(config))
     if config.cache_reference:
-        check_kept(name, objective, online=config.online is not None)
+        check_reference_cache(name, objective, online=config.online is not None)
     if not is_online(config, objective):
         _check_objective(objective, config.objective.use)
         registry.load_class("family", config.family)
@@ -91,30 +87,22 @@ def check_settings(name: str, config: Train) -> None:
             raise UsageError(f"train.{name}.{key} is {getattr(config, key):g}: it must be above 0.")
     computing.check(name, config)
     optimizers.check(name, config)
-    if config.max_hours is not None and (config.max_hours <= 0 or config.online is not None):
-        raise UsageError(f"train.{name}.max_hours is above 0, and offline: rounds of online training differ too much to be "
-                         "timed by the first. Leave it out.")  # fmt: skip
     if config.resolution is not None:
         if config.resolution < LEAST_RESOLUTION:
             raise UsageError(f"train.{name}.resolution is {config.resolution}: it must be at least {LEAST_RESOLUTION}.")
-        if config.online is not None or config.noise != "shared":
-            raise UsageError(f"train.{name}.resolution is for imported images; a candidate's own noise and online training "
-                             "go with images as they are. Set it to null.")  # fmt: skip
-    if config.validation_share is not None and config.validation_share <= 0:
-        raise UsageError(f"train.{name}.validation_share is {config.validation_share:g}: it must be above 0. `validation: 0` "
-                         "measures nothing.")  # fmt: skip
-    views.check(name, config)
-    posterior.check(name, config)
+        if config.online is not None:
+            raise UsageError(
+                f"train.{name}.resolution is for imported images; online training samples its own. Remove it."
+            )
+    if config.flip and config.online is not None:
+        raise UsageError(f"train.{name}.flip is for existing images; online training samples its own. Remove it.")
     if config.patience and (config.online is not None or not config.validation):
         raise UsageError(f"train.{name}.patience looks at the pairs that `validation` keeps aside, offline. Set it to 0, or "
                          "validation above 0.")  # fmt: skip
     if config.watch and config.online is not None:
         raise UsageError(f"train.{name}.watch is for pairs that are there; online.watch is the one online.")
-    if config.curriculum and (config.online is not None or load_objective(name, config).shape != "pair"):
-        raise UsageError(f"train.{name}.curriculum orders pairs that are there by their gaps: a single has none, a list one "
-                         "for every two of its images. Take an objective on pairs, offline, or set it to 0.")  # fmt: skip
-    if config.online is not None and (config.mask is not None or config.noise != "shared"):
-        raise UsageError(f"train.{name}: mask and noise are for pairs that are there; online.mask is the one online.")
+    if config.online is not None and config.mask is not None:
+        raise UsageError(f"train.{name}.mask is for existing pairs; online training reads online.mask.")
     if config.online is not None and config.text_cache != "full":
         raise UsageError(f"train.{name}.text_cache: online training encodes the prompts that it samples. Leave it out.")
     if config.lora is not None and config.lora.rank < 1:
@@ -125,7 +113,7 @@ def check_settings(name: str, config: Train) -> None:
         raise UsageError(f"train.{name}.lora.dropout is {config.lora.dropout:g}: it must be from 0 to below 1.")
     if (getattr(load_objective(name, config).options, "beta", None) or 1) < 0:
         raise UsageError(f"train.{name}.objective.beta is negative: that would teach the losers.")
-    if config.online is None and config.max_hours is None and config.steps < config.warmup:
+    if config.online is None and config.steps < config.warmup:
         output.warn(f"train.{name}.warmup is {config.warmup} steps and the training has {config.steps}, so it never reaches "
                     "its learning_rate. Lower warmup.")  # fmt: skip
 

@@ -20,7 +20,6 @@ from prefkit.models.load.revision import base_revision, weights_revision
 from prefkit.store import Store
 from prefkit.store.files import read_json, remedy_for, sound_json, write_json
 from prefkit.train import diagnose as failures
-from prefkit.train import posterior
 from prefkit.train.data import aspect_buckets as frames
 from prefkit.train.data import augment as views
 from prefkit.train.data import batches as caches
@@ -159,7 +158,7 @@ class ModelLoader:
 
     def caches_read(self) -> list[Path]:
         """Folders of latents, of conditions, and of what lies beside the latents if anything does."""
-        names = posterior.folder_of(self.config), beside.folder_of(self.config)
+        names = "latents", beside.folder_of(self.config)
         latents, *more = [self.latents_folder() / name for name in names if name is not None]
         return [latents, self.conditions_folder(), *more]
 
@@ -207,8 +206,8 @@ def open_caches(plan: ModelLoader, pairs: list[PairRow], source: PairSource) -> 
     requests = {request.request_id: request for request in store.requests()}
     latents, conditions, *extra = map(Cache, plan.caches_read())
     views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
-    seen, masks = views.Augmentation.of(plan.config), plan.masks(pairs)
-    return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, seen, plan.config.seed)
+    flips, masks = views.Augmentation(plan.config.flip, plan.config.seed), plan.masks(pairs)
+    return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, flips, plan.config.seed)
 
 
 def prepare(
@@ -220,17 +219,21 @@ def prepare(
     """
     processes.group.lead(plan.check_caches)
     store, data = plan.store, open_caches(plan, pairs, source)
-    size = data.pairs[0].win.frame or caches.first_size(source, store, pairs)
+    size = data.pairs[0].win.bucket or caches.first_size(source, store, pairs)
     family: Any = None
     plan.agree(processes.group)
     if plan.wiring() is None:  # the folder of conditions hangs on it
         family = _capture(plan, size, processes)
         processes.group.lead(lambda: check_cache(plan.conditions_folder()))
         data.conditions = Cache(plan.conditions_folder())
-    seen = visited(jobs, data.pairs, processes.count) if jobs else [v for p in data.pairs for v in data.views.every(p)]
+    seen = (
+        visited(jobs, data.pairs, processes.count)
+        if jobs
+        else [v for p in data.pairs for v in data.augmentation.every(p)]
+    )
     wanted = data.of(seen)
-    texted = texts.on_disk(plan.config, data, wanted)
-    for cache in (data.latents, data.conditions, data.beside):
+    texted = texts.encoded_ahead(plan.config, data, wanted)
+    for cache in (data.latents, data.conditions, data.weights):
         if cache is not None:
             _agree(processes, cache)
     # decided by one: processes that disagreed would wait for each other for ever
@@ -243,7 +246,7 @@ def prepare(
     del family
     gc.collect()
     caches.check_sizes(data, source.name)
-    return texts.shown(plan, data, processes.device)
+    return texts.with_text_cache(plan, data, processes.device)
 
 
 def _capture(plan: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
@@ -271,23 +274,21 @@ def _fill(
     """
     store, share = plan.store, (processes.rank, processes.count)
     family.pipe.vae.float()  # latents are made once, so they are made well
-    views.warn_of_coordinates(plan.config, family)
-    encode = posterior.encoder(family, plan.config)
-    images = [side for group in [*wanted.pairs, *preflight.foreign(plan, data)] for side in group.sides]
-    caches.fill_latents(data, images, encode, source, store, plan.generators, share)
+    images = [image for group in [*wanted.pairs, *preflight.foreign(plan, data)] for image in group.images]
+    caches.fill_latents(data, images, family, source, store, plan.generators, share)
     _agree(processes, data.latents)
     caches.check_sizes(data, source.name)
-    measured = preflight.chosen(plan, data)[1:]
+    measured = preflight.groups_to_measure(plan, data)[1:]
     for images_of in measured:
-        sides = [group.sides[0] for group in images_of.pairs]
-        caches.fill_latents(images_of, sides, encode, source, store, plan.generators, share)
+        firsts = [group.images[0] for group in images_of.pairs]
+        caches.fill_latents(images_of, firsts, family, source, store, plan.generators, share)
         _agree(processes, data.latents)
     for groups in (texted, *measured):
         caches.fill_conditions(groups, family, share)
         _agree(processes, data.conditions)
-    if data.beside is not None:
-        beside.fill(wanted, family, plan.config, store, plan.generators, share)
-        _agree(processes, data.beside)
+    if data.weights is not None:
+        beside.fill(wanted, family, store, share)
+        _agree(processes, data.weights)
 
 
 def _agree(processes: Processes, cache: Cache) -> None:
@@ -299,12 +300,12 @@ def _agree(processes: Processes, cache: Cache) -> None:
 
 
 def fingerprint(config: Train, plan: ModelLoader, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
-    """What the result means. At constant rate and without a curriculum, when it ends is not part of it.
+    """What the result means. At a constant rate, when it ends is not part of it.
 
     Nor is how a global batch is split, but for dropout, whose masks are drawn per micro-batch and process.
     """
     train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
-    if config.schedule == "constant" and not config.curriculum:
+    if config.schedule == "constant":
         train.pop("steps", None)
     split = [config.batch_size, config.accumulation, processes.count]
     train.pop("guidance", None)  # it is in `call`
@@ -316,11 +317,9 @@ def fingerprint(config: Train, plan: ModelLoader, pairs: list[PairRow], processe
         found["split"] = split
     masks = plan.masks(pairs)
     if masks is not None:
-        found["masks"] = digest([masks.said(pair, side) for pair in pairs for side in pair.sides])
+        found["masks"] = digest([masks.lookup(pair, image) for pair in pairs for image in pair.images])
     if Background.said():
         found["background"] = Background.name()
-    if config.curriculum:
-        found["rank_gaps"] = digest([pair.rank_gap for pair in pairs])
     plugins = {"objective": config.objective.use, "family": config.family}
     code = {kind: registry.code_hash(use, kind) for kind, use in plugins.items()}
     code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
@@ -333,7 +332,7 @@ def _measured(config: Train) -> dict[str, Any]:
     """How often there is a measurement that may choose the weights of the result, or stop the training."""
     found: dict[str, Any] = {}
     if config.patience:
-        found["measured"] = {"every": config.validate_every, "share": config.validation_share}
+        found["measured"] = {"every": config.validate_every}
     if config.watch and config.stop_drop:
         found["watched"] = {"every": config.watch_every}
     return found

@@ -21,14 +21,14 @@ from torch import Tensor
 from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.distributed import Processes
-from prefkit.train import checkpoint, optimizers, pace
+from prefkit.store.tensors import save_tensors
+from prefkit.train import checkpoint, optimizers
 from prefkit.train import diagnose as failures
 from prefkit.train import fsdp as sharding
-from prefkit.train.curriculum import stream
-from prefkit.train.data.batches import Batch, PairData
-from prefkit.train.data.prompt_cache import prepared
+from prefkit.train.data.batches import Batch, PairData, order
+from prefkit.train.data.prompt_cache import prefetch
 from prefkit.train.data.reference_cache import ReferenceErrorCache
-from prefkit.train.monitor.early_stop import EarlyStopping, check, forget, keep
+from prefkit.train.monitor.early_stop import EarlyStopping, check_weights, remove_stale
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.objectives._contract import loss_of
@@ -66,18 +66,12 @@ class Trainer:
         scaled = config.precision == "fp16"  # beta already makes gradients large: start low, the scaler grows by itself
         self.scaler = torch.amp.GradScaler(self.processes.device.type, init_scale=256.0, enabled=scaled)
         self.watch = WinnerRegressionWarning()
-        self.show(self.data)
         self.stopping = EarlyStopping(config.patience, self.folder) if config.patience else None
-        self.pace = pace.Pace(config.validation_share, config.validate_every, self.folder)
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.shown: dict[str, float] = {}  # of the last step
         self.seen: list[
             tuple[list[Any], Tensor]
         ] = []  # groups and losses of the step in hand, for the message of a failure
-
-    def show(self, data: PairData) -> None:
-        """Train on these from here on; online, every round has its own."""
-        self.data, self.place = data, stream(data.pairs, self.config, self.global_batch)
 
     @property
     def done(self) -> bool:
@@ -89,19 +83,19 @@ class Trainer:
         return self.config.batch_size * self.config.accumulation * self.processes.count
 
     # -- one step -------------------------------------------------------------------------------------------------
-    def chosen(self, step: int) -> list[list[tuple[Any, int]]]:
+    def batch_indices(self, step: int) -> list[list[tuple[Any, int]]]:
         """(group, visit)s of this process's micro-batches of a step (0-based)."""
         size, groups = self.config.batch_size, self.data.pairs
         found = []
         for micro in range(self.config.accumulation):
             first = step * self.global_batch + (micro * self.processes.count + self.processes.rank) * size
-            places = [self.place(first + i) for i in range(size)]
+            places = [order(len(groups), self.config.seed, first + i) for i in range(size)]
             found.append([(groups[index], visit) for index, visit in places])
         return found
 
     def micro_batches(self, step: int) -> list[list[Batch]]:
         """The same, each as batches of one signature."""
-        found = [list(self.data.batches(self.family, own)) for own in self.chosen(step)]
+        found = [list(self.data.batches(self.family, own)) for own in self.batch_indices(step)]
         if self.kept is not None:
             for batch in (batch for batches in found for batch in batches):
                 self.kept.look_up(batch, self.data)
@@ -237,12 +231,12 @@ class Trainer:
             if hasattr(self.objective, "state"):
                 state["objective"] = self.objective.state()
             checkpoint.save(self.folder / "checkpoints", self.step, weights, optimizer, state)
-            forget(self.folder)
+            remove_stale(self.folder)
         self.processes.wait()
 
     def resume(self) -> None:
         """Go to the last checkpoint, if there is one."""
-        found = checkpoint.load_last(self.folder / "checkpoints", self.processes, partial(check, self.folder))
+        found = checkpoint.load_last(self.folder / "checkpoints", self.processes, partial(check_weights, self.folder))
         if found is None:
             return
         weights, optimizer, state = found
@@ -269,11 +263,8 @@ class Trainer:
 
     def _run(self, limit: int | None) -> dict[str, float]:
         if self.validation is not None:
-            begun = pace.clock()
             self.validation.reference = self.measure(reference=True)
-            self.pace.measurement = pace.clock() - begun
         self.resume()
-        self.pace.resume(self.step)
         end = self.config.steps if limit is None else min(self.config.steps, self.step + limit)
         end = self.step if self.done else end
         log = Log(self.folder / "metrics.jsonl", self.step, self.config.report_to) if self.processes.main else None
@@ -291,18 +282,17 @@ class Trainer:
         first, started = self.step, time.monotonic()
         label = f"train {self.folder.name}"
         with interrupts.after_the_step() as interrupted, output.Progress(label, max(end - first, 1)) as progress:
-            for micro_batches in prepared(self, range(first, end)):
-                begun = pace.clock()
+            for micro_batches in prefetch(self, range(first, end)):
+                begun = time.monotonic()
                 self.shown = self.update(self.accumulate(micro_batches))
                 self.step += 1
-                self.pace.steps.append(pace.clock() - begun)
-                self._log(log, progress, self.shown, self.pace.steps[-1])
+                self._log(log, progress, self.shown, time.monotonic() - begun)
                 if self.step == first + 3 and self.processes.main:
                     expected = (time.monotonic() - started) / 3 * (end - first)
                     output.note(f"{label}: about {output.duration(expected)} for {end - first} steps.")
                 stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
                 # measured before it is saved: whatever is lost in between is done again
-                if self.step == self.config.steps or self.pace.due(self.step, self.processes):
+                if self.step == self.config.steps or self.step % self.config.validate_every == 0:
                     self._validate(log)
                 self._look(log)
                 if stop or self.done or self.step == end or self.step % self.config.checkpoint_every == 0:
@@ -324,20 +314,18 @@ class Trainer:
     def _validate(self, log: Log | None) -> None:
         if self.validation is None:
             return
-        begun = pace.clock()
         report = self.validation.report(self.measure(reference=False))
-        self.pace.measurement = pace.clock() - begun
         if log is not None:
             log.write_validation(self.step, report)
         accuracy = report["implicit_accuracy"]
-        if self.stopping is not None and self.stopping.look(self.step, sum(accuracy) / len(accuracy)):
+        if self.stopping is not None and self.stopping.update(self.step, sum(accuracy) / len(accuracy)):
             best = sharding.whole(self.policy.state(), self.processes.main)
             if self.processes.main:
-                keep(self.stopping.path, best)
+                save_tensors(self.stopping.path, best)
 
     def _look(self, log: Log | None) -> None:
         if self.looks is not None and self.looks.due(self.step):
-            self.looks.look(self, log)
+            self.looks.evaluate(self, log)
 
 
 def over_heads(shown: dict[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from prefkit.errors import UsageError
 
 SETTINGS = [getattr(config, n) for n in ("Generate", "Score", "Compare", "Pair", "Train", "Online", "Lora", "Eval")]
 SETTINGS.append(config.Requests)
-UNBOUNDED = ("learning_rate", "max_grad_norm", "max_hours")  # nothing is counted or allocated by them
+UNBOUNDED = ("learning_rate", "max_grad_norm")  # nothing is counted or allocated by them
 PLUGIN_PACKAGES = ("scorer", "strategy", "objective", "exporter", "fitter")
 
 

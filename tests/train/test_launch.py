@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -35,6 +34,7 @@ def launched(monkeypatch):
         (["--use_deepspeed", "--zero_stage", "2"], "DeepSpeed"),
         (["--use_fsdp", "--fsdp_version", "1"], "FSDP 1"),
         (["--use_fsdp", "--fsdp_version", "2", "--fsdp_offload_params", "true"], "fsdp_offload_params"),
+        (["--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", "false"], "reshard_after_forward"),
         (["--use_fsdp", "--fsdp_version", "2", "--fsdp_activation_checkpointing", "true"], "gradient_checkpointing"),
         (["--use_parallelism_config"], "parallelism_config"),
     ],
@@ -50,12 +50,7 @@ def test_fsdp_2_is_followed(run, launched):
     assert launch.shard_of(config) == "none"
     launched("--use_fsdp", "--fsdp_version", "2")
     launch.check("dpo", config)
-    assert launch.shard_of(config) == "fsdp2" and launch.shard_of(replace(config, shard="zero2")) == "zero2"
-
-
-def test_fsdp_2_that_keeps_weights_gathered_is_zero_2(run, launched):
-    launched("--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", "false")
-    assert launch.shard_of(run()[1].train["dpo"]) == "zero2"
+    assert launch.shard_of(config) == "fsdp2"
 
 
 def test_another_precision_is_said(run, launched, capsys):

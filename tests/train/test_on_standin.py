@@ -11,19 +11,14 @@ import standin
 import torch
 
 from prefkit.config import Generate, Score
-from prefkit.distributed import Processes
 from prefkit.errors import TrainingError
 from prefkit.models.load.pipeline import load_pipeline
-from prefkit.train import budget, recompute
 from prefkit.train import run as training
 from prefkit.train.data import batches as data
-from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.families.diffusers import DiffusersFamily
-from prefkit.train.jobs import Job
 from prefkit.train.monitor import sample_monitor as watch
 from prefkit.train.monitor.validation import Validation
-from prefkit.train.run import make_loop, run_train
-from prefkit.train.setup import ModelLoader, prepare
+from prefkit.train.run import run_train
 from prefkit.train.trainer import Trainer
 from prefkit.types import Candidate
 
@@ -74,8 +69,8 @@ def test_a_metric_that_is_made_on_the_cpu_is_found(run, monkeypatch):
 
 
 def test_every_setting_that_looks_at_the_device_trains(run):
-    """max_hours waits for the card, tf32 switches its products, rolling texts come and go, watch frees its memory."""
-    store, recipe = run(**BIG, precision="tf32", max_hours=5.0, text_cache="rolling", watch=["size"], watch_requests=2, validation=2, cache_reference=True)  # fmt: skip
+    """tf32 switches its products, watch frees its memory, and prompts are encoded beside the denoiser."""
+    store, recipe = run(**BIG, precision="tf32", watch=["size"], watch_requests=2, validation=2, cache_reference=True)  # fmt: skip
     recipe = replace(
         recipe,
         generate={"own": Generate(steps=2, guidance=3.0, device="cuda")},
@@ -83,8 +78,8 @@ def test_every_setting_that_looks_at_the_device_trains(run):
     )
     standin.CALLS.clear()
     assert run_train(store, recipe, "dpo")["done"]
-    assert {"synchronize", "empty_cache", "reset_peak_memory_stats", "mem_get_info"} <= set(standin.CALLS)
-    store, recipe = run(**BIG, where="bf16", precision="bf16", text_cache="off", posterior="sample")
+    assert {"empty_cache"} <= set(standin.CALLS)
+    store, recipe = run(**BIG, where="bf16", precision="bf16", text_cache="off")
     assert run_train(store, recipe, "dpo")["done"]
 
 
@@ -94,12 +89,12 @@ def test_encoding_and_decoding_go_on_with_smaller_batches(folders, png, capsys):
     family = DiffusersFamily()
     family.load({"base": str(folders["sd"]), "device": "cuda"})
     images = [Candidate(str(i), "r", i, i, image=png(np.random.default_rng(i))) for i in range(8)]
-    whole = family.posteriors(images)
+    whole = family.latents(images)
     with standin.run_out(convolutions(above=2)):
-        parts = family.posteriors(images)
+        parts = family.latents(images)
     assert family.encoding.most == 2
-    assert all(torch.equal(a[key], b[key]) for a, b in zip(whole, parts, strict=True) for key in ("latents", "std"))
-    latents = torch.stack([found["latents"] for found in whole])
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    latents = torch.stack(whole)
     pictures = family.decode(latents)
     with standin.run_out(convolutions(above=3)):
         again = family.decode(latents)
@@ -112,7 +107,7 @@ def test_encoding_and_decoding_go_on_with_smaller_batches(folders, png, capsys):
         standin.run_out(always),
         pytest.raises(TrainingError, match=r"one of the images alone.*train\.NAME\.resolution"),
     ):
-        family.posteriors(images)
+        family.latents(images)
     with standin.run_out(always), pytest.raises(TrainingError, match="one of the images alone"):
         family.decode(latents)
 
@@ -149,12 +144,10 @@ def failing(owner, name, at):
         (training, "preflight", "ran out of memory in the preflight"),
         (training, "make_policy", "ran out of memory loading the denoiser"),
         (data, "fill_conditions", "ran out of memory encoding the pairs' images and prompts"),
-        (budget, "_probe", r"ran out of memory in step 1\. Try"),
     ],
 )
 def test_what_cannot_be_halved_is_explained(run, monkeypatch, owner, name, said):
-    more = {"max_hours": 5.0} if owner is budget else {}
-    store, recipe = run(**BIG, validation=2, gradient_checkpointing=False, **more)
+    store, recipe = run(**BIG, validation=2, gradient_checkpointing=False)
     everything = name in ("preflight", "make_policy", "fill_conditions")
     if everything:
 
@@ -163,30 +156,9 @@ def test_what_cannot_be_halved_is_explained(run, monkeypatch, owner, name, said)
 
         monkeypatch.setattr(owner, name, out)
     else:
-        target = Trainer if owner is budget else owner
-        function = "accumulate" if owner is budget else name
-        monkeypatch.setattr(target, function, failing(target, function, always))
+        monkeypatch.setattr(owner, name, failing(owner, name, always))
     with pytest.raises(TrainingError, match=said):
         run_train(store, recipe, "dpo")
-
-
-def checkpointing(store, recipe):
-    """What the loop on the card decides about it."""
-    source, config = PairSource.find(store, "main"), recipe.train["dpo"]
-    plan, processes = ModelLoader(store, recipe, config, store.train("dpo")), Processes("cuda")
-    found = prepare(plan, read_pairs(source), source, processes)
-    return make_loop(plan, Job("dpo", config), found, store.train("dpo"), processes).computed["gradient checkpointing"]
-
-
-def test_checkpointing_is_turned_on_where_a_step_does_not_fit(run, monkeypatch):
-    store, recipe = run(**BIG)
-    monkeypatch.setattr(recompute, "_forward_and_backward", failing(recompute, "_forward_and_backward", always))
-    assert "runs out of the" in checkpointing(store, recipe)
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *a: standin.MEMORY)
-    assert checkpointing(store, recipe).startswith("on: without it a step takes")
-    monkeypatch.undo()
-    assert checkpointing(store, recipe).startswith("off: a step takes")
 
 
 def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch, capsys):
@@ -197,16 +169,16 @@ def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch
         score, generate = {"size": Score(use="jpeg")}, {"own": Generate(steps=2, guidance=3.0)}
         recipe = replace(recipe, generate=generate, score=score)
         if at is not None:
-            monkeypatch.setattr(watch.Watch, "look", failing(watch.Watch, "look", at))
+            monkeypatch.setattr(watch.SampleMonitor, "evaluate", failing(watch.SampleMonitor, "evaluate", at))
         assert run_train(store, recipe, "dpo")["done"]
         rows = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
         found.append([row["watch"]["size"]["mean"] for row in rows if "watch" in row])
-    assert "looking at samples: out of memory with 2 images at once. Going on with 1" in capsys.readouterr().err
+    assert "sample evaluation: out of memory with 2 images at once. Going on with 1" in capsys.readouterr().err
     assert found[0] == pytest.approx(found[1], rel=1e-3)
     monkeypatch.undo()
-    monkeypatch.setattr(watch.Watch, "look", failing(watch.Watch, "look", always))
+    monkeypatch.setattr(watch.SampleMonitor, "evaluate", failing(watch.SampleMonitor, "evaluate", always))
     store, recipe = run(**BIG, where="none", **settings)
-    with pytest.raises(TrainingError, match=r"looking at samples: out of memory.*generate\.NAME\.height"):
+    with pytest.raises(TrainingError, match=r"sample evaluation: out of memory.*generate\.NAME\.height"):
         run_train(store, replace(recipe, generate=generate, score=score), "dpo")
     monkeypatch.undo()
 
@@ -215,7 +187,7 @@ def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch
 
     monkeypatch.setattr("prefkit.train.monitor.sample_eval.load_pipeline", out)
     store, recipe = run(**BIG, where="loading", **settings)
-    with pytest.raises(TrainingError, match="in a look at samples. A look loads the VAE"):
+    with pytest.raises(TrainingError, match="in the sample evaluation. It loads the VAE"):
         run_train(store, replace(recipe, generate=generate, score=score), "dpo")
 
 

@@ -10,6 +10,7 @@ from prefkit.config import Lora, Train
 from prefkit.errors import UsageError
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.lora import adapters
+from prefkit.train import policy as policies
 from prefkit.train.policy import make_policy
 
 
@@ -88,3 +89,15 @@ def test_a_start_with_dora_is_refused_before_anything_is_trained(start):
     net.add_adapter(LoraConfig(r=2, target_modules=["to_q"], use_dora=True), adapter_name="magnified")
     with pytest.raises(UsageError, match="magnified is a DoRA adapter"):
         make_policy(net, Train(lora=Lora(rank=4)), frozen=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_gradient_checkpointing_is_on_for_transformers_on_cuda_unless_set(folders, monkeypatch, kind, device, asked):
+    monkeypatch.setattr(policies, "device_of", lambda name: device)
+    pipe = load_pipeline(str(folders[kind]))
+    net = pipe.unet if kind == "sd" else pipe.transformer
+    make_policy(net, Train(gradient_checkpointing=asked), frozen=False)
+    default = (kind, device) == ("sd3", "cuda")
+    assert net.is_gradient_checkpointing is (default if asked is None else asked)

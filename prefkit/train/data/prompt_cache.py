@@ -1,19 +1,15 @@
-"""`text_cache`: where a training's conditions are. A large text encoder makes megabytes of each.
+"""`text_cache`: where the prompt conditions of a training are held. A large text encoder makes megabytes of each.
 
-full     all of them on disk before the first step; while training there is no text encoder in memory
-rolling  those of the next WINDOW steps in main memory; between windows the text encoders wait in main memory too, and come
-         to the device between two steps, beside the denoiser but not beside its activations
-off      those of the step in hand; the text encoders stay on the device, beside the denoiser and its activations
-In all three, conditions of pairs kept aside and of the preflight are on disk, being asked for again and again. Every
-condition is encoded by itself, whatever the window, so all three give the same training to the last bit.
+full  all of them on disk before the first step; no text encoder is in memory while training
+off   those of the current step in memory; the text encoders stay on the device next to the denoiser
+In both modes the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them. Each
+condition is encoded by itself, so both modes give the same training to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-import torch
 
 from prefkit.config import Train
 from prefkit.models import trees
@@ -22,18 +18,17 @@ from prefkit.train.data.batches import PairData, ahead, fill_conditions
 from prefkit.train.data.cache import Cache
 from prefkit.train.monitor import validation
 
-CACHES = ("full", "rolling", "off")
-WINDOW = 64
+CACHES = ("full", "off")
 
 
 class PromptEmbeddingCache:
-    """Conditions by key, as a Cache has them: a window of them in memory, others on `disk`.
+    """Conditions of the current step in memory, others on `disk`; it has the interface of a Cache.
 
-    load: a family whose text encoders are on the device. stay: they stay there. window: steps.
+    load: loads a family with its text encoders on the device.
     """
 
-    def __init__(self, disk: Cache, load: Callable[[], Any], device: Any, window: int, stay: bool) -> None:
-        self.disk, self.load, self.device, self.window, self.stay = disk, load, device, window, stay
+    def __init__(self, disk: Cache, load: Callable[[], Any]) -> None:
+        self.disk, self.load = disk, load
         self.held: dict[str, bytes] = {}
         self.family: Any = None
 
@@ -46,35 +41,22 @@ class PromptEmbeddingCache:
     def append(self, items: dict[str, Tree]) -> None:
         self.held |= {key: trees.dumps(tree) for key, tree in items.items()}
 
-    def show(self, data: PairData, groups: Sequence[Any]) -> None:
+    def hold(self, data: PairData, groups: Sequence[Any]) -> None:
         """Hold the conditions of these groups, and no others."""
-        wanted = {data.condition_key(group) for group in groups}
-        self.held = {key: blob for key, blob in self.held.items() if key in wanted}
-        if all(key in self for key in wanted):
-            return
-        if self.family is None:
-            self.family = self.load()
-        self._move(self.device)
-        fill_conditions(data.of(groups), self.family, (0, 1))
-        if not self.stay:
-            self._move("cpu")
-
-    def _move(self, device: Any) -> None:
-        """All that has weights: the denoiser and what else is not needed are there on paper and stay so."""
-        for module in self.family.pipe.components.values():
-            if isinstance(module, torch.nn.Module):
-                module.to(device)
+        keys = {data.condition_key(group) for group in groups}
+        self.held = {key: blob for key, blob in self.held.items() if key in keys}
+        if any(key not in self for key in keys):
+            self.family = self.family or self.load()
+            fill_conditions(data.of(groups), self.family, (0, 1))
 
 
-def on_disk(config: Train, data: PairData, wanted: PairData) -> PairData:
-    """What has its conditions made before the first step. data: all pairs; wanted: what the trainings visit."""
-    if config.text_cache == "full":
-        return wanted
-    return data.of(validation.split(data.pairs, config.validation)[1])
+def encoded_ahead(config: Train, data: PairData, visited: PairData) -> PairData:
+    """The pairs whose conditions are encoded before the first step. data: all pairs; visited: those that training reads."""
+    return visited if config.text_cache == "full" else data.of(validation.split(data.pairs, config.validation)[1])
 
 
-def shown(plan: Any, data: PairData, device: Any) -> PairData:
-    """The same pairs, with the rest of their conditions coming as they are needed."""
+def with_text_cache(plan: Any, data: PairData, device: Any) -> PairData:
+    """The same pairs; with text_cache: off, their conditions are encoded at every step."""
     if plan.config.text_cache == "full":
         return data
 
@@ -82,23 +64,17 @@ def shown(plan: Any, data: PairData, device: Any) -> PairData:
         parts = {"text", "vae"} if plan.recipe.model.inputs else {"text"}
         return plan.load(device, tuple(data.latents.notes[data.example()]), parts, plan.wiring())
 
-    stay = plan.config.text_cache == "off"
-    found = data.of(data.pairs)
-    found.conditions = PromptEmbeddingCache(data.conditions, load, device, 1 if stay else WINDOW, stay)
-    return found
+    uncached = data.of(data.pairs)
+    uncached.conditions = PromptEmbeddingCache(data.conditions, load)
+    return uncached
 
 
-def prepared(loop: Any, steps: Sequence[int], window: int | None = None) -> Iterator[Any]:
-    """loop.micro_batches of each step, made in a thread while those before are used; with the conditions they take.
-
-    window: steps whose conditions are encoded at once, overruling the text cache's.
-    """
-    texts = loop.data.conditions
-    if not isinstance(texts, PromptEmbeddingCache):
+def prefetch(loop: Any, steps: Sequence[int]) -> Iterator[Any]:
+    """loop.micro_batches of each step, prepared in a thread while the previous ones are used."""
+    conditions = loop.data.conditions
+    if not isinstance(conditions, PromptEmbeddingCache):
         yield from ahead(loop.micro_batches, steps)
         return
-    size = window or texts.window
-    for start in range(0, len(steps), size):
-        part = steps[start : start + size]
-        texts.show(loop.data, [group for step in part for own in loop.chosen(step) for group, _ in own])
-        yield from ahead(loop.micro_batches, part)
+    for step in steps:
+        conditions.hold(loop.data, [group for visits in loop.batch_indices(step) for group, _ in visits])
+        yield loop.micro_batches(step)

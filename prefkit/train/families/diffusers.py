@@ -77,21 +77,14 @@ class DiffusersFamily:
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
         """Per candidate the clean latents, float32, CPU: its payload's, or its image encoded."""
-        return [found["latents"] for found in self.posteriors(candidates)]
-
-    def posteriors(self, candidates: Sequence[Candidate]) -> list[dict[str, Tensor]]:
-        """The same as "latents" and, of an image that the VAE encodes to a distribution, its deviation as "std"."""
         import safetensors.torch
 
-        found = [
-            {} if c.payload is None else {"latents": safetensors.torch.load(c.payload)["latents"].float()}
+        images = [candidate for candidate in candidates if candidate.payload is None]
+        encoded = iter(self.encoding.each(images, self._encode))
+        return [
+            next(encoded) if c.payload is None else safetensors.torch.load(c.payload)["latents"].float()
             for c in candidates
         ]
-        missing = [i for i, tree in enumerate(found) if not tree]
-        encoded = self.encoding.each([candidates[i] for i in missing], self._encode)
-        for i, tree in zip(missing, encoded, strict=True):
-            found[i] = tree
-        return found
 
     def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
         """Per request what the denoiser is given beside sample and time, at size (height, width)."""
@@ -164,8 +157,8 @@ class DiffusersFamily:
             list(latents), lambda part: decode(self.pipe, self.wiring, torch.stack(list(part)), size)
         )
 
-    def _encode(self, candidates: Sequence[Candidate]) -> list[dict[str, Tensor]]:
-        from prefkit.models.latents import posterior
+    def _encode(self, candidates: Sequence[Candidate]) -> list[Tensor]:
+        from prefkit.models.latents import encode
 
         cell = self.wiring.downscale * (2 if "packed" in self.wiring.layout else 1)
         images = [candidate.pil() for candidate in candidates]
@@ -176,12 +169,8 @@ class DiffusersFamily:
                     f"{self.wiring.pipeline} needs multiples of {cell}. Resize or crop the images before training."
                 )
         one_size = len({image.size for image in images}) == 1
-        found: list[dict[str, Tensor]] = []
-        for block in [images] if one_size else [[image] for image in images]:
-            mean, deviation = posterior(self.pipe, self.wiring, block)
-            stds = [{}] * len(block) if deviation is None else [{"std": std} for std in deviation.cpu()]
-            found += [{"latents": latents} | std for latents, std in zip(mean.cpu(), stds, strict=True)]
-        return found
+        blocks = [images] if one_size else [[image] for image in images]
+        return [latents for block in blocks for latents in encode(self.pipe, self.wiring, block).cpu()]
 
     def _refuse_text_adapters(self) -> None:
         from prefkit.models.load.pipeline import changes_text

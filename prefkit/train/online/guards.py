@@ -27,7 +27,6 @@ OFFLINE = {
     "steps": "online.rounds says how long it trains",
     "validation": "there are no pairs to hold out; online.watch measures on requests that are not trained on",
     "validate_every": "there are no held-out pairs; online.watch_every is the one online",
-    "validation_share": "there are no held-out pairs",
     "checkpoint_every": "online.checkpoint_every counts rounds",
     "watch_requests": "online.watch_requests is the one online",
     "watch_every": "online.watch_every counts rounds",

@@ -25,10 +25,9 @@ from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import ScorerSet, Scores, values_of
 from prefkit.train import checkpoint
 from prefkit.train import diagnose as failures
-from prefkit.train.data.masks import mask_of
+from prefkit.train.data.masks import box_mask
 from prefkit.train.monitor.metrics import Log, finite
-from prefkit.train.monitor.sample_monitor import NO_ROOM, SampleMonitor, StopRule
-from prefkit.train.monitor.samples import Asked, candidate_of
+from prefkit.train.monitor.sample_monitor import OUT_OF_MEMORY, SampleMonitor, SampleSpec, StopRule, candidate_of
 from prefkit.train.online import guards
 from prefkit.train.online.advantages import Statistics, flat_groups
 from prefkit.train.online.rewards import BackgroundWorker, rewards, unanswered
@@ -68,7 +67,7 @@ class OnlineTrainer:
         self.average = Average(self.policy, online.ema) if online.ema else None
         self.rule = StopRule(online.stop_drop)
         self.beside = BackgroundWorker()
-        self.room = AdaptiveBatchSize(None, f"train {self.folder.name}, sampling", remedy=NO_ROOM)
+        self.room = AdaptiveBatchSize(None, f"train {self.folder.name}, sampling", remedy=OUT_OF_MEMORY)
         self.processes = self.updates.processes
         self.shown: dict[str, float] = {}  # of the last round
 
@@ -128,7 +127,7 @@ class OnlineTrainer:
         round_.chains = Chains.joined(chains) if chains else None
         return waiting
 
-    def _batch(self, number: int, chains: list[Chains], part: Sequence[Asked]) -> list[Sampled]:
+    def _batch(self, number: int, chains: list[Chains], part: Sequence[SampleSpec]) -> list[Sampled]:
         """Samples; their chains are added to `chains`."""
         prompts, seeds = [a.request.prompt for a in part], [a.seed for a in part]
         if not self.learner.records:
@@ -160,7 +159,7 @@ class OnlineTrainer:
                 if round_.candidates[place].error is not None:
                     continue
                 size = round_.candidates[place].pil().size
-                round_.masks[i] = mask_of(score.aspects or {}, self.rollout.wiring, like, size)
+                round_.masks[i] = box_mask(score.aspects or {}, self.rollout.wiring, like, size)
         return found
 
     def _reward(self, round_: Round, scores: Scores) -> dict[str, float]:
@@ -198,11 +197,11 @@ class OnlineTrainer:
             return
         if self.processes.main and log is not None:
             with self.tuned():
-                found = self.watch.look(f"round-{self.number:04d}")
+                found = self.watch.evaluate(f"round-{self.number:04d}")
                 if self.number and self.watch.improved(found):
                     self.export(self.folder / "best")
             log.write(self.number, {"watch": found})
-            if self.rule.look(found["gain"], found["reward_gain"]):
+            if self.rule.update(found["gain"], found["reward_gain"]):
                 self.stopped = (
                     f"the watched scores have fallen by {-found['gain']:.2f} of their deviation while the reward rose"
                 )

@@ -77,7 +77,7 @@ class PairLearner:
         if not processes.group.lead(paired):
             return {"pairs": 0}
         pairs = self._pairs(store)
-        self.loop.show(self._data(store, pairs))
+        self.loop.data = self._data(store, pairs)
         sums: dict[str, float] = {}
         steps = self.online.updates * self.online.epochs
         for step in range(steps):
@@ -94,14 +94,15 @@ class PairLearner:
         """In an order, and with ids, that hang on what was asked for: not on who wrote first, nor on single pixels."""
         found = []
         for pair in read_pairs(PairSource.find(store, NAME)):
-            win, lose = (replace(side, key=str(side.candidate)) for side in (pair.win, pair.lose))
-            found.append(replace(pair, id=digest(pair.prompt, sorted([win.key, lose.key])), win=win, lose=lose))
+            images = tuple(replace(image, key=str(image.candidate)) for image in pair.images)
+            id = digest(pair.prompt, sorted(image.key for image in images))
+            found.append(replace(pair, id=id, images=images))
         return sorted(found, key=lambda pair: pair.id)
 
     def _data(self, store: Store, pairs: list[PairRow]) -> PairData:
         """The pairs, or the groups that the objective makes of them, with their latents in memory; conditions are
         computed once per request and kept."""
-        wanted = {side.key for pair in pairs for side in (pair.win, pair.lose)}
+        wanted = {image.key for pair in pairs for image in pair.images}
         latents = Memory()
         for candidate in store.iter_candidates():
             if candidate.id in wanted and candidate.payload is not None:

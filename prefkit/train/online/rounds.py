@@ -17,7 +17,7 @@ from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.litter import remove
 from prefkit.store.rows import candidate_row
-from prefkit.train.monitor.samples import Asked
+from prefkit.train.monitor.sample_monitor import SampleSpec
 from prefkit.train.online.rollout import Chains
 from prefkit.types import Candidate, Request, digest
 
@@ -34,7 +34,7 @@ class Round:
     """
 
     number: int
-    asked: list[Asked]
+    asked: list[SampleSpec]
     own: list[int]
     chains: Chains | None = None
     candidates: list[Candidate] = field(default_factory=list)
@@ -62,7 +62,7 @@ def set_aside(requests: Sequence[Request], count: int) -> tuple[list[Request], l
     return [r for r in requests if r.request_id not in watched], ordered[:most]
 
 
-def asked_in(number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int) -> list[Asked]:
+def asked_in(number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int) -> list[SampleSpec]:
     """The samples of a round: requests in an order that is shuffled per pass over all of them; new seeds every round."""
     found = []
     for place in range(number * per_round, (number + 1) * per_round):
@@ -70,12 +70,13 @@ def asked_in(number: int, requests: Sequence[Request], per_round: int, samples: 
         request = requests[int(np.random.default_rng([seed, epoch]).permutation(len(requests))[at])]
         first = epoch * samples
         found += [
-            Asked(request, index, candidate_seed(seed, request.request_id, first + index)) for index in range(samples)
+            SampleSpec(request, index, candidate_seed(seed, request.request_id, first + index))
+            for index in range(samples)
         ]
     return found
 
 
-def shares(asked: Sequence[Asked], samples: int, rank: int, count: int) -> list[int]:
+def shares(asked: Sequence[SampleSpec], samples: int, rank: int, count: int) -> list[int]:
     """Numbers of this process's samples: whole groups, dealt out in turn."""
     return [i for i in range(len(asked)) if i // samples % count == rank]
 

@@ -296,7 +296,7 @@ def _facts(loop: OnlineTrainer, settings: Generate, objective: Any) -> dict[str,
     renewed = f"renewed every {online.refresh} rounds" if online.refresh else "the start"
     facts["reference"] = "none" if objective.reference == "none" else renewed
     facts["requests"] = (
-        f"{len(loop.requests)} trained on, {len(loop.watch.asked) // SEEDS if loop.watch else 0} watched"
+        f"{len(loop.requests)} trained on, {len(loop.watch.specs) // SEEDS if loop.watch else 0} watched"
     )
     return facts
 

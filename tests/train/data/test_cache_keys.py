@@ -29,7 +29,6 @@ TRAIN = {
     "lora": (Lora(rank=8), RESULT),
     "family": ("FAMILY", ALL),
     "steps": (9, NOTHING),
-    "max_hours": (1.0, NOTHING),
     "batch_size": (3, RESULT),
     "accumulation": (2, RESULT),
     "learning_rate": (1e-4, RESULT),
@@ -43,12 +42,8 @@ TRAIN = {
     "time_sampling": ("uniform", RESULT),
     "guidance": (5.0, RESULT),  # conditions too where the network takes it in: below
     "resolution": (64, RESULT),
-    "crop": ("random", RESULT),
     "flip": (True, RESULT),
-    "posterior": ("sample", RESULT),
     "mask": ("box", RESULT),
-    "noise": ("own", RESULT),
-    "curriculum": (2, RESULT),
     "seed": (1, REFERENCE),
     "text_cache": ("off", NOTHING),
     "validation": (2, RESULT),
@@ -65,7 +60,6 @@ TRAIN = {
     "attention": ("native", NOTHING),
     "checkpoint_every": (7, NOTHING),
     "validate_every": (7, NOTHING),
-    "validation_share": (0.1, NOTHING),
     "device": ("meta", NOTHING),
     "report_to": ("tensorboard", NOTHING),
 }
@@ -169,7 +163,7 @@ def test_other_guidance_and_a_start_adapter_encode_nothing_again(run, monkeypatc
     def encodes(*given):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(DiffusersFamily, "posteriors", encodes)
+    monkeypatch.setattr(DiffusersFamily, "latents", encodes)
     monkeypatch.setattr(DiffusersFamily, "conditions", encodes)
     model = replace(recipe.model, adapters={str(tmp_path / "start"): 1.0})
     config = replace(recipe.train["dpo"], guidance=3.0, batch_size=1, checkpoint_every=1)
@@ -192,16 +186,16 @@ def test_another_minor_release_continues_no_training_but_reports_a_finished_one(
 
     store, recipe = run()
     run_train(store, recipe, "dpo", limit=2)
-    minor, encode = cache_keys._minor, DiffusersFamily.posteriors
+    minor, encode = cache_keys._minor, DiffusersFamily.latents
     monkeypatch.setattr(cache_keys, "_minor", lambda name: "99.0" if name == library else minor(name))
-    monkeypatch.setattr(DiffusersFamily, "posteriors", lambda *given: pytest.fail("encoded again"))
+    monkeypatch.setattr(DiffusersFamily, "latents", lambda *given: pytest.fail("encoded again"))
     for attempt in (run_train, checked):
         with pytest.raises(
             FingerprintError, match=f"begun with .*{library} {minor(library)}.* this is .*{library} 99.0"
         ):
             attempt(store, recipe, "dpo")
     monkeypatch.setattr(cache_keys, "_minor", minor)
-    monkeypatch.setattr(DiffusersFamily, "posteriors", encode)
+    monkeypatch.setattr(DiffusersFamily, "latents", encode)
     done = run_train(store, recipe, "dpo")
     assert done["done"]
     monkeypatch.setattr(cache_keys, "_minor", lambda name: "99.0" if name == library else minor(name))

@@ -20,12 +20,12 @@ from prefkit.types import digest
 
 
 def pair(row, win, lose, gap=None, prompt="a cat", request="r"):
-    sides = [PairImage(digest(key), i) for i, key in enumerate((win, lose))]
-    return PairRow(f"{win}{lose}", row, prompt, request, *sides, score_gap=gap)
+    images = tuple(PairImage(digest(key), i) for i, key in enumerate((win, lose)))
+    return PairRow(f"{win}{lose}", row, prompt, request, images, score_gap=gap)
 
 
 def keys(group):
-    return [side.key for side in group.sides]
+    return [image.key for image in group.images]
 
 
 def of(*names):
@@ -53,7 +53,7 @@ def test_equal_values_leave_one_image_in_the_list():
 def test_gaps_that_are_missing_or_disagree_are_refused():
     with pytest.raises(UsageError, match="row 7: no score_gap"):
         ranked([pair(7, "a", "b")], "main")
-    with pytest.raises(UsageError, match="row 2: its score_gap 1 does not agree"):
+    with pytest.raises(UsageError, match="row 2: its score_gap 1 contradicts"):
         ranked([pair(0, "a", "b", 1.0), pair(1, "b", "c", 1.0), pair(2, "a", "c", 1.0)], "main")
 
 
@@ -73,9 +73,9 @@ def test_flipped_lists_are_turned_round_as_a_whole():
     pairs = [pair(i, f"a{i}", f"b{i}", 1.0, request=str(i)) for i in range(40)]
     objective = plugin_options.make("objective", "lpo", {})
     plain, flipped = (groups_of(objective, pairs, "main", flip) for flip in (None, 0))
-    turned = [a.sides != b.sides for a, b in zip(plain, flipped, strict=True)]
+    turned = [a.images != b.images for a, b in zip(plain, flipped, strict=True)]
     assert 10 < sum(turned) < 30
-    assert all(a.sides == b.sides[::-1] for a, b, t in zip(plain, flipped, turned, strict=True) if t)
+    assert all(a.images == b.images[::-1] for a, b, t in zip(plain, flipped, turned, strict=True) if t)
 
 
 def loop_of(store, recipe):

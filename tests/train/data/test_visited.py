@@ -8,9 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from prefkit.cli.dry_run import plan
 from prefkit.config import Choice
-from prefkit.train import space
 from prefkit.train.data.cache import Cache
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.jobs import Job, visited
@@ -25,8 +23,8 @@ def cached(store):
 
 def seen(loop):
     """Keys of the images that the loop really takes, step by step."""
-    return {side.key for step in range(loop.config.steps) for batches in loop.micro_batches(step)
-            for batch in batches for group in batch.members for side in group.sides}  # fmt: skip
+    return {image.key for step in range(loop.config.steps) for batches in loop.micro_batches(step)
+            for batch in batches for group in batch.members for image in group.images}  # fmt: skip
 
 
 def weights(store):
@@ -37,7 +35,6 @@ def weights(store):
     ("use", "settings"),
     [
         ("dpo", {}),
-        ("dpo", {"curriculum": 2}),
         ("dpo", {"accumulation": 2, "steps": 1, "cache_reference": True}),
         ("kto", {"seed": 3}),
         ("lpo", {"validation": 2}),
@@ -45,14 +42,14 @@ def weights(store):
     ],
 )
 def test_the_loop_takes_what_is_cached_and_nothing_else_is(run, pair_rows, loop_of, use, settings):
-    rows = [row | {"score_gap": 1.0, "rank_gap": i} for i, row in enumerate(pair_rows(12))]
+    rows = [row | {"score_gap": 1.0} for row in pair_rows(12)]
     given = {"objective": Choice(use), "steps": 2, "batch_size": 2, **settings}
     store, recipe = run(rows=rows, **given)
     run_train(store, recipe, "dpo")
     latents, conditions = cached(store)
     other, again = run(rows=rows, where="all", **given)
     loop = loop_of(other, again)  # with everything cached
-    held = {side.key for pair in (loop.validation.pairs if loop.validation else ()) for side in pair.sides}
+    held = {image.key for pair in (loop.validation.pairs if loop.validation else ()) for image in pair.images}
     wanted = seen(loop) | held
     assert set(latents.notes) == wanted and len(wanted) < 24
     assert 0 < len(conditions) <= len(wanted)
@@ -85,20 +82,3 @@ def test_controls_find_theirs(run, pair_rows):
     store, recipe = run(rows=pair_rows(12), steps=1, controls=True)
     found = run_train(store, recipe, "dpo")
     assert found["done"] and all(control["done"] for control in found["controls"].values())
-
-
-def test_a_dry_run_says_what_the_caches_will_take(run, pair_rows, monkeypatch):
-    store, recipe = run(rows=pair_rows(12), steps=2)
-    row = plan(store, recipe, {"train": None}, [])[0][0]
-    assert (row["images"], row["not cached"], row["by"]) == (8, 8, space.ARITHMETIC), row
-    assert not (store.folder / "train").exists() or not list((store.folder / "train").rglob("part-*"))
-    run_train(store, recipe, "dpo")
-    latents, conditions = cached(store)
-    row_after = plan(store, recipe, {"train": None}, [])[0][0]
-    assert row_after["not cached"] == 0 and row_after["by"] == "measured"
-    assert row_after["MB latents"] == pytest.approx(latents.bytes() / 1e6, abs=1e-6)
-    assert row_after["MB conditions"] == pytest.approx(conditions.bytes() / 1e6, abs=1e-6)
-    tensors = sum(latents.get(key)["latents"].nbytes for key in latents.notes)
-    assert row["MB latents"] == pytest.approx(tensors / 1e6, abs=1e-6)
-    text = conditions.get(next(iter(conditions._part)))["encoder_hidden_states"].nbytes * len(conditions)
-    assert row["MB conditions"] == pytest.approx(text / 1e6, abs=1e-6)

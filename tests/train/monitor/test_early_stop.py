@@ -18,7 +18,7 @@ from prefkit.train.run import run_train
 
 def test_it_waits_for_a_new_best(tmp_path):
     stop = EarlyStopping(2, tmp_path)
-    seen = [(stop.look(step, value), stop.over) for step, value in enumerate([0.5, 0.6, 0.6, 0.7, 0.7, 0.65])]
+    seen = [(stop.update(step, value), stop.over) for step, value in enumerate([0.5, 0.6, 0.6, 0.7, 0.7, 0.65])]
     assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
     assert (stop.best, stop.step) == (0.7, 3)
 

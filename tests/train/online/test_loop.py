@@ -201,7 +201,7 @@ def test_objectives_on_winners_singles_and_lists_see_those(make, monkeypatch, na
     pair = {"all": Pair(use="all_pairs", normalise="none", tie=0)}
     store, recipe = make(objective=Choice(name), rounds=1, samples=3, updates=3, pair="all", **QUICK)
     run_train(store, replace(recipe, pair=pair), "up")
-    assert {len(group.sides) for batch in seen for group in batch.members} == {sides}
+    assert {len(group.images) for batch in seen for group in batch.members} == {sides}
     assert {label for batch in seen for label in batch.groups.label.tolist()} == labels
 
 
@@ -402,5 +402,5 @@ def test_the_stop_rule_needs_two_looks_in_a_row():
 
     rule = StopRule(0.5)
     looks = [(-0.6, 1.0), (-0.4, 1.0), (-0.6, -1.0), (-0.6, 1.0), (-0.7, 1.2)]
-    assert [rule.look(*look) for look in looks] == [False, False, False, False, True]
-    assert not any(StopRule(0.0).look(-9, 9) for _ in range(3))
+    assert [rule.update(*look) for look in looks] == [False, False, False, False, True]
+    assert not any(StopRule(0.0).update(-9, 9) for _ in range(3))

@@ -15,7 +15,7 @@ from prefkit.config import Choice, Generate, Pair, Score
 from prefkit.config.plugin_options import make as make_plugin
 from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
-from prefkit.train.monitor.samples import Asked
+from prefkit.train.monitor.sample_monitor import SampleSpec
 from prefkit.train.online.pairing import Chooser, chosen_pairs
 from prefkit.train.online.rounds import Round
 from prefkit.train.run import run_train
@@ -76,7 +76,7 @@ def test_other_objectives_on_pairs_learn_by_a_strategy_that_fits_the_whole_table
 
 def round_of(scores, samples, rewards=None):
     count = len(next(iter(scores.values())))
-    asked = [Asked(Request(str(i // samples), "x"), i % samples, i) for i in range(count)]
+    asked = [SampleSpec(Request(str(i // samples), "x"), i % samples, i) for i in range(count)]
     round_ = Round(0, asked, list(range(count)))
     round_.scores, round_.rewards = scores, np.full(count, np.nan) if rewards is None else rewards
     return round_
