@@ -91,7 +91,7 @@ def _check_folder(store: Store) -> None:
 def _settings_generate(recipe: Recipe, name: str) -> None:
     from prefkit.generate.run import check
 
-    check(name, recipe.generate[name])
+    check(name, recipe)
 
 
 def _settings_score(recipe: Recipe, alias: str) -> None:

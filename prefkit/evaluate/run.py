@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, content, plain
+from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.distributed import device_of, group
 from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
@@ -98,6 +98,7 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
         raise UsageError(f"eval: there is no {name!r} in the recipe; known are {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
     sets.check_settings(name, cfg)
+    compatibility.check("eval", name, recipe)
     generator, settings = sets.settings_of(recipe, cfg)
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")

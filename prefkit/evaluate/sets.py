@@ -68,21 +68,8 @@ def request_sets(
 
 
 def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
-    """Name and settings of the generator that the evaluation samples with: one that loads models. Raises UsageError."""
-    able = [name for name, settings in recipe.generate.items() if settings.use == "diffusers"]
-    if not able:
-        raise UsageError(
-            "eval needs the settings of a generator with `use: diffusers`, which base and trained models are loaded into, and "
-            "the recipe has none: add one under generate."
-        )
-    name = cfg.generator or able[0]
-    if name not in recipe.generate:
-        raise UsageError(f"eval.generator: there is no generator {name!r}; known are {', '.join(recipe.generate)}.")
-    if name not in able:
-        raise UsageError(
-            f"eval.generator: {name} is {recipe.generate[name].use}, which loads no trained model: base and tuned would be the "
-            f"same images. Choose one with `use: diffusers` ({', '.join(able)})."
-        )
+    """Name and settings of the generator that the evaluation samples with."""
+    name = cfg.generator or next(name for name, settings in recipe.generate.items() if settings.use == "diffusers")
     return name, replace(recipe.generate[name], model=None, device=cfg.device, batch_size=cfg.batch_size)
 
 

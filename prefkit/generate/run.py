@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from prefkit.config import Generate, Model, Recipe, bounds
+from prefkit.config import Generate, Model, Recipe, bounds, compatibility
 from prefkit.distributed import Group, group
 from prefkit.errors import PrefkitError, StoreError, UsageError
 from prefkit.generate.generators import (
@@ -66,7 +66,7 @@ def checked(
     Raises UsageError, PluginError, and FingerprintError where the candidates there were made with other settings.
     """
     settings = recipe.generate[name]
-    check(name, settings)
+    check(name, recipe)
     chosen = [r for r in requests if r.split in settings.splits][:limit]
     if not chosen:
         there = ", ".join(sorted({r.split for r in requests}))
@@ -105,14 +105,11 @@ def _remedy(store: Store, name: str) -> str:
     return f"Use another name under generate, or remove {store.candidates(name).folder} to make it anew."
 
 
-def check(name: str, settings: Generate) -> None:
+def check(name: str, recipe: Recipe) -> None:
     """Raises UsageError for invalid settings, before anything is read."""
+    settings = recipe.generate[name]
     bounds.check(settings, f"generate.{name}")
-    if settings.model is not None and settings.use != "diffusers":
-        raise UsageError(
-            f"generate.{name}.model: {settings.model} is a trained diffusers model, and {settings.use} would not load it. "
-            "Write `use: diffusers`, or leave `model` out."
-        )
+    compatibility.check("generate", name, recipe)
     if settings.format not in FORMATS:
         raise UsageError(f"generate.{name}.format: {settings.format!r} is not known; choose {' or '.join(FORMATS)}.")
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from prefkit import registry
-from prefkit.config import Pair, Recipe, bounds, content, plugin_options
+from prefkit.config import Pair, Recipe, bounds, compatibility, content, plugin_options
 from prefkit.errors import NotYet, UsageError
 from prefkit.images import Background
 from prefkit.output import note, shell_quoted, warn
@@ -71,6 +71,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
     """The entry's settings and its strategy. Raises UsageError for settings that do not fit it."""
+    compatibility.check("pair", name, recipe)
     strategy = plugin_options.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
     return settled(recipe.pair[name], strategy, name), strategy
 

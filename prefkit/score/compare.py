@@ -69,6 +69,7 @@ def checked(store: Store, recipe: Recipe, alias: str) -> tuple[Any, list[Ids], s
     from prefkit.models.dtypes import dtype_of
 
     settings = recipe.compare[alias]
+    compatibility.check("compare", alias, recipe)
     judge = judge_of(settings, alias)
     pairs, table = chosen_pairs(store, settings, alias), store.comparisons(alias)
     done = decided(table)
@@ -118,8 +119,6 @@ def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
     for cid, request in keys:
         requests.setdefault(request, []).append(cid)
     if settings.pairs == "all":
-        if settings.by:
-            raise UsageError(f"compare.{alias}.by goes with `pairs: extremes`.")
         found = [
             pair
             for ids in requests.values()

@@ -205,7 +205,7 @@ def open_caches(plan: ModelLoader, pairs: list[PairRow], source: PairSource) -> 
         pairs = frames.assign_buckets(pairs, source, store, plan.config.resolution)
     requests = {request.request_id: request for request in store.requests()}
     latents, conditions, *extra = map(Cache, plan.caches_read())
-    views.check_prompts(plan.config, plan.recipe.model.inputs, pairs)
+    views.check_prompts(plan.config, pairs)
     flips, masks = views.Augmentation(plan.config.flip, plan.config.seed), plan.masks(pairs)
     return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, flips, plan.config.seed)
 

@@ -68,7 +68,7 @@ def load_pipeline(
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
     source = located(base)
     variant = _check_source(source, wanted)
-    _check_quantized(source, quantize, device)
+    check_quantize(quantize, device)
     sequential_offload = sequential_offload and not source.endswith(SINGLE_FILES)
     if source.endswith(SINGLE_FILES):
         pipe = from_single_file(source, torch_dtype, config)
@@ -112,19 +112,13 @@ def check_model(model: Model, device: str, dtype: str = "float32", scheduler: st
     dtype_of(dtype)
     source = located(model.base)
     _check_source(source, PARTS)
-    _check_quantized(source, model.quantize, device)
+    check_quantize(model.quantize, device)
     if scheduler is not None:
         _scheduler(scheduler)
     for adapter in model.adapters:
         _check_adapter(adapter)
     if model.config is not None:
         _check_source(located(model.config), ())
-
-
-def _check_quantized(source: str, quantize: str | None, device: str) -> None:
-    check_quantize(quantize, device)
-    if quantize and source.endswith(SINGLE_FILES):
-        raise UsageError(f"model.quantize needs a pipeline folder or a Hub id; {source} is a single file.")
 
 
 def _check_adapter(source: str) -> None:
