@@ -93,8 +93,15 @@ PAIR: Rows = {
     ),
 }
 EVAL: Rows = {
-    "generator is {entry.generator}, but the recipe has no such generator with use: diffusers, which base and trained models "
-    "need. Add one under generate.": lambda c: c.generator is None or c.generator.use != "diffusers",
+    "generator is unset, and no entry under generate has use: diffusers, as base and trained models need. Add one.": (
+        lambda c: c.generator is None and c.entry.generator is None
+    ),
+    "generator is {entry.generator}, which is not an entry under generate. Choose one with use: diffusers.": (
+        lambda c: c.generator is None
+    ),
+    "generator is {entry.generator}, but {c.generator.use} loads no trained model. Choose one with use: diffusers.": (
+        lambda c: c.generator.use != "diffusers"
+    ),
 }
 TRAIN: Rows = {
     "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an adapter "
@@ -114,7 +121,7 @@ OFFLINE: Rows = {
     "cache_reference needs a fixed reference, but that of {entry.objective.use} moves. Remove the key.": (
         lambda c: c.entry.cache_reference and c.objective.reference == "ema"
     ),
-    "cache_reference needs a reference, but {entry.objective.use} has none. Remove the key.": (
+    "cache_reference needs a reference, but {entry.objective.use} has no reference. Remove the key.": (
         lambda c: c.entry.cache_reference and c.objective.reference == "none"
     ),
     "cache_reference caches mean errors, but {entry.objective.use} needs the reference's residuals, a whole image each. "
@@ -154,8 +161,13 @@ ONLINE: Rows = {
     "online does not support model.inputs yet. Make pairs with `prefkit generate` and train on those.": (
         lambda c: c.model.inputs
     ),
-    "online.generator is {online.generator}, but the recipe has no such generator. Add an entry with the steps and the "
-    "guidance to sample with, as in generate: {{own: {{steps: 20, guidance: 7.5}}}}.": lambda c: c.generator is None,
+    "online.generator is unset, and no entry under generate has use: diffusers. Add one with the steps and the guidance to "
+    "sample with, as in generate: {{own: {{steps: 20, guidance: 7.5}}}}.": (
+        lambda c: c.generator is None and c.online.generator is None
+    ),
+    "online.generator is {online.generator}, which is not an entry under generate. Add it, or choose another.": (
+        lambda c: c.generator is None
+    ),
     "online.generator must be a diffusers generator of `model` itself, not compiled: the model that samples is the one that "
     "is trained.": lambda c: c.generator.use != "diffusers" or c.generator.model is not None or c.generator.compile,
 }

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefkit.config import Compare, Recipe, bounds
+from prefkit.config import Compare, Recipe, bounds, compatibility
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.images import Background

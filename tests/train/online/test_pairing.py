@@ -173,10 +173,10 @@ def test_a_strategy_that_fails_is_refused_before_anything_is_made(make, tmp_path
 @pytest.mark.parametrize(
     ("train", "told"),
     [
-        ({"steps": 40}, r"train\.up\.steps is 40, and an online training does not read it: online\.rounds"),
+        ({"steps": 40}, r"train\.up\.steps is 40, but online training does not read it: online\.rounds"),
         ({"checkpoint_every": 5}, r"online\.checkpoint_every counts rounds"),
         ({"validation": 4}, r"train\.up\.validation is 4"),
-        ({"stop_drop": 0.0}, r"online\.stop_drop is the one online"),
+        ({"stop_drop": 0.0}, r"use online\.stop_drop"),
         ({"time_sampling": "uniform"}, "it learns from the steps that were sampled"),
     ],
 )
@@ -190,14 +190,14 @@ def test_settings_that_online_training_does_not_read_are_refused(make, train, to
 def test_a_recipe_without_a_generator_is_refused_by_the_dry_run(make):
     store, recipe = make()
     for generate in ({}, {"own": Generate(use="mine.py:Own")}):
-        with pytest.raises(UsageError, match="no entry of the recipe's `generate:` uses diffusers"):
+        with pytest.raises(UsageError, match="no entry under generate has use: diffusers"):
             planned(store, replace(recipe, generate=generate))
 
 
 def test_a_warm_up_that_never_ends_is_told(make, capsys):
     store, recipe = make(train={"warmup": 20}, rounds=4, updates=2)
     planned(store, recipe)
-    assert "warmup is 20 updates and the training has 8 (4 rounds x 2)" in capsys.readouterr().err
+    assert "train.up.warmup is 20 updates but the training has 8, so" in capsys.readouterr().err
     store, recipe = make(train={"warmup": 8}, rounds=4, updates=2)
     planned(store, recipe)
     assert "warmup" not in capsys.readouterr().err
