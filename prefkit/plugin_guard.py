@@ -73,7 +73,7 @@ def error_text(error: BaseException) -> str:
     """The message of an exception as it can be stored and printed: a foreign one may hold half characters, and may raise
     when it is made."""
     if type(error).__name__ == "UnidentifiedImageError":  # Pillow's text names an object in memory
-        return "no image format that Pillow knows"
+        return "not an image format that Pillow knows"
     try:
         return str(error).encode("utf-8", "replace").decode()
     except Exception:
