@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -120,9 +121,9 @@ def error(text: str) -> None:
         _print(message(f"Error: {text}"))
 
 
-def _print(text: str) -> None:
+def _print(text: str, end: str = "\n") -> None:
     with suppress(OSError, ValueError):  # a closed stderr does not stop the work
-        print(text, file=sys.stderr, flush=True)
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:
@@ -219,3 +220,19 @@ class _Lines:
     def write(self, text: str) -> None:
         if line := text.strip():
             _print(line)
+
+
+_last_sign = 0.0
+
+
+def still_working(text: str, since: float) -> None:
+    """Show that long work continues: at most one line every 30 s, the first 30 s after `since` (time.monotonic).
+
+    On a terminal the text replaces the progress line until its next update, at most once a second.
+    """
+    global _last_sign
+    now, live = time.monotonic(), sys.stderr.isatty()
+    if quiet or not main or now - max(since, _last_sign) < (1.0 if live else LINE_EVERY):
+        return
+    _last_sign = now
+    _print(f"\r\x1b[K{message(text)}\r" if live else message(text), end="" if live else "\n")

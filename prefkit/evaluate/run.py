@@ -20,7 +20,7 @@ from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
 from prefkit.generate.run import checked as checked_generate
 from prefkit.generate.run import run_generate
-from prefkit.models.dtypes import dtype_of
+from prefkit.models.precision import dtype_of
 from prefkit.output import note, warn
 from prefkit.score.diversity import mean_diversity
 from prefkit.score.run import remedy, run_scores, scored_ids, spec_from

@@ -66,7 +66,7 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
 def checked(store: Store, recipe: Recipe, alias: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
     """(judge, not loaded; pairs to ask about; those decided; what the table means), after every check that needs no
     weights. Writes nothing. Raises UsageError, FingerprintError."""
-    from prefkit.models.dtypes import dtype_of
+    from prefkit.models.precision import dtype_of
 
     settings = recipe.compare[alias]
     compatibility.check("compare", alias, recipe)
@@ -74,7 +74,7 @@ def checked(store: Store, recipe: Recipe, alias: str) -> tuple[Any, list[Ids], s
     pairs, table = chosen_pairs(store, settings, alias), store.comparisons(alias)
     done = decided(table)
     spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
-    if Background.said():
+    if Background.suffix():
         spec["background"] = Background.name()
     _claim(table, spec, done, write=False)
     if any(pair not in done for pair in pairs):

@@ -16,7 +16,7 @@ from typing import Any
 from prefkit.config import Score
 from prefkit.distributed import device_of
 from prefkit.errors import PluginError, PrefkitError
-from prefkit.models.long_prompts import said
+from prefkit.models.long_prompts import truncation_warning
 from prefkit.output import Progress, warn
 from prefkit.plugin_guard import error_summary, guarded
 from prefkit.score.core import AdaptiveBatchSize, FunctionScorer, close, decoded_batches, score_batch
@@ -80,7 +80,7 @@ class Job:
         if isinstance(encoder, Encoder) and encoder.cut:
             self.counts["long_prompts"] = len(encoder.cut)
             length = encoder.network.inner.length
-            warn(said(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
+            warn(truncation_warning(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
         scorer, self.scorer = self.scorer, None
         close(scorer, f"score {self.alias}: {self.settings.use}")
 

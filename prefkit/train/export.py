@@ -16,11 +16,11 @@ import torch
 
 from prefkit.config import Model
 from prefkit.errors import DamagedError
-from prefkit.models.dtypes import NAMES, dtype_of
 from prefkit.models.load.folder import INDEX
 from prefkit.models.load.pipeline import SINGLE_FILES, load_pipeline
 from prefkit.models.lora import adapters
 from prefkit.models.meta import components
+from prefkit.models.precision import NAMES, dtype_of
 from prefkit.output import warn
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import read_json, set_aside

@@ -318,7 +318,7 @@ def fingerprint(config: Train, plan: ModelLoader, pairs: list[PairRow], processe
     masks = plan.masks(pairs)
     if masks is not None:
         found["masks"] = digest([masks.lookup(pair, image) for pair in pairs for image in pair.images])
-    if Background.said():
+    if Background.suffix():
         found["background"] = Background.name()
     plugins = {"objective": config.objective.use, "family": config.family}
     code = {kind: registry.code_hash(use, kind) for kind, use in plugins.items()}

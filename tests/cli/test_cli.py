@@ -70,7 +70,7 @@ def test_dry_run_writes_nothing(recipe, cli):
         (["generate", "x", "--limit", "0"], "'0' is not a whole number above 0"),
         (["generate", "x", "--steps"], "--steps needs a value"),
         (["generate", "x", "--stepz", "3"], "stepz: unknown key. Did you mean 'steps'"),
-        (["generate", "x", "--model.base", "/none/here", "--requests.source", "none.txt"], "none.txt is not there"),
+        (["generate", "x", "--model.base", "/none/here", "--requests.source", "none.txt"], "none.txt does not exist"),
         (["score", "x", "--use", "clop"], "no scorer is called 'clop'"),
         (["score", "x", "--use", "jpeg"], "nothing to score"),
         (["pair", "x"], "there are no scores"),

@@ -49,6 +49,22 @@ def test_progress_outside_a_terminal_is_a_line_now_and_then(capsys, monkeypatch)
         assert lines or not err
 
 
+@pytest.mark.parametrize(("terminal", "seconds"), [(False, (30, 60, 90)), (True, range(1, 100))])
+def test_long_work_is_reported_every_30_seconds_and_on_a_terminal_every_second(monkeypatch, capsys, terminal, seconds):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(output, "_last_sign", 0.0)
+    for tenth in range(1000):
+        monkeypatch.setattr(output.time, "monotonic", lambda tenth=tenth: 5000 + tenth / 10)
+        output.still_working(f"step {tenth}", 5000.0)
+    line = "\r\x1b[Kstep {}\r" if terminal else "step {}\n"
+    assert capsys.readouterr().err == "".join(line.format(second * 10) for second in seconds)
+    for name, value in (("quiet", True), ("main", False)):
+        with monkeypatch.context() as silent:
+            silent.setattr(output, name, value)
+            output.still_working("step", 0.0)
+    assert not capsys.readouterr().err
+
+
 def test_json_is_exact(capsys):
     output.emit({"a": HOSTILE.replace("\udc80", ""), "b": [float("nan"), float("inf"), 1.5]}, True)
     assert json.loads(capsys.readouterr().out) == {"a": HOSTILE.replace("\udc80", ""), "b": [None, None, 1.5]}

@@ -66,7 +66,7 @@ from prefkit import distributed, heartbeat
 from prefkit.cli import main as cli
 from prefkit.errors import UsageError
 from prefkit.train import setup as prepare
-from prefkit.train.trainer import Loop
+from prefkit.train.trainer import Trainer
 heartbeat.EVERY, heartbeat.SILENCE, heartbeat.GRACE = 0.5, 12.0, 6.0
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 text = (folder / "recipe.yaml").read_text()
@@ -92,7 +92,7 @@ for number, (where, who, port) in enumerate(cases):
             os.environ["MASTER_PORT"] = str(port)
             os.dup2(os.open(folder / f"{number}-{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
             if rank == who and where == "training":
-                before(Loop, "update", die)
+                before(Trainer, "update", die)
             elif rank == who:
                 before(prepare, "_fill", die if where == "cache" else fail)
             cli.main(["train", "-r", str(folder / f"{number}.yaml")])

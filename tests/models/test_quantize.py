@@ -120,8 +120,8 @@ def test_the_wiring_is_proven_under_quantisation_too(torchao, load, kind):
     plain = capture(load(kind), **SIZE)
     assert capture(load(kind, quantize="int8"), **SIZE) == plain
     parts = load(kind, quantize="int8", sequential_offload=True)
-    seen, bring = {}, parts.turns.load
-    parts.turns.load = lambda part, dtype: seen.setdefault(part, bring(part, dtype))
+    seen, bring = {}, parts.sequential_offload.load
+    parts.sequential_offload.load = lambda part, dtype: seen.setdefault(part, bring(part, dtype))
     assert capture(parts, **SIZE) == plain
     assert "Int8Tensor" in weights(next(iter(seen["denoiser"].values())))
     assert not any("Int8Tensor" in weights(module) for part in ("text", "vae") for module in seen[part].values())

@@ -94,17 +94,17 @@ class DiffusersFamily:
             call = self.call | self._given(r)
             return capture_conditions(self.pipe, self.wiring, [r.prompt], height=size[0], width=size[1], call=call)[0]
 
-        turns = getattr(self.pipe, "turns", None)
-        if turns is not None and self.inputs is not None:  # images go through the VAE: first all texts, then they
-            self._encode_texts(turns, [functools.partial(condition, r) for r in requests])
+        offload = getattr(self.pipe, "sequential_offload", None)
+        if offload is not None and self.inputs is not None:  # images go through the VAE: first all texts, then they
+            self._encode_texts(offload, [functools.partial(condition, r) for r in requests])
         return [condition(r) for r in requests]
 
-    def _encode_texts(self, turns: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
+    def _encode_texts(self, offload: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
         """Let the pipeline remember its encoded prompts, so that text encoders and VAE do not take turns at every request."""
-        from prefkit.models.offload import AnotherPart
+        from prefkit.models.offload import OtherPartNeeded
 
         for condition in conditions:
-            with suppress(AnotherPart), turns.only("text"):
+            with suppress(OtherPartNeeded), offload.only("text"):
                 condition()
 
     def _given(self, request: Request | None) -> dict[str, Any]:
@@ -173,11 +173,11 @@ class DiffusersFamily:
         return [latents for block in blocks for latents in encode(self.pipe, self.wiring, block).cpu()]
 
     def _refuse_text_adapters(self) -> None:
-        from prefkit.models.load.pipeline import changes_text
+        from prefkit.models.load.pipeline import text_adapter_error
 
         for name, component in self.pipe.components.items():
             if name.startswith("text_encoder") and getattr(component, "peft_config", None):
-                raise changes_text(name)
+                raise text_adapter_error(name)
 
 
 plugin = DiffusersFamily
