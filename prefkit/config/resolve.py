@@ -36,10 +36,10 @@ def resolve(
     fast: bool = False,
     sections: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Read a recipe and lay flags over it.
+    """Read a recipe and apply flags to it.
 
     run: a run folder (its recipe.yaml is the recipe), or the name of a shipped recipe; path: a recipe file; flags: (dotted
-    key, text); fast: lay the recipe's `fast` section over it; sections: whole sections that replace the recipe's.
+    key, text); fast: apply the recipe's `fast` section; sections: whole sections that replace the recipe's.
 
     A flag names a section (`model.base`, `score.align.model`), an entry of the verb's section (`align.model`), a field of
     the verb's only (or chosen) entry (`model`), or a unique option of a block of that entry (`beta`). Raises UsageError.
@@ -54,7 +54,7 @@ def resolve(
     if run is not None:
         tree["run"] = run
     if fast:
-        _lay_over(tree, source)
+        _apply_fast(tree, source)
     tree |= copy.deepcopy(dict(sections or {}))
     for key, text in _plugins_first(flags):
         place = _absolute(tree, key, text, verb, names)
@@ -121,7 +121,7 @@ def _plugins_first(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(flags, key=lambda flag: (flag[0] != "use", flag[0].rpartition(".")[2] not in ("use", "objective")))
 
 
-def _lay_over(tree: dict[str, Any], source: str | None) -> None:
+def _apply_fast(tree: dict[str, Any], source: str | None) -> None:
     changes = tree.pop("fast", None)
     if not isinstance(changes, Mapping):
         raise UsageError(f"--fast: {source or 'a run without a recipe'} has no section `fast:` (dotted key: value).")

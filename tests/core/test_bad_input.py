@@ -62,7 +62,7 @@ def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new,
     ("arguments", "message"),
     [
         (["pair", "--k", "two"], "Error: --pair.main.k: must be a whole number, not two."),
-        (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty text."),
+        (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty string."),
         (["pair", "--k", "{"], "Error: --pair.main.k: '{' is not valid YAML."),
         (["pair", "--kk", "2"], "Error: --pair.main.kk: unknown key."),
         (["pair", "--", "2"], "Error: '--' is not a flag."),
