@@ -57,7 +57,7 @@ def load_last(
     if processes is None or processes.count == 1:
         return _newest(folder, check)
     found = _newest(folder, check) if processes.main else None
-    step = processes.most(found[2]["step"] if found is not None else -1)
+    step = processes.max(found[2]["step"] if found is not None else -1)
     if step < 0 or processes.main:
         return found
     return load(folder / f"step-{step:08d}")

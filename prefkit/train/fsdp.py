@@ -89,7 +89,7 @@ def rest(policy: Policy) -> None:
 
 def even(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
     """(batch, 1) for each; with shards, (the last, 0) after them until this process has made as many as any other."""
-    most = processes.most(len(batches)) if policy.sharded else len(batches)
+    most = processes.max(len(batches)) if policy.sharded else len(batches)
     for number in range(most):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))
 

@@ -81,7 +81,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--format", "jpg"], "generate.own.format: 'jpg' is not known; choose png or webp."),
         ("generate", ["--requests.test_share", "3"], "requests.test_share is 3: it must be between 0 and 1."),
         ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
-        ("generate", ["--device", "tpu"], "device 'tpu' is not known; choose cpu, cuda or mps."),
+        ("generate", ["--device", "tpu"], "unknown device 'tpu'; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
         ("pair", ["--generators", "[nope]"], "no candidates of nope; there are those of own."),
         ("pair", ["--tie", "-1"], "pair.main.tie is -1: it must be at least 0"),
