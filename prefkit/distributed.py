@@ -63,7 +63,7 @@ class Group:
 
     @property
     def alone(self) -> bool:
-        """True if there are no other processes to wait for."""
+        """True if this process waits for no other process."""
         return self._store is None or self._leading
 
     def share(self, items: Sequence[T]) -> list[T]:

@@ -48,7 +48,7 @@ def files(folder):
         ("  own: {", "  own/x: {", ":6: generate.own/x: 'own/x' cannot be a name"),
         ("use: jpeg}", "use: jpeg, direction: up}", "must be one of compress, expand."),
         ("  own: {", "  ? [a]\n  : {", ":6: a key must be a name, not a list or a mapping."),
-        ("use: jpeg}", "use: ':f'}", "scorer :f is half a name"),
+        ("use: jpeg}", "use: ':f'}", "scorer :f is incomplete"),
     ],
 )
 def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new, message):
