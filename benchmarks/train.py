@@ -42,7 +42,7 @@ from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import capture_conditions, collate
 from prefkit.models.latents import encode
 from prefkit.models.load.pipeline import load_pipeline
-from prefkit.models.lora.adapters import adapters_active, add_lora
+from prefkit.models.lora.adapters import add_lora, layers_active, lora_layers
 from prefkit.models.predict import predict
 from prefkit.models.schedule import Schedule
 from prefkit.output import table
@@ -324,7 +324,7 @@ def plain_step(model: str, folder: Path, args: argparse.Namespace):
         )
         when = torch.stack([schedule.draw_time(draw) for _ in chosen]).to(args.device).repeat(2)
         x_t, target = schedule.add_noise(latents, noise, when), schedule.target(latents, noise, when)
-        with torch.no_grad(), adapters_active(policy, []):
+        with torch.no_grad(), layers_active([layer for _, layer in lora_layers(policy)], []):
             r = (predict(policy, wiring, x_t, when, condition) - target).square().flatten(1).mean(1)
         e = (predict(policy, wiring, x_t, when, condition) - target).square().flatten(1).mean(1)
         z = 1000 * ((r - e)[: args.batch] - (r - e)[args.batch :])

@@ -1,8 +1,8 @@
 """Heartbeats of the processes of one launch: a process that dies, or ends with an error, ends the others.
 
-Every process counts up a number of its own in the launch's key-value store and reads the numbers of the others. A number
-that stands still for SILENCE seconds belongs to a process that was killed. This works while the main thread waits in a
-collective that nobody else will join: the thread here then ends the process.
+Every process increments a number in the launch's key-value store and reads those of the others. A number that does not
+change for SILENCE seconds belongs to a process that was killed. This works while the main thread waits in a collective
+that no other process will join: the heartbeat's thread then ends the process.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from prefkit.errors import ProcessError
 
 EVERY = 5.0  # seconds between two beats
-SILENCE = 60.0  # without a beat for so many seconds, a process is dead
-GRACE = 15.0  # seconds that the main thread has to end by itself once another process has failed
-START = 600.0  # seconds until all processes must have come
-ENDED = "ended "  # what takes the place of the number, followed by the exit code
+SILENCE = 60.0  # seconds without a beat after which a process counts as dead
+GRACE = 15.0  # seconds for the main thread to end by itself after another process has failed
+START = 600.0  # seconds until all processes must have started
+ENDED = "ended "  # replaces the number, followed by the exit code
 
 
 class Heartbeat(threading.Thread):
-    """Beats for process `rank` of `count` until `end`. `failure` is the reason to end, once there is one."""
+    """Beats for process `rank` of `count` until `end`. `failure` is the reason to end, None as long as all is well."""
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
         super().__init__(daemon=True, name="heartbeat")
@@ -34,13 +34,15 @@ class Heartbeat(threading.Thread):
         self.beats = 0
 
     def meet(self) -> None:
-        """Beat for the first time, and wait until all processes have. Raises ProcessError."""
+        """Beat for the first time, and wait for the first beat of all processes. Raises ProcessError."""
         self.store.set(f"beat/{self.rank}", "0")
         deadline = time.monotonic() + START
         while not self.store.check([f"beat/{other}" for other in self.last]):
             if time.monotonic() > deadline:
-                raise ProcessError(f"process {self.rank} has waited for {START:.0f} s, and not all of the {self.count} processes "
-                                   "have started. Look at the launcher's output for the others.")  # fmt: skip
+                raise ProcessError(
+                    f"process {self.rank} waited for {START:.0f} s, and not all of the {self.count} processes have "
+                    "started. Look at the launcher's output for the others."
+                )
             time.sleep(0.05)
         self.start()
 
@@ -51,47 +53,47 @@ class Heartbeat(threading.Thread):
                 self._abort(self.failure)
 
     def look(self) -> None:
-        """Beat, and look at the others."""
+        """Beat, and read the beats of the others."""
         if self.failure is not None:
             return
         try:
             self.beats += 1
             self.store.set(f"beat/{self.rank}", str(self.beats))
-            others = list(self.last)
-            found = self.store.multi_get([f"beat/{other}" for other in others])
+            self._read()
         except RuntimeError as error:
             self.failure = store_lost(error)
             return
-        for other, value in zip(others, (text.decode() for text in found), strict=True):
-            self._judge(other, value)
-
-    def _judge(self, other: int, value: str) -> None:
-        before, when = self.last[other]
-        if value != before:
-            self.last[other] = (value, time.monotonic())
-        if value.startswith(ENDED):
-            code = int(value.removeprefix(ENDED))
-            if code and self.failure is None:
+        for other, (value, when) in self.last.items():
+            if self.failure is not None:
+                return
+            if value.startswith(ENDED) and (code := int(value.removeprefix(ENDED))):
                 self.failure = ProcessError(f"process {other} of {self.count} ended with exit code {code}.")
                 self.failure.exit_code, self.failure.elsewhere = code, True
-        elif value == before and time.monotonic() - when > SILENCE and self.failure is None:
-            self.failure = ProcessError(
-                f"process {other} of {self.count} was killed, or its machine is gone: no heartbeat for {SILENCE:.0f} s. "
-                "What was done is kept; the same command continues."
-            )
+            elif not value.startswith(ENDED) and time.monotonic() - when > SILENCE:
+                self.failure = ProcessError(
+                    f"process {other} of {self.count} was killed, or its machine is gone: no heartbeat for "
+                    f"{SILENCE:.0f} s. Finished work is kept; the same command continues."
+                )
+
+    def _read(self) -> None:
+        """Update `last`: value and time of the last change, by process."""
+        values = self.store.multi_get([f"beat/{other}" for other in self.last])
+        for other, value in zip(list(self.last), (text.decode() for text in values), strict=True):
+            if value != self.last[other][0]:
+                self.last[other] = (value, time.monotonic())
 
     def check(self) -> None:
-        """Raises the failure, if there is one; and where another process has ended, for which this one must not wait."""
-        gone = [other for other, (value, _) in self.last.items() if value.startswith(ENDED)]
-        if self.failure is None and gone:
-            raise ProcessError(
-                f"process {gone[0]} of {self.count} has ended, and process {self.rank} still waits for it."
-            )
+        """Raise the failure, if any, or ProcessError if another process has ended while this one waits for it."""
         if self.failure is not None:
             raise self.failure
+        for other, (value, _) in self.last.items():
+            if value.startswith(ENDED):
+                raise ProcessError(
+                    f"process {other} of {self.count} has ended, and process {self.rank} still waits for it."
+                )
 
     def end(self, code: int, hosting: bool) -> None:
-        """Say that this process ends. hosting: the store goes with this process, so that the others end first."""
+        """Publish that this process ends. hosting: it holds the store, so wait for the others to end first."""
         self.stopping.set()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(EVERY)
@@ -101,13 +103,10 @@ class Heartbeat(threading.Thread):
             while hosting and time.monotonic() < deadline and not self._all_ended():
                 time.sleep(0.05)
         except RuntimeError:
-            return  # the store is gone, and whoever held it knows
+            return  # the store is gone, and with it the process that held it
 
     def _all_ended(self) -> bool:
-        values = [text.decode() for text in self.store.multi_get([f"beat/{other}" for other in self.last])]
-        for other, value in zip(self.last, values, strict=True):
-            if value != self.last[other][0]:
-                self.last[other] = (value, time.monotonic())
+        self._read()
         return all(v.startswith(ENDED) or time.monotonic() - when > SILENCE for v, when in self.last.values())
 
     def _abort(self, failure: ProcessError) -> None:
@@ -120,7 +119,8 @@ class Heartbeat(threading.Thread):
 
 
 def store_lost(error: Exception) -> ProcessError:
+    reason = " ".join(str(error).split())[:120]
     return ProcessError(
-        f"the launch is over: its key-value store, which the launcher or process 0 holds, is gone ({' '.join(str(error).split())[:120]}). "
-        "What was done is kept; the same command continues."
+        f"the launch is over: its key-value store, which the launcher or process 0 holds, is gone ({reason}). "
+        "Finished work is kept; the same command continues."
     )

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SAME = 2  # levels of 255: a profile that moves no colour further than this is sRGB, and pixels stay as stored
-#: colour space of a profile -> mode of the pixels it describes
+TOLERANCE = 2  # levels of 255: a profile that shifts every colour by at most this counts as sRGB
+#: colour space of a profile -> mode of the pixels that it describes
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 SRGB, CONVERTED, BROKEN = "", "profile", "broken_profile"
 
 
 def to_srgb(image: Image, profile: bytes | None) -> Image:
-    """Pixels of mode L, RGB, CMYK or LAB -> the same image, or a new RGB one where its profile is not sRGB.
+    """Pixels of mode L, RGB, CMYK or LAB -> the same image, or a new RGB one if its profile is not sRGB.
 
-    The perceptual intent, as viewers use. A broken profile is ignored, and so is one of another colour space than the pixels.
+    Uses the perceptual intent, as viewers do. Ignores a broken profile, and one of a colour space unlike the pixels'.
     """
     kind = kind_of(profile, image.mode)
     if kind == CONVERTED:
@@ -27,26 +27,23 @@ def to_srgb(image: Image, profile: bytes | None) -> Image:
 
 
 def kind_of(profile: bytes | None, mode: str) -> str:
-    """SRGB (also where there is no profile), CONVERTED or BROKEN. mode: of the pixels, L, RGB, CMYK or LAB."""
+    """SRGB (also without a profile), CONVERTED or BROKEN. mode: of the pixels, L, RGB, CMYK or LAB."""
     if not profile:
         return SRGB
     try:
-        wanted, _, same = _transform(profile)
-    except Exception:  # PyCMSError, OSError, ValueError: bytes that somebody else wrote
+        expected, _, is_srgb = _transform(profile)
+    except Exception:  # damaged profiles: PyCMSError, OSError, ValueError
         return BROKEN
-    if wanted != mode and (wanted, mode) != ("RGB", "L"):
+    if expected != mode and (expected, mode) != ("RGB", "L"):
         return BROKEN
-    return SRGB if same else CONVERTED
+    return SRGB if is_srgb else CONVERTED
 
 
-def _apply(image: Image, found: tuple[str, Any, bool]) -> Image:
-    wanted, transform, _ = found
-    if image.mode != wanted:  # grey pixels with a profile for RGB are red, green and blue alike
-        image = image.convert(wanted)
-    if wanted == "L":
-        return _by_table(image, transform)
-    result: Image = transform.apply(image)
-    return result
+def _apply(image: Image, conversion: tuple[str, Any, bool]) -> Image:
+    mode, transform, _ = conversion
+    if image.mode != mode:  # grey pixels with an RGB profile: red, green and blue are equal
+        image = image.convert(mode)
+    return _by_table(image, transform) if mode == "L" else transform.apply(image)
 
 
 def _by_table(image: Image, transform: Any) -> Image:
@@ -59,16 +56,16 @@ def _by_table(image: Image, transform: Any) -> Image:
 
 @functools.lru_cache(32)
 def _transform(profile: bytes) -> tuple[str, Any, bool]:
-    """(mode of the pixels, transform to sRGB, whether it is sRGB itself). Raises what ImageCms raises for a broken profile."""
+    """(mode of the pixels, transform to sRGB, True if it is sRGB). Raises ImageCms' errors for a broken profile."""
     from PIL import ImageCms
 
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))
     mode = MODES[opened.profile.xcolor_space.strip()]
-    # exact, for 256 colours are transformed; the library's own shortcut for grey is 10 levels off in dark tones
+    # only 256 greys are transformed, so be exact: the library's shortcut is off by 10 levels in dark tones
     flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
     srgb = ImageCms.createProfile("sRGB")
     transform = ImageCms.buildTransform(opened, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags)
-    return mode, transform, mode in ("L", "RGB") and _moves(mode, transform) <= SAME
+    return mode, transform, mode in ("L", "RGB") and _max_shift(mode, transform) <= TOLERANCE
 
 
 @functools.lru_cache(1)
@@ -79,8 +76,8 @@ def _lab() -> tuple[str, Any, bool]:
     return "LAB", ImageCms.buildTransform(lab, srgb, "LAB", "RGB", ImageCms.Intent.PERCEPTUAL), False
 
 
-def _moves(mode: str, transform: Any) -> int:
-    """By how many levels the transform moves a colour at most, over a grid of 17 x 17 x 17 colours and all greys."""
+def _max_shift(mode: str, transform: Any) -> int:
+    """The largest shift of a colour by the transform, in levels, over a grid of 17 x 17 x 17 colours and all greys."""
     import numpy as np
     from PIL import Image
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, which schedulers send before they kill: one meaning for both, in every verb.
+"""Ctrl-C and SIGTERM (sent by schedulers before they kill) have the same effect, in every verb.
 
-The first raises KeyboardInterrupt in the main thread, so that every `finally` writes what is done; training lets the
-step in hand end first. A later one ends the program at once, and the processes that it started.
+The first signal raises KeyboardInterrupt in the main thread, so that every `finally` writes finished work; training
+completes the current step first. A later signal ends the program and its child processes at once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from types import FrameType
 from typing import Any
 
 CODE = 130  # the exit code of an interrupted command
-TOGETHER = 0.5  # seconds: launchers and `timeout` send a signal to the group and to each process, which is one wish
+TOGETHER = 0.5  # seconds: launchers and `timeout` signal the group and each process, which counts as one signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _State:
-    """asked: when the first signal came. step: set instead of raising, by work that ends in order itself."""
-
-    asked: float | None = None
-    step: threading.Event | None = None
-    at_once: bool = False
-    depth: int = 0
+    first: float | None = None  # time of the first signal
+    step: threading.Event | None = None  # set instead of raising, if work in steps is running
+    at_once: bool = False  # a second signal ends the program
+    depth: int = 0  # of nested handlers
 
 
 _state = _State()
@@ -36,23 +34,16 @@ _children: set[subprocess.Popen[Any]] = set()
 
 @contextmanager
 def handled(at_once: bool = False) -> Iterator[None]:
-    """Both signals as the module says. at_once: what a second one may do (the command line); else it raises again.
+    """Handle both signals as described above. at_once: a second one ends the program (command line), else it raises.
 
-    Outside of the main thread nothing changes; a signal that was ignored (a shell's background job) stays so.
+    Has no effect outside of the main thread; an ignored signal (a shell's background job) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     if not _state.depth:
-        _state.asked, _state.at_once = None, at_once
-    with _installed():
-        yield
-
-
-@contextmanager
-def _installed() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+        _state.first, _state.at_once = None, at_once
+    before = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) != signal.SIG_IGN}
     _state.depth += 1
     try:
         for number in before:
@@ -61,28 +52,28 @@ def _installed() -> Iterator[None]:
     finally:
         _state.depth -= 1
         for number, handler in before.items():
-            if handler is not None:  # it was set by something else than Python, which cannot set it again
+            if handler is not None:  # None: installed outside of Python, cannot be restored
                 signal.signal(number, handler)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    if _state.asked is not None and now - _state.asked < TOGETHER:
+    if _state.first is not None and now - _state.first < TOGETHER:
         return
-    if _state.asked is not None and _state.at_once:
+    if _state.first is not None and _state.at_once:
         end_now()
-    first, _state.asked = _state.asked is None, now
-    if first and _state.step is not None:
+    is_first, _state.first = _state.first is None, now
+    if is_first and _state.step is not None:
         _state.step.set()
         return
     raise KeyboardInterrupt
 
 
 def end_now() -> None:
-    """No cleaning up: whatever is on disk is whole, since tables and files appear under their names when they are."""
+    """Exit without cleaning up: tables and files get their names when complete, so the disk is consistent."""
     for process in list(_children):
         with suppress(OSError):
-            end_tree(process)
+            kill_tree(process)
     with suppress(OSError):
         os.write(2, b"Interrupted again: ended at once.\n")
     os._exit(CODE)
@@ -90,17 +81,15 @@ def end_now() -> None:
 
 @contextmanager
 def after_the_step() -> Iterator[threading.Event]:
-    """The first signal sets the event, so that the step in hand can end; a later one interrupts.
+    """Let the first signal set the event, so that the current step can complete; a later one interrupts.
 
-    A signal that comes after the last step has looked at the event raises KeyboardInterrupt at the end.
+    A signal after the last check of the event raises KeyboardInterrupt at the end.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    if not _state.depth:
-        _state.asked, _state.at_once = None, False
-    with _installed():
+    with handled():
         _state.step = event
         try:
             yield event
@@ -110,19 +99,19 @@ def after_the_step() -> Iterator[threading.Event]:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt where one was asked for and a plug-in's `except:` has swallowed it."""
-    waiting = _state.asked is not None and _state.step is None and _state.depth
+    """Raise KeyboardInterrupt again if a plug-in's `except:` has swallowed it."""
+    waiting = _state.first is not None and _state.step is None and _state.depth
     if waiting and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
 
 
-def started(process: subprocess.Popen[Any]) -> None:
-    """A process of ours, to be ended with this one."""
+def track(process: subprocess.Popen[Any]) -> None:
+    """Register a child process, to be killed when this one ends at once."""
     _children.add(process)
 
 
-def end_tree(process: subprocess.Popen[Any]) -> None:
-    """Kill a process and those that it started (`conda run`, `uv run`), and wait for it."""
+def kill_tree(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and its descendants (`conda run`, `uv run`), and wait for it."""
     import psutil
 
     _children.discard(process)

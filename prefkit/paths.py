@@ -1,4 +1,4 @@
-"""Files whose paths stand in data: only regular files are opened, no more than a bound is read, none above its folder."""
+"""Files whose paths come from data: only regular files, up to a size limit, inside their folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 
 MAX_FILE = 128 << 20  # bytes of an image
 SHOWN = 80  # characters of a value in a message
-#: formats of Pillow that are read; its other readers start programs, guess without a signature, or are rarely met
+#: Pillow formats to read; its other readers start programs, guess without a signature, or are rare
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000")
-#: suffixes of images that Pillow reads only with a plug-in, or not at all
+#: suffixes of image formats that Pillow reads only with a plug-in, or not at all
 FOREIGN = frozenset({".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"})
 DATA_URI = re.compile(r"\s*data:image/[\w.+-]+;base64,")
 BASE64 = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}={0,2}\s*")
@@ -26,7 +26,7 @@ SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """`path` open for reading. Raises OSError, also for pipes, devices, sockets and folders, and for links to them."""
+    """Open a regular file for reading. Raises OSError, also for pipes, devices, sockets, folders and links to them."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         mode = os.fstat(number).st_mode
@@ -41,7 +41,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
-    """The bytes of a regular file. Raises OSError, also where there are more than `limit` of them."""
+    """The bytes of a regular file. Raises OSError, also if it is larger than `limit` bytes."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -51,13 +51,13 @@ def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
 
 
 def named(folder: Path, name: str, root: Path | None = None) -> Path:
-    """The file that `name` in a table means: absolute (or from ~) as it is, else under `folder` and below `root` (the folder).
+    """The file that `name` in a table refers to: an absolute path (or from ~), or one relative to `folder`.
 
-    Raises ValueError for a relative path that climbs out of `root`. Links are not followed here: they are the owner's.
+    Raises ValueError for a relative path out of `root` (default: the folder). Links are the user's, and not checked.
     """
     try:
         path = Path(name).expanduser()
-    except RuntimeError as error:  # ~somebody who is not a user
+    except RuntimeError as error:  # ~name without such a user
         raise ValueError(f"the path {shown(name)!r} names no home directory") from error
     if path.is_absolute():
         return find_file(path)
@@ -67,9 +67,9 @@ def named(folder: Path, name: str, root: Path | None = None) -> Path:
 
 
 def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
-    """The image that a text holds as a data URI or as plain base64; None where it is neither.
+    """The image in a text that is a data URI or plain base64; None for other texts.
 
-    Raises ValueError where it is damaged, larger than `limit` bytes, or long base64 of something else.
+    Raises ValueError if it is damaged, larger than `limit` bytes, or long base64 of something else.
     """
     if len(text) > limit * 3 // 2:
         raise ValueError(f"the text is larger than an image of {limit >> 20} MB: {shown(text)!r}")
@@ -85,52 +85,46 @@ def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
         raise ValueError(f"the data URI is not valid base64: {shown(text)!r}") from error
     if uri or data.startswith(SIGNATURES) or data[8:12] == b"WEBP" or data[4:8] == b"ftyp":
         return data
-    if len(text) > 512:  # longer than any path that a disk takes
+    if len(text) > 512:  # longer than any file path
         raise ValueError(f"this looks like base64 but holds no image: {shown(text)!r}")
     return None
 
 
 def shown(value: object, most: int = SHOWN) -> str:
     """A value for a message: on one line, control characters escaped, cut to `most` characters."""
-    text = str(value)
-    cut = text if len(text) <= most else text[: most - 3] + "..."
-    return "".join(c if c.isprintable() else " " if c in "\n\r\t" else c.encode("unicode_escape", "replace").decode()
-                   for c in cut)  # fmt: skip
+    text = re.sub(r"[\n\r\t]", " ", str(value))
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def nfc(name: str) -> str:
-    """The form in which names are compared: a Mac may write one as NFD."""
+    """The NFC form of a name, for comparisons: macOS may write names as NFD."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def find_file(path: Path) -> Path:
-    """`path`, or what has the same name on disk in another Unicode form; `path` itself where neither exists."""
-    with suppress(OSError, ValueError):
+    """`path`, or an existing file of the same name in another Unicode form; `path` itself if neither exists."""
+    with suppress(OSError, ValueError, KeyError):
         if str(path).isascii() or path.exists():
             return path
-        found = Path(path.anchor)
+        existing = Path(path.anchor)
         for part in path.parts[1:] if path.anchor else path.parts:
-            if not (found / part).exists():
-                part = _listing(found, found.stat().st_mtime_ns)[nfc(part)]
-            found /= part
-        return found
+            if not (existing / part).exists():
+                part = _names(existing, existing.stat().st_mtime_ns)[nfc(part)]
+            existing /= part
+        return existing
     return path
 
 
-class _Listing(dict[str, str]):
-    def __missing__(self, name: str) -> str:
-        raise FileNotFoundError(name)
-
-
 @lru_cache(16)
-def _listing(folder: Path, changed: int) -> _Listing:
-    """Composed name -> name on disk. changed: the folder's time, so that an outdated listing is not used."""
-    return _Listing({nfc(name): name for name in os.listdir(folder)})
+def _names(folder: Path, changed: int) -> dict[str, str]:
+    """NFC name -> name on disk. changed: the folder's mtime, so that an outdated listing is not used."""
+    return {nfc(name): name for name in os.listdir(folder)}
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads."""
+    """The FORMATS that this Pillow reads."""
     from PIL import Image
 
     Image.init()
@@ -146,6 +140,6 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the suffix says that it is an image, one that can be read or not."""
+    """True if the suffix is that of an image format, readable or not."""
     suffix = Path(name).suffix.lower()
     return suffix in image_suffixes() or suffix in FOREIGN

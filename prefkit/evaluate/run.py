@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, content, plain
+from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.distributed import device_of, group
 from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
@@ -19,7 +19,7 @@ from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
 from prefkit.generate.run import checked as checked_generate
 from prefkit.generate.run import run_generate
-from prefkit.models.dtypes import dtype_of
+from prefkit.models.precision import dtype_of
 from prefkit.output import note, warn
 from prefkit.score.diversity import mean_diversity
 from prefkit.score.run import remedy, run_scores, scored_ids, spec_from
@@ -81,6 +81,7 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
         raise UsageError(f"eval: {name!r} is not in the recipe; it has {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
     sets.check_settings(name, cfg)
+    compatibility.check("eval", name, recipe)
     generator, settings = sets.settings_of(recipe, cfg)
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")

@@ -121,7 +121,7 @@ def _what(store: Store, to: str, pairs: str | None, train: str | None) -> tuple[
         raise UsageError(f"--to {to[:80]!r}: the Hub takes no such name: {str(error)[:200]}") from error
     if not store.exists():
         raise UsageError(
-            f"{store.folder} is not a run folder: it has no run.json. Start one with `prefkit generate {output.pasted(store.folder)}`."
+            f"{store.folder} is not a run folder: it has no run.json. Start one with `prefkit generate {output.shell_quoted(store.folder)}`."
         )
     if pairs and train:
         raise UsageError(

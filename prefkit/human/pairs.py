@@ -10,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.output import pasted
+from prefkit.output import shell_quoted
 from prefkit.store import Store
 from prefkit.store.frames import candidate_index
 from prefkit.types import digest
@@ -46,7 +46,7 @@ def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
             found += _ranked([_ordered(str(request), a, b, seed) for a, b in combinations(ids, 2)], seed)
     if not found:
         raise UsageError(
-            f"no request of {store.folder} has two candidates to compare. `prefkit generate {pasted(store.folder)} --n 4` makes some."
+            f"no request of {store.folder} has two candidates to compare. `prefkit generate {shell_quoted(store.folder)} --n 4` makes some."
         )
     return _first(found, n, seed)
 

@@ -1,4 +1,4 @@
-"""How many prompts are longer than a pipeline's text encoders read: counted once, in place of a library's line for each."""
+"""The number of prompts that a pipeline's text encoders truncate: one warning replaces a library's line for each."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-ENDLESS = 100_000  # a tokenizer that says more than this has no limit of its own
+UNLIMITED = 100_000  # tokenizers without a limit report a larger number
 BATCH = 1000
 
 
 def too_long(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """(prompts that no text encoder of `pipe` reads to the end, tokens that the longest-reading one reads).
+    """Count the prompts that every text encoder truncates. Returns (count, most tokens that an encoder reads).
 
-    Where several encoders read a prompt (77 tokens by CLIP, 256 by T5), it is cut only if all of them cut it. call: further
-    arguments of the pipeline's call. (0, 0) for a pipeline without limits.
+    If several encoders read a prompt (77 tokens by CLIP, 256 by T5), it counts only if all of them truncate it. call:
+    further arguments of the pipeline's call. (0, 0) for a pipeline without limits.
     """
-    readers = list(_readers(pipe, call or {}))
-    if not readers or any(limit is None for _, limit in readers):
+    tokenizers = list(_tokenizers(pipe, call or {}))
+    limits = [limit for _, limit in tokenizers if limit is not None]
+    if not tokenizers or len(limits) < len(tokenizers):
         return 0, 0
     count = 0
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
-        cut = [[tokens > (limit or 0) for tokens in lengths(tokenizer, part)] for tokenizer, limit in readers]
-        count += sum(all(each) for each in zip(*cut, strict=True))
-    return count, max(limit or 0 for _, limit in readers)
+        cut = [[n > limit for n in lengths(tokenizer, part)] for (tokenizer, _), limit in zip(tokenizers, limits)]
+        count += sum(map(all, zip(*cut, strict=True)))
+    return count, max(limits)
 
 
 def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, with those that mark its start and end."""
+    """Number of tokens of each text, start and end tokens included."""
     return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False).input_ids]
 
 
-def said(what: str, count: int, of: int, limit: int) -> str:
-    verb = "is" if count == 1 else "are"
-    return (
-        f"{what}: {count} of {of} prompts {verb} longer than the text encoder reads ({limit} tokens); the rest is cut."
-    )
+def truncation_warning(stage: str, count: int, total: int, limit: int) -> str:
+    longer = f"{'is' if count == 1 else 'are'} longer than the text encoder reads ({limit} tokens)"
+    return f"{stage}: {count} of {total} prompts {longer}; the rest is cut."
 
 
-def _readers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int | None]]:
-    """Each tokenizer with the tokens that are read after it; None for no limit."""
-    asked = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
-    most = call.get("max_sequence_length", asked.default if asked is not None else None)
+def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int | None]]:
+    """Pairs of (tokenizer, number of its tokens that the text encoder reads, None for no limit)."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    max_length = call.get("max_sequence_length", parameter.default if parameter is not None else None)
     for name, tokenizer in getattr(pipe, "components", {}).items():
         if not name.startswith("tokenizer") or not callable(tokenizer):
             continue
         limit = getattr(tokenizer, "model_max_length", None)
-        limits = [limit] if isinstance(limit, int) and limit < ENDLESS else []
-        if isinstance(most, int) and not type(tokenizer).__name__.startswith("CLIP"):
-            limits = [most]  # what the pipeline pads and cuts to, whatever the tokenizer says
-        yield tokenizer, min(limits, default=None)
+        if isinstance(max_length, int) and not type(tokenizer).__name__.startswith("CLIP"):
+            limit = max_length  # the pipeline pads and truncates to this, regardless of the tokenizer
+        elif not isinstance(limit, int) or limit >= UNLIMITED:
+            limit = None
+        yield tokenizer, limit

@@ -1,4 +1,4 @@
-"""Components that are there on paper: configuration, shapes and attributes, but no weights in memory."""
+"""Components on the meta device: configuration, shapes and attributes, but no weights in memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 def part_of(component: str) -> str | None:
-    """Which of PARTS a pipeline's component belongs to, None for any other (tokenizer, scheduler)."""
+    """The part (of PARTS) that a pipeline's component belongs to, None for any other (tokenizer, scheduler)."""
     if re.match(r"text_encoder|image_encoder|safety_checker", component):
         return "text"
     return "vae" if component == "vae" else "denoiser" if component in ("unet", "transformer") else None
 
 
 def components(source: str, revision: str | None) -> dict[str, list[str]]:
-    """Component -> [library, class] of the pipeline `source`, without those that it has not got."""
+    """Component -> [library, class] of the pipeline `source`, without optional components that it lacks."""
     from diffusers import DiffusionPipeline
 
     index: Any = DiffusionPipeline.load_config(source, revision=revision)
@@ -28,23 +28,23 @@ def components(source: str, revision: str | None) -> dict[str, list[str]]:
 
 
 def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Components of the pipeline `source` to hand to from_pretrained in place of those that are not wanted."""
+    """Arguments of from_pretrained that replace the components of pipeline `source` outside of `wanted`."""
     if wanted == set(PARTS):
         return {}
-    given: dict[str, Any] = {}
+    replacements: dict[str, Any] = {}
     for name, entry in components(source, revision).items():
         part = part_of(name)
         if part == "text" and (part not in wanted or (name == "safety_checker" and wanted == {"text"})):
-            given[name] = None  # nobody checks images where none are made
+            replacements[name] = None  # without a denoiser, it has nothing to check
         elif part is not None and part not in wanted:
-            given[name] = on_meta_device(entry, source, name, revision, dtype, device)
-    return given
+            replacements[name] = on_meta_device(entry, source, name, revision, dtype, device)
+    return replacements
 
 
 def on_meta_device(
     entry: list[str], source: str, name: str, revision: str | None, dtype: torch.dtype, device: str
 ) -> Any:
-    """An instance on the meta device that says it lives on `device`, so that a pipeline prepares its inputs there."""
+    """An instance on the meta device whose `device` is `device`, so that a pipeline prepares its inputs there."""
     kind = getattr(importlib.import_module(entry[0]), entry[1])
     if entry[0] == "transformers":
         settings = kind.config_class.from_pretrained(source, subfolder=name, revision=revision)

@@ -1,9 +1,9 @@
-"""A pipeline whose text encoders, VAE and denoiser come into memory when they are called, one of them at a time.
+"""Sequential offload: text encoders, VAE and denoiser of a pipeline are loaded when called, one part at a time.
 
-Every component stands there on paper. When it, or any module inside it, computes, the part that it belongs to is
-loaded and answers, and the part that was there before goes. So the pipeline's own call, and with it the capture of its
-wiring, needs room for the largest part and not for the sum. What it costs is reading parts again: a model of a
-Stable Diffusion kind reads its denoiser twice and its text encoders three times for a capture.
+Every component is on the meta device. When it, or any module inside it, computes, its part is loaded and answers, and
+the previous part is freed. So the pipeline's own call, and with it the capture of its wiring, needs memory for the
+largest part instead of the sum. The cost is loading parts repeatedly: a capture of a Stable Diffusion model reads its
+denoiser twice and its text encoders three times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import gc
 import hashlib
 import inspect
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,15 +24,15 @@ from torch import Tensor, nn
 from prefkit.models.meta import LIBRARIES, components, on_meta_device, part_of
 from prefkit.models.trees import Tree, leaves, map_tensors
 
-REMEMBERED = 64  # encoded prompts
+CACHED_PROMPTS = 64
 
 
-class AnotherPart(Exception):
-    """A part was called while only one other may be."""
+class OtherPartNeeded(Exception):
+    """Raised by a call of another part inside SequentialOffload.only."""
 
 
 class SequentialOffload:
-    """Who is in memory: `part` of "denoiser", "vae", "text", or None, and its `modules` by component name.
+    """The part in memory: `part` is "denoiser", "vae", "text" or None; `modules` are its modules by component name.
 
     load: (part, dtype) -> {component: module}, with weights and on their device.
     """
@@ -46,7 +45,7 @@ class SequentialOffload:
 
     def activate(self, part: str, dtype: torch.dtype) -> dict[str, Any]:
         if self._only not in (None, part):
-            raise AnotherPart(part)
+            raise OtherPartNeeded(part)
         if self.part != part:
             self.clear()
             self.modules, self.part = self.load(part, dtype), part
@@ -54,7 +53,7 @@ class SequentialOffload:
 
     @contextmanager
     def only(self, part: str) -> Iterator[None]:
-        """Whatever calls another part meanwhile gets AnotherPart."""
+        """Raise OtherPartNeeded from calls of any other part temporarily."""
         self._only = part
         try:
             yield
@@ -62,97 +61,95 @@ class SequentialOffload:
             self._only = None
 
     def clear(self) -> None:
-        own = [module for module in self.modules.values() if isinstance(module, nn.Module)]
-        left = [weakref.ref(module) for whole in own for module in whole.modules()]
-        del own
+        alive = [
+            weakref.ref(m) for each in self.modules.values() if isinstance(each, nn.Module) for m in each.modules()
+        ]
         self.part, self.modules = None, {}
-        if any(module() is not None for module in left):  # held by a cycle; looking for it is slow in a large process
+        if any(module() is not None for module in alive):  # kept by a cycle; gc.collect is slow in a large process
             gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def stand_ins(
-    source: str, revision: str | None, dtype: torch.dtype, device: str, turns: SequentialOffload
+def meta_components(
+    source: str, revision: str | None, dtype: torch.dtype, device: str, offload: SequentialOffload
 ) -> dict[str, Any]:
-    """Component -> what to hand to from_pretrained in its place. A safety checker is left out: it changes no wiring.
+    """Component -> replacement for from_pretrained. The safety checker is left out: it does not change the wiring.
 
-    Components of other libraries than diffusers and transformers are not among them: they load at once and stay.
+    Components of libraries other than diffusers and transformers are not replaced: they are loaded at once and stay.
     """
-    found: dict[str, Any] = {}
+    replacements: dict[str, Any] = {}
     for name, entry in components(source, revision).items():
         part = part_of(name)
         if name == "safety_checker":
-            found[name] = None
+            replacements[name] = None
         elif part is not None and entry[0] in LIBRARIES:
-            found[name] = _on_call(on_meta_device(entry, source, name, revision, dtype, device), name, part, turns)
-    return found
+            module = on_meta_device(entry, source, name, revision, dtype, device)
+            replacements[name] = _loaded_on_call(module, name, part, offload)
+    return replacements
 
 
-def _on_call(module: Any, name: str, part: str, turns: SequentialOffload) -> Any:
-    """Make every forward inside `module`, which is on paper, be answered by the loaded one's."""
+def _loaded_on_call(module: Any, name: str, part: str, offload: SequentialOffload) -> Any:
+    """Redirect every forward inside `module`, which is on the meta device, to the loaded module."""
     kind = type(module)
     persistent = set(module.state_dict()) & {path for path, _ in module.named_buffers()}
     statistics = {path.split(".")[0] for path in persistent}
 
     def loaded() -> Any:
-        return turns.activate(part, module.dtype)[name]
+        return offload.activate(part, module.dtype)[name]
 
     def apply(self: Any, change: Any, *args: Any, **kwargs: Any) -> Any:
-        """`float()` and the like; what is loaded later takes the paper's dtype."""
-        if turns.part == part:
-            turns.modules[name]._apply(change, *args, **kwargs)
+        """Apply `float()` and the like to both modules; a module loaded later takes the dtype of the meta module."""
+        if offload.part == part:
+            offload.modules[name]._apply(change, *args, **kwargs)
         return nn.Module._apply(self, change, *args, **kwargs)
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
         return self if dtype is None else nn.Module.to(self, dtype)
 
-    def attribute(self: Any, which: str) -> Any:
-        """Children with statistics are the loaded ones: FLUX.2 reads its VAE's batch norm without calling it."""
-        return getattr(loaded(), which) if which in statistics else kind.__getattr__(self, which)
+    def attribute(self: Any, key: str) -> Any:
+        """Take children with statistics from the loaded module: FLUX.2 reads its VAE's batch norm without a call."""
+        return getattr(loaded(), key) if key in statistics else kind.__getattr__(self, key)
 
     for path, child in module.named_modules():
-        child.forward = _answer(child, path, loaded)
+        redirected = functools.partial(_call_loaded, loaded, path)
+        child.forward = functools.wraps(child.forward)(redirected)
     module.__class__ = type(kind.__name__, (kind,), {"_apply": apply, "to": to, "__getattr__": attribute})
     return module
 
 
-def _answer(child: nn.Module, path: str, loaded: Callable[[], Any]) -> Callable[..., Any]:
-    @functools.wraps(child.forward)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return loaded().get_submodule(path)(*args, **kwargs)
-
-    return forward
+def _call_loaded(loaded: Callable[[], Any], path: str, *args: Any, **kwargs: Any) -> Any:
+    return loaded().get_submodule(path)(*args, **kwargs)
 
 
-def remember_texts(pipe: Any) -> None:
-    """Prompts that were encoded lately are not encoded again, as that may need the text encoders back."""
+def cache_prompts(pipe: Any) -> None:
+    """Cache the results of encode_prompt, because encoding again may load the text encoders again."""
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         return
-    known: OrderedDict[str, Tree] = OrderedDict()
+    cache: dict[str, Tree] = {}
 
     @functools.wraps(encode)
-    def remembered(*args: Any, **kwargs: Any) -> Any:
-        key = _content(inspect.signature(encode).bind(*args, **kwargs).arguments)
-        if key not in known:
-            known[key] = encode(*args, **kwargs)
-            while len(known) > REMEMBERED:
-                known.popitem(last=False)
-        return map_tensors(torch.clone, known[key])
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        key = _content_hash(inspect.signature(encode).bind(*args, **kwargs).arguments)
+        if key not in cache:
+            cache[key] = encode(*args, **kwargs)
+            if len(cache) > CACHED_PROMPTS:
+                del cache[next(iter(cache))]
+        return map_tensors(torch.clone, cache[key])
 
-    pipe.encode_prompt = remembered
+    pipe.encode_prompt = cached
 
 
-def _content(arguments: Tree) -> str:
-    """A hash of arguments, by what tensors and images hold."""
-    found = hashlib.sha256()
+def _content_hash(arguments: Tree) -> str:
+    """A hash of arguments, of tensors and images by their content."""
+    result = hashlib.sha256()
     for path, leaf in leaves(arguments):
-        said: Any = (path, repr(leaf))
+        content: Any = repr(leaf)
         if isinstance(leaf, Tensor):
-            said = (path, leaf.shape, leaf.dtype, leaf.cpu().float().numpy().tobytes())
+            content = leaf.shape, leaf.dtype, leaf.cpu().float().numpy().tobytes()
         elif isinstance(leaf, Image.Image):
-            said = (path, leaf.size, leaf.mode, leaf.tobytes())
-        found.update(repr(said).encode())
-    return found.hexdigest()
+            content = leaf.size, leaf.mode, leaf.tobytes()
+        result.update(repr((path, content)).encode())
+    return result.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,47 +9,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.models.capture.maps import BEHIND, CLOCK, OUTPUT, enter, stacked
+from prefkit.models.capture.maps import CLOCK, EXTRA_INPUT_KEY, OUTPUT, denoiser_input, stacked
 from prefkit.models.capture.record import replaced
 from prefkit.models.capture.wiring import Wiring
 from prefkit.models.trees import Tree
 
 
 def compute_dtype(net: Any) -> torch.dtype:
-    """The dtype of the network's first floating weight: what its inputs are cast to."""
+    """The dtype of the network's first floating weight, to which its inputs are cast."""
     return next(p.dtype for p in net.parameters() if p.is_floating_point())
 
 
-def predict(
-    net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree, dtype: torch.dtype | None = None
-) -> Tensor:
-    """What scheduler.step would be given: [B, ...] float32, in the scheduler's layout and sign.
+def predict(net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree) -> Tensor:
+    """The model_output for scheduler.step: [B, ...] float32, in the scheduler's layout and sign.
 
     x_t:       [B, ...], in the scheduler's layout (VP models: signal-preserving, as the denoiser sees it)
     time:      [B], index (epsilon, v) or sigma in 0..1 (flow)
     condition: a Tree for B samples (`collate`)
-    dtype:     of the sample as the network takes it, default `compute_dtype(net)`
     """
-    rest = {name: value for name, value in condition.items() if name != BEHIND}
-    given = {
-        wiring.sample: enter(wiring.input, x_t.to(dtype or compute_dtype(net)), condition.get(BEHIND)),
-        wiring.time: CLOCK[wiring.clock](time, wiring.train_steps),
-    }
-    out = stacked(net(**given, **rest, return_dict=False))
+    rest = {name: value for name, value in condition.items() if name != EXTRA_INPUT_KEY}
+    x = denoiser_input(wiring.input, x_t.to(compute_dtype(net)), condition.get(EXTRA_INPUT_KEY))
+    arguments = {wiring.sample: x, wiring.time: CLOCK[wiring.clock](time, wiring.train_steps)}
+    out = stacked(net(**arguments, **rest, return_dict=False))
     return OUTPUT[wiring.output](out, x_t).float()
 
 
 @contextmanager
 def forward_as(net: Any, precise: Any) -> Iterator[None]:
-    """The denoiser alone computes under autocast, and takes its sample in its own dtype."""
-    inner, dtype = net.forward, compute_dtype(net)
+    """Run the denoiser alone under the context `precise()` (autocast); its inputs keep their dtypes."""
+    inner = net.forward
 
-    @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
         with precise():
             return inner(*args, **kwargs)
 
-    if dtype == torch.float32 and isinstance(precise(), nullcontext):
+    if compute_dtype(net) == torch.float32 and isinstance(precise(), nullcontext):
         yield
         return
     with replaced(net, "forward", forward):

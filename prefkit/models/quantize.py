@@ -1,9 +1,9 @@
-"""The denoiser's linear layers in few bits, by diffusers' quantisation configs; what is trained on top stays float32.
+"""Quantisation of the denoiser's linear layers by diffusers' configs; adapters trained on top stay float32.
 
-nf4   4 bits, normal-float with quantised constants (QLoRA, arXiv 2305.14314): bitsandbytes, which diffusers runs on GPUs only
-int8  8 bits, symmetric, a scale per output row: torchao's weight-only form, which has no outlier path and runs on CPUs too
+nf4   4 bits, normal-float with quantised constants (QLoRA, arXiv 2305.14314): bitsandbytes, in diffusers on GPUs only
+int8  8 bits, symmetric, a scale per output row: torchao's weight-only form, without an outlier path, also on CPUs
 fp8   8 bits, e4m3, a scale per output row: torchao's weight-only form; sums are made in the network's dtype
-Convolutions, norms and embeddings keep the dtype that was asked for.
+Convolutions, norms and embeddings keep the dtype of the pipeline.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ import torch
 from prefkit.errors import UsageError
 from prefkit.models.meta import components, part_of
 
-#: name -> library
 LIBRARY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
-#: name -> class of torchao.quantization
-TORCHAO = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
-#: name -> devices that cannot
-UNABLE = {"nf4": ("cpu",), "fp8": ("mps",)}
+TORCHAO = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}  # classes of torchao.quantization
+UNSUPPORTED = {"nf4": "cpu", "fp8": "mps"}  # device type that does not support it
 
 
 def check_quantize(name: str | None, device: str | None = None) -> None:
-    """Raises UsageError for an unknown name, a missing library, or a device that cannot."""
+    """Raise UsageError for an unknown name, a missing library, or a device that does not support it."""
     if name is None:
         return
     if name not in LIBRARY:
@@ -33,27 +30,27 @@ def check_quantize(name: str | None, device: str | None = None) -> None:
     if importlib.util.find_spec(LIBRARY[name]) is None:
         raise UsageError(f'model.quantize: {name} needs {LIBRARY[name]}: pip install "prefkit[quantize]"')
     kind = None if device is None else torch.device(device).type
-    if kind in UNABLE.get(name, ()):
-        able = [other for other in LIBRARY if kind not in UNABLE.get(other, ())]
-        raise UsageError(f"model.quantize: {name} does not run on {kind}; there, choose {' or '.join(able)}.")
+    if kind is not None and kind == UNSUPPORTED.get(name):
+        supported = [other for other in LIBRARY if kind != UNSUPPORTED.get(other)]
+        raise UsageError(f"model.quantize: {name} does not run on {kind}; there, choose {' or '.join(supported)}.")
 
 
 def quantization(name: str, dtype: torch.dtype) -> Any:
-    """diffusers' config. dtype: in which layers compute."""
+    """diffusers' config. dtype: compute dtype of the quantised layers."""
     import diffusers
 
     if name == "nf4":
-        kinds = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-        return diffusers.BitsAndBytesConfig(load_in_4bit=True, **kinds)
+        options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        return diffusers.BitsAndBytesConfig(load_in_4bit=True, **options)
     import torchao.quantization
 
     return diffusers.TorchAoConfig(getattr(torchao.quantization, TORCHAO[name])())
 
 
 def quantized(source: str, revision: str | None, name: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of DiffusionPipeline.from_pretrained that quantise the denoiser of the pipeline `source`, nothing else."""
+    """Arguments of DiffusionPipeline.from_pretrained that quantise only the denoiser of the pipeline `source`."""
     from diffusers import PipelineQuantizationConfig
 
-    denoisers = [found for found in components(source, revision) if part_of(found) == "denoiser"]
+    denoisers = [component for component in components(source, revision) if part_of(component) == "denoiser"]
     mapping = dict.fromkeys(denoisers, quantization(name, dtype))
     return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)} if mapping else {}

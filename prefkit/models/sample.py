@@ -1,8 +1,10 @@
-"""Sample a batch with the pipeline's own call: seeds per candidate, a prompt encoded once, final latents kept."""
+"""Sample a batch with the pipeline's own call: a seed per candidate, cached prompt embeddings, final latents kept."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,20 +15,21 @@ from torch import Tensor
 
 from prefkit.errors import CaptureError
 from prefkit.models.capture.conditions import batch_rules, joined, quiet
-from prefkit.models.capture.record import known_arguments, replaced, stand_in
+from prefkit.models.capture.record import StopCall, check_call_arguments, replaced
 from prefkit.models.latents import finite
-from prefkit.models.memory import AdaptiveBatchSize, decoding
+from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.models.trees import Tree, leaves
+from prefkit.output import still_working
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-REMEMBERED_PROMPTS = 64
+CACHED_PROMPTS = 64
 
 
 class Sampled(NamedTuple):
-    """Of one candidate: image, final latents [...] (scheduler's layout and dtype, CPU), the safety checker's flag, and
-    whether latents and decoded pixels were finite: where they were not, the image is black or worse."""
+    """One candidate: image, final latents [...] (scheduler's layout and dtype, CPU), the safety checker's flag, and
+    whether latents and decoded pixels are finite (otherwise the image is black or damaged)."""
 
     image: Image
     latents: Tensor
@@ -35,11 +38,11 @@ class Sampled(NamedTuple):
 
 
 class Sampler:
-    """Calls `pipe` with fixed settings.
+    """Calls `pipe` with fixed settings and leaves it unchanged after each call.
 
-    guidance None leaves the pipeline's default. extra_call: further arguments of the pipeline's call, as they are: a None
-    there is given, for a pipeline whose default is something else.
-    per_request: names of those that `sample` is given. The pipeline is left as it was after each call. Raises UsageError for an argument it does not take.
+    guidance: None for the pipeline's default. extra_call: further arguments of the pipeline's call; a None in it is
+    passed on, for a pipeline with another default. per_request: names of the arguments that `sample` adds. Raises
+    UsageError for an argument that the pipeline does not take.
     """
 
     def __init__(
@@ -54,181 +57,181 @@ class Sampler:
         extra_call: Mapping[str, Any] | None = None,
         per_request: Sequence[str] = (),
     ) -> None:
-        wishes = {
-            "guidance_scale": guidance,
-            "height": height,
-            "width": width,
-            "negative_prompt": negative_prompt,
-        }
-        said = {k: v for k, v in wishes.items() if v is not None}
+        settings = {"guidance_scale": guidance, "height": height, "width": width, "negative_prompt": negative_prompt}
+        settings = {name: value for name, value in settings.items() if value is not None}
         self.pipe = pipe
-        self.call = {"num_inference_steps": steps, **said, **(extra_call or {})}
-        known_arguments(pipe, {*self.call, *per_request})
-        self._encode = RememberedPrompts(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
-        self.room = AdaptiveBatchSize(None, "decoding by the VAE", hint="; the samples stay the same but for rounding")
-        self._together: bool | None = None  # whether a batch gives what each would alone; None: not looked yet
+        self.call = {"num_inference_steps": steps, **settings, **(extra_call or {})}
+        check_call_arguments(pipe, {*self.call, *per_request})
+        self._prompts = PromptCache(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
+        self._decode_batch = AdaptiveBatchSize(
+            None, "decoding by the VAE", hint="; the samples stay the same but for rounding"
+        )
+        self._batchable: bool | None = None  # True if a batch gives each prompt its image; None: not checked yet
+        self._batches = 0
 
     def sample(
-        self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any] | None = None
+        self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any] | None = None
     ) -> list[Sampled]:
-        """One image per (prompt, seed). Each initial noise comes from its own CPU generator, whatever the batch.
+        """One image per (prompt, seed). Each initial noise comes from its own CPU generator, regardless of the batch.
 
-        given: further arguments of this call (an image to edit), for all of its prompts. With those some pipelines take
-        one prompt at a time (Qwen-Image-Edit), or draw for the first of a batch what they draw for none of the others
-        (FLUX Fill): then prompts go one by one.
+        inputs: further arguments of this call (an image to edit), shared by all of its prompts. With them, some
+        pipelines take one prompt at a time (Qwen-Image-Edit), or draw extra numbers for the first sample of a batch
+        (FLUX Fill): these prompts are sampled one by one.
         """
-        if given and len(prompts) > 1 and self._together is None:
-            self._together = self._noise_is_its_own(prompts[:2], seeds[:2], given)
-        if self._together is not False or not given:
-            return self._sample(prompts, seeds, given)
+        if inputs and len(prompts) > 1 and self._batchable is None:
+            self._batchable = self._same_noise_as_alone(prompts[:2], seeds[:2], inputs)
+        if self._batchable is not False or not inputs:
+            return self._sample(prompts, seeds, inputs)
         return [
-            row for prompt, seed in zip(prompts, seeds, strict=True) for row in self._sample([prompt], [seed], given)
+            row for prompt, seed in zip(prompts, seeds, strict=True) for row in self._sample([prompt], [seed], inputs)
         ]
 
-    def _sample(self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any] | None) -> list[Sampled]:
+    def _sample(self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any] | None) -> list[Sampled]:
         last: list[Tensor] = []
-        scheduler_step = self.pipe.scheduler.step
+        scheduler, scheduler_step = self.pipe.scheduler, self.pipe.scheduler.step
+        start, steps = time.monotonic(), itertools.count(1)
+        self._batches += 1
 
         def step(*args: Any, **kwargs: Any) -> Any:
             result = scheduler_step(*args, **kwargs)
             last[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
+            timesteps = getattr(scheduler, "timesteps", None)
+            total = self.call["num_inference_steps"] if timesteps is None else len(timesteps)
+            still_working(f"sampling batch {self._batches}: denoising step {next(steps)} of {total}", start)
             return result
 
-        with _decoding(self.pipe) as decoded:
-            result = self._call(prompts, seeds, given, step)
+        decoded: list[Tensor] = []
+        result = self._call(prompts, seeds, inputs, step, decoded)
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
-        latents = last[0].cpu().unbind(0)
-        whole = _whole(torch.stack(latents), decoded)
-        return [Sampled(*row) for row in zip(result.images, latents, map(bool, flags), whole, strict=True)]
+        latents = last[0].cpu()
+        finite_pixels = torch.cat(decoded) if decoded else torch.ones(len(latents), dtype=torch.bool)
+        if len(finite_pixels) != len(latents):  # the VAE does not decode once an image, so its flags count for all
+            finite_pixels = finite_pixels.all().expand(len(latents))
+        intact = (finite(latents) & finite_pixels).tolist()
+        return [Sampled(*row) for row in zip(result.images, latents.unbind(0), map(bool, flags), intact, strict=True)]
 
-    def _noise_is_its_own(self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any]) -> bool:
-        """Whether the second of two begins as it would alone."""
+    def _same_noise_as_alone(self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any]) -> bool:
+        """True if the second of two samples starts from the same noise as alone."""
 
-        def start(count: int) -> Tensor:
+        def initial_noise(count: int) -> Tensor:
             def stop(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-                raise _Started(sample)
+                raise StopCall(sample[-1])
 
             try:
-                self._call(prompts[-count:], seeds[-count:], given, stop)
-            except _Started as started:
-                return started.sample[-1]
+                self._call(prompts[-count:], seeds[-count:], inputs, stop, [])
+            except StopCall as stopped:
+                return stopped.value
             finally:
                 self.pipe.maybe_free_model_hooks()
             raise CaptureError(f"{type(self.pipe).__name__}: its call ended without reaching its scheduler.")
 
         try:
-            both = start(2)
+            both = initial_noise(2)
         except ValueError:  # takes one prompt at a time
             return False
-        return torch.allclose(both, start(1), rtol=1e-2, atol=1e-2)
+        return torch.allclose(both, initial_noise(1), rtol=1e-2, atol=1e-2)
 
-    def _call(self, prompts: Sequence[str], seeds: Sequence[int], given: Mapping[str, Any] | None, step: Any) -> Any:
-        """The pipeline's call, with `step` in the place of its scheduler's."""
-        call = (
-            self.call | dict(given or {}) | {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
-        )
+    def _call(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        inputs: Mapping[str, Any] | None,
+        step: Any,
+        decoded: list[Tensor],
+    ) -> Any:
+        """Call the pipeline with `step` instead of its scheduler's. decoded: see _decoding."""
+        call = self.call | dict(inputs or {})
+        call["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         if call.get("negative_prompt") is not None:
             call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(quiet(self.pipe))
-            stack.enter_context(replaced(self.pipe.scheduler, "step", stand_in(self.pipe.scheduler.step, step)))
-            if hasattr(self.pipe, "vae"):
-                stack.enter_context(decoding(self.pipe.vae, self.room))
-            if self._encode is not None:
-                stack.enter_context(replaced(self.pipe, "encode_prompt", self._encode))
+            stack.enter_context(replaced(self.pipe.scheduler, "step", step))
+            if getattr(self.pipe, "vae", None) is not None:
+                stack.enter_context(_decoding(self.pipe.vae, self._decode_batch, decoded))
+            if self._prompts is not None:
+                stack.enter_context(replaced(self.pipe, "encode_prompt", self._prompts))
             return self.pipe(prompt=list(prompts), output_type="pil", **call)
 
     def forget(self) -> None:
-        """Drop the encoded prompts, to give their memory back or because the text encoder changed."""
-        if self._encode is not None:
-            self._encode.rows.clear()
+        """Drop the cached prompt embeddings, to free their memory or because the text encoder changed."""
+        if self._prompts is not None:
+            self._prompts.rows.clear()
 
 
 @contextmanager
-def _decoding(pipe: Any) -> Iterator[list[Tensor]]:
-    """A list that gets, of every call of the VAE's decode, [B] bool: which of its images are finite while still tensors."""
-    seen: list[Tensor] = []
-    vae = getattr(pipe, "vae", None)
-    if vae is None:
-        yield seen
-        return
+def _decoding(vae: Any, batch_size: AdaptiveBatchSize, decoded: list[Tensor]) -> Iterator[None]:
+    """Let `vae.decode` split a batch that does not fit, without repeating the denoising that led to it.
+
+    decoded: receives [B] bool from every call: True for images with finite pixels.
+    """
     vae_decode = vae.decode
 
-    def decode(*args: Any, **kwargs: Any) -> Any:
-        result = vae_decode(*args, **kwargs)
-        seen.append(finite(result[0] if isinstance(result, tuple) else result.sample))
+    def checked(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = vae_decode(z, *args, **kwargs)
+        decoded.append(finite(result[0] if isinstance(result, tuple) else result.sample).cpu())
         return result
 
-    with replaced(vae, "decode", stand_in(vae_decode, decode)):
-        yield seen
+    def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(z) == 1 or kwargs.get("return_dict", True):
+            return checked(z, *args, **kwargs)
+        rows = batch_size.each(z.split(1), lambda part: checked(torch.cat(list(part)), *args, **kwargs)[0].split(1))
+        return (torch.cat(rows),)
+
+    with replaced(vae, "decode", decode):
+        yield
 
 
-def _whole(latents: Tensor, decoded: Sequence[Tensor]) -> list[bool]:
-    """[B] whether latents and pixels of each sample are finite. Pixels of a VAE called otherwise than once an image count for all."""
-    pixels = torch.cat([each.cpu() for each in decoded]) if decoded else torch.ones(len(latents), dtype=torch.bool)
-    if len(pixels) != len(latents):
-        pixels = pixels.all().expand(len(latents))
-    return (finite(latents) & pixels).tolist()
+class PromptCache:
+    """A replacement of a pipeline's encode_prompt that encodes each distinct prompt once, alone, and stacks the rows.
 
-
-class _Started(Exception):
-    """Carries the scheduler's first sample out of a pipeline's call."""
-
-    def __init__(self, sample: Tensor) -> None:
-        self.sample = sample
-
-
-class RememberedPrompts:
-    """A pipeline's encode_prompt that encodes each distinct prompt once, on its own, and stacks the rows.
-
-    Where rows do not stack (lengths differ) or nothing tells samples apart, the whole batch is encoded as given.
+    If rows do not stack (lengths differ) or no batch rule is found, the whole batch is encoded together.
     """
 
-    def __init__(self, encode: Any, limit: int = REMEMBERED_PROMPTS) -> None:
-        self.encode, self.limit = encode, limit
+    def __init__(self, encode: Any, limit: int = CACHED_PROMPTS) -> None:
+        self.encode, self.limit, self.signature = encode, limit, inspect.signature(encode)
         self.rows: OrderedDict[str, Tree] = OrderedDict()
         self.rules: dict[str, dict[str, int | str] | None] = {}
-        self.__signature__ = inspect.signature(encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bound = self.__signature__.bind(*args, **kwargs).arguments
+        bound = self.signature.bind(*args, **kwargs).arguments
         prompts = bound.get("prompt")
         if not isinstance(prompts, list) or not all(map(_plain, bound.values())):
             return self.encode(*args, **kwargs)
-        ours = [k for k, v in bound.items() if "prompt" in k and isinstance(v, list) and len(v) == len(prompts)]
-        shared = {k: v for k, v in bound.items() if k not in ours}
-        rows = [self._row({k: [bound[k][i]] for k in ours}, shared) for i in range(len(prompts))]
+        per_prompt = [k for k, v in bound.items() if "prompt" in k and isinstance(v, list) and len(v) == len(prompts)]
+        shared = {k: v for k, v in bound.items() if k not in per_prompt}
+        rows = [self._row({k: [bound[k][i]] for k in per_prompt}, shared) for i in range(len(prompts))]
         if len(rows) == 1:
             return rows[0]
-        rules = self._rules({k: [bound[k][0]] for k in ours}, shared)
+        rules = self._rules({k: [bound[k][0]] for k in per_prompt}, shared)
         if rules is None or len({_shapes(row) for row in rows}) > 1:
             return self.encode(*args, **kwargs)
         return joined(rules, rows)
 
-    def _row(self, own: dict[str, Any], shared: dict[str, Any]) -> Tree:
-        key = repr((own, shared))
+    def _row(self, prompt: dict[str, Any], shared: dict[str, Any]) -> Tree:
+        key = repr((prompt, shared))
         if key not in self.rows:
-            self.rows[key] = self.encode(**own, **shared)
+            self.rows[key] = self.encode(**prompt, **shared)
         self.rows.move_to_end(key)
         row = self.rows[key]
         while len(self.rows) > self.limit:
             self.rows.popitem(last=False)
         return row
 
-    def _rules(self, own: dict[str, Any], shared: dict[str, Any]) -> dict[str, int | str] | None:
-        key = repr((sorted(own), shared))
+    def _rules(self, prompt: dict[str, Any], shared: dict[str, Any]) -> dict[str, int | str] | None:
+        key = repr((sorted(prompt), shared))
         if key not in self.rules:
-            twice = self.encode(**{k: v * 2 for k, v in own.items()}, **shared)
+            twice = self.encode(**{k: v * 2 for k, v in prompt.items()}, **shared)
             try:
-                self.rules[key] = batch_rules(self._row(own, shared), twice, "encode_prompt")
+                self.rules[key] = batch_rules(self._row(prompt, shared), twice, "encode_prompt")
             except CaptureError:
                 self.rules[key] = None
         return self.rules[key]
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value is told apart by its repr: not so tensors and images."""
+    """True if the value's repr identifies it, unlike that of tensors and images."""
     if isinstance(value, (list, tuple)):
         return all(map(_plain, value))
     return value is None or isinstance(value, (str, int, float, torch.device, torch.dtype))

@@ -1,4 +1,4 @@
-"""How clean latents are corrupted and what a network is asked to predict about them.
+"""Training schedules: noisy latents and the network's target.
 
 epsilon, v   x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise     DDPM, arXiv 2006.11239, eq. 4
              v = sqrt(abar_t) noise - sqrt(1 - abar_t) x0        arXiv 2202.00512, section 4
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import UsageError
-from prefkit.models.place import exact_dtype
+from prefkit.models.precision import exact_dtype
 
 TIME_SAMPLING = ("uniform", "logit_normal")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """prediction: "epsilon" | "v_prediction" | "flow". alphas_cumprod: [T] float64, None for flow."""
+    """A noise schedule. prediction: "epsilon" | "v_prediction" | "flow". alphas_cumprod: [T] float64, None for flow."""
 
     prediction: str
     alphas_cumprod: Tensor | None = None
 
     @classmethod
     def of(cls, scheduler: Any, prediction: str) -> Schedule:
-        """The training schedule of a diffusers scheduler. Its inference timesteps play no part."""
+        """The training schedule of a diffusers scheduler. Its inference timesteps are ignored."""
         if prediction == "flow":
             return cls("flow")
         return cls(prediction, scheduler.alphas_cumprod.detach().cpu().double())
@@ -46,34 +46,34 @@ class Schedule:
             return torch.rand((), generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
         return torch.randn((), generator=generator, dtype=torch.float64).sigmoid()
 
-    def shares(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Share of x0 and share of noise in x_t, each [B, 1, ...] in like's dtype."""
+    def coefficients(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of x0 and of noise in x_t, each [B, 1, ...] in like's dtype."""
+        exact = exact_dtype(time.device)
         if self.alphas_cumprod is None:
-            exact = time.to(exact_dtype(time.device))
-            signal, noise = 1 - exact, exact
+            signal, noise = 1 - time.to(exact), time.to(exact)
         else:
-            abar = self.alphas_cumprod.to(exact_dtype(time.device)).to(time.device)[time.long()]
+            abar = self.alphas_cumprod.to(exact).to(time.device)[time.long()]
             signal, noise = abar.sqrt(), (1 - abar).sqrt()
         shape = (-1, *[1] * (like.ndim - 1))
         return signal.to(like).view(shape), noise.to(like).view(shape)
 
     def add_noise(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """x_t: x0 and noise [B, ...], time [B]."""
-        signal, amount = self.shares(time, x0)
+        signal, amount = self.coefficients(time, x0)
         return signal * x0 + amount * noise
 
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """What a perfect network would return for x_t, [B, ...]."""
+        """The prediction of a perfect network for x_t, [B, ...]."""
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "flow":
             return noise - x0
-        signal, amount = self.shares(time, x0)
+        signal, amount = self.coefficients(time, x0)
         return signal * noise - amount * x0
 
     def x0(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
-        """The clean sample that a prediction stands for, [B, ...]. Infinite for epsilon where no signal is left."""
-        signal, amount = self.shares(time, x_t)
+        """The clean sample implied by a prediction, [B, ...]. Infinite for epsilon if no signal is left."""
+        signal, amount = self.coefficients(time, x_t)
         if self.prediction == "epsilon":
             return (x_t - amount * prediction) / signal
         if self.prediction == "flow":

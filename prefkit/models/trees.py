@@ -1,4 +1,4 @@
-"""Trees: nested dicts, lists and tuples of tensors, None and scalars. What a denoiser takes beside sample and time."""
+"""Trees: nested dicts, lists and tuples of tensors, None and scalars, as in the condition of a denoiser."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.models.place import exact_dtype
+from prefkit.models.precision import exact_dtype
 
 Tree = Any
 
 
 def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, leaf) in order; a path joins keys and positions by dots."""
+    """(path, leaf) in order; a path joins keys and indices by dots."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else None
     if children is None:
         yield path, tree
@@ -25,7 +25,7 @@ def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """The same tree with every tensor changed."""
+    """The tree with `change` applied to every tensor."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, dict):
@@ -40,12 +40,11 @@ def has_nan(tree: Tree) -> bool:
 
 
 def to_device(tree: Tree, device: Any) -> Tree:
-    """Every tensor on `device`; float64 becomes float32 where the device has none."""
+    """Every tensor on `device`; float64 becomes float32 if the device lacks it."""
     exact = exact_dtype(device)
 
     def moved(tensor: Tensor) -> Tensor:
-        fitting = tensor.to(exact) if tensor.dtype == torch.float64 else tensor
-        return fitting.to(device, non_blocking=True)
+        return (tensor.to(exact) if tensor.dtype == torch.float64 else tensor).to(device, non_blocking=True)
 
     return map_tensors(moved, tree)
 
@@ -80,14 +79,11 @@ def loads(blob: bytes) -> Tree:
     tensors = safetensors.torch.load(blob)
 
     def build(node: Any) -> Tree:
-        kind, content = next(iter(node.items()))
-        if kind == "tensor":
-            return tensors[content]
+        ((kind, content),) = node.items()
         if kind == "dict":
             return {key: build(child) for key, child in content.items()}
         if kind in ("list", "tuple"):
-            items = [build(child) for child in content]
-            return tuple(items) if kind == "tuple" else items
-        return content
+            return {"list": list, "tuple": tuple}[kind](map(build, content))
+        return tensors[content] if kind == "tensor" else content
 
     return build(shape)

@@ -30,10 +30,8 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
     """
     if how not in NORMALISATIONS:
         raise UsageError(f"pair: normalise {how!r} is not known; choose one of {', '.join(NORMALISATIONS)}.")
-    if scope not in ("request", "global") or (scope, how) == ("global", "winrate"):
-        raise UsageError(
-            f"pair: scope {scope!r} is not possible with {how}; choose request{'' if how == 'winrate' else ' or global'}."
-        )
+    if scope not in ("request", "global"):
+        raise UsageError(f"pair: scope {scope!r} is unknown; choose request or global.")
     values = values.astype(np.float64)
     present = np.flatnonzero(~np.isnan(values))
     if how == "none" or not len(present):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from prefkit.config import Pair
 from prefkit.errors import NotYet
-from prefkit.output import pasted
+from prefkit.output import shell_quoted
 from prefkit.store import Store
 from prefkit.store.latest import located
 
@@ -61,7 +61,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
         raise NotYet(f"pair: no candidates of {', '.join(unknown)}; there are those of {names}.", "generate", unknown)
     generators = list(config.generators or there)
     if not generators:
-        text = f"there are no candidates in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+        text = f"there are no candidates in {store.folder}: run `prefkit generate {shell_quoted(store.folder)}` first."
         raise NotYet(text, "generate")
     requests = read_requests(store)
     names = requests["request_id"].cast(pa.large_string()).combine_chunks()
@@ -101,7 +101,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
 def read_requests(store: Store) -> pa.Table:
     path = store.folder / "requests.parquet"
     if not path.exists():
-        text = f"there are no requests in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+        text = f"there are no requests in {store.folder}: run `prefkit generate {shell_quoted(store.folder)}` first."
         raise NotYet(text, "generate")
     return store.request_table(["request_id", "prompt", "split"])
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pyarrow as pa
 
 from prefkit import registry
-from prefkit.config import Pair, Recipe, bounds, content, plugin_options
+from prefkit.config import Pair, Recipe, bounds, compatibility, content, plugin_options
 from prefkit.errors import NotYet, UsageError
 from prefkit.images import Background
-from prefkit.output import note, pasted, warn
+from prefkit.output import note, shell_quoted, warn
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.card import card
 from prefkit.pair.choose import Outcome, choose_by, lacking, tie_of, top_pairs
@@ -71,6 +71,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
     """The entry's settings and its strategy. Raises UsageError for settings that do not fit it."""
+    compatibility.check("pair", name, recipe)
     strategy = plugin_options.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
     return settled(recipe.pair[name], strategy, name), strategy
 
@@ -154,7 +155,7 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     """Alias -> weight of the scores to pair on. Raises UsageError where a table is not there (and is needed)."""
     there = store.names("scores")
     if not there and needed:
-        text = f"there are no scores in {store.folder}: run `prefkit score {pasted(store.folder)}` first."
+        text = f"there are no scores in {store.folder}: run `prefkit score {shell_quoted(store.folder)}` first."
         raise NotYet(text, "score", list(config.weights))
     only = {a for a in there if (store.scores(a).spec() or {}).get("evaluation_only")}
     weights = dict(config.weights) or {a: 1.0 for a in there if a not in only}

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefkit.config import Compare, Recipe, bounds
+from prefkit.config import Compare, Recipe, bounds, compatibility
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.images import Background
-from prefkit.output import Progress, note, pasted
-from prefkit.plugin_guard import guarded, lent, told
+from prefkit.output import Progress, note, shell_quoted
+from prefkit.plugin_guard import copies, error_summary, guarded
 from prefkit.registry import nearest
 from prefkit.score.core import close, decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates
@@ -66,14 +66,15 @@ def run_compare(store: Store, recipe: Recipe, alias: str, *, limit: int | None =
 def checked(store: Store, recipe: Recipe, alias: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
     """(judge, not loaded; pairs to ask about; those decided; what the table means), after every check that needs no
     weights. Writes nothing. Raises UsageError, FingerprintError."""
-    from prefkit.models.dtypes import dtype_of
+    from prefkit.models.precision import dtype_of
 
     settings = recipe.compare[alias]
+    compatibility.check("compare", alias, recipe)
     judge = judge_of(settings, alias)
     pairs, table = chosen_pairs(store, settings, alias), store.comparisons(alias)
     done = decided(table)
     spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
-    if Background.said():
+    if Background.suffix():
         spec["background"] = Background.name()
     _claim(table, spec, done, write=False)
     if any(pair not in done for pair in pairs):
@@ -110,14 +111,14 @@ def chosen_pairs(store: Store, settings: Compare, alias: str) -> list[Ids]:
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
-        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+        text = (
+            f"there is nothing to compare in {store.folder}: run `prefkit generate {shell_quoted(store.folder)}` first."
+        )
         raise NotYet(text, "generate")
     requests: dict[str, list[str]] = {}
     for cid, request in keys:
         requests.setdefault(request, []).append(cid)
     if settings.pairs == "all":
-        if settings.by:
-            raise UsageError(f"compare.{alias}.by goes with `pairs: extremes`.")
         found = [
             pair
             for ids in requests.values()
@@ -196,7 +197,7 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         return failed
     try:
         with guarded(f"judge {settings.use}"):
-            shown = live if trusted(judge) else [(a, b) for a, b in zip(*(lent(side) for side in zip(*live)))]
+            shown = live if trusted(judge) else [(a, b) for a, b in zip(*(copies(side) for side in zip(*live)))]
             found = judge.compare(shown, settings.template, settings.aspect)
     except PrefkitError:
         raise
@@ -204,7 +205,10 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         if len(live) > 1:
             return failed + [row for pair in live for row in verdicts(judge, settings, [pair])]
         (a, b) = live[0]
-        return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, told(error))]
+        return [
+            *failed,
+            Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, error_summary(error)),
+        ]
     check_verdicts(found, [(a.id, b.id) for a, b in live], settings.use)
     return [*failed, *found.shown, *found.rows]
 

@@ -16,9 +16,9 @@ from typing import Any
 from prefkit.config import Score
 from prefkit.distributed import device_of
 from prefkit.errors import PluginError, PrefkitError
-from prefkit.models.long_prompts import said
+from prefkit.models.long_prompts import truncation_warning
 from prefkit.output import Progress, warn
-from prefkit.plugin_guard import guarded, told
+from prefkit.plugin_guard import error_summary, guarded
 from prefkit.score.core import AdaptiveBatchSize, FunctionScorer, close, decoded_batches, score_batch
 from prefkit.score.embed.encoder import Encoder
 from prefkit.score.overlap import in_order
@@ -67,7 +67,9 @@ class Job:
         except PrefkitError as error:
             self.failure = error
         except Exception as error:
-            self.failure = PluginError(f"score {self.alias}: {self.settings.use} could not be loaded: {told(error)}")
+            self.failure = PluginError(
+                f"score {self.alias}: {self.settings.use} could not be loaded: {error_summary(error)}"
+            )
             self.failure.__cause__ = error
         self.seconds += time.monotonic() - start
         return self.failure is not None
@@ -78,7 +80,7 @@ class Job:
         if isinstance(encoder, Encoder) and encoder.cut:
             self.counts["long_prompts"] = len(encoder.cut)
             length = encoder.network.inner.length
-            warn(said(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
+            warn(truncation_warning(f"score {self.alias}", len(encoder.cut), len(encoder.read), length))
         scorer, self.scorer = self.scorer, None
         close(scorer, f"score {self.alias}: {self.settings.use}")
 

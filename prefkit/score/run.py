@@ -11,8 +11,8 @@ from prefkit.config import Recipe, Score, bounds
 from prefkit.distributed import check_device, group
 from prefkit.errors import NotYet, PluginError, PrefkitError, UsageError
 from prefkit.images import Background
-from prefkit.models.dtypes import check_dtype
-from prefkit.output import note, pasted, warn
+from prefkit.models.precision import check_dtype
+from prefkit.output import note, shell_quoted, warn
 from prefkit.score.contract import spec_of
 from prefkit.score.core import close, make_scorer, missing_keys
 from prefkit.score.licence import check_licence
@@ -117,7 +117,7 @@ def spec_from(recipe: Recipe, alias: str) -> dict[str, Any]:
 def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
     """What the values in its table mean."""
     spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
-    spec["preprocessing"] += Background.said()
+    spec["preprocessing"] += Background.suffix()
     return spec
 
 
@@ -156,7 +156,7 @@ def _job(
 
 
 def _nothing(store: Store) -> UsageError:
-    text = f"there is nothing to score in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+    text = f"there is nothing to score in {store.folder}: run `prefkit generate {shell_quoted(store.folder)}` first."
     return NotYet(text, "generate")
 
 

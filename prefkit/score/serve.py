@@ -21,7 +21,7 @@ from typing import Any
 from prefkit import interrupts
 from prefkit.distributed import device_of
 from prefkit.errors import PrefkitError, UsageError
-from prefkit.plugin_guard import guarded, told
+from prefkit.plugin_guard import error_summary, guarded
 from prefkit.score.core import close, make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of
@@ -51,14 +51,14 @@ class Service:
         try:
             batch = [candidate_of(item, self.paths) for item in request["items"]]
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            return {"error": f"this is not a request of the protocol ({told(error)})"}
+            return {"error": f"this is not a request of the protocol ({error_summary(error)})"}
         try:
             with self.lock:
                 scores = score_batch(self.scorer, batch)
         except PrefkitError as error:
             return {"error": str(error)}
         except Exception as error:
-            return {"error": told(error)}
+            return {"error": error_summary(error)}
         return {"scores": [score_row(score) for score in scores]}
 
 
@@ -71,7 +71,7 @@ def serve_lines(service: Service) -> None:
             request = json.loads(line)
             number = request["request"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            answer, number = {"error": f"this is not a request of the protocol ({told(error)})"}, None
+            answer, number = {"error": f"this is not a request of the protocol ({error_summary(error)})"}, None
         else:
             answer = service.answer(request)
         print(json.dumps({"request": number, **answer}), file=out, flush=True)

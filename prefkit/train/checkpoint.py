@@ -64,7 +64,7 @@ def load_last(
     if processes is None or processes.count == 1:
         return _newest(folder, check)
     newest = _newest(folder, check) if processes.main else None
-    step = processes.most(newest[2]["step"] if newest is not None else -1)
+    step = processes.max(newest[2]["step"] if newest is not None else -1)
     if step < 0 or processes.main:
         return newest
     return load(folder / f"step-{step:08d}")

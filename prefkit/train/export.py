@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefkit.config import Model
-from prefkit.models.dtypes import NAMES, dtype_of
 from prefkit.models.load.folder import INDEX
 from prefkit.models.load.pipeline import SINGLE_FILES, load_pipeline
 from prefkit.models.lora import adapters
 from prefkit.models.meta import components
+from prefkit.models.precision import NAMES, dtype_of
 from prefkit.store.files import write_json
 from prefkit.store.folders import whole_folder
 from prefkit.tiny import located

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prefkit import output
-from prefkit.config import Recipe, Train
+from prefkit.config import Train
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.models.lora import adapters
@@ -33,26 +33,6 @@ REFUSED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which splits language models",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config, but prefkit's processes only split the batch",
 }
-
-
-def check(name: str, recipe: Recipe, objective: Any, shard: str) -> None:
-    """Raises UsageError for settings that do not work with shards."""
-    if shard == "none":
-        return
-    config = recipe.train[name]
-    reasons = {
-        "model.quantize packs weights so that they cannot be split": recipe.model.quantize is not None,
-        "online training samples with the full model": config.online is not None,
-        "precision fp16 needs a loss scale from all gradients; use bf16": config.precision == "fp16",
-        "compile is untested with shards": config.compile,
-        f"optimizer {config.optimizer} is untested with shards; use adamw": config.optimizer != "adamw",
-        "watch samples in one process": bool(config.watch),
-        "with cache_reference the processes would make unequal numbers of forwards": config.cache_reference,
-        f"objective {config.objective.use} moves its reference weight by weight": objective.reference == "ema",
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UsageError(f"train.{name}.shard is {shard}: {reason}. Change it, or set shard: none.")
 
 
 def check_launch(name: str, config: Train) -> None:
@@ -137,7 +117,7 @@ def reshard(policy: Policy) -> None:
 
 def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
     """Yield (batch, 1) for each batch; with shards, then (last batch, 0) until all processes have made equally many."""
-    count = processes.most(len(batches)) if policy.sharded else len(batches)
+    count = processes.max(len(batches)) if policy.sharded else len(batches)
     for number in range(count):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))
 

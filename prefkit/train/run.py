@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from prefkit import output, registry
-from prefkit.config import Recipe, Train, content
-from prefkit.distributed import Processes
+from prefkit.config import Recipe, Train, bounds, compatibility, content
+from prefkit.distributed import Processes, check_device, device_of
+from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
+from prefkit.models.load.pipeline import check_model
 from prefkit.store import Store
 from prefkit.store.files import read_json
-from prefkit.train import checkpoint, diagnose, fsdp, precision, summary
+from prefkit.train import checkpoint, diagnose, fsdp, optimizers, precision, summary
 from prefkit.train.data import cache_keys, draws
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
+from prefkit.train.data.prompt_cache import CACHES
 from prefkit.train.export import export, write_result
 from prefkit.train.monitor.early_stop import load_weights
+from prefkit.train.monitor.metrics import BOARDS
 from prefkit.train.monitor.preflight import preflight
 from prefkit.train.monitor.validation import split
-from prefkit.train.settings import check, check_start, is_online
 from prefkit.train.setup import Job, ModelLoader, build, jobs_of, load_objective, prepare, too_few_pairs
 from prefkit.train.trainer import Trainer
 from prefkit.types import digest
@@ -28,6 +32,69 @@ REMEDY = (
     "Train under another name, undo the change of the recipe, or remove this folder. At a constant rate, `steps` may "
     "grow without a mismatch. Another `scheme` means a version of prefkit that draws or captures differently."
 )
+SHAPES = ("pair", "list", "single")
+REFERENCES = ("none", "frozen", "ema")
+CHOICES = {
+    "precision": precision.AUTOCAST,
+    "schedule": optimizers.SCHEDULES,
+    "report_to": BOARDS,
+    "text_cache": CACHES,
+    "shard": fsdp.SHARDS,
+}
+
+
+def check(recipe: Recipe, name: str) -> Any:
+    """Check all settings of a training and return its objective. Raises UsageError, PluginError."""
+    if name not in recipe.train:
+        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
+    config = recipe.train[name]
+    check_settings(name, config)
+    check_device(config.device or "cpu")
+    objective = load_objective(name, config)
+    compatibility.check("train", name, recipe, replace(config, shard=fsdp.shard_of(config)), objective)
+    if is_online(config, objective):
+        from prefkit.train.online.run import check_recipe
+
+        check_recipe(recipe, name, objective)
+        return objective
+    if objective.shape not in SHAPES or objective.reference not in REFERENCES:
+        raise PluginError(
+            f"objective {config.objective.use}: shape {objective.shape!r} or reference {objective.reference!r} is "
+            f"unknown; shapes are {', '.join(SHAPES)}, references {', '.join(REFERENCES)}."
+        )
+    registry.load_class("family", config.family)
+    return objective
+
+
+def check_settings(name: str, config: Train) -> None:
+    """Raises UsageError for settings that are invalid by themselves."""
+    where = f"train.{name}"
+    fsdp.check_launch(name, config)
+    bounds.check(config, where)
+    for key, choices in CHOICES.items():
+        if getattr(config, key) not in choices:
+            raise UsageError(f"{where}.{key}: {getattr(config, key)!r} is unknown; choose {', '.join(choices)}.")
+    for key in ("watch_requests", "watch_every"):
+        if getattr(config, key) < 1:
+            raise UsageError(f"{where}.{key} is {getattr(config, key)}: it must be at least 1.")
+    if config.lora is not None:
+        bounds.check(config.lora, f"{where}.lora")
+        if config.lora.dropout == 1:
+            raise UsageError(f"{where}.lora.dropout is 1: it must be below 1.")
+    precision.check(name, config)
+    optimizers.check(name, config)
+
+
+def check_start(recipe: Recipe, config: Train) -> None:
+    """Raises UsageError if there is no model to start from; its weights are not read."""
+    if not recipe.model.base:
+        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
+    if config.family == "diffusers":  # another family checks its own start
+        check_model(recipe.model, device_of(config.device))
+
+
+def is_online(config: Train, objective: Any) -> bool:
+    return config.online is not None or objective.shape.startswith("step")
 
 
 def run_train(
@@ -203,7 +270,7 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
     masks = loader.masks(pairs)
     if masks is not None:
         key["masks"] = digest([masks.lookup(pair, image) for pair in pairs for image in pair.images])
-    if Background.said():
+    if Background.suffix():
         key["background"] = Background.name()
     code = {
         kind: registry.code_hash(use, kind)

@@ -226,7 +226,7 @@ class ModelLoader:
     def share_wiring(self, group: Group) -> None:
         """Take the wiring of rank 0: another machine may not see its file yet."""
         wiring = self.wiring() if group.main else None
-        text = group.told(None if wiring is None else wiring.to_json())
+        text = group.broadcast(None if wiring is None else wiring.to_json())
         self._wiring = None if text is None else Wiring.from_json(text)
 
     def save_wiring(self, wiring: Wiring) -> None:
@@ -303,7 +303,7 @@ def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -
         pairs = aspect_buckets.assign_buckets(pairs, source, store, config.resolution)
     requests = {request.request_id: request for request in store.requests()}
     latents, conditions, *weights = map(Cache, loader.cache_folders())
-    check_prompts(config, loader.recipe.model.inputs, pairs)
+    check_prompts(config, pairs)
     views, masks = Augmentation(config.flip, config.seed), loader.masks(pairs)
     return PairData(pairs, latents, conditions, requests, next(iter(weights), None), masks, views, config.seed)
 
@@ -331,7 +331,7 @@ def prepare(
         if cache is not None:
             _synchronize(processes, cache)
     # decided by rank 0: processes that disagreed would wait for each other for ever
-    complete = processes.group.told(wanted.encoded() and prompted.complete() and preflight.complete(loader, data))
+    complete = processes.group.broadcast(wanted.encoded() and prompted.complete() and preflight.complete(loader, data))
     if not complete:
         family = family or loader.load(processes.device, size, None, loader.wiring(), sequential_offload=True)
         doing = "encoding the pairs' images and prompts"

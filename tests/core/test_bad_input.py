@@ -48,7 +48,7 @@ def files(folder):
         ("  own: {", "  own/x: {", ":6: generate.own/x: 'own/x' cannot be a name"),
         ("use: jpeg}", "use: jpeg, direction: up}", "must be one of compress, expand."),
         ("  own: {", "  ? [a]\n  : {", ":6: a key must be a name, not a list or a mapping."),
-        ("use: jpeg}", "use: ':f'}", "scorer :f is half a name"),
+        ("use: jpeg}", "use: ':f'}", "scorer :f is incomplete"),
     ],
 )
 def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new, message):
@@ -62,10 +62,10 @@ def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new,
     ("arguments", "message"),
     [
         (["pair", "--k", "two"], "Error: --pair.main.k: must be a whole number, not two."),
-        (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty text."),
+        (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty string."),
         (["pair", "--k", "{"], "Error: --pair.main.k: '{' is not valid YAML."),
         (["pair", "--kk", "2"], "Error: --pair.main.kk: unknown key."),
-        (["pair", "--", "2"], "Error: '--' is no flag."),
+        (["pair", "--", "2"], "Error: '--' is not a flag."),
         (["plugins"], "Error: plugins takes neither a run nor a recipe"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--format", "jpg"], "generate.own.format: 'jpg' is not known; choose png or webp."),
         ("generate", ["--requests.test_share", "3"], "requests.test_share is 3: it must be between 0 and 1."),
         ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
-        ("generate", ["--device", "tpu"], "device 'tpu' is not known; choose cpu, cuda or mps."),
+        ("generate", ["--device", "tpu"], "unknown device 'tpu'; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
         ("pair", ["--generators", "[nope]"], "no candidates of nope; there are those of own."),
         ("pair", ["--tie", "-1"], "pair.main.tie is -1: it must be at least 0"),
@@ -288,8 +288,8 @@ def test_decisions_with_a_comma_too_many(drawn, cli):
     ("column", "value", "message"),
     [
         ("jpg_0", "x.png", "row 0: jpg_0 and jpg_1 must hold encoded images (bytes"),
-        ("p", 7.0, "row 0: p is 7.0; it is a probability"),
-        ("jpg_0", b"xx", "row 0: an image cannot be decoded (no image format that Pillow knows)"),
+        ("p", 7.0, "row 0: p is 7.0; it must be a probability"),
+        ("jpg_0", b"xx", "row 0: an image cannot be decoded (not an image format that Pillow knows)"),
     ],
 )
 def test_foreign_pairs_that_cannot_be(recipe, cli, column, value, message):

@@ -108,7 +108,7 @@ interrupts.TOGETHER = 0.0
 child = subprocess.Popen([sys.executable, "-c", "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', "
                           "'import time; time.sleep(600)']); print(p.pid, flush=True); time.sleep(600)"],
                          stdout=subprocess.PIPE, text=True)
-interrupts.started(child)
+interrupts.track(child)
 print(child.pid, child.stdout.readline().strip(), flush=True)
 with interrupts.handled(at_once=True):
     try:

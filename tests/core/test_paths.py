@@ -104,8 +104,8 @@ def reads() -> dict[str, Callable[[Path], Any]]:
     """Everything that reads the image of a path that a table or a request names."""
     from prefkit.fit.judge_data import read_ratings
     from prefkit.fit.tables import files_digest
-    from prefkit.generate.inputs import Taken
-    from prefkit.images import rgb, said_in_png, size
+    from prefkit.generate.inputs import InputReader
+    from prefkit.images import png_has_metadata, rgb, size
     from prefkit.pair.look import look_of
     from prefkit.report.pictures import thumbnail
     from prefkit.score.core import _read
@@ -122,10 +122,10 @@ def reads() -> dict[str, Callable[[Path], Any]]:
         return Candidate("c", "r", 0, 0, path=str(path))
 
     def taken(path: Path) -> Any:
-        return Taken({"image": "extra.i"}, path.parent, None).take({"i": path.name})
+        return InputReader({"image": "extra.i"}, path.parent, None).replace_images({"i": path.name})
 
     return {
-        "rgb": rgb, "size": size, "png": said_in_png, "look": lambda p: look_of(("c", None, str(p)))["hash"],
+        "rgb": rgb, "size": size, "png": png_has_metadata, "look": lambda p: look_of(("c", None, str(p)))["hash"],
         "score": lambda p: _read(of(p)), "judge": lambda p: stored(of(p)), "remote": lambda p: file_bytes(of(p)),
         "pil": lambda p: of(p).pil(), "ratings": rated, "inputs": taken, "fit": lambda p: files_digest([p]),
         "report": lambda p: thumbnail(str(p), 32) or {}["none"], "train": lambda p: _encoded({"path": str(p)}) or {}["none"],
@@ -146,12 +146,12 @@ def test_requests_bring_images_as_text_and_below_their_folder(tmp_path):
     import hashlib
 
     from prefkit.errors import UsageError
-    from prefkit.generate.inputs import Taken
+    from prefkit.generate.inputs import InputReader
 
     (tmp_path / "s").mkdir()
     for name in ("a.JFIF", "s/b.png"):
         (tmp_path / name).write_bytes(png())
-    take = Taken({"image": "extra.i"}, tmp_path / "s", None).take
+    take = InputReader({"image": "extra.i"}, tmp_path / "s", None).replace_images
     text = base64.b64encode(png()).decode()
     for value in (str(tmp_path / "a.JFIF"), "b.png", text, f"data:image/png;base64,{text}"):
         assert take({"i": value}) == {"i": hashlib.sha256(png()).hexdigest()}

@@ -35,7 +35,7 @@ def test_a_known_request_keeps_its_split_and_it_is_said(run, capsys):
     assert again[:20] == first and again[20].split == "test"
     assert [r.split for r in run.store.requests()] == ["train"] * 20 + ["test"]
     err = capsys.readouterr().err
-    assert "20 requests keep their split" in err and "new run folder" in err
+    assert "20 requests keep their split" in err and "Use a new run to split again" in err
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def test_a_source_that_is_no_file(tmp_path, generate):
     names = {
         "d.csv": "is a folder",
         "f.txt": "is a named pipe",
-        "PROMPTS.TXT": "is not there",
-        "p.xlsx": "is not there",
+        "PROMPTS.TXT": "does not exist",
+        "p.xlsx": "does not exist",
     }
     for name, message in names.items():
         code, err, _ = generate(tmp_path / name)
@@ -141,7 +141,7 @@ def test_a_missing_file_never_waits_on_the_hub(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: asked.append(name) or [{"prompt": "a"}])
     for source in ("PROMPTS.TXT", "p.Csv", "p.xlsx", "./prompts", "a/b/c", "owner/prompts.TSV", str(tmp_path / "x")):
-        with pytest.raises(UsageError, match="is not there"):
+        with pytest.raises(UsageError, match="does not exist"):
             read_requests(Requests(source))
     assert not asked
     for source in ("owner/name", "owner/name-v1.0", "squad", "owner/name:train[:10]"):

@@ -70,7 +70,7 @@ def test_what_cannot_be_read_is_said(tmp_path, name, text, message):
 
 
 def test_a_missing_file_and_wrong_bytes(tmp_path):
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         read_requests(Requests(str(tmp_path / "none.txt")))
     (tmp_path / "p.txt").write_bytes("a\ncaf\xe9\n".encode("cp1252"))
     with pytest.raises(UsageError, match=r"p.txt line 2 is not UTF-8 text \(byte 0xe9 at offset 5 "):

@@ -18,7 +18,7 @@ from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import capture_conditions, collate
 from prefkit.models.capture.maps import STATE
 from prefkit.models.capture.prove import noise_level
-from prefkit.models.capture.record import watch
+from prefkit.models.capture.record import record_run
 from prefkit.models.capture.wiring import Wiring
 from prefkit.models.load.pipeline import denoiser_name
 from prefkit.models.predict import predict
@@ -43,7 +43,7 @@ CASES = [
 def real_steps(pipe, wiring):
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
     size = {"height": 64, "width": 64, "num_inference_steps": 5, "output_type": "pil"}
-    return watch(
+    return record_run(
         pipe, wiring.denoiser, {"prompt": PROMPTS, "generator": generators, **size, **wiring.no_guidance}
     ).steps
 
@@ -230,5 +230,5 @@ def test_a_pipeline_that_calls_its_denoiser_twice_a_step_is_refused(load):
 
     pipe = load("sd")
     pipe.__class__ = Twice
-    with pytest.raises(CaptureError, match="Twice.*guidance could not be switched off"):
+    with pytest.raises(CaptureError, match="Twice.*guidance could not be disabled"):
         capture(pipe, height=64, width=64)

@@ -7,7 +7,7 @@ from prefkit.errors import CaptureError, UsageError
 from prefkit.models import trees
 from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import batch_rules, capture_conditions, collate, signature
-from prefkit.models.capture.record import watch
+from prefkit.models.capture.record import record_run
 from prefkit.testing import TINY_KINDS
 
 PROMPTS = ["a red cat", "a dog in a hat"]
@@ -29,7 +29,7 @@ def test_conditions_are_what_a_real_call_passes(load, kind):
     wiring = capture(pipe, height=64, width=64)
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     call = {"prompt": PROMPTS, "height": 64, "width": 64, "num_inference_steps": 2, "generator": generators}
-    real = watch(pipe, wiring.denoiser, call | dict(wiring.no_guidance)).steps[0].arguments
+    real = record_run(pipe, wiring.denoiser, call | dict(wiring.no_guidance)).steps[0].arguments
     del real[wiring.sample], real[wiring.time]
     ours = capture_conditions(pipe, wiring, PROMPTS, height=64, width=64)
     assert_equal_trees(collate(wiring, ours), real)

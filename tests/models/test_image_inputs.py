@@ -11,9 +11,9 @@ from prefkit.errors import CaptureError
 from prefkit.models import latents
 from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import capture_conditions, collate
-from prefkit.models.capture.maps import BEHIND, STATE
+from prefkit.models.capture.maps import EXTRA_INPUT_KEY, STATE
 from prefkit.models.capture.prove import noise_level
-from prefkit.models.capture.record import watch
+from prefkit.models.capture.record import record_run
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.predict import predict
 from prefkit.models.sample import Sampler
@@ -39,12 +39,12 @@ def test_real_steps_with_each_requests_own_image_are_reproduced(tiny, builder):
         capture_conditions(pipe, wiring, [prompt], **SIZE, call=fixed | own)[0]
         for prompt, own in zip(PROMPTS, images, strict=True)
     ]
-    assert not torch.equal(conditions[0][BEHIND], conditions[1][BEHIND])
+    assert not torch.equal(conditions[0][EXTRA_INPUT_KEY], conditions[1][EXTRA_INPUT_KEY])
     condition, real = collate(wiring, conditions), []
     for prompt, own in zip(PROMPTS, images, strict=True):  # seed 0: inpainting draws the masked image's latents too
         call = {"prompt": [prompt], "generator": [torch.Generator().manual_seed(0)], "num_inference_steps": 3}
         call |= size_for(pipe) | fixed | own | dict(wiring.no_guidance)
-        real.append(watch(pipe, wiring.denoiser, call).steps)
+        real.append(record_run(pipe, wiring.denoiser, call).steps)
     for first, second in zip(*real, strict=True):
         time = torch.full((2,), first.time / 1000 if wiring.prediction == "flow" else first.time)
         both = torch.cat([first.before, second.before])
@@ -54,7 +54,7 @@ def test_real_steps_with_each_requests_own_image_are_reproduced(tiny, builder):
         theirs = torch.cat([first.model_output, second.model_output])
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-5)
         with torch.no_grad():  # each other's images give something else
-            swapped = condition | {BEHIND: condition[BEHIND].flip(0)}
+            swapped = condition | {EXTRA_INPUT_KEY: condition[EXTRA_INPUT_KEY].flip(0)}
             wrong = predict(net, wiring, x_t, time, swapped)
         assert (wrong - theirs).abs().max() > 1e-4 > 10 * (ours - theirs).abs().max()
 

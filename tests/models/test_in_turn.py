@@ -33,15 +33,15 @@ def test_wiring_conditions_and_latents_are_those_of_the_whole(load, kind):
     assert dataclasses.asdict(capture(parts, **SIZE)) == dataclasses.asdict(wiring)
     ours, theirs = (capture_conditions(pipe, wiring, ["a red cat"], **SIZE)[0] for pipe in (parts, whole))
     assert dumps(ours) == dumps(theirs)
-    assert parts.turns.part == "text"  # the denoiser was stopped at, not called
+    assert parts.sequential_offload.part == "text"  # the denoiser was stopped at, not called
     assert torch.equal(encode(parts, wiring, [image()]), encode(whole, wiring, [image()]))
-    assert parts.turns.part == "vae"
+    assert parts.sequential_offload.part == "vae"
 
 
 def test_a_capture_reads_no_part_more_often_than_said(load):
     pipe = load("sd", sequential_offload=True)
-    read, found = [], pipe.turns.load
-    pipe.turns.load = lambda part, dtype: read.append(part) or found(part, dtype)
+    read, found = [], pipe.sequential_offload.load
+    pipe.sequential_offload.load = lambda part, dtype: read.append(part) or found(part, dtype)
     capture(pipe, **SIZE)
     assert read == ["text", "denoiser", "text", "denoiser", "vae", "text"]
 
@@ -78,18 +78,18 @@ def test_statistics_that_are_read_and_not_called_are_real(tmp_path):
         '{"_class_name": "Flux2Pipeline", "vae": ["diffusers", "AutoencoderKLFlux2"], "text_encoder": [null, null]}'
     )
     turns = sequential_offload.SequentialOffload(lambda part, dtype: {"vae": vae.to(dtype)})
-    stub = sequential_offload.stand_ins(str(tmp_path), None, torch.float32, "cpu", turns)["vae"]
+    stub = sequential_offload.meta_components(str(tmp_path), None, torch.float32, "cpu", turns)["vae"]
     assert turns.part is None
     assert torch.equal(stub.bn.running_mean, vae.bn.running_mean) and turns.part == "vae"
 
 
 def test_one_part_only(load):
     pipe = load("sd", sequential_offload=True)
-    with pytest.raises(sequential_offload.AnotherPart), pipe.turns.only("text"):
+    with pytest.raises(sequential_offload.OtherPartNeeded), pipe.sequential_offload.only("text"):
         pipe.vae.decode(torch.randn(1, 4, 8, 8))
-    assert pipe.turns.part is None
+    assert pipe.sequential_offload.part is None
     pipe.vae.decode(torch.randn(1, 4, 8, 8))
-    assert pipe.turns.part == "vae"
+    assert pipe.sequential_offload.part == "vae"
 
 
 def test_prompts_are_remembered_by_what_is_in_them():
@@ -101,7 +101,7 @@ def test_prompts_are_remembered_by_what_is_in_them():
             return torch.full((1, 2), len(prompt[0]) * scale), None
 
     pipe = Pipe()
-    sequential_offload.remember_texts(pipe)
+    sequential_offload.cache_prompts(pipe)
     ask = functools.partial(pipe.encode_prompt, ["one"])
     first = ask(image=image())[0]
     first.zero_()  # pipelines may work in place

@@ -37,9 +37,9 @@ def test_parts_left_out_take_no_memory(load):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"base": "{tmp}"}, "no diffusers pipeline"),
-        ({"base": "{tmp}/nowhere"}, "is not there"),
-        ({"base": "{tmp}/nowhere.safetensors"}, "is not there"),
+        ({"base": "{tmp}"}, "not a diffusers pipeline"),
+        ({"base": "{tmp}/nowhere"}, "does not exist"),
+        ({"base": "{tmp}/nowhere.safetensors"}, "does not exist"),
         ({"base": "{tmp}/notes.txt"}, "neither a folder nor"),
         ({"base": "{sd}", "dtype": "float12"}, "float12"),
         ({"base": "{sd}", "scheduler": "Nonsense"}, "Nonsense"),
@@ -112,7 +112,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error_of_ours(monkeypatch):
         raise TransportError("name or service not known")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    with pytest.raises(UsageError, match=r"owner/name is not there as a path.*did not answer.*TransportError"):
+    with pytest.raises(UsageError, match=r"owner/name does not exist as a path.*did not answer.*TransportError"):
         weights_revision("owner/name")
 
 

@@ -12,7 +12,7 @@ from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import capture_conditions, collate
 from prefkit.models.capture.maps import STATE
 from prefkit.models.capture.prove import noise_level
-from prefkit.models.capture.record import watch
+from prefkit.models.capture.record import record_run
 from prefkit.models.predict import predict
 from prefkit.models.sample import Sampler
 from tests.models import kinds
@@ -48,7 +48,7 @@ def test_proven_and_reproduced(builder):
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
     run = {"prompt": prompts, "generator": generators, "num_inference_steps": 3, "height": 64, "width": 64}
     net = getattr(pipe, wiring.denoiser)
-    for step in watch(pipe, wiring.denoiser, run | call | dict(wiring.no_guidance)).steps:
+    for step in record_run(pipe, wiring.denoiser, run | call | dict(wiring.no_guidance)).steps:
         time = torch.full((2,), step.time / 1000 if wiring.prediction == "flow" else step.time)
         x_t = STATE[wiring.state](step.before, noise_level(pipe, wiring.prediction, step))
         with torch.no_grad():

@@ -12,7 +12,8 @@ import types
 import pytest
 import torch
 
-from prefkit.config import Generate, Model
+from prefkit.config import Eval, Generate, Model, Recipe, Train, compatibility
+from prefkit.config.plugin_options import make
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.models import quantize
@@ -83,14 +84,11 @@ def test_quantisation_is_part_of_what_a_model_and_its_candidates_are(tiny):
     assert "quantize" not in specs[0] and specs[1]["quantize"] == "int8" and specs[2]["quantize"] == "nf4"
 
 
-def test_a_single_file_is_refused(monkeypatch, load, tmp_path):
-    present(monkeypatch, "torchao")
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"")
-    from prefkit.models.load.pipeline import load_pipeline
-
-    with pytest.raises(UsageError, match="is a single file"):
-        load_pipeline(file, quantize="int8")
+@pytest.mark.parametrize(("stage", "entry"), [("generate", Generate()), ("train", Train()), ("eval", Eval())])
+def test_a_single_file_is_refused(stage, entry):
+    recipe = Recipe(model=Model("model.safetensors", quantize="int8"), generate={"own": Generate()})
+    with pytest.raises(UsageError, match="model.quantize is int8, but model.safetensors is a single file"):
+        compatibility.check(stage, "own", recipe, entry, make("objective", "dpo", {}))
 
 
 # -- with torchao ---------------------------------------------------------------------------------------------------
@@ -122,8 +120,8 @@ def test_the_wiring_is_proven_under_quantisation_too(torchao, load, kind):
     plain = capture(load(kind), **SIZE)
     assert capture(load(kind, quantize="int8"), **SIZE) == plain
     parts = load(kind, quantize="int8", sequential_offload=True)
-    seen, bring = {}, parts.turns.load
-    parts.turns.load = lambda part, dtype: seen.setdefault(part, bring(part, dtype))
+    seen, bring = {}, parts.sequential_offload.load
+    parts.sequential_offload.load = lambda part, dtype: seen.setdefault(part, bring(part, dtype))
     assert capture(parts, **SIZE) == plain
     assert "Int8Tensor" in weights(next(iter(seen["denoiser"].values())))
     assert not any("Int8Tensor" in weights(module) for part in ("text", "vae") for module in seen[part].values())

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from prefkit import output
 from prefkit.config import reader as recipe
 from prefkit.errors import UsageError
-from prefkit.models.sample import RememberedPrompts, Sampler
+from prefkit.models.sample import PromptCache, Sampler
 from prefkit.testing import TINY_KINDS
 
 SETTINGS = {"steps": 3, "guidance": 3.0, "height": 64, "width": 64}
@@ -95,7 +97,7 @@ def test_rows_that_do_not_stack_are_encoded_together():
         longest = max(map(len, prompt))
         return torch.tensor([[ord(c) for c in p.ljust(longest)] for p in prompt]), None
 
-    remembered = RememberedPrompts(encode, limit=2)
+    remembered = PromptCache(encode, limit=2)
     assert torch.equal(remembered(["ab", "cd"])[0], encode(["ab", "cd"])[0])
     assert torch.equal(remembered(prompt=["ab", "wxyz"])[0], encode(["ab", "wxyz"])[0])
     assert len(remembered.rows) == 2
@@ -142,3 +144,21 @@ def test_the_safety_checkers_word_is_passed_on(load):
     pipe = load("sd")
     pipe.__class__ = Suspicious
     assert [row.nsfw for row in Sampler(pipe, **SETTINGS).sample(["a cat", "a dog"], [1, 2])] == [True, False]
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(7.0, (5, 10)), (31.0, range(1, 13)), (2.0, ())])
+def test_a_long_batch_reports_its_steps_at_most_every_30_seconds(load, monkeypatch, capsys, seconds, steps):
+    pipe, clock = load("sd"), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(output, "_last_sign", 0.0)
+
+    def forward(*_):
+        clock[0] += seconds
+
+    pipe.unet.register_forward_hook(forward)
+    sampler = Sampler(pipe, **SETTINGS | {"steps": 12})
+    for batch in (1, 2):
+        clock[0] += 1000.0  # between batches
+        sampler.sample(["a cat", "a dog"], [1, 2])
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [f"sampling batch {batch}: denoising step {step} of 12" for step in steps]

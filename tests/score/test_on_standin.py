@@ -87,7 +87,7 @@ def test_generation_and_evaluation_halve_their_batches(recipe, cli, monkeypatch)
     standin.CALLS.clear()
     with standin.run_out(halves):
         code, _, err = cli("generate", "-r", recipe, "--limit", "2")
-    assert code == 0 and "out of memory; going on with batches of 2" in err and "empty_cache" in standin.CALLS
+    assert code == 0 and "out of memory; continuing with batches of 2" in err and "empty_cache" in standin.CALLS
     run = Run(recipe=recipe)
     assert len(run.candidates()) == 8 and run.candidates().error.isna().all()
     with standin.run_out(lambda name, shape: name in ("convolution", "conv2d")):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from prefkit.api import Run
 from prefkit.distributed import Processes
 from prefkit.errors import PrefkitError
-from prefkit.models.capture.maps import BEHIND
+from prefkit.models.capture.maps import EXTRA_INPUT_KEY
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.testing import tiny_pipeline
 from prefkit.train.data.pairs import PairSource, read_pairs
@@ -106,7 +106,7 @@ def test_each_request_keeps_its_own_image(builder, tiny, tmp_path, monkeypatch):
     plan = ModelLoader(run.store, run.recipe, run.recipe.train["dpo"], run.store.train("dpo"))
     source = PairSource.find(run.store, "main")
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
-    beside = [data.conditions.get(data.condition_key(pair))[BEHIND] for pair in data.pairs]
+    beside = [data.conditions.get(data.condition_key(pair))[EXTRA_INPUT_KEY] for pair in data.pairs]
     assert len(beside) == 2 and not torch.equal(*beside)
     assert run.train()["dpo"]["done"]
     lora = load_file(run.store.train("dpo") / "final" / "pytorch_lora_weights.safetensors")

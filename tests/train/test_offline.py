@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefkit.config import Choice, Lora
 from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
-from prefkit.models import place
+from prefkit.models import precision
 from prefkit.testing import TINY_KINDS
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.validation import Validation
@@ -285,7 +285,7 @@ def test_a_device_without_float64_trains_alike(run, kind, monkeypatch, loop_of):
     loop = loop_of(store, recipe)
     (batch,) = loop.micro_batches(0)[0]
     expected = loop.residuals(loop.policy.net, batch)["image"]
-    monkeypatch.setattr(place, "WITHOUT_FLOAT64", ("cpu",))
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", ("cpu",))
     with NoFloat64():
         moved = batch.to("cpu")
         found = loop.residuals(loop.policy.net, moved)["image"]

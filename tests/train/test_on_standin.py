@@ -101,7 +101,7 @@ def test_encoding_and_decoding_go_on_with_smaller_batches(folders, png, capsys):
         family.decode(latents)
     assert family.decoding.most == 2 and [p.tobytes() for p in pictures] == [p.tobytes() for p in again]
     said = capsys.readouterr().err
-    assert said.count("encoding by the VAE: out of memory with 8 images at once. Going on with 4") == 1
+    assert said.count("encoding by the VAE: out of memory with 8 images at once. Continuing with 4") == 1
     assert said.count("decoding by the VAE: out of memory with 8") == 1
     with (
         standin.run_out(always),
@@ -173,7 +173,7 @@ def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch
         assert run_train(store, recipe, "dpo")["done"]
         rows = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
         found.append([row["watch"]["size"]["mean"] for row in rows if "watch" in row])
-    assert "sample evaluation: out of memory with 2 images at once. Going on with 1" in capsys.readouterr().err
+    assert "sample evaluation: out of memory with 2 images at once. Continuing with 1" in capsys.readouterr().err
     assert found[0] == pytest.approx(found[1], rel=1e-3)
     monkeypatch.undo()
     monkeypatch.setattr(watch.SampleMonitor, "evaluate", failing(watch.SampleMonitor, "evaluate", always))

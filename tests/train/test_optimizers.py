@@ -11,7 +11,7 @@ import torch
 from prefkit.config import Lora, Train
 from prefkit.errors import UsageError
 from prefkit.train import optimizers
-from prefkit.train.settings import check_settings
+from prefkit.train.run import check_settings
 
 BITS = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra 8bit")
 OWN = """

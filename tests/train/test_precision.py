@@ -11,7 +11,7 @@ from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.models.trees import leaves, map_tensors
 from prefkit.train import precision as computing
-from prefkit.train.settings import check_settings
+from prefkit.train.run import check_settings
 
 
 def test_a_back_end_that_is_not_there_or_cannot_train_is_refused_by_name():

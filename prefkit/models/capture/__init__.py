@@ -1,1 +1,1 @@
-"""How a pipeline calls its denoiser and what the denoiser predicts: recorded from a short run and proven."""
+"""The wiring between a pipeline, its denoiser and its scheduler: recorded in a short run, and proven."""

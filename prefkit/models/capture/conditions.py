@@ -1,4 +1,4 @@
-"""The condition: whatever a pipeline hands its denoiser beside the sample and the time, for one prompt at a time."""
+"""The condition of a prompt: all arguments of the denoiser except the sample and the time."""
 
 from __future__ import annotations
 
@@ -13,27 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import CaptureError
-from prefkit.models.capture.maps import BEHIND, EXTRA_INPUT, held_behind, same, stacked
-from prefkit.models.capture.record import bind, known_arguments, replaced, run, stand_in
+from prefkit.models.capture.maps import EXTRA_INPUT, EXTRA_INPUT_KEY, extra_input_of, same, stacked
+from prefkit.models.capture.record import StopCall, bind, check_call_arguments, replaced, run_pipeline
 from prefkit.models.capture.wiring import Wiring
 from prefkit.models.trees import Tree, leaves
 from prefkit.types import digest
 
-OURS = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")
-
-_OWN = "x_t itself"
-
-
-class _Stop(Exception):
-    """Carries what was looked for out of a pipeline's call."""
-
-    def __init__(self, found: Any) -> None:
-        self.found = found
+#: call arguments that prefkit sets itself
+FIXED = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")
 
 
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
-    """No progress bar from the pipeline for a while."""
+    """Disable the pipeline's progress bar temporarily."""
     before = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:
@@ -43,45 +35,42 @@ def quiet(pipe: Any) -> Iterator[None]:
 
 
 def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int | None) -> dict[str, Any]:
-    """A generation's call arguments without what training has no use for (negative prompts, seeds, steps)."""
+    """A generation's call arguments without those that training ignores (negative prompts, seeds, steps)."""
     known = inspect.signature(type(pipe).__call__).parameters
-    size = {"height": height, "width": width}  # InstructPix2Pix takes none: its image has one
-    known_arguments(pipe, set(call) - set(size))
-    wanted = dict(call) | {k: v for k, v in size.items() if v is not None}
-    return {k: v for k, v in wanted.items() if k in known and k not in OURS and not k.startswith("negative_")}
+    size = {"height": height, "width": width}  # InstructPix2Pix takes neither: it uses the size of its image
+    check_call_arguments(pipe, set(call) - set(size))
+    arguments = dict(call) | {k: v for k, v in size.items() if v is not None}
+    return {k: v for k, v in arguments.items() if k in known and k not in FIXED and not k.startswith("negative_")}
 
 
 def find_call(
     pipe: Any, denoiser: str, prompts: Sequence[str], base: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what asks for len(prompts) samples, what switches classifier-free guidance off), both as call arguments.
+    """Find call arguments that request len(prompts) samples, and others that disable classifier-free guidance.
 
-    Asked for by a list of prompts or, of pipelines that take one at a time (Qwen-Image-Edit), by the last one with as
-    many images. With the rest the denoiser is called once a step, with one sample each.
+    The samples are requested by a list of prompts or, for pipelines that take one at a time (Qwen-Image-Edit), as
+    several images of the last prompt. With both, the denoiser is called once per step, with one input per sample.
     """
-    failed: list[CaptureError] = []
+    errors: list[CaptureError] = []
     for several in ({"prompt": list(prompts)}, {"prompt": [prompts[-1]], "num_images_per_prompt": len(prompts)}):
         try:
             return several, _find_no_guidance(pipe, denoiser, several, base)
         except CaptureError as error:
-            failed.append(error)
-    raise failed[0]
+            errors.append(error)
+    raise errors[0]
 
 
 def _find_no_guidance(pipe: Any, denoiser: str, several: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """A guidance_scale that does not add samples is an input of the network (FLUX) and is left as it is."""
+    """Call arguments that disable guidance. A guidance_scale that is an input of the network (FLUX) stays unchanged."""
     known = inspect.signature(type(pipe).__call__).parameters
     fixed = {"true_cfg_scale": 1.0} if "true_cfg_scale" in known else {}
-    tries: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {})]  # (arguments tried, arguments then needed)
-    if "guidance_scale" in known:
-        off = ({"guidance_scale": 1.0}, {"guidance_scale": 0.0})
-        tries = [({"guidance_scale": 4.0}, {}), (off[0], off[0]), (off[1], off[1])]
-    for tried, needed in tries:
-        if _samples_per_step(pipe, denoiser, dict(base) | fixed | tried | dict(several)) == [_samples(several)]:
-            return fixed | needed
+    for scale in (4.0, 1.0, 0.0) if "guidance_scale" in known else (None,):
+        guidance = {} if scale is None else {"guidance_scale": scale}
+        if _samples_per_step(pipe, denoiser, dict(base) | fixed | guidance | dict(several)) == [_samples(several)]:
+            return fixed | ({} if scale == 4.0 else guidance)
     raise CaptureError(
-        f"{type(pipe).__name__}: classifier-free guidance could not be switched off (tried guidance_scale 4, 1 and 0): "
-        "the denoiser never saw exactly one sample per prompt and step. Such a model needs a family of its own."
+        f"{type(pipe).__name__}: classifier-free guidance could not be disabled (tried guidance_scale 4, 1 and 0): the "
+        "denoiser never got exactly one sample per prompt and step. Such a model needs a family of its own."
     )
 
 
@@ -90,15 +79,15 @@ def _samples(call: Mapping[str, Any]) -> int:
 
 
 def _samples_per_step(pipe: Any, denoiser: str, call: dict[str, Any]) -> list[int]:
-    """How many samples each call of the denoiser held, up to the first scheduler step."""
+    """Number of samples in each call of the denoiser before the first scheduler step."""
     counts: list[int] = []
 
     def stop(*args: Any, **kwargs: Any) -> Any:
-        raise _Stop(None)
+        raise StopCall
 
     hook = getattr(pipe, denoiser).register_forward_hook(lambda net, args, out: counts.append(len(stacked(out))))
     try:
-        with replaced(pipe.scheduler, "step", stand_in(pipe.scheduler.step, stop)):
+        with replaced(pipe.scheduler, "step", stop):
             _run_until_stop(pipe, call)
     finally:
         hook.remove()
@@ -109,76 +98,78 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
     generators = [torch.Generator("cpu").manual_seed(0) for _ in range(_samples(call))]
     try:
         with quiet(pipe):
-            run(pipe, {"num_inference_steps": 4, "output_type": "pil", **call, "generator": generators})
-    except _Stop as stop:
-        return stop.found
+            run_pipeline(pipe, {"num_inference_steps": 4, "output_type": "pil", **call, "generator": generators})
+    except StopCall as stop:
+        return stop.value
     finally:
         pipe.maybe_free_model_hooks()
     raise CaptureError(f"{type(pipe).__name__}: its call ended without reaching its denoiser and its scheduler.")
 
 
-def _arguments(pipe: Any, wiring: Wiring, asked: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
-    """What the denoiser would be called with at the first step, without calling it. asked: as from find_call."""
-    seen = _first_call(pipe, wiring, dict(base) | dict(wiring.no_guidance) | dict(asked))
-    if len(seen[wiring.sample]) != _samples(asked):
+def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
+    """The condition at the first step, without calling the denoiser. prompts: arguments as from find_call."""
+    call = dict(base) | dict(wiring.no_guidance) | dict(prompts)
+    condition, x = _first_call(pipe, wiring, call)
+    argument = condition.pop(wiring.sample)
+    del condition[wiring.time]
+    if len(argument) != _samples(prompts):
         raise CaptureError(
-            f"{type(pipe).__name__}: the denoiser was given {len(seen[wiring.sample])} samples for {_samples(asked)} "
-            f"asked for with call arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
+            f"{type(pipe).__name__}: the denoiser got {len(argument)} samples instead of {_samples(prompts)} with call "
+            f"arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
         )
-    condition = {name: value for name, value in seen.items() if name not in (wiring.sample, wiring.time)}
     if wiring.input in EXTRA_INPUT:
-        condition[BEHIND] = held_behind(wiring.input, seen[wiring.sample], condition.pop(_OWN))
-        if condition[BEHIND] is None:
+        condition[EXTRA_INPUT_KEY] = extra_input_of(wiring.input, argument, x)
+        if condition[EXTRA_INPUT_KEY] is None:
             raise CaptureError(
-                f"{type(pipe).__name__} was captured with an image beside the sample and holds none with call arguments "
+                f"{type(pipe).__name__} was captured with an image as an extra input and has none with call arguments "
                 f"{sorted(base)}; give every request its image, or none (model.inputs)."
             )
     return condition
 
 
-def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the first call of the denoiser and, where more than x_t goes in as the sample, x_t as _OWN.
+def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return the arguments of the denoiser's first call and, for a pipeline with an extra input, x_t.
 
-    The scheduler is given that, so there the denoiser is stood in for instead of being stopped at.
+    That x_t is an argument of the scheduler's step, which is reached with zeros as the denoiser's output.
     """
     net = getattr(pipe, wiring.denoiser)
-    seen: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
-    def note(net: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.update(bind(net, args, kwargs))
+    def before_forward(net: nn.Module, args: Any, kwargs: Any) -> None:
+        arguments.update(bind(net, args, kwargs))
         if wiring.input not in EXTRA_INPUT:
-            raise _Stop(seen)
+            raise StopCall((arguments, None))
 
     def step(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> None:
-        raise _Stop(seen | {_OWN: sample})
+        raise StopCall((arguments, sample))
 
-    def nothing(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        return (torch.zeros_like(seen[wiring.sample]),)
+    def zeros(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+        return (torch.zeros_like(arguments[wiring.sample]),)
 
-    hook = net.register_forward_pre_hook(note, with_kwargs=True)
+    hook = net.register_forward_pre_hook(before_forward, with_kwargs=True)
     try:
         with ExitStack() as stack:
             if wiring.input in EXTRA_INPUT:
-                stack.enter_context(replaced(net, "forward", stand_in(net.forward, nothing)))
-                stack.enter_context(replaced(pipe.scheduler, "step", stand_in(pipe.scheduler.step, step)))
+                stack.enter_context(replaced(net, "forward", zeros))
+                stack.enter_context(replaced(pipe.scheduler, "step", step))
             return _run_until_stop(pipe, call)
     finally:
         hook.remove()
 
 
 def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base: Mapping[str, Any]) -> Wiring:
-    """Find every leaf's batch rule: of the same prompt once and twice, what doubles is batch, what stays is shared.
+    """Find the batch rule of every leaf from the conditions of one and of two samples of the same prompt.
 
-    several: how two samples are asked for (find_call).
+    several: call arguments that request two samples (find_call).
     """
     prompt = several["prompt"][-1]
     twice = several if "num_images_per_prompt" in several else {"prompt": [prompt, prompt]}
-    one, two = (_arguments(pipe, wiring, asked, base) for asked in ({"prompt": [prompt]}, twice))
+    one, two = (_arguments(pipe, wiring, prompts, base) for prompts in ({"prompt": [prompt]}, twice))
     return replace(wiring, batch=batch_rules(one, two, type(pipe).__name__))
 
 
 def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
-    """path -> batch dimension | "list" | "shared". Raises CaptureError where neither holds."""
+    """Rule of each leaf: its batch dimension (it doubles), "list" or "shared" (equal). Raises CaptureError if none."""
     rules: dict[str, int | str] = {}
 
     def visit(one: Tree, two: Tree, path: str) -> None:
@@ -201,14 +192,14 @@ def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
     return rules
 
 
-def _tensor_rule(one: Tensor, two: Tensor, what: str) -> int | str:
+def _tensor_rule(one: Tensor, two: Tensor, name: str) -> int | str:
     if one.shape == two.shape and same(two, one, 1e-3):
         return "shared"
     grown = [d for d in range(one.ndim) if one.shape[d] != two.shape[d]] if one.ndim == two.ndim else []
     if len(grown) == 1 and one.shape[grown[0]] == 1 and two.shape[grown[0]] == 2:
         return grown[0]
     raise CaptureError(
-        f"{what}: shape {tuple(one.shape)} for one prompt and {tuple(two.shape)} for the same prompt twice; neither "
+        f"{name}: shape {tuple(one.shape)} for one prompt and {tuple(two.shape)} for the same prompt twice; neither "
         "one dimension that doubles nor an equal value. Such a condition cannot be batched."
     )
 
@@ -222,10 +213,10 @@ def capture_conditions(
     width: int | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> list[Tree]:
-    """One Tree per prompt: argument name -> value, batch dimensions of 1, as the pipeline passes them.
+    """One Tree per prompt: argument name -> value with a batch dimension of 1, as the pipeline passes it.
 
-    `call` are the generation's call arguments: an embedded guidance keeps its value, classifier-free guidance
-    and negative prompts are left out. The denoiser is never run; it may be without weights (load_pipeline's parts).
+    call: the generation's call arguments. An embedded guidance keeps its value; classifier-free guidance and negative
+    prompts are left out. The denoiser is never run; it may lack its weights (load_pipeline's `parts`).
     """
     base = call_of(pipe, call or {}, height, width)
     return [_arguments(pipe, wiring, {"prompt": [prompt]}, base) for prompt in prompts]
@@ -251,14 +242,14 @@ def joined(rules: Mapping[str, int | str], trees: Sequence[Tree]) -> Tree:
         if isinstance(first, dict):
             return {key: join([n[key] for n in nodes], f"{path}.{key}" if path else str(key)) for key in first}
         if not isinstance(first, (list, tuple)):
-            raise CaptureError(f"the condition has a leaf {path} that was not there when the pipeline was captured.")
+            raise CaptureError(f"the condition has a leaf {path} that the capture of the pipeline did not have.")
         return type(first)(join([n[i] for n in nodes], f"{path}.{i}" if path else str(i)) for i in range(len(first)))
 
     return join(list(trees), "")
 
 
 def signature(wiring: Wiring, tree: Tree) -> str:
-    """Trees with the same signature may share a batch: same leaves, shapes and dtypes, and equal shared values."""
+    """A hash of leaves, shapes, dtypes and shared values. Trees with the same signature may share a batch."""
     described: list[tuple[Any, ...]] = []
     for path, leaf in leaves(tree):
         if not isinstance(leaf, Tensor):

@@ -1,6 +1,6 @@
-"""The short lists of named maps that a capture tries on the numbers it saw.
+"""Named maps that a capture tries on recorded numbers.
 
-Adding a name here teaches every part of prefkit a new kind of pipeline; nothing else knows them.
+A name added here teaches every part of prefkit a new kind of pipeline; no other module lists them.
 """
 
 from __future__ import annotations
@@ -17,27 +17,7 @@ STATE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "over_sqrt_sigma2_plus_1": lambda sample, sigma: sample / (sigma**2 + 1) ** 0.5,
 }
 
-#: leaf of the condition: what the denoiser's sample argument holds behind x_t, of inputs in EXTRA_INPUT
-BEHIND = "behind_sample"
-
-
-# where a denoiser's sample argument holds more than x_t: name -> (dimensions, the one along which more follows)
-EXTRA_INPUT: dict[str, tuple[int, int]] = {
-    "extra_channels": (4, 1),  # inpainting: mask and masked image
-    "extra_tokens": (3, 1),  # editing: the tokens of the image to edit
-    "extra_features": (3, 2),  # FLUX Fill and Control: more numbers in every token
-}
-
-
-def held_behind(name: str, seen: Any, x: Tensor) -> Tensor | None:
-    """What an argument of the denoiser holds behind x_t, by an entry of EXTRA_INPUT; None for another, or where nothing is."""
-    dims, dim = EXTRA_INPUT.get(name, (0, 0))
-    if not isinstance(seen, Tensor) or not seen.ndim == x.ndim == dims or seen.shape[dim] <= x.shape[dim]:
-        return None
-    return seen.narrow(dim, x.shape[dim], seen.shape[dim] - x.shape[dim])
-
-
-# x_t [B, ...] -> what the denoiser is called with
+# x_t [B, ...] -> sample argument of the denoiser
 INPUT: dict[str, Callable[[Tensor], Any]] = {
     "identity": lambda x: x,
     "frame": lambda x: x.unsqueeze(2),
@@ -45,22 +25,47 @@ INPUT: dict[str, Callable[[Tensor], Any]] = {
     "list_of_frames": lambda x: list(x.unsqueeze(2).unbind(0)),
 }
 
+# inputs that append a condition to x_t in the sample argument: name -> (dimensions, dimension of the concatenation)
+EXTRA_INPUT: dict[str, tuple[int, int]] = {
+    "extra_channels": (4, 1),  # inpainting: mask and masked image
+    "extra_tokens": (3, 1),  # editing: the tokens of the image to edit
+    "extra_features": (3, 2),  # FLUX Fill and Control: more numbers in every token
+}
+#: leaf of the condition that holds the extra input
+EXTRA_INPUT_KEY = "behind_sample"
+
+
+def extra_input_of(name: str, argument: Any, x: Tensor) -> Tensor | None:
+    """The part of the sample argument that follows x_t, as in EXTRA_INPUT[name]; None if there is none."""
+    dims, dim = EXTRA_INPUT.get(name, (0, 0))
+    if not isinstance(argument, Tensor) or not argument.ndim == x.ndim == dims or argument.shape[dim] <= x.shape[dim]:
+        return None
+    return argument.narrow(dim, x.shape[dim], argument.shape[dim] - x.shape[dim])
+
+
+def denoiser_input(name: str, x: Tensor, extra: Tensor | None = None) -> Any:
+    """The denoiser's sample argument. extra: the extra input, for names in EXTRA_INPUT."""
+    if name in INPUT:
+        return INPUT[name](x)
+    assert extra is not None, "the condition lacks its extra input"
+    return torch.cat([x, extra.to(x)], dim=EXTRA_INPUT[name][1])
+
 
 def _only_frame(x: Tensor) -> Tensor:
     """[B, C, 1, H, W] -> [B, C, H, W]"""
     if x.ndim != 5 or x.shape[2] != 1:
-        raise ValueError(f"{tuple(x.shape)} is not a film of one frame")
+        raise ValueError(f"{tuple(x.shape)} is not a video of one frame")
     return x[:, :, 0]
 
 
 def _first(out: Tensor, x: Tensor, dims: int) -> Tensor:
-    """The part of the output that answers x_t, where it answers more than that."""
+    """The part of the output that belongs to x_t, for outputs with more channels or tokens than x_t."""
     if out.ndim != dims or out.shape[1] <= x.shape[1]:
         raise ValueError(f"{tuple(out.shape)} holds nothing beyond {tuple(x.shape)}")
     return out[:, : x.shape[1]]
 
 
-# (what the denoiser returns: a tensor, or lists stacked; x_t) -> model_output of scheduler.step, shaped like x_t
+# (denoiser's output as one tensor, x_t) -> model_output of scheduler.step, shaped like x_t
 OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda out, x: out,
     "negated": lambda out, x: -out,
@@ -71,7 +76,7 @@ OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "frame_negated": lambda out, x: -_only_frame(out),
 }
 
-# time of the schedule (index for epsilon and v, sigma in 0..1 for flow) -> what the denoiser is called with
+# time of the schedule (index for epsilon and v, sigma in 0..1 for flow) -> time argument of the denoiser
 CLOCK: dict[str, Callable[[Tensor, int], Tensor]] = {
     "index": lambda time, steps: time,
     "sigma": lambda time, steps: time.float(),
@@ -108,17 +113,14 @@ def _per_channel(values: Any, like: Tensor) -> Tensor:
 
 
 def _per_square(values: Tensor, like: Tensor) -> Tensor:
-    """[4 C], a value for each place in a 2 x 2 square, channel slowest -> [1, C, H, W]."""
+    """[4 C], a value for each cell of a 2 x 2 square, channel slowest -> [1, C, H, W]."""
     height, width = like.shape[-2:]
     return values.to(like).view(1, -1, 2, 2).repeat(1, 1, height // 2, width // 2)
 
 
 # grid -> input of vae.decode, as z / divisor + offset: name -> (vae, z) -> (divisor, offset)
 AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
-    "mean_std": lambda vae, z: (
-        1 / _per_channel(vae.config.latents_std, z),
-        _per_channel(vae.config.latents_mean, z),
-    ),
+    "mean_std": lambda vae, z: (1 / _per_channel(vae.config.latents_std, z), _per_channel(vae.config.latents_mean, z)),
     "mean_std_scale": lambda vae, z: (
         vae.config.scaling_factor / _per_channel(vae.config.latents_std, z),
         _per_channel(vae.config.latents_mean, z),
@@ -133,14 +135,6 @@ AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
 }
 
 
-def enter(name: str, x: Tensor, behind: Tensor | None = None) -> Any:
-    """The denoiser's sample argument. behind: of inputs in EXTRA_INPUT, what follows x_t."""
-    if name in INPUT:
-        return INPUT[name](x)
-    assert behind is not None, "a condition without what belongs behind the sample"
-    return torch.cat([x, behind.to(x)], dim=EXTRA_INPUT[name][1])
-
-
 def stacked(out: Any) -> Tensor:
     """A denoiser's output as one tensor: unwraps ModelOutput and tuples, stacks a list with one entry per sample."""
     while not isinstance(out, Tensor):
@@ -151,9 +145,9 @@ def stacked(out: Any) -> Tensor:
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two tensors, or lists of tensors, agree in shape and, relative to b's elements, in value.
+    """True if two tensors, or lists of tensors, agree in shape and, relative to b's elements, in value.
 
-    Small elements decide between an offset and none where the tolerance is wide.
+    With a wide tolerance, small elements still distinguish an offset from none.
     """
     if isinstance(a, list) or isinstance(b, list):
         both = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
@@ -166,5 +160,5 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same numbers may lie apart, relative to their size."""
+    """Relative difference allowed between two computations of the same numbers."""
     return 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2

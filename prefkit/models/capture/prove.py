@@ -3,7 +3,7 @@
 With x = a0 x0 + b0 noise (VP: a0 = sqrt(abar), b0 = sqrt(1 - abar); flow: a0 = 1 - sigma, b0 = sigma) and a
 prediction, every scheduler step that is deterministic and of first order lands on a x0 + b noise with
 a^2 + b^2 = 1 (VP; DDIM, eq. 12 of arXiv 2010.02502) or, for flow, a = 1 - sigma', b = sigma'. Only the right
-type of prediction gives such a and b. Steps that are not like that must tell their x0 in some other way.
+prediction type gives such a and b. Other steps must expose their x0 in some other way.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
 def declared(pipe: Any) -> str:
-    """The prediction type that the pipeline's scheduler declares. Raises CaptureError for kinds we do not train."""
+    """The prediction type that the pipeline's scheduler declares. Raises CaptureError for unsupported types."""
     scheduler, config = pipe.scheduler, pipe.scheduler.config
     name = type(scheduler).__name__
     if "sigma_data" in config:
         raise CaptureError(
             f"{type(pipe).__name__} runs on {name}: networks with EDM preconditioning (sigma_data) are not supported. "
-            "Train a model whose scheduler is of the DDPM or the flow-matching kind."
+            "Train a model with a DDPM or flow-matching scheduler."
         )
     flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas") or "flow" in config.get("prediction_type", "")
     kind = "flow" if flow else config.get("prediction_type")
@@ -42,7 +42,7 @@ def declared(pipe: Any) -> str:
 
 
 def log_sigma_at(scheduler: Any, time: float) -> float:
-    """log sqrt((1 - abar) / abar) at a possibly fractional index, linear in between as diffusers' sigma_to_t has it."""
+    """log sqrt((1 - abar) / abar) at an index, linear between integers as in diffusers' sigma_to_t."""
     abar = scheduler.alphas_cumprod.cpu().double()
     low = min(int(time), len(abar) - 1)
     high = min(low + 1, len(abar) - 1)
@@ -53,8 +53,8 @@ def log_sigma_at(scheduler: Any, time: float) -> float:
 def noise_level(pipe: Any, prediction: str, step: Step) -> float:
     """sigma of x_t: 0..1 for flow, noise over signal for VP.
 
-    Of VP schedulers with fractional steps (Karras spacing) the time is rounded and their own sigma is the exact
-    one; where it is more than a step away from alphas_cumprod (interpolated half steps) the latter holds.
+    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is the exact one. If it is
+    more than a step away from alphas_cumprod (interpolated half steps), alphas_cumprod holds.
     """
     if prediction == "flow":
         return step.time / pipe.scheduler.config.num_train_timesteps
@@ -65,7 +65,7 @@ def noise_level(pipe: Any, prediction: str, step: Step) -> float:
 
 
 def mixture(prediction: str, sigma: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """x_t and the prediction as (share of x0, share of noise)."""
+    """Coefficients (of x0, of noise) in x_t and in the prediction."""
     if prediction == "flow":
         return (1 - sigma, sigma), (-1.0, 1.0)
     root = math.sqrt(1 + sigma**2)
@@ -81,23 +81,25 @@ def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Te
     following: list[Step | None] = [*record.steps[1:], None]
     for step, after, x_t in zip(record.steps, following, states, strict=True):
         sigma = noise_level(pipe, prediction, step)
-        if _told_x0(prediction, sigma, x_t, step) or _first_order(pipe, prediction, sigma, x_t, step, after, exploding):
+        if _exposes_x0(prediction, sigma, x_t, step) or _first_order(
+            pipe, prediction, sigma, x_t, step, after, exploding
+        ):
             return
     raise CaptureError(
-        f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}: what the scheduler did with the network's output "
-        f"does not follow from prediction type {prediction!r} and its noise schedule. Either the type is wrong, or the "
-        "scheduler does not show it; try DDIMScheduler (or FlowMatchEulerDiscreteScheduler) as model.scheduler."
+        f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}: the scheduler's steps do not follow from the "
+        f"prediction type {prediction!r}. Either the type is wrong, or the scheduler does not expose it; try "
+        "DDIMScheduler (or FlowMatchEulerDiscreteScheduler) as model.scheduler."
     )
 
 
 def prove_chain(pipe: Any, record: Record) -> None:
-    """Raise CaptureError where a step does not begin where the one before it ended."""
+    """Raise CaptureError if a step does not begin at the sample that the previous step returned."""
     for step, following in itertools.pairwise(record.steps):
         if not same(following.before, step.after, _limit(step.after)):
             raise CaptureError(
-                f"{type(pipe).__name__} changes the sample between two scheduler steps, as inpainting does that blends an "
-                "image in: its images are not its network's alone. Use this model's text-to-image pipeline, or a network "
-                "that takes the image itself (extra channels or tokens)."
+                f"{type(pipe).__name__} changes the sample between two scheduler steps, as inpainting by blending "
+                "does: its images do not come from its network alone. Use this model's text-to-image pipeline, or a "
+                "network that takes the image itself (extra channels or tokens)."
             )
 
 
@@ -105,19 +107,19 @@ def _limit(x: Tensor) -> float:
     return 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
 
 
-def _told_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
-    """Whether a clean sample (or noise) that the scheduler derived is the one that we derive."""
-    told = [tensor for tensor in (step.original, step.converted) if tensor is not None and tensor.shape == x_t.shape]
+def _exposes_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
+    """True if a clean sample (or noise) that the scheduler derived equals ours."""
+    derived = [tensor for tensor in (step.original, step.converted) if tensor is not None and tensor.shape == x_t.shape]
     (sx, nx), (sp, np_) = mixture(prediction, sigma)
     determinant = sx * np_ - nx * sp
-    if not told or abs(determinant) < 1e-2:
+    if not derived or abs(determinant) < 1e-2:
         return False
     x, p = x_t.cpu().double(), step.model_output.cpu().double()
     x0, noise = (np_ * x - nx * p) / determinant, (sx * p - sp * x) / determinant
     limit = _limit(x_t)
     return any(
         (tensor.cpu().double() - ours).abs().max() <= limit * ours.abs().max()
-        for tensor in told
+        for tensor in derived
         for ours in (x0, noise)
     )
 
@@ -125,7 +127,7 @@ def _told_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
 def _first_order(
     pipe: Any, prediction: str, sigma: float, x_t: Tensor, step: Step, following: Step | None, exploding: bool
 ) -> bool:
-    """Whether the step went to a x0 + b noise on the schedule's own curve."""
+    """True if the step went to a x0 + b noise on the schedule's own curve."""
     limit = _limit(x_t)
     basis = torch.stack([tensor.cpu().double().flatten() for tensor in (x_t, step.model_output)], dim=1)
     after = step.after.cpu().double().flatten()

@@ -1,11 +1,11 @@
-"""Watch a pipeline while it runs: what enters the denoiser, what leaves it, what the scheduler is given."""
+"""Record a pipeline's run: denoiser calls, scheduler steps, and the latents that the VAE decodes."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,25 +17,26 @@ from prefkit.models.capture.maps import stacked
 from prefkit.registry import nearest
 
 
+class StopCall(Exception):
+    """Ends a pipeline's call early and carries a value out of it."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+
 @dataclass
 class Step:
-    """One call of scheduler.step and the one call of the denoiser before it.
+    """One call of scheduler.step and the one call of the denoiser before it."""
 
-    arguments  the denoiser's arguments by name, as its class's forward names them
-    output     what the denoiser returned, stacked to one tensor
-    sigma      the scheduler's own noise level at this step, where it keeps a list of them
-    before     the scheduler's `sample`, after: its `prev_sample`
-    """
-
-    arguments: dict[str, Any]
-    output: Tensor
-    model_output: Tensor
-    time: float
-    before: Tensor
-    after: Tensor
-    sigma: float | None = None
-    original: Tensor | None = None  # pred_original_sample, where the scheduler tells
-    converted: Tensor | None = None  # convert_model_output's result, where the scheduler has it
+    arguments: dict[str, Any]  # the denoiser's arguments, named as in its class's forward
+    output: Tensor  # the denoiser's output, stacked to one tensor
+    model_output: Tensor  # the scheduler's `model_output`
+    time: float  # its `timestep`
+    before: Tensor  # its `sample`
+    after: Tensor  # its `prev_sample`
+    sigma: float | None = None  # noise level at this step, if the scheduler keeps a list of sigmas
+    original: Tensor | None = None  # pred_original_sample, if the scheduler returns it
+    converted: Tensor | None = None  # result of convert_model_output, if the scheduler has that method
 
 
 @dataclass
@@ -45,46 +46,36 @@ class Record:
     images: list[Any] = field(default_factory=list)
 
 
-def forward_of(net: nn.Module) -> inspect.Signature:
-    """The signature of the class's own forward, whatever compile or adapters put in its place."""
-    kind: Any = type(getattr(net, "_orig_mod", net))
-    return _signature(kind.forward)
-
-
 _signature = functools.cache(inspect.signature)  # a third of a millisecond each time, twice a denoising step
 
 
 def bind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Positional and keyword arguments of a call of `net` as one dict by name."""
-    bound = forward_of(net).bind(net, *args, **kwargs).arguments
+    """Positional and keyword arguments of a call of `net` as one dict by name.
+
+    Names come from the forward of the network's class, regardless of torch.compile or adapters on the instance.
+    """
+    kind: Any = type(getattr(net, "_orig_mod", net))
+    bound = _signature(kind.forward).bind(net, *args, **kwargs).arguments
     bound.pop("self")
     bound.pop("return_dict", None)
     return {**{k: v for k, v in bound.items() if k != "kwargs"}, **bound.get("kwargs", {})}
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put `value` in the instance's place of a method for a while."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
+def replaced(owner: Any, name: str, substitute: Any) -> Iterator[None]:
+    """Replace an attribute of the instance `owner` temporarily. A method keeps its signature: pipelines inspect it."""
+    original, before = getattr(owner, name), vars(owner).get(name)
+    if callable(original):
+        substitute = functools.wraps(original)(functools.partial(substitute))
+    setattr(owner, name, substitute)
     try:
         yield
     finally:
         delattr(owner, name) if before is None else setattr(owner, name, before)
 
 
-def stand_in(original: Any, substitute: Any) -> Any:
-    """`substitute` with the signature of `original`: pipelines look into that of scheduler.step."""
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return substitute(*args, **kwargs)
-
-    return call
-
-
-def known_arguments(pipe: Any, names: Iterable[str]) -> None:
-    """Raise UsageError for a name that the pipeline's call does not take."""
+def check_call_arguments(pipe: Any, names: Iterable[str]) -> None:
+    """Raise UsageError for a name that the call of `pipe` (a pipeline or its class) does not take."""
     kind = pipe if isinstance(pipe, type) else type(pipe)
     known = list(inspect.signature(kind.__call__).parameters)[1:]
     unknown = sorted(set(names) - set(known))
@@ -95,40 +86,37 @@ def known_arguments(pipe: Any, names: Iterable[str]) -> None:
         )
 
 
-def run(pipe: Any, call: Mapping[str, Any]) -> Any:
-    """pipe(**call) without gradients. Raises CaptureError where the pipeline cannot work with such a call at all."""
+def run_pipeline(pipe: Any, call: Mapping[str, Any]) -> Any:
+    """pipe(**call) without gradients. Raises CaptureError if the pipeline cannot work with these arguments."""
     try:
         with torch.no_grad():
             return pipe(**call)
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise CaptureError(
-            f"{type(pipe).__name__} could not be run on prompts alone: {type(error).__name__}: {error}. What it needs "
-            "beside the prompt goes into generate.NAME.call or, where each request has its own, into model.inputs; a model "
-            "that makes no images from text needs a family."
+            f"{type(pipe).__name__} could not be run on prompts alone: {type(error).__name__}: {error}. Put its other "
+            "arguments into generate.NAME.call or, if they differ between requests, into model.inputs; a model without "
+            "prompts needs a family."
         ) from error
 
 
-def watch(pipe: Any, denoiser: str, call: Mapping[str, Any]) -> Record:
-    """Run `pipe(**call)` and write down every step. The pipeline is left as it was.
+def record_run(pipe: Any, denoiser: str, call: Mapping[str, Any]) -> Record:
+    """Run `pipe(**call)` and record every step. The pipeline is left unchanged.
 
-    A denoiser whose output is zero throughout (a fresh network) fits every map, so noise is put in the
-    place of such an output. Raises CaptureError where denoiser and scheduler do not take strict turns.
+    An all-zero denoiser output (a fresh network) would fit every map, so it is replaced by noise. Raises CaptureError
+    unless calls of the denoiser and of scheduler.step alternate.
     """
-    watcher = _Watcher(pipe, denoiser)
-    hook = getattr(pipe, denoiser).register_forward_hook(watcher.after_forward, with_kwargs=True)
+    recorder = _Recorder(pipe, denoiser)
+    hook = getattr(pipe, denoiser).register_forward_hook(recorder.after_forward, with_kwargs=True)
     try:
-        with (
-            replaced(pipe.scheduler, "step", stand_in(pipe.scheduler.step, watcher.step)),
-            replaced(pipe.vae, "decode", stand_in(pipe.vae.decode, watcher.decode)),
-        ):
-            watcher.record.images = list(getattr(run(pipe, call), "images", []))
+        with replaced(pipe.scheduler, "step", recorder.step), replaced(pipe.vae, "decode", recorder.decode):
+            recorder.record.images = list(getattr(run_pipeline(pipe, call), "images", []))
     finally:
         hook.remove()
-    return watcher.record
+    return recorder.record
 
 
-class _Watcher:
-    """Stands between pipeline and scheduler and between pipeline and VAE, and behind the denoiser."""
+class _Recorder:
+    """Hooks of the denoiser, the scheduler and the VAE that fill a Record."""
 
     def __init__(self, pipe: Any, denoiser: str) -> None:
         self.pipe, self.denoiser = pipe, denoiser
@@ -147,18 +135,25 @@ class _Watcher:
         if len(self.pending) != 1:
             raise CaptureError(
                 f"{type(self.pipe).__name__} called its {self.denoiser} {len(self.pending)} times before one scheduler "
-                "step; only pipelines that call it once a step can be trained. Switch off what adds calls, or write a "
-                "family."
+                "step; only one call a step is supported. Disable the option that adds calls, or write a family."
             )
         arguments, output = self.pending.pop()
-        before, given = sample.detach().clone(), model_output.detach().clone()
-        with _converted(self.pipe.scheduler) as converted:
+        before, prediction = sample.detach().clone(), model_output.detach().clone()
+        scheduler = self.pipe.scheduler
+        converted: list[Tensor] = []
+        convert: Any = getattr(scheduler, "convert_model_output", None)
+
+        def listen(*args: Any, **kwargs: Any) -> Any:
+            converted.append(convert(*args, **kwargs))
+            return converted[-1]
+
+        with replaced(scheduler, "convert_model_output", listen) if convert is not None else nullcontext():
             result = self.scheduler_step(model_output, timestep, sample, *args, **kwargs)
         after = result[0] if isinstance(result, tuple) else result.prev_sample
-        seen = Step(arguments, output, given, float(timestep), before, after.detach().clone())
-        seen.sigma, seen.original = _sigma(self.pipe.scheduler), _original(result)
-        seen.converted = converted[-1] if converted else None
-        self.record.steps.append(seen)
+        step = Step(arguments, output, prediction, float(timestep), before, after.detach().clone())
+        step.sigma, step.original = _sigma(scheduler), _original(result)
+        step.converted = converted[-1] if converted else None
+        self.record.steps.append(step)
         return result
 
     def decode(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -174,30 +169,12 @@ def _noise_like(output: Any, generator: torch.Generator) -> Any:
     return type(output)(_noise_like(value, generator) for value in output)
 
 
-@contextmanager
-def _converted(scheduler: Any) -> Iterator[list[Tensor]]:
-    """What the scheduler makes of the model's output inside one step, where it has a method for that."""
-    seen: list[Tensor] = []
-    convert = getattr(scheduler, "convert_model_output", None)
-    if convert is None:
-        yield seen
-        return
-
-    @functools.wraps(convert)
-    def listen(*args: Any, **kwargs: Any) -> Tensor:
-        seen.append(convert(*args, **kwargs))
-        return seen[-1]
-
-    with replaced(scheduler, "convert_model_output", listen):
-        yield seen
-
-
 def _original(result: Any) -> Tensor | None:
-    told = result[1] if isinstance(result, tuple) and len(result) > 1 else getattr(result, "pred_original_sample", None)
-    return told.detach().clone() if isinstance(told, Tensor) else None
+    x0 = result[1] if isinstance(result, tuple) and len(result) > 1 else getattr(result, "pred_original_sample", None)
+    return x0.detach().clone() if isinstance(x0, Tensor) else None
 
 
 def _sigma(scheduler: Any) -> float | None:
-    """The noise level of the step just made, of schedulers that count their steps along a list of sigmas."""
+    """Noise level of the step just made, for schedulers that index a list of sigmas."""
     index, sigmas = getattr(scheduler, "step_index", None), getattr(scheduler, "sigmas", None)
     return None if index is None or sigmas is None else float(sigmas[index - 1])

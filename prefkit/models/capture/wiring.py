@@ -1,4 +1,4 @@
-"""What a capture has proven about a pipeline, as data."""
+"""The result of a capture: how a pipeline is wired, as data."""
 
 from __future__ import annotations
 
@@ -11,39 +11,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Wiring:
-    """How a pipeline's scheduler, denoiser and VAE speak to each other. Every field was seen to reproduce numbers.
+    """The connections between a pipeline's scheduler, denoiser and VAE. Every field reproduced recorded numbers."""
 
-    pipeline        class name of the pipeline
-    denoiser        component name: "unet" | "transformer"
-    sample          argument of the denoiser's forward that takes x_t
-    time            argument that takes the time
-    state           scheduler's sample -> x_t, a name in maps.STATE
-    input           x_t -> argument, a name in maps.INPUT or maps.EXTRA_INPUT
-    output          network output -> scheduler's model_output, a name in maps.OUTPUT
-    clock           schedule time -> argument, a name in maps.CLOCK
-    layout, affine  final latents -> input of vae.decode, names in maps.LAYOUT and maps.AFFINE
-    downscale       pixels per cell of the VAE's latents
-    prediction      what the network predicts: "epsilon" | "v_prediction" | "flow"
-    train_steps     the scheduler's num_train_timesteps
-    no_guidance     call arguments that switch classifier-free guidance off, e.g. {"guidance_scale": 1.0}
-    batch           leaf of the condition ("added_cond_kwargs.text_embeds") -> its batch dimension,
-                    "list" (one entry per sample) or "shared"
-    """
-
-    pipeline: str
-    denoiser: str
-    sample: str
-    time: str
-    state: str
-    input: str
-    output: str
-    clock: str
-    layout: str
-    affine: str
-    downscale: int
-    prediction: str
-    train_steps: int
-    no_guidance: Mapping[str, Any]
+    pipeline: str  # class name of the pipeline
+    denoiser: str  # component name: "unet" | "transformer"
+    sample: str  # argument of the denoiser's forward that takes x_t
+    time: str  # argument that takes the time
+    state: str  # scheduler's sample -> x_t, a name in maps.STATE
+    input: str  # x_t -> argument, a name in maps.INPUT or maps.EXTRA_INPUT
+    output: str  # network output -> scheduler's model_output, a name in maps.OUTPUT
+    clock: str  # schedule time -> argument, a name in maps.CLOCK
+    layout: str  # final latents -> grid of the VAE, a name in maps.LAYOUT
+    affine: str  # grid -> input of vae.decode, a name in maps.AFFINE
+    downscale: int  # pixels per cell of the VAE's latents
+    prediction: str  # type of the network's prediction: "epsilon" | "v_prediction" | "flow"
+    train_steps: int  # the scheduler's num_train_timesteps
+    no_guidance: Mapping[str, Any]  # call arguments that disable classifier-free guidance: {"guidance_scale": 1.0}
+    # leaf of the condition ("added_cond_kwargs.text_embeds") -> batch dimension, "list" (entry per sample) or "shared"
     batch: Mapping[str, int | str]
 
     def to_json(self) -> str:

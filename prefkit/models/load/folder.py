@@ -1,10 +1,10 @@
-"""A pipeline folder before anything of it is loaded: its parts, the files of each, and the variant that is there."""
+"""Checks of a pipeline folder before anything is loaded: its parts, the files of each, and their variant."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from prefkit.models.meta import PARTS, part_of
 from prefkit.tiny import located
 
 INDEX = "model_index.json"
-#: diffusion_pytorch_model.safetensors, model.fp16.safetensors, and the first of several model.fp16-00001-of-00002.safetensors
+#: diffusion_pytorch_model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.safetensors", re.ASCII
 )
@@ -23,57 +23,49 @@ CONVERT = (
     "python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{0}', "
     "use_safetensors=False).save_pretrained('{0}-safetensors')\""
 )
+COPY_AGAIN = "Copy or download the whole pipeline again."
 
 
 def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
-    """The variant (fp16) to load a local pipeline folder in: None where plain weights are there.
+    """The variant (fp16) to load a local pipeline folder in: None if it has plain weights, or is not a local folder.
 
-    wanted: of PARTS; the weights of the others need not be there. Raises UsageError for a component that is missing, or
-    whose weights are missing, incomplete or pickles. Anything but a local folder has None.
+    wanted: of PARTS; the weights of the others may be missing. Raises UsageError for a component that is missing, or
+    whose weights are missing, incomplete or pickles.
     """
     folder = Path(source)
     if not folder.is_dir():
         return None
-    offered: list[tuple[str, set[str]]] = []
-    for name in _components(folder):
-        if not (folder / name).is_dir():
-            raise UsageError(
-                f"{source} is incomplete: {INDEX} names the part {name}, and there is no folder {name}. Copy or download "
-                "the whole pipeline again."
-            )
-        part = part_of(name)
-        if part is None or part not in wanted:
+    variants: dict[str, set[str]] = {}  # of components without plain weights
+    for name, entry in _index(folder).items():
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)):
             continue
-        found = _variants(folder / name, source)
-        if None not in found:
-            offered.append((name, {text for text in found if text}))
-    if not offered:
+        if not (folder / name).is_dir():
+            raise UsageError(f"{source} is incomplete: {INDEX} names the part {name}, which is missing. {COPY_AGAIN}")
+        if part_of(name) in wanted:
+            names = _variants(folder / name, source)
+            if None not in names:
+                variants[name] = {text for text in names if text}
+    if not variants:
         return None
-    common = set.intersection(*(names for _, names in offered))
+    common = set.intersection(*variants.values())
     if not common:
-        said = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in offered)
+        parts = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in variants.items())
         raise UsageError(
-            f"{source}: its parts hold weights of different variants only ({said}). Download one variant whole."
+            f"{source}: its parts hold weights of different variants only ({parts}). Download one variant."
         )
     return "fp16" if "fp16" in common else min(common)
 
 
-def index_of(folder: Path) -> dict[str, Any]:
+def _index(folder: Path) -> dict[str, Any]:
     """model_index.json of a local pipeline folder. Raises UsageError."""
     try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-        return found
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError("it is not a JSON object")
+        return index
     except (OSError, ValueError, RecursionError) as error:
         text = " ".join(str(error).split())[:160]
-        raise UsageError(f"{folder / INDEX} could not be read: {text}. Copy or download the pipeline again.") from error
-
-
-def _components(folder: Path) -> Iterator[str]:
-    for name, entry in index_of(folder).items():
-        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry):
-            yield name
+        raise UsageError(f"{folder / INDEX} could not be read: {text}. {COPY_AGAIN}") from error
 
 
 def _variants(folder: Path, source: str) -> set[str | None]:
@@ -82,17 +74,17 @@ def _variants(folder: Path, source: str) -> set[str | None]:
     for name in names:
         if SHARDS.fullmatch(name):
             _check_shards(folder / name)
-    found = {match["variant"] for name in names if (match := WEIGHTS.fullmatch(name))}
-    if found:
-        return found
+    variants = {match["variant"] for name in names if (match := WEIGHTS.fullmatch(name))}
+    if variants:
+        return variants
     if any(name.endswith((".bin", ".pt", ".ckpt", ".msgpack")) for name in names):
         raise UsageError(
-            f"{folder} holds no .safetensors weights, only formats that can run code when they are read, and prefkit reads "
-            f"none of those. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
+            f"{folder} holds no .safetensors weights, only formats that can run code when they are read, which prefkit "
+            f"refuses. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
         )
     raise UsageError(
         f"{source} is incomplete: {folder} holds no weights (looked for model.safetensors or "
-        "diffusion_pytorch_model.safetensors). Copy or download the whole pipeline again."
+        f"diffusion_pytorch_model.safetensors). {COPY_AGAIN}"
     )
 
 
@@ -100,42 +92,41 @@ def _check_shards(index: Path) -> None:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{index} could not be read. Copy or download the pipeline again.") from error
+        raise UsageError(f"{index} could not be read. {COPY_AGAIN}") from error
     missing = sorted(str(name) for name in shards if not (index.parent / str(name)).is_file())
     if missing:
         raise UsageError(
-            f"{index.parent} is incomplete: {len(missing)} of the {len(shards)} files of its weights are missing, the first "
-            f"being {missing[0]}. Let the download finish, or copy the whole folder again."
+            f"{index.parent} is incomplete: {len(missing)} of the {len(shards)} files of its weights are missing, the "
+            f"first being {missing[0]}. Let the download finish, or copy the whole folder again."
         )
 
 
 def not_a_pipeline(folder: Path) -> str:
-    """What a folder without model_index.json is instead, and what to give."""
+    """An error message for a folder without model_index.json: its actual content, and the path to give."""
     names = {path.name for path in folder.iterdir()}
     give = (
-        "Give the folder that save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes under "
-        "model.adapters."
+        "Give the folder that save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes "
+        "under model.adapters."
     )
     if not names:
         return f"{folder} is an empty folder. {give}"
     if "pytorch_lora_weights.safetensors" in names or "adapter_config.json" in names:
-        return f"{folder} is a LoRA adapter, not a pipeline: give it as model.adapters: {{{folder}: 1}}, and its base as model.base."
+        return f"{folder} is a LoRA adapter: give it as model.adapters: {{{folder}: 1}}, and its base as model.base."
     if "config.json" in names and (folder.parent / INDEX).is_file():
-        return f"{folder} is one part of a pipeline. Give the folder above it: {folder.parent}."
+        return f"{folder} is one part of a pipeline. Give its parent folder: {folder.parent}."
     inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
     if inside:
-        return f"{folder} is no diffusers pipeline itself, but holds {', '.join(inside)}. Give {folder / inside[0]}."
-    return f"{folder} is a folder without {INDEX}, so it is no diffusers pipeline. {give}"
+        return f"{folder} is not a diffusers pipeline itself, but holds {', '.join(inside)}. Give {folder / inside[0]}."
+    return f"{folder} is a folder without {INDEX}, so it is not a diffusers pipeline. {give}"
 
 
 def check_call(model: Model, names: Collection[str]) -> None:
-    """Raises UsageError for a name that the call of a local folder's pipeline does not take."""
+    """Raise UsageError for a name that the call of a local folder's pipeline does not take."""
     import diffusers
 
-    from prefkit.models.capture.record import known_arguments
+    from prefkit.models.capture.record import check_call_arguments
 
     folder = Path(located(model.base))
-    index: Mapping[str, Any] = index_of(folder) if folder.is_dir() else {}
-    kind = getattr(diffusers, str(index.get("_class_name", "")), None)
+    kind = getattr(diffusers, str(_index(folder).get("_class_name", "")), None) if folder.is_dir() else None
     if isinstance(kind, type):
-        known_arguments(kind, names)
+        check_call_arguments(kind, names)

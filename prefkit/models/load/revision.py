@@ -1,4 +1,4 @@
-"""Which weights exactly: a commit for a Hub id, a hash of the files for a local model."""
+"""Revision of weights: the commit of a Hub id, or a hash of a local model's files."""
 
 from __future__ import annotations
 
@@ -18,43 +18,41 @@ CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model", ".
 
 
 def weights_revision(base: str | Path, revision: str | None = None) -> str:
-    """Commit sha of a Hub id, or a hash over names and contents of a local model's (or adapter's) files."""
+    """Commit sha of a Hub id, or a hash of names and contents of a local model's (or adapter's) files.
+
+    Raises DamagedError if a file in a folder that prefkit wrote is missing or has changed.
+    """
     path = Path(located(base))
+    if not path.is_file() and not path.is_dir():
+        return _commit(str(base), revision)
+    folder = path.parent if path.is_file() else path
+    remedy = remedy_for(folder / "x") if folder.name == "final" else remedy_for(folder)
+    check_folder(folder, remedy, _file_hash)
     if path.is_file():
-        _check(path.parent)
         return digest(_file_hash(path))
-    if path.is_dir():
-        files = sorted(
-            file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file() and file.name != MANIFEST
-        )
-        _check(path)
-        if not files:
-            raise UsageError(f"{base} holds no model files.")
-        return digest([(file.relative_to(path).as_posix(), _file_hash(file)) for file in files])
-    return _commit(str(base), revision)
+    files = sorted(
+        file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file() and file.name != MANIFEST
+    )
+    if not files:
+        raise UsageError(f"{base} holds no model files.")
+    return digest([(file.relative_to(path).as_posix(), _file_hash(file)) for file in files])
 
 
 def base_revision(model: Model) -> dict[str, str]:
-    """Which base: "base" and, for a single file that takes its configuration from elsewhere, "config"; "quantize" if it is."""
+    """Revision of the base, of a single file's configuration ("config", if set), and the quantisation ("quantize")."""
     config = {} if model.config is None else {"config": weights_revision(model.config)}
     bits = {} if model.quantize is None else {"quantize": model.quantize}
     return {"base": weights_revision(model.base, model.revision), **config, **bits}
 
 
-def _check(folder: Path) -> None:
-    """Raises DamagedError where a file of a folder that prefkit wrote is not what was written, or is missing."""
-    remedy = remedy_for(folder / "x") if folder.name == "final" else remedy_for(folder)
-    check_folder(folder, remedy, _file_hash)
-
-
 def _file_hash(path: Path) -> str:
     status = path.stat()
-    return _hash_of_content(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    return _content_hash(str(path.resolve()), status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
-def _hash_of_content(path: str, size: int, mtime: int) -> str:
-    """size and mtime are part of the key only: a changed file is read again, an unchanged one is not."""
+def _content_hash(path: str, size: int, mtime: int) -> str:
+    """SHA-256 of a file. size and mtime only belong to the cache key, so that a changed file is read again."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -68,11 +66,11 @@ def _commit(repository: str, revision: str | None) -> str:
         sha = huggingface_hub.HfApi().model_info(repository, revision=revision).sha
     except HFValidationError as error:
         raise UsageError(f"{repository} is neither an existing path nor a Hub id such as owner/name.") from error
-    except Exception as error:  # the Hub's own errors, and those of whatever transport its client uses
+    except Exception as error:  # errors of the Hub, and of the transport that its client uses
         sha = _cached_commit(repository, revision)
         if sha is None:
             raise UsageError(
-                f"{repository} is not there as a path, not in the local Hub cache, and the Hub did not answer for it "
+                f"{repository} does not exist as a path or in the local Hub cache, and the Hub did not answer "
                 f"({type(error).__name__}). Check the name, the network, or your access to it."
             ) from error
     assert sha is not None
@@ -83,7 +81,7 @@ def _cached_commit(repository: str, revision: str | None) -> str | None:
     import huggingface_hub
 
     for name in ("model_index.json", "pytorch_lora_weights.safetensors", "config.json"):
-        found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(found, str):
-            return Path(found).parts[Path(found).parts.index("snapshots") + 1]
+        path = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parts[Path(path).parts.index("snapshots") + 1]
     return None

@@ -1,4 +1,4 @@
-"""A pipeline whose weights lie in one file, in the layout of the code that they come from."""
+"""Pipelines whose weights are in one file, in the layout of the original code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from prefkit.errors import UsageError
 
 
 def from_single_file(source: str, dtype: Any, config: str | None) -> Any:
-    """config: folder or Hub id with the configuration and the parts that the file lacks; None: diffusers finds it on the
-    Hub. Raises UsageError.
+    """Load a pipeline from one file. Raises UsageError.
+
+    config: folder or Hub id with the configuration and the parts that the file lacks, by default found by diffusers.
     """
     import diffusers
     from diffusers.loaders.single_file_utils import (
@@ -24,19 +25,20 @@ def from_single_file(source: str, dtype: Any, config: str | None) -> Any:
             config or fetch_diffusers_config(load_single_file_checkpoint(source))["pretrained_model_name_or_path"]
         )
         index: Any = diffusers.DiffusionPipeline.load_config(settings)
-        kind = getattr(diffusers, index["_class_name"])
-        beside = _parts_beside(source, settings, index, dtype)
-        return kind.from_single_file(source, config=settings, dtype=dtype, **beside)
+        missing = _missing_parts(source, settings, index, dtype)
+        return getattr(diffusers, index["_class_name"]).from_single_file(
+            source, config=settings, dtype=dtype, **missing
+        )
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, SingleFileComponentError) as error:
         raise UsageError(
-            f"no pipeline could be read from the single file {source}: {' '.join(str(error).split())[:400]} A single file "
-            "holds weights only; its configuration, and the parts that it lacks, come from the Hub, or from the pipeline "
+            f"no pipeline could be read from the single file {source}: {' '.join(str(error).split())[:400]} It holds "
+            "weights only; its configuration, and the parts that it lacks, come from the Hub, or from the pipeline "
             "folder given as model.config."
         ) from error
 
 
-def _parts_beside(source: str, settings: str, index: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """VAE and text encoders that the file lacks: FLUX's is the denoiser alone, SD 3's comes without T5 too."""
+def _missing_parts(source: str, settings: str, index: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """The VAE and text encoders that the file lacks: FLUX's file is the denoiser alone, SD 3's may lack T5."""
     import diffusers
     import safetensors
     import transformers
@@ -45,17 +47,17 @@ def _parts_beside(source: str, settings: str, index: Mapping[str, Any], dtype: A
     if not source.endswith(".safetensors"):
         return {}
     with safetensors.safe_open(source, "pt") as file:
-        held: Any = set(file.keys())
-    found = {}
+        keys: Any = set(file.keys())
+    parts = {}
     for name, (library, cls) in ((key, value) for key, value in index.items() if isinstance(value, list)):
         kind: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), cls or "", None)
         if name == "vae":
-            there = any(key.startswith(("first_stage_model.", "vae.")) for key in held)
+            present = any(key.startswith(("first_stage_model.", "vae.")) for key in keys)
         elif isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
             clip = cls.startswith("CLIPText")
-            there = is_clip_model_in_single_file(kind, held) if clip else is_t5_in_single_file(held)
+            present = is_clip_model_in_single_file(kind, keys) if clip else is_t5_in_single_file(keys)
         else:
             continue
-        if not there:
-            found[name] = kind.from_pretrained(settings, subfolder=name, torch_dtype=dtype, use_safetensors=True)
-    return found
+        if not present:
+            parts[name] = kind.from_pretrained(settings, subfolder=name, torch_dtype=dtype, use_safetensors=True)
+    return parts

@@ -1,8 +1,8 @@
-"""LoRA on a denoiser: new, continued, stacked, and written in diffusers' file format.
+"""LoRA on a denoiser: add, continue, stack, and export in diffusers' file format.
 
-An export is always one file. A single adapter is written as it is, with its configuration, so that alpha
-different from rank loads right. Several are joined along the rank, sum_i s_i B_i A_i = [s_1 B_1, ...] [A_1; ...],
-which is exact, with alpha = rank.
+An export is always one file. A single adapter is written unchanged, with its configuration, so that an alpha other than
+the rank loads right. Several are joined along the rank, sum_i s_i B_i A_i = [s_1 B_1, ...] [A_1; ...], which is exact,
+with alpha = rank.
 """
 
 from __future__ import annotations
@@ -33,58 +33,38 @@ def lora_layers(net: Any) -> Iterator[tuple[str, Any]]:
 
 def active_adapters(net: Any) -> list[str]:
     """Names of the adapters that take part in a forward, in order."""
-    names: dict[str, None] = {}
-    for _, layer in lora_layers(net):
-        names |= dict.fromkeys(layer.active_adapters)
-    return list(names)
-
-
-def set_active(net: Any, names: Sequence[str]) -> None:
-    """Let exactly these adapters take part. Gradients stay as they are, unlike with peft's set_adapter."""
-    for _, layer in lora_layers(net):
-        layer._active_adapter = list(names)
-
-
-@contextmanager
-def adapters_active(net: Any, names: Sequence[str]) -> Iterator[None]:
-    """`set_active` for a while: with the start's adapters, the same network is its own frozen reference."""
-    with layers_active([layer for _, layer in lora_layers(net)], names):
-        yield
+    return list(dict.fromkeys(name for _, layer in lora_layers(net) for name in layer.active_adapters))
 
 
 @contextmanager
 def layers_active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
-    """`adapters_active` for whoever has listed the layers once: to find them again costs a walk through the network."""
+    """Activate exactly these adapters temporarily; gradients stay unchanged, unlike with peft's set_adapter.
+
+    With the start's adapters, the same network is its own frozen reference. layers: those of lora_layers, listed once:
+    finding them requires a walk through the network.
+    """
     before = [layer._active_adapter for layer in layers]
     for layer in layers:
         layer._active_adapter = list(names)
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer._active_adapter = own
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
 
 
 def add_lora(
-    net: Any,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str] | None = None,
-    dropout: float = 0.0,
-    name: str = POLICY,
-    seed: int = 0,
+    net: Any, rank: int, alpha: float, targets: Sequence[str] | None = None, dropout: float = 0.0, seed: int = 0
 ) -> int:
-    """Stack a new float32 adapter on `net` and on the adapters it has; everything else is frozen.
+    """Stack a new float32 adapter on `net` and its existing adapters; everything else is frozen.
 
-    B starts at zero, so the network's output does not change. targets: ends of module names, default the attention
-    projections. Returns the number of trainable parameters. Raises TrainingError where no module matches.
+    B starts at zero, so the network's output does not change. targets: suffixes of module names, default the attention
+    projections. Returns the number of trainable parameters. Raises TrainingError if no module matches.
     """
     from peft import LoraConfig
 
     if not hasattr(net, "add_adapter"):
-        raise TrainingError(
-            f"{type(net).__name__} takes no adapters in diffusers; train its weights whole (lora: null)."
-        )
+        raise TrainingError(f"{type(net).__name__} takes no adapters in diffusers; train full weights (lora: null).")
     start = active_adapters(net)
     config = LoraConfig(
         r=rank,
@@ -96,49 +76,47 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            net.add_adapter(config, adapter_name=name)
+            net.add_adapter(config, adapter_name=POLICY)
         except ValueError as error:
-            there = sorted(
-                {path.rpartition(".")[2] for path, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
-            )
+            linear = {path.rpartition(".")[2] for path, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
             raise TrainingError(
-                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; name modules of this "
-                f"network as lora.targets. Its linear ones end in {', '.join(there)}."
+                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; set lora.targets "
+                f"to modules of this network. Its linear ones end in {', '.join(sorted(linear))}."
             ) from error
-    return _train_only(net, name, [*start, name])
+    return _train_only(net, [*start, POLICY])
 
 
-def continue_lora(net: Any, start: str = "start0", name: str = POLICY, dropout: float = 0.0) -> int:
-    """Train a copy of a loaded adapter in its place; the loaded one stays frozen, as (part of) the reference.
+def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
+    """Train a copy of a loaded adapter instead of it; the loaded one stays frozen, as (part of) the reference.
 
-    dropout: of the copy, whatever the loaded one was trained with. Returns the number of trainable parameters.
+    dropout: of the copy, regardless of the loaded one's. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
-    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=name)
+    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
                 continue
-            layer.scaling[name] = layer.scaling[start]
+            layer.scaling[POLICY] = layer.scaling[start]
             for pair in (layer.lora_A, layer.lora_B):
-                pair[name].weight.copy_(pair[start].weight)
-    return _train_only(net, name, [name if active == start else active for active in before])
+                pair[POLICY].weight.copy_(pair[start].weight)
+    return _train_only(net, [POLICY if active == start else active for active in before])
 
 
-def _train_only(net: Any, name: str, active: Sequence[str]) -> int:
+def _train_only(net: Any, active: Sequence[str]) -> int:
     net.requires_grad_(False)
     count = 0
     for _, layer in lora_layers(net):
-        if name in layer.lora_A:
-            for module in (layer.lora_A[name], layer.lora_B[name]):
+        layer._active_adapter = list(active)
+        if POLICY in layer.lora_A:
+            for module in (layer.lora_A[POLICY], layer.lora_B[POLICY]):
                 module.to(torch.float32).requires_grad_(True)
                 count += sum(parameter.numel() for parameter in module.parameters())
-    set_active(net, active)
     return count
 
 
 def lora_state(net: Any, name: str = POLICY) -> dict[str, Tensor]:
-    """An adapter's weights by "module.lora_A.weight", as they are (not copied)."""
+    """An adapter's weights by "module.lora_A.weight", not copied."""
     state = {}
     for path, layer in lora_layers(net):
         if name in layer.lora_A:
@@ -147,33 +125,36 @@ def lora_state(net: Any, name: str = POLICY) -> dict[str, Tensor]:
     return state
 
 
-def load_lora_state(net: Any, state: dict[str, Tensor], name: str = POLICY) -> None:
-    """Put saved weights back into an adapter that is there. Raises TrainingError where the keys differ."""
-    own = lora_state(net, name)
-    if own.keys() != state.keys():
-        differing = sorted(own.keys() ^ state.keys())
-        raise TrainingError(f"the saved adapter does not belong to this network: {len(differing)} keys differ, "
-                            f"the first is {differing[0]}.")  # fmt: skip
+def load_lora_state(net: Any, state: dict[str, Tensor]) -> None:
+    """Copy saved weights into the trained adapter. Raises TrainingError if the keys differ."""
+    weights = lora_state(net)
+    differing = sorted(weights.keys() ^ state.keys())
+    if differing:
+        raise TrainingError(
+            f"the saved adapter is of another network: {len(differing)} keys differ, as {differing[0]}."
+        )
     with torch.no_grad():
-        for key, tensor in own.items():
+        for key, tensor in weights.items():
             tensor.copy_(state[key])
 
 
-def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[str] | None = None) -> Path:
-    """Write `folder`/pytorch_lora_weights.safetensors so that diffusers' load_lora_weights gives this network.
+def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
+    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, for diffusers' load_lora_weights.
 
-    denoiser: "unet" | "transformer", the key prefix. names: adapters to export together, default the active ones.
+    denoiser: "unet" | "transformer", the key prefix.
     """
     import safetensors.torch
 
-    chosen = list(names or active_adapters(net))
-    if len(chosen) == 1 and _as_configured(net, chosen[0]):
-        state, config = lora_state(net, chosen[0]), net.peft_config[chosen[0]]
+    names = active_adapters(net)
+    if len(names) == 1 and _as_configured(net, names[0]):
+        state, config = lora_state(net, names[0]), net.peft_config[names[0]]
     else:
-        state, config = _joined(net, chosen)
-    config = _with_dropout(config, 0.0)  # diffusers would switch it on again in whoever loads this
+        state, config = _joined(net, names)
+    config = _with_dropout(config, 0.0)  # a program that loads this with diffusers would switch it on again
     settings = {f"{denoiser}.{key}": value for key, value in config.to_dict().items()}
-    described = json.dumps(settings, default=_plain, sort_keys=True)
+    described = json.dumps(
+        settings, default=lambda v: sorted(v) if isinstance(v, (set, frozenset)) else str(v), sort_keys=True
+    )
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / ADAPTER_FILE
     safetensors.torch.save_file(
@@ -185,7 +166,7 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path, names: Sequence[
 
 
 def _network(net: Any) -> str:
-    """The network's class as diffusers knows it: sharding puts one of its own on top."""
+    """Name of the network's diffusers class; sharding derives a class of its own from it."""
     kinds = type(net).__mro__
     return next((kind for kind in kinds if kind.__module__.startswith("diffusers.")), kinds[0]).__name__
 
@@ -197,7 +178,7 @@ def _with_dropout(config: Any, dropout: float) -> Any:
 
 
 def _as_configured(net: Any, name: str) -> bool:
-    """Whether the adapter's strength is what its configuration says (no weight put on it)."""
+    """True if the adapter's strength follows from its configuration alone, without a weight."""
     config = net.peft_config[name]
     if config.alpha_pattern or config.rank_pattern or config.use_rslora:
         return False
@@ -226,7 +207,3 @@ def _joined(net: Any, names: Sequence[str]) -> tuple[dict[str, Tensor], Any]:
         r=most, lora_alpha=most, target_modules=list(ranks), rank_pattern=pattern, alpha_pattern=dict(pattern)
     )
     return state, config
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

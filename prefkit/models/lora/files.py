@@ -1,11 +1,11 @@
-"""A trained adapter as other programs read it, and what a loaded adapter file held that nothing read.
+"""Export of a trained adapter for other programs, and the layouts of adapter files.
 
 diffusers  the file that training writes: `unet.PATH.lora_A.weight` with its configuration as metadata
-kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; of transformers the original
-           code's paths, with fused layers (lora_names)
+kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for transformers the paths
+           of the original code, with fused layers (lora/names.py)
 comfyui    for UNets the same; for transformers `transformer.PATH.lora_A.weight`, without an alpha
 
-In the latter two the strength, alpha / rank, is inside the weights, so that alpha = rank.
+In the latter two the strength, alpha / rank, is multiplied into the weights, so that alpha = rank.
 """
 
 from __future__ import annotations
@@ -27,52 +27,56 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 NETWORK = "network"  # key of the file's metadata: class of the denoiser
 
 
-def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
-    """Write the adapter of train/NAME (or its final/, or its file) into the folder `out`. Returns what was written.
-
-    Raises UsageError: no whole adapter there, `out` is there, or a layout that knows no such network.
-    """
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(tensors, metadata) of an adapter file. Raises UsageError if it is damaged."""
     import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UsageError(
+            f"the adapter {path} is damaged, not a safetensors file ({error}). Copy or download it again."
+        ) from error
+
+
+def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
+    """Write the adapter of train/NAME (or its final/, or its file) into the folder `out`. Returns a summary.
+
+    Raises UsageError for a missing or damaged adapter, an existing file, or a network that the layout does not know.
+    """
     import safetensors.torch
 
-    path = _file_of(Path(source).expanduser())
-    trained = next((p.name for p in path.parents if p.parent.name == "train"), "adapter")
-    name = ADAPTER_FILE if layout == "diffusers" else f"{trained}.safetensors"
-    target = Path(out).expanduser() / name
-    if Path(out).expanduser().is_file() or (target.exists() and not target.is_file()):
-        raise UsageError(f"export: {out} and {name} in it must be a folder and a file. Give another folder.")
+    source, out = Path(source).expanduser(), Path(out).expanduser()
+    paths = [path for path in (source, source / ADAPTER_FILE, source / "final" / ADAPTER_FILE) if path.is_file()]
+    if not paths:
+        raise UsageError(
+            f"export: {source} holds no adapter ({ADAPTER_FILE}). Give RUN/train/NAME of a finished training with "
+            "lora; full weights are a pipeline folder already."
+        )
+    path = paths[0]
+    name = next((p.name for p in path.parents if p.parent.name == "train"), "adapter")
+    target = out / (ADAPTER_FILE if layout == "diffusers" else f"{name}.safetensors")
+    if out.is_file() or (target.exists() and not target.is_file()):
+        raise UsageError(f"export: {out} must be a folder and {target.name} in it a file. Give another folder.")
     if target.exists() and not overwrite:
         raise UsageError(f"export: {target} already exists. Give another folder, or --overwrite to replace it.")
     if target.exists() and target.samefile(path):
         raise UsageError(f"export: {target} is the adapter itself. Give another folder.")
     check_folder(path.parent, "Run `prefkit train` again, which exports it again.")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"export: {path} is damaged: {error}.") from error
+    state, metadata = read_file(path)
     sweep_beside(target)
     if layout == "diffusers":
         write_whole(target, lambda temporary: shutil.copyfile(path, temporary))
     else:
-        written = _written(layout, state, metadata)
+        converted = _converted(layout, state, metadata)
         write_whole(
-            target, lambda temporary: safetensors.torch.save_file(written, temporary, metadata={"format": "pt"})
+            target, lambda temporary: safetensors.torch.save_file(converted, temporary, metadata={"format": "pt"})
         )
     return {"as": layout, "out": str(target), "layers": sum(".lora_A." in key for key in state)}
 
 
-def _file_of(source: Path) -> Path:
-    for path in (source, source / ADAPTER_FILE, source / "final" / ADAPTER_FILE):
-        if path.is_file():
-            return path
-    raise UsageError(
-        f"export: {source} holds no adapter ({ADAPTER_FILE}). Give RUN/train/NAME of a finished training with lora; full "
-        "weights are a pipeline folder already."
-    )
-
-
-def _written(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
     import torch
 
     settings, network = json.loads(metadata.get("lora_adapter_metadata", "{}")), metadata.get(NETWORK)
@@ -81,77 +85,60 @@ def _written(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str])
         net, _, path = module.partition(".")
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
         layers[module] = down, up, alpha_of(settings, net, path, len(down)) / len(down)
-    flat = evened(layers)
-    if all(module.startswith("unet.") for module in flat):
-        named = {f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}": factors for m, factors in flat.items()}
+    factors = with_unit_strength(layers)
+    if all(module.startswith("unet.") for module in factors):
+        named = {f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}": pair for m, pair in factors.items()}
     elif layout == "kohya":
-        paths = {module.partition(".")[2]: factors for module, factors in flat.items()}
-        named = kohya_layers(paths, network or "network of which the file does not tell the class")
-    else:
-        _check_comfyui(network)
-        sides = ((m, side, t) for m, factors in flat.items() for side, t in zip("AB", factors, strict=True))
-        return {f"{module}.lora_{side}.weight": tensor for module, side, tensor in sides}
-    found: dict[str, Any] = {}
-    for name, (down, up) in named.items():
-        found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = down.contiguous(), up.contiguous()
-        found[f"{name}.alpha"] = torch.tensor(float(len(down)))
-    return found
-
-
-def _check_comfyui(network: str | None) -> None:
-    """network: None where the file does not tell it; then its names are taken to be known."""
-    if network is not None and network not in COMFYUI:
+        paths = {module.partition(".")[2]: pair for module, pair in factors.items()}
+        named = kohya_layers(paths, network or "network whose class the file does not name")
+    elif network is not None and network not in COMFYUI:  # without a class, the names are assumed to be known
         raise UsageError(
-            f"export: it is not known where ComfyUI's loader puts the layers of a {network}; it leaves out in silence what it "
-            f"does not know. Known are UNets and {', '.join(COMFYUI)}. Use --as diffusers."
+            f"export: it is unknown where ComfyUI's loader puts the layers of a {network}; it silently ignores unknown "
+            f"layers. Known are UNets and {', '.join(COMFYUI)}. Use --as diffusers."
         )
+    else:
+        return {f"{m}.lora_{side}.weight": tensor for m, pair in factors.items() for side, tensor in zip("AB", pair)}
+    tensors: dict[str, Any] = {}
+    for name, (down, up) in named.items():
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = down.contiguous(), up.contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
+    return tensors
 
 
-def evened(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
-    """Name -> (down, up, strength) as (down, up) of one rank, padded with zeros, whose strength is 1.
+def with_unit_strength(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
+    """Multiply each strength into the factors, and pad them to one rank: (down, up, strength) to (down, up) by name.
 
-    diffusers reads layers of different rank or alpha wrongly where no configuration comes along (0.42.1: the names in
-    its alpha_pattern are not those of the modules).
+    diffusers misreads layers of different rank or alpha in a file without configuration (0.42.1: the names in its
+    alpha_pattern are not those of the modules).
     """
+    from torch.nn.functional import pad
+
     rank = max((len(down) for down, _, _ in layers.values()), default=0)
-    found = {}
+    factors = {}
     for name, (down, up, strength) in layers.items():
-        more = rank - len(down)
-        wide = (up.float() * strength).to(up.dtype)
-        if more:
-            down = _padded(down, 0, more)
-            wide = _padded(wide, 1, more)
-        found[name] = down, wide
-    return found
+        more, up = rank - len(down), (up.float() * strength).to(up.dtype)
+        if more:  # both along the rank: rows of down, columns of up
+            down, up = (pad(t, [0, 0] * (t.ndim - 1 - dim) + [0, more]) for t, dim in ((down, 0), (up, 1)))
+        factors[name] = down, up
+    return factors
 
 
 def even_state(state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, Any]:
-    """A kohya file as diffusers has converted it, with its alphas put into the weights."""
+    """A kohya file as diffusers has converted it, with its alphas multiplied into the weights."""
     layers = {}
     for key in state:
         if ".down." in key and (up := key.replace(".down.", ".up.")) in state:
             rank = len(state[key])
             layers[key] = state[key], state[up], float(alphas.get(f"{key.split('.lora.')[0]}.alpha", rank)) / rank
-    found = dict(state)
-    for key, (down, wide) in evened(layers).items():
-        found[key], found[key.replace(".down.", ".up.")] = down, wide
-    return found
-
-
-def _padded(tensor: Any, dim: int, more: int) -> Any:
-    import torch
-
-    shape = list(tensor.shape)
-    shape[dim] = more
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim).contiguous()
+    scaled = dict(state)
+    for key, (down, wide) in with_unit_strength(layers).items():
+        scaled[key], scaled[key.replace(".down.", ".up.")] = down, wide
+    return scaled
 
 
 def alpha_of(settings: Mapping[str, Any], net: str, path: str, rank: int) -> float:
     """alpha of one layer such that its strength is alpha / rank."""
-    given = {key.removeprefix(f"{net}."): value for key, value in settings.items() if key.startswith(f"{net}.")}
-    alpha = given.get("lora_alpha", rank)
-    for pattern, value in (given.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            alpha = value
-            break
-    return float(alpha) * (rank**0.5 if given.get("use_rslora") else 1.0)
+    config = {key.removeprefix(f"{net}."): value for key, value in settings.items() if key.startswith(f"{net}.")}
+    patterns = (config.get("alpha_pattern") or {}).items()
+    matching = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", path))
+    return float(next(matching, config.get("lora_alpha", rank))) * (rank**0.5 if config.get("use_rslora") else 1.0)

@@ -20,8 +20,8 @@ class BertScore:
         """Raises UsageError for what is no encoder, and for a layer that it does not have."""
         import transformers
 
-        from prefkit.models.dtypes import dtype_of
         from prefkit.models.load.pipeline import silence_bars
+        from prefkit.models.precision import dtype_of
 
         silence_bars()
         found = Path(self.name).expanduser()

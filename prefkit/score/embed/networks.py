@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.models.dtypes import dtype_of
 from prefkit.models.load.pipeline import silence_bars
 from prefkit.models.long_prompts import lengths
+from prefkit.models.precision import dtype_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -41,8 +41,8 @@ class LocalBackend:
         """Raises UsageError where this is no image-text-to-text model, or it has no chat template."""
         import transformers
 
-        from prefkit.models.dtypes import dtype_of
         from prefkit.models.load.pipeline import silence_bars
+        from prefkit.models.precision import dtype_of
 
         silence_bars()
         o = self.options

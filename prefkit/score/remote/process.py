@@ -95,7 +95,7 @@ class ProcessScorer:
 
     def stop(self) -> None:
         if self.process is not None:
-            interrupts.end_tree(self.process)
+            interrupts.kill_tree(self.process)
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe is not None:
                     pipe.close()
@@ -122,7 +122,7 @@ class ProcessScorer:
                 errors="replace",
                 bufsize=1,
             )
-            interrupts.started(self.process)
+            interrupts.track(self.process)
         except OSError as error:
             raise UsageError(f"scorer {self.address}: {self.command[0]} could not be started: {error}.") from error
         self.lines = queue.Queue()

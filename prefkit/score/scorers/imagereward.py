@@ -59,7 +59,7 @@ class Imagereward:
         """Raises UsageError for weights that are not there or are no ImageReward."""
         from transformers import AutoTokenizer
 
-        from prefkit.models.dtypes import dtype_of
+        from prefkit.models.precision import dtype_of
         from prefkit.score.embed.blip import Blip
         from prefkit.score.embed.networks import openai_transform, unloadable
         from prefkit.score.embed.weights import linear_head, read_state, weights_file

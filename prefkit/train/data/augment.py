@@ -8,12 +8,11 @@ pairs, preflight) always see the images as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from prefkit.config import Train
-from prefkit.errors import UsageError
 from prefkit.output import warn
 from prefkit.train.data.draws import draw_key
 from prefkit.train.data.pairs import PairImage, PairRow
@@ -56,15 +55,10 @@ def _mirrored(image: PairImage) -> PairImage:
     return replace(image, key=digest(image.key, "flip", length=40), unflipped=image.key, flip=True)
 
 
-def check_prompts(config: Train, inputs: Mapping[str, str], pairs: Sequence[PairRow]) -> None:
-    """Warns of flipped prompts that say left or right. Raises UsageError for flips with model.inputs."""
+def check_prompts(config: Train, pairs: Sequence[PairRow]) -> None:
+    """Warn of flipped prompts that say left or right."""
     if not config.flip:
         return
-    if inputs:
-        raise UsageError(
-            f"train.flip mirrors the images of a pair, but not the input images of model.inputs ({', '.join(inputs)}). "
-            "Remove flip."
-        )
     sided = {pair.prompt for pair in pairs if SIDED.search(pair.prompt)}
     if sided:
         warn(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prefkit.errors import DamagedError, UsageError
+from prefkit.errors import DamagedError
 from prefkit.store.tensors import load_tensors, save_tensors
 from prefkit.train.data.batches import Batch, PairData
 from prefkit.train.data.cache import part_path, rename_damaged
@@ -87,21 +86,3 @@ def keys_of(batch: Batch, data: PairData) -> np.ndarray:
             hashed.update(array[sample].tobytes())
         keys[sample] = int.from_bytes(hashed.digest(), "little", signed=True)
     return keys
-
-
-def check_objective(name: str, objective: Any, online: bool) -> None:
-    """Raises UsageError if the reference's errors cannot be reused by other trainings."""
-    why = "online training learns from samples that no other training sees" if online else why_not_cached(objective)
-    if why is not None:
-        raise UsageError(f"train.{name}.cache_reference: not with this objective: {why}. Remove cache_reference.")
-
-
-def why_not_cached(objective: Any) -> str | None:
-    """The reason why the reference's errors cannot be cached for an objective or its class; None if they can."""
-    if objective.reference == "ema":
-        return "its reference moves, so its errors change"
-    if objective.reference == "none":
-        return "it has no reference"
-    if objective.needs_residual:
-        return "it needs the reference's residuals, a whole image each, and the cache holds their means only"
-    return None

@@ -96,17 +96,17 @@ class DiffusersFamily:
             call = self.call | self._inputs_of(r)
             return capture_conditions(self.pipe, self.wiring, [r.prompt], height=size[0], width=size[1], call=call)[0]
 
-        turns = getattr(self.pipe, "turns", None)
-        if turns is not None and self.inputs is not None:  # input images need the VAE, so all texts are encoded first
-            self._encode_texts(turns, [functools.partial(condition, r) for r in requests])
+        offload = getattr(self.pipe, "sequential_offload", None)
+        if offload is not None and self.inputs is not None:  # input images need the VAE, so all texts are encoded first
+            self._encode_texts(offload, [functools.partial(condition, r) for r in requests])
         return [condition(r) for r in requests]
 
-    def _encode_texts(self, turns: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
+    def _encode_texts(self, offload: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
         """Encode all prompts into the pipeline's memory, so that text encoders and VAE do not alternate per request."""
-        from prefkit.models.offload import AnotherPart
+        from prefkit.models.offload import OtherPartNeeded
 
         for condition in conditions:
-            with suppress(AnotherPart), turns.only("text"):
+            with suppress(OtherPartNeeded), offload.only("text"):
                 condition()
 
     def _inputs_of(self, request: Request | None) -> dict[str, Any]:
@@ -176,11 +176,11 @@ class DiffusersFamily:
         return [latents for block in blocks for latents in encode(self.pipe, self.wiring, block).cpu()]
 
     def _refuse_text_adapters(self) -> None:
-        from prefkit.models.load.pipeline import changes_text
+        from prefkit.models.load.pipeline import text_adapter_error
 
         for name, component in self.pipe.components.items():
             if name.startswith("text_encoder") and getattr(component, "peft_config", None):
-                raise changes_text(name)
+                raise text_adapter_error(name)
 
 
 plugin = DiffusersFamily

@@ -52,7 +52,7 @@ class SampleEvaluation:
 
     def __init__(self, plan: Any, config: Train, requests: Sequence[Request], folder: Path) -> None:
         self.plan, self.config, self.requests, self.folder = plan, config, list(requests), folder
-        self.settings = _settings(plan.recipe.generate, folder.name)
+        self.settings = _settings(plan.recipe.generate)
         self.first: dict[str, list[float]] = {}
         self.diversity: float | None = None
         self.best, self.best_step, self.below, self.stopped = -math.inf, 0, 0, ""
@@ -94,7 +94,7 @@ class SampleEvaluation:
                     f"{output.duration(time.monotonic() - begun)}; repeated every {self.config.watch_every} steps."
                 )
         # best_step: all processes may have to load its weights
-        self.stopped, self.best_step = loop.processes.group.told([self.stopped, self.best_step])
+        self.stopped, self.best_step = loop.processes.group.broadcast([self.stopped, self.best_step])
 
     # -- one evaluation -------------------------------------------------------------------------------------------
     def _report(self, loop: Any) -> dict[str, Any]:
@@ -193,8 +193,6 @@ def sample_evaluation(
     if not config.watch:
         return None
     where = f"train.{folder.name}.watch"
-    if config.family != "diffusers":
-        raise UsageError(f"{where} samples from a diffusers pipeline, but the family is {config.family}. Remove watch.")
     requests = not_trained_on(plan.store.requests(), data, training, held)[: config.watch_requests]
     if not requests:
         raise UsageError(
@@ -224,12 +222,6 @@ def not_trained_on(
     return sorted(allowed, key=lambda request: digest("watch", request.prompt, request.request_id))
 
 
-def _settings(generators: Mapping[str, Generate], name: str) -> Generate:
-    """The recipe's first generator that samples the model itself. Raises UsageError."""
-    for settings in generators.values():
-        if settings.use == "diffusers" and settings.model is None:
-            return settings
-    raise UsageError(
-        f"train.{name}.watch: the recipe has no diffusers generator of `model` itself; add an entry under `generate:` "
-        "with the number of steps and the guidance to sample with."
-    )
+def _settings(generators: Mapping[str, Generate]) -> Generate:
+    """The recipe's first generator that samples the model itself."""
+    return next(settings for settings in generators.values() if settings.use == "diffusers" and settings.model is None)

@@ -230,7 +230,7 @@ class OnlineTrainer(TrainingLoop):
             log.write(self.step, {"watch": report})
             if self.stop_rule.update(report["gain"], report["reward_gain"]):
                 self.stopped = f"the watched scores have fallen by {-report['gain']:.2f} std while the reward rose"
-        self.stopped = self.processes.group.told(self.stopped)
+        self.stopped = self.processes.group.broadcast(self.stopped)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from prefkit.errors import CaptureError, UsageError
 from prefkit.models.capture.conditions import joined, signature
 from prefkit.models.capture.maps import OUTPUT, same, stacked, tolerance_of
-from prefkit.models.capture.record import bind, replaced, stand_in
+from prefkit.models.capture.record import bind, replaced
 from prefkit.models.capture.wiring import Wiring
 from prefkit.models.predict import forward_as, predict
 from prefkit.models.sample import Sampled, Sampler
@@ -140,8 +140,7 @@ class Rollout:
             stack.callback(hook.remove)
             pre = self.net.register_forward_pre_hook(tape.before_forward, with_kwargs=True)
             stack.callback(pre.remove)
-            step = stand_in(self.pipe.scheduler.step, tape.step)
-            stack.enter_context(replaced(self.pipe.scheduler, "step", step))
+            stack.enter_context(replaced(self.pipe.scheduler, "step", tape.step))
             images = self.sampler.sample(prompts, seeds)
         return images, tape.chains()
 

@@ -104,13 +104,7 @@ def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, 
     """
     config, where = recipe.train[name], f"train.{name}.online"
     online = config.online or Online()
-    check_settings(name, config, online, objective)
-    if recipe.model.inputs:
-        raise UsageError(
-            f"train.{name}: online training does not support model.inputs ({', '.join(recipe.model.inputs)}). Make "
-            "pairs with `prefkit generate`, and train on those."
-        )
-    _generator(recipe, online, where)
+    check_settings(name, online)
     rewarded = [alias for alias, weight in online.rewards.items() if weight]
     if objective.shape != "step":
         rewarded += pair_settings(recipe, online, where).weights
@@ -133,24 +127,10 @@ def _split_requests(requests: Sequence[Request], online: Online) -> Requests:
     return trained, watched
 
 
-def _generator(recipe: Recipe, online: Online, where: str) -> Generate:
-    """Generation settings of the samples. Raises UsageError."""
-    name = online.generator or next((n for n, g in recipe.generate.items() if g.use == "diffusers"), None)
-    if name is None or name not in recipe.generate:
-        problem = (
-            "no entry of the recipe's `generate:` uses diffusers" if name is None else f"{name!r} is not in the recipe"
-        )
-        raise UsageError(
-            f"{where}.generator: {problem}; add an entry under `generate:` with the number of steps and the guidance "
-            "of sampling, as in generate: {main: {steps: 20, guidance: 7.5}}."
-        )
-    settings = recipe.generate[name]
-    if settings.use != "diffusers" or settings.model is not None or settings.compile:
-        raise UsageError(
-            f"{where}.generator: {name} must be a diffusers generator of `model` itself, without compile: the sampled "
-            "network is the trained one."
-        )
-    return settings
+def _generator(recipe: Recipe, online: Online) -> Generate:
+    """Generation settings of the samples; config.compatibility has checked that they exist."""
+    name = online.generator or next(n for n, g in recipe.generate.items() if g.use == "diffusers")
+    return recipe.generate[name]
 
 
 def _loader_and_fingerprint(
@@ -159,7 +139,7 @@ def _loader_and_fingerprint(
     """The model loader, and everything that the result depends on; at a constant rate this excludes the rounds."""
     config = recipe.train[name]
     online = config.online or Online()
-    settings = _generator(recipe, online, f"train.{name}.online")
+    settings = _generator(recipe, online)
     loader = ModelLoader(store, replace(recipe, generate={"policy": settings}), config, store.train(name))
     key = {
         "train": {k: v for k, v in content(config).items() if k not in ("pairs", "steps", "validation", "online")},

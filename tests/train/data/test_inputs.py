@@ -18,7 +18,7 @@ from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import read_requests
 from prefkit.models import offload as sequential_offload
-from prefkit.models.capture.maps import BEHIND
+from prefkit.models.capture.maps import EXTRA_INPUT_KEY
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.store import Store
 from prefkit.train.data.pairs import PairSource, read_pairs
@@ -104,7 +104,7 @@ def test_each_request_keeps_its_own_image_from_generation_to_evaluation(recipe, 
     assert texts == 3 < len(data.conditions)  # two looks at the batch, and all conditions at once
     behind = {}
     for pair in data.pairs:
-        content = data.conditions.get(data.condition_key(pair))[BEHIND]
+        content = data.conditions.get(data.condition_key(pair))[EXTRA_INPUT_KEY]
         behind.setdefault(requests[pair.request_id].extra["person"], []).append(content)
     assert len(behind) == 3
     firsts = [found[0] for found in behind.values()]
@@ -142,7 +142,7 @@ def test_images_are_known_by_content_wherever_they_lie(tmp_path):
 @pytest.mark.parametrize(
     ("row", "mapping", "words"),
     [
-        ({"person": "none.png"}, {"image": "extra.person"}, "none.png is not there"),
+        ({"person": "none.png"}, {"image": "extra.person"}, "none.png does not exist"),
         ({"person": "broken.png"}, {"image": "extra.person"}, "no image that can be read"),
         ({"person": "p.png"}, {"image": "person"}, "write extra.NAME"),
     ],
@@ -160,7 +160,7 @@ def test_a_request_without_its_image_is_refused(tmp_path):
     source = Requests(str(tmp_path / "r.jsonl"))
     with pytest.raises(UsageError, match="extra.hole is missing in a request of the source, which has persons"):
         read_requests(source, MAPPING)
-    with pytest.raises(UsageError, match=r"which has persons beside the prompt. Did you mean 'persons'\?"):
+    with pytest.raises(UsageError, match=r"apart from the prompt, it has persons. Did you mean 'persons'\?"):
         read_requests(source, {"image": "extra.person"})
     (request,) = read_requests(source)  # as a run may hold it from before
     with pytest.raises(UsageError, match="'x' has no person"):

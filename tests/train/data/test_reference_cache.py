@@ -117,7 +117,7 @@ def test_a_damaged_part_is_computed_again(run, capsys):
 
 @pytest.mark.parametrize(
     "use, why",
-    [("linear", "its reference moves"), ("mapo", "has no reference"), ("sft", "has no reference"),
+    [("linear", "that of linear moves"), ("mapo", "has no reference"), ("sft", "has no reference"),
      ("sdpo", "residuals, a whole image each")],
 )  # fmt: skip
 def test_refused_where_there_is_nothing_to_keep(run, use, why):

@@ -166,7 +166,7 @@ def test_all_processes_learn_which_look_was_the_best(tmp_path):
     other = SampleEvaluation.__new__(SampleEvaluation)
     other.folder, other.best_step, other.stopped, other.accuracy, other.steps = tmp_path, 0, "", 0.0, 0
 
-    other.evaluate(Has(step=60, processes=Has(main=False, group=Has(told=lambda own: ["scores fell", 40]))), None)
+    other.evaluate(Has(step=60, processes=Has(main=False, group=Has(broadcast=lambda own: ["scores fell", 40]))), None)
     assert other.stopped == "scores fell" and other.path.name.endswith("00000040.safetensors")
 
 

@@ -86,7 +86,7 @@ def test_a_round_is_sampled_in_smaller_batches(make, monkeypatch, capsys):
     )
     full, recipe = make("sd", where="full", **CARD)
     assert run_train(full, recipe, "up")["done"]
-    assert "train up, sampling: out of memory with 4 images at once. Going on with 2" in capsys.readouterr().err
+    assert "train up, sampling: out of memory with 4 images at once. Continuing with 2" in capsys.readouterr().err
     mine, theirs = adapter(store), adapter(full)
     assert max((mine[key] - theirs[key]).abs().max() for key in mine) < 1e-4
 

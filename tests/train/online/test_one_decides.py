@@ -13,7 +13,7 @@ from prefkit.train.online.rounds import Round, round_folder
 
 
 def group(said):
-    return SimpleNamespace(told=lambda own: said, lead=lambda work: said)
+    return SimpleNamespace(broadcast=lambda own: said, lead=lambda work: said)
 
 
 @pytest.mark.parametrize("there", [False, True])
