@@ -31,7 +31,7 @@ from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.monitor import preflight
 from prefkit.train.monitor.sample_eval import SampleEvaluation, sample_evaluation
 from prefkit.train.monitor.validation import Validation, split
-from prefkit.train.policy import MovingAverage, Policy, make_policy
+from prefkit.train.policy import Policy, make_policy
 from prefkit.types import Request
 
 
@@ -97,8 +97,6 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
     family = loader.load_denoiser(processes.device if shard == "none" else "cpu", data)
     policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
     fsdp.shard_policy(policy, shard, processes, job.name)
-    if objective.reference == "ema":
-        policy.average = MovingAverage(policy.parameters(), objective.decay)
     groups = data.of(job.groups(objective, training))
     validation = None
     if held_out:
@@ -178,17 +176,10 @@ class ModelLoader:
         sequential_offload: text encoders, VAE and denoiser move to the device one at a time, when they are called.
         """
         model = self.recipe.model
-        settings = {
-            "base": model.base,
-            "revision": model.revision,
-            "adapters": model.adapters,
-            "device": str(device),
-            "dtype": self.frozen_dtype,
-            "trust_remote_code": model.trust_remote_code,
-            "config": model.config,
-            "quantize": model.quantize,
-            **({"sequential_offload": True} if sequential_offload else {}),
-        }
+        names = ("base", "revision", "adapters", "trust_remote_code", "config", "quantize")
+        settings = {name: getattr(model, name) for name in names} | {"device": str(device), "dtype": self.frozen_dtype}
+        if sequential_offload:
+            settings["sequential_offload"] = True
         call = {**self.call, "height": size[0], "width": size[1]}
         options = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
         kind = registry.load_class("family", self.config.family)

@@ -28,7 +28,7 @@ from prefkit.train.monitor import early_stop
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.objectives._contract import loss_of
 from prefkit.train.optimizers import PolicyOptimizer
-from prefkit.train.policy import Policy, errors_of, without_dropout
+from prefkit.train.policy import MovingAverage, Policy, errors_of, without_dropout
 from prefkit.types import Errors, digest
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ class Trainer(TrainingLoop):
         self.data, self.validation = setup.data, setup.validation
         self.reference_cache, self.sample_evaluation = setup.reference_cache, setup.sample_evaluation
         self.total, self.checkpoint_every = self.config.steps, self.config.checkpoint_every
-        self.optimizer = PolicyOptimizer(self.config, self.policy, self.processes, self.total)
+        if self.objective.reference == "ema":
+            self.policy.average = MovingAverage(self.policy.parameters(), self.objective.decay)
+        self.optimizer = PolicyOptimizer(self.config, self.policy, self.processes)
         self.winner_warning = WinnerRegressionWarning()
         patience = self.config.patience
         self.early_stopping = early_stop.EarlyStopping(patience, self.folder) if patience else None

@@ -106,7 +106,7 @@ class PairLearner:
 
     def __init__(self, trainer: Trainer, online: Online, pair: Pair, recipe: Recipe) -> None:
         self.trainer, self.online, self.pair, self.recipe = trainer, online, pair, recipe
-        self.objective, self.conditions = trainer.objective, MemoryCache()
+        self.objective, self.optimizer, self.conditions = trainer.objective, trainer.optimizer, MemoryCache()
 
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make `updates` x `epochs` steps of global batches over the round's pairs; returns the means of their metrics.
@@ -163,6 +163,11 @@ class PairLearner:
         data = PairData(groups, latents, self.conditions, requests, seed=seed)  # type: ignore[arg-type]
         fill_conditions(data.of(pairs), self.trainer.family, (0, 1))
         return data
+
+
+def empty_data() -> PairData:
+    """Data of a trainer before its first round."""
+    return PairData([], MemoryCache(), MemoryCache(), {})  # type: ignore[arg-type]
 
 
 class MemoryCache:
