@@ -43,7 +43,7 @@ Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidate
 class OnlineTrainer(TrainingLoop):
     """The online trainer. spec: of the sampling, for the candidates' ids; export: writes the policy to a folder."""
 
-    unit = "round"
+    unit, shown = "round", ("reward", "queries")
 
     def __init__(
         self,
@@ -87,9 +87,6 @@ class OnlineTrainer(TrainingLoop):
             self.save()
         while self.step < end:
             yield self.round(self.step), {}
-
-    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
-        return {name: metrics[name] for name in ("reward", "queries")}
 
     def round(self, number: int) -> dict[str, float]:
         """Sample, score and learn; returns the metrics."""
