@@ -48,7 +48,7 @@ class PairChooser:
 
     strategy: Any
     settings: Pair | None
-    signs: Mapping[str, float]
+    directions: Mapping[str, float]
     samples: int
 
     @classmethod
@@ -83,7 +83,7 @@ class PairChooser:
 
     def choose(self, round_: Round) -> list[tuple[int, int, float]]:
         """(winner, loser, gap) by index of the sample, within groups; the same in every process."""
-        columns, signs, pair = round_.scores, self.signs, self.settings
+        columns, signs, pair = round_.scores, self.directions, self.settings
         if pair is None:
             columns, signs = {REWARD: round_.rewards}, {REWARD: 1.0}
             pair = Pair(options={"k": 1}, weights={REWARD: 1.0}, normalise="none", tie=0.0)
