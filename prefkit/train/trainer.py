@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class TrainingLoop:
     """Life cycle of offline and online training: logging, progress, interruption, checkpoints, exact resume.
 
-    unit: "step" | "round"; step: number of those that are done, of `total`. metrics: of the last step or round; shown: names
-    of those on the progress bar.
+    unit: "step" | "round"; step: number of those that are done, of `total`. metrics: of the last step or round;
+    shown: names of those on the progress bar.
     """
 
     unit: str
