@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.config import Recipe, reader, resolve
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
-from prefkit.output import pasted
+from prefkit.output import shell_quoted
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
 
@@ -20,9 +21,9 @@ STAGES = ("generate", "score", "pair", "train", "eval")
 
 
 class Run:
-    """`Run("runs/x", recipe="recipe.yaml")`, or `Run("runs/x", generate={"base": {...}}, ...)`, or an old run's folder.
+    """A run: `Run("runs/x", recipe="recipe.yaml")`, `Run("runs/x", generate={"base": {...}}, ...)`, or `Run("runs/x")`.
 
-    Each stage method does what is missing and returns a dict of counts per name.
+    Each stage method does the missing work and returns a dict of counts per name.
     """
 
     def __init__(
@@ -63,53 +64,54 @@ class Run:
         return write_report(self.store, self.recipe)
 
     def push(self, to: str, *, pairs: str | None = None, train: str | None = None, **options: Any) -> dict[str, Any]:
-        """To the Hub: see prefkit.hub.push.push for the options."""
+        """Push to the Hub; the options are those of prefkit.hub.push.push."""
         from prefkit.hub.push import push
 
         return push(self.store, to, pairs=pairs, train=train, **options)
 
     def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
-        """One verb on its named entries (all by default). Raises PrefkitError; TooManyFailures after all are done."""
+        """Run a stage on its named entries (all by default). Raises PrefkitError; TooManyFailures when all are done."""
         processes = group()
         reader.set_background(self.recipe.background)
-        fresh, there = processes.lead(self._begin)
+        new, files = processes.lead(self._begin)
         self.store = Store(self.recipe.run)
         chosen = resolve.chosen_names(self.recipe, verb, names)
         try:
-            if verb == "score":  # the aliases share their passes over the images
-                found = _stage("score", "run_scores")(self.store, self.recipe, chosen, **options)
+            if verb == "score":  # scorers share their passes over the images
+                results = _stage("score", "run_scores")(self.store, self.recipe, chosen, **options)
             elif verb == "pair":
-                found = processes.lead(lambda: self._each(verb, chosen, options))
+                results = processes.lead(lambda: self._each(verb, chosen, options))
             else:
-                found = self._each(verb, chosen, options)
+                results = self._each(verb, chosen, options)
         except UsageError:
-            if fresh and processes.main:
-                self.store.undo(keep=there)
+            if new and processes.main:
+                self.store.undo(keep=files)
             raise
         entries = getattr(self.recipe, verb)
         broken = [
             f"{name}: {counts['failed']} of {counts['wanted']}"
-            for name, counts in found.items()
-            if _too_many(counts, getattr(entries[name], "max_failed", None))
+            for name, counts in results.items()
+            if counts.get("failed", 0)
+            > getattr(entries[name], "max_failed", math.inf) * max(counts.get("wanted", 0), 1)
         ]
         processes.lead(lambda: write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe)))
         if broken:
             raise TooManyFailures(
                 f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). "
-                f"`prefkit report {pasted(self.folder)}` shows why; running {verb} again retries them.",
-                found,
+                f"`prefkit report {shell_quoted(self.folder)}` shows why; running {verb} again retries them.",
+                results,
             )
-        return found
+        return results
 
     def _begin(self) -> tuple[bool, list[str]]:
-        """Make the folder. Returns whether the run is new, and what was in its folder before."""
-        fresh, folder = not self.store.exists(), self.store.folder
-        there = [path.name for path in folder.iterdir()] if fresh and folder.exists() else []
+        """Create the folder. Returns (is the run new?, file names that were in its folder before)."""
+        new, folder = not self.store.exists(), self.store.folder
+        files = [path.name for path in folder.iterdir()] if new and folder.exists() else []
         self.store = Store.create(self.recipe.run)
         saved = self.store.folder / "recipe.yaml"
         if not saved.exists():
             write_atomic(saved, reader.dump(self.recipe))
-        return fresh, there
+        return new, files
 
     def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
         stage = _stage(verb)
@@ -124,7 +126,7 @@ class Run:
         return pd.DataFrame([dataclasses.asdict(r) for r in self.store.requests()])
 
     def candidates(self, generator: str | None = None) -> pd.DataFrame:
-        """Without images and payloads; `run.store.iter_candidates()` has those."""
+        """All columns but images and payloads, which `run.store.iter_candidates()` has."""
         import pandas as pd
 
         columns = ["id", "request_id", "index", "seed", "path", "sha256", "extra", "error"]
@@ -133,24 +135,23 @@ class Run:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "generator"])
 
     def scores(self) -> pd.DataFrame:
-        """One row per candidate id, one column per alias, NaN = not scored or failed."""
+        """One row per candidate id, one column per score; NaN = not scored or failed."""
         import pandas as pd
 
         tables: Mapping[str, Any] = {
-            a: self.store.scores(a).frame(["id", "value"]).set_index("id").value for a in self.store.names("scores")
+            s: self.store.scores(s).frame(["id", "value"]).set_index("id").value for s in self.store.names("scores")
         }
         return pd.DataFrame(tables).rename_axis("id").reset_index()
 
     def pairs(self, name: str) -> pd.DataFrame:
-        """Without the image bytes."""
+        """All columns of a pair set but the image bytes. Raises UsageError."""
         import pandas as pd
         import pyarrow.parquet as pq
 
         files = sorted(self.store.pairs(name).glob("*/*.parquet"))
         if not files:
-            raise UsageError(
-                f"no pairs called {name!r} in {self.store.folder}; there are: {', '.join(self.store.names('pairs')) or 'none'}."
-            )
+            known = ", ".join(self.store.names("pairs")) or "none"
+            raise UsageError(f"{self.store.folder} has no pairs called {name!r}, only: {known}.")
         columns = [c for c in pq.read_schema(files[0]).names if not c.startswith("jpg_")]
         return pd.concat(
             [pd.read_parquet(f, columns=columns).assign(split=f.parent.name) for f in files], ignore_index=True
@@ -160,9 +161,5 @@ class Run:
 def _stage(verb: str, function: str = "") -> Any:
     import importlib
 
-    room = "evaluate" if verb == "eval" else verb
-    return getattr(importlib.import_module(f"prefkit.{room}.run"), function or f"run_{verb}")
-
-
-def _too_many(counts: dict[str, Any], allowed: float | None) -> bool:
-    return allowed is not None and counts.get("failed", 0) > allowed * max(counts.get("wanted", 0), 1)
+    module = {"eval": "evaluate.run", "compare": "score.compare"}.get(verb, f"{verb}.run")
+    return getattr(importlib.import_module(f"prefkit.{module}"), function or f"run_{verb}")

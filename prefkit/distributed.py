@@ -1,9 +1,9 @@
-"""Processes and devices: the rank, barriers, work of the first process alone, shares of a list, sums of tensors.
+"""Processes and devices: rank, barriers, work of rank 0, shards of a list, sums of tensors.
 
-`group()` is what a launcher started (`accelerate launch`, torchrun, or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set
-by hand), else this process alone. Its processes talk through the launch's key-value store, so a barrier takes no NCCL or
-gloo and has no timeout: it ends when all have come, or when one of them is dead (prefkit.heartbeat). `Processes` adds the
-collectives of training.
+`group()` is the set of processes of a launch (`accelerate launch`, torchrun, or RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT), or this process alone. The processes communicate through the launch's key-value store, so a barrier needs no
+NCCL or gloo and has no timeout: it ends when all processes arrive or one of them is dead (prefkit.heartbeat). `Processes`
+adds the collectives of training.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-#: of one collective. Work of the first process alone has a barrier of the store behind it, which takes as long as it takes
+#: of one collective; work of rank 0 ends in a barrier of the store, which has no timeout
 TIMEOUT = timedelta(minutes=30)
-BUCKET = 32 * 1024 * 1024  # elements that are summed in one call
+BUCKET = 32 * 1024 * 1024  # elements per all-reduce
 T = TypeVar("T")
 
 
 class Group:
-    """Process `rank` of `count`. Without a store they share work, but cannot wait for each other.
+    """Process `rank` of `count`. Without a store, the processes share work but cannot wait for each other.
 
-    All processes must make the same calls in the same order. Values travel as JSON.
+    All processes must make the same calls in the same order. Values are sent as JSON.
     """
 
     def __init__(self, rank: int = 0, count: int = 1, store: Any = None, hosting: bool = False) -> None:
         self._rank, self._count, self._store, self._hosting = rank, count, store, hosting
-        self._leading = False  # inside `lead` the first process works as if it were alone
+        self._leading = False  # inside `lead`, rank 0 works as if it were alone
         self._calls = 0
-        self._said: Counter[str] = Counter()
+        self._printed: Counter[str] = Counter()
         self.heart: Heartbeat | None = None
         if store is not None:
             self.heart = Heartbeat(store, rank, count)
@@ -63,20 +63,20 @@ class Group:
 
     @property
     def alone(self) -> bool:
-        """Whether there is nobody to wait for."""
+        """True if this process waits for no other process."""
         return self._store is None or self._leading
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's part of a list that all of them have."""
+        """This process's shard of a list that all processes have."""
         return list(items[self.rank :: self.count])
 
-    # -- meetings -------------------------------------------------------------------------------------------------
+    # -- communication --------------------------------------------------------------------------------------------
     def wait(self) -> None:
-        """Until all processes have come here. Raises ProcessError where one of them has failed."""
+        """Wait for all processes. Raises ProcessError if one of them has failed."""
         self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
+        """Return the values of all processes, by rank."""
         if self.alone:
             return [value]
         self._calls += 1
@@ -84,62 +84,62 @@ class Group:
         self._put(keys[self._rank], value)
         return self._take(keys)
 
-    def told(self, value: T) -> T:
-        """The first process's value, in all processes."""
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value in all processes."""
         if self.alone:
             return value
         self._calls += 1
         if self.main:
             self._put(f"{self._calls}/0", value)
             return value
-        found: T = self._take([f"{self._calls}/0"])[0]
-        return found
+        result: T = self._take([f"{self._calls}/0"])[0]
+        return result
 
     def lead(self, work: Callable[[], T]) -> T:
-        """`work` by the first process, while the others wait. All get what it returns, or its error."""
+        """Run `work` in rank 0 while the others wait. All processes get its result or its error."""
         if self.alone:
             return work()
         if not self.main:
-            said: Any = self.told(None)
-            found: T = _result(said)
-            return found
+            message: Any = self.broadcast(None)
+            result: T = _result(message)
+            return result
         self._leading = True
         try:
             value = work()
         except Exception as error:
             self._leading = False
-            self.told({"error": _described(error)})
+            self.broadcast({"error": _described(error)})
             raise
         finally:
             self._leading = False
-        self.told({"value": value})
+        self.broadcast({"value": value})
         return value
 
     def each(self, work: Callable[[], T]) -> list[T]:
-        """`work` by every process. All get all results, by rank; where one raises an error, all do."""
+        """Run `work` in every process and return all results, by rank; an error of one process is raised in all."""
         if self.alone:
             return [work()]
         try:
-            said: dict[str, Any] = {"value": work()}
+            message: dict[str, Any] = {"value": work()}
         except Exception as error:
             self.gather({"error": _described(error)})
             raise
-        return [_result(found) for found in self.gather(said)]
+        return [_result(each) for each in self.gather(message)]
 
     @contextmanager
     def held(self, *locks: AbstractContextManager[None]) -> Iterator[None]:
-        """Hold locks for all processes: the first one takes them, and frees them when all have left."""
+        """Hold locks for all processes: rank 0 acquires them, and releases them when all processes have left."""
         with ExitStack() as stack:
             self.lead(lambda: [stack.enter_context(lock) for lock in locks] and None)
             yield
             self.wait()
 
     def first_to_say(self, text: str) -> bool:
-        """Whether no other process has said this, as often as this one, before: then it is this one that prints it."""
+        """True if this process is the first to print the text for the n-th time, so that it is printed n times in all."""
         if self.alone:
             return True
-        self._said[text] += 1
-        key = f"said/{self._said[text]}/{text}"
+        self._printed[text] += 1
+        key = f"printed/{self._printed[text]}/{text}"
         try:
             first: bytes = self._store.compare_set(key, "", str(self._rank))
         except RuntimeError:
@@ -147,14 +147,14 @@ class Group:
         return first.decode() == str(self._rank)
 
     def failure(self) -> ProcessError | None:
-        """What has ended another process, asked now. An error of a collective has its cause there."""
+        """The failure that has ended another process, checked now: the cause of a collective's error."""
         if self.heart is None:
             return None
         self.heart.look()
         return self.heart.failure
 
     def end(self, code: int) -> None:
-        """Tell the others that this process ends. An exit code other than 0 ends them too."""
+        """Announce the end of this process; an exit code other than 0 ends the other processes too."""
         if self.heart is not None:
             self.heart.end(code, self._hosting)
             self.heart = self._store = None
@@ -179,22 +179,22 @@ class Group:
 
 
 def _described(error: Exception) -> dict[str, Any]:
-    found = {"kind": type(error).__name__, "text": str(error), "code": getattr(error, "exit_code", 1)}
-    return found | {"state": vars(error) if isinstance(error, PrefkitError) else {}}
+    state = vars(error) if isinstance(error, PrefkitError) else {}
+    return {"kind": type(error).__name__, "text": str(error), "code": getattr(error, "exit_code", 1), "state": state}
 
 
-def _result(said: dict[str, Any]) -> Any:
-    """What another process returned. Raises its error, marked as told by that process."""
-    if "error" not in said:
-        return said["value"]
-    given = said["error"]
-    kind = getattr(errors, given["kind"], None)
+def _result(message: dict[str, Any]) -> Any:
+    """The value that another process returned. Raises its error, marked as reported by that process."""
+    if "error" not in message:
+        return message["value"]
+    name, text, code, state = (message["error"][key] for key in ("kind", "text", "code", "state"))
+    kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PrefkitError):
-        error: PrefkitError = kind.__new__(kind, given["text"])  # what a kind asks of its maker is in its state
-        vars(error).update(given["state"])
+        error: PrefkitError = kind.__new__(kind, text)  # the arguments of its constructor are in its state
+        vars(error).update(state)
     else:
-        error = ProcessError(f"{given['kind']}: {given['text']}")
-    error.exit_code, error.elsewhere = given["code"], True
+        error = ProcessError(f"{name}: {text}")
+    error.exit_code, error.elsewhere = code, True
     raise error
 
 
@@ -203,7 +203,7 @@ _connected: Group | None = None
 
 
 def group() -> Group:
-    """All processes of the launch that this one belongs to, or this one alone."""
+    """The processes of this launch, or this process alone."""
     global _connected
     if _connected is not None:
         return _connected
@@ -222,58 +222,59 @@ def _connect(rank: int, count: int) -> Group:
     try:
         store, *_ = next(rendezvous("env://", rank, count, timeout=timedelta(seconds=START)))
     except (RuntimeError, ValueError) as error:
-        raise ProcessError(f"process {rank} of {count} does not reach the others at {os.environ['MASTER_ADDR']}: "
-                           f"{' '.join(str(error).split())[:200]}") from error  # fmt: skip
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the launcher's store outlives a failed attempt
+        reason = " ".join(str(error).split())[:200]
+        text = f"process {rank} of {count} cannot reach the others at {os.environ['MASTER_ADDR']}: {reason}"
+        raise ProcessError(text) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the launcher's store survives a failed attempt
     hosting = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     return Group(rank, count, PrefixStore(f"prefkit/{attempt}", store), hosting)
 
 
 def end(code: int) -> None:
-    """Leave the group, if there is one, with the exit code of this process."""
+    """Leave the group, if any, with the exit code of this process."""
     if _connected is not None:
         _connected.end(code)
 
 
 def _at_exit() -> None:
-    end(1 if hasattr(sys, "last_value") else 0)  # set by an exception that nobody caught
+    end(1 if hasattr(sys, "last_value") else 0)  # set by an uncaught exception
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------
 def check_device(wanted: str) -> None:
-    """Raises UsageError for a device that torch does not know, or that is not there."""
+    """Raises UsageError for a device that torch does not know or this machine does not have."""
     import torch
 
     kind, _, index = wanted.partition(":")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there or (index and not index.isdigit()):
-        raise UsageError(f"device {wanted!r} is not known; choose cpu, cuda or mps.")
-    if not there[kind]:
-        raise UsageError(f"device {wanted!r}: this machine, or its torch, has no {kind}; leave device out or give cpu.")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in available or (index and not index.isdigit()):
+        raise UsageError(f"unknown device {wanted!r}; choose cpu, cuda or mps.")
+    if not available[kind]:
+        raise UsageError(f"device {wanted!r}: this machine, or its torch, has no {kind}; remove `device` or set cpu.")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {wanted!r}: this process sees {torch.cuda.device_count()} GPUs, counted from 0. Give cuda."
+            f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, counted from 0. Set cuda."
         )
 
 
 def device_of(wanted: str | None) -> str:
-    """The device asked for, else the best there is. Without an index, `cuda` is this process's own GPU under a launcher."""
+    """The requested device, or the best available. Without an index, `cuda` is this process's GPU under a launcher."""
     import torch
 
     if wanted:
         check_device(wanted)
     kind = wanted or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    return f"cuda:{_own_gpu()}" if kind == "cuda" else kind
+    return f"cuda:{_local_gpu()}" if kind == "cuda" else kind
 
 
-def _own_gpu() -> int:
-    """By LOCAL_RANK, else RANK, of the GPUs that this process sees: a launcher may show each process its own one alone."""
+def _local_gpu() -> int:
+    """The index, by LOCAL_RANK or RANK, among the visible GPUs: a launcher may show each process only its own GPU."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
     index = int(rank or "0") % max(1, torch.cuda.device_count())
     if rank is not None:
-        torch.cuda.set_device(index)  # what names no device goes there too, and not to the first GPU
+        torch.cuda.set_device(index)  # also for code that names no device
     return index
 
 
@@ -285,22 +286,24 @@ class Processes:
         import torch
         from accelerate import PartialState
 
-        # without a GPU, accelerate must be told that it is the CPU: else every process is alone
+        # without cpu=True on a machine without a GPU, accelerate would treat every process as alone
         state = PartialState(cpu=device_of(device).startswith("cpu"), timeout=TIMEOUT)
         self.group = group()
         self.rank, self.count, self.main = state.process_index, state.num_processes, state.is_main_process
         if self.count != self.group.count:
-            raise ProcessError(f"the launch has {self.group.count} processes, and accelerate, which was set up before, knows "
-                               f"{self.count}. Start the training with a command of its own.")  # fmt: skip
-        own = torch.device(device_of(device)) if device and self.count == 1 else state.device
-        assert own is not None
-        self.device: torch.device = own
+            raise ProcessError(
+                f"the launch has {self.group.count} processes, but accelerate was set up before with {self.count}. Start the "
+                "training with a separate command."
+            )
+        chosen = torch.device(device_of(device)) if device and self.count == 1 else state.device
+        assert chosen is not None
+        self.device: torch.device = chosen
 
     def wait(self) -> None:
         self.group.wait()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, on the tensor's own device."""
+        """The sum over all processes, on the tensor's device."""
         import torch
 
         if self.count == 1:
@@ -309,18 +312,18 @@ class Processes:
         self._reduce(moved, torch.distributed.ReduceOp.SUM)
         return moved.to(tensor.device)
 
-    def most(self, number: int) -> int:
-        """The largest of all processes' numbers."""
+    def max(self, number: int) -> int:
+        """The maximum over all processes."""
         import torch
 
         if self.count == 1:
             return number
-        found = torch.tensor(number, device=self.device)
-        self._reduce(found, torch.distributed.ReduceOp.MAX)
-        return int(found)
+        largest = torch.tensor(number, device=self.device)
+        self._reduce(largest, torch.distributed.ReduceOp.MAX)
+        return int(largest)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over all processes; a missing one counts as zero."""
+        """Replace every gradient by its sum over all processes; a missing gradient counts as zero."""
         import torch
 
         if self.count == 1:
@@ -348,13 +351,13 @@ class Processes:
             gradient.copy_(part.view_as(gradient))
 
     def _reduce(self, tensor: Tensor, how: Any) -> None:
-        """In place. Raises ProcessError where another process is gone."""
+        """All-reduce in place. Raises ProcessError if another process is gone."""
         import torch
 
         try:
             torch.distributed.all_reduce(tensor, how)
         except RuntimeError as error:
             raise self.group.failure() or ProcessError(
-                f"another process has ended in the middle of a step ({' '.join(str(error).split())[:160]}). What was done "
-                "is kept; the same command continues."
+                f"another process has ended during a step ({' '.join(str(error).split())[:160]}). Finished work is kept; the "
+                "same command continues."
             ) from error

@@ -1,19 +1,17 @@
-"""What prefkit raises on purpose. Every message says what, where, and how to mend it.
+"""The errors that prefkit raises. Every message says what happened, where, and how to fix it.
 
 PrefkitError                 exit code 1
-├── UsageError               exit code 2: a flag, a recipe key, a file that the user named
+├── UsageError               exit code 2: an invalid flag, recipe key or file
 │   ├── RecipeError          the same, with file:line
-│   └── NotYet               what an earlier stage makes is not there yet
-├── StoreError               a run folder that cannot be read or written
-│   ├── DamagedError         a file whose content is not what was written
-│   └── FingerprintError     the table on disk means something else than what was asked for
-├── CaptureError             a pipeline whose wiring could not be proven
-├── ProcessError             another process of the launch has failed or was killed
-├── PluginError              a scorer, strategy, objective, family or generator that broke its contract
-└── TrainingError            a loss that is not finite, nothing to train, and the like
-
-`TooManyFailures` is not an error of the program: the stage ended, but more items failed than
-`max_failed` allows (exit code 3).
+│   └── NotYet               the result of an earlier stage is missing
+├── StoreError               a run folder cannot be read or written
+│   ├── DamagedError         a file's content differs from what was written
+│   └── FingerprintError     the table on disk was made with other settings
+├── CaptureError             the wiring of a pipeline could not be proven
+├── ProcessError             another process of the launch failed or was killed
+├── PluginError              a plug-in (scorer, strategy, objective, family, generator) broke its contract
+├── TrainingError            a loss that is not finite, nothing to train, and the like
+└── TooManyFailures          exit code 3: the stage is done, but more items failed than `max_failed` allows
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-#: what the RuntimeErrors of torch say of a CPU and of MPS
+#: texts of torch's RuntimeErrors on a CPU and on MPS
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class PrefkitError(Exception):
     exit_code = 1
-    #: another process of the launch raised it first, and tells the user
+    #: True if another process of the launch raised it first, and reports it
     elsewhere = False
 
 
@@ -40,7 +38,7 @@ class RecipeError(UsageError):
 
 
 class NotYet(UsageError):
-    """What a stage needs is not there yet. verb: the stage that makes it, if it is in the recipe under `name`."""
+    """The result of an earlier stage is missing. verb: that stage; names: its entries that would make the result."""
 
     def __init__(self, text: str, verb: str, names: Iterable[str] = ()) -> None:
         super().__init__(text)
@@ -52,7 +50,7 @@ class StoreError(PrefkitError):
 
 
 class DamagedError(StoreError):
-    """A stored file that is missing, cannot be decoded, or does not match its checksum. `path` names it."""
+    """A stored file is missing, cannot be decoded, or does not match its checksum. path: of the file."""
 
     def __init__(self, path: Any, text: str) -> None:
         super().__init__(text)
@@ -80,17 +78,17 @@ class TrainingError(PrefkitError):
 
 
 class TooManyFailures(PrefkitError):
-    """found: the counts of the stage, which did end."""
+    """More items failed than `max_failed` allows. counts: the result of the stage, which is done."""
 
     exit_code = 3
 
-    def __init__(self, text: str, found: dict[str, Any] | None = None) -> None:
+    def __init__(self, text: str, counts: dict[str, Any] | None = None) -> None:
         super().__init__(text)
-        self.found = found or {}
+        self.counts = counts or {}
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """torch.OutOfMemoryError (CUDA), its RuntimeError on CPU and MPS, and Python's MemoryError."""
+    """True for torch.OutOfMemoryError (CUDA), its RuntimeErrors on CPU and MPS, and Python's MemoryError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)

@@ -1,6 +1,6 @@
-"""Plug-ins that are not prefkit's own: whose code it is, what they raise, and what is lent to them.
+"""Guards around third-party plug-ins: their errors, and copies of the data that they get.
 
-A built-in plug-in is trusted: it sees the very images and dicts that the others see. A guest gets copies.
+Built-in plug-ins are trusted: they share images and dicts with each other. Third-party plug-ins get copies.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ HERE = Path(__file__).parent
 
 
 def is_own(plugin: Any) -> bool:
-    """Whether the class of this instance (or this class, or this function) comes with prefkit."""
+    """True if the plug-in (an instance, a class or a function) comes with prefkit."""
     kind = plugin if hasattr(plugin, "__qualname__") else type(plugin)
     return str(getattr(kind, "__module__", "")).partition(".")[0] == "prefkit"
 
 
 class guarded:
-    """`with guarded("scorer s.py:f"): ...` around a plug-in's code: PluginError where it tries to end the program.
+    """`with guarded("scorer s.py:f"): ...` around a plug-in's code raises PluginError if it tries to end the program.
 
-    sys.exit, GeneratorExit and every other BaseException count; KeyboardInterrupt and plain exceptions pass. failing: what
-    failed, where no caller handles plain exceptions ("could not be created"): they become PluginErrors too, except
-    prefkit's own and out of memory. Nothing may be yielded inside, since closing the generator would look like the
-    plug-in's own GeneratorExit.
+    sys.exit, GeneratorExit and every other BaseException count; KeyboardInterrupt and plain exceptions pass. failing: the
+    failed action ("could not be created"); with it, plain exceptions become PluginErrors too, except prefkit's errors and
+    out of memory. The block must not yield, because closing the generator would look like the plug-in's GeneratorExit.
     """
 
     def __init__(self, who: str | Callable[[], str], failing: str = "") -> None:
@@ -50,48 +49,47 @@ class guarded:
         if isinstance(error, Exception):
             if isinstance(error, PrefkitError) or out_of_memory(error):
                 return
-            raise PluginError(f"{who} {self.failing}: {named(error)}.") from error
+            raise PluginError(f"{who} {self.failing}: {error_with_line(error)}.") from error
         raise PluginError(
-            f"{who} tried to end the program: {named(error)}. A plug-in must return, or raise an Exception."
+            f"{who} tried to end the program: {error_with_line(error)}. A plug-in must return, or raise an Exception."
         ) from error
 
 
-def named(error: BaseException) -> str:
-    """`SystemExit: 3 (taste.py, line 7)`: what was raised, and the last line outside of prefkit and of Python's library."""
-    text = told(error)
+def error_with_line(error: BaseException) -> str:
+    """`SystemExit: 3 (taste.py, line 7)`: the error, and the last line outside prefkit and Python's frozen modules."""
+    text = error_summary(error)
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if HERE not in Path(f.filename).parents and not f.filename.startswith("<")]
     return f"{text} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else text
 
 
-def told(error: BaseException) -> str:
-    """`ValueError: no`"""
-    return f"{type(error).__name__}: {words(error)}".removesuffix(": ")
+def error_summary(error: BaseException) -> str:
+    """`ValueError: no`: type and message."""
+    return f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
 
 
-def words(error: BaseException) -> str:
-    """The message of an exception as it can be stored and printed: a foreign one may hold half characters, and may raise
-    when it is made."""
-    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's text names an object in memory
-        return "no image format that Pillow knows"
+def error_text(error: BaseException) -> str:
+    """The message of an exception, safe to store and print: third-party messages may contain lone surrogates, or raise."""
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's message is the address of an object
+        return "not an image format that Pillow knows"
     try:
         return str(error).encode("utf-8", "replace").decode()
     except Exception:
         return "(its message cannot be shown)"
 
 
-def described(found: Any) -> str:
-    """What came instead of what is needed: `a dict`, `an ndarray of shape (4, 2)`, `None`."""
-    if found is None:
+def described(value: Any) -> str:
+    """The type of an unexpected value: `a dict`, `an ndarray of shape (4, 2)`, `None`."""
+    if value is None:
         return "None"
-    name = type(found).__name__
+    name = type(value).__name__
     article = "an" if name[0].lower() in "aeio" or name == "ndarray" else "a"
-    shape = getattr(found, "shape", None)
+    shape = getattr(value, "shape", None)
     return f"{article} {name}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
-def lent(rows: Sequence[Row]) -> list[Row]:
-    """Copies that a guest may paint on, resize, sort and fill as it likes; encoded bytes are immutable and shared."""
+def copies(rows: Sequence[Row]) -> list[Row]:
+    """Copies that a third-party plug-in may change; encoded bytes are immutable and shared."""
     return [_copied(row) for row in rows]
 
 
@@ -103,10 +101,10 @@ def _copied(row: Row) -> Row:
 
 
 def picture(image: Any) -> Any:
-    """A copy of a PIL image with its `info`; one that cannot be decoded is shared by nobody, and stays as it is."""
+    """A copy of a PIL image and its `info`; an image that cannot be decoded is returned as is."""
     try:
-        found = image.copy()
+        copied = image.copy()
     except (OSError, ValueError, SyntaxError):
         return image
-    found.info = copy.deepcopy(found.info)
-    return found
+    copied.info = copy.deepcopy(copied.info)
+    return copied

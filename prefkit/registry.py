@@ -1,7 +1,7 @@
-"""A plug-in by its name: a file of its room, an entry point, `package.module:Name` or `file.py:name`.
+"""Plug-ins by name: a file of the plug-in package, an entry point, `package.module:Name` or `file.py:name`.
 
-Nothing is imported until it is named, so a broken plug-in breaks only its own use. A plug-in file binds
-`plugin` to its class; the class has `Options` (a frozen dataclass) and takes an instance of it.
+A plug-in is imported only when it is named, so a broken plug-in breaks only its own use. A plug-in file binds `plugin` to its
+class; the class has `Options` (a frozen dataclass) and takes an instance of it.
 """
 
 from __future__ import annotations
@@ -32,64 +32,51 @@ PLUGIN_PACKAGES = {
     "exporter": "prefkit.hub.exporters",
     "fitter": "prefkit.fit.fitters",
 }
-#: scorers that a name reaches instead of naming them: exec:COMMAND, http://host:port
+#: scorers given by an address: exec:COMMAND, http://host:port
 REMOTE = {
     "exec": "prefkit.score.remote.process",
     "http": "prefkit.score.remote.web",
     "https": "prefkit.score.remote.web",
 }
-ENTRY_POINTS = {
-    "scorer": "scorers",
-    "strategy": "strategies",
-    "objective": "objectives",
-    "family": "families",
-    "importer": "importers",
-    "exporter": "exporters",
-    "fitter": "fitters",
-}
-
-
-MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # what can be imported by its name
-
-
-def _room(kind: str) -> Path:
-    return Path(__file__).parent.joinpath(*PLUGIN_PACKAGES[kind].split(".")[1:])
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # an importable name
 
 
 def builtin(kind: str) -> dict[str, str]:
-    """Name -> first line of the file's docstring, of the files in the room, without importing them."""
-    room = _room(kind)
-    found = {}
-    for module in pkgutil.iter_modules([str(room)]):
-        if module.name.startswith("_"):  # what the plug-ins of a room share
-            continue
-        text = ast.get_docstring(ast.parse((room / f"{module.name}.py").read_text(encoding="utf-8"))) or ""
-        found[module.name] = text.split("\n", 1)[0]
-    return found
+    """Name -> first line of the docstring, of the files of the plug-in package, without importing them."""
+    names = [m.name for m in pkgutil.iter_modules([str(_folder(kind))]) if not m.name.startswith("_")]
+    docs = {name: ast.get_docstring(_source(kind, name)) or "" for name in names}
+    return {name: text.split("\n", 1)[0] for name, text in docs.items()}
+
+
+def _folder(kind: str) -> Path:
+    return Path(__file__).parent.joinpath(*PLUGIN_PACKAGES[kind].split(".")[1:])
+
+
+def _source(kind: str, name: str) -> ast.Module:
+    return ast.parse((_folder(kind) / f"{name}.py").read_text(encoding="utf-8"))
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """What a built-in scorer's ScorerSpec says in so many words (licence, verified), read from its source."""
-    tree = ast.parse((_room(kind) / f"{name}.py").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ScorerSpec":
-            found |= {k.arg: k.value.value for k in node.keywords if k.arg and isinstance(k.value, ast.Constant)}
-    return found
+    """The constants in a built-in scorer's ScorerSpec (licence, verified), read from its source."""
+    calls = (n for n in ast.walk(_source(kind, name)) if isinstance(n, ast.Call))
+    specs = (call for call in calls if getattr(call.func, "id", "") == "ScorerSpec")
+    keywords = (k for spec in specs for k in spec.keywords)
+    return {k.arg: k.value.value for k in keywords if k.arg and isinstance(k.value, ast.Constant)}
 
 
 def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
-    """Name -> the entry points of other packages under it, without importing them."""
-    found: dict[str, list[metadata.EntryPoint]] = {}
-    for point in sorted(metadata.entry_points(group=f"prefkit.{ENTRY_POINTS[kind]}"), key=lambda point: point.value):
-        points = found.setdefault(point.name, [])
-        if point.value not in [other.value for other in points]:  # one package can be found by two paths
+    """Name -> the entry points of other packages, without importing them."""
+    offers: dict[str, list[metadata.EntryPoint]] = {}
+    group = f"prefkit.{PLUGIN_PACKAGES[kind].rpartition('.')[2]}"
+    for point in sorted(metadata.entry_points(group=group), key=lambda point: point.value):
+        points = offers.setdefault(point.name, [])
+        if point.value not in [other.value for other in points]:  # the same package may be found on two paths
             points.append(point)
-    return found
+    return offers
 
 
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
-    """The entry point called `name`; None for prefkit's own. Raises PluginError for two plug-ins of one name, naming both."""
+    """The entry point called `name`; None for a built-in plug-in. Raises PluginError for two plug-ins of one name."""
     points = offered(kind).get(name, [])
     places = [f"{PLUGIN_PACKAGES[kind]}.{name}"] * (name in builtin(kind)) + [
         f"{p.value}" + (f" (package {p.dist.name})" if p.dist is not None else "") for p in points
@@ -103,7 +90,7 @@ def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
 
 
 def load(kind: str, name: str) -> Any:
-    """The class (or, for scorers and generators, the function) called `name`. Raises UsageError, PluginError."""
+    """Load the class (or, for scorers and generators, the function) called `name`. Raises UsageError, PluginError."""
     check_name(kind, name)
     if kind == "scorer" and name.partition(":")[0] in REMOTE:
         remote = _imported(kind, name, REMOTE[name.partition(":")[0]]).plugin
@@ -120,24 +107,24 @@ def load(kind: str, name: str) -> Any:
         raise
     except Exception as error:
         raise PluginError(
-            f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Nothing else is "
-            "affected; mend or uninstall the package that it comes from."
+            f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Fix or uninstall its "
+            "package; nothing else is affected."
         ) from error
 
 
 def load_class(kind: str, name: str) -> Any:
-    """As `load`, where a class is needed."""
-    found = load(kind, name)
-    if not isinstance(found, type):
-        raise PluginError(f"{kind} {name} is {described(found)}; a {kind} is a class.")
-    return found
+    """`load` for a plug-in that must be a class."""
+    plugin = load(kind, name)
+    if not isinstance(plugin, type):
+        raise PluginError(f"{kind} {name} is {described(plugin)}; a {kind} is a class.")
+    return plugin
 
 
 def code_hash(use: str, kind: str | None = None) -> str | None:
-    """SHA-256 of the file that a plug-in's code stands in, so that fingerprints change with it.
+    """SHA-256 of a plug-in's source file, so that fingerprints change with it; None for built-in plug-ins and without a file.
 
-    use: file.py:name, package.module:Name or, with `kind`, an installed entry point. None for what comes with prefkit
-    and for what has no file. Files that the plug-in imports are not looked into. The module itself is not imported.
+    use: file.py:name, package.module:Name or, with `kind`, an installed entry point. Files that the plug-in imports are
+    ignored. The module itself is not imported.
     """
     if ":" not in use:
         point = one_of(kind, use) if kind is not None else None
@@ -147,16 +134,16 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
         path = Path(os.path.expanduser(where))
     else:
         try:
-            with guarded(f"plug-in {use}"):  # the packages around it are imported
+            with guarded(f"plug-in {use}"):  # its parent packages are imported
                 spec = importlib.util.find_spec(where)
-        except Exception:  # loading it says what is wrong
+        except Exception:  # loading it reports the error
             return None
         path = Path(spec.origin if spec is not None and spec.origin else "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises UsageError for a name that nothing has, PluginError for one that two have, without importing anything."""
+    """Raises UsageError for an unknown name, PluginError for an ambiguous one, without importing anything."""
     if ":" in name:
         return
     known = sorted({*builtin(kind), *offered(kind)})
@@ -170,17 +157,16 @@ def check_name(kind: str, name: str) -> None:
 
 
 def short_name(use: str) -> str:
-    """What an entry is called that only has a `use`: the function of file.py:function, the program of exec:, the host of
-    http:."""
+    """The name of an entry that only has a `use`: the function of file.py:function, the program of exec:, the host of http:."""
     kind, _, rest = use.partition(":")
     if kind not in REMOTE:
-        return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would lead into the entry
+        return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would separate keys
     if kind == "exec":
         files = [word for word in rest.split() if word.endswith(".py")]
-        named = Path((files or rest.split() or [kind])[0]).stem
+        name = Path((files or rest.split() or [kind])[0]).stem
     else:
-        named = rest.strip("/").partition("/")[0]
-    return re.sub(r"[^A-Za-z0-9_]+", "-", named).strip("-_") or kind
+        name = rest.strip("/").partition("/")[0]
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-_") or kind
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -190,7 +176,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def _attribute(kind: str, where: str, name: str) -> Any:
     if not where or not name:
-        raise UsageError(f"{kind} {where}:{name} is half a name: give file.py:name or package.module:Name.")
+        raise UsageError(f"{kind} {where}:{name} is incomplete: give file.py:name or package.module:Name.")
     if where.endswith(".py"):
         path = Path(os.path.expanduser(where))
         if not path.is_file():
@@ -214,19 +200,15 @@ def _from_file(kind: str, path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(key, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module  # dataclasses and pickling look modules up by name
-    whole = False
+    sys.modules[key] = module  # dataclasses and pickle look modules up by name
     try:
         with guarded(f"{kind} file {path}"):
             spec.loader.exec_module(module)
-        whole = True
-    except PluginError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        sys.modules.pop(key, None)  # an incomplete module
+        if isinstance(error, PluginError) or not isinstance(error, Exception):
+            raise
         raise PluginError(f"{kind} file {path} could not be imported: {type(error).__name__}: {error}") from error
-    finally:
-        if not whole:  # half a module would be found by its name
-            sys.modules.pop(key, None)
     return module
 
 
@@ -237,10 +219,8 @@ def _imported(kind: str, name: str, module: str) -> Any:
     except PluginError:
         raise
     except ImportError as error:
-        raise PluginError(
-            f"{kind} {name} could not be imported: {error}. Install what it needs, then try again."
-        ) from error
+        raise PluginError(f"{kind} {name} could not be imported: {error}. Install its requirements.") from error
     except Exception as error:
         raise PluginError(
-            f"{kind} {name} could not be imported: {type(error).__name__}: {error}. Fix the module {module}, then try again."
+            f"{kind} {name} could not be imported: {type(error).__name__}: {error}. Fix the module {module}."
         ) from error

@@ -1,8 +1,8 @@
-"""Tiny real models for tests and for trying things out.
+"""Tiny models with random weights, for tests and experiments.
 
-`tiny_pipeline("sd", folder)` saves a random-weight instance of the real diffusers pipeline class: 64 x 64 px,
-a second for a few images on one core, nothing fetched. On the command line: `python -m prefkit.testing sd FOLDER`.
-`check_scorer(scorer)` is what `prefkit score --check NAME` runs.
+`tiny_pipeline("sd", folder)` saves an instance of the real diffusers pipeline class: 64 x 64 px, a few images per second on
+one core, no downloads. On the command line: `python -m prefkit.testing sd FOLDER`. `prefkit score --check NAME` runs
+`check_scorer(scorer)`.
 """
 
 # (diffusers annotates tuples of any length as tuples of one, and schedulers as an enumeration)
@@ -21,7 +21,7 @@ TINY_SIZE = 64
 
 
 def tiny_pipeline(kind: str, folder: str | Path, seed: int = 0) -> Path:
-    """Save a tiny random-weight pipeline of one of `TINY_KINDS` under `folder` and return it.
+    """Save a tiny pipeline with random weights of one of `TINY_KINDS` and return its folder. Raises UsageError.
 
     sd      StableDiffusionPipeline, epsilon, DDIM
     sd-v    the same with v_prediction and zero terminal SNR
@@ -32,7 +32,7 @@ def tiny_pipeline(kind: str, folder: str | Path, seed: int = 0) -> Path:
     import torch
 
     if kind not in TINY_KINDS:
-        raise UsageError(f"no tiny pipeline is called {kind!r}; choose one of {', '.join(TINY_KINDS)}")
+        raise UsageError(f"unknown tiny pipeline {kind!r}; choose one of {', '.join(TINY_KINDS)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = {"sd": _sd, "sd-v": _sd_v, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}[kind]()
@@ -44,7 +44,7 @@ def tiny_pipeline(kind: str, folder: str | Path, seed: int = 0) -> Path:
 
 
 def wake_zeros(module: Any, scale: float = 0.05) -> None:
-    """Give every parameter that is zero throughout small noise: a network that outputs zeros proves nothing."""
+    """Add small noise to every parameter that is all zeros: a network that outputs zeros proves nothing."""
     import torch
 
     with torch.no_grad():
@@ -169,7 +169,7 @@ def _flux() -> Any:
     )
 
 
-_SD_SCHEDULE: dict[str, Any] = {  # as in the published files, which also say what other schedulers will ask
+_SD_SCHEDULE: dict[str, Any] = {  # as in the published files, with the keys of other schedulers
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -217,7 +217,7 @@ def _clip_text(tokenizer: Any, projected: bool = False) -> Any:
 
 
 def _clip_tokenizer() -> Any:
-    """Bytes, bytes at a word's end, and the two marks: every text can be written, a letter a token."""
+    """A tokenizer whose tokens are bytes, bytes at the end of a word, and the two special tokens."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
@@ -258,8 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("kind", choices=TINY_KINDS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args(arguments)
-    print(tiny_pipeline(chosen.kind, chosen.folder, chosen.seed))
+    options = parser.parse_args(arguments)
+    print(tiny_pipeline(options.kind, options.folder, options.seed))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The rows that pass between rooms, and the Arrow schemas they are stored in.
+"""The rows that stages exchange, the protocols of plug-ins, and the Arrow schemas of stored rows.
 
-Importing this module loads nothing heavier than the standard library: schemas are built on demand.
+Importing this module loads little more than the standard library: schemas are built on demand.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 def digest(*parts: Any, length: int = 20) -> str:
-    """Hex id of JSON-able parts: the one way in which ids and fingerprints are made."""
+    """Hash JSON-able parts to a hex id. All ids and fingerprints are made by this function."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
 def caption_key(text: str) -> str:
-    """A prompt without case, accents' form (NFKC) and spacing: prompts with equal keys count as one prompt."""
+    """A prompt normalised for case, Unicode form (NFKC) and spacing; prompts with equal keys count as one prompt."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split_of(prompt: str, test_share: float) -> str:
-    """ "test" for this share of prompts, by a hash of the prompt without case, accents' form and spacing."""
+    """ "test" for this fraction of prompts, by a hash of the prompt's `caption_key`; else "train"."""
     number = int.from_bytes(hashlib.sha256(caption_key(prompt).encode("utf-8", "surrogatepass")).digest()[:8], "big")
     return "test" if number / 2**64 < test_share else "train"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a generator once. `extra` is whatever the application adds to the prompt."""
+    """A prompt for a generator. `extra` holds further columns of the application."""
 
     request_id: str
     prompt: str
@@ -50,11 +50,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One answer to a request.
+    """An image for a request.
 
-    `image` holds encoded bytes (PNG or lossless WebP), or `path` and `sha256` name a file that stays
-    where it is, or `error` says why there is none. `payload` is a safetensors blob with what an image
-    cannot give back (the final latents, in the scheduler's layout and the model's dtype).
+    `image` holds encoded bytes (PNG or lossless WebP), or `path` and `sha256` name a file outside the run, or `error` is the
+    reason for a missing image. `payload` is a safetensors blob with the final latents, in the scheduler's layout and the
+    model's dtype.
     """
 
     id: str
@@ -68,11 +68,11 @@ class Candidate:
     payload: bytes | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
-    # filled in by readers that decode ahead; sha256 is then that of the bytes decoded
+    # set by readers that decode ahead; sha256 is then the hash of the decoded bytes
     decoded: Image | None = field(default=None, compare=False, repr=False)
 
     def pil(self) -> Image:
-        """The image as RGB uint8, upright. Raises OSError or ValueError where it is damaged."""
+        """The image as RGB uint8, upright. Raises OSError or ValueError if it is damaged."""
         if self.decoded is not None:
             return self.decoded
         source = self.image if self.image is not None else self.path
@@ -81,16 +81,16 @@ class Candidate:
         return rgb(source)
 
     def native(self) -> Image:
-        """As `pil`, but in the image's own mode where that resizes otherwise (see images.native)."""
+        """`pil()`, but in the image's original mode if that mode is resized differently (see images.native)."""
         source = self.image if self.image is not None else self.path
-        found = native(source) if source is not None else None
-        return self.pil() if found is None else found
+        image = native(source) if source is not None else None
+        return self.pil() if image is None else image
 
 
 @dataclass(frozen=True)
 class Score:
-    """`value` None means failed, and `error` says why. A failure is never 0. An aspect called `which_...` is the number
-    of a class: equal or different, without a size."""
+    """The score of a candidate. A failure has the value None, never 0, and an `error`. An aspect called `which_...` is the
+    index of a class: values are equal or different, and have no order."""
 
     value: float | None
     aspects: Mapping[str, float] | None = None
@@ -100,7 +100,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """What a score means. Two specs that differ are two different scores."""
+    """The definition of a score. Different specs are different scores."""
 
     name: str
     version: str
@@ -121,8 +121,8 @@ class ScorerSpec:
 class Comparison:
     """A pairwise verdict of a judge (a model, or an annotator's salted name): outcome is 'a', 'b', 'tie' or None (failed).
 
-    probability: that a is better. order: 'ab' or 'ba', as shown, or 'both' where two orders were joined.
-    time: seconds since 1970, where known.
+    probability: that a is better. order: 'ab' or 'ba', as shown, or 'both' for the joined verdict of two orders.
+    time: seconds since 1970, if known.
     """
 
     id_a: str
@@ -138,7 +138,7 @@ class Comparison:
 
 @dataclass
 class Draw:
-    """One draw of time and noise, shared by all members of a group. One entry per group in a batch.
+    """A draw of time and noise, shared by all members of a group. One entry per group in a batch.
 
     time:  [G] float64 or int64, in the units of the family's schedule (index, or sigma in 0..1)
     noise: [G, ...] float32, one standard normal tensor per group in the latents' layout
@@ -150,11 +150,11 @@ class Draw:
 
 @dataclass
 class Errors:
-    """How wrong the network is about each sample, for one head.
+    """The network's errors on each sample, for one head.
 
     mean:     [B] float32, the mean over ALL elements of weight * residual^2
-    residual: [B, ...] float32 = weight * (prediction - target), up to a factor the gradient of `mean` with respect to the
-              prediction; only where an objective asks for it
+    residual: [B, ...] float32 = weight * (prediction - target), proportional to the gradient of `mean` with respect to the
+              prediction; None unless the objective needs it
     """
 
     mean: torch.Tensor
@@ -163,11 +163,11 @@ class Errors:
 
 @dataclass
 class Groups:
-    """Which samples belong together: a pair is a group of 2, a list of m, a single of 1.
+    """The groups of samples: a pair is a group of 2, a list a group of m, a single a group of 1.
 
-    Every field is [B] and in the order of the samples; `index` is the group's number in 0..G-1.
-    rank 0 is the best of its group. label is 1 for a winner (or desirable), 0 for a loser.
-    score_gap and p (soft label: probability that the winner wins) repeat within a group.
+    Every field is [B], in the order of the samples; `index` is the group's index in 0..G-1. rank 0 is the best of its group.
+    label is 1 for a winner (or desirable), 0 for a loser. score_gap and p (soft label: probability that the winner wins) are
+    equal within a group.
     """
 
     index: torch.Tensor
@@ -188,7 +188,7 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """PIL images in, numbers out. The constructor stores options; `load` does the work."""
+    """PIL images in, numbers out. The constructor only stores options; `load` loads weights."""
 
     Options: type
     requires: frozenset[str]
@@ -214,7 +214,7 @@ class Strategy(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """Sees one head. Knows nothing of images, schedules or prediction types."""
+    """The loss of one head, independent of images, schedules and prediction types."""
 
     Options: type
     shape: str  # "pair" | "list" | "single"
@@ -227,7 +227,7 @@ class Objective(Protocol):
 
 
 class Family(Protocol):
-    """One kind of model: how data is corrupted and how wrong the network is about it.
+    """A kind of model: how data is corrupted, and the network's errors on it.
 
     A Tree is a nested dict/list/tuple of tensors, None and scalars.
     """
@@ -241,55 +241,34 @@ class Family(Protocol):
     def decode(self, latents: Any) -> list[Image]: ...
 
 
-def request_schema() -> pa.Schema:
+def _schema(columns: str) -> pa.Schema:
+    """An Arrow schema from `"name:type name:type"`."""
     import pyarrow as pa
 
-    return pa.schema(
-        [("request_id", pa.string()), ("prompt", pa.string()), ("split", pa.string()), ("extra", pa.string())]
-    )
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in (column.split(":") for column in columns.split())])
+
+
+def request_schema() -> pa.Schema:
+    return _schema("request_id:string prompt:string split:string extra:string")
 
 
 def candidate_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("request_id", pa.string()),
-            ("index", pa.int32()),
-            ("seed", pa.int64()),
-            ("image", pa.binary()),
-            ("path", pa.string()),
-            ("sha256", pa.string()),
-            ("payload", pa.binary()),
-            ("extra", pa.string()),
-            ("error", pa.string()),
-        ]
+    return _schema(
+        "id:string request_id:string index:int32 seed:int64 image:binary path:string sha256:string payload:binary "
+        "extra:string error:string"
     )
 
 
 def score_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("value", pa.float64()),
-            ("aspects", pa.string()),
-            ("text", pa.string()),
-            ("error", pa.string()),
-        ]
-    )
+    return _schema("id:string value:float64 aspects:string text:string error:string")
 
 
 def comparison_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    texts = [(name, pa.string()) for name in ("id", "id_a", "id_b", "outcome", "judge", "order", "aspect", "error")]
-    return pa.schema([*texts, ("probability", pa.float64()), ("time", pa.float64())])
+    return _schema(
+        "id:string id_a:string id_b:string outcome:string judge:string order:string aspect:string error:string "
+        "probability:float64 time:float64"
+    )
 
 
 def input_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([("id", pa.string()), ("bytes", pa.binary())])
+    return _schema("id:string bytes:binary")

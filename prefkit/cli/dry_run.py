@@ -1,4 +1,4 @@
-"""What a command would do, from what, without loading weights: `--dry-run`.
+"""`--dry-run`: what a command would do, without loading weights.
 
 The stages' own checks are called, so that a dry run ends as the run would: with the same error and exit code.
 """
@@ -17,6 +17,7 @@ from prefkit.config.resolve import chosen_names
 from prefkit.errors import NotYet, PrefkitError, StoreError, UsageError
 from prefkit.output import duration
 from prefkit.store import Store
+from prefkit.store.files import read_json
 
 Row = dict[str, Any]
 
@@ -28,97 +29,89 @@ def plan(
     names: Sequence[str],
     controls: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
-    """(rows, first error) of the stages in limits, in their order, each with its `--limit`.
+    """(rows, first error) of the stages in `limits`, in their order, each with its `--limit`.
 
-    A row per stage and entry: wanted, present, to do, bytes on disk, expected time, and what is missing. The error is the
-    one that the run would end with; what an earlier stage has yet to make is not an error."""
+    A row per stage and entry: wanted, to do, bytes on disk, expected time, and the error, if any. The returned error is the
+    one that the run would end with; it may be None although an entry still needs the result of an earlier stage."""
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
     rows: list[Row] = []
     first: PrefkitError | None = None
     for number, (verb, limit) in enumerate(limits.items()):
-        before, stale = list(limits)[:number], any(map(_open, rows))
+        earlier = list(limits)[:number]
+        stale = any("missing" in row or row.get("to do") for row in rows)  # earlier stages will change the disk
         for name in chosen_names(recipe, verb, names):
-            row, error = _planned(store, recipe, (verb, name), limit, before, stale)
+            row: Row = {"stage": verb, "name": name}
+            try:
+                row |= STAGES[verb](store, recipe, name, limit)
+            except PrefkitError as error:
+                wrong = _settings_error(recipe, verb, name) if earlier else None
+                row["missing"] = str(wrong or error)
+                if wrong or not _may_resolve(recipe, error, earlier, stale):
+                    first = first or wrong or error
             rows.append(row)
-            first = first or error
     return rows, first
 
 
-def _planned(
-    store: Store, recipe: Recipe, entry: tuple[str, str], limit: int | None, before: Sequence[str], stale: bool
-) -> tuple[Row, PrefkitError | None]:
-    """stale: an earlier stage has something to do, so that what is on disk now is not what this stage will find."""
-    verb, name = entry
-    row: Row = {"stage": verb, "name": name}
+def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None:
+    """The error of an entry's settings alone, which no earlier stage resolves."""
     try:
-        return row | STAGES[verb](store, recipe, name, limit), None
+        SETTINGS.get(verb, lambda *_: None)(recipe, name)
     except PrefkitError as error:
-        found = error
-    if before:  # the stages before may put that right, but not settings that are wrong in themselves
-        try:
-            SETTINGS[verb](recipe, name)
-        except PrefkitError as error:
-            return row | {"missing": str(error)}, error
-        if _passes(recipe, found, before, stale):
-            return row | {"missing": str(found)}, None
-    return row | {"missing": str(found)}, found
+        return error
+    return None
 
 
-def _passes(recipe: Recipe, error: PrefkitError, before: Sequence[str], stale: bool) -> bool:
-    """Whether the stages before this one may put right what it finds wrong on disk."""
+def _may_resolve(recipe: Recipe, error: PrefkitError, earlier: Sequence[str], stale: bool) -> bool:
+    """True if the earlier stages may resolve the error."""
     if isinstance(error, NotYet):
-        return error.verb in before and all(made in getattr(recipe, error.verb) for made in error.names)
+        return error.verb in earlier and all(made in getattr(recipe, error.verb) for made in error.names)
     return stale
 
 
-def _open(row: Row) -> bool:
-    return "missing" in row or bool(row.get("to do"))
-
-
 def _check_folder(store: Store) -> None:
-    """Raises StoreError where the run's folder could not be written."""
+    """Raises StoreError if the run's folder could not be written."""
     folder = store.folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"{store.folder} cannot be written: {there} is {'not writable' if there.is_dir() else 'a file'}."
-        )
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not parent.is_dir():
+        raise StoreError(f"{store.folder} cannot be written: {parent} is a file.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StoreError(f"{store.folder} cannot be written: {parent} is not writable.")
 
 
 # -- the settings of an entry alone -----------------------------------------------------------------------------------
 def _settings_generate(recipe: Recipe, name: str) -> None:
     from prefkit.generate.run import check
 
-    check(name, recipe.generate[name])
+    check(name, recipe)
 
 
-def _settings_score(recipe: Recipe, alias: str) -> None:
+def _settings_score(recipe: Recipe, name: str) -> None:
     from prefkit.score.run import spec_from
 
-    spec_from(recipe, alias)
+    spec_from(recipe, name)
 
 
 def _settings_pair(recipe: Recipe, name: str) -> None:
-    """With the scores and the candidates that earlier stages of the recipe will have made."""
+    """The settings are checked against the scores and candidates that earlier stages will have made."""
     from prefkit.pair.run import check_size, no_scores, settings_of
 
     config, strategy = settings_of(recipe, name)
     if hasattr(strategy, "compared"):
-        return  # it reads votes
+        return  # it reads votes, not scores
     store = Store(recipe.run)
-    there = sorted({*store.names("scores"), *recipe.score})
-    missing = [alias for alias in config.weights if alias not in there]
+    scores = sorted({*store.names("scores"), *recipe.score})
+    missing = [score for score in config.weights if score not in scores]
     if missing and recipe.score:
-        raise UsageError(no_scores(missing, there))
-    wanted = {g: s.n for g, s in recipe.generate.items() if not config.generators or g in config.generators}
-    if wanted and not set(store.names("candidates")) - set(recipe.generate):
-        check_size(strategy, sum(wanted.values()), name, config)
+        raise UsageError(no_scores(missing, scores))
+    sizes = [g.n for name, g in recipe.generate.items() if not config.generators or name in config.generators]
+    if sizes and not set(store.names("candidates")) - set(recipe.generate):
+        check_size(strategy, sum(sizes), name, config)
 
 
 def _settings_train(recipe: Recipe, name: str) -> None:
-    from prefkit.train.settings import check, check_start
+    from prefkit.train.run import check, check_start
 
     check(recipe, name)
     check_start(recipe, recipe.train[name])
@@ -130,11 +123,11 @@ def _settings_eval(recipe: Recipe, name: str) -> None:
 
     store = Store(recipe.run)
     cfg = check(recipe, name)[0]
-    if not store.requests():  # those of the source: no stage before makes others
+    if not store.requests():  # only the source has requests, no earlier stage makes others
         request_sets(store, recipe, cfg, None, write=False)
 
 
-# -- and what there is to do ------------------------------------------------------------------------------------------
+# -- the work of an entry ----------------------------------------------------------------------------------------------
 def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     from prefkit.generate.requests import keep_known, read_requests
     from prefkit.generate.run import checked
@@ -153,11 +146,11 @@ def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row
     }
 
 
-def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
+def _score(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     from prefkit.score.run import checked
 
-    settings = recipe.score[alias]
-    job = checked(store, recipe, alias, limit)
+    settings = recipe.score[name]
+    job = checked(store, recipe, name, limit)
     try:
         todo, present = len(job.todo), job.counts["present"]
         return {
@@ -171,18 +164,18 @@ def _score(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
         job.drop()
 
 
-def _compare(store: Store, recipe: Recipe, alias: str, limit: int | None) -> Row:
+def _compare(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     from prefkit.score.compare import checked
 
-    settings = recipe.compare[alias]
-    judge, pairs, done, _ = checked(store, recipe, alias)
+    settings = recipe.compare[name]
+    judge, pairs, done, _ = checked(store, recipe, name)
     todo = len([pair for pair in pairs if pair not in done][:limit])
     estimate = _estimate(store, judge, settings.generators, 2 * todo, images=2)
     return {"from": settings.use, "wanted": len(pairs), "to do": todo, **estimate}
 
 
 def _estimate(store: Store, scorer: Any, generators: Sequence[str], calls: int, **how: Any) -> Row:
-    """What so many calls cost, by the first candidates with an image; {} for a scorer that cannot say."""
+    """The cost of `calls` calls, estimated on the first candidates with an image; {} for a scorer without an estimate."""
     estimate = getattr(scorer, "estimate", None)
     if estimate is None or not calls:
         return {}
@@ -198,8 +191,7 @@ def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
-    from prefkit.train.run import checked
-    from prefkit.train.settings import check_start
+    from prefkit.train.run import check_start, checked
 
     config = recipe.train[name]
     checked(store, recipe, name)
@@ -211,7 +203,8 @@ def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
         done = last_step(store.train(name) / "checkpoints")
         rewards = ", ".join(config.online.rewards)
         return {"from": f"rewards {rewards}", "wanted": wanted, "to do": max(0, wanted - done)}
-    done = sum('"loss"' in line for line in _lines(store.train(name) / "metrics.jsonl"))
+    log = store.train(name) / "metrics.jsonl"
+    done = sum('"loss"' in line for line in log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
     steps = min(config.steps, limit or config.steps)
     return {
         "from": f"pairs {config.pairs}",
@@ -227,23 +220,16 @@ def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     return {"from": ", ".join(checked(store, recipe, name, limit)), **_size_and_time(store.eval(name), 0, 0)}
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 def _size_and_time(folder: Path, todo: int, done: int) -> Row:
-    """Bytes there and expected, and the expected time at the pace measured so far."""
-    from prefkit.store.files import read_json
-
-    there = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
-    found: Row = {"MB there": round(there / 1e6, 2)}
+    """Bytes on disk and expected, and the expected time at the measured pace."""
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
+    row: Row = {"MB on disk": round(size / 1e6, 2)}
     if todo:
         pace = folder / "pace.json"
-        found["MB to come"] = round(there / done * todo / 1e6, 2) if done else None
-        found["time"] = (
-            duration(read_json(pace)["seconds_per_item"] * todo) if pace.exists() else "known after the first run"
-        )
-    return found
+        seconds = read_json(pace)["seconds_per_item"] * todo if pace.exists() else None
+        row["MB to come"] = round(size / done * todo / 1e6, 2) if done else None
+        row["time"] = "known after the first run" if seconds is None else duration(seconds)
+    return row
 
 
 STAGES: Any = {

@@ -1,52 +1,71 @@
-"""`--help` from the one place that knows: the `#:` lines above the fields of the dataclasses."""
+"""`--help` texts, read from the `#:` lines above the fields of the dataclasses."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from prefkit import registry
 from prefkit.output import table
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Field -> its `#:` lines, of its own class or of the dataclasses it inherits from."""
-    found: dict[str, str] = {}
+    """Field -> its `#:` lines, including the fields of the dataclasses that `kind` inherits from."""
+    docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        found |= _own_docs(base) if dataclasses.is_dataclass(base) else {}
-    return found
+        if not dataclasses.is_dataclass(base):
+            continue
+        lines, _ = inspect.getsourcelines(base)
+        body = ast.parse("".join(lines).lstrip()).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for node in body.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                above, row = [], node.lineno - 2
+                while row >= 0 and lines[row].strip().startswith("#:"):
+                    above.insert(0, lines[row].strip()[2:].strip())
+                    row -= 1
+                docs[node.target.id] = " ".join(above)
+    return docs
 
 
-def _own_docs(kind: type) -> dict[str, str]:
-    lines, _ = inspect.getsourcelines(kind)
-    body = ast.parse("".join(lines).lstrip()).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
-    for node in body.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            above: list[str] = []
-            row = node.lineno - 2
-            while row >= 0 and lines[row].strip().startswith("#:"):
-                above.insert(0, lines[row].strip()[2:].strip())
-                row -= 1
-            found[node.target.id] = " ".join(above)
-    return found
+def options_table(
+    kind: type,
+    shown: Any = None,
+    prefix: str = "",
+    only: Sequence[str] = (),
+    longer: tuple[str, Sequence[str]] = ("", ()),
+) -> str:
+    """Flag, value (of `shown`, else the default) and meaning of all fields, or of `only` these.
 
-
-def options_table(kind: type, shown: Any = None, prefix: str = "", only: Sequence[str] = ()) -> str:
-    """Flag, value (of `shown`, else the default), meaning, of all fields or of `only` these."""
+    longer: a further prefix, and the fields whose flags need it.
+    """
     docs = field_docs(kind)
     values = shown if shown is not None else kind()
     rows = []
-    for f in dataclasses.fields(kind):
-        if f.name == "options" or (only and f.name not in only):
-            continue
-        value = getattr(values, f.name)
+    for name in [f.name for f in dataclasses.fields(kind) if f.name != "options" and (not only or f.name in only)]:
+        value = getattr(values, name)
         if dataclasses.is_dataclass(value):
-            value = " ".join(f"{n.name}={getattr(value, n.name)}" for n in dataclasses.fields(value))
-        rows.append(
-            {"flag": f"  --{prefix}{f.name}", "value": "null" if value is None else str(value), "": docs[f.name]}
-        )
+            value = " ".join(f"{f.name}={getattr(value, f.name)}" for f in dataclasses.fields(value))
+        flag = f"  --{prefix}{longer[0] if name in longer[1] else ''}{name}"
+        rows.append({"flag": flag, "value": "null" if value is None else str(value), "": docs[name]})
     return table(rows)
+
+
+def describe_layouts(parser: argparse.ArgumentParser, kind: str, example: str) -> None:
+    """Append the layouts of `kind` (importer, exporter) and their flags to the parser's help."""
+    lines = ["layouts and their flags:"]
+    for name, text in registry.builtin(kind).items():
+        lines += ["", f"  {name}", textwrap.fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 4)]
+        options = registry.load(kind, name).Options
+        docs = field_docs(options)
+        for f in dataclasses.fields(options):
+            default = "" if f.default in (None, "") else f" [{f.default}]"
+            flag = f"    --{f.name.replace('_', '-')}  {docs[f.name]}{default}"
+            lines.append(textwrap.fill(flag, 110, subsequent_indent=" " * 8, replace_whitespace=False))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join([*lines, "", f"example: {example}"])

@@ -1,4 +1,4 @@
-"""Verbs to stages. The only file that knows the command-line library (argparse)."""
+"""The command line: verbs to stages. The only file that uses argparse's parsers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,12 +19,12 @@ from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 
 VERBS = {
     "generate": "requests -> candidates",
-    "score": "candidates -> one score table per alias",
+    "score": "candidates -> one table per score",
     "compare": "candidates -> pairwise verdicts of a judge, each in both orders",
     "pair": "scores -> (win, lose) pairs, a Hugging Face dataset",
     "train": "pairs -> an adapter or weights",
-    "eval": "base against tuned, on held-out requests",
-    "fit": "your data -> a scorer of your own: vbpr, outfit_compat, clip_preference, mllm",
+    "eval": "the base against the tuned model, on held-out requests",
+    "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm",
     "report": "state and counts, and report.html",
     "push": "pairs or a trained model to the Hub, with a card",
     "run": "a whole recipe: every stage, each continuing where it stopped",
@@ -31,29 +32,25 @@ VERBS = {
     "export": "pairs -> the layout that another trainer reads",
     "plugins": "scorers, strategies, objectives and families by name",
 }
-SHARED = (
-    "generate",
-    "score",
-    "pair",
-    "train",
-    "eval",
-    "fit",
-    "run",
-)  # other verbs are the first process's under a launcher
-NEXT = {"generate": "score", "score": "pair", "pair": "train", "train": "eval", "eval": "report"}
+#: stage -> the verb to suggest next
+NEXT = {"generate": "score", "score": "pair", "compare": "pair", "pair": "train", "train": "eval", "eval": "report"}
+#: verbs whose work all processes of a launch share; rank 0 alone does the others
+SHARED = ("generate", "score", "pair", "train", "eval", "fit", "run")
+NOTES = {"compare": "flip_rate: pairs whose verdict changes with the order; first_rate: answers for the image shown first (0.5 is fair)."}  # fmt: skip
 EPILOG = """examples:
   prefkit run -r recipe.yaml                          everything, continuing where it stopped
   prefkit generate runs/x --model.base stabilityai/sdxl-turbo --requests.source prompts.txt --n 8
-  prefkit score runs/x --use "taste.py:muted"         a function of your own, as the score `muted`
+  prefkit score runs/x --use "taste.py:muted"         your own function, as the score `muted`
   prefkit pair runs/x --k 2
-  prefkit train runs/x --controls --steps 500
+  prefkit train runs/x --controls --steps 500 --beta 500
 
-Every key of the recipe is a flag: --section.name.key VALUE, or --key VALUE where only one entry can be meant.
+Every recipe key is a flag: --section.name.key VALUE, or --key VALUE if the stage has one entry. An option of a block or a
+plug-in needs no prefix if its name is unique (--beta for --objective.beta, --rank for --lora.rank).
 exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed items, 130 interrupted by Ctrl-C or SIGTERM (state kept)"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line. Exits with the code that the epilog lists."""
+    """Run one command and exit with a code that the epilog lists."""
     if argv is None:
         output.as_utf8()
     output.never_refuse()
@@ -63,120 +60,109 @@ def main(argv: Sequence[str] | None = None) -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        _drop_stdout()
+        _discard_stdout()
         code = code or 1
     sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
-    """One command, in this process. Returns its exit code; every error has been said on stderr."""
+    """Run one command in this process and return its exit code; errors are printed on stderr."""
     with interrupts.handled(at_once=True), output.one_command():
-        return _run(argv)
+        try:
+            return _command(argv)
+        except BaseException as error:  # a plug-in may call sys.exit
+            return _failed(error)
 
 
-def _run(argv: list[str]) -> int:
-    try:
-        _check_texts(argv)
-        if not argv or argv[0] in ("-h", "--help"):
-            output.say(overview())
-            return 0
-        if argv[0] == "--version":
-            import prefkit
-
-            output.say(prefkit.__version__)
-            return 0
-        return verb(argv[0], argv[1:])
-    except KeyboardInterrupt:
-        print("Interrupted. What was done is kept; the same command continues.", file=sys.stderr)
-        return interrupts.CODE
-    except PrefkitError as error:
-        if os.environ.get("PREFKIT_DEBUG") == "1":
-            raise
-        if not error.elsewhere:
-            output.error(str(error))
-        return error.exit_code
-    except BrokenPipeError:
-        _drop_stdout()  # the reader is gone; nothing more can be said there
-        return 1
-    except Exception as error:
-        if os.environ.get("PREFKIT_DEBUG") == "1":
-            raise
-        cause = distributed.group().failure()  # collectives fail where another process does
-        if cause is not None and cause.elsewhere:
-            return cause.exit_code
-        text, code = explained(error)
-        output.error(text)
-        return code
-    except BaseException as error:  # sys.exit in code that is not prefkit's, wherever it was called
-        from prefkit.plugin_guard import named
-
-        if os.environ.get("PREFKIT_DEBUG") == "1":
-            raise
-        output.error(f"the program was ended before its work was done, by {named(error)}.")
-        return 1
-
-
-def explained(error: BaseException) -> tuple[str, int]:
-    """The sentence and the exit code of an error. What names PREFKIT_DEBUG is an error that nobody planned for."""
-    if isinstance(error, PrefkitError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError) and error.strerror:
-        named = error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}.", 2 if named else 1
-    if isinstance(error, MemoryError):
-        return "out of memory. Lower batch_size, n or the size of the images, or free some memory.", 1
-    if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return "a path begins with ~ and a name, and there is no such user here. Write the path out.", 2
-    if isinstance(error, RecursionError):
-        return "a value is nested too deeply to be read. Flatten it.", 1
-    from prefkit.plugin_guard import told
-
-    return f"{' '.join(told(error).split())[:500]} (PREFKIT_DEBUG=1 shows where)", 1
-
-
-def _check_texts(argv: Sequence[str]) -> None:
+def _command(argv: list[str]) -> int:
     from prefkit.config.tree import unusable
 
     for text in argv:
         if bad := unusable(text):
             raise UsageError(f"the argument {text[:60]!r} contains {bad}. Names and paths are UTF-8 text.")
+    if not argv or argv[0] in ("-h", "--help"):
+        verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
+        output.say(f"usage: prefkit VERB (RUN | -r recipe.yaml) [flags]     prefkit VERB --help\n\n{verbs}\n\n{EPILOG}")
+        return 0
+    if argv[0] == "--version":
+        import prefkit
+
+        output.say(prefkit.__version__)
+        return 0
+    return verb(argv[0], argv[1:])
 
 
-def _drop_stdout() -> None:
-    """Nothing can be written there any more, neither now nor when Python ends."""
+def _failed(error: BaseException) -> int:
+    """Report the error that ended a command, and return the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print("Interrupted. Finished work is kept; the same command continues.", file=sys.stderr)
+        return interrupts.CODE
+    if isinstance(error, BrokenPipeError):  # the reader of stdout is gone
+        _discard_stdout()
+        return 1
+    if os.environ.get("PREFKIT_DEBUG") == "1":
+        raise error
+    if not isinstance(error, Exception):
+        from prefkit.plugin_guard import error_with_line
+
+        output.error(f"the program was ended before its work was done, by {error_with_line(error)}.")
+        return 1
+    # collectives fail if another process does
+    cause = None if isinstance(error, PrefkitError) else distributed.group().failure()
+    if cause is not None and cause.elsewhere:
+        return cause.exit_code
+    text, code = explained(error)
+    if not getattr(error, "elsewhere", False):
+        output.error(text)
+    return code
+
+
+def explained(error: BaseException) -> tuple[str, int]:
+    """The message and the exit code for an error. The message names PREFKIT_DEBUG if the error is unexpected."""
+    if isinstance(error, PrefkitError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        usage = error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}.", 2 if usage else 1
+    if isinstance(error, MemoryError):
+        return "out of memory. Lower batch_size, n or the size of the images, or free some memory.", 1
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "a path begins with ~ and a name, but no such user exists here. Write the path out.", 2
+    if isinstance(error, RecursionError):
+        return "a value is nested too deeply to be read. Flatten it.", 1
+    from prefkit.plugin_guard import error_summary
+
+    return f"{' '.join(error_summary(error).split())[:500]} (PREFKIT_DEBUG=1 shows where)", 1
+
+
+def _discard_stdout() -> None:
+    """Send stdout to /dev/null, so that Python's flush at exit does not fail."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.results().fileno())
-
-
-def overview() -> str:
-    verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
-    return f"usage: prefkit VERB (RUN | -r recipe.yaml) [flags]     prefkit VERB --help\n\n{verbs}\n\n{EPILOG}"
 
 
 def verb(name: str, argv: list[str]) -> int:
     if name not in VERBS:
         from prefkit.registry import nearest
 
-        raise UsageError(f"no verb is called {name!r}.{nearest(name, list(VERBS))} There are: {', '.join(VERBS)}.")
+        raise UsageError(f"no verb is called {name!r}.{nearest(name, list(VERBS))} Verbs: {', '.join(VERBS)}.")
     known, flags = parse(name, argv)
     output.quiet = known.quiet
     processes = distributed.group()
     if known.help:
         processes.lead(lambda: output.say(help_of(name, known, flags)))
         return 0
+    act: Any = partial(stage, name) if name in NEXT else verb_module(name).act
     if getattr(known, "check", None):
-        act = importlib.import_module("prefkit.cli.verbs.score_check").act
-    else:
-        act = partial(stage, name) if name in NEXT else room(name).act
-    if name in SHARED and not getattr(known, "dry_run", False) and not getattr(known, "check", None):
-        code: int = act(known, flags)
-        return code
-    return processes.lead(lambda: act(known, flags))
+        act = verb_module("score_check").act
+    elif name in SHARED and not getattr(known, "dry_run", False):
+        return int(act(known, flags))
+    return processes.lead(lambda: int(act(known, flags)))
 
 
-def room(name: str) -> Any:
-    """The module of a verb that is no stage, `prefkit/cli/verbs/NAME.py`: `arguments(parser)`, `act(known, flags)` and,
-    where the first positional is not a run, `POSITIONAL` (metavar, help; read as known.run_folder)."""
+def verb_module(name: str) -> Any:
+    """`prefkit/cli/verbs/NAME.py`, the module of a verb that is not a stage: `act(known, flags)` and optionally
+    `arguments(parser)`, `more_help(known)` and `POSITIONAL` (metavar and help of known.run_folder, if that is not a run)."""
     return importlib.import_module(f"prefkit.cli.verbs.{name}")
 
 
@@ -187,36 +173,30 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"prefkit {name}", add_help=False, allow_abbrev=False)
-    metavar, text = ("RUN", "folder of a run, or a recipe that comes along (demo)")
-    if name not in NEXT:
-        metavar, text = getattr(room(name), "POSITIONAL", (metavar, text))
-    parser.add_argument("run_folder", nargs="?", metavar=metavar, help=text)
-    parser.add_argument("-r", "--recipe", help="recipe (YAML)")
-    parser.add_argument("-h", "--help", action="store_true", help="this text")
-    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no notes, hints or progress on stderr")
+    module = None if name in NEXT else verb_module(name)
+    metavar, text = getattr(module, "POSITIONAL", ("RUN", "folder of a run, or a shipped recipe (demo)"))
+    add = parser.add_argument
+    add("run_folder", nargs="?", metavar=metavar, help=text)
+    add("-r", "--recipe", help="recipe (YAML)")
+    add("-h", "--help", action="store_true", help="show this text")
+    add("--json", action="store_true", help="print the result as JSON on stdout")
+    add("-q", "--quiet", action="store_true", help="no notes, hints or progress on stderr")
     if name in (*NEXT, "run"):
-        parser.add_argument("--dry-run", action="store_true", help="say what would be done; load no weights")
-        parser.add_argument(
-            "--limit", type=positive, help="for trying out: at most so many requests (score: candidates, train: steps)"
-        )
-    if name not in NEXT:
-        room(name).arguments(parser)
-    else:
-        parser.add_argument(
-            "--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)"
-        )
+        add("--dry-run", action="store_true", help="show what would be done and what it may cost; load no weights")
+        text = "a trial with at most N requests (score: candidates, compare: pairs, train: steps)"
+        add("--limit", type=positive, metavar="N", help=text)
+    if name in NEXT:
+        add("--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)")
     if name == "score":
-        parser.add_argument(
-            "--check",
-            metavar="NAME",
-            help="test whether a scorer keeps its contract (its options as flags; --extra JSON: what requests have beside a "
-            "prompt; on made-up images, or on candidates of RUN)",
+        text = (
+            "test a scorer's contract, on made-up images or on candidates of RUN; its options are flags, and --extra JSON "
+            "adds keys to the requests"
         )
+        add("--check", metavar="NAME", help=text)
     if name in ("train", "run"):
-        parser.add_argument(
-            "--controls", action="store_true", help="also SFT on the winners and DPO on randomly flipped pairs"
-        )
+        add("--controls", action="store_true", help="also SFT on the winners and DPO on randomly flipped pairs")
+    if hasattr(module, "arguments"):
+        module.arguments(parser)
     return parser
 
 
@@ -227,46 +207,40 @@ def positive(text: str) -> int:
 
 
 def whole(text: str) -> bool:
-    """Whether the text is a whole number, not negative, of at most nine digits."""
+    """True for a non-negative whole number of at most nine digits."""
     return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """Known flags, and (key, value) of those that name recipe keys: --a.b value, --a.b=value, dashes as underscores."""
+    """Known flags, and (key, value) of the flags that name recipe keys: --a.b value, --a.b=value; dashes are underscores."""
     parser = parser_of(name)
-    own = {flag for action in parser._actions for flag in action.option_strings}
-    kept, flags, i = [], [], 0
-    while i < len(argv):
-        text = argv[i]
+    takes_value = {flag: action.nargs is None for action in parser._actions for flag in action.option_strings}
+    known, flags, rest = [], [], iter(argv)
+    for text in rest:
         flag, equals, value = text.partition("=")
-        if text.startswith("--") and flag not in own:
-            if not re.fullmatch(r"--\w[\w.-]*", flag):
-                raise UsageError(f"{text!r} is no flag. See prefkit {name} --help.")
-            if not equals:
-                i += 1
-                if i == len(argv):
-                    raise UsageError(f"{flag} needs a value. See prefkit {name} --help.")
-                value = argv[i]
-            flags.append((flag[2:].replace("-", "_"), value))
-        else:
-            kept.append(text)
-            takes = next((a for a in parser._actions if text in a.option_strings and a.nargs is None), None)
-            if takes is not None and i + 1 < len(argv):
-                i += 1
-                kept.append(argv[i])
-        i += 1
-    return parser.parse_intermixed_args(kept), flags
+        if not text.startswith("--") or flag in takes_value:
+            known.append(text)
+            if takes_value.get(text):
+                known += [value for value in [next(rest, None)] if value is not None]
+            continue
+        if not re.fullmatch(r"--\w[\w.-]*", flag):
+            raise UsageError(f"{text!r} is not a flag. See prefkit {name} --help.")
+        value = value if equals else next(rest, None)
+        if value is None:
+            raise UsageError(f"{flag} needs a value. See prefkit {name} --help.")
+        flags.append((flag[2:].replace("-", "_"), value))
+    return parser.parse_intermixed_args(known), flags
 
 
 def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> str:
-    from prefkit import config, registry
+    from prefkit import config
     from prefkit.cli.help import options_table
-    from prefkit.config import plugin_options, resolve
+    from prefkit.config import reader, resolve
 
     texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
-    if name not in (*NEXT, "compare"):
-        own = getattr(room(name), "more_help", None)
-        return "\n".join([*texts, *(own(known) if own else []), EPILOG])
+    if name not in NEXT:
+        more = getattr(verb_module(name), "more_help", None)
+        return "\n".join([*texts, *(more(known) if more else []), EPILOG])
     kind = getattr(config, name.capitalize())
     entries: dict[str, Any] = {"": kind()}
     recipe = None
@@ -274,17 +248,19 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
         try:
             recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, known.name)
             entries = getattr(recipe, name)
-        except UsageError as error:  # help is what one wants then
-            output.warn(f"{error} Defaults are shown.")
+        except UsageError as error:  # the help is still useful
+            output.warn(f"{error} The defaults are shown.")
     for entry, values in entries.items():
         prefix = f"{entry}." if len(entries) > 1 else ""
         texts += [f"{name} {entry}".strip() + ":", options_table(kind, values, prefix), ""]
-        plugins = {"score": "scorer", "compare": "scorer", "pair": "strategy"}
-        if name in plugins and values.use:
-            plugin = registry.load(plugins[name], values.use)
-            if hasattr(plugin, "Options"):
-                shown = plugin_options.options(plugin, values.options)
-                texts += [f"options of {values.use}:", options_table(plugin.Options, shown, prefix), ""]
+        blocks = resolve.blocks(kind, config.plain(values))
+        names = Counter(key for block in (kind, *blocks.values()) for key in reader.field_names(block))
+        for block, options in blocks.items():
+            value = getattr(values, block) if block else values
+            title = " ".join(filter(None, [block, getattr(value, "use", "")]))
+            shown = reader.build(options, value.options, "") if hasattr(value, "options") else value
+            long = [key for key in reader.field_names(options) if block and names[key] > 1]
+            texts += [f"options of {title}:", options_table(options, shown, prefix, longer=(f"{block}.", long)), ""]
     for section in ("model", "requests") if name == "generate" else ():
         shown = getattr(recipe, section) if recipe else None
         texts += [f"{section}:", options_table(getattr(config, section.capitalize()), shown, f"{section}."), ""]
@@ -306,39 +282,40 @@ def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]])
 def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run(name, known, flags)
     if known.dry_run:
-        from prefkit.cli.dry_run import plan
-
-        return told(
-            plan(run.store, run.recipe, {name: known.limit}, known.name, getattr(known, "controls", False)), known.json
-        )
+        return dry_run(run, {name: known.limit}, known)
     distributed.group().wait()  # all have read the recipe before a stage writes it
     options = {"controls": known.controls} if name == "train" else {}
     try:
-        found = run.stage(name, known.name, limit=known.limit, **options)
+        counts = run.stage(name, known.name, limit=known.limit, **options)
     except TooManyFailures as error:
-        output.emit(error.found, known.json, rows_of(name, error.found))
+        output.emit(error.counts, known.json, rows_of(name, error.counts))
         raise
-    output.emit(found, known.json, rows_of(name, found))
-    output.hint(f"next: prefkit {NEXT[name]} {output.pasted(run.folder)}")
+    output.emit(counts, known.json, rows_of(name, counts))
+    if name in NOTES:
+        output.note(NOTES[name])
+    output.hint(f"next: prefkit {NEXT[name]} {output.shell_quoted(run.folder)}")
     return 0
 
 
-def told(planned: Any, as_json: bool) -> int:
-    """Print what a plan found, then end as the command would: with the first error."""
-    rows, error = planned
-    output.emit(rows, as_json, rows)
+def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) -> int:
+    """Print the plan of the stages in `limits`, then end as the command would: with the first error."""
+    from prefkit.cli.dry_run import plan
+
+    names = getattr(known, "name", None) or []
+    rows, error = plan(run.store, run.recipe, limits, names, getattr(known, "controls", False))
+    output.emit(rows, known.json, rows)
     if error is not None:
         raise error
     return 0
 
 
-def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The result as rows of a table: those that eval made, else the plain values of each entry."""
+def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The result of a stage as table rows: those of eval, else the scalar counts of each entry."""
     if name == "eval":
-        from prefkit.evaluate.run import flat_rows
+        from prefkit.evaluate.summary import flat_rows
 
-        return [row for result in found.values() for row in flat_rows(result)]
+        return [row for result in results.values() for row in flat_rows(result)]
     return [
-        {name: entry, **{k: v for k, v in counts.items() if not isinstance(v, (dict, list))}}
-        for entry, counts in found.items()
+        {name: entry, **{key: value for key, value in counts.items() if not isinstance(value, (dict, list))}}
+        for entry, counts in results.items()
     ]

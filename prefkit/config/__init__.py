@@ -1,8 +1,8 @@
-"""What a recipe can say: frozen dataclasses, one per stage.
+"""The settings of a recipe: frozen dataclasses, one per stage.
 
-A field's comment line (`#:` above it) is its help text. `content=False` marks fields that do not change
-what a row means, so that changing them is never a mismatch with what is on disk. A `Choice` names a plug-in
-by `use`; the plug-in's own options stand beside it in the recipe and end up in `options`.
+The comment lines (`#:`) above a field are its help text. A `runtime` field does not change the meaning of a row, so a
+change of it never conflicts with a table on disk. A `Choice` names a plug-in by `use`; in the recipe the plug-in's options
+are keys next to `use`, here they are in `options`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefkit.config.content import content, free, plain
+from prefkit.config.content import content, plain, runtime
 from prefkit.config.curation import Compare, Generate, Model, Pair, Requests, Score
 from prefkit.config.evaluation import Eval, Set
 from prefkit.config.training import Choice, Lora, Online, Train
@@ -30,8 +30,8 @@ __all__ = [
     "Set",
     "Train",
     "content",
-    "free",
     "plain",
+    "runtime",
 ]
 
 
@@ -47,9 +47,9 @@ class Recipe:
     pair: dict[str, Pair] = field(default_factory=dict)
     train: dict[str, Train] = field(default_factory=dict)
     eval: dict[str, Eval] = field(default_factory=dict)
-    #: colour that transparent images are composited on, as CSS writes it (white, #f5f5dc)
+    #: colour behind transparent images, as in CSS (white, #f5f5dc)
     background: str = "white"
-    #: said when `prefkit run` starts
-    about: str = free("")
-    #: dotted key -> value, laid over the recipe by `--fast`
-    fast: dict[str, Any] = free(factory=dict)
+    #: text printed when `prefkit run` starts
+    about: str = runtime("")
+    #: dotted key -> value; `--fast` applies them to the recipe
+    fast: dict[str, Any] = runtime(factory=dict)

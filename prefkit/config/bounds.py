@@ -1,7 +1,7 @@
-"""The smallest and the largest value of every number that a recipe or a flag can hold: one table for all stages.
+"""The range of every number in a recipe or flag: one table for all stages.
 
-A bound refuses values that make no sense (a fraction of 3, minus two steps) and values that would hang or fill the
-memory before the first result (10^22 candidates). It does not say what is wise.
+A bound refuses meaningless values (a fraction of 3, minus two steps) and values that would hang or fill the memory before
+the first result (10^22 candidates). Values inside the bounds may still be unwise.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from prefkit.errors import UsageError
 
 
 class Bound(NamedTuple):
-    """low <= value <= high; above: low < value."""
+    """low <= value <= high; above: low < value; below: value < high."""
 
     low: float
     high: float
     above: bool = False
+    below: bool = False
 
 
 SHARE = Bound(0, 1)
@@ -30,9 +31,9 @@ FROM_0 = Bound(0, 10_000_000)
 BATCH = Bound(1, 65_536)
 PIXELS = Bound(1, 65_536)
 FEW = Bound(1, 10_000)
-#: any number of a plug-in of the user's own
+#: any number of a user's plug-in
 ANY = Bound(-(2.0**63), 2.0**63)
-#: a number of prefkit's own that no line below names
+#: a number of prefkit that no line below names
 OTHER = Bound(-1e12, 1e12)
 
 GROUPS: tuple[tuple[Bound, str], ...] = (
@@ -67,48 +68,56 @@ GROUPS: tuple[tuple[Bound, str], ...] = (
     (Bound(1, 100), "quality"),
     (Bound(-1e6, 1e6), "guidance base_guidance adapters weights rewards"),
 )
-#: field -> its bound, in prefkit's own settings and plug-ins
+#: field -> its bound, in prefkit's settings and plug-ins
 BOUNDS = {name: bound for bound, names in GROUPS for name in names.split()}
-#: where a name means something else in one class
+#: exceptions for one class
 OF_CLASS = {
     ("Generate", "steps"): FEW,
     ("Online", "steps"): FEW,
     ("Compare", "most"): STEPS,
     ("Lora", "alpha"): POSITIVE,
+    ("Lora", "dropout"): Bound(0, 1, below=True),
+    ("Online", "ema"): Bound(0, 1, below=True),
+    ("Online", "timestep_fraction"): Bound(0, 1, above=True),
 }
 
 
 def of(kind: type, name: str) -> Bound:
-    own = kind.__module__.startswith("prefkit.")
-    return OF_CLASS.get((kind.__name__, name)) or (BOUNDS.get(name, OTHER) if own else ANY)
+    builtin = kind.__module__.startswith("prefkit.")
+    return OF_CLASS.get((kind.__name__, name)) or (BOUNDS.get(name, OTHER) if builtin else ANY)
 
 
 def broken(kind: type, name: str, value: Any) -> str | None:
-    """What is wrong with the number (or a number in the list or mapping) in the field `name` of `kind`: "is 0: ..."."""
+    """The error of a number (or a number in a list or mapping) in the field `name` of `kind`: "is 0: ..."; None if valid."""
     if isinstance(value, Mapping):
-        found = ((f"of {key}", broken(kind, name, item)) for key, item in value.items())
+        errors = ((f"of {key}", broken(kind, name, item)) for key, item in value.items())
     elif isinstance(value, (list, tuple)):
-        found = ((f"[{i}]", broken(kind, name, item)) for i, item in enumerate(value))
+        errors = ((f"[{i}]", broken(kind, name, item)) for i, item in enumerate(value))
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     else:
         return _outside(of(kind, name), value)
-    return next((f"{where} {text}" for where, text in found if text), None)
+    return next((f"{where} {text}" for where, text in errors if text), None)
 
 
 def check(settings: Any, where: str) -> None:
-    """For settings that no recipe was read for. Raises UsageError for a number outside of its bound; not of `options`."""
+    """Check settings made without a recipe, except `options`. Raises UsageError for a number outside its bound."""
     for name in [field.name for field in dataclasses.fields(settings) if field.name != "options"]:
-        if wrong := broken(type(settings), name, getattr(settings, name)):
-            raise UsageError(f"{where}.{name} {wrong}.")
+        value = getattr(settings, name)
+        if dataclasses.is_dataclass(value):
+            check(value, f"{where}.{name}")
+        if error := broken(type(settings), name, value):
+            raise UsageError(f"{where}.{name} {error}.")
 
 
 def _outside(bound: Bound, value: float) -> str | None:
     low, high = _shown(bound.low), _shown(bound.high)
-    if bound.low <= value <= bound.high and not (bound.above and value == bound.low):
+    if bound.low <= value <= bound.high and value not in (bound.low,) * bound.above + (bound.high,) * bound.below:
         return None
     if bound == SHARE:
         must = "it must be between 0 and 1"
+    elif bound.below:
+        must = f"it must be at least {low} and below {high}"
     elif not value < bound.high:  # NaN too
         must = f"it must be at most {high}"
     else:
@@ -117,7 +126,7 @@ def _outside(bound: Bound, value: float) -> str | None:
 
 
 def _shown(value: float) -> str:
-    """Whole numbers in full, but for those of more than 20 digits."""
+    """The number in full, but an integer of more than 20 digits by its length."""
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) if abs(value) < 10**20 else f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"

@@ -1,4 +1,4 @@
-"""Which fields decide what a row means, and which only how the work is done."""
+"""Fields that determine what a row means, and runtime fields, which only determine how the work is done."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 
-def free(default: Any = None, factory: Any = None) -> Any:
-    """A field that a fingerprint leaves out: how the work is done, not what it means."""
+def runtime(default: Any = None, factory: Any = None) -> Any:
+    """A field that fingerprints leave out: it determines how the work is done, not what it means."""
     metadata = {"content": False}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
@@ -16,14 +16,10 @@ def free(default: Any = None, factory: Any = None) -> Any:
 
 
 def content(config: Any) -> dict[str, Any]:
-    """The fields that decide what a row means, without those that stand at their default."""
-    found: dict[str, Any] = {}
-    fresh = type(config)()
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.metadata.get("content", True) and value != getattr(fresh, f.name):
-            found[f.name] = plain(value)
-    return found
+    """The fields that determine what a row means, without those at their default."""
+    default = type(config)()
+    names = [f.name for f in fields(config) if f.metadata.get("content", True)]
+    return {name: plain(value) for name in names if (value := getattr(config, name)) != getattr(default, name)}
 
 
 def plain(value: Any) -> Any:

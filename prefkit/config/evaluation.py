@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from prefkit.config.content import runtime
+
 
 @dataclass(frozen=True)
 class Set:
@@ -17,25 +19,25 @@ class Set:
 
 @dataclass(frozen=True)
 class Eval:
-    #: trained models of this run, by name under `train`; left out = all of them
+    #: names under `train` of trained models of this run; unset = all
     models: list[str] = field(default_factory=list)
-    #: score aliases; empty = all
+    #: score names; empty = all
     scorers: list[str] = field(default_factory=list)
     #: images per request and model
-    seeds: int = field(default=4, metadata={"content": False})
+    seeds: int = runtime(4)
     #: sets of requests by name; empty = the run's own held-out requests
     sets: dict[str, Set] = field(default_factory=dict)
-    #: settings of generation are those of this generator (use: diffusers); null = the first such one of the recipe
+    #: entry of `generate` (use: diffusers) whose settings are used; null = the first
     generator: str | None = None
-    #: other guidance values and step counts at which the base is shown beside the tuned models
+    #: further guidance values and step counts at which the base is compared with the tuned models
     base_guidance: list[float] = field(default_factory=list)
     base_steps: list[int] = field(default_factory=list)
-    #: images per request with which best-of-N of the base is measured; 0 = the seeds themselves
-    best_of: int = field(default=0, metadata={"content": False})
-    #: score differences up to this are ties
+    #: images per request for best-of-N of the base; 0 = the seeds
+    best_of: int = runtime(0)
+    #: largest score difference that is a tie
     tie: float = 0.0
     #: requests per set; null = all
-    max_requests: int | None = field(default=None, metadata={"content": False})
+    max_requests: int | None = runtime(None)
     bootstrap: int = 2000
-    batch_size: int = field(default=8, metadata={"content": False})
-    device: str | None = field(default=None, metadata={"content": False})
+    batch_size: int = runtime(8)
+    device: str | None = runtime(None)

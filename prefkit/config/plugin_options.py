@@ -1,4 +1,4 @@
-"""Plug-ins with the options of a recipe: checked against their annotations, then created."""
+"""Plug-ins with options: checked against the annotations, then created."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from prefkit.errors import UsageError
 from prefkit.plugin_guard import guarded
 
 
-def options(plugin: Any, given: Mapping[str, Any], where: str = "") -> Any:
-    """`plugin.Options(**given)`, values checked against the annotations. Raises UsageError with the nearest name."""
+def options(plugin: Any, values: Mapping[str, Any], where: str = "") -> Any:
+    """`plugin.Options(**values)`, checked against the annotations; None without `Options`. Raises UsageError."""
     if not hasattr(plugin, "Options"):
-        if given:
-            raise UsageError(f"{where or plugin}: takes no options, but was given {', '.join(given)}.")
+        if values:
+            raise UsageError(f"{where or plugin}: takes no options, but was given {', '.join(values)}.")
         return None
-    return build(plugin.Options, dict(given), where)
+    return build(plugin.Options, dict(values), where)
 
 
-def make(kind: str, name: str, given: Mapping[str, Any], where: str = "") -> Any:
-    """An instance of the plug-in class with its options checked."""
-    found = registry.load_class(kind, name)
-    checked = options(found, given, where or f"{kind} {name}")
+def make(kind: str, name: str, values: Mapping[str, Any], where: str = "") -> Any:
+    """Create the plug-in with checked options. Raises UsageError, PluginError."""
+    plugin = registry.load_class(kind, name)
+    checked = options(plugin, values, where or f"{kind} {name}")
     with guarded(f"{kind} {name}", "could not be created"):
-        return found(checked)
+        return plugin(checked)

@@ -1,7 +1,7 @@
-"""YAML -> dataclasses, every error with file:line; flags are laid over it by the same reader.
+"""YAML -> dataclasses, every error with file:line; flags are applied by the same reader.
 
-The type of the field decides how a value is read (so `1e-4` is a number and `no` a string where a string is
-wanted); unknown keys are errors with the nearest name.
+The type of the field decides how a value is read, so `1e-4` is a number, and `no` a string in a string field. An unknown key
+is an error that suggests the nearest name.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 import yaml
 
 from prefkit.config import Recipe, bounds, plain
-from prefkit.config.tree import Located, overlay, place, unusable
+from prefkit.config.tree import Located, overlay, place, tree_of_flags, unusable
 from prefkit.config.tree import read_tree as tree_of
 from prefkit.errors import RecipeError, UsageError
 from prefkit.images import Background
 from prefkit.registry import nearest
 from prefkit.store.files import unusable_name
 
-__all__ = ["Located", "build", "dump", "overlay", "place", "read", "read_tree"]
+__all__ = ["Located", "build", "dump", "field_names", "overlay", "place", "read", "read_tree", "tree_of_flags"]
 
-MOST_UNTYPED = 2**63  # what JSON readers and tensors take
+MOST_UNTYPED = 2**63  # the limit of JSON readers and tensors
 PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}
-#: what other tools call a key -> what it is called here, suggested where it is known
+#: key of another tool -> the key here, suggested for an unknown key
 ALSO_CALLED = {
     "lr": "learning_rate",
     "strategy": "use",
@@ -46,15 +46,16 @@ ALSO_CALLED = {
     "mixed_precision": "precision",
     "lr_scheduler": "schedule",
 }
+TYPES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def read(path: str | Path) -> Recipe:
-    """The recipe in a file. Raises RecipeError with file:line, UsageError where there is no such file."""
+    """Read a recipe file. Raises RecipeError with file:line, UsageError if the file cannot be read."""
     return build(Recipe, read_tree(path), "", str(path))
 
 
 def use_background(run: Path) -> None:
-    """Composite transparent images on the colour that the run's own recipe names: for verbs that read no recipe."""
+    """Composite transparent images on the background colour of the run's recipe, for verbs that read no recipe."""
     path = run / "recipe.yaml"
     set_background(str(read_tree(path).get("background") or "white") if path.exists() else "white")
 
@@ -64,14 +65,15 @@ def set_background(colour: str) -> None:
     try:
         Background.set(colour)
     except ValueError as error:
-        raise UsageError(f"background: {colour[:40]!r} is not a colour; write a CSS colour, such as white or '#f5f5dc'.") from error  # fmt: skip
+        text = f"background: {colour[:40]!r} is not a colour; write a CSS colour, such as white or '#f5f5dc'."
+        raise UsageError(text) from error
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """The file as nested dicts and lists of located strings. Raises UsageError, RecipeError with file:line."""
+    """Read a file as nested dicts and lists of located strings. Raises UsageError, RecipeError with file:line."""
     tree = tree_of(path)
     if tree is None:
-        raise RecipeError(f"{path}:1: a recipe is a mapping of sections ({', '.join(_fields(Recipe))}).")
+        raise RecipeError(f"{path}:1: a recipe is a mapping of sections ({', '.join(field_names(Recipe))}).")
     return tree
 
 
@@ -93,9 +95,8 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
         return {str(k): build(inner, v, _join(where, k), path) for k, v in tree.items()}
     if origin in (list, tuple):
         if tree is None:
-            raise _error(
-                path, where, tree, "must be a list. Leave it out for the default, or write [] for an empty one"
-            )
+            text = "must be a list. Leave it out for the default, or write [] for an empty one"
+            raise _error(path, where, tree, text)
         items = tree if isinstance(tree, (list, tuple)) else [tree]
         inner = typing.get_args(kind)[0]
         built = [build(inner, v, f"{where}[{i}]", path) for i, v in enumerate(items)]
@@ -103,17 +104,16 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
     if origin is typing.Literal:
         choices = typing.get_args(kind)
         if tree not in choices:
-            raise _error(
-                path, where, tree, f"must be one of {', '.join(map(str, choices))}.{nearest(str(tree), choices)}"
-            )
+            text = f"must be one of {', '.join(map(str, choices))}.{nearest(str(tree), choices)}"
+            raise _error(path, where, tree, text)
         return next(choice for choice in choices if choice == tree)
     return _scalar(kind, tree, where, path)
 
 
 def _check_entries(kind: Any, tree: Mapping[str, Any], where: str, path: str) -> None:
-    """A section is a mapping of entries, whose names become names of folders."""
+    """Check that a section is a mapping of entries, whose names become names of folders."""
     for name, value in tree.items():
-        if name in _fields(kind) and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+        if name in field_names(kind) and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
             last, brief = where.rpartition(".")[2], f"{name}: {str(value)[:40]}"
             text = f"is a key of an entry, and entries have names: write {last}: {{own: {{{brief}}}}}"
             raise _error(path, _join(where, name), name, text)
@@ -129,7 +129,7 @@ def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
 
 
 def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) -> Any:
-    """base: what holds where the tree says nothing, if it is not what an empty `kind` says."""
+    """base: the values of keys that the tree lacks; by default those of `kind()`."""
     if dataclasses.is_dataclass(tree):
         return tree
     known = typing.get_type_hints(kind)
@@ -156,77 +156,73 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) ->
     return dataclasses.replace(base, **values)
 
 
-def _field(kind: Any, wanted: Any, default: Any, value: Any, where: str, path: str) -> Any:
-    """The value of one key; a mapping for a nested section is laid over that section's default."""
+def _field(kind: Any, of_type: Any, default: Any, value: Any, where: str, path: str) -> Any:
+    """The value of one key; keys that a mapping for a nested section lacks have that section's defaults."""
     if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
         return _dataclass(type(default), value, where, path, default)
-    found = build(wanted, value, where, path)
-    if broken := bounds.broken(kind, where.rpartition(".")[2], found):
-        raise _error(path, where, value, broken, between="")
-    return found
+    built = build(of_type, value, where, path)
+    if error := bounds.broken(kind, where.rpartition(".")[2], built):
+        raise _error(path, where, value, error, between="")
+    return built
 
 
 def _meant(key: str, known: list[str]) -> str:
-    """ " Did you mean ...?" """
+    """The suggestion for an unknown key: " Did you mean ...?"."""
     other = ALSO_CALLED.get(key, "")
-    if other.partition(".")[0] in known:
-        return f" Did you mean {other!r}?"
-    return nearest(key, known)
+    return f" Did you mean {other!r}?" if other.partition(".")[0] in known else nearest(key, known)
 
 
-def _plugin_options(kind: Any, use: str, given: Mapping[str, Any], where: str, path: str) -> dict[str, Any]:
-    """Only what was given, read with the types of the plug-in's own options."""
+def _plugin_options(kind: Any, use: str, tree: Mapping[str, Any], where: str, path: str) -> dict[str, Any]:
+    """The options in the tree, read with the types of the plug-in's `Options`."""
     from prefkit import registry
 
     if not use:
         raise _error(path, _join(where, "use"), None, "is not set. Name a plug-in; `prefkit plugins` lists them")
     try:
         registry.check_name(PLUGIN_OF[kind.__name__], use)
-        if not given:
+        if not tree:
             return {}
         plugin = registry.load(PLUGIN_OF[kind.__name__], use)
     except UsageError as error:
         raise _error(path, _join(where, "use"), use, str(error).rstrip(".")) from error
     if not hasattr(plugin, "Options"):
-        key = next(iter(given))
-        text = f"unknown key; {use} takes no options. Known here: {', '.join(_fields(kind))}"
+        key = next(iter(tree))
+        text = f"unknown key; {use} takes no options. Known here: {', '.join(field_names(kind))}"
         raise _error(path, _join(where, key), key, text)
-    wrong = [key for key in given if key not in _fields(plugin.Options)]
-    if wrong:
-        names = [n for n in [*_fields(plugin.Options), *_fields(kind)] if n != "options"]
-        text = f"unknown key.{_meant(wrong[0], names)} Known here: {', '.join(names)}"
-        raise _error(path, _join(where, wrong[0]), wrong[0], text)
-    built = build(plugin.Options, given, where, path)
-    return {str(key): plain(getattr(built, key)) for key in given}
+    unknown = [key for key in tree if key not in field_names(plugin.Options)]
+    if unknown:
+        names = [n for n in [*field_names(plugin.Options), *field_names(kind)] if n != "options"]
+        text = f"unknown key.{_meant(unknown[0], names)} Known here: {', '.join(names)}"
+        raise _error(path, _join(where, unknown[0]), unknown[0], text)
+    built = build(plugin.Options, tree, where, path)
+    return {str(key): plain(getattr(built, key)) for key in tree}
 
 
 def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+    expected = f"must be {TYPES.get(kind, kind)}"
     if isinstance(tree, (Mapping, list)) or tree is None:
-        raise _error(path, where, tree, f"must be {wanted}")
+        raise _error(path, where, tree, expected)
     if kind is str:
         if not isinstance(tree, (str, bool, int, float, os.PathLike)):
-            raise _error(path, where, tree, f"must be text, not a {type(tree).__name__}")
+            raise _error(path, where, tree, f"{expected}, not a {type(tree).__name__}")
         if bad := unusable(str(tree)):
             raise _error(path, where, tree, f"contains {bad}; remove it")
         return str(tree)
-    if kind is bool:
-        if isinstance(tree, bool) or str(tree).lower() in ("true", "false"):
-            return str(tree).lower() == "true"
-        raise _error(path, where, tree, f"must be {wanted}, not {tree!s}")
-    if isinstance(tree, bool):
-        raise _error(path, where, tree, f"must be {wanted}, not {tree!s}")
+    if kind is bool and str(tree).lower() in ("true", "false"):
+        return str(tree).lower() == "true"
     try:
+        if kind is bool or isinstance(tree, bool):
+            raise ValueError(tree)
         number = int(str(tree).replace("_", "")) if kind is int else kind(tree)
     except (TypeError, ValueError) as error:
-        raise _error(path, where, tree, f"must be {wanted}, not {str(tree) or 'an empty text'}") from error
+        raise _error(path, where, tree, f"{expected}, not {str(tree) or 'an empty string'}") from error
     if kind is float and not math.isfinite(number):
         raise _error(path, where, tree, f"must be a finite number, not {tree!s}")
     return number
 
 
 def _plain_scalars(tree: Any) -> Any:
-    """Untyped values, read as YAML 1.2 would: numbers (1e-4 too), true, false, null, text."""
+    """Untyped values, read as in YAML 1.2: numbers (also 1e-4), true, false, null, strings."""
     if isinstance(tree, Mapping):
         return {str(k): _plain_scalars(v) for k, v in tree.items()}
     if isinstance(tree, list):
@@ -243,16 +239,16 @@ def _plain_scalars(tree: Any) -> Any:
             number = kind(tree)
         except ValueError:
             continue
-        return number if abs(number) <= MOST_UNTYPED else str(tree)  # nan and inf are words here
+        return number if abs(number) <= MOST_UNTYPED else str(tree)  # nan and inf stay strings
     return str(tree)
 
 
-def _fields(kind: Any) -> list[str]:
+def field_names(kind: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)]
 
 
 def _join(where: str, key: str) -> str:
-    """The key's full name, which stands where the key stands."""
+    """The key's full name, located as the key is."""
     joined = Located(f"{where}.{key}" if where else key)
     if isinstance(key, Located):
         joined.line, joined.flag = key.line, key.flag
@@ -260,22 +256,16 @@ def _join(where: str, key: str) -> str:
 
 
 def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> UsageError:
-    """at: the value (or key) that is wrong; where it has no place of its own (null), that of its key counts."""
+    """The error of a value or key `at`. Values without a location (null) have that of their key, `where`."""
     text = f"{where or 'recipe'}{between} {text.rstrip('.')}."
     place = at if isinstance(at, Located) else where
     if isinstance(place, Located) and place.flag:
         return UsageError(f"--{text}")
-    line = (at.line if isinstance(at, Located) else _first_line(at)) or getattr(where, "line", 0)
+    inner = at if isinstance(at, (Mapping, list)) else [at]
+    lines = [item.line for item in inner if isinstance(item, Located)]
+    line = min(lines, default=0) or getattr(where, "line", 0)
     prefix = f"{path}:{line}: " if path and line else f"{path}: " if path else ""
     return (RecipeError if path else UsageError)(f"{prefix}{text}")
-
-
-def _first_line(tree: Any) -> int:
-    if isinstance(tree, Mapping):
-        return min((k.line for k in tree if isinstance(k, Located)), default=0)
-    if isinstance(tree, list):
-        return min((v.line for v in tree if isinstance(v, Located)), default=0)
-    return 0
 
 
 def dump(recipe: Recipe) -> str:
@@ -284,14 +274,10 @@ def dump(recipe: Recipe) -> str:
 
 
 def _inlined(value: Any) -> Any:
-    """Like config.plain, with a plug-in's options beside `use`, where people write them."""
+    """`plain(value)` with a plug-in's options next to `use`, as in a recipe."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: _inlined(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if type(value).__name__ in PLUGIN_OF:
-            found |= found.pop("options")
-        return found
+        tree = {f.name: _inlined(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return tree | tree.pop("options") if type(value).__name__ in PLUGIN_OF else tree
     if isinstance(value, Mapping):
         return {k: _inlined(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_inlined(v) for v in value]
-    return value
+    return [_inlined(v) for v in value] if isinstance(value, (list, tuple)) else value

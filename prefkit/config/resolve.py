@@ -1,27 +1,29 @@
-"""Which recipe holds: defaults < recipe file (or the run's own) < flags."""
+"""The resolved recipe: defaults < recipe file (or the run's own) < flags."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefkit import config
+from prefkit import config, registry
 from prefkit.config import Recipe, reader
 from prefkit.config.shipped import shipped_recipes
 from prefkit.config.tree import unusable
-from prefkit.errors import UsageError
+from prefkit.errors import PrefkitError, UsageError
 from prefkit.registry import nearest, short_name
 from prefkit.store import Store
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe))
-USING = ("generate", "score", "compare", "pair")  # whose entries name a plug-in by `use`
 NAMED = ("generate", "score", "compare", "pair", "train", "eval")
-#: what `train --controls` puts beside a training; eval takes them along with it
+USING = ("generate", "score", "compare", "pair")  # their entries name a plug-in by `use`
+#: suffixes of the trainings that `train --controls` adds; eval includes them
 CONTROLS = ("-sft", "-flipped")
-CHOSEN = "--use"  # no section: which entries the flag --use has chosen
+CHOSEN = "--use"  # key of the tree that lists the entries chosen by the flag --use; it is not a section
 DEFAULT_NAME = {"generate": "base", "compare": "judge", "pair": "main", "train": "dpo", "eval": "held_out"}
 
 
@@ -34,26 +36,27 @@ def resolve(
     fast: bool = False,
     sections: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """run: a run folder (its recipe.yaml is the recipe), or the name of a recipe that comes with the package;
-    path: a recipe file; flags: (dotted key, text); fast: with the recipe's `fast` section laid over it; sections: whole
-    sections that take the place of the recipe's.
+    """Read a recipe and apply flags to it.
 
-    A flag names a section (`model.base`, `score.align.model`), an entry of the verb's section (`align.model`), or
-    a field of the verb's only (or chosen) entry (`model`). Raises UsageError.
+    run: a run folder (its recipe.yaml is the recipe), or the name of a shipped recipe; path: a recipe file; flags: (dotted
+    key, text); fast: apply the recipe's `fast` section; sections: whole sections that replace the recipe's.
+
+    A flag names a section (`model.base`, `score.align.model`), an entry of the verb's section (`align.model`), a field of
+    the verb's only (or chosen) entry (`model`), or a unique option of a block of that entry (`beta`). Raises UsageError.
     """
     if run and path is None and run.endswith((".yaml", ".yml")):
-        raise UsageError(f"{run} names a recipe, and a run is a folder. Write `prefkit {verb} -r {run}`.")
-    own = Path(run) / "recipe.yaml" if run else None
-    source = path or (str(own) if own is not None and own.exists() else None)
+        raise UsageError(f"{run} is a recipe, but a run is a folder. Write `prefkit {verb} -r {run}`.")
+    saved = Path(run) / "recipe.yaml" if run else None
+    source = path or (str(saved) if saved is not None and saved.exists() else None)
     if source is None and run in shipped_recipes():
         source, run = str(shipped_recipes()[run]), None
     tree = reader.read_tree(source) if source else {}
     if run is not None:
         tree["run"] = run
     if fast:
-        _lay_over(tree, source)
+        _apply_fast(tree, source)
     tree |= copy.deepcopy(dict(sections or {}))
-    for key, text in _use_first(flags):
+    for key, text in _plugins_first(flags):
         place = _absolute(tree, key, text, verb, names)
         if place is not None:
             reader.overlay(tree, place, text)
@@ -61,20 +64,19 @@ def resolve(
         tree[verb] = {(names[0] if names else DEFAULT_NAME[verb]): {}}
     tree.pop(CHOSEN, None)
     fill(tree, verb)
-    found: Recipe = reader.build(Recipe, tree, "", source or "")
-    if not found.run:
+    recipe: Recipe = reader.build(Recipe, tree, "", source or "")
+    if not recipe.run:
         raise UsageError(
-            "which run? Give its folder (prefkit VERB RUN), or a recipe with `run:` (prefkit VERB -r recipe.yaml)."
+            "no run: give its folder (prefkit VERB RUN), or a recipe with the key `run` (prefkit VERB -r recipe.yaml)."
         )
-    return found
+    return recipe
 
 
 def fill(tree: dict[str, Any], verb: str) -> None:
-    """The values that follow from the rest of the recipe and from the run folder, in every entry that does not say
-    them, whatever flags are there.
+    """Set the values that follow from the rest of the recipe and from the run folder, in every entry without them.
 
-    train.NAME.pairs    the only pair set, of the recipe or on disk; of several none is meant more than another
-    eval.NAME.models    every training: `run` makes those of the recipe first, elsewhere those with a result count
+    train.NAME.pairs    the only pair set, of the recipe or on disk; unset if there are several
+    eval.NAME.models    every training: `run` makes those of the recipe first; other verbs take those with a result
     """
     store = _store(tree)
     pairs = _names(tree, "pair") | _on_disk(store, "pairs")
@@ -100,28 +102,26 @@ def _on_disk(store: Store | None, kind: str) -> set[str]:
 
 
 def _names(tree: Mapping[str, Any], section: str) -> set[str]:
-    found = tree.get(section)
-    return {str(name) for name in found} if isinstance(found, Mapping) else set()
+    entries = tree.get(section)
+    return {str(name) for name in entries} if isinstance(entries, Mapping) else set()
 
 
 def _entries(tree: dict[str, Any], section: str) -> list[dict[str, Any]]:
-    """The section's entries that can be filled; the reader says what is wrong with any other. An entry that says nothing
-    (`dpo:` alone) counts as an empty one."""
-    found = tree.get(section)
-    if not isinstance(found, dict):
+    """The section's entries that are mappings, an empty entry (`dpo:` alone) being {}; the reader reports all others."""
+    entries = tree.get(section)
+    if not isinstance(entries, dict):
         return []
-    for name in [name for name, value in found.items() if value is None]:
-        found[name] = {}
-    return [value for value in found.values() if isinstance(value, dict)]
+    for name in [name for name, value in entries.items() if value is None]:
+        entries[name] = {}
+    return [value for value in entries.values() if isinstance(value, dict)]
 
 
-def _use_first(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """`--use` chooses the entry that the other flags are about, wherever it stands."""
-    return sorted(flags, key=lambda flag: flag[0] != "use")
+def _plugins_first(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """`--use`, which chooses the entry of the other flags, first; then names of plug-ins; then their options."""
+    return sorted(flags, key=lambda flag: (flag[0] != "use", flag[0].rpartition(".")[2] not in ("use", "objective")))
 
 
-def _lay_over(tree: dict[str, Any], source: str | None) -> None:
-    """The recipe's own faster variant."""
+def _apply_fast(tree: dict[str, Any], source: str | None) -> None:
     changes = tree.pop("fast", None)
     if not isinstance(changes, Mapping):
         raise UsageError(f"--fast: {source or 'a run without a recipe'} has no section `fast:` (dotted key: value).")
@@ -130,19 +130,19 @@ def _lay_over(tree: dict[str, Any], source: str | None) -> None:
 
 
 def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Sequence[str]) -> str | None:
-    """The flag's place in the recipe; None where it only chooses entries."""
-    first = key.split(".", 1)[0]
-    if first in SECTIONS and ("." in key or first in ("run", "background")):
+    """The full recipe key of a flag; None if the flag only chooses entries."""
+    first, _, rest = key.partition(".")
+    if first in SECTIONS and (rest or first in ("run", "background")):
         return key
     if verb not in NAMED:
         raise UsageError(
             f"--{key}: unknown flag.{nearest(first, SECTIONS)} A recipe key is given as --section.key value."
         )
-    if not isinstance(tree.get(verb) or {}, Mapping):
-        return f"{verb}.{DEFAULT_NAME.get(verb, verb)}.{key}"
     entries = tree.get(verb) or {}
-    if first in entries and "." in key:
-        return f"{verb}.{key}"
+    if not isinstance(entries, Mapping):
+        return f"{verb}.{DEFAULT_NAME.get(verb, verb)}.{key}"
+    if first in entries and rest:
+        return f"{verb}.{first}.{_in_block(verb, entries[first], rest)}"
     chosen = list(names) or tree.get(CHOSEN) or list(entries)
     if key == "use" and verb in USING and not names:
         chosen = tree[CHOSEN] = _of_use(entries, text, verb)
@@ -150,19 +150,52 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
             return None
     if len(chosen) > 1:
         raise UsageError(
-            f"--{key}: of which entry? Write --{chosen[0]}.{key}, or choose one with --name: {', '.join(chosen)}."
+            f"--{key}: {verb} has several entries. Write --{chosen[0]}.{key}, or choose one with --name: {', '.join(chosen)}."
         )
     name = chosen[0] if chosen else DEFAULT_NAME.get(verb, "score")
-    if not isinstance(entries.get(name), Mapping):
-        tree[verb] = {**entries, name: {} if entries.get(name) is None else {"use": entries[name]}}
-    return f"{verb}.{name}.{key}"
+    return f"{verb}.{name}.{_in_block(verb, entries.get(name), key)}"
+
+
+def _in_block(verb: str, entry: Any, key: str) -> str:
+    """The key within an entry: `beta` -> `objective.beta`. Raises UsageError if several blocks have it."""
+    kind, first = getattr(config, verb.capitalize()), key.partition(".")[0]
+    if verb in USING or first in reader.field_names(kind):
+        return key
+    try:
+        options = blocks(kind, entry if isinstance(entry, Mapping) else {})
+    except PrefkitError:  # reported by the reader, with the line
+        return key
+    places = [f"{block}.{key}" for block, of_block in options.items() if first in reader.field_names(of_block)]
+    if len(places) > 1:
+        raise UsageError(f"--{key}: several options have this name. Write one of --{', --'.join(places)}.")
+    return places[0] if places else key
+
+
+def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
+    """Nested block of an entry ("" for options of the entry's own plug-in) -> the dataclass of its options. Unset blocks are
+    left out."""
+    default, options = kind(), {}
+    if kind.__name__ in reader.PLUGIN_OF and entry.get("use", default.use):
+        plugin = registry.load(reader.PLUGIN_OF[kind.__name__], entry.get("use", default.use))
+        options |= {"": plugin.Options} if hasattr(plugin, "Options") else {}
+    for name, hint in typing.get_type_hints(kind).items():
+        choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        block = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+        value = entry.get(name, getattr(default, name))
+        if block is None or value in (None, "none"):
+            continue
+        if block.__name__ in reader.PLUGIN_OF:
+            use = value if isinstance(value, str) else config.plain(value).get("use", getattr(default, name).use)
+            block = registry.load(reader.PLUGIN_OF[block.__name__], use).Options
+        options[name] = block
+    return options
 
 
 def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
-    """The entries that `--use USE` is about: those with this plug-in, else a new one, so that no other is overwritten."""
-    found = [name for name, entry in entries.items() if _use_of(entry, verb) == use]
-    if found or entries or verb == "score":
-        return found or [short_name(use)]
+    """The entries that `--use USE` selects: those with this plug-in, else a new one, so that no other is overwritten."""
+    matches = [name for name, entry in entries.items() if _use_of(entry, verb) == use]
+    if matches or entries or verb == "score":
+        return matches or [short_name(use)]
     return [DEFAULT_NAME[verb]]
 
 
@@ -172,7 +205,7 @@ def _use_of(entry: Any, verb: str) -> str:
 
 
 def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
-    """The entries that a command is about: those of --name, else those of --use, else all ([])."""
+    """The entries that a command selects: those of --name, else those of --use, else all ([])."""
     use = dict(flags).get("use")
     if names or use is None or verb not in USING:
         return list(names)
@@ -180,14 +213,13 @@ def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Se
 
 
 def chosen_names(recipe: Recipe, verb: str, names: Sequence[str]) -> list[str]:
-    """The entries of the verb's section to work on, in recipe order. Raises UsageError."""
-    known: Mapping[str, Any] = getattr(recipe, verb)
+    """The selected entries of the verb's section, in recipe order. Raises UsageError."""
+    entries: Mapping[str, Any] = getattr(recipe, verb)
     for name in names:
-        if name not in known:
-            raise UsageError(
-                f"{verb}: no entry is called {name!r}.{nearest(name, list(known))} There are: {', '.join(known) or 'none'}."
-            )
-    if not known:
-        what = {"score": "name a scorer, as in --use clip"}.get(verb, f"add a section `{verb}:` to the recipe")
-        raise UsageError(f"{verb}: the recipe says nothing about it; {what}.")
-    return [name for name in known if not names or name in names]
+        if name not in entries:
+            known = ", ".join(entries) or "none"
+            raise UsageError(f"{verb}: no entry is called {name!r}.{nearest(name, list(entries))} Entries: {known}.")
+    if not entries:
+        fix = {"score": "name a scorer, as in --use clip"}.get(verb, f"add a section `{verb}:` to the recipe")
+        raise UsageError(f"{verb}: the recipe has no entry; {fix}.")
+    return [name for name in entries if not names or name in names]

@@ -1,11 +1,11 @@
-"""Recipes that come with the package, by name: `prefkit run demo`. They are the files of `pipelines/`."""
+"""Shipped recipes, the files of `pipelines/`, by name: `prefkit run demo`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 HERE = Path(__file__).parents[1]
-#: in an installed package, and in a checkout
+#: of an installed package, and of a checkout
 FOLDERS = (HERE / "pipelines", HERE.parent / "pipelines")
 
 

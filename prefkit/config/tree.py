@@ -1,7 +1,7 @@
 """YAML text -> nested dicts and lists of located strings, within bounds that no recipe written by hand reaches.
 
-Every text that a user hands over passes here: a recipe file and the value of a flag. What passes has no recursive or
-exploding aliases, no deep nesting, no NUL and no half characters.
+All text from users passes through here: recipe files and values of flags. The result has no recursive or exploding YAML
+anchors, no deep nesting, no NUL and no lone surrogates.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from prefkit.errors import RecipeError, UsageError
 
 MOST_BYTES = 256_000
 MOST_DEPTH = 24
-MOST_NODES = 50_000  # after aliases are expanded
+MOST_NODES = 50_000  # with anchors expanded
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
-#: libyaml where PyYAML was built with it: twenty times faster, with the same nodes and marks
+#: libyaml, if PyYAML was built with it: twenty times faster, with the same nodes and marks
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Located(str):
-    """A key or scalar as written, with the line it stands on."""
+    """A key or scalar as written, with its line."""
 
     line: int = 0
     quoted: bool = False
@@ -35,12 +35,12 @@ class Located(str):
 
 @dataclass
 class Source:
-    """Where a text comes from, for messages: a file, or a flag such as --pair.main.k."""
+    """The origin of a text, for messages: a file, or a flag such as --pair.main.k."""
 
     path: str = ""
     flag: str = ""
     nodes: int = 0
-    #: the collections that the current node lies in: an alias of one of them would never end
+    #: the collections around the current node: a reference to one of them would be infinite
     above: list[Any] = field(default_factory=list)
 
     def error(self, line: int, text: str) -> UsageError:
@@ -48,7 +48,7 @@ class Source:
 
 
 def read_tree(path: str | Path) -> dict[str, Any] | None:
-    """The mapping in a file, {} for an empty file, None for anything else. Raises UsageError, RecipeError with file:line."""
+    """Read the mapping in a file, {} if it is empty, None if it is not a mapping. Raises UsageError, RecipeError."""
     source = Source(path=str(path))
     try:
         text = _bytes(path).decode("utf-8-sig")
@@ -61,7 +61,7 @@ def read_tree(path: str | Path) -> dict[str, Any] | None:
 
 
 def parse(text: str, source: Source) -> Any:
-    """The text's only document as dicts, lists, Located and None. Raises UsageError, for a file RecipeError."""
+    """Parse the text's only document into dicts, lists, Located and None. Raises UsageError, RecipeError for a file."""
     try:
         _check_events(text, source)
         node = yaml.compose(text, Loader=LOADER)
@@ -75,22 +75,22 @@ def parse(text: str, source: Source) -> Any:
 
 
 def _bytes(path: str | Path) -> bytes:
-    """The content of a file, or of a pipe that the shell has opened. Raises OSError, UsageError."""
+    """The content of a file, or of a pipe opened by the shell. Raises OSError, UsageError."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        raise UsageError(f"the recipe {path} is a folder. Give the YAML file; a run folder is given without -r.")
+        raise UsageError(f"the recipe {path} is a folder. Give the YAML file, or a run folder without -r.")
     piped = stat.S_ISFIFO(mode) and str(path).startswith(("/dev/", "/proc/"))
     if not (stat.S_ISREG(mode) or piped):
         raise UsageError(f"the recipe {path} is not a file.")
     with open(path, "rb") as file:
-        found = file.read(MOST_BYTES + 1)
-    if len(found) > MOST_BYTES:
-        raise RecipeError(f"{path}: larger than {MOST_BYTES:,} bytes, which no recipe is. Was another file meant?")
-    return found
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise RecipeError(f"{path}: larger than {MOST_BYTES:,} bytes, which no recipe is. Check the path.")
+    return content
 
 
 def _check_events(text: str, source: Source) -> None:
-    """Depth and size, before the recursive part of the library sees the text."""
+    """Check depth and size before the library's recursive part reads the text."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -109,24 +109,22 @@ def _convert(node: Any, source: Source) -> Any:
     line = node.start_mark.line + 1
     source.nodes += 1
     if source.nodes > MOST_NODES:
-        text = f"the aliases (*name) expand to more than {MOST_NODES:,} values. Write the values out."
-        raise source.error(line, text)
+        raise source.error(
+            line, f"the references (*name) expand to more than {MOST_NODES:,} values. Write the values out."
+        )
     if isinstance(node, yaml.ScalarNode):
         return None if node.tag == "tag:yaml.org,2002:null" else _located(node, source)
     if any(node is other for other in source.above):
-        raise source.error(line, "an alias (*name) lies inside the value that it stands for. Write the value out.")
+        raise source.error(line, "a reference (*name) is inside its own value. Write the value out.")
     source.above.append(node)
-    found = (_mapping if isinstance(node, yaml.MappingNode) else _sequence)(node, source)
+    mapping = isinstance(node, yaml.MappingNode)
+    tree = _mapping(node, source) if mapping else [_convert(item, source) for item in node.value]
     source.above.pop()
-    return found
-
-
-def _sequence(node: Any, source: Source) -> list[Any]:
-    return [_convert(item, source) for item in node.value]
+    return tree
 
 
 def _mapping(node: Any, source: Source) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for key, value in node.value:
         if key.tag == MERGE:
@@ -135,21 +133,21 @@ def _mapping(node: Any, source: Source) -> dict[str, Any]:
         if not isinstance(key, yaml.ScalarNode):
             raise source.error(node.start_mark.line + 1, "a key must be a name, not a list or a mapping.")
         name = _located(key, source)
-        if name in found:
+        if name in tree:
             raise source.error(name.line, f"{name}: given twice.")
-        found[name] = _convert(value, source)
-    return merged | found
+        tree[name] = _convert(value, source)
+    return merged | tree
 
 
 def _merged(node: Any, source: Source) -> dict[str, Any]:
-    """The value of `<<: *name` or `<<: [*one, *two]`: the earlier mapping holds where both have a key."""
-    found: dict[str, Any] = {}
+    """The value of `<<: *name` or `<<: [*one, *two]`; of equal keys the earlier mapping's counts."""
+    tree: dict[str, Any] = {}
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         inner = _convert(item, source)
         if not isinstance(inner, dict):
             raise source.error(node.start_mark.line + 1, "<< takes a mapping, or a list of mappings.")
-        found = inner | found
-    return found
+        tree = inner | tree
+    return tree
 
 
 def _located(node: Any, source: Source) -> Located:
@@ -162,42 +160,49 @@ def _located(node: Any, source: Source) -> Located:
 
 
 def unusable(text: str) -> str | None:
-    """What a text holds that no path, name or prompt can hold."""
+    """Characters in the text that no path, name or prompt can contain; None if there are none."""
     if "\0" in text:
         return "a NUL character"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "half of a character (a lone surrogate), or bytes that are not UTF-8"
+        return "a lone surrogate, or bytes that are not UTF-8"
     return None
 
 
 def overlay(tree: dict[str, Any], path: str, text: str) -> None:
-    """Set `a.b.c` in a tree from a flag's text, which is read as YAML. Raises UsageError."""
+    """Set `a.b.c` in a tree to a flag's text, read as YAML. Raises UsageError."""
     flag = f"--{path}"
     try:
         value = _flagged(parse(text or "''", Source(flag=flag)), flag)
     except UsageError as error:
         if isinstance(error.__cause__, (yaml.YAMLError, ValueError)):
-            message = f"{flag}: {text!r} is not valid YAML. Put quotes around a text with special signs."
-            raise UsageError(message) from error
+            raise UsageError(f"{flag}: {text!r} is not valid YAML. Quote a text with special characters.") from error
         raise
     place(tree, [_flagged(Located(name), flag) for name in path.split(".")], value)
 
 
+def tree_of_flags(flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Flags as a section of a recipe."""
+    tree: dict[str, Any] = {}
+    for key, text in flags:
+        overlay(tree, key, text)
+    return tree
+
+
 def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set tree[a][b][c], making the mappings on the way."""
+    """Set tree[a][b][c], creating missing mappings."""
     *parents, last = path
     for name in parents:
         inner = tree.get(name)
-        if not isinstance(inner, dict):
-            inner = tree[name] = {}
+        if not isinstance(inner, dict):  # unset, or the name of a plug-in alone
+            inner = tree[name] = {"use": inner} if isinstance(inner, str) and inner != "none" else {}
         tree = inner
     tree[last] = value
 
 
 def _flagged(tree: Any, flag: str) -> Any:
-    """The same tree, its keys and scalars known to come from a flag."""
+    """Mark the tree's keys and scalars as coming from a flag; returns the tree."""
     if isinstance(tree, Located):
         tree.flag = flag
     for inner in [*tree, *tree.values()] if isinstance(tree, dict) else tree if isinstance(tree, list) else []:

@@ -15,7 +15,7 @@ from prefkit.distributed import device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.images import storable
-from prefkit.plugin_guard import described, guarded, lent, picture
+from prefkit.plugin_guard import copies, described, guarded, picture
 from prefkit.types import Candidate, Request, digest
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _from_function(
 
 def _from_class(instance: Any, name: str, requests: Sequence[Request], seeds: Sequence[int]) -> list[dict[str, Any]]:
     with guarded(name):
-        candidates = instance.generate(lent(requests), list(seeds))
+        candidates = instance.generate(copies(requests), list(seeds))
     _check_candidates(_same_length(candidates, requests, name), requests, name)
     return [
         {"image": picture(c.pil()), "encoded": c.image, "payload": c.payload, "extra": copy.deepcopy(dict(c.extra))}

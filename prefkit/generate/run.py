@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from prefkit.config import Generate, Model, Recipe, bounds
+from prefkit.config import Generate, Model, Recipe, bounds, compatibility
 from prefkit.distributed import Group, group
 from prefkit.errors import PrefkitError, StoreError, UsageError
 from prefkit.generate.generators import (
@@ -26,7 +26,7 @@ from prefkit.generate.requests import keep_known, read_requests
 from prefkit.models.load.trained import trained_model
 from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
-from prefkit.plugin_guard import told
+from prefkit.plugin_guard import error_summary
 from prefkit.store import Store
 from prefkit.store.table import Table, candidate_row, note_pace
 from prefkit.types import Candidate, Request, digest
@@ -64,7 +64,7 @@ def checked(
     Raises UsageError, PluginError, and FingerprintError if existing candidates were made with other settings.
     """
     settings = recipe.generate[name]
-    check(name, settings)
+    check(name, recipe)
     chosen = [r for r in requests if r.split in settings.splits][:limit]
     if not chosen:
         splits = ", ".join(sorted({r.split for r in requests}))
@@ -105,14 +105,11 @@ def _claim(store: Store, name: str, spec: dict[str, Any], empty: bool, write: bo
     table.claim(spec, remedy, empty=empty, write=write)
 
 
-def check(name: str, settings: Generate) -> None:
+def check(name: str, recipe: Recipe) -> None:
     """Raise UsageError for invalid settings, before anything is read."""
+    settings = recipe.generate[name]
     bounds.check(settings, f"generate.{name}")
-    if settings.model is not None and settings.use != "diffusers":
-        raise UsageError(
-            f"generate.{name}.model: {settings.model} is a trained diffusers model, and {settings.use} would not load "
-            "it. Write `use: diffusers`, or leave `model` out."
-        )
+    compatibility.check("generate", name, recipe)
     if settings.format not in FORMATS:
         raise UsageError(f"generate.{name}.format: {settings.format!r} is not known; choose {' or '.join(FORMATS)}.")
 
@@ -152,7 +149,7 @@ def run_generate(
         _check_agreed(processes, name, jobs)
         batches = processes.share([jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)])
         batches = [batch for batch in batches if any(job[3] not in done for job in batch)]
-        counts = processes.told({"wanted": len(jobs), "present": sum(job[3] in done for job in jobs)})
+        counts = processes.broadcast({"wanted": len(jobs), "present": sum(job[3] in done for job in jobs)})
         missing = counts["wanted"] - counts["present"]
         if missing:
             note(f"generate {name}: {missing} candidates to make, in batches of {settings.batch_size}")
@@ -275,7 +272,7 @@ def answer(call: Any, batch: Sequence[Job], size: int) -> tuple[list[dict[str, A
             if not out_of_memory(error) and len(part) > 1:
                 rows = [answer(call, [job], 1)[0][0] for job in part]
             elif not out_of_memory(error):
-                rows = [{"error": told(error)}]
+                rows = [{"error": error_summary(error)}]
             elif len(part) == 1:
                 rows = [{"error": f"out of memory with a batch of 1: {error}"}]
         if not rows:  # outside of `except`, whose traceback would keep the tensors
@@ -298,7 +295,7 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
     try:
         image = result.get("encoded") or encoded(result["image"], settings.format)
     except Exception as error:  # Pillow raises various errors for a mode or size that the format does not support
-        return Candidate(**base, error=f"the image could not be encoded: {told(error)}")
+        return Candidate(**base, error=f"the image could not be encoded: {error_summary(error)}")
     payload = result.get("payload")
     if settings.latents and result.get("latents") is not None:
         payload = latents_payload(result["latents"])

@@ -126,7 +126,7 @@ def _choose(store: Store, to: str, pairs: str | None, train: str | None) -> tupl
     except HFValidationError as error:
         raise UsageError(f"--to {to[:80]!r}: the Hub does not accept this name: {str(error)[:200]}") from error
     if not store.exists():
-        start = f"Start one with `prefkit generate {output.pasted(store.folder)}`."
+        start = f"Start one with `prefkit generate {output.shell_quoted(store.folder)}`."
         raise UsageError(f"{store.folder} is not a run folder: it has no run.json. {start}")
     if pairs and train:
         raise UsageError("push takes either --pairs NAME or --train NAME: a dataset and a model are two repositories.")

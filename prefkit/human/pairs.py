@@ -11,7 +11,7 @@ from random import Random
 import pandas as pd
 
 from prefkit.errors import UsageError
-from prefkit.output import pasted
+from prefkit.output import shell_quoted
 from prefkit.store import Store
 from prefkit.store.summary import candidate_index
 from prefkit.types import digest
@@ -46,7 +46,7 @@ def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
     if not ranked:
         raise UsageError(
             f"no request of {store.folder} has two candidates to compare. Generate more with "
-            f"`prefkit generate {pasted(store.folder)} --n 4`."
+            f"`prefkit generate {shell_quoted(store.folder)} --n 4`."
         )
     return _first(ranked, n, seed)
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from prefkit.config import Pair
 from prefkit.errors import NotYet
-from prefkit.output import pasted
+from prefkit.output import shell_quoted
 from prefkit.store import Store
 from prefkit.store.latest import located
 
@@ -89,7 +89,7 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
 
 
 def _missing(store: Store, name: str) -> str:
-    return f"{store.folder} has no {name}: run `prefkit generate {pasted(store.folder)}` first."
+    return f"{store.folder} has no {name}: run `prefkit generate {shell_quoted(store.folder)}` first."
 
 
 def hashed(ids: pa.ChunkedArray) -> np.ndarray:

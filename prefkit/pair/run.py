@@ -16,7 +16,7 @@ from prefkit import registry
 from prefkit.config import Pair, Recipe, bounds, content, plugin_options
 from prefkit.errors import NotYet, UsageError
 from prefkit.images import Background
-from prefkit.output import note, pasted, warn
+from prefkit.output import note, shell_quoted, warn
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.card import card
 from prefkit.pair.choose import Outcome, choose_by, lacking, tie_of, top_pairs
@@ -177,7 +177,7 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     """Return the weight of each score to pair on. Raises UsageError for a missing table, or if `needed` and none is left."""
     known = store.names("scores")
     if not known and needed:
-        text = f"{store.folder} has no scores: run `prefkit score {pasted(store.folder)}` first."
+        text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."
         raise NotYet(text, "score", list(config.weights))
     evaluation_only = {a for a in known if (store.scores(a).spec() or {}).get("evaluation_only")}
     weights = dict(config.weights) or {a: 1.0 for a in known if a not in evaluation_only}

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefkit.config import Compare, Recipe, bounds
+from prefkit.config import Compare, Recipe, bounds, compatibility
 from prefkit.distributed import device_of
 from prefkit.errors import NotYet, PrefkitError, UsageError
 from prefkit.images import Background
-from prefkit.output import Progress, note, pasted
-from prefkit.plugin_guard import guarded, lent, told
+from prefkit.output import Progress, note, shell_quoted
+from prefkit.plugin_guard import copies, error_summary, guarded
 from prefkit.registry import nearest
 from prefkit.score.core import close, decode, make_scorer, trusted
 from prefkit.score.judge.compare import check_verdicts, rates
@@ -68,6 +68,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], se
     from prefkit.models.precision import dtype_of
 
     settings = recipe.compare[name]
+    compatibility.check("compare", name, recipe)
     judge = judge_of(settings, name)
     pairs, table = chosen_pairs(store, settings, name), store.comparisons(name)
     done = decided(table)
@@ -108,15 +109,15 @@ def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
-        text = f"there is nothing to compare in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+        text = (
+            f"there is nothing to compare in {store.folder}: run `prefkit generate {shell_quoted(store.folder)}` first."
+        )
         raise NotYet(text, "generate")
     requests: dict[str, list[str]] = {}
     for cid, request in keys:
         requests.setdefault(request, []).append(cid)
     pairs: list[Ids] = []
     if settings.pairs == "all":
-        if settings.by:
-            raise UsageError(f"compare.{name}.by needs `pairs: extremes`.")
         for ids in requests.values():
             hashed = sorted(itertools.combinations(ids, 2), key=lambda pair: digest(*sorted(pair)))
             pairs += hashed[: settings.most]
@@ -191,7 +192,7 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         return failed
     try:
         with guarded(f"judge {settings.use}"):
-            shown = live if trusted(judge) else [(a, b) for a, b in zip(*(lent(side) for side in zip(*live)))]
+            shown = live if trusted(judge) else [(a, b) for a, b in zip(*(copies(side) for side in zip(*live)))]
             result = judge.compare(shown, settings.template, settings.aspect)
     except PrefkitError:
         raise
@@ -199,7 +200,10 @@ def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> 
         if len(live) > 1:
             return failed + [row for pair in live for row in verdicts(judge, settings, [pair])]
         ((a, b),) = live
-        return [*failed, Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, told(error))]
+        return [
+            *failed,
+            Comparison(a.id, b.id, None, settings.use, None, "both", settings.aspect, error_summary(error)),
+        ]
     check_verdicts(result, [(a.id, b.id) for a, b in live], settings.use)
     return [*failed, *result.shown, *result.rows]
 

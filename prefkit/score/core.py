@@ -17,7 +17,7 @@ from prefkit.config import plugin_options
 from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.models.memory import AdaptiveBatchSize, free_memory, out_of_memory
 from prefkit.paths import read_regular
-from prefkit.plugin_guard import guarded, is_own, lent, told, words
+from prefkit.plugin_guard import copies, error_summary, error_text, guarded, is_own
 from prefkit.score.contract import check_attributes, checked, row_of, scores_of
 from prefkit.score.declare import declared
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
@@ -127,7 +127,7 @@ def decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
 
 
 def undecodable(error: Exception) -> str:
-    return f"the image could not be decoded: {words(error)}"
+    return f"the image could not be decoded: {error_text(error)}"
 
 
 def _read(c: Candidate) -> Candidate:
@@ -174,14 +174,14 @@ def _score(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
     """Call the scorer, with fresh copies of the batch unless it is trusted; after an error, once per candidate."""
     try:
         with guarded(lambda: f"scorer {name_of(scorer)}"):
-            returned: Any = scorer.score(list(batch) if trusted(scorer) else lent(batch))
+            returned: Any = scorer.score(list(batch) if trusted(scorer) else copies(batch))
     except PrefkitError:
         raise
     except Exception as error:
         if out_of_memory(error):
             raise
         if len(batch) == 1 or scorer.scope == "within_request":
-            return [Score(None, error=told(error))] * len(batch)
+            return [Score(None, error=error_summary(error))] * len(batch)
         return [score for c in batch for score in _score(scorer, [c])]
     return [checked(score) for score in scores_of(returned, len(batch), lambda: f"scorer {name_of(scorer)}")]
 

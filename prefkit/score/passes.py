@@ -19,7 +19,7 @@ from prefkit.distributed import device_of
 from prefkit.errors import PluginError, PrefkitError
 from prefkit.models.long_prompts import truncation_warning
 from prefkit.output import Progress, warn
-from prefkit.plugin_guard import guarded, told
+from prefkit.plugin_guard import error_summary, guarded
 from prefkit.score.core import AdaptiveBatchSize, FunctionScorer, close, decoded_batches, score_batch
 from prefkit.score.embed.encoder import Encoder
 from prefkit.score.overlap import in_order
@@ -68,7 +68,9 @@ class Job:
         except PrefkitError as error:
             self.failure = error
         except Exception as error:
-            self.failure = PluginError(f"score {self.name}: {self.settings.use} could not be loaded: {told(error)}")
+            self.failure = PluginError(
+                f"score {self.name}: {self.settings.use} could not be loaded: {error_summary(error)}"
+            )
             self.failure.__cause__ = error
         self.seconds += time.monotonic() - start
         if self.failure is not None:

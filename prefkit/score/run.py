@@ -12,7 +12,7 @@ from prefkit.distributed import check_device, group
 from prefkit.errors import NotYet, PluginError, PrefkitError, UsageError
 from prefkit.images import Background
 from prefkit.models.precision import check_dtype
-from prefkit.output import note, pasted, warn
+from prefkit.output import note, shell_quoted, warn
 from prefkit.score.contract import spec_of
 from prefkit.score.core import check_requires, close, make_scorer
 from prefkit.score.licence import check_licence
@@ -147,7 +147,7 @@ def _job(
 
 
 def _nothing(store: Store) -> UsageError:
-    text = f"there is nothing to score in {store.folder}: run `prefkit generate {pasted(store.folder)}` first."
+    text = f"there is nothing to score in {store.folder}: run `prefkit generate {shell_quoted(store.folder)}` first."
     return NotYet(text, "generate")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from prefkit import interrupts
 from prefkit.distributed import device_of
 from prefkit.errors import PrefkitError, UsageError
-from prefkit.plugin_guard import guarded, told
+from prefkit.plugin_guard import error_summary, guarded
 from prefkit.score.core import close, make_scorer, score_batch
 from prefkit.score.licence import check_licence
 from prefkit.score.remote.connection import key_of
@@ -51,12 +51,12 @@ class Service:
         try:
             batch = [decode_item(item, self.paths) for item in request["items"]]
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            return {"error": f"this is not a request of the protocol ({told(error)})"}
+            return {"error": f"this is not a request of the protocol ({error_summary(error)})"}
         try:
             with self.lock:
                 return encode_answer(score_batch(self.scorer, batch))
         except Exception as error:
-            return {"error": str(error) if isinstance(error, PrefkitError) else told(error)}
+            return {"error": str(error) if isinstance(error, PrefkitError) else error_summary(error)}
 
 
 def serve_lines(service: Service) -> None:
@@ -68,7 +68,7 @@ def serve_lines(service: Service) -> None:
             request = json.loads(line)
             number = request["request"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            answer, number = {"error": f"this is not a request of the protocol ({told(error)})"}, None
+            answer, number = {"error": f"this is not a request of the protocol ({error_summary(error)})"}, None
         else:
             answer = service.answer(request)
         print(json.dumps({"request": number, **answer}), file=out, flush=True)

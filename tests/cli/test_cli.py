@@ -65,7 +65,7 @@ def test_dry_run_writes_nothing(recipe, cli):
     ("arguments", "message"),
     [
         (["genrate"], "Did you mean 'generate'"),
-        (["generate"], "which run?"),
+        (["generate"], "no run: give its folder"),
         (["generate", "-r", "none.yaml"], "none.yaml could not be read"),
         (["generate", "x", "--limit", "0"], "'0' is not a whole number above 0"),
         (["generate", "x", "--steps"], "--steps needs a value"),
@@ -108,6 +108,8 @@ def test_help_shows_the_recipes_values_and_the_plugins_options(recipe, cli):
     assert re.search(r"--background +white +colour that transparent images", out)
     code, out, _ = cli("pair", "-r", recipe, "--help")
     assert "options of topk_bottomk" in out and "pairs per request" in out
+    code, out, _ = cli("train", "-r", recipe, "--rank", 3, "--help")
+    assert "options of objective dpo" in out and re.search(r"--beta +\d", out) and re.search(r"--rank +3", out)
     for verb in ("generate", "score", "pair", "train", "eval", "report", "run", "plugins"):
         code, out, _ = cli(verb, "--help")
         assert code == 0 and out.startswith(f"prefkit {verb}: ")

@@ -70,7 +70,7 @@ def test_use_never_overwrites_another_entry(run):
     assert about(resolve(str(run), None, "pair", [("use", "topk_bottomk")]), "pair", [("use", "topk_bottomk")], []) == [
         "main"
     ]
-    with pytest.raises(UsageError, match="of which entry"):
+    with pytest.raises(UsageError, match="has several entries"):
         resolve(str(run), None, "pair", [("k", "3")])
 
 
@@ -93,7 +93,7 @@ def test_sections_given_in_python_are_laid_over_the_run_s_own_recipe(run):
     found = Run(run, train=given).recipe
     assert (found.model.base, list(found.score), found.train["b"].steps) == ("tiny", ["size"], 3)
     assert given == {"b": {"pairs": "main", "steps": 3}}
-    with pytest.raises(UsageError, match="must be text, not a function"):
+    with pytest.raises(UsageError, match="must be a string, not a function"):
         Run(run, score={"t": {"use": test_an_evaluation_without_models_is_of_every_training}})
 
 

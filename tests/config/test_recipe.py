@@ -87,7 +87,45 @@ def test_flags_win_over_the_recipe(recipe):
 def test_a_flag_of_several_entries_asks_which(recipe):
     from prefkit.config.resolve import resolve
 
-    with pytest.raises(UsageError, match="of which entry"):
+    with pytest.raises(UsageError, match="has several entries"):
         resolve(None, str(recipe), "score", [("batch_size", "2")])
     found = resolve(None, str(recipe), "score", [("batch_size", "2")], ["size"])
     assert found.score["size"].batch_size == 2 and found.score["taste"].batch_size == Recipe().score.get("x", 32)
+
+
+def test_a_short_flag_names_a_unique_option_of_a_block(recipe):
+    from prefkit.config.resolve import resolve
+
+    def train(*flags):
+        return resolve(None, str(recipe), "train", flags).train["dpo"]
+
+    found = train(("beta", "500"), ("rank", "3"), ("lora.alpha", "4"))
+    assert found.objective.options == {"beta": 500.0} and (found.lora.rank, found.lora.alpha) == (3, 4)
+    found = train(("dpo.sft", "0.5"), ("objective", "ipo"))  # the plug-in's name first, wherever it is given
+    assert (found.objective.use, found.objective.options) == ("ipo", {"sft": 0.5})
+    found = train(("online.rewards", "{size: 1}"), ("samples", "6"), ("steps", "7"))
+    assert (found.online.samples, found.online.steps, found.steps) == (6, None, 7)
+    with pytest.raises(UsageError, match="--mask_: unknown key|dpo.samples: unknown key"):
+        train(("samples", "6"))  # no block `online`
+    with pytest.raises(UsageError, match="unknown key. Did you mean"):
+        train(("lora", "none"), ("rank", "3"))
+
+
+def test_a_short_flag_of_two_blocks_is_refused_with_both_names(recipe, tmp_path):
+    from prefkit.config.resolve import resolve
+
+    (tmp_path / "o.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Options:\n    #: x\n    dropout: float = 0.0\n"
+        "class O:\n    Options = Options\n"
+    )
+    flags = [("objective", f"{tmp_path}/o.py:O"), ("dropout", "0.1")]
+    with pytest.raises(UsageError, match="--objective.dropout, --lora.dropout"):
+        resolve(None, str(recipe), "train", flags)
+
+
+def test_an_option_of_a_plug_in_that_is_named_alone_keeps_the_name(tmp_path):
+    from prefkit.config.resolve import resolve
+
+    path = write(tmp_path, "run: x\nscore: {size: jpeg}\ntrain: {a: {objective: ipo}}")
+    found = resolve(None, str(path), "score", [("size.direction", "expand"), ("train.a.objective.sft", "0.5")])
+    assert (found.score["size"].use, found.train["a"].objective.use) == ("jpeg", "ipo")

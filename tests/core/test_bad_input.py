@@ -48,7 +48,7 @@ def files(folder):
         ("  own: {", "  own/x: {", ":6: generate.own/x: 'own/x' cannot be a name"),
         ("use: jpeg}", "use: jpeg, direction: up}", "must be one of compress, expand."),
         ("  own: {", "  ? [a]\n  : {", ":6: a key must be a name, not a list or a mapping."),
-        ("use: jpeg}", "use: ':f'}", "scorer :f is half a name"),
+        ("use: jpeg}", "use: ':f'}", "scorer :f is incomplete"),
     ],
 )
 def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new, message):
@@ -62,10 +62,10 @@ def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new,
     ("arguments", "message"),
     [
         (["pair", "--k", "two"], "Error: --pair.main.k: must be a whole number, not two."),
-        (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty text."),
+        (["pair", "--k", ""], "Error: --pair.main.k: must be a whole number, not an empty string."),
         (["pair", "--k", "{"], "Error: --pair.main.k: '{' is not valid YAML."),
         (["pair", "--kk", "2"], "Error: --pair.main.kk: unknown key."),
-        (["pair", "--", "2"], "Error: '--' is no flag."),
+        (["pair", "--", "2"], "Error: '--' is not a flag."),
         (["plugins"], "Error: plugins takes neither a run nor a recipe"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--format", "jpg"], "generate.own.format: 'jpg' is not known; choose png or webp."),
         ("generate", ["--requests.test_share", "3"], "requests.test_share is 3: it must be between 0 and 1."),
         ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
-        ("generate", ["--device", "tpu"], "device 'tpu' is not known; choose cpu, cuda or mps."),
+        ("generate", ["--device", "tpu"], "unknown device 'tpu'; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
         ("pair", ["--generators", "[nope]"], "no candidates of nope; generators with candidates: own."),
         ("pair", ["--tie", "-1"], "pair.main.tie is -1: it must be at least 0"),
@@ -91,7 +91,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("train", ["--validate_every", "0"], "train.dpo.validate_every is 0"),
         ("train", ["--train.dpo.lora.dropout", "2"], "train.dpo.lora.dropout is 2"),
         ("train", ["--train.dpo.objective.beta", "-1"], "train.dpo.objective.beta is -1: it must be at least 0."),
-        ("train", ["--report_to", "wandb"], "train.dpo.report_to: 'wandb' is not known; choose none, tensorboard."),
+        ("train", ["--report_to", "wandb"], "train.dpo.report_to: 'wandb' is unknown; choose none, tensorboard."),
         ("eval", ["--seeds", "0"], "eval.held_out.seeds is 0: it must be at least 1."),
         ("eval", ["--bootstrap", "0"], "eval.held_out.bootstrap is 0"),
         ("eval", ["--base_steps", "[0]"], "eval.held_out.base_steps"),
@@ -289,8 +289,8 @@ def test_decisions_with_a_comma_too_many(drawn, cli):
     ("column", "value", "message"),
     [
         ("jpg_0", "x.png", "row 0: jpg_0 and jpg_1 must hold encoded images (bytes"),
-        ("p", 7.0, "row 0: p is 7.0; it is a probability"),
-        ("jpg_0", b"xx", "row 0: an image cannot be decoded (no image format that Pillow knows)"),
+        ("p", 7.0, "row 0: p is 7.0; it must be a probability"),
+        ("jpg_0", b"xx", "row 0: an image cannot be decoded (not an image format that Pillow knows)"),
     ],
 )
 def test_foreign_pairs_that_cannot_be(recipe, cli, column, value, message):
@@ -306,7 +306,7 @@ def test_a_loss_that_turns_nan_keeps_the_checkpoint_and_the_name_where_there_is_
     stages(cli, recipe, "generate", "score", "pair")
     wild = ["--learning_rate", "1e30", "--warmup", "0"]
     code, _, err = cli("train", "-r", recipe, *wild)
-    assert code == 1 and "is not finite" in err and "There is no checkpoint yet" in one_paragraph(err)
+    assert code == 1 and "is not finite" in err and "So far no checkpoint exists" in one_paragraph(err)
     code, _, err = cli("train", "-r", recipe, *wild, "--checkpoint_every", "1")
     assert code == 1 and "The checkpoint of step 1 is kept" in one_paragraph(err)
     folder = recipe.parent / "run/train/dpo"

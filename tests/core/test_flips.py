@@ -190,7 +190,7 @@ class Rank:
     def __init__(self, main, told):
         self.main, self.told = main, told
 
-    def most(self, number):
+    def max(self, number):
         self.told.append(number)
         return max(self.told)
 

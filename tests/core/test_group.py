@@ -60,7 +60,7 @@ def test_every_error_of_one_process_is_the_same_in_the_others(kind):
     if kind is errors.NotYet:
         assert (other.verb, tuple(other.names)) == (first.verb, first.names)
     if kind is errors.TooManyFailures:
-        assert other.found == first.found
+        assert other.counts == first.counts
 
 
 def test_a_scorer_that_one_process_cannot_make_stops_in_both_and_the_others_score(tmp_path, monkeypatch):

@@ -26,15 +26,27 @@ def test_everything_that_prefkit_prints_is_escaped(capsys, monkeypatch):
     output.emit({}, False, [{HOSTILE: HOSTILE, "n": 1}])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with output.Progress(HOSTILE, 2) as progress:
-        progress.shown -= 60
         progress.update(1, extra=HOSTILE)
+        progress._bar.refresh()
     out, err = capsys.readouterr()
     shown = "a\\x1b[31mred\\x1b]0;title\\x07 b"
-    assert out.count(shown) == 2 and err.count(shown) == 6
-    rest = err.replace("\r\x1b[K", "")  # the progress line's own
+    assert out.count(shown) == 2 and err.count(shown) == 6 and f"extra={shown}" in err
+    rest = err.replace("\r", "").replace("\x1b[A", "")  # the progress bar's own
     for text in (out, rest):
         assert not [c for c in text if c not in "\n" and (not c.isprintable())] and "\u202e" not in text
     assert output.safe("日本語 👩\u200d🚀 é\n\tx") == "日本語 👩\u200d🚀 é\n\tx"
+
+
+def test_progress_outside_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(output, "quiet", False)
+    for seconds, lines in ((0.0, 3), (30.0, 0)):
+        monkeypatch.setattr(output, "LINE_EVERY", seconds)
+        with output.Progress("train dpo", 3) as progress:
+            for _ in range(3):
+                progress.update(loss=0.25)
+        err = capsys.readouterr().err
+        assert err.count("\n") >= lines and "\r" not in err and ("loss=0.25" in err) == bool(lines)
+        assert lines or not err
 
 
 @pytest.mark.parametrize(("terminal", "seconds"), [(False, (30, 60, 90)), (True, range(1, 100))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefkit.config import Eval, Generate, Model, Pair, Recipe, Train
+from prefkit.config import Eval, Generate, Model, Pair, Recipe, Train, compatibility
 from prefkit.errors import UsageError
 from prefkit.evaluate import sets
 from prefkit.evaluate.sets import controls_report
@@ -81,9 +81,9 @@ def test_the_generator_of_an_evaluation_is_one_that_loads_models():
     recipe = Recipe(generate={"drawn": drawn, "own": own})
     assert sets.settings_of(recipe, Eval())[0] == "own"
     with pytest.raises(UsageError, match="loads no trained model"):
-        sets.settings_of(recipe, Eval(generator="drawn"))
+        compatibility.check("eval", "e", recipe, Eval(generator="drawn"))
     with pytest.raises(UsageError, match="use: diffusers"):
-        sets.settings_of(Recipe(generate={"drawn": drawn}), Eval())
+        compatibility.check("eval", "e", Recipe(generate={"drawn": drawn}), Eval())
 
 
 def test_missing_controls_are_named():

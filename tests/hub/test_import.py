@@ -209,7 +209,7 @@ def test_a_mended_image_is_taken_on_the_next_run(tmp_path):
     (source / "w" / "1.png").write_bytes(whole[:200])
     with pytest.raises(TooManyFailures, match="1 of 2 rows") as error:
         imported(source, tmp_path / "run")
-    assert error.value.found["failed"] == 1 and error.value.found["comparisons"] == 1
+    assert error.value.counts["failed"] == 1 and error.value.counts["comparisons"] == 1
     state = json.loads((tmp_path / "run" / ".imports" / "folders.json").read_text())
     assert "1.png" in next(iter(state["failed"].values()))
     (source / "w" / "1.png").write_bytes(whole)

@@ -128,7 +128,7 @@ def test_a_json_cannot_name_files_outside(tmp_path):
     (source / "train.json").write_text(json.dumps(rows_))
     with pytest.raises(TooManyFailures) as error:
         run_import(Store(tmp_path / "run"), str(source))
-    assert error.value.found["failed"] == 2 and error.value.found["candidates"] == 0
+    assert error.value.counts["failed"] == 2 and error.value.counts["candidates"] == 0
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -172,7 +172,7 @@ def test_bad_rows_are_counted_with_file_and_row_and_the_rest_is_kept(tmp_path):
     layouts.pq.write_table(layouts.pa.Table.from_pylist(table), path)
     with pytest.raises(TooManyFailures) as error:
         run_import(Store(tmp_path / "run"), str(source))
-    assert error.value.found["failed"] == 4 and error.value.found["comparisons"] == 2
+    assert error.value.counts["failed"] == 4 and error.value.counts["comparisons"] == 2
     failed = json.loads((tmp_path / "run" / ".imports" / "pickapic.json").read_text())["failed"]
     said = [text.removeprefix(str(path)) for text in failed.values()]
     assert [text.split(":")[0] for text in said] == [" row 2", " row 3", " row 5", " row 6"]

@@ -12,7 +12,8 @@ import types
 import pytest
 import torch
 
-from prefkit.config import Generate, Model
+from prefkit.config import Eval, Generate, Model, Recipe, Train, compatibility
+from prefkit.config.plugin_options import make
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.models import quantize
@@ -83,14 +84,11 @@ def test_quantisation_is_part_of_what_a_model_and_its_candidates_are(tiny):
     assert "quantize" not in specs[0] and specs[1]["quantize"] == "int8" and specs[2]["quantize"] == "nf4"
 
 
-def test_a_single_file_is_refused(monkeypatch, load, tmp_path):
-    present(monkeypatch, "torchao")
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"")
-    from prefkit.models.load.pipeline import load_pipeline
-
-    with pytest.raises(UsageError, match="is a single file"):
-        load_pipeline(file, quantize="int8")
+@pytest.mark.parametrize(("stage", "entry"), [("generate", Generate()), ("train", Train()), ("eval", Eval())])
+def test_a_single_file_is_refused(stage, entry):
+    recipe = Recipe(model=Model("model.safetensors", quantize="int8"), generate={"own": Generate()})
+    with pytest.raises(UsageError, match="model.quantize is int8, but model.safetensors is a single file"):
+        compatibility.check(stage, "own", recipe, entry, make("objective", "dpo", {}))
 
 
 # -- with torchao ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from prefkit.config import Pair, Recipe, compatibility
 from prefkit.errors import UsageError
 from prefkit.pair.combine import combine, normalise
 
@@ -94,8 +95,8 @@ def test_global_scope_counts_all_candidates_as_one_request():
     values, groups = np.array([0.0, 1.0, 5.0, 10.0]), np.array([0, 0, 1, 1])
     np.testing.assert_allclose(normalise(values, groups, "minmax", "global"), values / 10)
     np.testing.assert_allclose(normalise(values, groups, "minmax"), [0, 1, 0, 1])
-    with pytest.raises(UsageError, match="scope 'global' is not possible with winrate"):
-        normalise(values, groups, "winrate", "global")
+    with pytest.raises(UsageError, match="scope is global, but winrate compares candidates of one request"):
+        compatibility.check("pair", "main", Recipe(), Pair(normalise="winrate", scope="global"))
 
 
 def test_unknown_normalisation():

@@ -12,7 +12,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from prefkit.config import Compare, Recipe, Score
+from prefkit.config import Compare, Recipe, Score, compatibility
 from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.score import compare as comparing
 from prefkit.score.compare import chosen_pairs, run_compare
@@ -153,10 +153,11 @@ def test_which_pairs(store):
     for wrong, said in [
         (Compare(pairs="extremes", by="sise"), "Did you mean 'size'"),
         (Compare(pairs="best"), "choose all or extremes"),
-        (Compare(by="size"), "needs `pairs: extremes`"),
     ]:
         with pytest.raises(UsageError, match=said):
             chosen_pairs(store, wrong, "j")
+    with pytest.raises(UsageError, match="compare.j.by is for pairs: extremes"):
+        compatibility.check("compare", "j", Recipe(), Compare(by="size"))
 
 
 def test_an_image_that_cannot_be_read_fails_its_pairs_alone(store, faulty, tmp_path):

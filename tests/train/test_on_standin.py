@@ -169,16 +169,16 @@ def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch
         score, generate = {"size": Score(use="jpeg")}, {"own": Generate(steps=2, guidance=3.0)}
         recipe = replace(recipe, generate=generate, score=score)
         if at is not None:
-            monkeypatch.setattr(watch.Watch, "look", failing(watch.Watch, "look", at))
+            monkeypatch.setattr(watch.SampleMonitor, "evaluate", failing(watch.SampleMonitor, "evaluate", at))
         assert run_train(store, recipe, "dpo")["done"]
         rows = [json.loads(line) for line in (store.train("dpo") / "metrics.jsonl").read_text().splitlines()]
         found.append([row["watch"]["size"]["mean"] for row in rows if "watch" in row])
-    assert "looking at samples: out of memory with 2 images at once. Continuing with 1" in capsys.readouterr().err
+    assert "sample evaluation: out of memory with 2 images at once. Continuing with 1" in capsys.readouterr().err
     assert found[0] == pytest.approx(found[1], rel=1e-3)
     monkeypatch.undo()
-    monkeypatch.setattr(watch.Watch, "look", failing(watch.Watch, "look", always))
+    monkeypatch.setattr(watch.SampleMonitor, "evaluate", failing(watch.SampleMonitor, "evaluate", always))
     store, recipe = run(**BIG, where="none", **settings)
-    with pytest.raises(TrainingError, match=r"looking at samples: out of memory.*generate\.NAME\.height"):
+    with pytest.raises(TrainingError, match=r"sample evaluation: out of memory.*generate\.NAME\.height"):
         run_train(store, replace(recipe, generate=generate, score=score), "dpo")
     monkeypatch.undo()
 
@@ -187,7 +187,7 @@ def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch
 
     monkeypatch.setattr("prefkit.train.monitor.sample_eval.load_pipeline", out)
     store, recipe = run(**BIG, where="loading", **settings)
-    with pytest.raises(TrainingError, match="in a look at samples. A look loads the VAE"):
+    with pytest.raises(TrainingError, match="in the sample evaluation. It loads the VAE"):
         run_train(store, replace(recipe, generate=generate, score=score), "dpo")
 
 

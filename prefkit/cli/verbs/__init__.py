@@ -1,1 +1,1 @@
-"""Verbs that are no stage, a file each. Imported when they are called."""
+"""The verbs that are not stages, one file each, imported on use."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prefkit import output
+from prefkit import output, registry
 from prefkit.errors import UsageError
 
 POSITIONAL = (
@@ -15,34 +15,34 @@ ADAPTERS = ("diffusers", "kohya", "comfyui")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from prefkit.cli.verbs.layouts import describe
+    from prefkit.cli.help import describe_layouts
 
-    parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write; it appears when it is whole")
-    parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="what to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it holds an earlier export")
-    describe(parser, "exporter", "prefkit export runs/x/main out/ --as folders")
+    parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write; it appears when it is complete")
+    parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="the layout to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    describe_layouts(parser, "exporter", "prefkit export runs/x/main out/ --as folders")
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit import registry
     from prefkit.hub.export_run import run_export
 
     layouts = [*sorted({*registry.builtin("exporter"), *registry.offered("exporter")}), *ADAPTERS]
     if known.layout and ":" not in known.layout and known.layout not in layouts:
         close = registry.nearest(known.layout, layouts)
-        raise UsageError(f"export: there is no layout {known.layout!r}.{close} Choose one of {', '.join(layouts)}.")
-    if known.run_folder and known.out and known.layout in ADAPTERS:
-        from prefkit.models.lora.files import export_as
-
-        if flags:
-            raise UsageError(f"export --as {known.layout} has no option {flags[0][0]}.")
-        found = export_as(known.run_folder, known.out, known.layout, known.overwrite)
-        output.emit(found, known.json, [found])
-        return 0
+        raise UsageError(f"export: unknown layout {known.layout!r}.{close} Choose one of {', '.join(layouts)}.")
     if not known.run_folder or not known.out or not known.layout or known.recipe:
         raise UsageError(
             f"export needs pairs, a folder and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {', '.join(layouts)}."
         )
-    found = run_export(known.run_folder, known.out, layout=known.layout, flags=dict(flags), overwrite=known.overwrite)
-    output.emit(found, known.json, [found])
+    if known.layout in ADAPTERS:
+        from prefkit.models.lora.files import export_as
+
+        if flags:
+            raise UsageError(f"export --as {known.layout} has no option {flags[0][0]}.")
+        result = export_as(known.run_folder, known.out, known.layout, known.overwrite)
+    else:
+        result = run_export(
+            known.run_folder, known.out, layout=known.layout, flags=dict(flags), overwrite=known.overwrite
+        )
+    output.emit(result, known.json, [result])
     return 0

@@ -1,4 +1,4 @@
-"""fit: data of the user's -> a scorer, in a folder that the scorer of that name loads by path."""
+"""fit: your data -> a scorer, in a folder that the scorer of that name loads by path."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 from typing import Any
 
 from prefkit import output, registry
-from prefkit.config import plugin_options
+from prefkit.config import plugin_options, reader
 from prefkit.distributed import group
 from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described, guarded
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | file.py:Class")
-#: what a fitted folder is named by in a recipe
+#: fitter -> the recipe entry that uses the fitted folder {0}
 USE = {
     "vbpr": "use: vbpr, model: {0}",
     "outfit_compat": "use: outfit_compat, model: {0}",
@@ -22,71 +22,43 @@ USE = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    pass
-
-
 def more_help(known: argparse.Namespace) -> list[str]:
-    """The chosen fitter's options."""
+    """The chosen fitter's options, or the fitters."""
     from prefkit.cli.help import options_table
 
-    if not known.run_folder:
-        names = registry.builtin(KIND)
-        return [
-            *(f"  {name:16}{text}" for name, text in names.items()),
-            "",
-            "prefkit fit NAME --help lists its options.",
-            "",
-        ]
-    found = registry.load_class(KIND, known.run_folder)
-    return [f"options of {known.run_folder}:", options_table(found.Options), ""]
+    if known.run_folder:
+        kind = registry.load_class(KIND, known.run_folder)
+        return [f"options of {known.run_folder}:", options_table(kind.Options), ""]
+    fitters = [f"  {name:16}{text}" for name, text in registry.builtin(KIND).items()]
+    return [*fitters, "", "prefkit fit NAME --help lists its options.", ""]
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     name = known.run_folder
     if known.recipe or not name:
-        raise UsageError(
-            f"fit takes the name of what to fit ({', '.join(registry.builtin(KIND))}) and its options as flags."
-        )
+        known_names = ", ".join(registry.builtin(KIND))
+        raise UsageError(f"fit takes the name of a fitter ({known_names}) and its options as flags.")
     kind = registry.load_class(KIND, name)
-    options = plugin_options.options(kind, _tree(flags), f"fit {name}")
+    options = plugin_options.options(kind, reader.tree_of_flags(flags), f"fit {name}")
     with guarded(f"fitter {name}"):
         fitter = kind(options)
-        shared = getattr(kind, "shared", False)
-        found: dict[str, Any] = fitter.run() if shared else group().lead(fitter.run)
-    if not isinstance(found, dict):
-        raise PluginError(f"fitter {name} returned {described(found)}; a dict of what it measured is needed.")
-    output.emit(found, known.json, rows_of(found))
+        result: Any = fitter.run() if getattr(kind, "shared", False) else group().lead(fitter.run)
+    if not isinstance(result, dict):
+        raise PluginError(f"fitter {name} returned {described(result)}; it must return a dict of its measurements.")
+    output.emit(result, known.json, _rows(result))
     if name in USE:
-        where = fitter.options.out or f"fitted/{name}"
-        output.hint(f"in a recipe: score: {{mine: {{{_use(name, fitter.options, where)}}}}}")
+        use = USE[name].format(fitter.options.out or f"fitted/{name}")
+        if name == "clip_preference" and getattr(fitter.options, "library", "") == "open_clip":
+            use = f"use: clip, model: 'local-dir:{fitter.options.out or f'fitted/{name}'}'"
+        output.hint(f"in a recipe: score: {{mine: {{{use}}}}}")
     return 0
 
 
-def _use(name: str, options: Any, where: str) -> str:
-    if getattr(options, "library", "") == "open_clip" and name == "clip_preference":
-        return f"use: clip, model: 'local-dir:{where}'"
-    return USE[name].format(where)
-
-
-def _tree(flags: list[tuple[str, str]]) -> dict[str, Any]:
-    """Flags as a recipe's section would have them."""
-    from prefkit.config.reader import overlay
-
-    tree: dict[str, Any] = {}
-    for key, text in flags:
-        overlay(tree, key, text)
-    return tree
-
-
-def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The measured numbers, a row each, then counts."""
+def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measured numbers, a row each, then the counts."""
     rows: list[dict[str, Any]] = []
-    for name, value in found.get("validation", {}).items():
-        if isinstance(value, dict):
-            rows.append(
-                {"measured": name, "value": value["mean"], "low": value["low"], "high": value["high"], "n": value["n"]}
-            )
-        else:
-            rows.append({"measured": name, "value": value})
-    return rows + [{"measured": name, "value": value} for name, value in found.get("counts", {}).items()]
+    for name, value in result.get("validation", {}).items():
+        values = value if isinstance(value, dict) else {"mean": value}
+        columns = {"value": "mean", "low": "low", "high": "high", "n": "n"}
+        rows.append({"measured": name} | {c: values[key] for c, key in columns.items() if key in values})
+    return rows + [{"measured": name, "value": value} for name, value in result.get("counts", {}).items()]

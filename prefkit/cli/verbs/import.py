@@ -14,28 +14,22 @@ POSITIONAL = ("SOURCE", "file or folder, or a datasets id (then with --as)")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from prefkit.cli.verbs.layouts import describe
+    from prefkit.cli.help import describe_layouts
 
-    parser.add_argument("into", nargs="?", metavar="RUN", help="folder of the run; made where it is not there")
-    parser.add_argument(
-        "--as",
-        dest="layout",
-        metavar="LAYOUT",
-        help="what SOURCE is (votes: files that voting pages saved); told by looking where that is plain",
-    )
-    parser.add_argument(
-        "--name", metavar="NAME", help="candidates/NAME, comparisons/NAME, scores/NAME.rating (the layout's)"
-    )
-    parser.add_argument("--copy", action="store_true", help="copy images into the run; else files stay where they are")
-    parser.add_argument(
-        "--pairs", action="store_true", help="also pairs/NAME from the verdicts, so that train can start"
-    )
-    parser.add_argument("--test-share", type=share, default=0.1, help="held-out share where SOURCE has no splits (0.1)")
-    parser.add_argument("--max-failed", type=share, default=0.001, help="share of unusable rows to bear (0.001)")
-    describe(parser, "importer", "prefkit import pickapic_v2/ runs/x --pairs")
+    add = parser.add_argument
+    add("into", nargs="?", metavar="RUN", help="folder of the run; it is created if missing")
+    text = "the layout of SOURCE (votes: files that voting pages saved); detected if it is unambiguous"
+    add("--as", dest="layout", metavar="LAYOUT", help=text)
+    add("--name", metavar="NAME", help="candidates/NAME, comparisons/NAME, scores/NAME.rating (default: the layout's)")
+    add("--copy", action="store_true", help="copy images into the run; by default files are referenced")
+    add("--pairs", action="store_true", help="also write pairs/NAME from the verdicts, so that train can start")
+    text = "fraction of requests to hold out if SOURCE has no splits (0.1)"
+    add("--test-share", type=fraction, default=0.1, help=text)
+    add("--max-failed", type=fraction, default=0.001, help="fraction of unusable rows to accept (0.001)")
+    describe_layouts(parser, "importer", "prefkit import pickapic_v2/ runs/x --pairs")
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -52,18 +46,16 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     if not known.run_folder or not known.into or known.recipe:
         raise UsageError(
-            "import wants a source and a run: prefkit import SOURCE RUN [--as LAYOUT]. See prefkit import --help."
+            "import needs a source and a run: prefkit import SOURCE RUN [--as LAYOUT]. See prefkit import --help."
         )
     use_background(Path(known.into))
+    folder = output.shell_quoted(known.into)
     if known.layout == "votes" or (known.layout is None and vote_files(known.run_folder)):
-        counts = import_votes(Store(known.into), known.run_folder, known.name or "votes")
-        output.emit(counts, known.json, [counts])
-        output.hint(
-            f"next: prefkit report {output.pasted(known.into)} (agreement), or prefkit pair {output.pasted(known.into)} --use comparisons"
-        )
+        _emit(import_votes(Store(known.into), known.run_folder, known.name or "votes"), known.json)
+        output.hint(f"next: prefkit report {folder} (agreement), or prefkit pair {folder} --use comparisons")
         return 0
     try:
-        found = run_import(
+        counts = run_import(
             Store(known.into),
             known.run_folder,
             layout=known.layout,
@@ -75,17 +67,12 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             max_failed=known.max_failed,
         )
     except TooManyFailures as error:
-        _emit(error.found, known.json)
+        _emit(error.counts, known.json)
         raise
-    _emit(found, known.json)
-    train = (
-        f"prefkit train {output.pasted(known.into)}"
-        if known.pairs
-        else f"prefkit pair {output.pasted(known.into)} --use comparisons"
-    )
-    output.hint(f"next: {train}")
+    _emit(counts, known.json)
+    output.hint(f"next: prefkit train {folder}" if known.pairs else f"next: prefkit pair {folder} --use comparisons")
     return 0
 
 
-def _emit(found: dict[str, Any], as_json: bool) -> None:
-    output.emit(found, as_json, [{k: v for k, v in found.items() if not isinstance(v, dict)}])
+def _emit(counts: dict[str, Any], as_json: bool) -> None:
+    output.emit(counts, as_json, [{key: value for key, value in counts.items() if not isinstance(value, dict)}])

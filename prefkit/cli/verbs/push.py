@@ -13,37 +13,37 @@ from prefkit.store import Store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", metavar="OWNER/NAME", help="the repository; it is made, private, where it is missing")
-    parser.add_argument("--pairs", metavar="NAME", help="these pairs, as a dataset (the run's only ones by default)")
+    parser.add_argument("--to", metavar="OWNER/NAME", help="the repository; created, private, if missing")
+    parser.add_argument("--pairs", metavar="NAME", help="these pairs, as a dataset (default: the run's only pairs)")
     parser.add_argument("--train", metavar="NAME", help="the result of this training, as a model")
     parser.add_argument("--public", action="store_true", help="make the repository public")
-    parser.add_argument("--dry-run", action="store_true", help="write the files locally and list them; contact nothing")
+    parser.add_argument("--dry-run", action="store_true", help="write the files locally and list them; send nothing")
     parser.add_argument(
         "--remove",
         action="append",
         default=[],
         metavar="IDS",
-        help="take these candidates out, comma-separated (may repeat)",
+        help="remove these candidates, comma-separated ids (may repeat)",
     )
     parser.add_argument(
         "--squash",
         action="store_true",
-        help="leave one commit and none of the earlier tags of push: nothing can be undone",
+        help="keep one commit and no earlier tags of push; this cannot be undone",
     )
-    parser.add_argument("--license", metavar="ID", help="the licence to state in the card, as the Hub names it")
+    parser.add_argument("--license", metavar="ID", help="licence for the card, as the Hub names it")
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit.hub.push import push
 
     if not known.to:
-        raise UsageError("push: --to is missing: give the repository as owner/name, for example --to you/wardrobe.")
-    # a finished run needs no plug-in of its recipe any more
+        raise UsageError("push: --to is missing. Give the repository as owner/name, for example --to you/wardrobe.")
+    # a finished run is pushed without loading the plug-ins of its recipe
     store = Store(known.run_folder) if known.run_folder and not (known.recipe or flags) else None
     if store is None or not store.exists():
         store = open_run("push", known, flags).store
     use_background(store.folder)
-    found: dict[str, Any] = push(
+    result: dict[str, Any] = push(
         store,
         known.to,
         pairs=known.pairs,
@@ -54,12 +54,12 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         squash=known.squash,
         licence=known.license,
     )
-    rows = [{"file": path, "bytes": size} for path, size in found["files"].items()]
-    rows.append({"file": found["repository"], "bytes": found["bytes"]})
-    output.emit(found, known.json, rows)
+    rows = [{"file": path, "bytes": size} for path, size in result["files"].items()]
+    rows.append({"file": result["repository"], "bytes": result["bytes"]})
+    output.emit(result, known.json, rows)
     if known.dry_run:
-        output.hint(f"nothing was sent. Read {found['folder']}/README.md, then push without --dry-run.")
+        output.hint(f"nothing was sent. Read {result['folder']}/README.md, then push without --dry-run.")
     else:
-        state = "pushed" if found["changed"] else "unchanged, no commit made"
-        output.note(f"{found['url']}: {state}; tag {found['tag']}; {'private' if found['private'] else 'public'}")
+        state = "pushed" if result["changed"] else "unchanged, no commit made"
+        output.note(f"{result['url']}: {state}; tag {result['tag']}; {'private' if result['private'] else 'public'}")
     return 0

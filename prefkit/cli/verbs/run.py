@@ -3,53 +3,55 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from prefkit import output
-from prefkit.cli.main import NEXT, open_run, rows_of, told
+from prefkit.api import STAGES, Run
+from prefkit.cli.main import dry_run, open_run, rows_of
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fast", action="store_true", help="with the recipe's `fast` section laid over it")
+    parser.add_argument("--fast", action="store_true", help="apply the recipe's section `fast`")
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("run", known, flags)
-    if known.limit:
-        run = trial(run, known.limit)
-    verbs = [name for name in NEXT if getattr(run.recipe, name) and needed(name, run.recipe)]
+    if known.limit:  # a trial in its own folder: results for a few requests are not those of the recipe
+        run = Run(recipe=replace(run.recipe, run=f"{run.recipe.run}-limit{known.limit}"))
+        output.note(f"--limit {known.limit} is a trial; its folder is {run.folder}.")
+    verbs = [name for name in STAGES if getattr(run.recipe, name) and needed(name, run.recipe)]
     if not verbs:
         raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
-    # --limit counts requests; what is scored, and trained steps, are what the recipe says
+    # --limit counts requests, not scored candidates or training steps
     limits = {name: known.limit if name in ("generate", "pair", "eval") else None for name in verbs}
     if known.dry_run:
-        from prefkit.cli.dry_run import plan
-
-        return told(plan(run.store, run.recipe, limits, [], known.controls), known.json)
+        return dry_run(run, limits, known)
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()
     processes.wait()  # all have read the recipe before a stage writes it
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, limit in limits.items():
         options = {"controls": known.controls} if name == "train" else {}
         try:
-            found[name] = run.stage(name, limit=limit, **options)
+            results[name] = run.stage(name, limit=limit, **options)
         except TooManyFailures as error:
-            output.emit(found | {name: error.found}, known.json, rows_of(name, error.found))
+            output.emit(results | {name: error.counts}, known.json, rows_of(name, error.counts))
             raise
         if name != "eval":
-            output.note(output.table(rows_of(name, found[name])))
+            output.note(output.table(rows_of(name, results[name])))
     path = processes.lead(lambda: str(run.report()))
     from prefkit.evaluate.summary import summary_rows
 
-    rows = summary_rows(list(found.get("eval", {}).values()))
-    output.emit(found | {"report": path}, known.json, rows or [{"run": str(run.folder)}])
+    rows = summary_rows(list(results.get("eval", {}).values()))
+    output.emit(results | {"report": path}, known.json, rows or [{"run": str(run.folder)}])
     if rows:
         output.note(
-            "* chose the pairs or was the reward (?: not known), so it is no evidence. Wins: tuned over base, ties count half."
+            "* this score chose the pairs or was the reward (?: unknown), so it does not count as evidence. "
+            "Wins: tuned over base, ties count half."
         )
     if output.main and not known.json:
         output.say(output.safe(f"report: {path}"))
@@ -58,17 +60,6 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def needed(verb: str, recipe: Any) -> bool:
-    """Online training makes and judges its own candidates: where all is online, the first stages have nothing to do."""
-    online = bool(recipe.train) and all(t.online is not None for t in recipe.train.values())
+    """False for the first three stages if every training is online: it generates and scores its own candidates."""
+    online = bool(recipe.train) and all(train.online is not None for train in recipe.train.values())
     return not (online and verb in ("generate", "score", "pair"))
-
-
-def trial(run: Any, limit: int) -> Any:
-    """The same recipe in a folder of its own, since what is trained on a few requests is not what the recipe says."""
-    from dataclasses import replace
-
-    from prefkit.api import Run
-
-    folder = f"{run.recipe.run}-limit{limit}"
-    output.note(f"--limit {limit} is a trial; it goes to {folder}.")
-    return Run(recipe=replace(run.recipe, run=folder))

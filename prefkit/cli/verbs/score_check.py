@@ -1,65 +1,61 @@
-"""prefkit score --check NAME: the conformance test of a scorer, with its options as flags."""
+"""score --check NAME: the conformance test of a scorer, with its options as flags."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import islice
 from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import reader
 from prefkit.errors import UsageError
 
-OWN = ("extra", "device", "dtype", "accept_license")
-TAKEN = 6  # candidates of a run
-WORDS = {True: "ok", False: "FAILED", None: "not looked at"}
+CHECK_FLAGS = ("extra", "device", "dtype", "accept_license")
+SAMPLE_SIZE = 6  # candidates of a run
+RESULTS = {True: "ok", False: "FAILED", None: "not checked"}
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    """Exit code 1 where a check fails."""
+    """Exit code 1 if a check fails."""
     from prefkit.distributed import device_of
     from prefkit.score.check import check_scorer
     from prefkit.score.core import make_scorer
     from prefkit.score.licence import check_licence
 
-    own = {key: text for key, text in flags if key in OWN}
-    tree: dict[str, Any] = {}
-    for key, text in flags:
-        if key not in OWN:
-            reader.overlay(tree, key, text)
-    extra = _extra(own.get("extra", "{}"))
+    settings = {key: text for key, text in flags if key in CHECK_FLAGS}
+    options = reader.tree_of_flags([flag for flag in flags if flag[0] not in CHECK_FLAGS])
+    extra = _extra(settings.get("extra", "{}"))
     registry.check_name("scorer", known.check)
-    scorer = make_scorer(known.check, tree, f"score --check {known.check}")
-    check_licence(scorer, [own.get("accept_license", "")], f"score --check {known.check}")
+    scorer = make_scorer(known.check, options, f"score --check {known.check}")
+    check_licence(scorer, [settings.get("accept_license", "")], f"score --check {known.check}")
     try:
-        scorer.load(device_of(own.get("device")), own.get("dtype", "float32"))
-        found = check_scorer(scorer, _of_run(known.run_folder), extra)
+        scorer.load(device_of(settings.get("device")), settings.get("dtype", "float32"))
+        checks = check_scorer(scorer, _candidates(known.run_folder), extra)
     finally:
         getattr(scorer, "close", lambda: None)()
-    rows = [{"check": c.name, "result": WORDS[c.ok], "detail": c.detail} for c in found]
+    rows = [{"check": check.name, "result": RESULTS[check.ok], "detail": check.detail} for check in checks]
     output.emit(rows, known.json, rows)
-    return 1 if any(c.ok is False for c in found) else 0
+    return 1 if any(check.ok is False for check in checks) else 0
 
 
 def _extra(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        extra = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f'--extra: {text!r} is no JSON object, such as \'{{"user": "u1"}}\'.')
-    return found
+        extra = None
+    if not isinstance(extra, dict):
+        raise UsageError(f'--extra: {text!r} is not a JSON object, such as \'{{"user": "u1"}}\'.')
+    return extra
 
 
-def _of_run(folder: str | None) -> list[Any]:
+def _candidates(folder: str | None) -> list[Any]:
     """The first candidates of a run that have an image."""
     if folder is None:
         return []
-    from itertools import islice
-
     from prefkit.store import Store
 
-    found = list(islice((c for c in Store(folder).iter_candidates() if c.error is None), TAKEN))
-    if not found:
+    candidates = list(islice((c for c in Store(folder).iter_candidates() if c.error is None), SAMPLE_SIZE))
+    if not candidates:
         raise UsageError(f"{folder} has no candidates to check a scorer on; leave the run out for made-up images.")
-    return found
+    return candidates

@@ -67,7 +67,7 @@ def load_pipeline(
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
     source = located(base)
     variant = _check_source(source, wanted)
-    _check_quantized(source, quantize, device)
+    check_quantize(quantize, device)
     open_pipeline = partial(_from_pretrained, source, revision, torch_dtype, trust_remote_code, variant)
     if source.endswith(SINGLE_FILES):
         pipe = from_single_file(source, torch_dtype, config)
@@ -115,7 +115,7 @@ def check_model(model: Model, device: str, dtype: str = "float32", scheduler: st
     dtype_of(dtype)
     source = located(model.base)
     _check_source(source, PARTS)
-    _check_quantized(source, model.quantize, device)
+    check_quantize(model.quantize, device)
     if scheduler is not None:
         _scheduler(scheduler)
     for adapter in model.adapters:
@@ -126,12 +126,6 @@ def check_model(model: Model, device: str, dtype: str = "float32", scheduler: st
             raise UsageError(f"the adapter {adapter} was not found. Give an existing file or folder, or a Hub id.")
     if model.config is not None:
         _check_source(located(model.config), ())
-
-
-def _check_quantized(source: str, quantize: str | None, device: str) -> None:
-    check_quantize(quantize, device)
-    if quantize and source.endswith(SINGLE_FILES):
-        raise UsageError(f"model.quantize needs a pipeline folder or a Hub id; {source} is a single file.")
 
 
 def _looks_local(source: str) -> bool:

@@ -1,1 +1,1 @@
-"""What a training reads: pairs, their groups and batches, and the caches of what is computed once."""
+"""Training data: pairs, groups, batches, and the caches of latents, prompts and reference errors."""

@@ -1,7 +1,7 @@
-"""Aspect buckets for imported images: one size for all images of a request, so that no pair has two.
+"""Aspect buckets for imported images: one size for all images of a request, so that both images of a pair have it.
 
-The images of a request are brought to the size of about resolution x resolution pixels whose aspect is nearest to theirs (the
-geometric mean): scaled without distortion until they cover it, then cropped around the centre.
+The images of a request are fitted to the bucket of about resolution x resolution pixels whose aspect ratio is nearest
+to theirs (the geometric mean): scaled without distortion until they cover it, then cropped around the centre.
 """
 
 from __future__ import annotations
@@ -20,29 +20,34 @@ from prefkit.types import digest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LOST = 0.2  # share of an image beyond which cropping is told
+MAX_CROPPED = 0.2  # fraction of an image that may be cropped without a warning
 
 
 def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resolution: int) -> list[PairRow]:
-    """The pairs with a frame on every side, and keys that tell images in different frames apart."""
-    sizes = dict(_sizes(pairs, source, store))
-    by_request: dict[tuple[str | None, str], list[float]] = {}
+    """Assign a bucket to every image of the pairs; the bucket becomes part of the image's key."""
+    sizes = dict(_sizes(pairs, source, store))  # without unreadable images, which are reported when they are encoded
+    log_aspects: dict[tuple[str | None, str], list[float]] = {}
     for pair in pairs:
-        known = [sizes[side.key] for side in pair.sides if side.key in sizes]  # what is missing is told when encoding
-        aspects = by_request.setdefault((pair.request_id, pair.prompt), [0.0])
+        known = [sizes[image.key] for image in pair.images if image.key in sizes]
+        aspects = log_aspects.setdefault((pair.request_id, pair.prompt), [])
         aspects += [math.log(width / height) for height, width in known]
-    frames = {request: bucket(math.exp(sum(a) / max(1, len(a) - 1)), resolution) for request, a in by_request.items()}
-    found = []
-    cut: set[str] = set()
+    buckets = {key: bucket(math.exp(sum(a) / max(1, len(a))), resolution) for key, a in log_aspects.items()}
+    cropped: set[str] = set()
+    fitted = []
     for pair in pairs:
-        frame = frames[pair.request_id, pair.prompt]
-        cut |= {side.key for side in pair.sides if _lost(sizes.get(side.key, frame), frame) > LOST}
-        win, lose = (_fitted_to(side, frame, sizes.get(side.key)) for side in pair.sides)
-        found.append(replace(pair, win=win, lose=lose))
-    if cut:
-        warn(f"pairs {source.name}: {len(cut)} of {len(sizes)} images lose more than {LOST:.0%} to cropping, because the "
-             "images of their request differ in aspect. Crop them by hand, or remove their pairs.")  # fmt: skip
-    return found
+        size = buckets[pair.request_id, pair.prompt]
+        cropped |= {i.key for i in pair.images if 1 - math.prod(_visible(sizes.get(i.key, size), size)) > MAX_CROPPED}
+        images = (
+            replace(i, key=digest(i.key, size, length=40), bucket=size, original_size=sizes.get(i.key))
+            for i in pair.images
+        )
+        fitted.append(replace(pair, images=tuple(images)))
+    if cropped:
+        warn(
+            f"pairs {source.name}: {len(cropped)} of {len(sizes)} images lose more than {MAX_CROPPED:.0%} to cropping, "
+            "because the images of their request differ in aspect ratio. Crop them by hand, or remove their pairs."
+        )
+    return fitted
 
 
 def bucket(aspect: float, resolution: int) -> tuple[int, int]:
@@ -52,52 +57,47 @@ def bucket(aspect: float, resolution: int) -> tuple[int, int]:
     return tuple(max(step, round(edge / step) * step) for edge in (height, width))  # type: ignore[return-value]
 
 
-def fit(image: Image, side: PairImage) -> Image:
-    """Scaled until it covers the side's frame, and cropped there; mirrored where the view says so. As it is without."""
+def fit(picture: Image, image: PairImage) -> Image:
+    """Scale and crop the picture to the image's bucket, if it has one; mirror it if the image is flipped."""
     from PIL import Image as pil
     from PIL import ImageOps
 
-    if side.frame is not None:
-        image = ImageOps.fit(image, side.frame[::-1], pil.Resampling.LANCZOS)
-    return ImageOps.mirror(image) if side.flip else image
+    if image.bucket is not None:
+        picture = ImageOps.fit(picture, image.bucket[::-1], pil.Resampling.LANCZOS)
+    return ImageOps.mirror(picture) if image.flip else picture
 
 
-def shown(side: PairImage) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of what `fit` leaves, in shares of the whole image, before it is mirrored."""
-    if side.frame is None or side.whole is None:
+def crop_box(image: PairImage) -> tuple[float, float, float, float]:
+    """The part (left, top, right, bottom) that `fit` keeps, as fractions of the unflipped original."""
+    if image.bucket is None or image.original_size is None:
         return 0.0, 0.0, 1.0, 1.0
-    ratio = (side.whole[1] / side.whole[0]) / (side.frame[1] / side.frame[0])  # above 1: wider than the frame
-    width, height = min(1.0, 1 / ratio), min(1.0, ratio)
+    width, height = _visible(image.original_size, image.bucket)
     left, top = (1 - width) / 2, (1 - height) / 2
     return left, top, left + width, top + height
 
 
-def _fitted_to(side: PairImage, frame: tuple[int, int], whole: tuple[int, int] | None) -> PairImage:
-    return replace(side, key=digest(side.key, frame, length=40), frame=frame, whole=whole)
-
-
-def _lost(size: tuple[int, int], frame: tuple[int, int]) -> float:
-    """The share of the image that cropping takes."""
-    ratio = (size[1] / size[0]) / (frame[1] / frame[0])
-    return 1 - min(ratio, 1 / ratio)
+def _visible(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:
+    """(width, height) of the part that remains after fitting, as fractions of the image. Sizes are (height, width)."""
+    ratio = (size[1] / size[0]) / (target[1] / target[0])  # above 1: wider than the target
+    return min(1.0, 1 / ratio), min(1.0, ratio)
 
 
 def _sizes(pairs: Sequence[PairRow], source: PairSource, store: Store) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(key, (height, width)) of every image that can be read; only headers are."""
-    places = {(pair.row, side.column): side for pair in pairs for side in pair.sides}
-    left = {side.candidate: side.key for side in places.values() if side.candidate}
-    for row, *images in source.images():
-        for column, image in enumerate(images):
-            side = places.get((row, column))
-            if image is None or side is None:
+    """(key, (height, width)) of every readable image, from the header of its file."""
+    images = {(pair.row, image.column): image for pair in pairs for image in pair.images}
+    unread = {image.candidate: image.key for image in images.values() if image.candidate}
+    for row, *encoded in source.images():
+        for column, data in enumerate(encoded):
+            image = images.get((row, column))
+            if data is None or image is None:
                 continue
             try:
-                yield side.key, size_of(image)[::-1]
+                yield image.key, size_of(data)[::-1]
             except (OSError, ValueError):
                 continue
-            left.pop(side.candidate or "", None)
-    if left:
-        for candidate in store.iter_candidates(ids={id for id in left if id}):
+            unread.pop(image.candidate or "", None)
+    if unread:
+        for candidate in store.iter_candidates(ids=set(unread)):
             if candidate.error is None:
-                decoded = candidate.pil()
-                yield left[candidate.id], (decoded.height, decoded.width)
+                picture = candidate.pil()
+                yield unread[candidate.id], (picture.height, picture.width)

@@ -1,19 +1,18 @@
 """Horizontal flips as augmentation: half of the visits see all images of a group mirrored.
 
-The choice is a function of (train.seed, group, visit), as time and noise are, so every process and every resumed training
-makes the same one. A mirrored image is encoded once and cached under its own key. Measurements (held-out pairs, preflight)
-always see the images as they are.
+The choice is a function of (train.seed, group, visit), as time and noise are, so every process and every resumed
+training makes the same one. A mirrored image is encoded once and cached under its own key. Measurements (held-out
+pairs, preflight) always see the images as they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from prefkit.config import Train
-from prefkit.errors import UsageError
 from prefkit.output import warn
 from prefkit.train.data.draws import draw_key
 from prefkit.train.data.pairs import PairImage, PairRow
@@ -24,54 +23,45 @@ SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """flip: half of the visits are mirrored. seed: train.seed."""
+    """The flips of a training. flip: half of the visits are mirrored; seed: train.seed."""
 
     flip: bool = False
     seed: int = 0
 
-    @classmethod
-    def of(cls, config: Train) -> Augmentation:
-        return cls(config.flip, config.seed)
-
     def at(self, group: Any, visit: int) -> Any:
-        """The group as its visit sees it; visits below 0 are measurements."""
+        """The group at a visit: mirrored in half of them, never in measurements (visits below 0)."""
         if visit < 0 or not self.flip:
             return group
         drawn = int(digest("view", draw_key(self.seed, group.id, visit), visit), 16)
         return mirrored(group) if drawn % 2 else group
 
-    def every(self, group: Any) -> Iterator[Any]:
-        """The group as it is and, if flips are on, mirrored."""
-        yield group
-        if self.flip:
-            yield mirrored(group)
+    def every(self, group: Any) -> list[Any]:
+        """The group and, if flips are on, its mirrored version."""
+        return [group, mirrored(group)] if self.flip else [group]
 
-    def keys(self, side: PairImage) -> Iterator[str]:
+    def keys(self, image: PairImage) -> Iterator[str]:
         """The keys under which an image may be cached; all of them have one size."""
-        yield side.key
+        yield image.key
         if self.flip:
-            yield _mirrored(side).key
+            yield _mirrored(image).key
 
 
 def mirrored(group: Any) -> Any:
     """The group with all its images mirrored."""
-    sides = tuple(map(_mirrored, group.sides))
-    if isinstance(group, PairRow):
-        return replace(group, win=sides[0], lose=sides[1])
-    return replace(group, sides=sides)
+    return replace(group, images=tuple(map(_mirrored, group.images)))
 
 
-def _mirrored(side: PairImage) -> PairImage:
-    return replace(side, key=digest(side.key, "flip", length=40), plain=side.key, flip=True)
+def _mirrored(image: PairImage) -> PairImage:
+    return replace(image, key=digest(image.key, "flip", length=40), unflipped=image.key, flip=True)
 
 
-def check_prompts(config: Train, inputs: Mapping[str, str], pairs: Sequence[PairRow]) -> None:
-    """Raises UsageError for models with input images, which would not be mirrored; warns of prompts that say left or right."""
-    if config.flip and inputs:
-        raise UsageError(
-            f"train.flip mirrors the images of a pair, but not the input images of model.inputs ({', '.join(inputs)}). Remove flip."
-        )
-    sided = {pair.prompt for pair in pairs if SIDED.search(pair.prompt)} if config.flip else set()
+def check_prompts(config: Train, pairs: Sequence[PairRow]) -> None:
+    """Warn of flipped prompts that say left or right."""
+    if not config.flip:
+        return
+    sided = {pair.prompt for pair in pairs if SIDED.search(pair.prompt)}
     if sided:
-        warn(f"train.flip: {len(sided)} prompts say left or right (such as {min(sided)[:60]!r}), which mirrored images "
-             "contradict. Set flip: false, or remove their pairs.")  # fmt: skip
+        warn(
+            f"train.flip: {len(sided)} prompts say left or right (such as {min(sided)[:60]!r}), which mirrored images "
+            "contradict. Set flip: false, or remove their pairs."
+        )

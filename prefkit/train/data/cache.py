@@ -1,4 +1,4 @@
-"""Trees on disk, made once and read by memory map: latents and conditions."""
+"""Tensor trees on disk, written once and read by memory map: latents, conditions and loss weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ from prefkit.store.files import set_aside
 from prefkit.store.litter import unique
 from prefkit.store.tensors import load_tensors, save_tensors
 
-#: seconds until a part that another machine has written must be seen here; network file systems take up to 60
+#: seconds until a part written by another machine must be visible here; network file systems take up to 60
 VISIBLE = 120.0
+
+
+def in_share(key: str, share: tuple[int, int]) -> bool:
+    """True if this process computes the entry with this hexadecimal key. share: (rank, processes)."""
+    return int(key[:8], 16) % share[1] == share[0]
 
 
 class Cache:
@@ -33,41 +38,38 @@ class Cache:
         self.notes: dict[str, Any] = {}
         self._part: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take in parts that other processes have written. A part that cannot be opened is set aside, to be made again."""
-        self._take(self.folder.glob("part-*.safetensors"))
+        self._load(folder.glob("part-*.safetensors"))
 
     def parts(self) -> list[str]:
-        """Names of the files that are in use."""
+        """Names of the files in use."""
         return sorted(path.name for path in self._open)
 
     def expect(self, names: Collection[str]) -> None:
-        """Take in these parts, which others have written: until a network file system shows them, wait."""
+        """Load these parts, written by other processes; wait until a network file system shows them."""
         deadline = time.monotonic() + VISIBLE
         missing = {self.folder / name for name in names} - self._open.keys()
         while missing and time.monotonic() < deadline:
-            there = {path for path in missing if path.exists()}
-            self._take(there)
-            missing -= there
+            visible = {path for path in missing if path.exists()}
+            self._load(visible)
+            missing -= visible
             if missing:
-                os.listdir(self.folder)  # makes some clients forget what they remember of it
+                os.listdir(self.folder)  # makes some clients drop their cached listing
                 time.sleep(0.5)
 
     def keep(self, names: Collection[str]) -> None:
-        """Forget the parts that have other names."""
+        """Drop all parts but these."""
         for path in [path for path in self._open if path.name not in names]:
             del self._open[path]
             self._part = {key: part for key, part in self._part.items() if part != path}
 
-    def _take(self, paths: Iterable[Path]) -> None:
+    def _load(self, paths: Iterable[Path]) -> None:
+        """Open parts; a damaged one is renamed, and its entries are computed again."""
         for path in sorted(set(paths) - self._open.keys()):
             try:
                 handle = safetensors.safe_open(path, "pt")
                 notes = dict(json.loads(handle.metadata()["notes"]))
             except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                set_damaged_aside(path, str(error))
+                rename_damaged(path, str(error))
                 continue
             self._open[path] = handle
             self._part |= dict.fromkeys(handle.keys(), path)
@@ -79,10 +81,6 @@ class Cache:
     def __len__(self) -> int:
         return len(self._part)
 
-    def bytes(self) -> int:
-        """On disk."""
-        return sum(path.stat().st_size for path in self._open)
-
     def append(self, items: Mapping[str, Tree], notes: Mapping[str, Any] | None = None) -> None:
         """Write one part."""
         if not items:
@@ -91,29 +89,29 @@ class Cache:
             key: torch.from_numpy(np.frombuffer(trees.dumps(tree), np.uint8).copy()) for key, tree in items.items()
         }
         save_tensors(part_path(self.folder), blobs, {"notes": json.dumps(dict(notes or {}))})
-        self.refresh()
+        self._load(self.folder.glob("part-*.safetensors"))
 
     def get(self, key: str) -> Tree:
         return trees.loads(self._open[self._part[key]].get_tensor(key).numpy().tobytes())
 
 
 def part_path(folder: Path) -> Path:
-    """Of a new part, after all others in order of names."""
+    """The path of a new part, which sorts after all others by name."""
     return folder / f"part-{time.time_ns()}-{unique()}.safetensors"
 
 
 def check_cache(folder: Path) -> None:
-    """Set aside every part in `folder` that does not match its checksum: what it held is computed again.
+    """Rename every part in `folder` that does not match its checksum, so that its entries are computed again.
 
-    One process does it, before any opens the cache, so that all of them see the same parts.
+    One process does so before any process opens the cache, so that all of them see the same parts.
     """
     for path in sorted(folder.glob("part-*.safetensors")):
         try:
             load_tensors(path, "")
         except DamagedError as error:
-            set_damaged_aside(path, str(error))
+            rename_damaged(path, str(error))
 
 
-def set_damaged_aside(path: Path, why: str) -> None:
-    aside = set_aside(path)
-    warn(f"{path} is damaged and set aside as {aside.name}; what it held is computed again. ({why.strip()})")
+def rename_damaged(path: Path, reason: str) -> None:
+    renamed = set_aside(path)
+    warn(f"{path} is damaged and was renamed to {renamed.name}; its entries are computed again. ({reason.strip()})")

@@ -1,15 +1,15 @@
-"""What each cache of a training hangs on; with anything else changed, all that was made is found again.
+"""Keys of a training's caches: each names all that an entry depends on, and nothing else.
 
-wiring      how the pipeline is wired: base, family, dtype, inputs, and call arguments but for guidance
-latents     of images: base, family, dtype, rules for pixels. Adapters, guidance, prompts and quantization change no image's latents
+wiring      of the pipeline: base, family, dtype, inputs, and call arguments except guidance
+latents     of images: base, family, dtype, rules for reading images; not adapters, guidance, prompts or quantization
 conditions  of prompts: base, family, dtype, inputs, and the call arguments that reach the denoiser. Classifier-free
-            guidance is switched off for training, so its value is none of them; an embedded guidance (FLUX) is
-reference   the frozen start's errors: all of these, adapters, quantization, precision and train.seed
+            guidance is switched off in training, so its value is not among them; an embedded guidance (FLUX) is
+reference   errors of the frozen start: all of these, adapters, quantization, precision and train.seed
 
-The base is meant whole (a commit, or the hash of its files), because candidates of that very base bring latents of their
-own. Minor releases of diffusers and transformers count where their code makes what is kept: one may change a VAE or a
-tokenizer, and a cache half from each would be of two models. SCHEME counts for prefkit's own code in the same way: raise
-it with any change to what is kept.
+The base is exact (a commit, or the hash of its files), because candidates of that very base bring their own latents.
+The minor releases of diffusers and transformers count where their code computes the entries: a release may change a VAE
+or a tokenizer, and half a cache from each would mix two models. SCHEME counts in the same way for prefkit's own code:
+raise it with any change to what is cached.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ GUIDANCE = ("guidance_scale", "true_cfg_scale")
 
 
 def wiring_key(common: Any, inputs: Any, call: Mapping[str, Any]) -> str:
-    """common: base, family, dtype, and the rules by which images are read."""
-    kept = {name: value for name, value in call.items() if name not in GUIDANCE}
-    return digest("wiring", SCHEME["wiring"], common, inputs, kept, _minor("diffusers"))
+    """The key of a pipeline's wiring. common: base, family, dtype, and the rules for reading images."""
+    arguments = {name: value for name, value in call.items() if name not in GUIDANCE}
+    return digest("wiring", SCHEME["wiring"], common, inputs, arguments, _minor("diffusers"))
 
 
 def latents_key(common: Any) -> str:
@@ -36,20 +36,20 @@ def latents_key(common: Any) -> str:
 
 
 def conditions_key(common: Any, inputs: Any, call: Mapping[str, Any], wiring: Wiring | None) -> str:
-    """wiring: None where the pipeline was not looked at yet, and nothing is cached under this key."""
+    """The key of conditions. wiring: None before the pipeline is captured, while nothing is cached under this key."""
     off = GUIDANCE if wiring is None else wiring.no_guidance
-    kept = {name: value for name, value in call.items() if name not in off}
-    libraries = [_minor("diffusers"), _minor("transformers")]
-    return digest("conditions", SCHEME["conditions"], common, inputs, kept, wiring is None, libraries)
+    arguments = {name: value for name, value in call.items() if name not in off}
+    versions = [_minor("diffusers"), _minor("transformers")]
+    return digest("conditions", SCHEME["conditions"], common, inputs, arguments, wiring is None, versions)
 
 
 def reference_key(latents: str, conditions: str, revision: Any, precision: str, seed: int) -> str:
-    """revision: of base, adapters, inputs and quantization."""
+    """The key of reference errors. revision: of base, adapters, inputs and quantization."""
     return digest("reference", SCHEME["reference"], latents, conditions, revision, precision, seed)
 
 
 def libraries() -> dict[str, str]:
-    """Minor versions of the libraries whose code makes what is kept."""
+    """Minor versions of the libraries whose code computes cached entries."""
     return {name: _minor(name) for name in ("diffusers", "transformers")}
 
 

@@ -1,11 +1,10 @@
-"""Loss weights: the weight of each latent in the error of a masked image.
+"""Loss weights of masked images: the weight of each latent element in the error.
 
 They are computed once per image and cached apart from the latents, so that another mask encodes no image again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, ones_like, zeros_like
@@ -15,83 +14,85 @@ from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.models.trees import Tree
 from prefkit.store import Store
-from prefkit.train.data.aspect_buckets import shown
+from prefkit.train.data.aspect_buckets import crop_box
 from prefkit.train.data.batches import PART_ROWS, PairData
-from prefkit.train.data.masks import SIDES, Masks, mask_of, weight_of
+from prefkit.train.data.cache import in_share
+from prefkit.train.data.masks import EDGES, box_mask, image_mask
 from prefkit.train.data.pairs import PairImage
 from prefkit.types import digest
 
 
 def folder_of(config: Train) -> str | None:
-    """The folder of this cache, relative to that of the latents; None without a mask."""
-    return None if config.mask is None else f"beside/{digest(config.mask)}"
+    """The cache's folder, relative to that of the latents; None without a mask."""
+    return None if config.mask is None else f"weights/{digest(config.mask)}"
 
 
 def fill(data: PairData, family: Any, store: Store, share: tuple[int, int]) -> None:
-    """Compute the missing weights of this process's share (rank, processes). Raises UsageError."""
-    assert data.beside is not None and data.masks is not None
-    rank, processes = share
-    wanted = {data.beside_key(pair, side): (pair, side) for pair in data.pairs for side in pair.sides}
-    own = {k: v for k, v in wanted.items() if k not in data.beside and int(k[:8], 16) % processes == rank}
-    weight = _weights(data, family, data.masks, store, own.values())
+    """Cache the missing loss weights of this process's share. share: (rank, processes). Raises UsageError."""
+    assert data.weights is not None and data.masks is not None
+    images = {data.weight_key(group, image): (group, image) for group in data.pairs for image in group.images}
+    missing = {key: each for key, each in images.items() if key not in data.weights and in_share(key, share)}
+    ids = {value for each in missing.values() for value in data.masks.lookup(*each) if isinstance(value, str)}
+    mask_images: dict[str, bytes] = {}
+    for batch in store.inputs().batches(["id", "bytes"]) if ids else ():
+        mask_images |= {row["id"]: row["bytes"] for row in batch.to_pylist() if row["id"] in ids}
     part: dict[str, Tree] = {}
-    for key, both in own.items():
-        part[key] = {"weight": weight(*both)}
+    for key, (group, image) in missing.items():
+        part[key] = {"weight": _weight(data, family, mask_images, group, image)}
         if len(part) == PART_ROWS:
-            data.beside.append(part)
+            data.weights.append(part)
             part = {}
-    data.beside.append(part)
+    data.weights.append(part)
 
 
-def _weights(data: PairData, family: Any, masks: Masks, store: Store, sides: Any) -> Callable[[Any, PairImage], Tensor]:
-    wanted = {value for both in sides for value in masks.said(*both) if isinstance(value, str)}
-    images: dict[str, bytes] = {}
-    for batch in store.inputs().batches(["id", "bytes"]) if wanted else ():
-        images |= {row["id"]: row["bytes"] for row in batch.to_pylist() if row["id"] in wanted}
-
-    def weight(pair: Any, side: PairImage) -> Tensor:
-        latents, (height, width) = data.latents.get(side.key)["latents"], data.size(pair)
-        where = f"train.mask: row {pair.row} of the pairs, image {side.column}"
-        said = masks.said(pair, side)
-        if not said:
-            there = ", ".join(dict.fromkeys(key for extra in masks.extras(pair, side) for key in extra))
-            raise UsageError(f"{where}: neither the candidate nor its request has {masks.name!r} in its extra (there is "
-                             f"{there or 'nothing'}). Give it, or null where the whole image counts.")  # fmt: skip
-        value = said[0]
-        if value is None:
-            return ones_like(latents)
-        if isinstance(value, str):
-            if value not in images:
-                raise UsageError(f"{where}: {masks.name} is {value[:80]!r}, and the run's inputs hold no such image.")
-            try:
-                image = rgb(images[value])
-            except (OSError, ValueError) as error:
-                raise UsageError(f"{where}: the mask {value[:80]} is no image that can be read ({error}).") from error
-            found = weight_of(image, family.wiring, latents, (width, height), shown(side), side.flip)
-        else:
-            box = _seen(_box(value, where), side)
-            found = mask_of(box, family.wiring, latents, (width, height)) if box else zeros_like(latents)
-        if not found.any():
-            raise UsageError(f"{where}: nothing of the image counts, so there is nothing to learn from.")
-        return found
-
+def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: Any, image: PairImage) -> Tensor:
+    """The loss weights of an image: [...], shaped like its latents."""
+    assert data.masks is not None
+    name, values = data.masks.name, data.masks.lookup(group, image)
+    latents, (height, width) = data.latents.get(image.key)["latents"], data.size(group)
+    where = f"train.mask: row {group.row} of the pairs, image {image.column}"
+    if not values:
+        keys = ", ".join(dict.fromkeys(key for extra in data.masks.extras(group, image) for key in extra))
+        raise UsageError(
+            f"{where}: neither the candidate nor its request has {name!r} in its extra (keys: {keys or 'none'}). Add "
+            "it, or null if the whole image counts."
+        )
+    if values[0] is None:
+        return ones_like(latents)
+    if isinstance(values[0], str):
+        mask = values[0]
+        if mask not in mask_images:
+            raise UsageError(f"{where}: {name} is {mask[:80]!r}, but the run's inputs hold no such image.")
+        try:
+            pixels = rgb(mask_images[mask])
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{where}: the mask {mask[:80]} cannot be read as an image ({error}).") from error
+        weight = image_mask(pixels, family.wiring, latents, (width, height), crop_box(image), image.flip)
+    else:
+        box = _visible(_box(values[0], where), image)
+        weight = box_mask(box, family.wiring, latents, (width, height)) if box else zeros_like(latents)
+    if not weight.any():
+        raise UsageError(f"{where}: the mask is empty in the visible part, so there is nothing to learn from.")
     return weight
 
 
-def _box(value: Any, where: str) -> dict[str, float]:
+def _box(value: Any, where: str) -> list[float]:
     numbers = isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
     if not numbers or not (0 <= value[0] < value[2] <= 1 and 0 <= value[1] < value[3] <= 1):
-        raise UsageError(f"{where}: {value!r} is no box [left, top, right, bottom] in shares of the image, 0 to 1, and no "
-                         "inputs id.")  # fmt: skip
-    return dict(zip(SIDES, map(float, value), strict=True))
+        raise UsageError(
+            f"{where}: {value!r} is neither a box [left, top, right, bottom] in fractions of the image, 0 to 1, nor "
+            "the id of an input."
+        )
+    return [float(v) for v in value]
 
 
-def _seen(box: dict[str, float], side: PairImage) -> dict[str, float]:
-    """The box in shares of what the side's view shows; empty where it shows nothing of it."""
-    left, top, right, bottom = shown(side)
-    x = [min(1.0, max(0.0, (box[edge] - left) / (right - left))) for edge in ("box_left", "box_right")]
-    y = [min(1.0, max(0.0, (box[edge] - top) / (bottom - top))) for edge in ("box_top", "box_bottom")]
-    if x[0] == x[1] or y[0] == y[1]:
+def _visible(box: list[float], image: PairImage) -> dict[str, float]:
+    """The box in fractions of the part of the image that training sees; empty if the box is outside of it."""
+    left, top, right, bottom = crop_box(image)
+    x0, x1 = (min(1.0, max(0.0, (edge - left) / (right - left))) for edge in (box[0], box[2]))
+    y0, y1 = (min(1.0, max(0.0, (edge - top) / (bottom - top))) for edge in (box[1], box[3]))
+    if x0 == x1 or y0 == y1:
         return {}
-    x = [1 - x[1], 1 - x[0]] if side.flip else x
-    return dict(zip(SIDES, (x[0], y[0], x[1], y[1]), strict=True))
+    if image.flip:
+        x0, x1 = 1 - x1, 1 - x0
+    return dict(zip(EDGES, (x0, y0, x1, y1), strict=True))

@@ -1,9 +1,9 @@
 """`text_cache`: where the prompt conditions of a training are held. A large text encoder makes megabytes of each.
 
 full  all of them on disk before the first step; no text encoder is in memory while training
-off   those of the current step in memory; the text encoders stay on the device beside the denoiser
-In both modes the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them. Each
-condition is encoded by itself, so both modes give the same training to the last bit.
+off   those of the current step in memory; the text encoders stay on the device next to the denoiser
+In both modes the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them.
+Each condition is encoded by itself, so both modes give the same training to the last bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CACHES = ("full", "off")
 
 
 class PromptEmbeddingCache:
-    """Conditions of the current step in memory, others on `disk`; same interface as Cache.
+    """Conditions of the current step in memory, others on `disk`; it has the interface of a Cache.
 
     load: loads a family with its text encoders on the device.
     """
@@ -43,24 +43,20 @@ class PromptEmbeddingCache:
 
     def hold(self, data: PairData, groups: Sequence[Any]) -> None:
         """Hold the conditions of these groups, and no others."""
-        wanted = {data.condition_key(group) for group in groups}
-        self.held = {key: blob for key, blob in self.held.items() if key in wanted}
-        if all(key in self for key in wanted):
-            return
-        if self.family is None:
-            self.family = self.load()
-        fill_conditions(data.of(groups), self.family, (0, 1))
+        keys = {data.condition_key(group) for group in groups}
+        self.held = {key: blob for key, blob in self.held.items() if key in keys}
+        if any(key not in self for key in keys):
+            self.family = self.family or self.load()
+            fill_conditions(data.of(groups), self.family, (0, 1))
 
 
-def on_disk(config: Train, data: PairData, wanted: PairData) -> PairData:
-    """The pairs whose conditions are encoded before the first step. data: all pairs; wanted: those that are visited."""
-    if config.text_cache == "full":
-        return wanted
-    return data.of(validation.split(data.pairs, config.validation)[1])
+def encoded_ahead(config: Train, data: PairData, visited: PairData) -> PairData:
+    """The pairs whose conditions are encoded before the first step. visited: those of `data` that training reads."""
+    return visited if config.text_cache == "full" else data.of(validation.split(data.pairs, config.validation)[1])
 
 
-def shown(plan: Any, data: PairData, device: Any) -> PairData:
-    """The same pairs and, with text_cache: off, conditions that are encoded at every step."""
+def with_text_cache(plan: Any, data: PairData, device: Any) -> PairData:
+    """The same pairs; with text_cache: off, their conditions are encoded at every step."""
     if plan.config.text_cache == "full":
         return data
 
@@ -68,17 +64,17 @@ def shown(plan: Any, data: PairData, device: Any) -> PairData:
         parts = {"text", "vae"} if plan.recipe.model.inputs else {"text"}
         return plan.load(device, tuple(data.latents.notes[data.example()]), parts, plan.wiring())
 
-    online = data.of(data.pairs)
-    online.conditions = PromptEmbeddingCache(data.conditions, load)
-    return online
+    uncached = data.of(data.pairs)
+    uncached.conditions = PromptEmbeddingCache(data.conditions, load)
+    return uncached
 
 
-def prepared(loop: Any, steps: Sequence[int]) -> Iterator[Any]:
-    """loop.micro_batches of each step, made in a thread while the previous ones are used."""
-    texts = loop.data.conditions
-    if not isinstance(texts, PromptEmbeddingCache):
+def prefetch(loop: Any, steps: Sequence[int]) -> Iterator[Any]:
+    """loop.micro_batches of each step, prepared in a thread while the previous ones are used."""
+    conditions = loop.data.conditions
+    if not isinstance(conditions, PromptEmbeddingCache):
         yield from ahead(loop.micro_batches, steps)
         return
     for step in steps:
-        texts.hold(loop.data, [group for own in loop.chosen(step) for group, _ in own])
+        conditions.hold(loop.data, [group for visits in loop.batch_indices(step) for group, _ in visits])
         yield loop.micro_batches(step)

@@ -1,1 +1,1 @@
-"""What a training measures about itself: metrics, held-out pairs, samples, and when to stop early."""
+"""Monitoring of a training: metrics, held-out pairs, preflight, sample evaluation and early stopping."""

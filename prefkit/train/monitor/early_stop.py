@@ -1,4 +1,4 @@
-"""When to stop early, on the fixed held-out pairs, and weights that are kept because they may be the result."""
+"""Early stopping on the held-out pairs, and weights that are kept because they may be the result."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from prefkit.errors import DamagedError
 from prefkit.store.files import set_aside
-from prefkit.store.tensors import load_tensors, save_tensors
+from prefkit.store.tensors import load_tensors
 from prefkit.train.checkpoint import read_state
 
-BEST, LOOK = "best", "best-look"
+BEST, BEST_SAMPLES = "best", "best-look"  # beginnings of file names: by held-out pairs, by sample evaluation
 
 
 class EarlyStopping:
-    """Stops after `patience` measurements in a row without a new best accuracy; the best measured weights are the result.
+    """Stops after `patience` measurements in a row without a new best accuracy; the best measured weights are the
+    result.
 
-    The accuracy is the mean over the held-out pairs and their times, ties counting half: 0.5 at the start. folder: of
-    the training, where best-STEP.safetensors is kept beside the checkpoints.
+    The accuracy is the mean over the held-out pairs and their times, ties counting half: 0.5 at the start. folder: that
+    of the training, where best-STEP.safetensors is written.
     """
 
     def __init__(self, patience: int, folder: Path) -> None:
@@ -30,14 +31,14 @@ class EarlyStopping:
 
     @property
     def path(self) -> Path:
-        return place(self.folder, BEST, self.step)
+        return weights_path(self.folder, BEST, self.step)
 
     @property
     def over(self) -> bool:
         return self.waited >= self.patience
 
-    def look(self, step: int, accuracy: float) -> bool:
-        """Whether this is the best so far."""
+    def update(self, step: int, accuracy: float) -> bool:
+        """Count a measurement; True if it is the best so far."""
         better = accuracy > self.best
         if better:
             self.best, self.step = accuracy, step
@@ -51,42 +52,41 @@ class EarlyStopping:
         self.best, self.step, self.waited = state["best"], state["step"], state["waited"]
 
 
-def place(folder: Path, name: str, step: int) -> Path:
-    """Where a step's weights are kept. By step, since a kill may come between a new best and its checkpoint."""
+def weights_path(folder: Path, name: str, step: int) -> Path:
+    """The file of a step's weights, one per step: a crash may come between a new best and its checkpoint."""
     return folder / f"{name}-{step:08d}.safetensors"
 
 
-def forget(folder: Path) -> None:
-    """Remove weights that were the best once, and that no checkpoint in `folder` still takes for the best."""
-    states = []
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a file of `weights_path`. Raises DamagedError naming it."""
+    return load_tensors(path, "Run `prefkit train` again: it continues from the checkpoint before.")[0]
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the weights of former bests: those that no checkpoint in `folder` names as the best."""
+    best: set[Path] = set()
     for path in folder.glob("checkpoints/step-*/state.json"):
         with suppress(DamagedError):  # a checkpoint that cannot be used needs no weights
-            states.append(read_state(path.parent))
-    best = [place(folder, BEST, state["stopping"]["step"]) for state in states if "stopping" in state]
-    best += [place(folder, LOOK, state["looks"]["best_step"]) for state in states if "looks" in state]
-    for path in {*folder.glob(f"{BEST}-*.safetensors"), *folder.glob(f"{LOOK}-*.safetensors")} - set(best):
+            best |= set(_best(folder, read_state(path.parent)))
+    for path in {*folder.glob(f"{BEST}-*.safetensors"), *folder.glob(f"{BEST_SAMPLES}-*.safetensors")} - best:
         path.unlink(missing_ok=True)
 
 
-def keep(path: Path, weights: Mapping[str, Tensor]) -> None:
-    save_tensors(path, weights)
-
-
-def kept(path: Path) -> dict[str, Tensor]:
-    """Raises DamagedError naming the file."""
-    return load_tensors(path, "Run `prefkit train` again: it goes on from the checkpoint before.")[0]
-
-
-def check(folder: Path, state: Mapping[str, Any]) -> None:
-    """Raises DamagedError where the best weights that a checkpoint's state names cannot be read; they are set aside."""
-    needed = []
-    if "stopping" in state and state["stopping"]["best"] >= 0:
-        needed.append(place(folder, BEST, state["stopping"]["step"]))
-    if "looks" in state and (path := place(folder, LOOK, state["looks"]["best_step"])).exists():
-        needed.append(path)
-    for path in needed:
+def check_weights(folder: Path, state: Mapping[str, Any]) -> None:
+    """Raises DamagedError if the best weights of a checkpoint's state cannot be read; they are renamed."""
+    for path in _best(folder, state):
         try:
-            kept(path)
+            load_weights(path)
         except DamagedError:
             set_aside(path)
             raise
+
+
+def _best(folder: Path, state: Mapping[str, Any]) -> list[Path]:
+    """The best weights that a checkpoint's state names."""
+    paths = []
+    if state.get("stopping", {}).get("best", -1) >= 0:
+        paths.append(weights_path(folder, BEST, state["stopping"]["step"]))
+    if "looks" in state and (path := weights_path(folder, BEST_SAMPLES, state["looks"]["best_step"])).exists():
+        paths.append(path)
+    return paths

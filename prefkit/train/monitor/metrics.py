@@ -17,7 +17,7 @@ BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Lines after `step` are dropped on opening: the steps behind them are done again. Step 0 begins a new log."""
+    """Writes metrics.jsonl. Opening it at `step` drops later lines, whose steps are repeated; step 0 begins anew."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
@@ -26,19 +26,19 @@ class Log:
         self.board = _board(path.parent / "tensorboard", step, report_to)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        self.file.write(dump_line({"step": step, **finite(values)}))
-        self.file.flush()
-        if self.board is not None:
-            for name, value in values.items():
-                if isinstance(value, float) and math.isfinite(value):
-                    self.board.add_scalar(name, value, step)
+        self._write(step, finite(values), values)
 
     def write_validation(self, step: int, report: Mapping[str, Any]) -> None:
-        self.file.write(dump_line({"step": step, "validation": finite(report)}))
+        margins = zip(report["bins"], report["margin"], strict=True)
+        scalars = {f"validation/margin_t_{name}": margin for name, margin in margins}
+        self._write(step, {"validation": finite(report)}, scalars)
+
+    def _write(self, step: int, line: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+        self.file.write(dump_line({"step": step, **line}))
         self.file.flush()
-        if self.board is not None:
-            for name, margin in zip(report["bins"], report["margin"], strict=True):
-                self.board.add_scalar(f"validation/margin_t_{name}", margin, step)
+        for name, value in scalars.items() if self.board is not None else ():
+            if isinstance(value, float) and math.isfinite(value):
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.file.close()
@@ -47,7 +47,7 @@ class Log:
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN and no infinity: null."""
+    """The values with null for NaN and infinity, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
@@ -62,7 +62,7 @@ def _board(folder: Path, step: int, report_to: str) -> Any:
 
 
 class WinnerRegressionWarning:
-    """Warns while the winner's smoothed advantage stays negative: the policy then gets worse at what it should like."""
+    """Warns while the winners' smoothed advantage stays negative: the policy then becomes worse at the winners."""
 
     def __init__(self) -> None:
         self.smooth, self.below = 0.0, 0
@@ -73,8 +73,8 @@ class WinnerRegressionWarning:
         if self.below and self.below % PATIENCE == 0:
             warn(
                 f"step {step}: for {self.below} steps the model has been worse at the winners than its start (smoothed "
-                f"advantage {self.smooth:.2e}): the margin grows only because the losers get worse still. Try a larger "
-                "beta, a smaller learning rate, or fewer steps."
+                f"advantage {self.smooth:.2e}): the margin grows only because the losers become even worse. Try a "
+                "larger beta, a smaller learning rate, or fewer steps."
             )
 
     def state(self) -> dict[str, float]:

@@ -1,16 +1,19 @@
-"""SampleEvaluation at requests that are not trained on: fixed seeds, the sampler that users run, scorers that were not the reward."""
+"""Evaluation of samples at requests that are not trained on: fixed seeds, the users' sampler, held-out scorers."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from prefkit.errors import TrainingError
-from prefkit.generate.generators import candidate_seed
+from prefkit.generate.generators import candidate_id, candidate_seed, encoded, latents_payload
 from prefkit.models.latents import NOT_FINITE
 from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.models.sample import Sampled
@@ -18,123 +21,137 @@ from prefkit.output import warn
 from prefkit.score.diversity import mean_diversity, thumbnail
 from prefkit.score.scorer_set import ScorerSet, values_of
 from prefkit.store.files import write_whole
-from prefkit.train.monitor.samples import Asked, candidate_of
-from prefkit.types import Request
+from prefkit.types import Candidate, Request
 
 SEEDS = 2
-GRID = 8  # columns of the picture
-LOOKS = 2  # in a row
-NO_ROOM = "Free the device, or sample smaller images (generate.NAME.height and width)."
+COLUMNS = 8  # of the picture
+EVALUATIONS = 2  # alarms in a row that stop a training
+OUT_OF_MEMORY = "Free the device, or sample smaller images (generate.NAME.height and width)."
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """One sample to make: its request, its index within the request's group, and its seed."""
+
+    request: Request
+    index: int
+    seed: int
+
+
+def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
+    """A sample as a candidate, failed if the sample is not finite. latents: with the final latents as payload."""
+    request, index, seed = spec.request, spec.index, spec.seed
+    id = candidate_id(dict(settings), request, index, seed)
+    candidate = Candidate(id, request.request_id, index, seed, prompt=request.prompt, extra=request.extra)
+    if not sampled.finite:
+        return replace(candidate, error=NOT_FINITE)
+    image, payload = encoded(sampled.image, "png"), latents_payload(sampled.latents) if latents else None
+    sha256 = hashlib.sha256(image).hexdigest()
+    return replace(candidate, image=image, sha256=sha256, payload=payload, decoded=sampled.image)
 
 
 class SampleMonitor:
-    """sample: (requests, seeds) -> images; jury: rewards and watched scorers. first: what the first look found."""
+    """Samples the policy at fixed requests and seeds, and scores the images.
+
+    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: alias -> [mean, std] of the
+    first evaluation.
+    """
 
     def __init__(
         self,
         requests: Sequence[Request],
         sample: Callable[[Sequence[Request], Sequence[int]], list[Sampled]],
-        jury: ScorerSet,
+        scorer_set: ScorerSet,
         watched: Sequence[str],
         rewards: Sequence[str],
         seed: int,
         batch: int,
         folder: Path,
     ) -> None:
-        self.sample, self.jury, self.watched, self.rewards = sample, jury, list(watched), list(rewards)
+        self.sample, self.scorer_set, self.watched, self.rewards = sample, scorer_set, list(watched), list(rewards)
         self.folder = folder
-        self.room = AdaptiveBatchSize(
-            batch, "looking at samples", hint="; the samples stay the same but for rounding", remedy=NO_ROOM
-        )
-        self.asked = [
-            Asked(request, index, candidate_seed(seed, f"watch {request.request_id}", index))
+        hint = "; the samples stay the same but for rounding"
+        self.batch_size = AdaptiveBatchSize(batch, "sample evaluation", hint=hint, remedy=OUT_OF_MEMORY)
+        self.specs = [
+            SampleSpec(request, index, candidate_seed(seed, f"watch {request.request_id}", index))
             for request in requests
             for index in range(SEEDS)
         ]
         self.first: dict[str, list[float]] = {}
         self.best = -math.inf
 
-    def look(self, name: str) -> dict[str, Any]:
-        """Means and deviations by alias, the gains over the first look in its deviations, and the diversity.
+    def evaluate(self, name: str) -> dict[str, Any]:
+        """Mean and std by alias, the gains over the first evaluation in its stds, and the diversity.
 
-        name: of the picture, which is written.
+        name: of the picture to write.
         """
-        images = self.room.each(self.asked, lambda part: self.sample([a.request for a in part], [a.seed for a in part]))
+        specs = self.specs
+        images = self.batch_size.each(
+            specs, lambda part: self.sample([s.request for s in part], [s.seed for s in part])
+        )
         self._check_finite(name, images)
-        candidates = [candidate_of({}, a, s, latents=False) for a, s in zip(self.asked, images, strict=True)]
-        scores = self.jury.score([candidates[i : i + SEEDS] for i in range(0, len(candidates), SEEDS)])
-        found: dict[str, Any] = {}
+        candidates = [candidate_of({}, *both, latents=False) for both in zip(specs, images, strict=True)]
+        scores = self.scorer_set.score([candidates[i : i + SEEDS] for i in range(0, len(candidates), SEEDS)])
+        report: dict[str, Any] = {}
         for alias in scores:
             values = values_of(scores, alias)
-            mean, deviation = _mean(values), _deviation(values)
-            self.first.setdefault(alias, [mean, deviation])
-            found[alias] = {"mean": mean, "deviation": deviation, "failed": int(np.isnan(values).sum())}
-        found["gain"] = self.gain(found, self.watched)
-        found["reward_gain"] = self.gain(found, self.rewards)
-        both = zip(self.asked, images, strict=True)
-        small = {(a.request.request_id, a.index): thumbnail(s.image) for a, s in both if s.finite}
-        found["diversity"] = mean_diversity(small)
-        self._picture(name, images)
-        return found
+            known = values[~np.isnan(values)]
+            mean, std = (float(known.mean()), float(known.std())) if len(known) else (math.nan, math.nan)
+            self.first.setdefault(alias, [mean, std])
+            report[alias] = {"mean": mean, "deviation": std, "failed": len(values) - len(known)}
+        report["gain"] = self.gain(report, self.watched)
+        report["reward_gain"] = self.gain(report, self.rewards)
+        finite = [(spec, sampled) for spec, sampled in zip(specs, images, strict=True) if sampled.finite]
+        thumbnails = {(spec.request.request_id, spec.index): thumbnail(sampled.image) for spec, sampled in finite}
+        report["diversity"] = mean_diversity(thumbnails)
+        self._write_picture(name, images)
+        return report
 
     def _check_finite(self, name: str, images: Sequence[Sampled]) -> None:
-        """Raises TrainingError where no image of the first look is finite; warns of fewer, and of later ones."""
+        """Raises TrainingError if no image of the first evaluation is finite; warns of any other that is not."""
         broken = sum(not sampled.finite for sampled in images)
+        where = f"{self.folder.parent.name}, {name}"
         if broken == len(images) and not self.first:
-            raise TrainingError(f"{self.folder.parent.name}, {name}: {NOT_FINITE}")
+            raise TrainingError(f"{where}: {NOT_FINITE}")
         if broken:
-            warn(
-                f"{self.folder.parent.name}, {name}: {broken} of {len(images)} images are not finite and count as failed."
-            )
+            warn(f"{where}: {broken} of {len(images)} images are not finite and count as failed.")
 
-    def gain(self, found: dict[str, Any], aliases: Sequence[str]) -> float:
-        """Mean over the aliases of (now - first) / first deviation, better being above 0; 0 where there is none."""
-        signs = self.jury.signs()
-        gains = []
-        for alias in aliases:
-            mean, deviation = self.first[alias]
-            gains.append(signs[alias] * (found[alias]["mean"] - mean) / (deviation or 1.0))
+    def gain(self, report: Mapping[str, Any], aliases: Sequence[str]) -> float:
+        """Mean of (now - first) / first std over these scores, signed so that better is above 0; 0 without scores."""
+        signs = self.scorer_set.signs()
+        gains = [
+            signs[alias] * (report[alias]["mean"] - mean) / (std or 1.0)
+            for alias in aliases
+            for mean, std in [self.first[alias]]
+        ]
         return float(np.mean(gains)) if gains else 0.0
 
-    def improved(self, found: dict[str, Any]) -> bool:
-        """Whether this look is the best so far: by the watched scorers, or by the reward where there are none."""
-        value = found["gain" if self.watched else "reward_gain"]
+    def improved(self, report: Mapping[str, Any]) -> bool:
+        """True if this evaluation is the best so far: by the watched scorers or, without any, by the reward."""
+        value = report["gain" if self.watched else "reward_gain"]
         better = value > self.best
         self.best = max(self.best, value)
         return better
 
-    def _picture(self, name: str, images: Sequence[Sampled]) -> None:
-        from PIL import Image
-
+    def _write_picture(self, name: str, images: Sequence[Sampled]) -> None:
         width, height = images[0].image.size
-        rows = math.ceil(len(images) / GRID)
-        grid = Image.new("RGB", (GRID * width, rows * height), "white")
+        grid = Image.new("RGB", (COLUMNS * width, math.ceil(len(images) / COLUMNS) * height), "white")
         for i, sampled in enumerate(images):
-            grid.paste(sampled.image, (i % GRID * width, i // GRID * height))
+            grid.paste(sampled.image, (i % COLUMNS * width, i // COLUMNS * height))
         write_whole(self.folder / f"{name}.png", lambda path: grid.save(path, "PNG"))
 
 
 class StopRule:
-    """Stops when the watched scores fall while the reward rises: what is learned then is to please the reward alone.
+    """Stops when the watched scores fall while the reward rises: the policy then learns to please the reward alone.
 
-    drop: how far, in deviations of the watched score over the first look's images; LOOKS times in a row.
+    drop: the fall that counts, in stds of the watched scores at the first evaluation; EVALUATIONS in a row stop.
     """
 
     def __init__(self, drop: float) -> None:
         self.drop, self.below = drop, 0
 
-    def look(self, gain: float, reward_gain: float) -> bool:
-        """gain: mean over the watched scores of (now - first) / first deviation; whether to stop."""
+    def update(self, gain: float, reward_gain: float) -> bool:
+        """True if training is to stop. gain: mean over the watched scores of (now - first) / first std."""
         falling = self.drop > 0 and gain <= -self.drop and reward_gain > 0
         self.below = self.below + 1 if falling else 0
-        return self.below >= LOOKS
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def _deviation(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.std()) if len(known) else math.nan
+        return self.below >= EVALUATIONS

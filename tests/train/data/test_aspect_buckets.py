@@ -28,8 +28,8 @@ def test_buckets_keep_area_and_aspect(resolution, step):
 def test_an_image_is_scaled_without_distortion_and_cropped_around_the_centre():
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, 32:96] = 255  # a square in the middle of a wide image
-    assert np.asarray(fit(Image.fromarray(pixels), PairImage("a", 0, frame=(32, 32)))).min() > 200
-    wide = np.asarray(fit(Image.fromarray(pixels), PairImage("a", 0, frame=(32, 64)))).astype(int)
+    assert np.asarray(fit(Image.fromarray(pixels), PairImage("a", 0, bucket=(32, 32)))).min() > 200
+    wide = np.asarray(fit(Image.fromarray(pixels), PairImage("a", 0, bucket=(32, 64)))).astype(int)
     assert wide[:, :14].max() < 50 and wide[:, 18:46].min() > 200 and wide[:, 50:].max() < 50
 
 
@@ -56,8 +56,8 @@ def test_both_sides_of_every_pair_get_one_size(run, png, loop_of, capsys):
     assert sizes == {0: (64, 64), 1: (48, 96), 2: (64, 64), 3: (48, 96)}
     assert len(loop.data.conditions._part) == 3  # one per caption and size
     for pair in loop.data.pairs:
-        for side in pair.sides:
-            assert loop.data.latents.notes[side.key] == list(sizes[pair.row])
+        for image in pair.images:
+            assert loop.data.latents.notes[image.key] == list(sizes[pair.row])
     err = " ".join(capsys.readouterr().err.split())
     assert "lose more than 20% to cropping" in err
     shapes = {tuple(batch.latents.shape[2:]) for batch in loop.micro_batches(0)[0]}
@@ -73,10 +73,12 @@ def test_the_latents_are_those_of_the_image_in_its_frame(run, png, loop_of, fold
     family = DiffusersFamily(call={"height": 64, "width": 64})
     family.load({"base": folders["sd"]})
     (pair,) = loop.data.pairs
-    for side in pair.sides:
-        image = Image.open(io.BytesIO(rows[0][f"jpg_{side.column}"])).convert("RGB")
-        expected = family.latents([Candidate("x", "", 0, 0, decoded=fit(image, PairImage("a", 0, frame=(64, 64))))])[0]
-        torch.testing.assert_close(loop.data.latents.get(side.key)["latents"], expected, rtol=1e-4, atol=1e-5)
+    for image in pair.images:
+        picture = Image.open(io.BytesIO(rows[0][f"jpg_{image.column}"])).convert("RGB")
+        expected = family.latents([Candidate("x", "", 0, 0, decoded=fit(picture, PairImage("a", 0, bucket=(64, 64))))])[
+            0
+        ]
+        torch.testing.assert_close(loop.data.latents.get(image.key)["latents"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_that_size_already_train_as_without(run):

@@ -1,4 +1,4 @@
-"""Mirrored views: chosen by (group, visit), alike for a group's images, their masks with them."""
+"""Flips: chosen by (group, visit), the same for all images of a group, and applied to their masks too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from prefkit.errors import UsageError
-from prefkit.train.data.aspect_buckets import fit, shown
+from prefkit.train.data.aspect_buckets import crop_box, fit
 from prefkit.train.data.augment import Augmentation
 from prefkit.train.data.groups import Group
 from prefkit.train.data.pairs import PairImage, PairRow, PairSource, read_pairs
@@ -20,20 +20,20 @@ from prefkit.train.run import run_train
 from prefkit.train.trainer import Trainer
 from prefkit.types import Candidate, Request
 
-WIDE = {"frame": (64, 64), "whole": (64, 128)}
+WIDE = {"bucket": (64, 64), "original_size": (64, 128)}
 FLIPS = Augmentation(flip=True)
 
 
 def test_a_visit_has_one_view_for_all_its_images():
-    pair = PairRow("id", 0, "a", None, PairImage("a" * 40, 0, **WIDE), PairImage("b" * 40, 1, **WIDE))
-    three = Group("id", 0, "a", None, (*pair.sides, PairImage("c" * 40, 0, **WIDE)), (1.0, 0.0, 0.0))
+    pair = PairRow("id", 0, "a", None, (PairImage("a" * 40, 0, **WIDE), PairImage("b" * 40, 1, **WIDE)))
+    three = Group("id", 0, "a", None, (*pair.images, PairImage("c" * 40, 0, **WIDE)), (1.0, 0.0, 0.0))
     seen = Counter()
     for visit in range(800):
-        win, lose = FLIPS.at(pair, visit).sides
+        win, lose = FLIPS.at(pair, visit).images
         seen[win.flip] += 1
         assert win.flip == lose.flip and win.key != lose.key
         assert FLIPS.at(pair, visit) == FLIPS.at(pair, visit)
-        assert FLIPS.at(three, visit).sides[:2] == (win, lose)
+        assert FLIPS.at(three, visit).images[:2] == (win, lose)
     assert len(seen) == 2 and min(seen.values()) > 340
     assert FLIPS.at(pair, -1) is pair  # measurements
     assert {group.win.key for group in FLIPS.every(pair)} == set(FLIPS.keys(pair.win))
@@ -44,13 +44,13 @@ def test_a_view_shows_the_part_it_says():
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, :64, 0], pixels[:, 64:, 1] = 255, 255  # red on the left, green on the right
     picture = Image.fromarray(pixels)
-    side = PairImage("a", 0, **WIDE)
-    found = np.asarray(fit(picture, side)).astype(int)
+    image = PairImage("a", 0, **WIDE)
+    found = np.asarray(fit(picture, image)).astype(int)
     assert abs((found[..., 0].mean(0) > 127).sum() - 32) <= 1
     mirrored = np.asarray(fit(picture, PairImage("a", 0, **WIDE, flip=True))).astype(int)
     assert (mirrored == found[:, ::-1]).all()
-    assert shown(side) == pytest.approx((0.25, 0, 0.75, 1))
-    assert shown(PairImage("a", 0, frame=(64, 64), whole=(128, 64))) == pytest.approx((0, 0.25, 1, 0.75))
+    assert crop_box(image) == pytest.approx((0.25, 0, 0.75, 1))
+    assert crop_box(PairImage("a", 0, bucket=(64, 64), original_size=(128, 64))) == pytest.approx((0, 0.25, 1, 0.75))
 
 
 def test_training_sees_each_view_encoded(run, loop_of):
@@ -62,12 +62,12 @@ def test_training_sees_each_view_encoded(run, loop_of):
         for batch in loop.micro_batches(step)[0]:
             count = len(batch.members)
             for place, group in enumerate(batch.members):
-                for which, side in enumerate(group.sides):
-                    image = Image.open(io.BytesIO(images[group.row, side.column])).convert("RGB")
-                    image = ImageOps.mirror(image) if side.flip else image
-                    expected = family.latents([Candidate("x", "", 0, 0, decoded=image)])[0]
+                for which, image in enumerate(group.images):
+                    picture = Image.open(io.BytesIO(images[group.row, image.column])).convert("RGB")
+                    picture = ImageOps.mirror(picture) if image.flip else picture
+                    expected = family.latents([Candidate("x", "", 0, 0, decoded=picture)])[0]
                     torch.testing.assert_close(batch.latents[which * count + place], expected, rtol=1e-4, atol=1e-5)
-                    flips.add(side.flip)
+                    flips.add(image.flip)
     assert flips == {True, False}
 
 
@@ -97,14 +97,14 @@ def test_what_is_visited_is_cached_and_resume_and_kept_errors_are_exact(run, pai
 
     def noted(self, step):
         found = micro_batches(self, step)
-        used.update(side.key for batches in found for b in batches for g in b.members for side in g.sides)
+        used.update(image.key for batches in found for b in batches for g in b.members for image in g.images)
         return found
 
     monkeypatch.setattr(Trainer, "micro_batches", noted)
     settings = {"rows": pair_rows(5, size=(96, 64)), "resolution": 64, "flip": True, "validation": 1}
     whole, recipe = run(where="whole", steps=5, **settings)
     run_train(whole, recipe, "dpo")
-    held = {s.key for p in framed_held(whole, recipe) for s in p.sides}
+    held = {s.key for p in framed_held(whole, recipe) for s in p.images}
     (latents,) = (whole.folder / "train" / ".cache").glob("*/latents")
     from prefkit.train.data.cache import Cache
 

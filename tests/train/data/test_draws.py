@@ -1,4 +1,4 @@
-"""train.seed is the seed of every draw of training, and of no measurement."""
+"""train.seed seeds every draw of training and no draw of a measurement."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from prefkit.store import Store
 from prefkit.train.data.augment import Augmentation
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.jobs import Job
 from prefkit.train.run import run_train
+from prefkit.train.setup import Job
 
 
 def drawn(loop, steps=4):
-    """(group, visit) -> (time, noise, latents of the winner) of what the first steps see."""
+    """(group, visit) -> (time, noise, latents of the winner) in the first steps."""
     found = {}
     for step in range(steps):
-        visits = [both for own in loop.chosen(step) for both in own]
+        visits = [both for own in loop.batch_indices(step) for both in own]
         for group, visit in visits:
             (batch,) = loop.data.batches(loop.family, [(group, visit)])
             found[group.id, visit] = batch.draw.time[0].item(), batch.draw.noise[0], batch.latents[0]
@@ -51,12 +51,11 @@ def test_views_and_flipped_labels_follow_the_seed(pair_rows, write_pairs, tmp_pa
     objective = type("Pairs", (), {"shape": "pair"})
     config = Train(flip=True)
     mirrored = {
-        seed: [Augmentation.of(replace(config, seed=seed)).at(pair, v).win.flip for pair in pairs for v in range(8)]
-        for seed in (0, 1)
+        seed: [Augmentation(True, seed).at(pair, v).win.flip for pair in pairs for v in range(8)] for seed in (0, 1)
     }
     assert mirrored[0] != mirrored[1]
     assert all(30 < sum(found) < 66 for found in mirrored.values())  # of 96, each with probability 1/2
-    assert all(Augmentation.of(replace(config, seed=seed)).at(pairs[0], -1) is pairs[0] for seed in (0, 1))
+    assert all(Augmentation(True, seed).at(pairs[0], -1) is pairs[0] for seed in (0, 1))
     turned = {seed: Job("x", replace(config, seed=seed), flip=True).groups(objective, pairs) for seed in (0, 1)}
     assert turned[0] != turned[1] != groups_of(objective, pairs, "main")
 
@@ -70,7 +69,7 @@ def test_errors_of_the_reference_are_kept_by_seed(run, pair_rows, loop_of):
 
 
 def test_seeds_train_to_other_weights_from_equal_starts(run, pair_rows):
-    """With nothing but the draws left to the seed: full weights, each step all pairs."""
+    """Only the draws depend on the seed here: full weights, all pairs in each step."""
     found = []
     for seed in (0, 1):
         store, recipe = run(

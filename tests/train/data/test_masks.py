@@ -14,7 +14,7 @@ from prefkit.images import rgb
 from prefkit.models.capture.maps import unpack
 from prefkit.models.capture.wiring import Wiring
 from prefkit.store.table import candidate_row
-from prefkit.train.data.masks import mask_of, weight_of
+from prefkit.train.data.masks import box_mask, image_mask
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.policy import errors_of
 from prefkit.train.run import run_train
@@ -25,32 +25,32 @@ BOX = {"box_left": 0.25, "box_top": 0.0, "box_right": 0.5, "box_bottom": 0.5}
 
 
 def test_a_box_becomes_the_cells_it_touches():
-    mask = mask_of(BOX, WIRING, torch.zeros(4, 8, 16), (128, 64))
+    mask = box_mask(BOX, WIRING, torch.zeros(4, 8, 16), (128, 64))
     assert mask.shape == (4, 8, 16) and mask.sum() == 4 * 4 * 4
     assert mask[:, :4, 4:8].all()
-    sliver = mask_of(BOX | {"box_right": 0.251}, WIRING, torch.zeros(4, 8, 16), (128, 64))
+    sliver = box_mask(BOX | {"box_right": 0.251}, WIRING, torch.zeros(4, 8, 16), (128, 64))
     assert sliver[:, :4, 4].all() and sliver.sum() == 16
 
 
 def test_packed_tokens_get_the_same_cells():
-    packed = mask_of(BOX, replace(WIRING, layout="packed"), torch.zeros(32, 16), (128, 64))
-    assert torch.equal(unpack(packed[None], 8, 16)[0], mask_of(BOX, WIRING, torch.zeros(4, 8, 16), (128, 64)))
+    packed = box_mask(BOX, replace(WIRING, layout="packed"), torch.zeros(32, 16), (128, 64))
+    assert torch.equal(unpack(packed[None], 8, 16)[0], box_mask(BOX, WIRING, torch.zeros(4, 8, 16), (128, 64)))
 
 
 def test_without_a_box_the_whole_image_counts():
     like = torch.zeros(4, 8, 8)
     for aspects in ({}, {"box_left": 0.1}, BOX | {"box_right": 0.2}):
-        assert mask_of(aspects, WIRING, like, (64, 64)).all()
+        assert box_mask(aspects, WIRING, like, (64, 64)).all()
 
 
 def test_a_mask_image_is_averaged_over_each_cell():
     pixels = np.zeros((64, 128), np.uint8)
     pixels[8:16, 16:20] = 255  # half of the cell in row 1, column 2
-    found = weight_of(Image.fromarray(pixels), WIRING, torch.zeros(4, 8, 16), (128, 64))
+    found = image_mask(Image.fromarray(pixels), WIRING, torch.zeros(4, 8, 16), (128, 64))
     expected = torch.zeros(4, 8, 16)
     expected[:, 1, 2] = 0.5
     torch.testing.assert_close(found, expected, rtol=0, atol=1 / 255)
-    packed = weight_of(Image.fromarray(pixels), replace(WIRING, layout="packed"), torch.zeros(32, 16), (128, 64))
+    packed = image_mask(Image.fromarray(pixels), replace(WIRING, layout="packed"), torch.zeros(32, 16), (128, 64))
     assert torch.equal(unpack(packed[None], 8, 16)[0], found)
 
 
@@ -66,7 +66,7 @@ def test_weighted_errors_against_float64():
 
 
 def masked(run, pair_rows, extra, **given):
-    """A run whose pairs have this extra in their requests, by caption."""
+    """A run whose requests, found by the pairs' captions, have this extra."""
     rows = pair_rows(4)
     for row in rows:
         row["request_id"] = row["caption"]
@@ -93,7 +93,7 @@ def test_a_mask_of_ones_changes_no_bit(run, pair_rows, first_step):
 
 
 def test_training_sees_only_what_counts(run, pair_rows, loop_of):
-    """The right half of the error is left out: of the policy's, of the reference's, and on held-out pairs."""
+    """The mask excludes the right half of the error: the policy's, the reference's, and that on held-out pairs."""
     loop = loop_of(*masked(run, pair_rows, {"where": [0, 0, 0.5, 1]}))
     (batch,) = loop.micro_batches(0)[0]
     seen = []
@@ -106,7 +106,7 @@ def test_training_sees_only_what_counts(run, pair_rows, loop_of):
         torch.testing.assert_close(errors.mean.detach().double(), expected, rtol=1e-5, atol=0)
     loop.validation = Validation(loop.family, loop.data, loop.data.pairs, 8, 1.0)
     measured = loop.measure(reference=False)
-    loop.data.beside = None
+    loop.data.weights = None
     assert (measured > 0).all() and (measured < loop.measure(reference=False)).all()
 
 
@@ -121,7 +121,7 @@ def test_masks_by_inputs_id_and_those_that_make_no_sense(run, pair_rows, loop_of
     _, shown, gradient = first_step(store, recipe)
     _, own, other = first_step(*masked(run, pair_rows, {"where": [0, 0, 0.5, 1]}, where="box"))
     assert own == shown and torch.equal(other, gradient)
-    wrong = [({}, "has 'where'"), ({"where": "gone"}, "no such image"), ({"where": [0.5, 0, 0.2, 1]}, "no box")]
+    wrong = [({}, "has 'where'"), ({"where": "gone"}, "no such image"), ({"where": [0.5, 0, 0.2, 1]}, "neither a box")]
     for number, (extra, message) in enumerate(wrong):
         with pytest.raises(UsageError, match=message):
             loop_of(*masked(run, pair_rows, extra, where=f"wrong{number}"))
@@ -142,7 +142,7 @@ def test_the_two_images_of_a_pair_may_be_masked_differently(run, pair_rows, loop
     for batch in loop.micro_batches(0)[0]:
         for place, weight in enumerate(batch.weight):
             pair = batch.members[place % len(batch.members)]
-            shares[pair.sides[place // len(batch.members)].candidate] = weight.mean().item()
+            shares[pair.images[place // len(batch.members)].candidate] = weight.mean().item()
     assert shares == {"c00": 0.5, "c01": 0.25, "c10": 1.0, "c11": 1.0}
 
 
@@ -164,7 +164,7 @@ def test_two_heads_are_added_and_each_starts_at_log_two(run, tmp_path, loop_of, 
     assert shown["image/implicit_accuracy"] == shown["low/implicit_accuracy"] == 0.5
     alone = []
     for head in ("image", "low"):
-        loop.optimizer.zero_grad()
+        loop.policy.net.zero_grad()
         whole = type(loop.family).residuals
         loop.family.residuals = lambda *given, head=head, whole=whole: {head: whole(loop.family, *given)[head]}
         own, part = gradients(loop)
@@ -172,9 +172,9 @@ def test_two_heads_are_added_and_each_starts_at_log_two(run, tmp_path, loop_of, 
         alone.append(part)
     del loop.family.residuals
     assert (sum(alone) - gradient).norm() < 1e-4 * gradient.norm()
-    loop.optimizer.zero_grad()
+    loop.policy.net.zero_grad()
     loop.run()
-    assert loop.watch.smooth != 0  # the guard on winners sees the mean over heads
+    assert loop.winner_warning.smooth != 0  # the guard on winners sees the mean over heads
 
 
 def test_a_candidate_that_says_null_is_masked_as_its_request_says(run, pair_rows, loop_of):
@@ -204,9 +204,9 @@ def test_mask_images_of_16_bits_and_those_that_are_broken(run, pair_rows, loop_o
     buffer = io.BytesIO()
     Image.fromarray(np.full((64, 64), 16384, np.uint16)).save(buffer, "PNG")
     grey = rgb(buffer.getvalue())
-    found = weight_of(grey, WIRING, torch.zeros(4, 8, 8), (64, 64))
+    found = image_mask(grey, WIRING, torch.zeros(4, 8, 8), (64, 64))
     torch.testing.assert_close(found, torch.full((4, 8, 8), 63 / 255), rtol=1e-6, atol=0)
     store, recipe = masked(run, pair_rows, {"where": "mask"})
     store.inputs().append([{"id": "mask", "bytes": b"no image"}])
-    with pytest.raises(UsageError, match="no image that can be read"):
+    with pytest.raises(UsageError, match="cannot be read as an image"):
         loop_of(store, recipe)

@@ -1,4 +1,4 @@
-"""Caches hold what a training visits, no more; and nothing that it asks for is missing."""
+"""Caches hold exactly the images and prompts that a training visits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from prefkit.config import Choice
 from prefkit.train.data.cache import Cache
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.jobs import Job, visited
 from prefkit.train.run import run_train
+from prefkit.train.setup import Job, visited
 
 
 def cached(store):
@@ -22,9 +22,9 @@ def cached(store):
 
 
 def seen(loop):
-    """Keys of the images that the loop really takes, step by step."""
-    return {side.key for step in range(loop.config.steps) for batches in loop.micro_batches(step)
-            for batch in batches for group in batch.members for side in group.sides}  # fmt: skip
+    """Keys of the images that the loop reads in its steps."""
+    return {image.key for step in range(loop.config.steps) for batches in loop.micro_batches(step)
+            for batch in batches for group in batch.members for image in group.images}  # fmt: skip
 
 
 def weights(store):
@@ -49,7 +49,7 @@ def test_the_loop_takes_what_is_cached_and_nothing_else_is(run, pair_rows, loop_
     latents, conditions = cached(store)
     other, again = run(rows=rows, where="all", **given)
     loop = loop_of(other, again)  # with everything cached
-    held = {side.key for pair in (loop.validation.pairs if loop.validation else ()) for side in pair.sides}
+    held = {image.key for pair in (loop.validation.pairs if loop.validation else ()) for image in pair.images}
     wanted = seen(loop) | held
     assert set(latents.notes) == wanted and len(wanted) < 24
     assert 0 < len(conditions) <= len(wanted)

@@ -1,4 +1,4 @@
-"""Preflight on the embedded model: its own images, images of its domain, and images that it has never seen the like of."""
+"""Preflight on the embedded model: its own samples, images of its domain, and images outside of it."""
 
 from __future__ import annotations
 
@@ -117,26 +117,26 @@ def test_images_that_no_step_visits_are_measured_too(trained):
 
 def test_measured_once(trained, generated, monkeypatch):
     again = trained("copies", lambda candidate: candidate.image)
-    monkeypatch.setattr("prefkit.train.monitor.preflight.errors", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr("prefkit.train.monitor.preflight.errors_by_bin", lambda *given: pytest.fail("measured again"))
     assert trained("copies", lambda candidate: candidate.image, steps=2) == again
 
 
 def test_an_interval_of_two_images_is_not_believed(trained, monkeypatch):
-    """Of one image on either side the bootstrap's interval has no width, and any ratio above 1.25 was called far."""
+    """With one image on either side the bootstrap's interval has no width, so any ratio above 1.25 would count as far."""
     monkeypatch.setattr("prefkit.train.monitor.preflight.singles", lambda pairs: singles(pairs)[:2])
     found = trained("two", lambda candidate: candidate.image)
     assert found["state"] == TOO_FEW and "ratio" not in found
 
 
 def test_candidates_of_other_adapters_are_not_the_starts(generated):
-    from prefkit.train.monitor.preflight import _candidates
+    from prefkit.train.monitor.preflight import _own_candidates
     from prefkit.train.setup import ModelLoader
 
     store, recipe = generated
     plan = ModelLoader(store, recipe, recipe.train["dpo"], store.train("dpo"))
-    assert len(_candidates(plan)) == 32
+    assert len(_own_candidates(plan)) == 32
     plan.revision["adapters"] = [["another", 1.0]]
-    assert _candidates(plan) == {}
+    assert _own_candidates(plan) == {}
 
 
 def test_the_ratio_is_the_geometric_mean_over_bins_of_ratios_of_means():

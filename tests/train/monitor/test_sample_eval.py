@@ -1,4 +1,4 @@
-"""The over-optimisation alarm: what is looked at, when it sounds, and that training does not notice."""
+"""The over-optimisation alarm: its requests, its conditions, and its absence of influence on the training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def score(images, prompts):
 
 @pytest.fixture
 def watched(run):
-    """watched(where, **train) -> (store, recipe) whose generator is cheap and whose scorer `size` watches."""
+    """watched(where, **train) -> (store, recipe) with a cheap generator and the watched scorer `size`."""
 
     def make(where="run", kind="sd", use="jpeg", watch=("size",), **train):
         settings = {"steps": 4, "validation": 2, "watch_every": 2, "watch_requests": 2, "learning_rate": 1e-2}
@@ -113,13 +113,13 @@ def test_the_alarm_sounds_and_the_second_one_stops(watched, tmp_path, capsys):
         summary["done"]
         and summary["steps"] == 3
         and summary["best_look"] == 1
-        and "watched scores" in summary["stopped"]
+        and "held-out scores fell" in summary["stopped"]
     )
     found = looks(store)
     assert [found[step]["alarm"] for step in range(4)] == [False, False, True, True]
     deviation = found[0]["size"]["deviation"]
     assert found[3]["gain"] == pytest.approx(-2 / deviation) and found[3]["implicit_accuracy"] is None
-    assert "step 2: alarm" in capsys.readouterr().err
+    assert "step 2: over-optimisation: held-out scores fell" in capsys.readouterr().err
     assert "Over-optimisation alarm at step 2, 3" in training(store)
     assert run_train(store, recipe, "dpo") == summary
 
@@ -150,7 +150,7 @@ def test_what_an_alarm_is(tmp_path, gain, diversity, accuracy, alarm):
     found = SampleEvaluation.__new__(SampleEvaluation)
     found.config, found.folder, found.diversity = Has(stop_drop=0.0, watch=["size"]), tmp_path, 1.0
     found.best, found.best_step, found.below, found.stopped = 9.0, 0, 0, ""
-    assert found._judge(Has(step=3), {"gain": gain, "diversity": diversity}, accuracy) == alarm
+    assert found._alarm(Has(step=3), {"gain": gain, "diversity": diversity}, accuracy) == alarm
 
 
 def test_the_start_is_a_look_to_come_back_to(watched, tmp_path, capsys):
@@ -162,11 +162,11 @@ def test_the_start_is_a_look_to_come_back_to(watched, tmp_path, capsys):
 
 
 def test_all_processes_learn_which_look_was_the_best(tmp_path):
-    """They load its weights when the first one stops; only the first has seen it."""
+    """All processes load the best weights when rank 0 stops; only rank 0 has measured them."""
     other = SampleEvaluation.__new__(SampleEvaluation)
-    other.folder, other.best_step, other.stopped, other.right, other.steps = tmp_path, 0, "", 0.0, 0
+    other.folder, other.best_step, other.stopped, other.accuracy, other.steps = tmp_path, 0, "", 0.0, 0
 
-    other.look(Has(step=60, processes=Has(main=False, group=Has(told=lambda own: ["scores fell", 40]))), None)
+    other.evaluate(Has(step=60, processes=Has(main=False, group=Has(broadcast=lambda own: ["scores fell", 40]))), None)
     assert other.stopped == "scores fell" and other.path.name.endswith("00000040.safetensors")
 
 
@@ -174,8 +174,8 @@ def test_a_look_without_any_score_says_so(tmp_path, capsys):
     found = SampleEvaluation.__new__(SampleEvaluation)
     found.config, found.folder, found.diversity = Has(stop_drop=0.0, watch=["size"]), tmp_path, 1.0
     found.best, found.best_step, found.below, found.stopped = 0.0, 0, 0, ""
-    assert not found._judge(Has(step=3), {"gain": float("nan"), "diversity": 1.0}, 0.6)
-    assert "no watched score could be computed" in capsys.readouterr().err and found.best_step == 0
+    assert not found._alarm(Has(step=3), {"gain": float("nan"), "diversity": 1.0}, 0.6)
+    assert "all watched scores failed" in capsys.readouterr().err and found.best_step == 0
 
 
 def test_only_what_is_neither_trained_on_nor_for_tests_is_watched():
@@ -189,7 +189,7 @@ def test_only_what_is_neither_trained_on_nor_for_tests_is_watched():
 
 
 def test_what_cannot_be_watched_is_refused(watched):
-    with pytest.raises(UsageError, match="no request that is not trained on"):
+    with pytest.raises(UsageError, match="every request is trained on"):
         run_train(*watched("a", validation=0), "dpo")
     with pytest.raises(UsageError, match="no scorer is called other"):
         run_train(*watched("b", watch=["other"]), "dpo")

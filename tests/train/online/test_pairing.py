@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+from prefkit.train.online.pairing import Chooser
 
 import prefkit
 from prefkit.cli.dry_run import plan
 from prefkit.config import Choice, Generate, Pair, Score
 from prefkit.config.plugin_options import make as make_plugin
 from prefkit.errors import PluginError, UsageError
-from prefkit.pair.choose import choose_by
-from prefkit.train.monitor.samples import Asked
-from prefkit.train.online.pairing import Chooser, chosen_pairs
+from prefkit.score.compare import chosen_pairs
+from prefkit.train.monitor.sample_monitor import SampleSpec
 from prefkit.train.online.rounds import Round
 from prefkit.train.run import run_train
 from prefkit.types import Request
@@ -76,7 +76,7 @@ def test_other_objectives_on_pairs_learn_by_a_strategy_that_fits_the_whole_table
 
 def round_of(scores, samples, rewards=None):
     count = len(next(iter(scores.values())))
-    asked = [Asked(Request(str(i // samples), "x"), i % samples, i) for i in range(count)]
+    asked = [SampleSpec(Request(str(i // samples), "x"), i % samples, i) for i in range(count)]
     round_ = Round(0, asked, list(range(count)))
     round_.scores, round_.rewards = scores, np.full(count, np.nan) if rewards is None else rewards
     return round_
@@ -167,10 +167,10 @@ def test_a_strategy_that_fails_is_refused_before_anything_is_made(make, tmp_path
 @pytest.mark.parametrize(
     ("train", "told"),
     [
-        ({"steps": 40}, r"train\.up\.steps is 40, and an online training does not read it: online\.rounds"),
+        ({"steps": 40}, r"train\.up\.steps is 40, but online training does not read it: online\.rounds"),
         ({"checkpoint_every": 5}, r"online\.checkpoint_every counts rounds"),
         ({"validation": 4}, r"train\.up\.validation is 4"),
-        ({"stop_drop": 0.0}, r"online\.stop_drop is the one online"),
+        ({"stop_drop": 0.0}, r"use online\.stop_drop"),
         ({"time_sampling": "uniform"}, "it learns from the steps that were sampled"),
     ],
 )
@@ -184,14 +184,14 @@ def test_settings_that_online_training_does_not_read_are_refused(make, train, to
 def test_a_recipe_without_a_generator_is_refused_by_the_dry_run(make):
     store, recipe = make()
     for generate in ({}, {"own": Generate(use="mine.py:Own")}):
-        with pytest.raises(UsageError, match="no entry of the recipe's `generate:` uses diffusers"):
+        with pytest.raises(UsageError, match="no entry under generate has use: diffusers"):
             planned(store, replace(recipe, generate=generate))
 
 
 def test_a_warm_up_that_never_ends_is_told(make, capsys):
     store, recipe = make(train={"warmup": 20}, rounds=4, updates=2)
     planned(store, recipe)
-    assert "warmup is 20 updates and the training has 8 (4 rounds x 2)" in capsys.readouterr().err
+    assert "train.up.warmup is 20 updates but the training has 8, so" in capsys.readouterr().err
     store, recipe = make(train={"warmup": 8}, rounds=4, updates=2)
     planned(store, recipe)
     assert "warmup" not in capsys.readouterr().err

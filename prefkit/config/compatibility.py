@@ -1,0 +1,241 @@
+"""Options that need, exclude or ignore each other: one table, which every stage checks before it loads anything.
+
+To refuse a combination, add a row to the stage's table. Limits of single numbers are in `bounds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from prefkit.config import Eval, Online, Recipe, Train
+from prefkit.errors import UsageError
+from prefkit.output import warn
+
+STEADY = 12  # smaller groups collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
+MOST_SAMPLES = 1_000_000  # a round's images stay in memory until the round is learned from
+SINGLE_FILES = (".safetensors", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Case:
+    """The settings of one entry of a stage. objective: of a training."""
+
+    recipe: Recipe
+    entry: Any
+    objective: Any = None
+
+    @cached_property
+    def model(self) -> Any:
+        return self.recipe.model
+
+    @cached_property
+    def online(self) -> Any:
+        """The settings of an online training, which an objective on steps always is; None offline."""
+        online = getattr(self.entry, "online", None)
+        return online or (Online() if self.objective and self.objective.shape.startswith("step") else None)
+
+    @cached_property
+    def samples(self) -> int:
+        """Samples per round."""
+        return int(self.online.requests * self.online.samples)
+
+    @cached_property
+    def updates(self) -> int:
+        """Optimizer steps of the whole training."""
+        online = self.online
+        return int(online.rounds * online.updates * online.epochs if online else self.entry.steps)
+
+    @cached_property
+    def on_steps(self) -> bool:
+        """True if the objective learns from the steps of sampled chains."""
+        return self.objective.shape in ("step", "step_pair")
+
+    @cached_property
+    def compares(self) -> bool:
+        """True if samples are compared within their group."""
+        relative = self.online.statistics in ("group", "grouped") or getattr(self.objective, "group_relative", False)
+        return self.objective.shape != "step" or relative
+
+    @cached_property
+    def generator(self) -> Any:
+        """The entry of `generate` to sample with; None if the recipe has none."""
+        name = (self.entry if isinstance(self.entry, Eval) else self.online).generator
+        samplers = [g for g in self.recipe.generate.values() if g.use == "diffusers"]
+        return self.recipe.generate.get(name) if name else next(iter(samplers), None)
+
+    @cached_property
+    def samples_model(self) -> bool:
+        """True if a generator of the recipe samples `model` itself."""
+        return any(g.use == "diffusers" and g.model is None for g in self.recipe.generate.values())
+
+
+#: message -> condition. A message starts with the key to change: within the entry, or ".section.key". It is a format string
+#: on the case, and says what conflicts and how to fix it
+Rows = Mapping[str, Callable[[Case], Any]]
+
+MODEL: Rows = {
+    ".model.quantize is {model.quantize}, but {model.base} is a single file. Set it to null, or give a pipeline folder or a "
+    "Hub id.": lambda c: c.model.quantize and c.model.base.endswith(SINGLE_FILES),
+}
+GENERATE: Rows = {
+    "model is {entry.model}, a trained diffusers model, which {entry.use} would not load. Set use: diffusers, or remove the "
+    "key.": lambda c: c.entry.model is not None and c.entry.use != "diffusers",
+}
+COMPARE: Rows = {
+    "by is for pairs: extremes. Set that, or remove the key.": lambda c: c.entry.by and c.entry.pairs == "all",
+}
+PAIR: Rows = {
+    "scope is global, but winrate compares candidates of one request. Set scope: request, or another normalise.": (
+        lambda c: c.entry.scope == "global" and c.entry.normalise == "winrate"
+    ),
+}
+EVAL: Rows = {
+    "generator is unset, and no entry under generate has use: diffusers, as base and trained models need. Add one.": (
+        lambda c: c.generator is None and c.entry.generator is None
+    ),
+    "generator is {entry.generator}, which is not an entry under generate. Choose one with use: diffusers.": (
+        lambda c: c.generator is None
+    ),
+    "generator is {entry.generator}, but {c.generator.use} loads no trained model. Choose one with use: diffusers.": (
+        lambda c: c.generator.use != "diffusers"
+    ),
+}
+TRAIN: Rows = {
+    "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an adapter "
+    "(lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
+}
+SHARDED: Rows = {
+    "model.quantize packs weights so that they cannot be split": lambda c: c.model.quantize,
+    "online training samples with the full model": lambda c: c.online,
+    "precision fp16 needs a loss scale from all gradients; use bf16": lambda c: c.entry.precision == "fp16",
+    "compile is untested with shards": lambda c: c.entry.compile,
+    "optimizer {entry.optimizer} is untested with shards; use adamw": lambda c: c.entry.optimizer != "adamw",
+    "watch samples in one process": lambda c: c.entry.watch,
+    "with cache_reference the processes would make unequal numbers of forwards": lambda c: c.entry.cache_reference,
+    "objective {entry.objective.use} moves its reference weight by weight": lambda c: c.objective.reference == "ema",
+}
+OFFLINE: Rows = {
+    "cache_reference needs a fixed reference, but that of {entry.objective.use} moves. Remove the key.": (
+        lambda c: c.entry.cache_reference and c.objective.reference == "ema"
+    ),
+    "cache_reference needs a reference, but {entry.objective.use} has no reference. Remove the key.": (
+        lambda c: c.entry.cache_reference and c.objective.reference == "none"
+    ),
+    "cache_reference caches mean errors, but {entry.objective.use} needs the reference's residuals, a whole image each. "
+    "Remove the key.": lambda c: c.entry.cache_reference and c.objective.needs_residual,
+    "patience is {entry.patience}, but validation: 0 holds out no pairs to measure. Set it to 0, or validation above 0.": (
+        lambda c: c.entry.patience and not c.entry.validation
+    ),
+    "flip mirrors the images of a pair, but not the input images of model.inputs. Remove the key.": (
+        lambda c: c.entry.flip and c.model.inputs
+    ),
+    "watch samples from a diffusers pipeline, but the family is {entry.family}. Remove the key.": (
+        lambda c: c.entry.watch and c.entry.family != "diffusers"
+    ),
+    "watch samples as a generator does, but the recipe has no diffusers generator of `model` itself. Add an entry under "
+    "`generate:` with the steps and the guidance to sample with.": lambda c: c.entry.watch and not c.samples_model,
+}
+ONLINE: Rows = {
+    "online.rewards is empty. Give score names and their weights, as in rewards: {{size: 1}}.": (
+        lambda c: not any(c.online.rewards.values())
+    ),
+    "lora.dropout is {entry.lora.dropout}, but sampling and training must see the same network. Set it to 0.": (
+        lambda c: c.entry.lora and c.entry.lora.dropout
+    ),
+    "compile is for offline training: online, sampling and training must round alike (online.max_drift), which is untested "
+    "for compiled networks. Remove the key.": lambda c: c.entry.compile,
+    "online.noise is cps, whose log-probability has no normaliser, but trust: guard corrects ratios that have one. Use "
+    "another noise, or trust: clip or dppo.": (
+        lambda c: c.online.noise == "cps" and getattr(c.objective.options, "trust", None) == "guard"
+    ),
+    "online.samples is {online.samples}, but a group needs at least 2 samples to compare. Set 2 or more (12 or more is "
+    "steady).": lambda c: c.compares and c.online.samples < 2,
+    "online.samples is {online.samples}: with {online.requests} requests a round has {c.samples:,} samples, more than the limit "
+    "of 1,000,000. Lower one of the two.": lambda c: c.samples > MOST_SAMPLES,
+    "online.updates is {online.updates}, but a round has {c.samples} samples. Lower it.": (
+        lambda c: c.objective.shape == "step" and c.online.updates > c.samples
+    ),
+    "online does not support model.inputs yet. Make pairs with `prefkit generate` and train on those.": (
+        lambda c: c.model.inputs
+    ),
+    "online.generator is unset, and no entry under generate has use: diffusers. Add one with the steps and the guidance to "
+    "sample with, as in generate: {{own: {{steps: 20, guidance: 7.5}}}}.": (
+        lambda c: c.generator is None and c.online.generator is None
+    ),
+    "online.generator is {online.generator}, which is not an entry under generate. Add it, or choose another.": (
+        lambda c: c.generator is None
+    ),
+    "online.generator must be a diffusers generator of `model` itself, not compiled: the model that samples is the one that "
+    "is trained.": lambda c: c.generator.use != "diffusers" or c.generator.model is not None or c.generator.compile,
+}
+#: settings that online training does not read -> the reason, or the setting to use
+UNREAD = {
+    "steps": "online.rounds sets its length",
+    "validation": "no pairs exist to hold out; online.watch measures on requests that are not trained on",
+    "validate_every": "no pairs are held out; use online.watch_every",
+    "patience": "no pairs are held out; use online.stop_drop",
+    "checkpoint_every": "online.checkpoint_every counts rounds",
+    "watch": "use online.watch",
+    "watch_requests": "use online.watch_requests",
+    "watch_every": "online.watch_every counts rounds",
+    "stop_drop": "use online.stop_drop",
+    "resolution": "it is for imported images, and online training samples its own",
+    "flip": "it is for existing images, and online training samples its own",
+    "mask": "use online.mask",
+    "text_cache": "it encodes the prompts that it samples",
+    "cache_reference": "no other training sees its samples",
+}
+#: the same for objectives on steps
+UNREAD_ON_STEPS = {
+    "time_sampling": "it learns from the steps that were sampled",
+    "guidance": "it trains at the guidance of its generator",
+    "accumulation": "an update has a round's samples divided by online.updates",
+}
+WARNINGS: Rows = {
+    "warmup is {entry.warmup} updates but the training has {c.updates}, so it never reaches its learning_rate. Lower warmup.": (
+        lambda c: c.entry.warmup > c.updates
+    ),
+    "pairs ({entry.pairs}) has no effect: online training makes its own pairs.": lambda c: c.online and c.entry.pairs,
+    "online.samples is {online.samples}: groups below 12 are noisy, and training may collapse.": (
+        lambda c: c.online and c.compares and c.objective.shape == "step" and c.online.samples < STEADY
+    ),
+}
+TABLE = {
+    "generate": {**GENERATE, **MODEL},
+    "compare": COMPARE,
+    "pair": PAIR,
+    "train": {**MODEL, **TRAIN},
+    "eval": {**EVAL, **MODEL},
+}
+
+
+def check(stage: str, name: str, recipe: Recipe, entry: Any = None, objective: Any = None) -> None:
+    """Check an entry of a stage, by default the recipe's. Raises UsageError for the first conflict, and warns of others."""
+    case = Case(recipe, entry or getattr(recipe, stage)[name], objective)
+    for text in _conflicts(stage, case):
+        raise UsageError(_message(stage, name, text, case))
+    for text in [text for text, when in WARNINGS.items() if stage == "train" and when(case)]:
+        warn(_message(stage, name, text, case))
+
+
+def _conflicts(stage: str, case: Case) -> Iterator[str]:
+    yield from (text for text, when in TABLE[stage].items() if when(case))
+    if stage != "train":
+        return
+    if case.entry.shard != "none":
+        problems = [text for text, when in SHARDED.items() if when(case)]
+        yield from (f"shard is {{entry.shard}}, but {text}. Change it, or set shard: none." for text in problems)
+    if case.online:
+        for key, reason in (UNREAD | (UNREAD_ON_STEPS if case.on_steps else {})).items():
+            unset = (getattr(Train(), key), *([0] if key == "validation" else []))  # no pair is held out
+            if getattr(case.entry, key) not in unset:
+                yield f"{key} is {{entry.{key}}}, but online training does not read it: {reason}. Remove the key."
+    yield from (text for text, when in (ONLINE if case.online else OFFLINE).items() if when(case))
+
+
+def _message(stage: str, name: str, text: str, case: Case) -> str:
+    message = text.format(c=case, entry=case.entry, model=case.model, online=case.online)
+    return message[1:] if message.startswith(".") else f"{stage}.{name}.{message}"
