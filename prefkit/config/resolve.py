@@ -174,13 +174,14 @@ def _in_block(verb: str, entry: Any, key: str) -> str:
 def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
     """Nested block of an entry ("" for options of the entry's own plug-in) -> the dataclass of its options. Unset blocks are
     left out."""
-    default, options = kind(), {}
+    default: Any = kind()
+    options: dict[str, type] = {}
     if kind.__name__ in reader.PLUGIN_OF and entry.get("use", default.use):
         plugin = registry.load(reader.PLUGIN_OF[kind.__name__], entry.get("use", default.use))
         options |= {"": plugin.Options} if hasattr(plugin, "Options") else {}
     for name, hint in typing.get_type_hints(kind).items():
         choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        block = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+        block: Any = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
         value = entry.get(name, getattr(default, name))
         if block is None or value in (None, "none"):
             continue
