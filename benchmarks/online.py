@@ -37,9 +37,9 @@ from prefkit.score.scorer_set import ScorerSet
 from prefkit.store import Store
 from prefkit.train.online.loop import OnlineTrainer
 from prefkit.train.online.noise import SMALLEST_STD, Noise, Times, gaussian
-from prefkit.train.online.rollout import recordable, step_times
-from prefkit.train.online.rounds import Kept
-from prefkit.train.online.updates import Updates
+from prefkit.train.online.rollout import set_recordable_scheduler, step_times
+from prefkit.train.online.rounds import RoundWriter
+from prefkit.train.optimizers import PolicyOptimizer
 from prefkit.train.policy import make_policy
 from prefkit.train.run import run_train
 
@@ -93,7 +93,7 @@ class Bare:
         self.tokens = self.pipe.text_encoder.config.max_position_embeddings
         self.policy = make_policy(self.net, config, frozen=False)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=config.learning_rate)
-        recordable(self.pipe, "epsilon")
+        set_recordable_scheduler(self.pipe, "epsilon")
         self.noise = Noise.of(None, None, self.pipe.scheduler, "epsilon")
         self.backward = self.clock.around("denoiser", torch.Tensor.backward)
         self.forward = self.clock.around("denoiser", lambda *given: self.net(*given).sample)
@@ -198,10 +198,10 @@ def measure(rounds: int, samples: int, steps: int, folder: Path) -> dict[str, li
     found: dict[str, list[Seconds]] = {"bound": [], "images": [], "round": [], "plain": [], "small": []}
     for place, name, part in (
         (ScorerSet, "score", "rewards, beside"),
-        (Kept, "begin", "storage"),
-        (Kept, "write", "storage"),
-        (Updates, "step", "optimizer"),
-        (Updates, "backward", "denoiser"),
+        (RoundWriter, "create", "storage"),
+        (RoundWriter, "write", "storage"),
+        (PolicyOptimizer, "step", "optimizer"),
+        (PolicyOptimizer, "backward", "denoiser"),
     ):
         setattr(place, name, clock.around(part, getattr(place, name)))
 

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -51,9 +51,9 @@ from prefkit.testing import tiny_pipeline, wake_zeros
 from prefkit.train.data.batches import ahead
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.metrics import Log
-from prefkit.train.run import Job, make_loop
+from prefkit.train.precision import autocast
+from prefkit.train.run import Job, make_trainer
 from prefkit.train.setup import ModelLoader, prepare
-from prefkit.train.trainer import AUTOCAST
 
 WAYS = {
     "compiled": {"compile": True},
@@ -225,7 +225,7 @@ def loop_on(folder: Path, model: str, args: argparse.Namespace, way: str | None 
     source = PairSource.find(store, config.pairs)
     plan = ModelLoader(store, recipe, config, store.train("dpo"))
     data = prepare(plan, read_pairs(source), source, processes)
-    return make_loop(plan, Job("dpo", config), data, store.train("dpo"), processes)
+    return make_trainer(plan, Job("dpo", config), data, processes)
 
 
 class Made:
@@ -239,17 +239,13 @@ class Made:
 
 
 def one_step(loop, made: Made, log: Log) -> None:
-    """What Trainer._steps does in a step that neither measures nor saves."""
+    """The work of TrainingLoop in a step that neither measures nor saves."""
     begun = time.monotonic()
-    shown = loop.update(loop.accumulate(made.next()))
+    metrics = loop.update(loop.accumulate(made.next()))
     loop.step += 1
-    loop._log(log, Quiet(), shown, time.monotonic() - begun)
+    log.write(loop.step, metrics | {"seconds": time.monotonic() - begun})
+    loop.progress(metrics)
     loop.processes.sum(torch.tensor(0.0))
-
-
-class Quiet:
-    def update(self, **shown: float) -> None:
-        pass
 
 
 def bare(loop, batch) -> None:
@@ -268,14 +264,13 @@ def bare_loss(loop, batch, reference):
 
 
 def precise(loop):
-    dtype = AUTOCAST[loop.config.precision]
-    return torch.autocast(loop.processes.device.type, dtype) if dtype else nullcontext()
+    return autocast(loop.config, loop.processes.device)
 
 
 def update(loop) -> None:
     torch.nn.utils.clip_grad_norm_(loop.policy.parameters(), 1.0)
-    loop.optimizer.step()
-    loop.optimizer.zero_grad(set_to_none=True)
+    loop.optimizer.optimizer.step()
+    loop.optimizer.optimizer.zero_grad(set_to_none=True)
 
 
 def parts_of(loop, batches) -> dict[str, Callable[[int], object]]:

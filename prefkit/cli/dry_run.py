@@ -111,7 +111,7 @@ def _settings_pair(recipe: Recipe, name: str) -> None:
 
 
 def _settings_train(recipe: Recipe, name: str) -> None:
-    from prefkit.train.settings import check, check_start
+    from prefkit.train.run import check, check_start
 
     check(recipe, name)
     check_start(recipe, recipe.train[name])
@@ -191,8 +191,7 @@ def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
-    from prefkit.train.run import checked
-    from prefkit.train.settings import check_start
+    from prefkit.train.run import check_start, checked
 
     config = recipe.train[name]
     checked(store, recipe, name)

@@ -313,7 +313,7 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     """The result of a stage as table rows: those of eval, else the scalar counts of each entry."""
     if name == "eval":
-        from prefkit.evaluate.run import flat_rows
+        from prefkit.evaluate.summary import flat_rows
 
         return [row for result in results.values() for row in flat_rows(result)]
     return [

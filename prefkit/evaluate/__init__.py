@@ -1,1 +1,1 @@
-"""Base against tuned on held-out requests, with the cheap explanations beside it."""
+"""Base against tuned models on held-out requests, with controls for cheap explanations of a gain."""

@@ -1,4 +1,4 @@
-"""What a scorer's aspects say of base and tuned: their means, and how much seeds of one request still differ."""
+"""A scorer's aspects for base and tuned: their means, and how much the seeds of one request still differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], seeds: int) -> pd.DataFrame:
-    """request_id, index and a column per aspect of the scorer (NaN where a candidate has not got it)."""
+    """Table of request_id, index and one column per aspect of the scorer; NaN where a candidate lacks the aspect."""
     import pandas as pd
 
     candidates = folder.candidates(generator).frame(["id", "request_id", "index"])
@@ -25,17 +25,17 @@ def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], 
 
 
 def compare_aspects(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """{aspect: {base, tuned, differ_base, differ_tuned}}: means over requests of the mean over seeds, and of the
-    probability that two seeds of one request have different values (Gini-Simpson, unbiased). An aspect called which_...
-    is the number of a class, which has no mean."""
+    """Compare aspects as {aspect: {base, tuned, differ_base, differ_tuned}}.
+
+    The former two are means over requests of the mean over seeds; an aspect called which_... is the number of a class
+    and has no mean. The latter two are means over requests of the probability that two seeds have different values
+    (Gini-Simpson, unbiased).
+    """
     names = [name for name in base.columns if name not in ("request_id", "index") and name in tuned.columns]
+    tables = {"base": base, "tuned": tuned}
     return {
-        name: {
-            "base": _mean(base, name),
-            "tuned": _mean(tuned, name),
-            "differ_base": _differ(base, name),
-            "differ_tuned": _differ(tuned, name),
-        }
+        name: {key: _mean(table, name) for key, table in tables.items()}
+        | {f"differ_{key}": _differ(table, name) for key, table in tables.items()}
         for name in names
     }
 
@@ -43,15 +43,14 @@ def compare_aspects(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[s
 def _mean(table: pd.DataFrame, name: str) -> float | None:
     if name.startswith("which_"):
         return None
-    found = table.groupby("request_id")[name].mean().mean()
-    return float(found) if np.isfinite(found) else None
+    mean = table.groupby("request_id")[name].mean().mean()
+    return float(mean) if np.isfinite(mean) else None
 
 
 def _differ(table: pd.DataFrame, name: str) -> float | None:
-    shares = []
+    probabilities = []
     for _, values in table.dropna(subset=name).groupby("request_id")[name]:
-        n = len(values)
+        n, counts = len(values), values.value_counts().to_numpy()
         if n > 1:
-            counts = values.value_counts().to_numpy()
-            shares.append(1 - float((counts * (counts - 1)).sum()) / (n * (n - 1)))
-    return float(np.mean(shares)) if shares else None
+            probabilities.append(1 - float((counts * (counts - 1)).sum()) / (n * (n - 1)))
+    return float(np.mean(probabilities)) if probabilities else None

@@ -1,4 +1,4 @@
-"""Two frames of scores in, one row of the evaluation out. No files, no models."""
+"""Comparison of two tables of scores as one row of the evaluation, without files or models."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def compare(
 ) -> dict[str, Any]:
     """Paired comparison of two tables of scores with columns request_id, index (the seed's number), value.
 
-    A pair is the same request and index in both, with both values finite; a request without one is left out
+    A pair is the same request and index in both, with both values finite; a request without a pair is left out
     and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the
-    paired seeds, in the scorer's own units and direction; all else has "higher is better". Further base
+    paired seeds, in the scorer's own units and direction; for all other numbers higher is better. Further base
     indices enter `best_of_n` only: there, the tuned mean of a request is the mean of all its base scores plus the
-    paired gain, so that base against itself is best of 1 however many were drawn; `best_of_requests` is how many
-    requests it rests on. Raises StoreError where a request and index occurs twice.
+    paired gain, so that base against itself is best of 1 however many were drawn; `best_of_requests` is the number of
+    requests behind it. Raises StoreError if a request and index occur twice.
     """
     wanted = tuned.request_id.nunique()
     left, right = (_finite(frame) for frame in (base, tuned))
@@ -73,16 +73,17 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
         both = left.merge(right, on=keys, suffixes=("_base", "_tuned"), validate="one_to_one")
     except MergeError as error:
         raise StoreError(
-            "a request of this evaluation has two images with one index: it was evaluated before with another prompt under "
-            "the same request_id. Remove the folder of this evaluation (eval/NAME), or give it another name in the recipe."
+            "a request of this evaluation has two images with one index, because it was evaluated before with another "
+            "prompt under the same request_id. Remove the evaluation's folder (eval/NAME), or rename the evaluation in "
+            "the recipe."
         ) from error
     return both.sort_values(keys)
 
 
 def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | None]]:
-    """Spearman's rank correlation of scorers over the same images, pairwise complete; None where undefined.
+    """Spearman's rank correlation of scorers over the same images, pairwise complete; None if undefined.
 
-    columns: scorer -> values by candidate id, each turned so that higher is better.
+    columns: scorer -> values by candidate id, turned so that higher is better.
     """
     import pandas as pd
 
@@ -91,7 +92,7 @@ def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | N
 
 
 def finite(value: Any) -> float | None:
-    """JSON has no NaN."""
+    """The value, or None for NaN and infinity, which JSON does not have."""
     return float(value) if value is not None and np.isfinite(value) else None
 
 

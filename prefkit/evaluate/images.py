@@ -1,7 +1,8 @@
-"""How far images lie apart: within a request, and between two models at equal seed."""
+"""Distances of images: within a request, and between two models at equal seeds."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,19 +14,15 @@ if TYPE_CHECKING:
 
 
 def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> dict[tuple[str, int], np.ndarray]:
-    """Of every readable image of these requests with index < seeds."""
-    found = {}
+    """Thumbnails by (request, index) of the readable images of these requests with index < seeds."""
+    images = {}
     columns = ["id", "request_id", "index", "seed", "image", "path"]
     for candidate in store.iter_candidates([generator], columns=columns):
-        if candidate.request_id not in requests or candidate.index >= seeds:
-            continue
-        if candidate.image is None and candidate.path is None:
-            continue
-        try:
-            found[candidate.request_id, candidate.index] = thumbnail(candidate.pil())
-        except (OSError, ValueError):
-            continue
-    return found
+        wanted = candidate.request_id in requests and candidate.index < seeds
+        if wanted and (candidate.image is not None or candidate.path is not None):
+            with suppress(OSError, ValueError):
+                images[candidate.request_id, candidate.index] = thumbnail(candidate.pil())
+    return images
 
 
 def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:

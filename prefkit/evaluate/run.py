@@ -1,11 +1,10 @@
-"""The eval stage: images of base and tuned at the same seeds, their scores, and what follows from them."""
+"""The eval stage: images of base and tuned models at the same seeds, their scores, and the comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
@@ -32,16 +31,14 @@ from prefkit.types import Request
 if TYPE_CHECKING:
     import pandas as pd
 
-#: used_for_pairs in words
-JUDGES = {True: "training signal", False: "held out", None: "unknown"}
 #: (model, scorer, evaluation only?) -> used_for_pairs
 Used = Callable[[str, str, bool], "bool | None"]
 
 
 def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
-    """Evaluate recipe.eval[name] and write eval/NAME/result.json, whole or not at all. Returns its content.
+    """Evaluate recipe.eval[name], write eval/NAME/result.json atomically, and return its content.
 
-    limit: requests per set. What is on disk is not made again. Raises UsageError (no such eval, model,
+    limit: requests per set. Existing images and scores are not made again. Raises UsageError (no such eval, model,
     scorer or request) and FingerprintError (eval/NAME was made with another base model or generator).
     """
     cfg, generator, settings, specs = check(recipe, name)
@@ -52,50 +49,36 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     processes = group()
     with processes.held(store.lock(f"eval/{name}")):
         processes.lead(lambda: _claim(store, recipe, name, settings))
-        for folder, own, members in _parts(store, recipe, name, requests, jobs):
+        for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
             note(f"eval {name}: {where.name} on {len(members)} requests of {where.parent.name}")
-            make(folder, own, members, store)
+            make(folder, part, members, store)
 
-        def result() -> dict[str, Any]:
-            found = _assessed(store.eval(name), used, cfg, generator, list(jobs), requests, list(specs))
-            found["settings"] = _settings(recipe, cfg, generator, settings, limit)
-            found["settings"] |= _overlap(store, requests, records)
+        def write_result() -> dict[str, Any]:
+            result: dict[str, Any] = {"sets": {}}
+            bases = {}
+            usable, left_out = list(specs), dict[str, str]()
+            for set_name, members in requests.items():
+                opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
+                bases[set_name] = opened["base"]
+                usable, left_out = comparable(opened["base"], list(specs))
+                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable)
+            result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
+            made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
+            made_with |= {"model": plain(recipe.model), "limit": limit}
+            result["settings"] = made_with | _overlap(store, requests, records)
             online = {n for n, train in recipe.train.items() if train.online is not None}
-            found["controls"] = sets.controls_report(cfg, jobs, online)
-            write_json(store.eval(name) / "result.json", found)
-            return found
+            result["controls"] = sets.controls_report(cfg, jobs, online)
+            write_json(store.eval(name) / "result.json", result)
+            return result
 
-        return processes.lead(result)
-
-
-def _assessed(
-    folder: Path,
-    used: Used,
-    cfg: Eval,
-    generator: str,
-    models: list[str],
-    requests: dict[str, list[Request]],
-    aliases: list[str],
-) -> dict[str, Any]:
-    """What the images and scores under `folder`, by set and model, say."""
-    found: dict[str, Any] = {}
-    tables: dict[str, Store] = {}
-    left_out: dict[str, str] = {}
-    usable = aliases
-    for set_name, members in requests.items():
-        opened = {model: Store(folder / set_name / model) for model in models}
-        usable, left_out = comparable(opened["base"], aliases)
-        found[set_name] = assess(used, cfg, generator, opened, members, usable)
-        tables[set_name] = opened["base"]
-    correlated = _correlations(tables, generator, usable, requests)
-    return {"sets": found, "correlations": correlated, "left_out": left_out}
+        return processes.lead(write_result)
 
 
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
-    """(settings, generator, its settings, what each scorer means), after every check of the recipe alone. Raises UsageError."""
+    """Check the recipe; returns the eval's settings, generator, its settings, and scorer specs. Raises UsageError."""
     if name not in recipe.eval:
-        raise UsageError(f"eval: there is no {name!r} in the recipe; known are {', '.join(recipe.eval) or 'none'}.")
+        raise UsageError(f"eval: {name!r} is not in the recipe; it has {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
     sets.check_settings(name, cfg)
     compatibility.check("eval", name, recipe)
@@ -111,17 +94,17 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
-    """The models to evaluate, after every further check that needs no weights. A dry run: nothing is written.
+    """Return the models to evaluate after every check that needs no weights, for a dry run. Nothing is written.
 
-    Raises UsageError (NotYet for a model that is not trained), FingerprintError for images or scores there that were made
-    otherwise.
+    Raises UsageError (NotYet for a model that is not trained), FingerprintError for existing images or scores that were
+    made with other settings.
     """
     cfg, generator, settings, specs = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     _claim(store, recipe, name, settings, write=False)
-    for folder, own, members in _parts(store, recipe, name, requests, jobs):
-        checked_generate(folder, own, generator, keep_known(folder.requests(), members, folder.folder), None)
+    for folder, part, members in _parts(store, recipe, name, requests, jobs):
+        checked_generate(folder, part, generator, keep_known(folder.requests(), members, folder.folder), None)
         for alias, spec in specs.items():
             table = folder.scores(alias)
             table.claim(spec, remedy(table), empty=not scored_ids(table), write=False)
@@ -131,18 +114,18 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[
 def _parts(
     store: Store, recipe: Recipe, name: str, requests: dict[str, list[Request]], jobs: dict[str, tuple[Model, Generate]]
 ) -> Iterator[tuple[Store, Recipe, list[Request]]]:
-    """The run-shaped folder of each model in each set, the recipe that fills it, and its requests."""
+    """Yield, for each model in each set, its run folder, the recipe that fills the folder, and its requests."""
     cfg = recipe.eval[name]
     generator, _ = sets.settings_of(recipe, cfg)
     score = {alias: replace(recipe.score[alias], generators=[]) for alias in sets.aliases_of(recipe, cfg)}
     for set_name, members in requests.items():
         splits = sorted({r.split for r in members})
-        for model, (weights, how) in jobs.items():
+        for model, (weights, settings) in jobs.items():
             folder = Store(store.eval(name) / set_name / model)
             seeds = max(cfg.seeds, cfg.best_of) if model == "base" else cfg.seeds
-            generate = {generator: replace(how, n=seeds, splits=splits)}
-            own = replace(recipe, run=str(folder.folder), model=weights, generate=generate, score=score)
-            yield folder, own, members
+            generate = {generator: replace(settings, n=seeds, splits=splits)}
+            part = replace(recipe, run=str(folder.folder), model=weights, generate=generate, score=score)
+            yield folder, part, members
 
 
 def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: bool = True) -> None:
@@ -156,13 +139,13 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
 
 
 def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
-    """Images of `requests` and their scores in a model's folder, by its recipe. inputs: the run with their inputs/."""
+    """Make images of `requests` and their scores in a model's folder. inputs: the run with the input images."""
     (generator,) = recipe.generate
 
     def begin() -> None:
         Store.create(folder.folder)
         with folder.lock("requests", seconds=60):
-            # earlier, larger evaluations left candidates here: their requests must stay, or scorers would see no prompt
+            # candidates of earlier, larger evaluations are still here, and scorers need their prompts
             kept = keep_known(folder.requests(), requests, folder.folder)
             folder.write_requests({r.request_id: r for r in [*folder.requests(), *kept]}.values())
 
@@ -174,35 +157,31 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
     except PluginError as error:
         if not group().lead(lambda: all(folder.scores(alias).parts() for alias in recipe.score)):
             raise
-        warn(f"{error} The requests concerned are left out and counted.")  # every reason is in the table
+        warn(f"{error} These requests are left out and counted.")  # the table has the reason of each
 
 
 def assess(
     used: Used, cfg: Eval, generator: str, opened: dict[str, Store], requests: list[Request], aliases: list[str]
 ) -> dict[str, Any]:
-    """{model: {scorer: row}} of one set; `opened` holds the folder of the base and of every other model."""
+    """Compare the models of one set as {model: {scorer: row}}. opened: folders of the base and of every other model."""
     wanted = {r.request_id for r in requests}
-    base_images = thumbnails(opened["base"], generator, wanted, cfg.seeds)
-    spread = mean_diversity(base_images)
-    found: dict[str, Any] = {}
+    base = opened["base"]
+    base_images = thumbnails(base, generator, wanted, cfg.seeds)
+    diversity = mean_diversity(base_images)
+    result: dict[str, Any] = {}
     for model, folder in opened.items():
         if model == "base":
             continue
         images = thumbnails(folder, generator, wanted, cfg.seeds)
-        distances = {
-            "diversity_base": spread,
-            "diversity_tuned": mean_diversity(images),
-            "moved": moved(base_images, images),
-            "seed_distance": spread,
-        }
-        found[model] = {}
+        distances = {"diversity_base": diversity, "diversity_tuned": mean_diversity(images)}
+        distances |= {"moved": moved(base_images, images), "seed_distance": diversity}
+        result[model] = {}
         for alias in aliases:
-            frames = [values(place, generator, alias, wanted) for place in (opened["base"], folder)]
-            spec = opened["base"].scores(alias).spec() or {}
-            row = assess_scorer(used, cfg, (model, alias), frames, spec, distances)
-            tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (opened["base"], folder)]
-            found[model][alias] = row | {"aspects": compare_aspects(*tables)}
-    return found
+            frames = [values(place, generator, alias, wanted) for place in (base, folder)]
+            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, distances)
+            tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
+            result[model][alias] = row | {"aspects": compare_aspects(*tables)}
+    return result
 
 
 def assess_scorer(
@@ -213,25 +192,22 @@ def assess_scorer(
     spec: dict[str, Any],
     distances: dict[str, float | None],
 ) -> dict[str, Any]:
-    """One row of the result: names = (model, scorer), frames = scores of the base and of the model."""
+    """One row of the result. names: (model, scorer); frames: scores of the base and of the model."""
     base, tuned = frames
     higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
-    # an earlier, larger evaluation may have left further images of some requests here
+    # earlier, larger evaluations may have left further images of some requests here
     base, tuned = base[base["index"] < max(cfg.seeds, cfg.best_of)], tuned[tuned["index"] < cfg.seeds]
-    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap)
-    row |= distances | {
-        "used_for_pairs": used(*names, only),
-        "evaluation_only": only,
-        "higher_is_better": higher,
-    }
+    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | distances
+    row |= {"used_for_pairs": used(*names, only), "evaluation_only": only, "higher_is_better": higher}
     word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
     return row | {"verdict": word}
 
 
 def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Scorers whose values hold across calls, and those left out with the reason."""
+    """Split scorers into those whose values are comparable across calls, and the others with the reason."""
     left_out = {
-        alias: "its values hold within one call only (scope within_request), and base and tuned are scored apart"
+        alias: "its values are comparable within one call only (scope within_request), but base and tuned are scored "
+        "in separate calls"
         for alias in aliases
         if (opened.scores(alias).spec() or {}).get("scope") == "within_request"
     }
@@ -239,71 +215,41 @@ def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, 
 
 
 def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.DataFrame:
-    """request_id, index, id, value of one scorer; a row for every candidate, NaN where the score is missing."""
+    """Table of request_id, index, id and value of one scorer, one row per candidate; NaN for a missing score."""
     candidates = folder.candidates(generator).frame(["id", "request_id", "index"])
     scores = folder.scores(alias).frame(["id", "value"])
     frame = candidates[candidates.request_id.isin(requests)].merge(scores, on="id", how="left")
     return frame[["request_id", "index", "id", "value"]]
 
 
-def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """result.json as rows for the terminal: one per set, model and scorer."""
-    rows = []
-    for set_name, models in result["sets"].items():
-        for model, scorers in models.items():
-            for alias, row in scorers.items():
-                shown = {"set": set_name, "model": model, "scorer": alias}
-                for key in ("base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "n_requests"):
-                    value = row[key]
-                    shown[key] = round(value, 4) if isinstance(value, float) else value
-                best = row["best_of_n"]
-                shown["best_of_n"] = round(best, 2) if isinstance(best, float) else best
-                shown["judge"] = JUDGES[row["used_for_pairs"]]
-                rows.append(shown | {"verdict": row["verdict"]})
-    return rows
-
-
-def _settings(recipe: Recipe, cfg: Eval, generator: str, settings: Generate, limit: int | None) -> dict[str, Any]:
-    return {
-        "eval": plain(cfg),
-        "generator": generator,
-        "generate": plain(settings),
-        "model": plain(recipe.model),
-        "limit": limit,
-    }
-
-
 def _overlap(
     store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """How many requests of each set were trained on: no evidence, so it is said; and so is which models do not tell."""
+    """Count each set's requests and those that were trained on; warn of these, and of models without a record."""
     counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:
             warn(f"eval set {name!r}: {count} of {len(requests[name])} prompts are training prompts.")
-    silent = [name for name, record in records.items() if record is None]
-    if silent:
+    unknown = [name for name, record in records.items() if record is None]
+    if unknown:
         warn(
-            f"{', '.join(silent)} left no record of the training (trained_on.json), so prompts that came from elsewhere than "
-            "this run are not seen as training prompts. Train again under another name to know."
+            f"{', '.join(unknown)}: no record of the training (trained_on.json), so training prompts from outside this "
+            "run are not detected. Train again under another name to get a record."
         )
-    return {
-        "requests": {name: len(members) for name, members in requests.items()},
-        "in_training": counts,
-        "training_unknown": silent,
-    }
+    sizes = {name: len(members) for name, members in requests.items()}
+    return {"requests": sizes, "in_training": counts, "training_unknown": unknown}
 
 
 def _correlations(
-    tables: dict[str, Store], generator: str, aliases: list[str], requests: dict[str, list[Request]]
+    bases: dict[str, Store], generator: str, aliases: list[str], requests: dict[str, list[Request]]
 ) -> dict[str, Any]:
-    """Spearman between scorers on the base images of all sets, higher is better for each."""
+    """Spearman correlations of scorers on the base images of all sets, higher being better for each."""
     import pandas as pd
 
     columns = {}
     for alias in aliases:
         parts = []
-        for name, folder in tables.items():
+        for name, folder in bases.items():
             sign = 1.0 if (folder.scores(alias).spec() or {}).get("higher_is_better", True) else -1.0
             frame = values(folder, generator, alias, {r.request_id for r in requests[name]})
             parts.append(pd.Series(sign * frame.value.to_numpy(float), index=[f"{name}/{i}" for i in frame.id]))

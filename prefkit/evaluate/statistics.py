@@ -1,7 +1,7 @@
-"""Numbers that stand in an evaluation. Pure numpy, float64; no function here knows of images or files.
+"""Statistics of an evaluation, in pure numpy and float64.
 
 Between-request quantities treat the request as the unit of sampling: seeds of one request are not
-independent evidence, so they are averaged first (DESIGN: "per request the mean over seeds").
+independent evidence, so they are averaged first.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 #: z of the two-sided 5 % level plus z of 80 % power: 1.959964 + 0.841621
 DETECTABLE_Z = 2.801585
-#: with fewer requests not even a sign test that goes one way only (p = 2 / 2^n) reaches 5 %
+#: with fewer requests, even a sign test with all outcomes equal (p = 2 / 2^n) does not reach 5 %
 MIN_REQUESTS = 6
-#: a model that moved less than this share of the distance between two seeds has not changed
+#: a model that moved less than this fraction of the distance between two seeds has not changed
 UNCHANGED = 0.05
 
 
@@ -50,10 +50,10 @@ def bootstrap_interval(
 
 
 def minimum_detectable(values: np.ndarray) -> float | None:
-    """The smallest distance of the win rate from 1/2 that this many requests find with 80 % power.
+    """Smallest distance of the win rate from 1/2 that this many requests detect with 80 % power.
 
-    (z_0.975 + z_0.80) * s / sqrt(R), with s the deviation (R - 1) of the [R] per-request win rates.
-    None with fewer than two requests or without any deviation: then nothing says how much noise there is.
+    (z_0.975 + z_0.80) * s / sqrt(R), with s the std (R - 1) of the [R] per-request win rates.
+    None with fewer than two requests or a std of 0, which leave the noise unknown.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2 or np.ptp(values) == 0:
@@ -64,7 +64,7 @@ def minimum_detectable(values: np.ndarray) -> float | None:
 def expected_maximum(values: np.ndarray, n: float) -> float:
     """Mean of the largest of n values drawn without replacement from [m] values, 1 <= n <= m.
 
-    For whole n the order-statistic sum  sum_i x_(i) C(i-1, n-1) / C(m, n); in between, linear in n.
+    For integer n the order-statistic sum  sum_i x_(i) C(i-1, n-1) / C(m, n); in between, linear in n.
     """
     ordered = np.sort(np.asarray(values, np.float64))
     m, whole = len(ordered), int(np.floor(n))
@@ -74,19 +74,19 @@ def expected_maximum(values: np.ndarray, n: float) -> float:
 
 
 def enough(base: Sequence[np.ndarray]) -> tuple[int, list[int]]:
-    """R >= 1 arrays of samples -> the commonest length m (the smaller of two as common), and which have at least m."""
+    """Commonest length m of R >= 1 arrays (the smaller of two equally common), and indices of those with at least m."""
     lengths, often = np.unique([len(values) for values in base], return_counts=True)
     m = int(lengths[np.argmax(often)])
     return m, [i for i, values in enumerate(base) if len(values) >= m]
 
 
 def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | None:
-    """For which N is the best of N base samples, averaged over requests, as good as the tuned mean?
+    """The N for which the best of N base samples, averaged over requests, is as good as the tuned mean.
 
     base: R arrays of base scores (higher is better); tuned: [R] mean tuned score of the same requests.
-    m is the commonest number of base samples a request has (the smaller of two as common): the requests with at least
-    m take part (`enough`), each with the best of n of all that it has. So one long or short request decides nothing.
-    A number in 1..m, "< 1" where tuned is below the base mean, ">= m" where it is beyond the best of m,
+    m is the commonest number of base samples per request. Requests with at least m samples count (see `enough`), each
+    with the best of n of all its samples, so that one long or short request does not decide the result.
+    Returns a number in 1..m, "< 1" if tuned is below the base mean, ">= m" if it is beyond the best of m,
     None without requests.
     """
     if not len(base):
@@ -111,9 +111,9 @@ def verdict(
 
     nothing changed: the image moved from the base at equal seed by less than 5 % of the distance between
         two seeds of the base (or not at all).
-    no difference shown: fewer than 6 requests, whatever the interval says; a bootstrap of so few is
+    no difference shown: fewer than 6 requests, whatever the interval; a bootstrap of fewer is
         too narrow, and no sign test could reach 5 %.
-    better / worse: the 95 % interval of the win rate lies wholly above / below 1/2.
+    better / worse: the 95 % interval of the win rate is entirely above / below 1/2.
     no difference shown: otherwise.
     """
     if moved is not None and (moved == 0 or (seed_distance is not None and moved < UNCHANGED * seed_distance)):

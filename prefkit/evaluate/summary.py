@@ -1,29 +1,55 @@
-"""result.json as a table that fits a terminal: one line per model and judge."""
+"""result.json as tables for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 ORDER = (False, None, True)
 MARKS = {True: "*", False: "", None: "?"}
+JUDGES = {True: "training signal", False: "held out", None: "unknown"}
+NUMBERS = ("base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "n_requests")
+
+
+def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per set, model and scorer, with the numbers of the comparison."""
+    rows = []
+    for set_name, model, alias, row in _rows(result):
+        shown = {"set": set_name, "model": model, "scorer": alias} | {key: _rounded(row[key], 4) for key in NUMBERS}
+        shown |= {"best_of_n": _rounded(row["best_of_n"], 2), "judge": JUDGES[row["used_for_pairs"]]}
+        rows.append(shown | {"verdict": row["verdict"]})
+    return rows
 
 
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns model, judge (* the training signal, ? not known), base, tuned, wins (95 % interval), verdict; `set` if several.
+    """One row per model and judge (* training signal, ? unknown) with base, tuned, wins (95 % interval) and verdict.
 
-    Held-out judges come first, then those of which nobody knows.
+    Held-out judges come first, then unknown ones.
     """
+    entries = [entry for result in results for entry in _rows(result)]
+    several = sum(len(result["sets"]) for result in results) > 1
+    places = {key: number for number, key in enumerate(dict.fromkeys(entry[:2] for entry in entries))}
     rows = []
-    sets = [(name, models) for result in results for name, models in result["sets"].items()]
-    for set_name, models in sets:
-        for model, scorers in models.items():
-            for alias, row in sorted(scorers.items(), key=lambda item: ORDER.index(item[1]["used_for_pairs"])):
-                shown = {"set": set_name} if len(sets) > 1 else {}
-                shown |= {"model": model, "judge": alias + MARKS[row["used_for_pairs"]]}
-                shown |= {"base": _short(row["base"]), "tuned": _short(row["tuned"])}
-                interval = f"{_short(row['win_rate'])} [{_short(row['ci_low'])}, {_short(row['ci_high'])}]"
-                rows.append(shown | {"wins [95 %]": interval, "verdict": row["verdict"]})
+    for entry in sorted(entries, key=lambda entry: (places[entry[:2]], ORDER.index(entry[3]["used_for_pairs"]))):
+        set_name, model, alias, row = entry
+        shown = {"set": set_name} if several else {}
+        shown |= {"model": model, "judge": alias + MARKS[row["used_for_pairs"]]}
+        shown |= {"base": _short(row["base"]), "tuned": _short(row["tuned"])}
+        interval = f"{_short(row['win_rate'])} [{_short(row['ci_low'])}, {_short(row['ci_high'])}]"
+        rows.append(shown | {"wins [95 %]": interval, "verdict": row["verdict"]})
     return rows
+
+
+def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Yield (set, model, scorer, comparison)."""
+    for set_name, models in result["sets"].items():
+        for model, scorers in models.items():
+            for alias, row in scorers.items():
+                yield set_name, model, alias, row
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def _short(value: float | None) -> str:

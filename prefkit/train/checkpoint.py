@@ -1,4 +1,7 @@
-"""Checkpoints as whole folders with checksums: written under a temporary name, flushed, renamed. The last two stay."""
+"""The folder of a training: its fingerprint, its checkpoints and its result.
+
+A checkpoint is a folder with checksums, written under a temporary name, flushed and renamed. The last two are kept.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from prefkit.errors import DamagedError, StoreError
+from prefkit.config import Model
+from prefkit.errors import DamagedError, FingerprintError, StoreError
+from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.output import warn
 from prefkit.store.checksums import check_folder
-from prefkit.store.files import read_text, set_aside
+from prefkit.store.files import read_json, read_text, set_aside, sound_json
 from prefkit.store.folders import whole_folder
 from prefkit.store.litter import remove
+from prefkit.store.table import check_fingerprint
 from prefkit.store.tensors import load_tensors
+from prefkit.train.data.cache_keys import libraries
 
 if TYPE_CHECKING:
     from prefkit.distributed import Processes
@@ -29,7 +36,7 @@ Checkpoint = tuple[dict[str, Tensor], Any, dict[str, Any]]
 
 
 def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Any, state: Mapping[str, Any]) -> Path:
-    """folder/step-00000100 with weights.safetensors, optimizer.pt (tensors and numbers alone) and state.json."""
+    """Write folder/step-00000100 with weights.safetensors, optimizer.pt (tensors and numbers only) and state.json."""
     final = folder / f"step-{step:08d}"
     if final.exists():
         return final
@@ -38,8 +45,8 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Any,
         safetensors.torch.save_file(plain, temporary / "weights.safetensors")
         try:
             torch.save(optimizer, temporary / "optimizer.pt")
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(f"the optimizer's state could not be saved, is the disk full? ({error})") from error
+        except RuntimeError as error:  # torch's error on a full disk
+            raise OSError(f"the optimizer's state could not be saved; is the disk full? ({error})") from error
         (temporary / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
     for old in _folders(folder)[:-KEEP]:
         remove(old)
@@ -49,70 +56,139 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Any,
 def load_last(
     folder: Path, processes: Processes | None = None, check: Callable[[Mapping[str, Any]], Any] | None = None
 ) -> Checkpoint | None:
-    """(weights, optimizer, state) of the newest checkpoint that is sound, on the CPU; None where there is none.
+    """Load (weights, optimizer, state) of the newest sound checkpoint, on the CPU; None if there is none.
 
-    The main process decides which, sets damaged ones aside with a warning, and the others load the same. check: looks at
-    what else a state needs, and raises DamagedError where it cannot be used.
+    Rank 0 chooses the checkpoint and renames damaged ones with a warning; the others load the same one. check: called
+    with a state, and raises DamagedError if files that the state needs cannot be used.
     """
     if processes is None or processes.count == 1:
         return _newest(folder, check)
-    found = _newest(folder, check) if processes.main else None
-    step = processes.max(found[2]["step"] if found is not None else -1)
+    newest = _newest(folder, check) if processes.main else None
+    step = processes.max(newest[2]["step"] if newest is not None else -1)
     if step < 0 or processes.main:
-        return found
+        return newest
     return load(folder / f"step-{step:08d}")
 
 
 def _newest(folder: Path, check: Callable[[Mapping[str, Any]], Any] | None) -> Checkpoint | None:
     for path in reversed(_folders(folder)):
         try:
-            found = load(path)
+            checkpoint = load(path)
             if check is not None:
-                check(found[2])
-            return found
+                check(checkpoint[2])
+            return checkpoint
         except DamagedError as error:
-            aside = set_aside(path)
-            warn(f"checkpoint {path} cannot be read, and is set aside as {aside.name}: {error}")
+            warn(f"checkpoint {path} cannot be read and is renamed to {set_aside(path).name}: {error}")
     return None
 
 
 def load(path: Path) -> Checkpoint:
-    """(weights, optimizer, state) of one checkpoint, on the CPU. Raises DamagedError naming the file."""
+    """Load (weights, optimizer, state) of one checkpoint, on the CPU. Raises DamagedError with the file's name."""
     check_folder(path, REMEDY)
     state = read_state(path)
     weights, _ = load_tensors(path / "weights.safetensors", REMEDY)
-    return weights, _optimizer(path / "optimizer.pt"), state
+    return weights, _load_optimizer(path / "optimizer.pt"), state
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint. Raises DamagedError naming the file."""
+    """Read state.json of a checkpoint. Raises DamagedError with the file's name."""
     file = path / "state.json"
     try:
         state = json.loads(read_text(file, REMEDY))
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-            raise ValueError("it says no step")
+            raise ValueError("it has no step")
     except (ValueError, RecursionError) as error:
         raise DamagedError(file, f"{file} could not be read: {error}. {REMEDY}") from error
     return state
 
 
-def _optimizer(path: Path) -> Any:
+def _load_optimizer(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.") from error
     except MemoryError:
         raise
-    except Exception as error:  # the reader of a format may stumble over wrong bytes in any way
+    except Exception as error:  # wrong bytes can raise any error in a reader
         text = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
         raise DamagedError(path, f"{path} could not be read: {text}. {REMEDY}") from error
 
 
 def last_step(folder: Path) -> int:
-    """Step of the newest checkpoint, 0 where there is none."""
+    """Step of the newest checkpoint, 0 if there is none."""
     folders = _folders(folder)
     return int(folders[-1].name.removeprefix("step-")) if folders else 0
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
+# -- the folder of a training ---------------------------------------------------------------------------------
+def untrained(folder: Path) -> bool:
+    return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
+
+
+def claim(
+    folder: Path, fingerprint: Mapping[str, Any], unit: str, total: int, remedy: str, *, write: bool = True
+) -> bool:
+    """Record the fingerprint of the training in `folder` as spec.json; returns True if the training is done.
+
+    A training that is not done also needs the libraries that it began with: others may encode images and prompts
+    differently, and its steps would be trained on two encodings. unit, total: as in `finished`; write: as in
+    check_fingerprint. Raises FingerprintError.
+    """
+    path, now, fresh = folder / "spec.json", libraries(), untrained(folder)
+    began = now if fresh or not path.exists() else read_json(path).get("libraries")
+    check_fingerprint(path, {**fingerprint, "libraries": began}, remedy, fresh=fresh, write=write)
+    done = finished(folder, unit, total, remedy, write=write)
+    if not done and began != now:
+        raise FingerprintError(
+            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} are installed. The remaining "
+            "steps would be trained on images and prompts that are encoded differently. Install the earlier version, "
+            "or train under another name."
+        )
+    return done
+
+
+def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = True) -> bool:
+    """True if the folder holds a sound result of `total` units ("steps" | "rounds"), or one that stopped early.
+
+    Raises FingerprintError if it was trained for longer.
+    """
+    result = sound_result(folder, rename=write)
+    if result is None:
+        return False
+    if result[unit] > total:
+        raise FingerprintError(f"{folder} was trained for {result[unit]} {unit}, asked for {total}. {remedy}")
+    return result[unit] == total or bool(result.get("out_of_patience") or result.get("stopped"))
+
+
+def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
+    """Read result.json of a training that has final/; None if either is missing or damaged.
+
+    rename: damaged files are renamed; the training then resumes from its last checkpoint and exports its result again.
+    """
+    path, final = folder / "result.json", folder / "final"
+    if not path.exists():
+        return None
+    checked = path
+    try:
+        result: dict[str, Any] = read_json(path)
+        checked = final
+        check_folder(final, "It is exported again.")
+    except DamagedError as error:
+        if rename:
+            warn(f"{checked} is renamed to {set_aside(checked).name} and made again: {error}")
+        return None
+    return result if final.is_dir() else None
+
+
+def record_data(folder: Path, captions: set[str], scorers: Any, model: Model, base: str, *, fresh: bool) -> None:
+    """Write trained_on.json, if the training is fresh or the file is missing: eval reads the prompts and scorers."""
+    if fresh or sound_json(folder / TRAINED_ON) is None:
+        write_trained_on(folder, captions, scorers, model, base)
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return " and ".join(f"{name} {version}" for name, version in versions.items()) or "unknown libraries"

@@ -1,4 +1,4 @@
-"""What a step that failed says: what went wrong, what is kept, and what to change."""
+"""Messages about a failed step: its cause, the checkpoint that is kept, and the settings to change."""
 
 from __future__ import annotations
 
@@ -10,70 +10,73 @@ from prefkit.errors import TrainingError, out_of_memory
 from prefkit.train import checkpoint
 
 
-def not_finite(loop: Any, what: str) -> TrainingError:
-    kept = checkpoint.last_step(loop.folder / "checkpoints")
-    place = loop.folder / "checkpoints"
-    last = f"The checkpoint of step {kept} is kept, in {place}" if kept else "There is no checkpoint yet"
+def not_finite(trainer: Any, quantity: str) -> TrainingError:
+    """Error for a loss or gradient that is NaN or infinite. quantity: "the loss" | "the gradient"."""
+    folder = trainer.folder / "checkpoints"
+    step = checkpoint.last_step(folder)
+    last = f"The checkpoint of step {step} is kept, in {folder}" if step else "There is no checkpoint yet"
     return TrainingError(
-        f"train {loop.folder.name}: {what} of step {loop.step + 1} is not finite (NaN or infinity), so training has "
-        f"stopped. {_blamed(loop)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, or precision bf16 or no instead of "
-        f"fp16{', under a new name' if kept else ''}; or look at the pairs for broken latents."
+        f"train {trainer.folder.name}: {quantity} of step {trainer.step + 1} is not finite (NaN or infinity), so "
+        f"training has stopped. {_pair_rows(trainer)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, "
+        f"or precision bf16 or no instead of fp16{', under a new name' if step else ''}; or check the pairs for broken "
+        "latents."
     )
 
 
-def _blamed(loop: Any) -> str:
-    """The rows of the pair dataset whose loss was not finite; without any, all those of the step."""
-    rows = [(group.row, bad) for groups, loss in loop.seen
-            for group, bad in zip(groups, (~loss.isfinite()).tolist(), strict=True)]  # fmt: skip
-    broken = [str(row) for row, bad in rows if bad]
+def _pair_rows(trainer: Any) -> str:
+    """Sentence that names the pair rows whose loss is not finite; if there are none, all rows of the step."""
+    rows: list[tuple[int, bool]] = []
+    for groups, losses in trainer.step_losses:
+        rows += zip((group.row for group in groups), losses.isfinite().tolist(), strict=True)
+    broken = [str(row) for row, finite in rows if not finite]
     named = broken or [str(row) for row, _ in rows]
     if not named:
         return ""
     more = f" and {len(named) - 10} more" if len(named) > 10 else ""
-    which = f"pair row{'s' * (len(named) > 1)} {', '.join(named[:10])}{more}"
-    return f"The loss is not finite for {which}. " if broken else f"The step was made of {which}. "
+    listed = f"pair row{'s' * (len(named) > 1)} {', '.join(named[:10])}{more}"
+    return f"The loss is not finite for {listed}. " if broken else f"The step consisted of {listed}. "
 
 
 @contextmanager
-def _answered(say: Callable[[], TrainingError]) -> Iterator[None]:
-    """Raise what `say` returns where memory ran out, on any device."""
+def _on_out_of_memory(make_error: Callable[[], TrainingError]) -> Iterator[None]:
+    """Raise the error that `make_error` returns when memory runs out on any device."""
     try:
         yield
     except Exception as error:
         if out_of_memory(error):
-            raise say() from error
+            raise make_error() from error
         raise
 
 
-def explained(name: str, device: Any, doing: str, remedy: str) -> AbstractContextManager[None]:
-    """Say what ran out of memory, where nothing can be halved. Raises TrainingError."""
-    return _answered(lambda: TrainingError(f"train {name}: {device} ran out of memory {doing}. {remedy}"))
+def explain_out_of_memory(name: str, device: Any, doing: str, remedy: str) -> AbstractContextManager[None]:
+    """Context that turns running out of memory into a TrainingError with a remedy, for work that cannot be halved."""
+    return _on_out_of_memory(lambda: TrainingError(f"train {name}: {device} ran out of memory {doing}. {remedy}"))
 
 
-def in_step(loop: Any, where: Callable[[], str] | None = None) -> AbstractContextManager[None]:
-    """Say which settings of the training to change where memory ran out. where: what the loop was in, by default its step.
+def explain_step_out_of_memory(trainer: Any, where: Callable[[], str]) -> AbstractContextManager[None]:
+    """Context that turns running out of memory into a TrainingError that names the settings to change.
 
-    Raises TrainingError.
+    where: returns the part of the training that is running, such as "step 7".
     """
-    return _answered(lambda: _too_large(loop, where() if where is not None else f"step {loop.step + 1}"))
+    return _on_out_of_memory(lambda: _too_large(trainer, where()))
 
 
-def _too_large(loop: Any, where: str) -> TrainingError:
-    """What to change, the cheapest first. With the batch split further the result stays the same."""
-    config, ways = loop.config, []
+def _too_large(trainer: Any, where: str) -> TrainingError:
+    """List the settings to change, the cheapest first. A batch that is split further gives the same result."""
+    config, ways = trainer.config, []
     if config.batch_size > 1:
-        least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
-        smaller, more = config.batch_size // least, least * config.accumulation
-        ways.append(f"batch_size {smaller} with accumulation {more} (1/{least} of the activations, the same result)")
-    if not getattr(loop.policy.net, "is_gradient_checkpointing", False):
+        divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
+        smaller, more = config.batch_size // divisor, divisor * config.accumulation
+        ways.append(f"batch_size {smaller} with accumulation {more} (1/{divisor} of the activations, the same result)")
+    if not getattr(trainer.policy.net, "is_gradient_checkpointing", False):
         ways.append("gradient_checkpointing: true (activations of one block at a time, about a third slower)")
     if config.precision == "no":
         ways.append("precision: bf16 (half the activations and, with LoRA, half the frozen weights)")
     if config.lora is None:
         ways.append("lora: {rank: 16} (no gradients, optimizer states and second network of full weights)")
-    kept = checkpoint.last_step(loop.folder / "checkpoints")
+    step = checkpoint.last_step(trainer.folder / "checkpoints")
     return TrainingError(
-        f"train {loop.folder.name}: {loop.processes.device} ran out of memory in {where}. "
+        f"train {trainer.folder.name}: {trainer.processes.device} ran out of memory in {where}. "
         f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
-        f"{f'The checkpoint of step {kept} is kept.' if kept else 'There is no checkpoint yet.'}"
+        f"{f'The checkpoint of step {step} is kept.' if step else 'There is no checkpoint yet.'}"
     )

@@ -1,10 +1,11 @@
-"""`shard`: weights, gradients and optimizer states shared out among processes, by FSDP2 (torch's fully_shard).
+"""`shard: fsdp2`: weights, gradients and optimizer states sharded over processes, by torch's fully_shard.
 
-A block's weights are gathered when it computes, in forward and again in backward (ZeRO-3).
-Gradients are summed over processes as without shards, so the training is the same but for the order of sums. Checkpoints hold
-whole tensors, written by the main process: any number of processes, sharded or not, goes on from them.
-Every forward and backward is a meeting of all processes. So they make equally many (`even`), and what one process alone
-does without shards (measuring the start, exporting) begins with all of them.
+A block's weights are gathered when it computes, in forward and again in backward (ZeRO-3). Gradients are summed over
+processes as without shards, so the training is the same but for the order of sums. Checkpoints hold full tensors,
+written by rank 0, so any number of processes, sharded or not, can resume from them.
+
+Every forward and backward needs all processes: they make equally many (`padded`), and work that one process does alone
+without shards (measuring the start, exporting) begins with all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prefkit import output
-from prefkit.config import Recipe
+from prefkit.config import Train
 from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.models.lora import adapters
@@ -25,39 +26,66 @@ from prefkit.models.trees import Tree
 from prefkit.train.policy import Policy
 
 SHARDS = ("none", "fsdp2")
+#: environment variable of `accelerate launch` -> the request that prefkit cannot serve
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine does backward, clipping, steps and checkpoints itself, so "
+    "they would no longer be exact",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which splits language models",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config, but prefkit's processes only split the batch",
+}
 
 
-def check(name: str, recipe: Recipe, objective: Any, shard: str) -> None:
-    """Raises UsageError for what is not offered with shards."""
-    if shard == "none":
-        return
-    config = recipe.train[name]
-    why = {
-        "model.quantize packs weights so that they cannot be cut": recipe.model.quantize is not None,
-        "online training samples with the whole model": config.online is not None,
-        "precision fp16 scales its loss by what all gradients were; take bf16": config.precision == "fp16",
-        "compile has not been tried with it": config.compile,
-        f"optimizer {config.optimizer} has not been tried with it; take adamw": config.optimizer != "adamw",
-        "watch samples in one process": bool(config.watch),
-        "with cache_reference processes would make unequal numbers of forwards": config.cache_reference,
-        f"objective {config.objective.use} moves its reference, weight by weight": objective.reference == "ema",
-    }
-    for reason, holds in why.items():
-        if holds:
-            raise UsageError(f"train.{name}.shard is {shard}: {reason}. Change it, or set shard: none.")
+def check_launch(name: str, config: Train) -> None:
+    """Raises UsageError for an accelerate configuration that training cannot follow; warns of another precision."""
+    where = f"train {name}: the accelerate configuration"
+    for variable, request in REFUSED.items():
+        if _is_set(variable):
+            raise UsageError(
+                f"{where} asks for {request}. Launch with `accelerate launch --multi_gpu`, or a configuration whose "
+                "distributed_type is MULTI_GPU."
+            )
+    if _is_set("ACCELERATE_USE_FSDP"):
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UsageError(f"{where} asks for FSDP 1; set fsdp_version: 2.")
+        if _is_set("FSDP_OFFLOAD_PARAMS"):
+            raise UsageError(f"{where} asks for fsdp_offload_params, which is not offered; set it to false.")
+        if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false":
+            raise UsageError(
+                f"{where} sets fsdp_reshard_after_forward: false (ZeRO-2), which is not offered; set it to true."
+            )
+        if _is_set("FSDP_ACTIVATION_CHECKPOINTING") and not config.gradient_checkpointing:
+            raise UsageError(
+                f"{where} asks for fsdp_activation_checkpointing; set train.{name}.gradient_checkpointing: true "
+                "instead."
+            )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.precision):
+        output.warn(
+            f"{where} sets mixed_precision {precision}, but the recipe decides a training's precision: "
+            f"{config.precision}. Set train.{name}.precision to change it."
+        )
+
+
+def shard_of(config: Train) -> str:
+    """The recipe's `shard`; if it is none, an accelerate configuration for FSDP selects fsdp2."""
+    return "fsdp2" if config.shard == "none" and _is_set("ACCELERATE_USE_FSDP") else config.shard
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1", "yes")
 
 
 def shard_policy(policy: Policy, shard: str, processes: Processes, name: str) -> None:
-    """Share the networks out, in place; nothing with one process. Blocks are those that diffusers says not to split."""
+    """Shard the networks in place, by the blocks that diffusers marks as not to split; no effect with one process."""
     if shard == "none" or processes.count == 1:
         return
     blocks = _shard(policy.net, processes)
     if policy.frozen is not None:
         _shard(policy.frozen, processes)
     policy.sharded = True
-    policy.__dict__.pop("_trained", None)  # other parameters now
+    policy.__dict__.pop("_trained", None)  # the parameters are new objects
     if processes.main:
-        output.note(f"train {name}: weights shared out among {processes.count} processes in {blocks} blocks ({shard}).")
+        output.note(f"train {name}: weights sharded over {processes.count} processes in {blocks} blocks ({shard}).")
 
 
 def _shard(net: Any, processes: Processes) -> int:
@@ -69,17 +97,17 @@ def _shard(net: Any, processes: Processes) -> int:
     named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP") or ",".join(getattr(net, "_no_split_modules", None) or ())
     kinds = {kind.strip() for kind in named.split(",")}
     inner = [module for module in net.modules() if type(module).__name__ in kinds and module is not net]
-    for module in [*reversed(inner), net]:  # what is inside comes first
+    for module in [*reversed(inner), net]:  # inner modules first
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for module in net.modules():
-        if isinstance(module, FSDPModule):  # gradients are sums here, and gloo knows no averages
+        if isinstance(module, FSDPModule):  # gradients are sums here, and gloo has no averages
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return len(inner)
 
 
-def rest(policy: Policy) -> None:
-    """After forwards without a backward: weights are shared out again, and the parameters are their shards."""
+def reshard(policy: Policy) -> None:
+    """Shard the weights again after forwards without a backward."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in policy.net.modules() if policy.sharded else ():
@@ -87,54 +115,54 @@ def rest(policy: Policy) -> None:
             module.reshard()
 
 
-def even(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
-    """(batch, 1) for each; with shards, (the last, 0) after them until this process has made as many as any other."""
-    most = processes.max(len(batches)) if policy.sharded else len(batches)
-    for number in range(most):
+def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
+    """Yield (batch, 1) for each batch; with shards, then (last batch, 0) until all processes have made equally many."""
+    count = processes.max(len(batches)) if policy.sharded else len(batches)
+    for number in range(count):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))
 
 
-# -- whole tensors, for checkpoints and exports: every process takes part, the main one gets them ---------------------
-def whole(tree: Tree, main: bool = True) -> Tree:
-    """The same tree with sharded tensors whole, on the CPU; None in their place where not main. Others stay as they are."""
+# -- full tensors, for checkpoints and exports: every process takes part, rank 0 gets them ----------------------
+def full(tree: Tree, main: bool = True) -> Tree:
+    """The same tree with full tensors, on the CPU, instead of shards; None in their place unless main."""
     if isinstance(tree, DTensor):
-        full = tree.full_tensor().detach()
-        return full.cpu() if main else None
+        tensor = tree.full_tensor().detach()
+        return tensor.cpu() if main else None
     if isinstance(tree, Mapping):
-        return {key: whole(child, main) for key, child in tree.items()}
+        return {key: full(child, main) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(whole(child, main) for child in tree)
+        return type(tree)(full(child, main) for child in tree)
     return tree
 
 
-def spread(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Whole tensors, the same in every process, shared out as those in `like` are."""
-    return {key: _as(tensor, like.get(key)) for key, tensor in state.items()}
+def shard_state(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Full tensors, the same in every process, sharded as those in `like`."""
+    return {key: _shard_as(tensor, like.get(key)) for key, tensor in state.items()}
 
 
-def spread_optimizer(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-    """What an optimizer holds per parameter, shared out as the parameter is."""
-    own = {
-        number: {name: _as(value, parameters[number]) for name, value in held.items()}
-        for number, held in state["state"].items()
+def shard_optimizer_state(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """An optimizer's state with its full tensors sharded as their parameters."""
+    sharded = {
+        number: {name: _shard_as(value, parameters[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
     }
-    return state | {"state": own}
+    return state | {"state": sharded}
 
 
-def _as(value: Any, like: Any) -> Any:
+def _shard_as(value: Any, like: Any) -> Any:
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather(policy: Policy, main: bool) -> None:
-    """The end of training: what an export reads is whole, on the main process's CPU; there is no next step."""
+    """Make the trained parameters full on rank 0's CPU, for the export at the end of a training."""
     if not policy.sharded:
         return
     layers = [layer for _, layer in adapters.lora_layers(policy.net)]
     adapted = [part[name] for layer in layers for part in (layer.lora_A, layer.lora_B) for name in part]
     for module in policy.net.modules() if policy.lora is None else adapted:
         for name, parameter in list(module.named_parameters(recurse=False)):
-            full = whole(parameter, main)
+            tensor = full(parameter, main)
             if main:
-                module._parameters[name] = nn.Parameter(full, parameter.requires_grad)
+                module._parameters[name] = nn.Parameter(tensor, parameter.requires_grad)

@@ -1,19 +1,20 @@
-"""Optimizers by name: AdamW, in one kernel or with states of 8 bits, Adafactor, or any class by its path.
+"""Optimizers by name, and the optimizer steps that offline and online training share.
 
-`learning_rate` and `schedule` set its `lr` at every step, `weight_decay` is handed over, and so are `optimizer_options`.
-Its state is part of a checkpoint, so a resumed training goes on exactly.
+adamw      torch.optim.AdamW: 8 bytes of state per trained parameter
+adamw8bit  bitsandbytes' AdamW: 2 bytes of state per parameter (Dettmers et al. 2022, arXiv:2110.02861; blocks of 256
+           share a scale; tensors below `min_8bit_size` = 4096 elements, such as small adapters, keep float32 states)
+adafactor  torch.optim.Adafactor: one row and one column of state per matrix (Shazeer and Stern 2018, arXiv:1804.04235);
+           its steps are relative to the size of the weights, so learning_rate has another meaning
 
-adamw      torch.optim.AdamW: 8 bytes of state a trained parameter
-adamw8bit  bitsandbytes' AdamW: 2 bytes of state a parameter (Dettmers et al. 2022, arXiv:2110.02861; blocks of 256 share a
-           scale, tensors below `min_8bit_size` = 4096 elements, such as small adapters, keep float32 states)
-adafactor  torch.optim.Adafactor: a row and a column of state for each matrix (Shazeer and Stern 2018, arXiv:1804.04235); its
-           steps are relative to the size of the weights, so learning_rate means something else
+Any other class is named by its path. `learning_rate` and `schedule` set its `lr` at every step.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import util
 from typing import Any
 
@@ -21,54 +22,133 @@ import torch
 
 from prefkit import registry
 from prefkit.config import Train
+from prefkit.distributed import Processes
 from prefkit.errors import UsageError
+from prefkit.train import fsdp
+from prefkit.train.policy import Policy
 
 NAMED = {
     "adamw": "torch.optim:AdamW",
     "adamw8bit": "bitsandbytes.optim:AdamW8bit",
     "adafactor": "torch.optim:Adafactor",
 }
-EXTRAS = {"bitsandbytes": "8bit"}  # package -> the extra of prefkit that brings it
+EXTRAS = {"bitsandbytes": "8bit"}  # package -> the extra of prefkit that installs it
 FUSED_ON = ("cpu", "cuda")
+SCHEDULES = ("constant", "cosine", "linear")
+#: fp16 steps in a row that may be skipped: the loss scale halves at each, so after this many it is not an overflow
+MAX_SKIPPED = 50
 
 
 def check(name: str, config: Train) -> None:
-    """Raises UsageError, before anything is loaded, for an optimizer that cannot be made or not be used."""
+    """Raises UsageError, before anything is loaded, for an optimizer that cannot be created or used."""
+    where = f"train.{name}.optimizer"
     if ":" not in config.optimizer and config.optimizer not in NAMED:
-        raise UsageError(f"train.{name}.optimizer: {config.optimizer!r} is not known; choose {', '.join(NAMED)}, or a class as "
-                         "package.module:Class or file.py:Class.")  # fmt: skip
-    made = make(config, [torch.nn.Parameter(torch.zeros(1))], "cpu")
-    closure = inspect.signature(made.step).parameters.get("closure")
+        raise UsageError(
+            f"{where}: {config.optimizer!r} is unknown; choose {', '.join(NAMED)}, or a class as package.module:Class "
+            "or file.py:Class."
+        )
+    optimizer = make(config, [torch.nn.Parameter(torch.zeros(1))], "cpu")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        raise UsageError(f"train.{name}.optimizer: {config.optimizer} wants to evaluate the loss several times a step (a "
-                         "closure), and a step here has one gradient. Choose another.")  # fmt: skip
-    if hasattr(made, "eval"):
-        raise UsageError(f"train.{name}.optimizer: {config.optimizer} keeps the weights to look at apart from those in training "
-                         "(schedule-free), so what is measured, saved and exported here would be the wrong ones. Choose "
-                         "another.")  # fmt: skip
+        raise UsageError(
+            f"{where}: {config.optimizer} evaluates the loss several times per step (a closure), but a training step "
+            "has one gradient. Choose another optimizer."
+        )
+    if hasattr(optimizer, "eval"):
+        raise UsageError(
+            f"{where}: {config.optimizer} keeps separate weights for evaluation (schedule-free), so the training would "
+            "measure, save and export the wrong ones. Choose another optimizer."
+        )
 
 
 def make(config: Train, parameters: Sequence[torch.nn.Parameter], device: str) -> torch.optim.Optimizer:
-    """The optimizer of a training. device: cpu | cuda | mps. Raises UsageError, PluginError."""
-    kind = _class(config.optimizer)
-    given: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    """Create the optimizer of a training. device: cpu | cuda | mps. Raises UsageError, PluginError."""
+    arguments: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
-        given["fused"] = device in FUSED_ON  # one kernel for all parameters
+        arguments["fused"] = device in FUSED_ON  # one kernel for all parameters
+    arguments |= config.optimizer_options
     try:
-        return kind(parameters, **given | config.optimizer_options)
+        return _load_class(config.optimizer)(parameters, **arguments)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"optimizer {config.optimizer}: it was given {', '.join([*given, *config.optimizer_options])}, and "
-                         f"says: {error}. Mend train.*.optimizer_options.") from error  # fmt: skip
+        raise UsageError(
+            f"optimizer {config.optimizer} does not accept its arguments ({', '.join(arguments)}): {error}. Fix "
+            "train.NAME.optimizer_options."
+        ) from error
 
 
-def _class(name: str) -> Any:
+def _load_class(name: str) -> Any:
     path = NAMED.get(name, name)
     package = path.split(".")[0]
     if package in EXTRAS and util.find_spec(package) is None:
         raise UsageError(
             f"optimizer {name} needs {package}: pip install 'prefkit[{EXTRAS[package]}]' (or: pip install {package})."
         )
-    found = registry.load_class("optimizer", path)
-    if not issubclass(found, torch.optim.Optimizer):
-        raise UsageError(f"optimizer {name} is no torch.optim.Optimizer.")
-    return found
+    kind = registry.load_class("optimizer", path)
+    if not issubclass(kind, torch.optim.Optimizer):
+        raise UsageError(f"optimizer {name} is not a subclass of torch.optim.Optimizer.")
+    return kind
+
+
+def rate_factor(config: Train, step: int) -> float:
+    """Learning rate at a step (0-based), as a fraction of the full one."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+
+
+class PolicyOptimizer:
+    """Optimizer steps on a policy: learning rate, gradient clipping, fp16 loss scaling, the policy's moving reference.
+
+    total: optimizer steps of the whole training, for the learning-rate schedule.
+    """
+
+    def __init__(self, config: Train, policy: Policy, processes: Processes, total: int) -> None:
+        self.config, self.policy, self.processes = replace(config, steps=total), policy, processes
+        device = processes.device.type
+        self.optimizer = make(config, policy.parameters(), device)
+        # a beta of thousands makes gradients large already: the scale starts low and grows by itself
+        self.scaler = torch.amp.GradScaler(device, init_scale=256.0, enabled=config.precision == "fp16")
+        self.count = self.skipped = self.skipped_in_a_row = 0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> dict[str, float] | None:
+        """Clip and step with gradients that are summed over processes; returns gradient norm and learning rate.
+
+        An fp16 step whose gradients overflowed is skipped and counted. None if the gradients are not finite otherwise.
+        """
+        self.scaler.scale(torch.zeros((), device=self.processes.device))  # a process without samples has no scale yet
+        rate = self.config.learning_rate * rate_factor(self.config, self.count)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        norm = fsdp.full(clipped).item()
+        overflow = not math.isfinite(norm)
+        self.skipped += overflow
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if overflow else 0
+        if overflow and (not self.scaler.is_enabled() or self.skipped_in_a_row == MAX_SKIPPED):
+            return None
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not overflow and self.policy.average is not None:
+            self.policy.average.update()
+        self.count += 1
+        return {"grad_norm": norm, "lr": rate}
+
+    def state(self) -> dict[str, Any]:
+        counts = [self.count, self.skipped, self.skipped_in_a_row]
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "counts": counts}
+        return state | {"average": self.policy.average.weights if self.policy.average is not None else []}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(fsdp.shard_optimizer_state(state["optimizer"], self.policy.parameters()))
+        self.scaler.load_state_dict(state["scaler"])
+        if self.policy.average is not None:
+            self.policy.average.load(state["average"])
+        self.count, self.skipped, self.skipped_in_a_row = state["counts"]

@@ -1,9 +1,9 @@
-"""What is trained, and the frozen start that it is measured against."""
+"""The policy: the network that is trained, its reference, and moving averages of its weights."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,63 +19,81 @@ from prefkit.models.lora import adapters
 from prefkit.types import Errors
 
 
+class MovingAverage:
+    """Exponential moving average of parameters, in their order. decay: fraction that is kept at each update."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.weights = [parameter.detach().clone() for parameter in parameters]
+
+    def update(self) -> None:
+        torch._foreach_lerp_(self.weights, [parameter.detach() for parameter in self.parameters], 1 - self.decay)
+
+    def load(self, weights: Sequence[Tensor]) -> None:
+        for average, loaded in zip(self.weights, weights, strict=True):
+            average.copy_(loaded)
+
+
 @dataclass
 class Policy:
-    """net: the denoiser being trained. start: the adapters that the reference is made of (LoRA).
+    """A network in training, and its reference.
 
-    frozen: the reference's own network where weights are trained in full and the objective asks for one.
-    average: exponential moving averages of the trained parameters, in their order, where the objective asks for a moving
-    reference; decay: the share of them that stays at each step. sharded: the parameters are DTensors (sharding.py).
+    net: the denoiser being trained. start: the adapters that make up the reference (LoRA).
+    frozen: the reference's own network, for full weights and objectives with a frozen reference.
+    snapshot: weights of a reference that is refreshed now and then (online), in the order of the parameters.
+    average: the moving reference, for objectives that ask for one. sharded: the parameters are DTensors (fsdp.py).
     """
 
     net: Any
     lora: Lora | None
     start: list[str] = field(default_factory=list)
     frozen: Any = None
-    average: list[Tensor] = field(default_factory=list)
-    decay: float = 0.0
+    snapshot: list[Tensor] | None = None
+    average: MovingAverage | None = None
     sharded: bool = False
-
-    def start_average(self, decay: float) -> None:
-        self.decay = decay
-        self.average = [parameter.detach().clone() for parameter in self.parameters()]
-
-    def load_average(self, average: list[Tensor]) -> None:
-        for own, loaded in zip(self.average, average, strict=True):
-            own.copy_(loaded)
-
-    def follow(self) -> None:
-        """After a step: average = decay average + (1 - decay) parameter."""
-        if self.average:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters()], 1 - self.decay)
-
-    @contextmanager
-    def moving(self) -> Iterator[Any]:
-        """with policy.moving() as net: the moving average, as a network to run without gradients."""
-        trained = self.parameters()
-        own = [parameter.data for parameter in trained]
-        try:
-            for parameter, average in zip(trained, self.average, strict=True):
-                parameter.data = average
-            yield self.net
-        finally:
-            for parameter, data in zip(trained, own, strict=True):
-                parameter.data = data
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
-        """with policy.reference() as net: the start, as a network to run without gradients."""
-        if self.lora is None:
+        """with policy.reference() as net: the reference, as a network to run without gradients."""
+        if self.snapshot is not None:
+            with self.weights_replaced(self.snapshot):
+                yield self.net
+        elif self.lora is None:
             yield self.frozen if self.frozen is not None else self.net
-            return
-        with adapters.layers_active(self._layers, self.start):
+        else:
+            with adapters.layers_active(self._layers, self.start):
+                yield self.net
+
+    def moving_reference(self) -> Any:
+        """with policy.moving_reference() as net: the moving average, as a network to run without gradients."""
+        assert self.average is not None
+        return self.weights_replaced(self.average.weights)
+
+    @contextmanager
+    def weights_replaced(self, weights: Sequence[Tensor]) -> Iterator[Any]:
+        """with policy.weights_replaced(weights) as net: the network with these weights, which are not copied.
+
+        A value that needs a gradient must not be computed before the context and used after it.
+        """
+        trained = self.parameters()
+        before = [parameter.data for parameter in trained]
+        try:
+            for parameter, data in zip(trained, weights, strict=True):
+                parameter.data = data
             yield self.net
+        finally:
+            for parameter, data in zip(trained, before, strict=True):
+                parameter.data = data
+
+    def refresh_reference(self) -> None:
+        """Make a copy of the current weights the reference."""
+        self.snapshot = [parameter.detach().clone() for parameter in self.parameters()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained; which they are is settled before the first step."""
+        """Trained parameters; which they are is fixed before the first step."""
         return self._trained
 
-    # a walk through a network takes a millisecond or so, and a step would make several
+    # a walk through a network takes about a millisecond, and a step would make several
     @cached_property
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -85,7 +103,7 @@ class Policy:
         return [layer for _, layer in adapters.lora_layers(self.net)]
 
     def state(self) -> dict[str, Tensor]:
-        """The trained weights, not copied."""
+        """The trained weights by name, not copied."""
         return adapters.lora_state(self.net) if self.lora is not None else self.net.state_dict()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -96,16 +114,16 @@ class Policy:
 
 
 def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
-    """Make `net` trainable as the configuration asks; its output does not change.
+    """Make `net` trainable as configured; its output does not change.
 
-    frozen: full weights need a second, frozen network. Raises TrainingError where nothing would be trained, UsageError
-    where lora.resume does not know which adapter to continue.
+    frozen: full weights get a second, frozen network. Raises TrainingError if no parameter would be trained, UsageError
+    if lora.resume cannot tell which adapter to continue.
     """
     policy = _adapter(net, config) if config.lora is not None else _full(net, frozen)
     if not any(parameter.numel() for parameter in policy.parameters()):
         raise TrainingError(
-            "there is not one trainable parameter. Give lora.rank above 0 and lora.targets that this network has, or "
-            "lora: null for full weights."
+            "the network has no trainable parameter. Set lora.rank above 0 and lora.targets to layers of this network, "
+            "or lora: null for full weights."
         )
     if _checkpointed(net, config):
         net.enable_gradient_checkpointing()
@@ -129,14 +147,14 @@ def _adapter(net: Any, config: Train) -> Policy:
     dora = [name for name in start if net.peft_config[name].use_dora]
     if dora:
         raise UsageError(
-            f"model.adapters: {dora[0]} is a DoRA adapter, whose magnitudes can neither be continued nor be exported beside "
-            "a new adapter. Fuse it into the pipeline (fuse_lora, save_pretrained) and start from that."
+            f"model.adapters: {dora[0]} is a DoRA adapter, which cannot be continued, nor exported together with a new "
+            "adapter. Fuse it into the pipeline (fuse_lora, save_pretrained) and start from that."
         )
     if lora.resume:
         if len(start) != 1:
             raise UsageError(
-                f"train.lora.resume continues the model's only adapter, but it has {len(start)}. Give the model exactly "
-                "one adapter, or set resume: false to stack a new one on all of them."
+                f"train.lora.resume continues the model's only adapter, but the model has {len(start)}. Give it "
+                "exactly one adapter, or set resume: false to stack a new adapter on all of them."
             )
         _check_continued(net, start[0], lora)
         adapters.continue_lora(net, start[0], dropout=lora.dropout)
@@ -145,29 +163,29 @@ def _adapter(net: Any, config: Train) -> Policy:
         adapters.add_lora(net, lora.rank, alpha, lora.targets or None, lora.dropout, seed=config.seed)
     if lora.dropout:
         for _, layer in adapters.lora_layers(net):
-            if adapters.POLICY in layer.lora_dropout:  # the reference's own adapters stay as they are
+            if adapters.POLICY in layer.lora_dropout:  # the reference's own adapters stay without dropout
                 layer.lora_dropout[adapters.POLICY].train()
     return Policy(net, lora, start)
 
 
 def _check_continued(net: Any, start: str, lora: Lora) -> None:
-    """A continued adapter keeps its shape. Raises UsageError where the configuration asks for another."""
-    own = net.peft_config[start]
-    ends = tuple(lora.targets)
+    """Raises UsageError if the configuration asks for another shape than that of the continued adapter."""
+    adapter = net.peft_config[start]
     paths = [f".{path}" for path, layer in adapters.lora_layers(net) if start in layer.lora_A]
-    differing = []
-    if lora.rank != own.r:
-        differing.append(f"rank is {own.r}, not {lora.rank}")
-    if lora.alpha is not None and lora.alpha != own.lora_alpha:
-        differing.append(f"alpha is {own.lora_alpha:g}, not {lora.alpha:g}")
-    missed = [path for path in paths if not path.endswith(tuple(f".{end}" for end in ends))]
-    idle = [end for end in ends if not any(path.endswith(f".{end}") for path in paths)]
-    if ends and (missed or idle):
-        differing.append(f"targets are not {', '.join(ends)} (first to differ: {[*idle, *missed][0].lstrip('.')})")
-    if differing:
+    missed = [path for path in paths if not path.endswith(tuple(f".{target}" for target in lora.targets))]
+    unused = [target for target in lora.targets if not any(path.endswith(f".{target}") for path in paths)]
+    differences = []
+    if lora.rank != adapter.r:
+        differences.append(f"rank is {adapter.r}, not {lora.rank}")
+    if lora.alpha is not None and lora.alpha != adapter.lora_alpha:
+        differences.append(f"alpha is {adapter.lora_alpha:g}, not {lora.alpha:g}")
+    if lora.targets and (missed or unused):
+        first = [*unused, *missed][0].lstrip(".")
+        differences.append(f"targets are not {', '.join(lora.targets)} (first to differ: {first})")
+    if differences:
         raise UsageError(
-            f"train.lora.resume continues the adapter as it is, and its {'; its '.join(differing)}. Give lora.rank "
-            f"{own.r} and leave alpha and targets out, or set resume: false to stack a new adapter."
+            f"train.lora.resume continues the adapter unchanged, but its {'; its '.join(differences)}. Set lora.rank "
+            f"to {adapter.r} and remove alpha and targets, or set resume: false to stack a new adapter."
         )
 
 
@@ -180,7 +198,23 @@ def _full(net: Any, frozen: bool) -> Policy:
     return Policy(net, None, frozen=reference)
 
 
+@contextmanager
+def without_dropout(policy: Policy) -> Iterator[None]:
+    """Switch dropout off, so that measurements repeat."""
+    layers = [m for m in policy.net.modules() if isinstance(m, torch.nn.Dropout) and m.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
 def errors_of(residual: Tensor, keep: bool, weight: Tensor | None = None) -> Errors:
-    """[B, ...] float32 -> Errors; keep: with the residual. weight: broadcasts to the residual; the mean is over ALL elements."""
+    """Squared errors of a residual [B, ...] float32, means over ALL its elements. keep: with the (weighted) residual.
+
+    weight: broadcasts to the residual.
+    """
     weighted = residual if weight is None else weight * residual
     return Errors((weighted * residual).flatten(1).mean(1), weighted if keep else None)

@@ -1,50 +1,109 @@
-"""`prefkit train`: pairs of a run, a folder or the Hub -> train/<name>/final, and what shows whether it was worth it."""
+"""`prefkit train`: pairs of a run, a folder or the Hub -> train/<name>/final, with metrics that show what changed."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from dataclasses import replace
 from typing import Any
 
-from prefkit import output
-from prefkit.config import Recipe, Train
-from prefkit.distributed import Processes
-from prefkit.errors import FingerprintError, UsageError
-from prefkit.models.load.trained import TRAINED_ON, write_trained_on
+from prefkit import output, registry
+from prefkit.config import Recipe, Train, bounds, compatibility, content
+from prefkit.distributed import Processes, check_device, device_of
+from prefkit.errors import PluginError, UsageError
+from prefkit.images import Background
+from prefkit.models.load.pipeline import check_model
 from prefkit.store import Store
-from prefkit.store.files import read_json, sound_json, write_json
-from prefkit.train import diagnose as failures
-from prefkit.train import fsdp as sharding
-from prefkit.train import launch
-from prefkit.train import precision as computing
-from prefkit.train import summary as table
-from prefkit.train.claim import claim, untrained
+from prefkit.store.files import read_json
+from prefkit.train import checkpoint, diagnose, fsdp, optimizers, precision, summary
+from prefkit.train.data import cache_keys, draws
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
-from prefkit.train.data.reference_cache import ReferenceErrorCache
-from prefkit.train.export import export, sound_result
-from prefkit.train.jobs import Job, jobs_of, load_objective
-from prefkit.train.monitor import validation
+from prefkit.train.data.prompt_cache import CACHES
+from prefkit.train.export import export, write_result
 from prefkit.train.monitor.early_stop import load_weights
+from prefkit.train.monitor.metrics import BOARDS
 from prefkit.train.monitor.preflight import preflight
-from prefkit.train.monitor.sample_eval import sample_evaluation
-from prefkit.train.policy import make_policy
-from prefkit.train.settings import check, check_start, is_online, make_objective
-from prefkit.train.setup import ModelLoader, fingerprint, prepare
+from prefkit.train.monitor.validation import split
+from prefkit.train.setup import Job, ModelLoader, build, jobs_of, load_objective, prepare, too_few_pairs
 from prefkit.train.trainer import Trainer
+from prefkit.types import digest
 
 REMEDY = (
-    "Train under another name, put the recipe back as it was, or remove this folder. At a constant rate, `steps` may "
-    "grow without a mismatch. Another `scheme` means a version of prefkit that draws or captures otherwise."
+    "Train under another name, undo the change of the recipe, or remove this folder. At a constant rate, `steps` may "
+    "grow without a mismatch. Another `scheme` means a version of prefkit that draws or captures differently."
 )
+SHAPES = ("pair", "list", "single")
+REFERENCES = ("none", "frozen", "ema")
+CHOICES = {
+    "precision": precision.AUTOCAST,
+    "schedule": optimizers.SCHEDULES,
+    "report_to": BOARDS,
+    "text_cache": CACHES,
+    "shard": fsdp.SHARDS,
+}
+
+
+def check(recipe: Recipe, name: str) -> Any:
+    """Check all settings of a training and return its objective. Raises UsageError, PluginError."""
+    if name not in recipe.train:
+        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
+    config = recipe.train[name]
+    check_settings(name, config)
+    check_device(config.device or "cpu")
+    objective = load_objective(name, config)
+    compatibility.check("train", name, recipe, replace(config, shard=fsdp.shard_of(config)), objective)
+    if is_online(config, objective):
+        from prefkit.train.online.run import check_recipe
+
+        check_recipe(recipe, name, objective)
+        return objective
+    if objective.shape not in SHAPES or objective.reference not in REFERENCES:
+        raise PluginError(
+            f"objective {config.objective.use}: shape {objective.shape!r} or reference {objective.reference!r} is "
+            f"unknown; shapes are {', '.join(SHAPES)}, references {', '.join(REFERENCES)}."
+        )
+    registry.load_class("family", config.family)
+    return objective
+
+
+def check_settings(name: str, config: Train) -> None:
+    """Raises UsageError for settings that are invalid by themselves."""
+    where = f"train.{name}"
+    fsdp.check_launch(name, config)
+    bounds.check(config, where)
+    for key, choices in CHOICES.items():
+        if getattr(config, key) not in choices:
+            raise UsageError(f"{where}.{key}: {getattr(config, key)!r} is unknown; choose {', '.join(choices)}.")
+    for key in ("watch_requests", "watch_every"):
+        if getattr(config, key) < 1:
+            raise UsageError(f"{where}.{key} is {getattr(config, key)}: it must be at least 1.")
+    if config.lora is not None:
+        bounds.check(config.lora, f"{where}.lora")
+        if config.lora.dropout == 1:
+            raise UsageError(f"{where}.lora.dropout is 1: it must be below 1.")
+    precision.check(name, config)
+    optimizers.check(name, config)
+
+
+def check_start(recipe: Recipe, config: Train) -> None:
+    """Raises UsageError if there is no model to start from; its weights are not read."""
+    if not recipe.model.base:
+        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
+    if config.family == "diffusers":  # another family checks its own start
+        check_model(recipe.model, device_of(config.device))
+
+
+def is_online(config: Train, objective: Any) -> bool:
+    return config.online is not None or objective.shape.startswith("step")
 
 
 def run_train(
     store: Store, recipe: Recipe, name: str, *, controls: bool = False, limit: int | None = None
 ) -> dict[str, Any]:
-    """Train recipe.train[name] into store.train(name), going on from its last checkpoint.
+    """Train recipe.train[name] into store.train(name), resuming from its last checkpoint.
 
-    limit: at most so many optimizer steps now; the same call goes on later. Returns a summary: name, steps, pairs,
-    validation_pairs, final (path or None), done, and with controls theirs by name.
+    limit: maximum number of further optimizer steps (rounds, online); the same call resumes later. Returns a summary:
+    name, steps, pairs, validation_pairs, final (path or None), done, and the controls' summaries by name.
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after saving a checkpoint.
     """
     objective = check(recipe, name)
@@ -54,11 +113,8 @@ def run_train(
         from prefkit.train.online.run import run_online
 
         check_start(recipe, config)
-
         if controls:
-            output.warn(
-                f"train {name}: --controls are for training on pairs that are there; online there are none yet."
-            )
+            output.warn(f"train {name}: --controls have no effect online: they are trainings on existing pairs.")
         return run_online(store, recipe, name, objective=objective, limit=limit)
     processes = Processes(config.device)
     source = PairSource.find(store, config.pairs)
@@ -66,14 +122,16 @@ def run_train(
     check_start(recipe, config)
     jobs = jobs_of(name, config, controls)
     with processes.group.held(*(store.lock(f"train/{job.name}") for job in jobs)):
-        summaries = _run_jobs(store, recipe, jobs, source, pairs, processes, limit)
+        summaries = _run_jobs(
+            ModelLoader(store, recipe, config, store.train(name)), jobs, source, pairs, processes, limit
+        )
     return summaries[0] | ({"controls": {s["name"]: s for s in summaries[1:]}} if controls else {})
 
 
 def checked(store: Store, recipe: Recipe, name: str) -> None:
-    """Every further check of a training that needs what earlier stages made, and no weights. A dry run: nothing is written.
+    """Make every check that needs the results of earlier stages but no weights, for a dry run. Nothing is written.
 
-    Raises UsageError (NotYet for pairs that are not made), FingerprintError for a folder that was trained otherwise.
+    Raises UsageError (NotYet for missing pairs), FingerprintError for a folder with another training.
     """
     objective, config = check(recipe, name), recipe.train[name]
     if is_online(config, objective):
@@ -83,159 +141,142 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
         return
     processes = Processes(config.device)
     pairs = read_pairs(PairSource.find(store, config.pairs))
-    plan = ModelLoader(store, recipe, config, store.train(name))
+    loader = ModelLoader(store, recipe, config, store.train(name))
     for job in jobs_of(name, config, config.controls):
-        _claim(job, plan, pairs, processes, write=False)
-        training, held = validation.split(pairs, job.config.validation)
-        job.groups(objective if job.name == name else load_objective(job.name, job.config), training)
-        if config.patience and not held:
-            raise _too_few(job.name)
+        _claim(job, loader, pairs, processes, write=False)
+        training, held_out = split(pairs, job.config.validation)
+        job.groups(load_objective(job.name, job.config), training)
+        if config.patience and not held_out:
+            raise too_few_pairs(job.name)
 
 
-def _too_few(name: str) -> UsageError:
-    return UsageError(f"train.{name}.patience: there are too few pairs to keep any aside. Set it to 0.")
-
-
-def _claim(job: Job, plan: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
-    """Whether this training is done. Raises FingerprintError where its folder holds another."""
-    own = fingerprint(job.config, plan, pairs, processes) | ({"flipped": True} if job.flip else {})
-    folder = plan.store.train(job.name)
-    return claim(folder, own, lambda: _finished(folder, job.config, write), REMEDY, write=write)
+def _claim(job: Job, loader: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
+    """Record the training's fingerprint; True if it is done. Raises FingerprintError for another training's folder."""
+    key = fingerprint(job.config, loader, pairs, processes) | ({"flipped": True} if job.flip else {})
+    return checkpoint.claim(loader.store.train(job.name), key, "steps", job.config.steps, REMEDY, write=write)
 
 
 def _run_jobs(
-    store: Store,
-    recipe: Recipe,
+    loader: ModelLoader,
     jobs: list[Job],
     source: PairSource,
     pairs: list[PairRow],
     processes: Processes,
     limit: int | None,
 ) -> list[dict[str, Any]]:
-    plan = ModelLoader(store, recipe, jobs[0].config, store.train(jobs[0].name))
+    store, recipe = loader.store, loader.recipe
 
     def begin() -> list[bool]:
-        done = [_claim(job, plan, pairs, processes) for job in jobs]
+        done = [_claim(job, loader, pairs, processes) for job in jobs]
         for job in jobs:
             folder = store.train(job.name)
-            if untrained(folder) or sound_json(folder / TRAINED_ON) is None:
-                captions = {pair.prompt for pair in validation.split(pairs, job.config.validation)[0]}
-                write_trained_on(folder, captions, source.scorers(), recipe.model, plan.revision["base"])
+            captions = {pair.prompt for pair in split(pairs, job.config.validation)[0]}
+            fresh = checkpoint.untrained(folder)
+            checkpoint.record_data(
+                folder, captions, source.scorers(), recipe.model, loader.revision["base"], fresh=fresh
+            )
         return done
 
     open_jobs = [job for job, done in zip(jobs, processes.group.lead(begin), strict=True) if not done]
-    data = prepare(plan, pairs, source, processes, open_jobs) if open_jobs else None
+    data = prepare(loader, pairs, source, processes, open_jobs) if open_jobs else None
     summaries = []
     for job in jobs:
         if job in open_jobs and data is not None:
-            with computing.computing(job.config, processes.device):
-                summaries.append(_train(plan, job, data, store.train(job.name), processes, limit))
+            with precision.numerical_settings(job.config, processes.device):
+                summaries.append(_train(loader, job, data, processes, limit))
         else:
             output.note(f"train {job.name}: already done.")
             summaries.append(read_json(store.train(job.name) / "result.json"))
     return summaries
 
 
-def _finished(folder: Path, config: Train, write: bool) -> bool:
-    """Whether the result is there. Raises FingerprintError where it was trained for longer than asked."""
-    result = sound_result(folder, aside=write)
-    if result is None:
-        return False
-    steps = result["steps"]
-    if steps > config.steps:
-        raise FingerprintError(f"{folder} was trained for {steps} steps, asked for {config.steps}. {REMEDY}")
-    return steps == config.steps or bool(result.get("out_of_patience") or result.get("stopped"))
+def make_trainer(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -> Trainer:
+    """The trainer of a job, ready for its first step. data: all pairs, with their caches."""
+    return Trainer(build(loader, job, data, processes))
 
 
-def _train(
-    plan: ModelLoader, job: Job, data: PairData, folder: Path, processes: Processes, limit: int | None
-) -> dict[str, Any]:
-    fit = "Free the device, or set precision: bf16, model.quantize or a smaller lora.rank."
-    with failures.explained(job.name, processes.device, "loading the denoiser", fit):
-        loop = make_loop(plan, job, data, folder, processes)
-    held = loop.validation.pairs if loop.validation is not None else []
+def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, limit: int | None) -> dict[str, Any]:
+    remedy = "Free the device, or set precision: bf16, model.quantize or a smaller lora.rank."
+    with diagnose.explain_out_of_memory(job.name, processes.device, "loading the denoiser", remedy):
+        setup = build(loader, job, data, processes)
+        trainer = Trainer(setup)
+    held_out = len(setup.validation.pairs) if setup.validation is not None else 0
     if processes.main:
         elements = data.latents.get(data.example())["latents"].numel()
-        table.show(
-            job.config,
-            job.name,
-            loop.policy,
-            loop.objective,
-            len(loop.data.pairs),
-            len(held),
-            elements,
-            processes.count,
-            loop.computed,
-        )
+        summary.show(setup, job.name, held_out, elements)
     if not job.flip:
-        with failures.in_step(loop, lambda: "the preflight"):
-            preflight(loop, plan, data)
-    shown = loop.run(limit)
-    done = loop.done
-    summary = {
-        "name": job.name,
-        "steps": loop.step,
-        "pairs": len(loop.data.pairs),
-        "validation_pairs": len(held),
-        "trainable": sum(parameter.numel() for parameter in loop.policy.parameters()),
-        "last": shown,
-        "done": done,
-        "final": str(folder / "final") if done else None,
-    }
-    if loop.stopping is not None:
-        summary |= {"best_step": loop.stopping.step, "out_of_patience": loop.stopping.over}
-    if loop.looks is not None:
-        summary |= {"best_look": loop.looks.best_step, "stopped": loop.looks.stopped}
-    if done:
-        _settle(loop, job.name)
-        sharding.gather(loop.policy, processes.main)
-    if done and processes.main:
-        export(loop.policy, loop.family.wiring.denoiser, plan.recipe.model, folder / "final")
-        write_json(folder / "result.json", summary)
-    processes.wait()
-    return summary
+        with diagnose.explain_step_out_of_memory(trainer, lambda: "the preflight"):
+            preflight(trainer, loader, data)
+    trainer.run(limit)
+    result: dict[str, Any] = {"steps": trainer.step, "pairs": len(setup.data.pairs), "validation_pairs": held_out}
+    if trainer.early_stopping is not None:
+        result |= {"best_step": trainer.early_stopping.step, "out_of_patience": trainer.early_stopping.over}
+    if trainer.sample_evaluation is not None:
+        result |= {"best_look": trainer.sample_evaluation.best_step, "stopped": trainer.sample_evaluation.stopped}
+    if trainer.done:
+        _load_best(trainer)
+        fsdp.gather(trainer.policy, processes.main)
+    denoiser = setup.family.wiring.denoiser
+    return write_result(trainer, result, lambda path: export(trainer.policy, denoiser, loader.recipe.model, path))
 
 
-def _settle(loop: Trainer, name: str) -> None:
-    """The weights that are the result: the last ones, or the best of those that decided when to stop."""
-    if loop.looks is not None and loop.looks.stopped:
-        path, say = loop.looks.path, output.warn
-        said = (f"stopped after step {loop.step}: {loop.looks.stopped}. The result is the model of step "
-                f"{loop.looks.best_step}, whose watched scores were the best (gain {loop.looks.best:+.2f}).")  # fmt: skip
-    elif loop.stopping is not None:
-        path, say = loop.stopping.path, output.note
-        said = (f"the result is the model of step {loop.stopping.step}, whose implicit accuracy on the held-out pairs was "
-                f"the best ({loop.stopping.best:.3f}).")  # fmt: skip
+def _load_best(trainer: Trainer) -> None:
+    """Load the weights that are the result, if a monitor has chosen others than the last ones."""
+    evaluation, stopping = trainer.sample_evaluation, trainer.early_stopping
+    if evaluation is not None and evaluation.stopped:
+        path, say = evaluation.path, output.warn
+        text = (
+            f"stopped after step {trainer.step}: {evaluation.stopped}. The result is the model of step "
+            f"{evaluation.best_step}, whose watched scores were the best (gain {evaluation.best:+.2f})."
+        )
+    elif stopping is not None:
+        path, say = stopping.path, output.note
+        text = (
+            f"the result is the model of step {stopping.step}, whose implicit accuracy on the held-out pairs was the "
+            f"best ({stopping.best:.3f})."
+        )
     else:
         return
-    loop.policy.load_state(sharding.spread(load_weights(path), loop.policy.state()))
-    if loop.processes.main:
-        say(f"train {name}: {said}")
+    trainer.policy.load_state(fsdp.shard_state(load_weights(path), trainer.policy.state()))
+    if trainer.processes.main:
+        say(f"train {trainer.folder.name}: {text}")
 
 
-def make_loop(plan: ModelLoader, job: Job, data: PairData, folder: Path, processes: Processes) -> Trainer:
-    """The denoiser alone, made trainable, with the training pairs and those kept aside."""
-    config = job.config
-    objective = make_objective(job.name, config)
-    training, held = validation.split(data.pairs, config.validation)
-    shard = launch.shard_of(config) if processes.count > 1 else "none"
-    family = plan.load_denoiser(processes.device if shard == "none" else "cpu", data)  # no GPU need hold it whole
-    policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
-    sharding.shard_policy(policy, shard, processes, job.name)
-    if objective.reference == "ema":
-        policy.start_average(objective.decay)
-    groups = job.groups(objective, training)
-    own = data.of(groups)
-    measured = None
-    if held:
-        beta = getattr(objective.options, "beta", None)
-        measured = validation.Validation(family, own, held, config.batch_size, 1.0 if beta is None else beta / 2)
-    elif config.patience:
-        raise _too_few(job.name)
-    kept = None
-    if config.cache_reference and objective.reference == "frozen" and not objective.needs_residual:
-        kept = ReferenceErrorCache(plan.reference_folder())
-    looks = sample_evaluation(plan, config, data, training, held, folder)
-    loop = Trainer(config, family, objective, policy, own, measured, processes, folder, kept, looks)
-    loop.computed = computing.arrange(loop)
-    return loop
+def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
+    """Everything that the result depends on. At a constant rate, this excludes the number of steps.
+
+    It excludes the split of a global batch too, except with dropout: its masks are drawn per micro-batch and process.
+    """
+    train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
+    if config.schedule == "constant":
+        train.pop("steps", None)
+    train.pop("guidance", None)  # it is part of `call`
+    batch = [config.batch_size, config.accumulation, processes.count]
+    rows = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
+    key = {
+        "train": train,
+        "global_batch": math.prod(batch),
+        "model": loader.revision,
+        "call": loader.call,
+        "pairs": rows,
+    }
+    key["scheme"] = {"draws": draws.SCHEME, **{k: cache_keys.SCHEME[k] for k in ("wiring", "latents", "conditions")}}
+    if config.patience:  # measurements that choose the weights of the result, or stop the training
+        key["measured"] = {"every": config.validate_every}
+    if config.watch and config.stop_drop:
+        key["watched"] = {"every": config.watch_every}
+    if config.lora is not None and config.lora.dropout:
+        key["split"] = batch
+    masks = loader.masks(pairs)
+    if masks is not None:
+        key["masks"] = digest([masks.lookup(pair, image) for pair in pairs for image in pair.images])
+    if Background.suffix():
+        key["background"] = Background.name()
+    code = {
+        kind: registry.code_hash(use, kind)
+        for kind, use in (("objective", config.objective.use), ("family", config.family))
+    }
+    code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
+    if any(code.values()):
+        key["code"] = {kind: value for kind, value in code.items() if value is not None}
+    return key

@@ -1,16 +1,16 @@
-"""From a recipe to caches that a training needs: what to load, at which settings, and what is computed once."""
+"""Set-up of an offline training: the model loader, the caches of latents and conditions, and the `Setup`."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefkit import registry
-from prefkit.config import Recipe, Train, content
+from prefkit.config import Choice, Recipe, Train, plugin_options
 from prefkit.distributed import Group, Processes
 from prefkit.errors import DamagedError, UsageError
 from prefkit.generate.inputs import Inputs, fields_of
@@ -19,72 +19,148 @@ from prefkit.models.capture.wiring import Wiring
 from prefkit.models.load.revision import base_revision, weights_revision
 from prefkit.store import Store
 from prefkit.store.files import read_json, remedy_for, sound_json, write_json
-from prefkit.train import diagnose as failures
-from prefkit.train.data import aspect_buckets as frames
-from prefkit.train.data import augment as views
-from prefkit.train.data import batches as caches
-from prefkit.train.data import cache_keys, draws
-from prefkit.train.data import loss_weights as beside
-from prefkit.train.data import prompt_cache as texts
-from prefkit.train.data.batches import PairData
+from prefkit.train import diagnose, fsdp, precision
+from prefkit.train.data import aspect_buckets, batches, cache_keys, loss_weights, prompt_cache
+from prefkit.train.data.augment import Augmentation, check_prompts
+from prefkit.train.data.batches import PairData, order
 from prefkit.train.data.cache import Cache, check_cache
+from prefkit.train.data.groups import groups_of
 from prefkit.train.data.masks import Masks
 from prefkit.train.data.pairs import PairRow, PairSource
-from prefkit.train.jobs import Job, visited
+from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.monitor import preflight
-from prefkit.types import Request, digest
+from prefkit.train.monitor.sample_eval import SampleEvaluation, sample_evaluation
+from prefkit.train.monitor.validation import Validation, split
+from prefkit.train.policy import MovingAverage, Policy, make_policy
+from prefkit.types import Request
 
-WEIGHTS = {"no": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+@dataclass(frozen=True)
+class Job:
+    """One training. flip: each training pair's labels are swapped with probability 1/2, by its id and train.seed."""
+
+    name: str
+    config: Train
+    flip: bool = False
+
+    def groups(self, objective: Any, pairs: Sequence[PairRow]) -> list[Any]:
+        """The training pairs as the objective sees them."""
+        return groups_of(objective, pairs, self.config.pairs, self.config.seed if self.flip else None)
+
+
+def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
+    """The training and, with controls, SFT on the winners and DPO on randomly flipped pairs, with the same budget.
+
+    Controls are not watched: their effect on the scores is measured by eval.
+    """
+    jobs = [Job(name, config)]
+    if controls:
+        jobs.append(Job(f"{name}-sft", dataclasses.replace(config, objective=Choice("sft"), watch=[])))
+        jobs.append(Job(f"{name}-flipped", dataclasses.replace(config, watch=[]), flip=True))
+    return jobs
+
+
+def load_objective(name: str, config: Train) -> Any:
+    return plugin_options.make("objective", config.objective.use, config.objective.options, f"train.{name}.objective")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a trainer works with, built once and never changed. folder: train/<name>.
+
+    network: rows of the start-up table about how the network computes.
+    """
+
+    config: Train
+    folder: Path
+    processes: Processes
+    family: Any
+    objective: Any
+    policy: Policy
+    data: PairData
+    validation: Validation | None = None
+    reference_cache: ReferenceErrorCache | None = None
+    sample_evaluation: SampleEvaluation | None = None
+    network: Mapping[str, str] = field(default_factory=dict)
+
+
+def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -> Setup:
+    """Load the denoiser alone, make it trainable, and divide the data into training and held-out pairs.
+
+    data: all pairs, with their caches. Raises UsageError, TrainingError.
+    """
+    config, folder = job.config, loader.store.train(job.name)
+    objective = load_objective(job.name, config)
+    training, held_out = split(data.pairs, config.validation)
+    shard = fsdp.shard_of(config) if processes.count > 1 else "none"
+    # with shards, no GPU has to hold the full network
+    family = loader.load_denoiser(processes.device if shard == "none" else "cpu", data)
+    policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
+    fsdp.shard_policy(policy, shard, processes, job.name)
+    if objective.reference == "ema":
+        policy.average = MovingAverage(policy.parameters(), objective.decay)
+    groups = data.of(job.groups(objective, training))
+    validation = None
+    if held_out:
+        beta = getattr(objective.options, "beta", None)
+        validation = Validation(family, groups, held_out, config.batch_size, 1.0 if beta is None else beta / 2)
+    elif config.patience:
+        raise too_few_pairs(job.name)
+    reference_cache = None
+    if config.cache_reference and objective.reference == "frozen" and not objective.needs_residual:
+        reference_cache = ReferenceErrorCache(loader.reference_folder())
+    evaluation = sample_evaluation(loader, config, data, training, held_out, folder)
+    network = precision.prepare_network(policy, config)
+    monitors = {"validation": validation, "reference_cache": reference_cache, "sample_evaluation": evaluation}
+    return Setup(config, folder, processes, family, objective, policy, groups, **monitors, network=network)
+
+
+def too_few_pairs(name: str) -> UsageError:
+    return UsageError(f"train.{name}.patience: there are too few pairs to hold any out. Set it to 0.")
 
 
 class ModelLoader:
-    """How the recipe's model is loaded for a training, and where its caches lie."""
+    """Loader of the recipe's model for a training, and the folders of the training's caches."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
         self.store, self.recipe, self.config, self.folder = store, recipe, config, folder
         model = recipe.model
-        weights = {path: weights_revision(path) for path in model.adapters}
+        adapters = [[weights_revision(path), weight] for path, weight in model.adapters.items()]
         base = base_revision(model)
-        self.revision: dict[str, Any] = {
-            **base,
-            "adapters": [[weights[path], weight] for path, weight in model.adapters.items()],
-        }
+        self.revision: dict[str, Any] = {**base, "adapters": adapters}
         if model.inputs:
             self.revision["inputs"] = dict(model.inputs)
         self.generators = [name for name in store.names("candidates") if _made_by(store, name, base)]
         self.call = call_of(recipe, config)
         self._masks: Masks | None = None
         self._wiring: Wiring | None = None
-        self.frozen_dtype = WEIGHTS[config.precision] if config.lora is not None else "float32"
-        # hidden beside the trainings, so that all of this run share them
-        self.caches = folder.parent / ".cache"
-        own = {key: base[key] for key in ("base", "config") if key in base}
+        self.frozen_dtype = precision.WEIGHTS[config.precision] if config.lora is not None else "float32"
+        self.caches = folder.parent / ".cache"  # shared by all trainings of the run
+        files = {key: base[key] for key in ("base", "config") if key in base}
         code = registry.code_hash(config.family, "family")
-        self._common = [own, config.family, code, self.frozen_dtype, Background.rules()]
+        self._common = [files, config.family, code, self.frozen_dtype, Background.rules()]
 
     def latents_folder(self) -> Path:
-        """Latents of images and what lies beside them."""
+        """Folder of the images' latents and loss weights."""
         return self.caches / cache_keys.latents_key(self._common)
 
     def conditions_folder(self) -> Path:
-        """Hangs on the wiring: once that is known, ask again."""
+        """Folder of the prompts' conditions. It depends on the wiring, so it changes when that becomes known."""
         key = cache_keys.conditions_key(self._common, self.revision.get("inputs"), self.call, self.wiring())
         return self.caches / key / "conditions"
 
     def reference_folder(self) -> Path:
-        """Errors of the frozen start."""
+        """Folder of the frozen reference's errors."""
         names = self.latents_folder().name, self.conditions_folder().parent.name
-        config = self.config
-        return (
-            self.caches / cache_keys.reference_key(*names, self.revision, config.precision, config.seed) / "reference"
-        )
+        key = cache_keys.reference_key(*names, self.revision, self.config.precision, self.config.seed)
+        return self.caches / key / "reference"
 
     def wiring_file(self) -> Path:
         key = cache_keys.wiring_key(self._common, self.revision.get("inputs"), self.call)
         return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
-        """What is masked; read once, for the pairs of the first call."""
+        """Masks of the pairs' images, read once for the pairs of the first call; None without train.mask."""
         if self.config.mask is not None and self._masks is None:
             self._masks = Masks(self.config.mask, pairs, self.store)
         return self._masks
@@ -97,9 +173,9 @@ class ModelLoader:
         wiring: Wiring | None,
         sequential_offload: bool = False,
     ) -> Any:
-        """The family with the recipe's model loaded. size: (height, width) at which the pipeline is looked at.
+        """Load the recipe's model as a family. size: (height, width) at which the pipeline is captured.
 
-        sequential_offload: text encoders, VAE and denoiser come when they are called, one at a time.
+        sequential_offload: text encoders, VAE and denoiser move to the device one at a time, when they are called.
         """
         model = self.recipe.model
         settings = {
@@ -123,21 +199,22 @@ class ModelLoader:
         return family
 
     def _example(self) -> Request:
-        """A request of the run to look at the pipeline with. Raises UsageError where none has an input."""
+        """A request with which the pipeline can be captured. Raises UsageError if no request has the inputs."""
         keys = set(fields_of(self.recipe.model.inputs).values())
-        found = next((request for request in self.store.requests() if keys <= request.extra.keys()), None)
-        if found is None:
+        example = next((request for request in self.store.requests() if keys <= request.extra.keys()), None)
+        if example is None:
             raise UsageError(
-                f"model.inputs: no request of {self.store.folder} has {', '.join(sorted(keys))}, so there is no image to "
-                "look at the pipeline with. Run `prefkit generate` with requests that have them."
+                f"model.inputs: no request of {self.store.folder} has {', '.join(sorted(keys))}, so the pipeline "
+                "cannot be captured. Run `prefkit generate` with requests that have them."
             )
-        return found
+        return example
 
     def load_denoiser(self, device: Any, data: PairData) -> Any:
         height, width = data.latents.notes[data.example()]
         return self.load(device, (height, width), {"denoiser"}, self.wiring())
 
     def wiring(self) -> Wiring | None:
+        """The pipeline's wiring, if an earlier capture has recorded it."""
         path = self.wiring_file()
         if self._wiring is None and path.exists():
             try:
@@ -146,193 +223,167 @@ class ModelLoader:
                 raise DamagedError(path, f"{path} could not be read: {error}. {remedy_for(path)}") from error
         return self._wiring
 
-    def agree(self, processes: Group) -> None:
-        """Take the first process's wiring: another machine may not see its file yet."""
-        wiring = self.wiring() if processes.main else None
-        text = processes.broadcast(None if wiring is None else wiring.to_json())
+    def share_wiring(self, group: Group) -> None:
+        """Take the wiring of rank 0: another machine may not see its file yet."""
+        wiring = self.wiring() if group.main else None
+        text = group.broadcast(None if wiring is None else wiring.to_json())
         self._wiring = None if text is None else Wiring.from_json(text)
 
-    def keep_wiring(self, wiring: Wiring) -> None:
+    def save_wiring(self, wiring: Wiring) -> None:
         write_json(self.wiring_file(), dataclasses.asdict(wiring))
         self._wiring = wiring
 
-    def caches_read(self) -> list[Path]:
-        """Folders of latents, of conditions, and of what lies beside the latents if anything does."""
-        names = "latents", beside.folder_of(self.config)
-        latents, *more = [self.latents_folder() / name for name in names if name is not None]
-        return [latents, self.conditions_folder(), *more]
+    def cache_folders(self) -> list[Path]:
+        """Folders of latents, of conditions and, if the training weights its losses, of the weights."""
+        weights = loss_weights.folder_of(self.config)
+        latents = self.latents_folder()
+        return [latents / "latents", self.conditions_folder(), *([latents / weights] if weights is not None else [])]
 
     def check_caches(self) -> None:
-        """Set aside what is damaged of the caches that this training reads."""
+        """Rename damaged parts of the caches that this training reads, so that they are made again."""
         sound_json(self.wiring_file())
-        for folder in self.caches_read():
+        for folder in self.cache_folders():
             check_cache(folder)
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
-    """Whether this base's own VAE made the latents that this generator's candidates hold: else images are encoded."""
+    """True if the latents of this generator's candidates come from this base's own VAE."""
     spec = store.candidates(generator).spec() or {}
     return spec.get("model") == base["base"] and (spec.get("config") or None) == base.get("config")
 
 
 def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
-    """Call arguments of the generation that the denoiser sees: those of the recipe's generators, where they agree.
+    """Call arguments of the generation that the denoiser sees: those of the recipe's generators, if they agree.
 
-    Raises UsageError where they do not and train.guidance does not settle it.
+    Raises UsageError if they differ and train.guidance does not decide.
     """
-    found: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     for settings in recipe.generate.values():
         guidance = settings.guidance if config.guidance is None else config.guidance
         call = {name: value for name, value in settings.call.items() if not name.startswith("negative_")}
         call |= {} if guidance is None else {"guidance_scale": guidance}
-        if settings.use == "diffusers" and call not in found:
-            found.append(call)
-    if len(found) > 1:
+        if settings.use == "diffusers" and call not in calls:
+            calls.append(call)
+    if len(calls) > 1:
         raise UsageError(
-            f"train: the generators of this recipe differ in their call ({' against '.join(map(str, found[:2]))}), and "
-            "a model with embedded guidance must see in training what it saw in generation. Set train.guidance, and keep "
-            "generate.call equal."
+            f"train: the generators of this recipe differ in their call ({' against '.join(map(str, calls[:2]))}), but "
+            "a model with embedded guidance must see the same in training as in generation. Set train.guidance, and "
+            "keep generate.call equal."
         )
-    if found:
-        return found[0]
+    if calls:
+        return calls[0]
     return {} if config.guidance is None else {"guidance_scale": config.guidance}
 
 
-def open_caches(plan: ModelLoader, pairs: list[PairRow], source: PairSource) -> PairData:
-    """The pairs, in their frames where a resolution is set, with whatever is cached."""
-    store = plan.store
-    if plan.config.resolution is not None:
-        pairs = frames.assign_buckets(pairs, source, store, plan.config.resolution)
+def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> list[Any]:
+    """Groups that these trainings visit from their first step to their last, in their views, and the held-out pairs.
+
+    The stream of groups is a function of the position, so the visited groups are known in advance.
+    """
+    groups: list[Any] = []
+    for job in jobs:
+        config = job.config
+        training, held_out = split(pairs, config.validation)
+        all_groups = job.groups(load_objective(job.name, config), training)
+        length = config.steps * config.batch_size * config.accumulation * processes
+        views = Augmentation(config.flip, config.seed)
+        if not views.flip:  # the first permutation already holds every group
+            length = min(length, len(all_groups))
+        visits = sorted({order(len(all_groups), config.seed, position) for position in range(length)})
+        shown = (views.at(all_groups[index], visit) for index, visit in visits)
+        groups += {(group.id, *(image.key for image in group.images)): group for group in shown}.values()
+        groups += held_out
+    return groups
+
+
+def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -> PairData:
+    """The pairs, in aspect buckets if a resolution is set, with their caches opened."""
+    store, config = loader.store, loader.config
+    if config.resolution is not None:
+        pairs = aspect_buckets.assign_buckets(pairs, source, store, config.resolution)
     requests = {request.request_id: request for request in store.requests()}
-    latents, conditions, *extra = map(Cache, plan.caches_read())
-    views.check_prompts(plan.config, pairs)
-    flips, masks = views.Augmentation(plan.config.flip, plan.config.seed), plan.masks(pairs)
-    return PairData(pairs, latents, conditions, requests, next(iter(extra), None), masks, flips, plan.config.seed)
+    latents, conditions, *weights = map(Cache, loader.cache_folders())
+    check_prompts(config, pairs)
+    views, masks = Augmentation(config.flip, config.seed), loader.masks(pairs)
+    return PairData(pairs, latents, conditions, requests, next(iter(weights), None), masks, views, config.seed)
 
 
 def prepare(
-    plan: ModelLoader, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
+    loader: ModelLoader, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
 ) -> PairData:
-    """All pairs, with latents and conditions of what these trainings visit: from the cache or made now, by all processes.
+    """All pairs, with cached latents and conditions of those that `jobs` visit; all processes make the missing ones.
 
-    Without jobs, those of every pair, in all its views.
+    Without jobs, every pair is cached in all its views.
     """
-    processes.group.lead(plan.check_caches)
-    store, data = plan.store, open_caches(plan, pairs, source)
-    size = data.pairs[0].win.bucket or caches.first_size(source, store, pairs)
+    processes.group.lead(loader.check_caches)
+    store, data = loader.store, open_caches(loader, pairs, source)
+    size = data.pairs[0].win.bucket or batches.first_size(source, store, pairs)
     family: Any = None
-    plan.agree(processes.group)
-    if plan.wiring() is None:  # the folder of conditions hangs on it
-        family = _capture(plan, size, processes)
-        processes.group.lead(lambda: check_cache(plan.conditions_folder()))
-        data.conditions = Cache(plan.conditions_folder())
-    seen = (
-        visited(jobs, data.pairs, processes.count)
-        if jobs
-        else [v for p in data.pairs for v in data.augmentation.every(p)]
-    )
-    wanted = data.of(seen)
-    texted = texts.encoded_ahead(plan.config, data, wanted)
+    loader.share_wiring(processes.group)
+    if loader.wiring() is None:  # the folder of conditions depends on it
+        family = _capture(loader, size, processes)
+        processes.group.lead(lambda: check_cache(loader.conditions_folder()))
+        data.conditions = Cache(loader.conditions_folder())
+    every = (view for pair in data.pairs for view in data.augmentation.every(pair))
+    wanted = data.of(visited(jobs, data.pairs, processes.count) if jobs else list(every))
+    prompted = prompt_cache.encoded_ahead(loader.config, data, wanted)
     for cache in (data.latents, data.conditions, data.weights):
         if cache is not None:
-            _agree(processes, cache)
-    # decided by one: processes that disagreed would wait for each other for ever
-    ready = processes.group.broadcast(wanted.encoded() and texted.complete() and preflight.complete(plan, data))
-    if not ready:
-        family = family or plan.load(processes.device, size, None, plan.wiring(), sequential_offload=True)
+            _synchronize(processes, cache)
+    # decided by rank 0: processes that disagreed would wait for each other for ever
+    complete = processes.group.broadcast(wanted.encoded() and prompted.complete() and preflight.complete(loader, data))
+    if not complete:
+        family = family or loader.load(processes.device, size, None, loader.wiring(), sequential_offload=True)
         doing = "encoding the pairs' images and prompts"
-        with failures.explained(plan.folder.name, processes.device, doing, "Free the device, or set model.quantize."):
-            _fill(plan, data, wanted, texted, family, source, processes)
+        remedy = "Free the device, or set model.quantize."
+        with diagnose.explain_out_of_memory(loader.folder.name, processes.device, doing, remedy):
+            _fill(loader, data, wanted, prompted, family, source, processes)
     del family
     gc.collect()
-    caches.check_sizes(data, source.name)
-    return texts.with_text_cache(plan, data, processes.device)
+    batches.check_sizes(data, source.name)
+    return prompt_cache.with_text_cache(loader, data, processes.device)
 
 
-def _capture(plan: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
-    """The family, looked at by the main process, whose wiring the others read."""
+def _capture(loader: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
+    """Load the family; rank 0 captures the pipeline, and the other processes take its wiring."""
     family: Any = None
     if processes.main:
-        family = plan.load(processes.device, size, None, None, sequential_offload=True)
-        plan.keep_wiring(family.wiring)
-    plan.agree(processes.group)
-    return family or plan.load(processes.device, size, None, plan.wiring(), sequential_offload=True)
+        family = loader.load(processes.device, size, None, None, sequential_offload=True)
+        loader.save_wiring(family.wiring)
+    loader.share_wiring(processes.group)
+    return family or loader.load(processes.device, size, None, loader.wiring(), sequential_offload=True)
 
 
 def _fill(
-    plan: ModelLoader,
+    loader: ModelLoader,
     data: PairData,
     wanted: PairData,
-    texted: PairData,
+    prompted: PairData,
     family: Any,
     source: PairSource,
     processes: Processes,
 ) -> None:
-    """First all that takes the VAE, then all that takes the text encoders: each part is loaded once.
-
-    wanted: whose images are encoded; texted: whose conditions are made.
-    """
-    store, share = plan.store, (processes.rank, processes.count)
-    family.pipe.vae.float()  # latents are made once, so they are made well
-    images = [image for group in [*wanted.pairs, *preflight.foreign(plan, data)] for image in group.images]
-    caches.fill_latents(data, images, family, source, store, plan.generators, share)
-    _agree(processes, data.latents)
-    caches.check_sizes(data, source.name)
-    measured = preflight.groups_to_measure(plan, data)[1:]
-    for images_of in measured:
-        firsts = [group.images[0] for group in images_of.pairs]
-        caches.fill_latents(images_of, firsts, family, source, store, plan.generators, share)
-        _agree(processes, data.latents)
-    for groups in (texted, *measured):
-        caches.fill_conditions(groups, family, share)
-        _agree(processes, data.conditions)
+    """Encode the images of `wanted`, then the prompts of `prompted`: VAE and text encoders are loaded once each."""
+    store, share = loader.store, (processes.rank, processes.count)
+    family.pipe.vae.float()  # latents are made once, so they are made in full precision
+    images = [image for group in [*wanted.pairs, *preflight.foreign(loader, data)] for image in group.images]
+    batches.fill_latents(data, images, family, source, store, loader.generators, share)
+    _synchronize(processes, data.latents)
+    batches.check_sizes(data, source.name)
+    measured = preflight.groups_to_measure(loader, data)[1:]
+    for groups in measured:
+        firsts = [group.images[0] for group in groups.pairs]
+        batches.fill_latents(groups, firsts, family, source, store, loader.generators, share)
+        _synchronize(processes, data.latents)
+    for groups in (prompted, *measured):
+        batches.fill_conditions(groups, family, share)
+        _synchronize(processes, data.conditions)
     if data.weights is not None:
-        beside.fill(wanted, family, store, share)
-        _agree(processes, data.weights)
+        loss_weights.fill(wanted, family, store, share)
+        _synchronize(processes, data.weights)
 
 
-def _agree(processes: Processes, cache: Cache) -> None:
-    """The same parts in all processes: those that any of them has written, or knows from before."""
-    known = processes.group.gather(cache.parts())
-    cache.expect({name for own in known for name in own})
-    both = set.intersection(*map(set, processes.group.gather(cache.parts())))
-    cache.keep(both)
-
-
-def fingerprint(config: Train, plan: ModelLoader, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
-    """What the result means. At a constant rate, when it ends is not part of it.
-
-    Nor is how a global batch is split, but for dropout, whose masks are drawn per micro-batch and process.
-    """
-    train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
-    if config.schedule == "constant":
-        train.pop("steps", None)
-    split = [config.batch_size, config.accumulation, processes.count]
-    train.pop("guidance", None)  # it is in `call`
-    read = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
-    found = {"train": train, "global_batch": math.prod(split), "model": plan.revision, "call": plan.call, "pairs": read}
-    found["scheme"] = {"draws": draws.SCHEME, **{k: cache_keys.SCHEME[k] for k in ("wiring", "latents", "conditions")}}
-    found |= _measured(config)
-    if config.lora is not None and config.lora.dropout:
-        found["split"] = split
-    masks = plan.masks(pairs)
-    if masks is not None:
-        found["masks"] = digest([masks.lookup(pair, image) for pair in pairs for image in pair.images])
-    if Background.suffix():
-        found["background"] = Background.name()
-    plugins = {"objective": config.objective.use, "family": config.family}
-    code = {kind: registry.code_hash(use, kind) for kind, use in plugins.items()}
-    code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
-    if any(code.values()):
-        found["code"] = {kind: value for kind, value in code.items() if value is not None}
-    return found
-
-
-def _measured(config: Train) -> dict[str, Any]:
-    """How often there is a measurement that may choose the weights of the result, or stop the training."""
-    found: dict[str, Any] = {}
-    if config.patience:
-        found["measured"] = {"every": config.validate_every}
-    if config.watch and config.stop_drop:
-        found["watched"] = {"every": config.watch_every}
-    return found
+def _synchronize(processes: Processes, cache: Cache) -> None:
+    """Use the same parts in all processes: those that any of them has written or seen before."""
+    cache.expect({name for names in processes.group.gather(cache.parts()) for name in names})
+    cache.keep(set.intersection(*map(set, processes.group.gather(cache.parts()))))

@@ -1,4 +1,4 @@
-"""What is about to be trained, in numbers, before the first step."""
+"""Start-up tables: the numbers of a training, printed to stderr before its first step."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefkit import output
-from prefkit.config import Train
+from prefkit.config import Online, Train
 from prefkit.train.policy import Policy
+from prefkit.train.setup import Setup
 
 
-def show(
-    config: Train,
-    name: str,
-    policy: Policy,
-    objective: Any,
-    pairs: int,
-    validation: int,
-    elements: int,
-    processes: int,
-    computed: Mapping[str, str],
-) -> dict[str, Any]:
-    """Print the start-up table to stderr and return its numbers. elements: latent elements of one image."""
+def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, Any]:
+    """Print the table of an offline training and return its rows.
+
+    validation: held-out pairs; elements: latent elements of one image.
+    """
+    config, objective, pairs, processes = setup.config, setup.objective, len(setup.data.pairs), setup.processes.count
     batch = config.batch_size * config.accumulation * processes
-    count = sum(parameter.numel() for parameter in policy.parameters())
     beta = getattr(objective.options, "beta", None)
     rows: dict[str, Any] = {
         "training": name,
@@ -32,27 +26,95 @@ def show(
         "validation pairs": validation,
         "batch": f"{batch} = {config.batch_size} x {config.accumulation} accumulated x {processes} processes",
         "steps": f"{config.steps} = {config.steps * batch / pairs:.3g} epochs",
-        "trainable parameters": f"{count:,} ({'LoRA' if policy.lora is not None else 'full weights'})",
+        "trainable parameters": _trainable(setup.policy),
         "learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.warmup} steps of warm-up",
         "optimizer": config.optimizer,
         "precision": config.precision,
-        **computed,
-        "reference": _reference(policy, objective),
+        **setup.network,
+        "reference": _reference(setup.policy, objective),
     }
     if beta is not None:
         rows["beta"] = (
             f"{beta:g} on mean errors = {beta / elements:.3g} on summed errors ({elements:,} latent elements)"
         )
-    rows["expected time"] = "told after the third step"
+    rows["expected time"] = "measured after step 3"
+    return _print(rows)
+
+
+def show_online(
+    name: str, config: Train, online: Online, objective: Any, model: Mapping[str, Any], processes: int
+) -> dict[str, Any]:
+    """Print the table of an online training, with its batch arithmetic, and return its rows.
+
+    model: `sample_batch`, and further rows about the loaded model.
+    """
+    total, size, sampled = online.requests * online.samples, config.batch_size, model["sample_batch"]
+    if objective.shape == "step":
+        update, micro = f"about {total / online.updates:g} samples each", f"{size} samples at one step each"
+    elif objective.shape == "step_pair":
+        update, micro = "the round's pairs divided evenly", f"{size} pairs at one step each"
+    else:
+        pairs = size * config.accumulation * processes
+        arithmetic = f"{size} x {config.accumulation} accumulated x {processes} processes"
+        update, micro = f"{pairs} of the round's pairs each ({arithmetic})", f"{size} pairs"
+    rows: dict[str, Any] = {
+        "training": name,
+        "objective": config.objective.use,
+        "rewards": ", ".join(f"{weight:g} {alias}" for alias, weight in online.rewards.items()),
+        "samples per round": f"{total} = {online.requests} requests x {online.samples} each, on {processes} processes",
+        "samples in all": f"{total * online.rounds:,} = {online.rounds} rounds",
+        "updates per round": f"{online.updates * online.epochs} = {online.updates} x {online.epochs} passes, {update}",
+        "micro-batch": f"{micro} (sampling: {sampled} samples)",
+        **{key: value for key, value in model.items() if key != "sample_batch"},
+    }
+    if objective.shape == "step":
+        rows["advantages"] = f"{online.statistics}, clipped at {online.advantage_clip:g}"
+    rows["learning rate"] = f"{config.learning_rate:g}, {config.schedule}, {config.warmup} updates of warm-up"
+    rows["precision"] = config.precision
+    _print(rows)
+    if config.precision != "no" and sampled != size:
+        output.warn(
+            f"sampling uses batches of {sampled} and training of {size}: in {config.precision} the two may round "
+            "differently. Set online.sample_batch to train.batch_size if log-probabilities drift."
+        )
+    return rows
+
+
+def online_model_rows(
+    config: Train, objective: Any, policy: Policy, steps: int, noise: str, requests: tuple[int, int]
+) -> dict[str, Any]:
+    """Rows of `show_online` about the loaded model. steps: of sampling; requests: (trained on, watched)."""
+    online = config.online or Online()
+    rows: dict[str, Any] = {"sample_batch": online.sample_batch or config.batch_size}
+    if objective.shape.startswith("step"):
+        window = min(online.window or steps, steps)
+        trained = max(1, int(window * online.timestep_fraction))
+        rows["steps"] = f"{steps}, {window} of them stochastic, at most {trained} used for learning"
+        rows["noise"] = noise
+    else:
+        rows["steps"] = f"{steps}, with the generator's own sampler"
+    rows["trainable parameters"] = _trainable(policy)
+    reference = f"refreshed every {online.refresh} rounds" if online.refresh else "the start"
+    rows["reference"] = "none" if objective.reference == "none" else reference
+    rows["requests"] = f"{requests[0]} trained on, {requests[1]} watched"
+    return rows
+
+
+def _print(rows: dict[str, Any]) -> dict[str, Any]:
     output.note(output.table([{"": key, " ": value} for key, value in rows.items()]))
     return rows
+
+
+def _trainable(policy: Policy) -> str:
+    count = sum(parameter.numel() for parameter in policy.parameters())
+    return f"{count:,} ({'LoRA' if policy.lora is not None else 'full weights'})"
 
 
 def _reference(policy: Policy, objective: Any) -> str:
     if objective.reference == "none":
         return "none"
     if objective.reference == "ema":
-        return f"a moving average of what is trained, {objective.decay:g} of it kept at each step"
+        return f"a moving average of the policy, {objective.decay:g} of it kept at each step"
     if policy.lora is None:
         return "a frozen copy of the start"
     return f"the same network with {', '.join(policy.start)} alone" if policy.start else "the same network, adapter off"

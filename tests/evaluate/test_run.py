@@ -13,7 +13,8 @@ import pytest
 
 from prefkit.config import Eval, Generate, Model, Pair, Recipe, Score, Set, Train
 from prefkit.errors import FingerprintError, UsageError
-from prefkit.evaluate.run import assess_scorer, flat_rows, make, run_eval
+from prefkit.evaluate.run import assess_scorer, make, run_eval
+from prefkit.evaluate.summary import flat_rows
 from prefkit.models.load.revision import base_revision
 from prefkit.models.load.trained import write_trained_on
 from prefkit.store import Store

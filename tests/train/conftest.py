@@ -17,7 +17,7 @@ from prefkit.distributed import Processes
 from prefkit.store import Store
 from prefkit.testing import TINY_KINDS, tiny_pipeline
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.run import Job, make_loop
+from prefkit.train.run import Job, make_trainer
 from prefkit.train.setup import ModelLoader, prepare
 
 torch.set_num_threads(1)
@@ -124,7 +124,7 @@ def loop_of():
         source = PairSource.find(store, "main")
         plan = ModelLoader(store, recipe, config, store.train("dpo"))
         data = prepare(plan, read_pairs(source), source, Processes("cpu"))
-        return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
+        return make_trainer(plan, Job("dpo", config), data, Processes("cpu"))
 
     return make
 

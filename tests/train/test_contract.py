@@ -29,7 +29,7 @@ LOSS = torch.ones(2)
 @pytest.mark.parametrize(
     "found, said",
     [
-        (LOSS, r"returned a Tensor of shape \(2,\); \(loss"),
+        (LOSS, r"returned a Tensor of shape \(2,\); it must return \(loss"),
         ((LOSS,), "returned a tuple"),
         ((LOSS, None), "returned a tuple"),
         (None, "returned None"),

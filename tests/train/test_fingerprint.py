@@ -11,8 +11,8 @@ from prefkit.distributed import Processes
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.store.files import read_json
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.run import run_train
-from prefkit.train.setup import ModelLoader, fingerprint
+from prefkit.train.run import fingerprint, run_train
+from prefkit.train.setup import ModelLoader
 
 OBJECTIVE = """
 from prefkit.train.objectives.dpo import plugin

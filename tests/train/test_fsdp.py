@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from prefkit.config import Choice, Lora, plain
+from prefkit.config import Choice, Lora, compatibility, plain
 from prefkit.errors import UsageError
 from prefkit.train import checkpoint
-from prefkit.train import fsdp as sharding
-from prefkit.train.jobs import load_objective
 from prefkit.train.run import run_train
+from prefkit.train.setup import load_objective
 
 ENTRY = """
 import json, os, pathlib, sys
@@ -130,8 +129,9 @@ def test_shards_change_nothing(run, pair_rows, two):
 def test_quantized_weights_are_not_cut(run):
     _, recipe = run()
     recipe = replace(recipe, model=replace(recipe.model, quantize="int8"))
+    config = replace(recipe.train["dpo"], shard="fsdp2")
     with pytest.raises(UsageError, match="quantize"):
-        sharding.check("dpo", recipe, load_objective("dpo", recipe.train["dpo"]), "fsdp2")
+        compatibility.check("train", "dpo", recipe, config, load_objective("dpo", config))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from prefkit.errors import UsageError
-from prefkit.train import launch
+from prefkit.train import fsdp
 from prefkit.train.run import run_train
 
 
@@ -47,14 +47,14 @@ def test_what_training_would_not_do_is_refused_by_name(run, launched, flags, nam
 
 def test_fsdp_2_is_followed(run, launched):
     config = run()[1].train["dpo"]
-    assert launch.shard_of(config) == "none"
+    assert fsdp.shard_of(config) == "none"
     launched("--use_fsdp", "--fsdp_version", "2")
-    launch.check("dpo", config)
-    assert launch.shard_of(config) == "fsdp2"
+    fsdp.check_launch("dpo", config)
+    assert fsdp.shard_of(config) == "fsdp2"
 
 
 def test_another_precision_is_said(run, launched, capsys):
     launched("--multi_gpu", precision="bf16")
     _, recipe = run()
-    launch.check("dpo", recipe.train["dpo"])
+    fsdp.check_launch("dpo", recipe.train["dpo"])
     assert "train.dpo.precision" in capsys.readouterr().err

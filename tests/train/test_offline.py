@@ -16,9 +16,9 @@ from prefkit.models import precision
 from prefkit.testing import TINY_KINDS
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.validation import Validation
-from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.optimizers import rate_factor
+from prefkit.train.run import Job, make_trainer, run_train
 from prefkit.train.setup import ModelLoader, prepare
-from prefkit.train.trainer import rate_factor
 
 
 def lines(store, name="dpo"):
@@ -99,7 +99,7 @@ def test_the_order_within_a_batch_changes_nothing(run, loop_of, gradients):
     loop = loop_of(store, recipe, batch_size=4)
     _, gradient = gradients(loop)
     chosen = [(pair, 0) for batch in loop.micro_batches(0)[0] for pair in batch.members]
-    loop.optimizer.zero_grad()
+    loop.policy.net.zero_grad()
     loop.accumulate([list(loop.data.batches(loop.family, chosen[::-1]))])
     other = torch.cat([p.grad.flatten() for p in loop.policy.parameters()])
     assert (other - gradient).norm() < 1e-4 * gradient.norm()
@@ -160,9 +160,9 @@ def test_flipping_touches_about_half_of_the_training_pairs_and_no_held_out_one(r
     pairs = read_pairs(source)
     plan = ModelLoader(store, recipe, recipe.train["dpo"], store.train("dpo"))
     data = prepare(plan, pairs, source, Processes("cpu"))
-    folder, processes = store.train("dpo"), Processes("cpu")
-    plain = make_loop(plan, Job("a", recipe.train["dpo"]), data, folder, processes)
-    flipped = make_loop(plan, Job("b", recipe.train["dpo"], flip=True), data, folder, processes)
+    processes = Processes("cpu")
+    plain = make_trainer(plan, Job("a", recipe.train["dpo"]), data, processes)
+    flipped = make_trainer(plan, Job("b", recipe.train["dpo"], flip=True), data, processes)
     same = sum(a == b for a, b in zip(plain.data.pairs, flipped.data.pairs, strict=True))
     assert 8 <= same <= len(plain.data.pairs) - 8
     assert plain.validation.pairs == flipped.validation.pairs
@@ -192,7 +192,7 @@ def test_dropout_repeats_and_leaves_the_reference_alone(run, loop_of, gradients)
     loop = loop_of(store, recipe)
     loop.run()
     first, gradient = gradients(loop)
-    loop.optimizer.zero_grad()
+    loop.policy.net.zero_grad()
     again, same = gradients(loop)
     assert first == again and torch.equal(gradient, same)
     (batch,) = loop.micro_batches(0)[0]
@@ -249,7 +249,7 @@ def test_fp16_counts_the_steps_it_leaves_out_and_gives_up_when_none_is_left(run,
     loop = loop_of(store, recipe)
 
     def update(value):
-        loop.scaler.scale(torch.zeros(()))
+        loop.optimizer.scaler.scale(torch.zeros(()))
         for p in loop.policy.parameters():
             p.grad = torch.full_like(p, value)
         shown = loop.update({"loss": 0.5})

@@ -11,7 +11,7 @@ import torch
 from prefkit.config import Lora, Train
 from prefkit.errors import UsageError
 from prefkit.train import optimizers
-from prefkit.train.settings import check_settings
+from prefkit.train.run import check_settings
 
 BITS = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra 8bit")
 OWN = """
@@ -92,7 +92,7 @@ def test_what_is_configured_reaches_the_optimizer():
 @pytest.mark.parametrize(
     ("optimizer", "options", "says"),
     [
-        ("adam", {}, r"train\.dpo\.optimizer: 'adam' is not known; choose adamw, adamw8bit, adafactor"),
+        ("adam", {}, r"train\.dpo\.optimizer: 'adam' is unknown; choose adamw, adamw8bit, adafactor"),
         ("adamw", {"momentum": 1}, "given lr, weight_decay, fused, momentum"),
         ("adamw", {"eps": -1.0}, "Invalid epsilon"),
         ("torch.optim:Rprop", {}, "weight_decay"),

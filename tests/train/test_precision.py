@@ -11,12 +11,12 @@ from prefkit.config import Train
 from prefkit.errors import UsageError
 from prefkit.models.trees import leaves, map_tensors
 from prefkit.train import precision as computing
-from prefkit.train.settings import check_settings
+from prefkit.train.run import check_settings
 
 
 def test_a_back_end_that_is_not_there_or_cannot_train_is_refused_by_name():
     for attention, says in (
-        ("quick", r"'quick' is not known; choose null .*flash.*xformers"),
+        ("quick", r"'quick' is unknown; choose null .*flash.*xformers"),
         ("sage", "no backward pass"),
         ("xformers", "xformers cannot be used here: .*xformers"),
     ):
@@ -39,7 +39,7 @@ def test_a_back_end_is_used_in_training_and_changes_nothing(run, loop_of, gradie
     monkeypatch.setitem(registry._backends, name, lambda **given: calls.append(1) or kernel(**given))
     config = recipe.train["dpo"]
     before = registry.get_active_backend()[0]
-    with computing.computing(Train(attention="_native_math"), torch.device("cpu")):
+    with computing.numerical_settings(Train(attention="_native_math"), torch.device("cpu")):
         other, two = gradients(loop_of(store, recipe, attention="_native_math"))
     assert calls and config.attention is None and registry.get_active_backend()[0] == before
     assert other["loss"] == pytest.approx(plain["loss"], abs=1e-4)
@@ -64,10 +64,10 @@ def test_float32_is_exact_or_tf32_inside_and_as_it_was_outside():
     before = told()
     cuda = torch.device("cuda")
     for precision, inside in (("no", ("highest", False, False)), ("tf32", ("high", True, True)), ("bf16", before)):
-        with computing.computing(Train(precision=precision), cuda):
+        with computing.numerical_settings(Train(precision=precision), cuda):
             assert told() == inside
         assert told() == before
-    with computing.computing(Train(), torch.device("cpu")):
+    with computing.numerical_settings(Train(), torch.device("cpu")):
         assert told() == before
 
 
@@ -88,7 +88,7 @@ def test_a_pinned_batch_is_the_batch_with_every_tensor_pinned(run, loop_of, monk
     store, recipe = run(cache_reference=True)
     loop = loop_of(store, recipe)
     loop.accumulate(loop.micro_batches(0))
-    loop.kept.flush()
+    loop.reference_cache.flush()
     (batch,) = loop_of(store, recipe).micro_batches(0)[0]
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())

@@ -23,7 +23,7 @@ from prefkit.models.load.trained import trained_model
 from prefkit.store import litter
 from prefkit.train import checkpoint
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.run import Job, checked, make_loop, run_train
+from prefkit.train.run import Job, checked, make_trainer, run_train
 from prefkit.train.setup import ModelLoader, prepare
 
 ENTRY = """
@@ -180,9 +180,8 @@ def trained_loop(run, kind, **settings):
     source = PairSource.find(store, "main")
     pairs, folder = read_pairs(source), store.train("dpo")
     plan = ModelLoader(store, recipe, recipe.train["dpo"], folder)
-    loop = make_loop(
-        plan, Job("dpo", recipe.train["dpo"]), prepare(plan, pairs, source, Processes("cpu")), folder, Processes("cpu")
-    )
+    data = prepare(plan, pairs, source, Processes("cpu"))
+    loop = make_trainer(plan, Job("dpo", recipe.train["dpo"]), data, Processes("cpu"))
     loop.resume()
     return store, recipe, loop
 

@@ -1,7 +1,7 @@
 """Aspect buckets for imported images: one size for all images of a request, so that both images of a pair have it.
 
-The images of a request are fitted to the bucket of about resolution x resolution pixels whose aspect ratio is nearest to
-theirs (the geometric mean): scaled without distortion until they cover it, then cropped around the centre.
+The images of a request are fitted to the bucket of about resolution x resolution pixels whose aspect ratio is nearest
+to theirs (the geometric mean): scaled without distortion until they cover it, then cropped around the centre.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_CROPPED = 0.2  # fraction of an image that may be cropped without a warning
 
 
 def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resolution: int) -> list[PairRow]:
-    """The pairs with a bucket for every image, which becomes part of the image's key."""
+    """Assign a bucket to every image of the pairs; the bucket becomes part of the image's key."""
     sizes = dict(_sizes(pairs, source, store))  # without unreadable images, which are reported when they are encoded
     log_aspects: dict[tuple[str | None, str], list[float]] = {}
     for pair in pairs:
@@ -58,7 +58,7 @@ def bucket(aspect: float, resolution: int) -> tuple[int, int]:
 
 
 def fit(picture: Image, image: PairImage) -> Image:
-    """The picture scaled to cover the image's bucket and cropped to it, if it has one; mirrored if the image is flipped."""
+    """Scale and crop the picture to the image's bucket, if it has one; mirror it if the image is flipped."""
     from PIL import Image as pil
     from PIL import ImageOps
 
@@ -68,7 +68,7 @@ def fit(picture: Image, image: PairImage) -> Image:
 
 
 def crop_box(image: PairImage) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) that `fit` keeps, as fractions of the original image before it is mirrored."""
+    """The part (left, top, right, bottom) that `fit` keeps, as fractions of the unflipped original."""
     if image.bucket is None or image.original_size is None:
         return 0.0, 0.0, 1.0, 1.0
     width, height = _visible(image.original_size, image.bucket)

@@ -1,8 +1,8 @@
 """Horizontal flips as augmentation: half of the visits see all images of a group mirrored.
 
-The choice is a function of (train.seed, group, visit), as time and noise are, so every process and every resumed training
-makes the same one. A mirrored image is encoded once and cached under its own key. Measurements (held-out pairs, preflight)
-always see the images as they are.
+The choice is a function of (train.seed, group, visit), as time and noise are, so every process and every resumed
+training makes the same one. A mirrored image is encoded once and cached under its own key. Measurements (held-out
+pairs, preflight) always see the images as they are.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """flip: half of the visits are mirrored. seed: train.seed."""
+    """The flips of a training. flip: half of the visits are mirrored; seed: train.seed."""
 
     flip: bool = False
     seed: int = 0
 
     def at(self, group: Any, visit: int) -> Any:
-        """The group as its visit sees it; visits below 0 are measurements."""
+        """The group at a visit: mirrored in half of them, never in measurements (visits below 0)."""
         if visit < 0 or not self.flip:
             return group
         drawn = int(digest("view", draw_key(self.seed, group.id, visit), visit), 16)
         return mirrored(group) if drawn % 2 else group
 
     def every(self, group: Any) -> list[Any]:
-        """The group as it is and, if flips are on, mirrored."""
+        """The group and, if flips are on, its mirrored version."""
         return [group, mirrored(group)] if self.flip else [group]
 
     def keys(self, image: PairImage) -> Iterator[str]:

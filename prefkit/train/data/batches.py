@@ -1,4 +1,4 @@
-"""From pairs to micro-batches: filling the caches of latents and conditions, the order of the pairs, batches of one signature."""
+"""From pairs to micro-batches: caches of latents and conditions, the order of pairs, batches of one signature."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PART_ROWS = 256
 class Batch:
     """Samples whose conditions share a signature: first all groups' first images, then all second images, and so on.
 
-    Draws are per sample; the members of a group share one time and one noise.
-    weight: [samples, ...] of the errors, shaped like latents; None = 1 everywhere.
-    keys, reference: with cache_reference, the cache keys of the samples and, if all are cached, the reference's errors by head.
+    Draws are per sample; the members of a group share one time and one noise. weight: [samples, ...] of the errors,
+    shaped like latents; None = 1 everywhere. keys, reference: with cache_reference, the cache keys of the samples and,
+    if all are cached, the reference's errors by head.
     """
 
     latents: torch.Tensor
@@ -70,8 +70,8 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 class PairData:
     """Pairs, or groups made of them, with their caches.
 
-    conditions: a Cache or a PromptEmbeddingCache. requests: by id; they add what a caption alone lacks. weights: the cache
-    of loss weights, if there are masks. seed: train.seed, by which the draws of training visits are keyed.
+    conditions: a Cache or a PromptEmbeddingCache. requests: by id. weights: the cache of loss weights, if there are
+    masks. seed: train.seed, part of the key of a training visit's draws.
     """
 
     pairs: Sequence[Any]
@@ -84,14 +84,14 @@ class PairData:
     seed: int = 0
 
     def of(self, groups: Sequence[Any]) -> PairData:
-        """These groups with the same caches."""
+        """A PairData of these groups with the same caches."""
         return replace(self, pairs=groups)
 
     def request(self, group: Any) -> Request:
         return request_of(group, self.requests)
 
     def size(self, group: Any) -> tuple[int, int]:
-        """(height, width) in pixels, of all its images. Raises KeyError if none of the first image's keys is cached."""
+        """(height, width) in pixels of the group's images. Raises KeyError if its first image is not cached."""
         key = self.cached(group.images[0])
         height, width = self.latents.notes[key or group.images[0].key]
         return height, width
@@ -105,7 +105,7 @@ class PairData:
         return digest(request.prompt, request.extra, self.size(group))
 
     def weight_key(self, group: Any, image: PairImage) -> str:
-        """The key of an image's loss weights, which depend on its mask: one image may be masked differently per request."""
+        """The key of an image's loss weights; one image may have several masks, one per request."""
         return digest(image.key, image.candidate, None if self.masks is None else self.masks.lookup(group, image))
 
     def example(self) -> str:
@@ -215,10 +215,11 @@ def fill_latents(
     generators: Sequence[str],
     share: tuple[int, int],
 ) -> None:
-    """Cache the latents of the `wanted` images that are missing: stored ones of candidates of `generators`, else encoded.
+    """Cache the latents of the `wanted` images that are missing.
 
-    Pixels come from the source or, if its rows have none, from any candidate. share: (rank, processes); each process
-    encodes the images in its share. Raises UsageError naming the row.
+    Candidates of `generators` bring their stored latents; other images are encoded. Pixels come from the source or, if
+    its rows have none, from any candidate. share: (rank, processes); each process encodes the images in its share.
+    Raises UsageError naming the row.
     """
     versions: dict[str, list[PairImage]] = {}  # unflipped key -> the wanted images: as it is, mirrored
     for image in {image.key: image for image in wanted}.values():
@@ -248,7 +249,7 @@ def fill_latents(
 def _sources(
     missing: Mapping[str, tuple[int, PairImage]], source: PairSource, store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """(key, candidate with its image) of each key that is `missing`, which the caller removes before it asks for the next."""
+    """Yield (key, candidate with its image) of each missing key; the caller removes it before it asks for the next."""
     if generators:
         yield from _candidates(missing, store, generators)
     if missing:
@@ -282,15 +283,15 @@ def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family
         for (row, image, _), (_, notes[image.key]), own in zip(block, fitted, encoded, strict=True):
             if not own.isfinite().all():
                 raise UsageError(
-                    f"pairs {source.name}, row {row}: the latents of image {image.key} are not finite. Remove the row; if "
-                    "every image is refused, the VAE of model.base is broken or overflows: use another one."
+                    f"pairs {source.name}, row {row}: the latents of image {image.key} are not finite. Remove the row; "
+                    "if every image is refused, the VAE of model.base is broken or overflows: use another one."
                 )
             latents[image.key] = {"latents": own}
     cache.append(latents, notes)
 
 
 def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource) -> tuple[Candidate, list[int]]:
-    """(candidate to encode, [height, width]). Stored latents are used only for an image of their own size, unflipped."""
+    """(candidate to encode, [height, width]). Stored latents serve only an unflipped image of their size."""
     if candidate.payload is not None:
         external = candidate.path if candidate.image is None else None
         size = _size(external or candidate.image or b"", source, row)
@@ -304,7 +305,7 @@ def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource
 
 
 def _size(image: bytes | str, source: PairSource, row: int) -> tuple[int, int]:
-    """(height, width)."""
+    """(height, width) of an encoded image or of a file."""
     try:
         return size_of(image)[::-1]
     except (UnidentifiedImageError, OSError, ValueError) as error:
@@ -332,8 +333,8 @@ def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None
             for request, condition in zip(requests, conditions, strict=True):
                 if has_nan(condition):
                     raise UsageError(
-                        f"the encoded prompt (or input image) of {request.prompt[:80]!r} is not finite. Set train.precision "
-                        "to bf16 or no, or use another model.base."
+                        f"the encoded prompt (or input image) of {request.prompt[:80]!r} is not finite. Set "
+                        "train.precision to bf16 or no, or use another model.base."
                     )
             data.conditions.append(dict(zip(block, conditions, strict=True)))
 
@@ -346,7 +347,7 @@ def check_sizes(data: PairData, name: str) -> None:
     if unequal:
         pair, ((h0, w0), (h1, w1)) = unequal[0]
         raise UsageError(
-            f"pairs {name}: in {len(unequal)} of {len(sizes)} pairs the two images differ in size, first in row {pair.row} "
-            f"({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have one size: resize "
-            "and crop both alike, set train.resolution, or remove the pairs."
+            f"pairs {name}: in {len(unequal)} of {len(sizes)} pairs the two images differ in size, first in row "
+            f"{pair.row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have one "
+            "size: resize and crop both alike, set train.resolution, or remove the pairs."
         )

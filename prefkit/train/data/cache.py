@@ -26,7 +26,7 @@ VISIBLE = 120.0
 
 
 def in_share(key: str, share: tuple[int, int]) -> bool:
-    """True if the entry with this hexadecimal key is computed by this process. share: (rank, processes)."""
+    """True if this process computes the entry with this hexadecimal key. share: (rank, processes)."""
     return int(key[:8], 16) % share[1] == share[0]
 
 

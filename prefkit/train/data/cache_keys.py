@@ -6,10 +6,10 @@ conditions  of prompts: base, family, dtype, inputs, and the call arguments that
             guidance is switched off in training, so its value is not among them; an embedded guidance (FLUX) is
 reference   errors of the frozen start: all of these, adapters, quantization, precision and train.seed
 
-The base is exact (a commit, or the hash of its files), because candidates of that very base bring their own latents. The
-minor releases of diffusers and transformers count where their code computes the entries: a release may change a VAE or a
-tokenizer, and half a cache from each would mix two models. SCHEME counts in the same way for prefkit's own code: raise it
-with any change to what is cached.
+The base is exact (a commit, or the hash of its files), because candidates of that very base bring their own latents.
+The minor releases of diffusers and transformers count where their code computes the entries: a release may change a VAE
+or a tokenizer, and half a cache from each would mix two models. SCHEME counts in the same way for prefkit's own code:
+raise it with any change to what is cached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GUIDANCE = ("guidance_scale", "true_cfg_scale")
 
 
 def wiring_key(common: Any, inputs: Any, call: Mapping[str, Any]) -> str:
-    """common: base, family, dtype, and the rules for reading images."""
+    """The key of a pipeline's wiring. common: base, family, dtype, and the rules for reading images."""
     arguments = {name: value for name, value in call.items() if name not in GUIDANCE}
     return digest("wiring", SCHEME["wiring"], common, inputs, arguments, _minor("diffusers"))
 
@@ -36,7 +36,7 @@ def latents_key(common: Any) -> str:
 
 
 def conditions_key(common: Any, inputs: Any, call: Mapping[str, Any], wiring: Wiring | None) -> str:
-    """wiring: None before the pipeline is captured, while nothing is cached under this key."""
+    """The key of conditions. wiring: None before the pipeline is captured, while nothing is cached under this key."""
     off = GUIDANCE if wiring is None else wiring.no_guidance
     arguments = {name: value for name, value in call.items() if name not in off}
     versions = [_minor("diffusers"), _minor("transformers")]
@@ -44,7 +44,7 @@ def conditions_key(common: Any, inputs: Any, call: Mapping[str, Any], wiring: Wi
 
 
 def reference_key(latents: str, conditions: str, revision: Any, precision: str, seed: int) -> str:
-    """revision: of base, adapters, inputs and quantization."""
+    """The key of reference errors. revision: of base, adapters, inputs and quantization."""
     return digest("reference", SCHEME["reference"], latents, conditions, revision, precision, seed)
 
 

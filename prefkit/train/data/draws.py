@@ -1,8 +1,8 @@
 """Keys of the random draws of a visit: time, noise and flip.
 
 The draws of a training visit depend on (train.seed, group, visit): trainings with different seeds share no draw, and a
-resumed training, or another split into processes and micro-batches, draws the same. The draws of a measurement (visit below
-0: held-out pairs, preflight) depend on (group, visit) alone, so that the curves of several seeds are comparable.
+resumed training, or another split into processes and micro-batches, draws the same. The draws of a measurement (visit
+below 0: held-out pairs, preflight) depend on (group, visit) alone, so that the curves of several seeds are comparable.
 """
 
 from __future__ import annotations

@@ -18,18 +18,14 @@ def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | N
 
     flip: None, or the seed by which each pair or list is reversed with probability 1/2.
     """
-    if objective.shape == "list":
-        return [group if flip is None else _maybe_flipped(group, flip) for group in ranked(pairs, name)]
-    pairs = [pair if flip is None else _maybe_flipped(pair, flip) for pair in pairs]
-    if objective.shape == "pair":
-        return pairs
+    groups: Sequence[Any] = ranked(pairs, name) if objective.shape == "list" else pairs
+    if flip is not None:
+        groups = [g.flipped() if int(digest("flipped", flip, g.id), 16) % 2 else g for g in groups]
+    if objective.shape in ("list", "pair"):
+        return list(groups)
     if not getattr(objective, "losers", False):
-        return [_group(pair, pair.id, (pair.win,), (1.0,)) for pair in pairs]
-    return singles(pairs)
-
-
-def _maybe_flipped(group: Any, seed: int) -> Any:
-    return group.flipped() if int(digest("flipped", seed, group.id), 16) % 2 else group
+        return [_group(pair, pair.id, (pair.win,), (1.0,)) for pair in groups]
+    return singles(groups)
 
 
 def singles(pairs: Sequence[PairRow]) -> list[Group]:
@@ -52,8 +48,8 @@ def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
     for pair in pairs:
         if pair.score_gap is None:
             raise UsageError(
-                f"pairs {name}, row {pair.row}: no score_gap, which ranks the images of a request. Use an objective for "
-                "pairs, or pairs that `prefkit pair` made."
+                f"pairs {name}, row {pair.row}: no score_gap, which ranks the images of a request. Use an objective "
+                "for pairs, or pairs that `prefkit pair` made."
             )
         requests.setdefault((pair.request_id, pair.prompt), []).append(pair)
     groups: list[Group] = []
@@ -81,9 +77,9 @@ def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]
             if win in values and lose in values:
                 if not math.isclose(values[win] - values[lose], gap, rel_tol=CLOSE, abs_tol=CLOSE):
                     raise UsageError(
-                        f"pairs {name}, row {pair.row}: its score_gap {gap:g} contradicts the gaps of the other pairs of "
-                        f"this request ({values[win] - values[lose]:g}), so its images have no single ranking. Use an "
-                        "objective for pairs."
+                        f"pairs {name}, row {pair.row}: its score_gap {gap:g} contradicts the gaps of the other pairs "
+                        f"of this request ({values[win] - values[lose]:g}), so its images have no single ranking. Use "
+                        "an objective for pairs."
                     )
             elif win in values or lose in values:
                 key, value = (lose, values[win] - gap) if win in values else (win, values[lose] + gap)

@@ -46,7 +46,7 @@ def fill(data: PairData, family: Any, store: Store, share: tuple[int, int]) -> N
 
 
 def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: Any, image: PairImage) -> Tensor:
-    """[...], shaped like the image's latents."""
+    """The loss weights of an image: [...], shaped like its latents."""
     assert data.masks is not None
     name, values = data.masks.name, data.masks.lookup(group, image)
     latents, (height, width) = data.latents.get(image.key)["latents"], data.size(group)
@@ -54,8 +54,8 @@ def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: A
     if not values:
         keys = ", ".join(dict.fromkeys(key for extra in data.masks.extras(group, image) for key in extra))
         raise UsageError(
-            f"{where}: neither the candidate nor its request has {name!r} in its extra (keys: {keys or 'none'}). Add it, "
-            "or null if the whole image counts."
+            f"{where}: neither the candidate nor its request has {name!r} in its extra (keys: {keys or 'none'}). Add "
+            "it, or null if the whole image counts."
         )
     if values[0] is None:
         return ones_like(latents)
@@ -80,8 +80,8 @@ def _box(value: Any, where: str) -> list[float]:
     numbers = isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
     if not numbers or not (0 <= value[0] < value[2] <= 1 and 0 <= value[1] < value[3] <= 1):
         raise UsageError(
-            f"{where}: {value!r} is neither a box [left, top, right, bottom] in fractions of the image, 0 to 1, nor the id "
-            "of an input."
+            f"{where}: {value!r} is neither a box [left, top, right, bottom] in fractions of the image, 0 to 1, nor "
+            "the id of an input."
         )
     return [float(v) for v in value]
 

@@ -23,9 +23,10 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class Masks:
-    """The value of key `name` in `extra` for each image: of the candidate, else of its request, else of the pair's request.
+    """Values of the key `name` in `extra`, one per image: the candidate's, else its request's, else the pair's
+    request's.
 
-    A null counts as missing unless no later source has a value.
+    A null is used only if no later source has a value.
     """
 
     def __init__(self, name: str, pairs: Sequence[Any], store: Store) -> None:
@@ -46,7 +47,7 @@ class Masks:
         return extras
 
     def lookup(self, group: Any, image: PairImage) -> list[Any]:
-        """[value]; [None] if the whole image counts; [] if no `extra` has the key."""
+        """The image's value as a list: [value]; [None] if the whole image counts; [] if no `extra` has the key."""
         values = [extra[self.name] for extra in self.extras(group, image) if self.name in extra]
         return [value for value in values if value is not None][:1] or values[:1]
 

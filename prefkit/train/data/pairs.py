@@ -40,9 +40,9 @@ HELD_OUT = ("test", "val", "eval")
 class PairImage:
     """One image of a pair.
 
-    key: sha256 of its bytes, hashed again for each bucket and for the flip; column: 0 or 1, as in jpg_0; candidate: its id
-    in the run's candidates, if known. bucket: (height, width) that the image is fitted to; original_size: (height, width)
-    before. flip: the image is mirrored, and unflipped is its key without the flip.
+    key: sha256 of its bytes, hashed again for each bucket and for the flip; column: 0 or 1, as in jpg_0; candidate: its
+    id in the run's candidates, if known. bucket: (height, width) that the image is fitted to; original_size: (height,
+    width) before. flip: the image is mirrored, and unflipped is its key without the flip.
     """
 
     key: str
@@ -125,8 +125,8 @@ class PairSource:
     def scorers(self) -> list[str] | None:
         """Names of the scores, or of the tables of verdicts, that chose the winners; None if unknown.
 
-        They are read from the pairs' own spec.json. Without it they are the columns score_0_NAME, unless verdicts chose the
-        winners (strategy `comparisons`).
+        They are read from the pairs' own spec.json. Without it they are the columns score_0_NAME, unless verdicts chose
+        the winners (strategy `comparisons`).
         """
         path = self.files[0].parent.parent / "spec.json" if self.files else None
         spec = read_json(path).get("spec") or {} if path is not None and path.is_file() else {}
@@ -156,12 +156,12 @@ class PairSource:
     def _damaged(self, path: Path, error: Exception) -> UsageError:
         reason = " ".join(str(error).split())[:160].rstrip(".")
         return UsageError(
-            f"pairs {self.name}: {path} cannot be read as Parquet with the same columns as the first file: {reason}. Remove "
-            f"{path.parent.parent} and make the pairs again."
+            f"pairs {self.name}: {path} cannot be read as Parquet with the same columns as the first file: {reason}. "
+            f"Remove {path.parent.parent} and make the pairs again."
         )
 
     def images(self) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-        """(row, encoded image 0, encoded image 1) of every row; None for an image that is neither in the row nor in the run."""
+        """(row, encoded image 0, encoded image 1) of every row; None if neither the row nor the run has it."""
         columns = self.columns() if self.run is not None else []
         names = [name for name in ("candidate_0", "candidate_1") if name in columns]
         reader: CandidateReader | None = None
@@ -174,8 +174,8 @@ class PairSource:
                     images[i] = reader.image(row[name]) if row[name] in reader else None
             if not all(image is None or isinstance(image, bytes) for image in images):
                 raise UsageError(
-                    f"pairs {self.name}, row {number}: jpg_0 and jpg_1 must hold encoded images (bytes, or the image type "
-                    f"of datasets), not {type(images[0]).__name__}."
+                    f"pairs {self.name}, row {number}: jpg_0 and jpg_1 must hold encoded images (bytes, or the image "
+                    f"type of datasets), not {type(images[0]).__name__}."
                 )
             yield number, images[0], images[1]
 
@@ -192,8 +192,8 @@ def read_pairs(source: PairSource) -> list[PairRow]:
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise UsageError(
-            f"pairs {source.name}: missing columns {', '.join(missing)} (it has {', '.join(columns)}). A pair dataset has "
-            "jpg_0 and jpg_1 (encoded images), label_0 and label_1 (0 or 1) and caption."
+            f"pairs {source.name}: missing columns {', '.join(missing)} (it has {', '.join(columns)}). A pair dataset "
+            "has jpg_0 and jpg_1 (encoded images), label_0 and label_1 (0 or 1) and caption."
         )
     rows = list(source.rows([name for name in (*REQUIRED, *OPTIONAL) if name in columns and name not in IMAGES]))
     if not rows:
@@ -220,8 +220,8 @@ def _check_labels(name: str, rows: Sequence[dict[str, Any]]) -> None:
     ties = sum(a == b or a == 0.5 or b == 0.5 for a, b in labels if a is not None and b is not None)
     if ties:
         raise UsageError(
-            f"pairs {name}: {ties} of {len(rows)} rows are ties (equal labels, or 0.5), which a preference loss cannot learn "
-            "from. Remove these rows, for example with dataset.filter(lambda row: row['label_0'] in (0, 1) and "
+            f"pairs {name}: {ties} of {len(rows)} rows are ties (equal labels, or 0.5), which a preference loss cannot "
+            "learn from. Remove these rows, for example with dataset.filter(lambda row: row['label_0'] in (0, 1) and "
             "row['label_0'] != row['label_1'])."
         )
     for number, (row, pair) in enumerate(zip(rows, labels, strict=True)):
@@ -265,8 +265,8 @@ def _parquet_files(folder: Path) -> list[Path]:
         held_out = [path.name for path in files if path.name.casefold().startswith(HELD_OUT)]
         if held_out and len(held_out) == len(files):
             raise UsageError(
-                f"pairs {folder}: all its Parquet files are held out by name ({', '.join(held_out[:3])}). Rename those to "
-                "train on to train*.parquet."
+                f"pairs {folder}: all its Parquet files are held out by name ({', '.join(held_out[:3])}). Rename those "
+                "to train on to train*.parquet."
             )
         if held_out and "train" not in pattern:
             warn(f"pairs {folder}: {', '.join(held_out[:3])} ignored: held out by name.")

@@ -2,8 +2,8 @@
 
 full  all of them on disk before the first step; no text encoder is in memory while training
 off   those of the current step in memory; the text encoders stay on the device next to the denoiser
-In both modes the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them. Each
-condition is encoded by itself, so both modes give the same training to the last bit.
+In both modes the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them.
+Each condition is encoded by itself, so both modes give the same training to the last bit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PromptEmbeddingCache:
 
 
 def encoded_ahead(config: Train, data: PairData, visited: PairData) -> PairData:
-    """The pairs whose conditions are encoded before the first step. data: all pairs; visited: those that training reads."""
+    """The pairs whose conditions are encoded before the first step. visited: those of `data` that training reads."""
     return visited if config.text_cache == "full" else data.of(validation.split(data.pairs, config.validation)[1])
 
 

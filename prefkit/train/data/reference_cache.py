@@ -1,8 +1,8 @@
 """Errors of the frozen reference on disk, keyed by the network's inputs, so that later trainings of a sweep reuse them.
 
 A pair's visit n has one draw (t, noise) per train.seed, whatever beta, learning rate or objective. The first training
-computes the reference's errors next to its policy's and stores them; later trainings of the same run and seed look them up
-and save one forward pass per step. The draws stay the same, so nothing about a training changes.
+computes the reference's errors next to its policy's and stores them; later trainings of the same run and seed look them
+up and save one forward pass per step. The draws stay the same, so nothing about a training changes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PART_ROWS = 100_000
 class ReferenceErrorCache:
     """Parts of keys [N] int64 and, by head, errors [N] float32: 12 bytes a sample with one head.
 
-    A key is the first 64 bits of a hash over the latents, time, noise, weights and condition key of a sample. The folder's
-    name stands for the model, adapters, call, precision and seed.
+    A key is the first 64 bits of a hash over the latents, time, noise, weights and condition key of a sample. The
+    folder's name stands for the model, adapters, call, precision and seed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class ReferenceErrorCache:
 
 
 def keys_of(batch: Batch, data: PairData) -> np.ndarray:
-    """[B] int64."""
+    """Cache keys of the batch's samples: [B] int64."""
     conditions = [data.condition_key(group) for group in batch.members]
     inputs = [batch.latents, batch.draw.time, batch.draw.noise, batch.weight]
     arrays = [tensor.contiguous().numpy() for tensor in inputs if tensor is not None]

@@ -1,1 +1,1 @@
-"""Kinds of model that can be trained: one file each, found by its name."""
+"""Families of trainable models: one file each, found by its name."""

@@ -1,4 +1,4 @@
-"""Any diffusers pipeline whose wiring can be proven: one head, "image"."""
+"""Family of the diffusers pipelines whose wiring can be proven, with one head, "image"."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ NO_ROOM = "Free the device, or train on smaller images (train.NAME.resolution)."
 
 
 class DiffusersFamily:
-    """Latents are tensors in the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
+    """A diffusers pipeline. Latents have the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
 
     time_sampling  None (uniform for epsilon and v, logit-normal for flow) | "uniform" | "logit_normal"
-    call           the generation's call arguments; an embedded guidance keeps its value, height and width are
+    call           call arguments of the generation; an embedded guidance keeps its value, height and width are
                    used for the capture
-    encode_batch   images encoded at once, fewer where the device has no room for them
-    inputs         what the call takes from each request (model.inputs); `example` is then a request to look at the
-                   pipeline with
+    encode_batch   images to encode at once; it is halved when the device runs out of memory
+    inputs         inputs of the call that come from each request (model.inputs); `example` is then a request for the
+                   capture
     """
 
     def __init__(
@@ -54,11 +54,12 @@ class DiffusersFamily:
     def load(
         self, model: Mapping[str, Any], parts: Collection[str] | None = None, wiring: Wiring | None = None
     ) -> None:
-        """Load and, without a wiring from an earlier capture, look at the pipeline while it runs.
+        """Load the pipeline and, unless an earlier capture has recorded its wiring, capture it.
 
-        model: arguments of models.load.load_pipeline: base, revision, adapters, device, dtype, scheduler; with sequential_offload
-        the denoiser, `net`, is there on paper, which is enough to capture, encode and take conditions.
-        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError, TrainingError.
+        model: arguments of models.load.pipeline.load_pipeline, such as base and device; with sequential_offload the
+        denoiser `net` is on the meta device, which is enough to capture, encode and compute conditions.
+        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError,
+        TrainingError.
         """
         from prefkit.models.capture.call import capture
         from prefkit.models.load.pipeline import load_pipeline
@@ -66,17 +67,18 @@ class DiffusersFamily:
 
         if wiring is None and parts is not None and len(set(parts)) < 3:
             raise CaptureError(
-                "a capture needs denoiser, vae and text together; hand over the wiring of an earlier one."
+                "a capture needs denoiser, vae and text together; load all parts, or pass the wiring of an earlier "
+                "capture."
             )
         self.pipe = load_pipeline(**model, parts=parts)
         if model.get("adapters"):
             self._refuse_text_adapters()
-        self.wiring = wiring or capture(self.pipe, call=self.call | self._given(self.example))
+        self.wiring = wiring or capture(self.pipe, call=self.call | self._inputs_of(self.example))
         self.net = getattr(self.pipe, self.wiring.denoiser)
         self.schedule = Schedule.of(self.pipe.scheduler, self.wiring.prediction)
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
-        """Per candidate the clean latents, float32, CPU: its payload's, or its image encoded."""
+        """Clean latents per candidate, float32, CPU: those of its payload, or its encoded image."""
         import safetensors.torch
 
         images = [candidate for candidate in candidates if candidate.payload is None]
@@ -87,45 +89,45 @@ class DiffusersFamily:
         ]
 
     def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
-        """Per request what the denoiser is given beside sample and time, at size (height, width)."""
+        """Conditions per request: the denoiser's inputs other than sample and time, at size (height, width)."""
         from prefkit.models.capture.conditions import capture_conditions
 
         def condition(r: Request) -> Tree:
-            call = self.call | self._given(r)
+            call = self.call | self._inputs_of(r)
             return capture_conditions(self.pipe, self.wiring, [r.prompt], height=size[0], width=size[1], call=call)[0]
 
         offload = getattr(self.pipe, "sequential_offload", None)
-        if offload is not None and self.inputs is not None:  # images go through the VAE: first all texts, then they
+        if offload is not None and self.inputs is not None:  # input images need the VAE, so all texts are encoded first
             self._encode_texts(offload, [functools.partial(condition, r) for r in requests])
         return [condition(r) for r in requests]
 
     def _encode_texts(self, offload: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
-        """Let the pipeline remember its encoded prompts, so that text encoders and VAE do not take turns at every request."""
+        """Encode all prompts into the pipeline's memory, so that text encoders and VAE do not alternate per request."""
         from prefkit.models.offload import OtherPartNeeded
 
         for condition in conditions:
             with suppress(OtherPartNeeded), offload.only("text"):
                 condition()
 
-    def _given(self, request: Request | None) -> dict[str, Any]:
+    def _inputs_of(self, request: Request | None) -> dict[str, Any]:
         return {} if self.inputs is None or request is None else self.inputs.of(request)
 
     def collate(self, conditions: Sequence[Tree]) -> Tree:
-        """Conditions of one signature, one per sample -> the condition of a batch."""
+        """Combine conditions of one signature, one per sample, into the condition of a batch."""
         from prefkit.models.capture.conditions import collate
 
         return collate(self.wiring, conditions)
 
     def signature(self, condition: Tree) -> str:
-        """Conditions with equal signatures may share a batch."""
+        """Signature of a condition; conditions with equal signatures may share a batch."""
         from prefkit.models.capture.conditions import signature
 
         return signature(self.wiring, condition)
 
     def draw(self, group: str, visit: int, like: Tensor) -> Draw:
-        """A function of (group, visit) alone: time [1] and noise [1, *like.shape], float32, CPU.
+        """Time [1] and noise [1, *like.shape], float32, CPU, as a function of (group, visit) alone.
 
-        group: a name for the draws, in which training has put train.seed (train/data/draws.py).
+        group: key of the draws, which includes train.seed in training (train/data/draws.py).
         """
         import torch
 
@@ -136,10 +138,10 @@ class DiffusersFamily:
         return Draw(time.unsqueeze(0), noise.unsqueeze(0))
 
     def residuals(self, net: Any, latents: Tensor, draw: Draw, condition: Tree) -> dict[str, Tensor]:
-        """{"image": prediction - target}, [B, ...] float32.
+        """Return {"image": prediction - target}, [B, ...] float32.
 
-        latents [B, ...] float32; draw with one entry per SAMPLE (time [B], noise [B, ...]: a batch of draws, one
-        per group, is spread by `draw.time[groups.index]` and `draw.noise[groups.index]`); condition for B samples.
+        latents: [B, ...] float32; draw: one entry per SAMPLE (time [B], noise [B, ...]), so draws per group are
+        expanded by `draw.time[groups.index]` and `draw.noise[groups.index]`; condition: of B samples.
         """
         from prefkit.models.predict import predict
 
@@ -148,7 +150,7 @@ class DiffusersFamily:
         return {"image": predict(net, self.wiring, x_t, draw.time, condition) - target}
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-        """Latents [B, ...] -> images; packed tokens of images that are not square need size (height, width)."""
+        """Decode latents [B, ...] to images; packed tokens of images that are not square need size (height, width)."""
         import torch
 
         from prefkit.models.latents import decode
@@ -166,7 +168,8 @@ class DiffusersFamily:
             if image.width % cell or image.height % cell:
                 raise UsageError(
                     f"the image of candidate {candidate.id} is {image.width} x {image.height} px; "
-                    f"{self.wiring.pipeline} needs multiples of {cell}. Resize or crop the images before training."
+                    f"{self.wiring.pipeline} needs multiples of {cell}. Resize or crop the images, or set "
+                    "train.NAME.resolution."
                 )
         one_size = len({image.size for image in images}) == 1
         blocks = [images] if one_size else [[image] for image in images]

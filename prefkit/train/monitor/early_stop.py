@@ -18,10 +18,11 @@ BEST, BEST_SAMPLES = "best", "best-look"  # beginnings of file names: by held-ou
 
 
 class EarlyStopping:
-    """Stops after `patience` measurements in a row without a new best accuracy; the best measured weights are the result.
+    """Stops after `patience` measurements in a row without a new best accuracy; the best measured weights are the
+    result.
 
-    The accuracy is the mean over the held-out pairs and their times, ties counting half: 0.5 at the start. folder: that of
-    the training, where best-STEP.safetensors is written.
+    The accuracy is the mean over the held-out pairs and their times, ties counting half: 0.5 at the start. folder: that
+    of the training, where best-STEP.safetensors is written.
     """
 
     def __init__(self, patience: int, folder: Path) -> None:
@@ -52,12 +53,12 @@ class EarlyStopping:
 
 
 def weights_path(folder: Path, name: str, step: int) -> Path:
-    """The file of a step's weights. Each step has its own, since a crash may come between a new best and its checkpoint."""
+    """The file of a step's weights, one per step: a crash may come between a new best and its checkpoint."""
     return folder / f"{name}-{step:08d}.safetensors"
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Raises DamagedError naming the file."""
+    """The weights in a file of `weights_path`. Raises DamagedError naming it."""
     return load_tensors(path, "Run `prefkit train` again: it continues from the checkpoint before.")[0]
 
 

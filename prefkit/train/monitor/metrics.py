@@ -18,7 +18,7 @@ BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Opened at `step`, it drops later lines, whose steps are computed again. Step 0 begins a new log."""
+    """Writes metrics.jsonl. Opening it at `step` drops later lines, whose steps are repeated; step 0 begins anew."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
@@ -74,8 +74,8 @@ class WinnerRegressionWarning:
         if self.below and self.below % PATIENCE == 0:
             warn(
                 f"step {step}: for {self.below} steps the model has been worse at the winners than its start (smoothed "
-                f"advantage {self.smooth:.2e}): the margin grows only because the losers become even worse. Try a larger "
-                "beta, a smaller learning rate, or fewer steps."
+                f"advantage {self.smooth:.2e}): the margin grows only because the losers become even worse. Try a "
+                "larger beta, a smaller learning rate, or fewer steps."
             )
 
     def state(self) -> dict[str, float]:

@@ -1,15 +1,16 @@
 """Preflight: compares the start's error on the pairs' images with its error on its own samples.
 
-Offline objectives compare the policy with the start at noised images of the pairs. If the start did not make these images
-and cannot denoise them, winners and losers are both far from its samples, and a margin says little about samples.
+Offline objectives compare the policy with the start at noised images of the pairs. If the start did not make these
+images and cannot denoise them, winners and losers are both far from its samples, and a margin says little about
+samples.
 
-Measured are the start's errors on at most 16 of the pairs' images that it did not make, and on at most 16 of its candidates
-in the run (of the same requests where possible), at one fixed draw per image and bin of time; the i-th images of both share
-their noise. The ratio is the geometric mean, over the bins, of mean error / mean error on own samples; its 95 % interval
-comes from a bootstrap over the images of either set. Far: the ratio is above 1.25 and the interval above 1.
-The 1.25 is a rule of thumb, not a measured limit; fewer than 4 images in a set are not compared. A ratio below 1 is not a
-warning: the embedded model's error on renders like those that it was trained on is below that on its own samples. The
-candidates' guidance is not undone, and masks do not apply.
+Measured are the start's errors on at most 16 of the pairs' images that it did not make, and on at most 16 of its
+candidates in the run (of the same requests where possible), at one fixed draw per image and bin of time; the i-th
+images of both share their noise. The ratio is the geometric mean, over the bins, of mean error / mean error on own
+samples; its 95 % interval comes from a bootstrap over the images of either set. Far: the ratio is above 1.25 and the
+interval above 1. The 1.25 is a rule of thumb, not a measured limit; fewer than 4 images in a set are not compared. A
+ratio below 1 is not a warning: the embedded model's error on renders like those that it was trained on is below that on
+its own samples. The candidates' guidance is not undone, and masks do not apply.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from prefkit.store.files import sound_json, write_json
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.groups import singles
 from prefkit.train.data.pairs import Group, PairImage
-from prefkit.train.monitor.validation import Times, errors_by_bin
+from prefkit.train.monitor.validation import errors_by_bin, time_bins
 from prefkit.types import Candidate, digest
 
 IMAGES = 16
@@ -42,7 +43,8 @@ MEASURED = "measured"
 
 
 def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairData]:
-    """(state, the pairs' images, own samples) as groups of one image over the caches of `data`; both empty unless measured.
+    """(state, the pairs' images, own samples) as groups of one image over the caches of `data`; both empty unless
+    measured.
 
     Own samples are fitted to the size of the pairs' images, whose latents must be cached.
     """
@@ -59,7 +61,7 @@ def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairDat
 
 
 def foreign(plan: Any, data: PairData) -> list[Group]:
-    """The pairs' images to measure, whether a step visits them or not; none if the run has no candidates of the start."""
+    """The pairs' images to measure, visited by a step or not; none if the run has no candidates of the start."""
     own = _own_candidates(plan)
     groups = [group for group in singles(data.pairs) if group.images[0].candidate not in own] if own else []
     requests = set(own.values())
@@ -134,7 +136,7 @@ def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
         with loop.measuring(reference=True) as measure:
             both = [errors_by_bin(loop.family, each, each.pairs, measure, size)[..., 0].numpy() for each in sets]
         requests = {group.request_id for group in sets[0].pairs}
-        report |= {"images": len(both[0]), "own": len(both[1]), "bins": Times.of(loop.family.schedule).names}
+        report |= {"images": len(both[0]), "own": len(both[1]), "bins": time_bins(loop.family.schedule)[1]}
         report |= {"own_of_same_requests": sum(group.request_id in requests for group in sets[1].pairs)}
         report |= compare(*both)
     if loop.processes.main:
@@ -150,14 +152,14 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
         return
     low, high = report["interval"]
     text = (
-        f"{label}: error on the pairs' images is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on the start's own "
-        "samples"
+        f"{label}: error on the pairs' images is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on the "
+        "start's own samples"
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(
             f"{text}, so they are far from what it makes, and margins on them say little about its samples. Train with "
-            "objective sft on the winners first and continue from that model, use objective mapo, which has no reference, or "
-            "make the pairs from the model's own candidates (prefkit generate, score, pair)."
+            "objective sft on the winners first and continue from that model, use objective mapo, which has no "
+            "reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
         )
     else:
         output.note(f"{text}.")

@@ -1,27 +1,23 @@
 """The over-optimisation alarm of offline training, by evaluating samples at requests that are not trained on.
 
-At the start and every `watch_every` steps the policy samples at fixed seeds, with the settings of the recipe's generator.
-The scorers of `train.watch` score the images, and their diversity within a request is measured as in eval.
-Alarm: the scores have fallen by `stop_drop` of their std over the start's images, or the diversity to below three quarters
-of the start's, while the implicit accuracy on the training pairs since the last evaluation is above the 0.5 of the start.
-Objectives without a reference have no such accuracy, so a fall alone raises their alarm.
+At the start and every `watch_every` steps the policy samples at fixed seeds, with the settings of the recipe's
+generator. The scorers of `train.watch` score the images, and their diversity within a request is measured as in eval.
+Alarm: the scores have fallen by `stop_drop` of their std over the start's images, or the diversity to below three
+quarters of the start's, while the implicit accuracy on the training pairs since the last evaluation is above the 0.5 of
+the start. Objectives without a reference have no such accuracy, so a fall alone raises their alarm.
 
-Training holds the denoiser alone. For an evaluation the main process loads the VAE, the text encoders and the scorers, and
-releases them afterwards. An evaluation uses no random state of the training and changes no weight.
+Training holds the denoiser alone. For an evaluation the main process loads the VAE, the text encoders and the scorers,
+and releases them afterwards. An evaluation uses no random state of the training and changes no weight.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from prefkit import output
 from prefkit.config import Generate, Train
@@ -30,16 +26,17 @@ from prefkit.generate.generators import sampling
 from prefkit.generate.inputs import Inputs
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.load.trained import trained_on
+from prefkit.models.memory import free_memory
 from prefkit.models.predict import forward_as
 from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import ScorerSet
 from prefkit.store.tensors import save_tensors
-from prefkit.train import diagnose
+from prefkit.train import diagnose, precision
 from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow
 from prefkit.train.monitor.early_stop import BEST_SAMPLES, weights_path
 from prefkit.train.monitor.sample_monitor import EVALUATIONS, SEEDS, SampleMonitor
-from prefkit.train.trainer import AUTOCAST, silenced
+from prefkit.train.policy import without_dropout
 from prefkit.types import Candidate, Request, caption_key, digest
 
 FIT = "It loads the VAE, the text encoders and the scorers next to the denoiser: free the device, or remove `watch`."
@@ -79,12 +76,14 @@ class SampleEvaluation:
             self.accuracy, self.steps = self.accuracy + metrics["implicit_accuracy"], self.steps + 1
 
     def evaluate(self, loop: Any, log: Any) -> None:
-        """Evaluate in the main process; afterwards all processes know whether to stop, and the best step."""
+        """Evaluate in the main process, then tell all processes whether to stop and which step was the best."""
         accuracy = self.accuracy / self.steps if self.steps else None
         self.accuracy, self.steps = 0.0, 0
         if loop.processes.main:
             begun = time.monotonic()
-            with diagnose.explained(self.folder.name, loop.processes.device, "in the sample evaluation", FIT):
+            with diagnose.explain_out_of_memory(
+                self.folder.name, loop.processes.device, "in the sample evaluation", FIT
+            ):
                 report = self._report(loop)
             report |= {"implicit_accuracy": accuracy}
             report["alarm"] = self._alarm(loop, report, accuracy)
@@ -107,21 +106,19 @@ class SampleEvaluation:
         )
         monitor.first = self.first
         try:
-            with silenced(loop.policy):
+            with without_dropout(loop.policy):
                 report = monitor.evaluate(f"step-{loop.step:06d}")
         finally:
             scorer_set.close()
         failed = [alias for alias in config.watch if math.isnan(self.first[alias][0])]
         if failed:
             raise TrainingError(
-                f"train.{self.folder.name}.watch: {failed[0]} failed on every image of the first evaluation; find out why "
-                "with `prefkit score`."
+                f"train.{self.folder.name}.watch: {failed[0]} failed on every image of the first evaluation; find out "
+                "why with `prefkit score`."
             )
         report.pop("reward_gain")
         del monitor, sample, scorer_set
-        gc.collect()
-        if loop.processes.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
         return report
 
     def _sampler(self, loop: Any) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
@@ -139,8 +136,7 @@ class SampleEvaluation:
         )
         setattr(pipe, loop.family.wiring.denoiser, net)
         sample = sampling(pipe, self.settings, Inputs(model.inputs, self.plan.store))
-        dtype = AUTOCAST[self.config.precision]
-        autocast = partial(torch.autocast, loop.processes.device.type, dtype) if dtype else nullcontext
+        autocast = partial(precision.autocast, self.config, loop.processes.device)
 
         def autocast_sample(requests: Sequence[Request], seeds: Sequence[int]) -> list[Sampled]:
             with forward_as(net, autocast):
@@ -171,8 +167,8 @@ class SampleEvaluation:
             reason = " and ".join(fallen)
             rising = "" if accuracy is None else f" while the implicit accuracy on the training pairs is {accuracy:.2f}"
             output.warn(
-                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit the pairs alone: look at the images in "
-                f"{self.folder / 'watch'}, and try fewer steps, a larger beta or a smaller learning_rate."
+                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit the pairs alone: look at the "
+                f"images in {self.folder / 'watch'}, and try fewer steps, a larger beta or a smaller learning_rate."
             )
             if self.config.stop_drop and self.below >= EVALUATIONS:
                 self.stopped = f"over-optimisation in {EVALUATIONS} evaluations in a row ({reason})"
@@ -206,8 +202,8 @@ def sample_evaluation(
     chose = set((trained_on(folder) or {}).get("scorers") or ()) & set(config.watch)
     if chose:
         output.warn(
-            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows that training fails, not "
-            "over-optimisation. Watch another scorer too."
+            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows that training fails, "
+            "not over-optimisation. Watch another scorer too."
         )
     return SampleEvaluation(plan, config, requests, folder)
 

@@ -1,11 +1,11 @@
-"""Evaluation of samples at requests that are not trained on: fixed seeds, the sampler that users run, held-out scorers."""
+"""Evaluation of samples at requests that are not trained on: fixed seeds, the users' sampler, held-out scorers."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +39,22 @@ class SampleSpec:
 
 
 def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
-    """A sample as a candidate, with its final latents as payload if asked for; one that is not finite is a failed candidate."""
-    request = spec.request
-    id = candidate_id(dict(settings), request, spec.index, spec.seed)
-    texts: dict[str, Any] = {"prompt": request.prompt, "extra": request.extra}
+    """A sample as a candidate, failed if the sample is not finite. latents: with the final latents as payload."""
+    request, index, seed = spec.request, spec.index, spec.seed
+    id = candidate_id(dict(settings), request, index, seed)
+    candidate = Candidate(id, request.request_id, index, seed, prompt=request.prompt, extra=request.extra)
     if not sampled.finite:
-        return Candidate(id, request.request_id, spec.index, spec.seed, **texts, error=NOT_FINITE)
-    image = encoded(sampled.image, "png")
-    return Candidate(
-        id,
-        request.request_id,
-        spec.index,
-        spec.seed,
-        image=image,
-        sha256=hashlib.sha256(image).hexdigest(),
-        payload=latents_payload(sampled.latents) if latents else None,
-        decoded=sampled.image,
-        **texts,
-    )
+        return replace(candidate, error=NOT_FINITE)
+    image, payload = encoded(sampled.image, "png"), latents_payload(sampled.latents) if latents else None
+    sha256 = hashlib.sha256(image).hexdigest()
+    return replace(candidate, image=image, sha256=sha256, payload=payload, decoded=sampled.image)
 
 
 class SampleMonitor:
     """Samples the policy at fixed requests and seeds, and scores the images.
 
-    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: alias -> [mean, std] of the first
-    evaluation.
+    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: alias -> [mean, std] of the
+    first evaluation.
     """
 
     def __init__(

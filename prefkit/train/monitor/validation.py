@@ -36,23 +36,16 @@ def split(pairs: Sequence[PairRow], count: int) -> tuple[list[PairRow], list[Pai
     return [pair for pair in pairs if pair.row not in rows], [pair for pair in pairs if pair.row in rows]
 
 
-@dataclass(frozen=True)
-class Times:
-    """Middles of BINS equal parts of the time axis: [1] tensors in the schedule's units, and names for the log."""
-
-    values: list[Tensor]
-    names: list[str]
-
-    @classmethod
-    def of(cls, schedule: Any) -> Times:
-        edges = [i / BINS for i in range(BINS + 1)]
-        middles = [(a + b) / 2 for a, b in pairwise(edges)]
-        if schedule.alphas_cumprod is None:
-            names = [f"{a:.1f}-{b:.1f}" for a, b in pairwise(edges)]
-            return cls([torch.tensor([m], dtype=torch.float64) for m in middles], names)
-        steps = len(schedule.alphas_cumprod)
-        names = [f"{int(a * steps)}-{int(b * steps) - 1}" for a, b in pairwise(edges)]
-        return cls([torch.tensor([int(m * steps)]) for m in middles], names)
+def time_bins(schedule: Any) -> tuple[list[Tensor], list[str]]:
+    """(middles in the schedule's units, [1] each; names for the log) of BINS equal parts of the time axis."""
+    edges = [i / BINS for i in range(BINS + 1)]
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    if schedule.alphas_cumprod is None:
+        names = [f"{a:.1f}-{b:.1f}" for a, b in pairwise(edges)]
+        return [torch.tensor([m], dtype=torch.float64) for m in middles], names
+    steps = len(schedule.alphas_cumprod)
+    names = [f"{int(a * steps)}-{int(b * steps) - 1}" for a, b in pairwise(edges)]
+    return [torch.tensor([int(m * steps)]) for m in middles], names
 
 
 def errors_by_bin(
@@ -64,7 +57,7 @@ def errors_by_bin(
     """
     index = {group.row: i for i, group in enumerate(groups)}
     errors = torch.zeros(len(groups), BINS, len(groups[0].images) if groups else 1, dtype=torch.float64)
-    for number, time in enumerate(Times.of(family.schedule).values):
+    for number, time in enumerate(time_bins(family.schedule)[0]):
         for start in range(0, len(groups), batch_size):
             visits = [(group, VISIT - number) for group in groups[start : start + batch_size]]
             for batch in data.batches(family, visits, time):
@@ -75,7 +68,8 @@ def errors_by_bin(
 
 @dataclass
 class Validation:
-    """Margins of held-out pairs at fixed draws, one per pair and bin. `reference`: errors of the untouched start, measured once.
+    """Margins of held-out pairs at fixed draws, one per pair and bin. `reference`: errors of the untouched start,
+    measured once.
 
     scale: beta / 2 for objectives with a beta, so that margins are their z; else 1, the plain difference of errors.
     """
@@ -104,7 +98,7 @@ class Validation:
         gap = advantage[..., 0] - advantage[..., 1]
         return {
             "pairs": len(self.pairs),
-            "bins": Times.of(self.family.schedule).names,
+            "bins": time_bins(self.family.schedule)[1],
             "margin": (self.scale * gap).mean(0).tolist(),
             "implicit_accuracy": ((gap > 0).double() + 0.5 * (gap == 0).double()).mean(0).tolist(),
             "win_advantage": advantage[..., 0].mean(0).tolist(),

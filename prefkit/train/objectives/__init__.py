@@ -1,1 +1,1 @@
-"""How wrong about winners and losers, in; one loss per group, out. One objective a file, found by its name."""
+"""Objectives: errors on winners and losers in, one loss per group out. One file each, found by its name."""

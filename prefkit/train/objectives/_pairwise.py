@@ -1,4 +1,4 @@
-"""What the objectives on pairs share: four errors per pair, the margin z that all of them mean alike, and its metrics.
+"""Common part of the objectives on pairs: four errors per pair, one margin z with one meaning, and its metrics.
 
     a = r - e,    h = a_w - a_l,    z = (beta / 2) h,    loss = of_z + sft e_w
 
@@ -6,12 +6,12 @@ e_w, e_l  the policy's squared error on winner and loser, means over the latent 
 r_w, r_l  the reference's, at the same time and noise
 a         advantage over the reference: above 0 where the policy is better than it
 beta      how strongly the policy is held to the reference: one value means the same for every function of z
-sft       weight of the winner's own error, against winners getting worse while the margin grows
+sft       weight of the winner's own error, so that winners do not get worse while the margin grows
 
 auto_beta: beta is lowered as margins grow, so that sigma(-z), by which DPO's gradient is scaled, stays near AIM for the
-average pair: beta_k = 2 logit(1 - AIM) / m_k, between a hundredth of the beta given and that beta. m_k is the mean of |h| over the
-global batches before step k, so beta depends on no split into micro-batches or processes. SimpleTuner does alike, on
-sums and starting from the far end; there is no paper.
+average pair: beta_k = 2 logit(1 - AIM) / m_k, between beta / 100 and beta. m_k is the mean of |h| over the global
+batches before step k, so beta does not depend on the split into micro-batches or processes. SimpleTuner has a similar
+option, on sums and starting from the other end; no paper describes it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class Terms:
-    """Of G pairs, [G] each. win, lose: advantages. p: probability that the winner wins."""
+    """Terms of G pairs, [G] each. win, lose: advantages. p: probability that the winner wins."""
 
     z: Tensor
     win: Tensor
@@ -56,21 +56,21 @@ class Terms:
 
 
 def sides(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """[2 G, ...] in any order of samples -> (winners, losers), each [G, ...] by group."""
+    """Split values [2 G, ...], in any order of samples, into (winners, losers), each [G, ...] by group."""
     order = (2 * groups.index + groups.rank).argsort()
     win, lose = values[order].unflatten(0, (-1, 2)).unbind(1)
     return win, lose
 
 
-def shown(z: Tensor, win: Tensor, lose: Tensor) -> dict[str, Tensor]:
-    """Metrics [G] each; exact ties are half right."""
+def pair_metrics(z: Tensor, win: Tensor, lose: Tensor) -> dict[str, Tensor]:
+    """Metrics of pairs, [G] each; exact ties count as half correct."""
     accuracy = (z > 0).float() + 0.5 * (z == 0).float()
     metrics = {"implicit_accuracy": accuracy, "margin": z, "win_advantage": win, "lose_advantage": lose}
     return {name: value.detach() for name, value in metrics.items()}
 
 
 class Pairwise:
-    """An objective on pairs against a frozen reference; `of_z` is what one differs from the next by."""
+    """An objective on pairs against a frozen reference; subclasses define `of_z`."""
 
     Options: type = PairOptions
     shape = "pair"
@@ -82,7 +82,7 @@ class Pairwise:
         self.gap = 0.0  # running mean of |h|
 
     def of_z(self, terms: Terms) -> Tensor:
-        """[G] terms -> loss [G]. Every objective on z is this one method; the base has none."""
+        """Loss [G] of G pairs; the only method that a subclass has to define."""
         raise NotImplementedError
 
     @property
@@ -93,7 +93,7 @@ class Pairwise:
         return min(most, max(LOWEST * most, 2 * math.log((1 - AIM) / AIM) / self.gap))
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy, reference: errors [2 G]. Returns the loss [G] and metrics [G] each."""
+        """Return the loss [G] and metrics [G] each. policy, reference: errors [2 G]."""
         assert reference is not None
         win, lose = sides(reference.mean - policy.mean, groups)
         e_w, e_l = sides(policy.mean, groups)
@@ -101,7 +101,7 @@ class Pairwise:
         beta = self.beta
         z = beta / 2 * (win - lose)
         loss = self.of_z(Terms(z, win, lose, e_w, e_l, beta, p, gap))
-        metrics = shown(z, win, lose)
+        metrics = pair_metrics(z, win, lose)
         if self.options.sft:
             loss = loss + self.options.sft * e_w
         if self.options.auto_beta:
@@ -111,8 +111,8 @@ class Pairwise:
     # -- between steps: means over the global batch, and what a checkpoint holds -----------------------------------
     def observe(self, means: Mapping[str, float]) -> None:
         if self.options.auto_beta:
-            seen = means["gap"]
-            self.gap = seen if self.gap == 0 else MEMORY * self.gap + (1 - MEMORY) * seen
+            gap = means["gap"]
+            self.gap = gap if self.gap == 0 else MEMORY * self.gap + (1 - MEMORY) * gap
 
     def state(self) -> dict[str, float]:
         return {"gap": self.gap}

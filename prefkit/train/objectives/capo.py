@@ -26,25 +26,25 @@ TARGETS = ("p", "score_gap")
 
 @dataclass(frozen=True)
 class CaPOOptions(PairOptions):
-    #: p | score_gap: where the wanted margin comes from, 2 p - 1 or the pair's score_gap
+    #: p | score_gap: source of the target margin, 2 p - 1 or the pair's score_gap
     target: str = "p"
 
 
 class CaPO(Pairwise):
-    """Loss [G] for pairs: the margin is to be as large as the difference in quality, and no larger."""
+    """Loss [G] for pairs: the margin should equal the difference in quality."""
 
     Options = CaPOOptions
 
     def __init__(self, options: CaPOOptions) -> None:
         super().__init__(options)
         if options.target not in TARGETS:
-            raise UsageError(f"capo: target: {options.target!r} is not known; choose {', '.join(TARGETS)}.")
+            raise UsageError(f"capo: target: {options.target!r} is unknown; choose {', '.join(TARGETS)}.")
 
     def of_z(self, terms: Terms) -> Tensor:
-        wanted = 2 * terms.p - 1 if self.options.target == "p" else terms.score_gap
-        if wanted.isnan().any():
+        target = 2 * terms.p - 1 if self.options.target == "p" else terms.score_gap
+        if target.isnan().any():
             raise UsageError("capo: a pair has no score_gap. Use target: p, or pairs with the column score_gap.")
-        return (wanted - terms.z).square()
+        return (target - terms.z).square()
 
 
 plugin = CaPO

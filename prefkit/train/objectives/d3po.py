@@ -3,12 +3,12 @@
     loss = -log sigmoid(beta [log clamp(r_w, 1 - eps, 1 + eps) - log clamp(r_l, 1 - eps, 1 + eps)])
     r = p(step; policy) / p(step; reference), log-probabilities being means over the elements of a sample
 
-With beta 0.1 and eps 0.1 (FashionDPO's, arXiv 2504.12900, and D3PO's own) the margin stays within 0.0201, so the loss
-says nothing: look at implicit_accuracy, log_ratio and the clamped share. The clamp is the trust region: beyond it a
-step teaches nothing, and without it images disintegrate (D3PO's authors).
+With beta 0.1 and eps 0.1 (the values of FashionDPO, arXiv 2504.12900, and of D3PO) the margin stays within 0.0201, so
+the loss is not informative: watch implicit_accuracy, log_ratio and clamped instead. The clamp is the trust region: a
+step beyond it has no gradient, and without the clamp images disintegrate (D3PO's authors).
 
 Mistakes of published code that are not copied: an optimizer step after every timestep of a pair, which changes the
-policy within the pair (here gradients are averaged over timesteps); guidance in training that is not the sampler's
+policy within the pair (here gradients are averaged over timesteps); another guidance in training than in sampling
 (here one recorded guidance serves both); checkpoints written before the epoch that they are named after.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class D3POOptions:
     beta: float = 0.1
-    #: ratios are held within 1 - clamp and 1 + clamp
+    #: ratios are clamped to 1 - clamp .. 1 + clamp
     clamp: float = 0.1
 
 
@@ -42,19 +42,19 @@ class D3PO:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps of [winners; losers], 2 G. Returns the loss [G] and metrics [G] each; old and advantage play no part."""
+        """Return the loss [G] and metrics [G] each. Steps of [winners; losers], 2 G; old and advantage are unused."""
         assert reference is not None
         return preferred(new.log_prob - reference.log_prob, self.options.beta, self.options.clamp)
 
 
 def preferred(log_ratio: Tensor, beta: float, clamp: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """log p / p_ref of [winners; losers], 2 G -> the loss [G] and metrics [G] each."""
+    """Return the loss [G] and metrics [G] each from log p / p_ref of [winners; losers], 2 G."""
     from torch.nn.functional import logsigmoid
 
-    held = log_ratio.exp().clamp(1 - clamp, 1 + clamp).log()
+    clamped = log_ratio.exp().clamp(1 - clamp, 1 + clamp).log()
     outside = (log_ratio.exp() - 1).abs() > clamp
     win, lose = log_ratio.chunk(2)
-    z = beta * (held.chunk(2)[0] - held.chunk(2)[1])
+    z = beta * (clamped.chunk(2)[0] - clamped.chunk(2)[1])
     metrics = {
         "implicit_accuracy": (win > lose).float() + 0.5 * (win == lose).float(),
         "margin": z,

@@ -4,7 +4,7 @@
 
 Log-probabilities are means over the elements of a sample, as in the released code, so that a clip of 1e-4 is the
 published one. With one update per round r is 1 and the gradient is the score-function estimate (SF, eq. 5);
-`online.updates` above 1 makes it the importance-sampled estimate (IS). `clip: null` switches the clip off.
+`online.updates` above 1 makes it the importance-sampled estimate (IS). `clip: null` disables the clip.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DDPOOptions:
-    #: the ratio is held within 1 - clip and 1 + clip; null = no clip
+    #: the ratio is clipped to 1 - clip .. 1 + clip; null = no clip
     clip: float | None = 1e-4
 
 
 class DDPO:
-    """Loss [B] for single steps with advantages. No reference."""
+    """Loss [B] for single steps with advantages, without a reference."""
 
     Options = DDPOOptions
     shape = "step"
@@ -36,10 +36,23 @@ class DDPO:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """advantage [B]. Returns the loss [B] and metrics [B] each."""
-        from prefkit.train.online.surrogate import clipped
-
+        """Return the loss [B] and metrics [B] each. advantage: [B]."""
         return clipped(new.log_prob - old.log_prob, advantage, self.options.clip)
+
+
+def clipped(difference: Tensor, advantage: Tensor, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7): loss [B] and metrics [B] each.
+
+    difference: log p_new - log p_old, [B]. clip_high, clip_low: 1 where the clip removes the gradient, which happens
+    above for good samples (advantage > 0) and below for bad ones.
+    """
+    ratio = difference.exp()
+    metrics = {"ratio": ratio.detach(), "approx_kl": 0.5 * difference.detach() ** 2}
+    if clip is None:
+        return -advantage * ratio, metrics
+    metrics["clip_high"] = ((ratio > 1 + clip) & (advantage > 0)).float()
+    metrics["clip_low"] = ((ratio < 1 - clip) & (advantage < 0)).float()
+    return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip)), metrics
 
 
 plugin = DDPO

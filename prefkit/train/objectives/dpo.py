@@ -1,4 +1,4 @@
-"""Diffusion-DPO: Wallace et al., Diffusion Model Alignment Using Direct Preference Optimization, arXiv 2311.12908, eq. 14.
+"""Diffusion-DPO: Wallace et al., Diffusion Model Alignment Using Direct Preference Optimization, 2311.12908, eq. 14.
 
     z = (beta / 2) * [(r_w - e_w) - (r_l - e_l)],    loss = -log sigmoid(z)
 
@@ -10,12 +10,13 @@ Noisy labels. With q, the probability that the winner is better, and l(z) = -log
 label_smoothing eps   q = 1 - eps:  q l(z) + (1 - q) l(-z)                        cDPO, Mitchell 2023
 robust                [(1 - eps) l(z) - eps l(-z)] / (1 - 2 eps), unbiased        Chowdhury et al., arXiv 2403.00409
 labels: soft          q = p of the pair, smoothed by eps
-labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, its factor c is in beta
+labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, its factor c is in
+beta
 
-Where this departs from the paper's text: errors are means over the latent elements, as in the released code, where the
-paper has squared norms (a beta on means equals beta / elements on sums); the half of the derivation is written out;
-omega and T are constant and part of beta. Of flow models the error is that of the velocity, with a constant beta:
-arXiv 2501.13918 compared it with beta (1 - t)^2 and found the latter worse.
+Departures from the paper's text: errors are means over the latent elements, as in the released code, not squared norms
+(a beta on means equals beta / elements on sums); the half of the derivation is written out; omega and T are constant
+and part of beta. For flow models the error is that of the velocity, with a constant beta: arXiv 2501.13918 found
+beta (1 - t)^2 worse.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ LABELS = ("hard", "soft", "margin")
 
 @dataclass(frozen=True)
 class DPOOptions(PairOptions):
-    #: share of labels that are taken to be wrong, from 0 to below 0.5
+    #: assumed fraction of wrong labels, from 0 to below 0.5
     label_smoothing: float = 0.0
     #: the unbiased form of label smoothing instead of the conservative one
     robust: bool = False
-    #: hard | soft | margin: what the pairs' p does; hard leaves it out
+    #: hard | soft | margin: use of the pairs' p; hard ignores it
     labels: str = "hard"
 
 
@@ -50,9 +51,11 @@ class DPO(Pairwise):
     def __init__(self, options: DPOOptions) -> None:
         super().__init__(options)
         if not 0 <= options.label_smoothing < 0.5:
-            raise UsageError(f"dpo: label_smoothing is {options.label_smoothing:g}; it is at least 0 and below 0.5.")
+            raise UsageError(
+                f"dpo: label_smoothing is {options.label_smoothing:g}; it must be at least 0 and below 0.5."
+            )
         if options.labels not in LABELS:
-            raise UsageError(f"dpo: labels: {options.labels!r} is not known; choose {', '.join(LABELS)}.")
+            raise UsageError(f"dpo: labels: {options.labels!r} is unknown; choose {', '.join(LABELS)}.")
         if options.robust and (options.labels == "soft" or not options.label_smoothing):
             raise UsageError("dpo: robust needs label_smoothing above 0 and labels hard or margin.")
 

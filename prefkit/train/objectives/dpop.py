@@ -3,7 +3,7 @@
     loss = -log sigmoid(z - strength (beta / 2) max(0, -a_w))
 
 z, a_w    the margin and the winner's advantage, of train/objectives/_pairwise.py
-strength  the paper's lambda: how much it costs when the policy is worse at a winner than the reference
+strength  the paper's lambda: the cost of a policy that is worse at a winner than the reference
 
 Departure: the paper's log ratio of likelihoods is the advantage a_w, with the beta / 2 that z has.
 """

@@ -2,10 +2,10 @@
 
     loss = max(-A r, -A clip(r, 1 - clip, 1 + clip)) + kl |mean - mean_ref|^2 / (2 std^2)
 
-The penalty is the closed form of the divergence of two Gaussians of equal deviation, a mean over the elements. The
-released code divides by 2 sigma_t^2 without the step's size, so a kl tuned there is another kl here.
+The penalty is the closed form of the divergence of two Gaussians of equal std, a mean over the elements. The released
+code divides by 2 sigma_t^2 without the step's size, so a kl that was tuned there has another scale here.
 
-trust  what keeps an update near the policy that sampled:
+trust  the method that keeps an update near the policy that sampled:
   clip   PPO's clip, as above
   guard  GRPO-Guard (arXiv 2510.22319): r = exp((log r + |dmean|^2 / (2 std^2)) std), whose mean over samples stays 1
          at every step, and the loss is divided by the step's size
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FlowGRPOOptions:
-    #: the ratio is held within 1 - clip and 1 + clip (trust: clip and guard)
+    #: the ratio is clipped to 1 - clip .. 1 + clip (trust: clip and guard)
     clip: float = 1e-4
     #: weight of the divergence from the reference; 0 = none, and no reference is run
     kl: float = 0.04
-    #: clip | guard | dppo
+    #: clip | guard | dppo: trust region
     trust: Literal["clip", "guard", "dppo"] = "clip"
     #: divergence from the sampling policy at which dppo drops a term
     limit: float = 1e-5
 
 
 class FlowGRPO:
-    """Loss [B] for single steps with advantages."""
+    """Loss [B] for single steps with advantages, with a penalty for leaving the reference."""
 
     Options = FlowGRPOOptions
     shape = "step"
@@ -49,7 +49,7 @@ class FlowGRPO:
         self.reference = "frozen" if options.kl else "none"
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """advantage [B]. Returns the loss [B] and metrics [B] each."""
+        """Return the loss [B] and metrics [B] each. advantage: [B]."""
         loss, metrics = self._trusted(new, old, advantage)
         if reference is not None:
             kl = divergence(new, reference)
@@ -58,7 +58,7 @@ class FlowGRPO:
         return loss, metrics
 
     def _trusted(self, new: Step, old: Step, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        from prefkit.train.online.surrogate import clipped
+        from prefkit.train.objectives.ddpo import clipped
 
         difference, moved = new.log_prob - old.log_prob, divergence(new, old)
         if self.options.trust == "clip":
@@ -74,7 +74,7 @@ class FlowGRPO:
 
 
 def divergence(a: Step, b: Step) -> Tensor:
-    """KL of two Gaussians of a's deviation, [B], the mean over the elements."""
+    """KL divergence of two Gaussians with a's std, [B], the mean over the elements."""
     return ((a.mean - b.mean) ** 2).flatten(1).mean(1) / (2 * a.std**2)
 
 

@@ -2,7 +2,7 @@
 
     loss = max(0, 1 - z)
 
-z  the margin of train/objectives/_pairwise.py; pairs beyond z = 1 teach nothing more
+z  the margin of train/objectives/_pairwise.py; pairs beyond z = 1 have no gradient
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """IPO: Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, 2310.12036.
 
-    loss = (z - 1/2)^2        with z of train/objectives/_pairwise.py in the place of h
+    loss = (z - 1/2)^2        with z of train/objectives/_pairwise.py instead of h
 
-z  the margin, (beta / 2) times the difference of advantages: its optimum is finite, so a pair is never pushed for ever
+z  the margin, (beta / 2) times the difference of advantages; its optimum is finite, so no pair is pushed without end
 
-Departure: the paper has (h - 1 / (2 tau))^2. Divided by its constant, with z = tau h, that is (z - 1/2)^2, on which a
-beta means what it means for DPO.
+Departure: the paper has (h - 1 / (2 tau))^2. Divided by its constant, with z = tau h, that is (z - 1/2)^2, and beta
+has the same meaning as for DPO.
 """
 
 from __future__ import annotations

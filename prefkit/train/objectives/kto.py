@@ -3,12 +3,12 @@
     loss = w_y (1 - sigmoid(s)),    s = (beta / 2)(a - Q) for desirable images, its negative for undesirable ones
 
 a    advantage over the reference, r - e, of one image
-Q    the point of reference: max(0, mean advantage), without a gradient
+Q    the reference point: max(0, mean advantage), without a gradient
 w_y  weight of desirable and undesirable images
 
-Departures: the half that z has, so that beta means what it means for DPO. Q is the mean over the global batch of the step
-before (0 at the first) where the paper takes that of the step itself: so a batch may be split in any way.
-Of a pair dataset, every winner is desirable and every loser undesirable; an image that both won and lost is desirable,
+Departures: the factor 1/2, so that beta has the same meaning as for DPO. Q is the mean over the global batch of the
+previous step (0 at the first) instead of the current one, so a batch may be split in any way.
+In a pair dataset, every winner is desirable and every loser undesirable; an image that both won and lost is desirable,
 as in the paper ("preferred at least once").
 """
 
@@ -47,7 +47,7 @@ class KTO:
         self.options, self.point = options, 0.0
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy, reference: errors [G]; groups.label 1 is desirable. Returns the loss [G] and metrics [G] each."""
+        """Return the loss [G] and metrics [G] each. policy, reference: errors [G]; groups.label 1 is desirable."""
         assert reference is not None
         order = groups.index.argsort()
         advantage = (reference.mean - policy.mean)[order]
@@ -55,8 +55,8 @@ class KTO:
         s = self.options.beta / 2 * (advantage - self.point)
         s = s.where(good, -s)
         weight = (advantage * 0 + self.options.desirable).where(good, self.options.undesirable).detach()
-        right = (s > 0).float() + 0.5 * (s == 0).float()
-        metrics = {"advantage": advantage, "implicit_accuracy": right, "point": advantage * 0 + self.point}
+        correct = (s > 0).float() + 0.5 * (s == 0).float()
+        metrics = {"advantage": advantage, "implicit_accuracy": correct, "point": advantage * 0 + self.point}
         return weight * (-s).sigmoid(), {name: value.detach() for name, value in metrics.items()}
 
     def observe(self, means: Mapping[str, float]) -> None:

@@ -1,14 +1,14 @@
-"""Linear-DPO (experimental): a linear utility with gradients that do not die, and a slow reference, arXiv 2605.21123.
+"""Linear-DPO (experimental): a linear utility whose gradients do not vanish, and a moving reference, arXiv 2605.21123.
 
     loss = w (e_w - e_l),    w = clip(1/2 - slope z, least, 1 - least), without a gradient of its own
 
 e_w, e_l  the policy's squared error on winner and loser
-z         the margin of train/objectives/_pairwise.py, against a reference that is the exponential moving average of the policy
-slope     0.4 on z is the paper's 0.2 on beta h, for z = (beta / 2) h
+z         the margin of train/objectives/_pairwise.py, against a reference that is the exponential moving average of the
+policy slope     0.4 on z is the paper's 0.2 on beta h, for z = (beta / 2) h
 least     w stays between it and 1 minus it
 
-There is no beta before the loss: use a learning rate as for SFT.
-Departure: `least` (eta in the paper) is not given in the text that we read; 0.05 is our choice.
+The loss has no factor beta: use a learning rate as for SFT.
+Departure: the paper's text gives no value for `least` (eta there); 0.05 is our choice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.train.objectives._pairwise import shown, sides
+from prefkit.train.objectives._pairwise import pair_metrics, sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class LinearOptions:
     slope: float = 0.4
     #: smallest weight of a pair, below 0.5
     least: float = 0.05
-    #: share of the moving reference that stays at each step
+    #: fraction of the moving reference that is kept at each step
     decay: float = 0.995
 
 
@@ -47,18 +47,18 @@ class Linear:
 
     def __init__(self, options: LinearOptions) -> None:
         if not 0 <= options.least < 0.5 or not 0 <= options.decay < 1:
-            raise UsageError("linear: least is at least 0 and below 0.5, decay at least 0 and below 1.")
+            raise UsageError("linear: least must be at least 0 and below 0.5, and decay at least 0 and below 1.")
         self.options, self.decay = options, options.decay
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy, reference: errors [2 G]. Returns the loss [G] and metrics [G] each."""
+        """Return the loss [G] and metrics [G] each. policy, reference: errors [2 G]."""
         assert reference is not None
         e_w, e_l = sides(policy.mean, groups)
         r_w, r_l = sides(reference.mean, groups)
         win, lose = r_w - e_w, r_l - e_l
         z = self.options.beta / 2 * (win - lose)
         weight = (0.5 - self.options.slope * z).clamp(self.options.least, 1 - self.options.least).detach()
-        return weight * (e_w - e_l), shown(z, win, lose) | {"weight": weight}
+        return weight * (e_w - e_l), pair_metrics(z, win, lose) | {"weight": weight}
 
 
 plugin = Linear

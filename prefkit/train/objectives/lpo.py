@@ -1,4 +1,4 @@
-"""Diffusion-LPO (experimental): ranked lists by Plackett and Luce; arXiv 2510.01540. Of two images it is DPO.
+"""Diffusion-LPO (experimental): ranked lists by Plackett and Luce; arXiv 2510.01540. For two images it equals DPO.
 
     s_j = (beta / 2) a_j,    loss = sum over j of [ -s_j + log sum over k >= j of exp(s_k) ],    best first
 
@@ -37,7 +37,7 @@ class LPO:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy, reference: errors [m G]. Returns the loss [G] and metrics [G] each."""
+        """Return the loss [G] and metrics [G] each. policy, reference: errors [m G]."""
         assert reference is not None
         length = int(groups.rank.max()) + 1
         order = (length * groups.index + groups.rank).argsort()
@@ -52,7 +52,7 @@ class LPO:
 
 
 def _upper(length: int) -> tuple[Tensor, Tensor]:
-    """(j, k) of all j < k."""
+    """Indices (j, k) of all j < k."""
     import torch
 
     j, k = torch.triu_indices(length, length, 1).unbind(0)

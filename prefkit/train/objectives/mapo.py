@@ -3,11 +3,11 @@
     loss = e_w - weight log sigmoid(steps [phi(e_w) - phi(e_l)]),    phi(x) = s x / (exp(s x) - 1)
 
 e_w, e_l  the policy's squared error on winner and loser
-phi       a falling function of the error, 1 at 0: how likely the model finds an image
-weight    the paper's beta (0.1); not called so here, since it is not the beta of z
+phi       a decreasing function of the error, 1 at 0: the image's likelihood under the model
+weight    the paper's beta (0.1), renamed because it is not the beta of z
 steps     T of the paper, 1000;  s  its scale, 0.5
 
-The whole loss is a plain sum: the SFT term on winners is part of it. No reference forward: a third of the compute and
+The loss is a plain sum that includes the SFT term on winners. Without a reference forward, a third of the compute and
 the memory of a second network are saved.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaPOOptions:
-    #: weight of the margin beside the winner's error
+    #: weight of the margin relative to the winner's error
     weight: float = 0.1
     #: factor of the margin inside the sigmoid
     steps: float = 1000.0
@@ -46,7 +46,7 @@ class MaPO:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy: errors [2 G]. Returns the loss [G] and metrics [G] each."""
+        """Return the loss [G] and metrics [G] each. policy: errors [2 G]."""
         from torch.nn.functional import logsigmoid
 
         e_w, e_l = sides(policy.mean, groups)

@@ -1,17 +1,17 @@
 """OFT: D3PO on flow models within a box, the online fine-tuning of Science-T2I, Li et al., arXiv 2504.13129.
 
-    as d3po, with log p the mean over elements inside the box around what the prompt is about
+    as d3po, with log p the mean over elements inside the box around the prompt's subject
 
-over: area       the sum inside the box over the box's number of elements, so that a small subject counts as much
-      published  the sum inside the box over all elements
+over: area       the sum inside the box divided by the box's number of elements, so that small subjects count equally
+      published  the sum inside the box divided by the number of all elements
 
-The box comes from `online.mask`: a score alias whose aspects are box_left, box_top, box_right, box_bottom as shares of
-the image (a detector). An image without a box counts whole.
+The box comes from `online.mask`: the name of a score whose aspects are box_left, box_top, box_right and box_bottom as
+fractions of the image (a detector). For an image without a box, the full image counts.
 
-Mistakes of the published code that are not copied: the loss there is the mean of a 2 x 2 table of which only one entry
-depends on the policy (a quarter of the gradient, and a logged loss that cannot fall below 0.551); its SDE has -x in the
-drift where the marginal-preserving form has +x (see online/noise.py, whose `sde` is used here); its optimizer steps at
-every timestep unless a run is resumed.
+Mistakes of the published code that are not copied: its loss is the mean of a 2 x 2 table, and only one entry of the
+table depends on the policy (a quarter of the gradient, and a logged loss that cannot fall below 0.551); its SDE has -x
+in the drift instead of the +x of the marginal-preserving form (see online/noise.py, whose `sde` is used here); its
+optimizer steps at every timestep unless a run is resumed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class OFTOptions:
     beta: float = 10.0
-    #: ratios are held within 1 - clamp and 1 + clamp
+    #: ratios are clamped to 1 - clamp .. 1 + clamp
     clamp: float = 0.1
-    #: area | published: what the sum inside the box is divided by
+    #: area | published: divisor of the sum inside the box
     over: Literal["area", "published"] = "area"
 
 
@@ -46,7 +46,7 @@ class OFT:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps of [winners; losers], 2 G. Returns the loss [G] and metrics [G] each; old and advantage play no part."""
+        """Return the loss [G] and metrics [G] each. Steps of [winners; losers], 2 G; old and advantage are unused."""
         from prefkit.train.objectives.d3po import preferred
 
         assert reference is not None

@@ -5,7 +5,7 @@
 z      the margin of train/objectives/_pairwise.py
 alpha  above 0 for noisy labels (pairs far on the wrong side count less), 0 is DPO, below 0 for labels that are too easy
 
-The formula is taken from accounts of the paper; no code of it is public.
+The formula comes from secondary sources; the paper's code is not public.
 """
 
 from __future__ import annotations

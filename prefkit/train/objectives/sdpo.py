@@ -1,10 +1,11 @@
-"""Diffusion-SDPO (experimental): DPO whose losers cannot push winners away, arXiv 2511.03317.
+"""Diffusion-SDPO (experimental): DPO in which losers cannot make winners worse, arXiv 2511.03317.
 
     loss = -log sigmoid(z) with the gradient through e_l scaled, per pair, by
     share = clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1) where <g_w, g_l> > 0, else 1
 
 g_w, g_l  gradients of the two errors with respect to the network's output, prediction - target up to a common factor
-mu        safety margin in 0..1: to first order, a step then lowers the winner's error by mu of what winners alone would
+mu        safety margin in 0..1: to first order, a step lowers the winner's error by mu times the effect of winners
+alone
 
 Departure: the released code takes the two products over the whole batch; here each pair has its own.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.train.objectives._pairwise import shown, sides
+from prefkit.train.objectives._pairwise import pair_metrics, sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class SDPOOptions:
     #: strength of the pull to the reference, as in dpo
     beta: float = 2000.0
-    #: 0 to 1: 0.9 was used for Stable Diffusion 1.5, 0.6 for SDXL; 1 leaves the loser out where the two agree
+    #: 0 to 1: 0.9 was used for Stable Diffusion 1.5, 0.6 for SDXL; 1 ignores the loser where the two gradients agree
     mu: float = 0.6
 
 
@@ -41,11 +42,11 @@ class SDPO:
 
     def __init__(self, options: SDPOOptions) -> None:
         if not 0 <= options.mu <= 1:
-            raise UsageError(f"sdpo: mu is {options.mu:g}; it is between 0 and 1.")
+            raise UsageError(f"sdpo: mu is {options.mu:g}; it must be between 0 and 1.")
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy, reference: errors [2 G], the policy's with residuals. Returns the loss [G] and metrics [G] each."""
+        """Return the loss [G] and metrics [G] each. policy, reference: errors [2 G], the policy's with residuals."""
         from torch.nn.functional import logsigmoid
 
         assert reference is not None and policy.residual is not None
@@ -55,10 +56,10 @@ class SDPO:
         guarded = share * e_l + (1 - share) * e_l.detach()
         win, lose = r_w - e_w, r_l - guarded
         z = self.options.beta / 2 * (win - lose)
-        return -logsigmoid(z), shown(z, win, lose) | {"loser_share": share}
+        return -logsigmoid(z), pair_metrics(z, win, lose) | {"loser_share": share}
 
     def share(self, g_w: Tensor, g_l: Tensor) -> Tensor:
-        """[G, D], [G, D] -> [G]"""
+        """Scale of the gradient through e_l, [G], from the gradients [G, D]."""
         agree = (g_w * g_l).sum(1)
         limit = (1 - self.options.mu) * g_w.square().sum(1) / agree.clamp(min=1e-30)
         return limit.clamp(0, 1).where(agree > 0, 1.0)

@@ -4,7 +4,7 @@
 
 e_w  the policy's squared error on the winner, a mean over the latent elements
 
-Losers and the reference play no part: this is the control that shows what the preferences add to "good images".
+Losers and the reference are unused: as a control, this shows the effect of preferences beyond "good images".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SFTOptions:
 
 
 class SFT:
-    """Loss [G] for single samples, the winners of the pairs. No reference."""
+    """Loss [G] for single samples, the winners of the pairs, without a reference."""
 
     Options = SFTOptions
     shape = "single"
@@ -35,7 +35,7 @@ class SFT:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """policy: errors [G] of the winners. Returns them; there are no metrics beside the loss."""
+        """Return the winners' errors [G] as the loss, and no metrics."""
         return policy.mean[groups.index.argsort()], {}
 
 

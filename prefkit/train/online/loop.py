@@ -1,16 +1,17 @@
-"""The online loop: sample a round, score it beside the sampling, learn from it; exact resume at every round's start.
+"""The online trainer: sample a round, score it in parallel, learn from it; exact resume at the start of every round.
 
-All randomness is a function of (seed, round, request, sample), so a checkpoint holds none, and a round that a kill cut
-short is done again with the same numbers. Every process samples whole groups and learns from its own samples; updates
-are means over all processes' samples.
+All randomness is a function of (seed, round, request, sample), so checkpoints hold none, and a round that was
+interrupted is repeated with the same numbers. Every process samples whole groups and learns from its own samples;
+updates are means over all processes' samples.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,275 +19,246 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefkit import interrupts, output
+from prefkit import output
 from prefkit.config import Online, Train
+from prefkit.errors import TrainingError
 from prefkit.models.memory import AdaptiveBatchSize
 from prefkit.models.sample import Sampled
 from prefkit.score.scorer_set import ScorerSet, Scores, values_of
-from prefkit.train import checkpoint
-from prefkit.train import diagnose as failures
 from prefkit.train.data.masks import box_mask
-from prefkit.train.monitor.metrics import Log, finite
+from prefkit.train.monitor.metrics import Log
 from prefkit.train.monitor.sample_monitor import OUT_OF_MEMORY, SampleMonitor, SampleSpec, StopRule, candidate_of
-from prefkit.train.online import guards
-from prefkit.train.online.advantages import Statistics, flat_groups
-from prefkit.train.online.rewards import BackgroundWorker, rewards, unanswered
-from prefkit.train.online.rollout import Chains, Rollout
-from prefkit.train.online.rounds import Kept, Round, asked_in, shares
-from prefkit.train.online.updates import Updates
-from prefkit.train.online.weights import Average, Refreshed, inside, packed, unpacked
-from prefkit.train.online.window import stochastic
+from prefkit.train.online.advantages import AdvantageStatistics, count_flat_groups
+from prefkit.train.online.checks import count_missing
+from prefkit.train.online.rewards import BackgroundWorker, rewards, timed_out
+from prefkit.train.online.rollout import Chains, Rollout, stochastic_steps
+from prefkit.train.online.rounds import Round, RoundWriter, local_samples, samples_of_round
+from prefkit.train.optimizers import PolicyOptimizer
+from prefkit.train.policy import MovingAverage
+from prefkit.train.trainer import TrainingLoop
 from prefkit.types import Candidate, Request
 
+Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidates, and their scores to come
 
-@dataclass
-class OnlineTrainer:
-    """Everything that the loop works with. folder: train/<name>; export: writes the policy as it is to a folder."""
 
-    config: Train
-    online: Online
-    policy: Refreshed
-    rollout: Rollout
-    learner: Any
-    jury: ScorerSet
-    kept: Kept
-    updates: Updates
-    watch: SampleMonitor | None
-    requests: list[Request]
-    spec: dict[str, Any]
-    folder: Path
-    export: Callable[[Path], Any]
-    number: int = 0
-    stopped: str = ""
-    statistics: Statistics = field(init=False)
-    average: Average | None = field(init=False)
+class OnlineTrainer(TrainingLoop):
+    """The online trainer. spec: of the sampling, for the candidates' ids; export: writes the policy to a folder."""
 
-    def __post_init__(self) -> None:
+    unit = "round"
+
+    def __init__(
+        self,
+        config: Train,
+        rollout: Rollout,
+        learner: Any,
+        optimizer: PolicyOptimizer,
+        scorer_set: ScorerSet,
+        writer: RoundWriter,
+        monitor: SampleMonitor | None,
+        requests: list[Request],
+        spec: dict[str, Any],
+        folder: Path,
+        export: Callable[[Path], Any],
+    ) -> None:
+        self.config, self.online = config, config.online or Online()
+        self.optimizer, self.policy, self.processes = optimizer, optimizer.policy, optimizer.processes
+        self.rollout, self.learner, self.objective = rollout, learner, learner.objective
+        self.scorer_set, self.writer, self.monitor = scorer_set, writer, monitor
+        self.requests, self.spec, self.folder, self.export = requests, spec, folder, export
         online = self.online
-        self.statistics = Statistics(online.statistics, online.buffer, online.minimum)
-        self.average = Average(self.policy, online.ema) if online.ema else None
-        self.rule = StopRule(online.stop_drop)
-        self.beside = BackgroundWorker()
-        self.room = AdaptiveBatchSize(None, f"train {self.folder.name}, sampling", remedy=OUT_OF_MEMORY)
-        self.processes = self.updates.processes
-        self.shown: dict[str, float] = {}  # of the last round
+        self.total, self.checkpoint_every = online.rounds, online.checkpoint_every
+        self.statistics = AdvantageStatistics(online.statistics, online.buffer, online.minimum)
+        self.average = MovingAverage(self.policy.parameters(), online.ema) if online.ema else None
+        self.stop_rule = StopRule(online.stop_drop)
+        self.worker = BackgroundWorker()
+        self.sampling_batch = AdaptiveBatchSize(None, f"train {folder.name}, sampling", remedy=OUT_OF_MEMORY)
+        self.step, self.metrics, self.stopped = 0, {}, ""
 
-    def tuned(self) -> Any:
-        """with loop.tuned(): the weights that are exported and looked at."""
-        return inside(self.policy, self.average.weights) if self.average is not None else nullcontext()
+    @property
+    def done(self) -> bool:
+        return bool(self.stopped) or self.step >= self.total
+
+    def exported_weights(self) -> Any:
+        """with trainer.exported_weights(): the network with the weights that are exported and evaluated."""
+        return self.policy.weights_replaced(self.average.weights) if self.average is not None else nullcontext()
 
     # -- one round ------------------------------------------------------------------------------------------------
+    def work(self, end: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+        if self.step == 0:
+            self.save()
+        while self.step < end:
+            yield self.round(self.step), {}
+
+    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
+        return {name: metrics[name] for name in ("reward", "queries")}
+
     def round(self, number: int) -> dict[str, float]:
-        """Sample, score and learn; returns what to log."""
+        """Sample, score and learn; returns the metrics."""
         begun = time.monotonic()
-        online = self.online
+        online, processes = self.online, self.processes
         if online.refresh and number and number % online.refresh == 0:
-            self.policy.refresh()
-        asked = asked_in(number, self.requests, online.requests, online.samples, self.config.seed)
-        round_ = Round(number, asked, shares(asked, online.samples, self.processes.rank, self.processes.count))
-        if self.processes.main:
-            self.kept.fresh(number)
-            self.kept.begin(round_, self.spec)
-        self.processes.wait()
+            self.policy.refresh_reference()
+        samples = samples_of_round(number, self.requests, online.requests, online.samples, self.config.seed)
+        local = local_samples(len(samples), online.samples, processes.rank, processes.count)
+        round_ = Round(number, samples, local)
+        if processes.main:
+            self.writer.create(round_, self.spec)
+        processes.wait()
         waiting = self._sample(round_)
         sampled = time.monotonic()
         scores = self._collect(round_, waiting)
-        shown = self._reward(round_, scores)
+        metrics = self._reward(round_, scores)
         scored = time.monotonic()
-        self.kept.write(round_, scores)
-        self.processes.wait()
-        shown |= self.learner.learn(round_, self._after_update)
-        if self.processes.main:
-            self.kept.forget(number)
+        self.writer.write(round_, scores)
+        processes.wait()
+        metrics |= self.learner.learn(round_, self._update)
+        if processes.main:
+            self.writer.prune(number)
         seconds = {"sampling": sampled - begun, "waiting for rewards": scored - sampled}
-        return shown | {f"seconds/{k}": v for k, v in seconds.items()} | {"seconds/learning": time.monotonic() - scored}
+        seconds["learning"] = time.monotonic() - scored
+        return metrics | {f"seconds/{part}": value for part, value in seconds.items()}
 
-    def _after_update(self) -> None:
+    def _update(self) -> dict[str, float]:
+        """Make an optimizer step. Raises TrainingError for gradients that are not finite, or all 0 at step 1."""
+        name, number = self.folder.name, self.optimizer.count + 1
+        metrics = self.optimizer.step()
+        if metrics is None:
+            raise TrainingError(
+                f"train {name}: the gradient of update {number} is not finite, so training has stopped; it resumes at "
+                "the start of the round. Try a smaller learning_rate, or precision bf16 or no instead of fp16."
+            )
+        if number == 1 and metrics["grad_norm"] == 0.0:
+            raise TrainingError(
+                f"train {name}: the first update has no gradient, so nothing would be learned. Either every advantage "
+                "is 0 (a reward that is the same for all samples), or lora.targets are layers that the denoiser does "
+                "not run."
+            )
         if self.average is not None:
             self.average.update()
+        return metrics
 
-    def _sample(self, round_: Round) -> list[tuple[list[list[Candidate]], Any]]:
-        """Sample this process's share, handing whole groups to the scorers as they are done."""
+    def _sample(self, round_: Round) -> Waiting:
+        """Draw this process's samples, and hand full groups to the scorers as soon as they are complete."""
         chains: list[Chains] = []
-        waiting: list[tuple[list[list[Candidate]], Any]] = []
+        waiting: Waiting = []
         size, group = self.online.sample_batch or self.config.batch_size, self.online.samples
-        open_: list[Candidate] = []
-        for start in range(0, len(round_.own), size):
-            part = [round_.asked[i] for i in round_.own[start : start + size]]
-            images = self.room.each(part, partial(self._batch, round_.number, chains))
-            made = [candidate_of(self.spec, a, s, not self.learner.records) for a, s in zip(part, images, strict=True)]
+        incomplete: list[Candidate] = []
+        for start in range(0, len(round_.local), size):
+            part = [round_.samples[i] for i in round_.local[start : start + size]]
+            images = self.sampling_batch.each(part, partial(self._sample_batch, round_.number, chains))
+            latents = not self.learner.records
+            made = [candidate_of(self.spec, a, s, latents) for a, s in zip(part, images, strict=True)]
             if not round_.candidates:
-                self.jury.check(replace(made[0], image=made[0].image or b""))
+                self.scorer_set.check(replace(made[0], image=made[0].image or b""))
             round_.candidates += made
-            open_ += made
-            whole = len(open_) // group * group
-            if whole:
-                groups = [open_[i : i + group] for i in range(0, whole, group)]
-                waiting.append((groups, self.beside.submit(partial(self.jury.score, groups))))
-                open_ = open_[whole:]
+            incomplete += made
+            complete = len(incomplete) // group * group
+            if complete:
+                groups = [incomplete[i : i + group] for i in range(0, complete, group)]
+                waiting.append((groups, self.worker.submit(partial(self.scorer_set.score, groups))))
+                incomplete = incomplete[complete:]
         round_.chains = Chains.joined(chains) if chains else None
         return waiting
 
-    def _batch(self, number: int, chains: list[Chains], part: Sequence[SampleSpec]) -> list[Sampled]:
-        """Samples; their chains are added to `chains`."""
-        prompts, seeds = [a.request.prompt for a in part], [a.seed for a in part]
+    def _sample_batch(self, number: int, chains: list[Chains], part: Sequence[SampleSpec]) -> list[Sampled]:
+        """Draw one batch of samples; their chains are appended to `chains`."""
+        prompts, seeds = [sample.request.prompt for sample in part], [sample.seed for sample in part]
         if not self.learner.records:
             return self.rollout.sampler.sample(prompts, seeds)
-        steps = self.rollout.sampler.call["num_inference_steps"]
-        online = self.online
-        active = np.stack(
-            [
-                stochastic(steps, online.window, online.window_every, self.config.seed, number, a.request.request_id)
-                for a in part
-            ]
-        )
-        images, taped = self.rollout.sample(prompts, seeds, torch.from_numpy(active))
-        chains.append(taped)
+        online, steps = self.online, self.rollout.sampler.call["num_inference_steps"]
+        place = partial(stochastic_steps, steps, online.window, online.window_every, self.config.seed, number)
+        active = np.stack([place(sample.request.request_id) for sample in part])
+        images, recorded = self.rollout.sample(prompts, seeds, torch.from_numpy(active))
+        chains.append(recorded)
         return images
 
-    def _collect(self, round_: Round, waiting: list[tuple[list[list[Candidate]], Any]]) -> Scores:
-        found: Scores = {alias: [] for alias in self.jury.scorers}
+    def _collect(self, round_: Round, waiting: Waiting) -> Scores:
+        """Wait for the scores of this process's samples, and derive their masks if an objective uses them."""
+        scores: Scores = {name: [] for name in self.scorer_set.scorers}
+        limit = self.online.reward_timeout
         for groups, future in waiting:
-            scores = self.beside.result(future, self.online.reward_timeout)
-            if scores is None:
-                count = sum(map(len, groups))
-                scores = unanswered(count, list(found), self.jury.current, self.online.reward_timeout)
-            for alias, values in scores.items():
-                found[alias] += values
+            answer = self.worker.result(future, limit)
+            if answer is None:
+                answer = timed_out(sum(map(len, groups)), list(scores), self.scorer_set.current, limit)
+            for name, values in answer.items():
+                scores[name] += values
         if self.online.mask is not None and round_.chains is not None:
             like = round_.chains.states[0, 0]
-            for place, (i, score) in enumerate(zip(round_.own, found[self.online.mask], strict=True)):
-                if round_.candidates[place].error is not None:
-                    continue
-                size = round_.candidates[place].pil().size
-                round_.masks[i] = box_mask(score.aspects or {}, self.rollout.wiring, like, size)
-        return found
+            masked = zip(round_.local, round_.candidates, scores[self.online.mask], strict=True)
+            for index, candidate, score in masked:
+                if candidate.error is None:
+                    size = candidate.pil().size
+                    round_.masks[index] = box_mask(score.aspects or {}, self.rollout.wiring, like, size)
+        return scores
 
     def _reward(self, round_: Round, scores: Scores) -> dict[str, float]:
-        """Rewards and advantages of the whole round, the same in every process; returns what to log of them."""
-        online, total = self.online, len(round_.asked)
-        columns = {}
-        for alias in self.jury.scorers:
-            columns[alias] = self._of_all(values_of(scores, alias), round_.own, total)
+        """Compute rewards and advantages of the full round, the same in every process; returns metrics about them."""
+        online, total = self.online, len(round_.samples)
+        columns = {name: self._of_all(values_of(scores, name), round_.local, total) for name in self.scorer_set.scorers}
         round_.scores = columns
-        weights = {alias: weight for alias, weight in online.rewards.items() if weight}
-        round_.rewards = rewards(columns, self.jury.signs(), weights, round_.groups, online.normalise)
-        errors = [f"{a}: {s.error}" for a in weights for s in scores[a] if s.error]
-        failed = guards.check_failures(round_.rewards, online.max_failed, errors, round_.number)
-        round_.advantages = self.statistics.advantages(round_.requests, round_.rewards)
+        weights = {name: weight for name, weight in online.rewards.items() if weight}
+        round_.rewards = rewards(columns, self.scorer_set.signs(), weights, round_.groups, online.normalise)
+        errors = [f"{name}: {score.error}" for name in weights for score in scores[name] if score.error]
+        missing = count_missing(round_.rewards, online.max_failed, errors, round_.number)
+        round_.advantages = self.statistics.advantages(round_.request_ids, round_.rewards)
         known = round_.rewards[~np.isnan(round_.rewards)]
-        shown = {"reward": float(known.mean()), "reward_deviation": float(known.std()), "failed": float(failed)}
-        for alias in columns:
-            shown[f"score/{alias}"] = float(np.nanmean(columns[alias])) if np.isfinite(columns[alias]).any() else np.nan
-        shown["flat_groups"] = float(flat_groups(round_.requests, round_.rewards))
-        return shown | {"queries": float((round_.number + 1) * total)}
+        metrics = {"reward": float(known.mean()), "reward_std": float(known.std()), "failed": float(missing)}
+        for name, column in columns.items():
+            metrics[f"score/{name}"] = float(np.nanmean(column)) if np.isfinite(column).any() else np.nan
+        metrics["flat_groups"] = float(count_flat_groups(round_.request_ids, round_.rewards))
+        return metrics | {"queries": float((round_.number + 1) * total)}
 
-    def _of_all(self, values: np.ndarray, own: list[int], total: int) -> np.ndarray:
-        """[N] of all processes, from those of this one."""
-        found, there = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
-        found[own], there[own] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
-        found, there = self.processes.sum(found), self.processes.sum(there)
-        return torch.where(there > 0, found, torch.nan).numpy()
+    def _of_all(self, values: np.ndarray, local: list[int], total: int) -> np.ndarray:
+        """Values of all processes' samples, [total], from those of this process; NaN = missing."""
+        sums, known = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
+        sums[local], known[local] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
+        sums, known = self.processes.sum(sums), self.processes.sum(known)
+        return torch.where(known > 0, sums, torch.nan).numpy()
 
-    # -- looks at what is not trained on --------------------------------------------------------------------------
-    def look(self, log: Log | None) -> None:
-        """Look at the watched requests; keep the best, and decide whether to stop."""
-        if self.watch is None or not self.online.watch_every:
+    # -- requests that are not trained on -------------------------------------------------------------------------
+    def evaluate(self, log: Log | None) -> None:
+        """Evaluate the watched requests; export the best policy so far, and decide whether to stop."""
+        if self.monitor is None or not self.online.watch_every:
             return
-        if self.number % self.online.watch_every and self.number != self.online.rounds:
+        if self.step % self.online.watch_every and self.step != self.total:
             return
         if self.processes.main and log is not None:
-            with self.tuned():
-                found = self.watch.evaluate(f"round-{self.number:04d}")
-                if self.number and self.watch.improved(found):
+            with self.exported_weights():
+                report = self.monitor.evaluate(f"round-{self.step:04d}")
+                if self.step and self.monitor.improved(report):
                     self.export(self.folder / "best")
-            log.write(self.number, {"watch": found})
-            if self.rule.update(found["gain"], found["reward_gain"]):
-                self.stopped = (
-                    f"the watched scores have fallen by {-found['gain']:.2f} of their deviation while the reward rose"
-                )
+            log.write(self.step, {"watch": report})
+            if self.stop_rule.update(report["gain"], report["reward_gain"]):
+                self.stopped = f"the watched scores have fallen by {-report['gain']:.2f} std while the reward rose"
         self.stopped = self.processes.group.broadcast(self.stopped)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
-    def save(self) -> None:
-        if self.processes.main:
-            parts = {"policy": self.policy.state()}
-            if self.online.refresh:
-                parts["reference"] = self.policy.kept
-            if self.average is not None:
-                parts["average"] = self.average.weights
-            state = {
-                "statistics": self.statistics.state(),
-                "updates": self.updates.count,
-                "stopped": self.stopped,
-                "below": self.rule.below,
-                "last": finite(self.shown),
-                "watch": [self.watch.first, self.watch.best] if self.watch is not None else None,
-            }
-            if hasattr(self.learner.objective, "state"):
-                state["objective"] = self.learner.objective.state()
-            checkpoint.save(self.folder / "checkpoints", self.number, packed(parts), self.updates.state(), state)
-        self.processes.wait()
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        values = {"statistics": self.statistics.state(), "stopped": self.stopped, "below": self.stop_rule.below}
+        values["watch"] = [self.monitor.first, self.monitor.best] if self.monitor is not None else None
+        reference = self.policy.snapshot if self.online.refresh else None
+        return values, {"reference": reference, "ema": self.average.weights if self.average is not None else None}
 
-    def resume(self) -> None:
-        """Go to the last checkpoint, if there is one."""
-        found = checkpoint.load_last(self.folder / "checkpoints", self.processes)
-        if found is None:
-            return
-        weights, optimizer, state = found
-        self.policy.load_state(unpacked(weights, "policy"))
-        device = self.processes.device
-        if self.online.refresh:
-            self.policy.kept = {k: v.to(device) for k, v in unpacked(weights, "reference").items()}
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        if tensors["reference"] is not None:
+            self.policy.snapshot = [tensor.to(self.processes.device) for tensor in tensors["reference"]]
         if self.average is not None:
-            self.average.weights = {k: v.to(device) for k, v in unpacked(weights, "average").items()}
+            self.average.load(tensors["ema"])
         self.statistics.load(state["statistics"])
-        self.updates.load(optimizer, state["updates"])
-        self.number, self.stopped, self.rule.below = state["step"], state["stopped"], state["below"]
-        self.shown = state.get("last", {})
-        if "objective" in state:
-            self.learner.objective.load(state["objective"])
-        if self.watch is not None and state["watch"] is not None:
-            self.watch.first, best = state["watch"]
-            self.watch.best = -np.inf if best is None else best
+        self.stopped, self.stop_rule.below = state["stopped"], state["below"]
+        if self.monitor is not None and state["watch"] is not None:
+            self.monitor.first, best = state["watch"]
+            self.monitor.best = -np.inf if best is None else best
 
-    # -- the loop -------------------------------------------------------------------------------------------------
     def run(self, limit: int | None = None) -> dict[str, float]:
-        """Go on up to online.rounds, or `limit` rounds further. Returns what was last logged."""
-        self.resume()
-        end = self.online.rounds if limit is None else min(self.online.rounds, self.number + limit)
-        log = Log(self.folder / "metrics.jsonl", self.number, self.config.report_to) if self.processes.main else None
         try:
-            with failures.in_step(self, lambda: f"round {self.number + 1}"):
-                self._rounds(end, log)
+            super().run(limit)
         finally:
-            self.beside.close()
-            self.jury.close()
-            if log is not None:
-                log.close()
+            self.worker.close()
+            self.scorer_set.close()
         if self.stopped:
             output.warn(
-                f"train {self.folder.name}: stopped after round {self.number}: {self.stopped}. The best look is in best/."
+                f"train {self.folder.name}: stopped after round {self.step}: {self.stopped}. The best policy is in "
+                "best/."
             )
-        return self.shown
-
-    def _rounds(self, end: int, log: Log | None) -> None:
-        if self.number == 0:
-            self.look(log)
-            self.save()
-        with (
-            interrupts.after_the_step() as interrupted,
-            output.Progress(f"train {self.folder.name}", max(end - self.number, 1)) as progress,
-        ):
-            while self.number < end and not self.stopped:
-                self.shown = self.round(self.number)
-                self.number += 1
-                if log is not None:
-                    log.write(self.number, self.shown)
-                progress.update(reward=self.shown["reward"], queries=self.shown["queries"])
-                self.look(log)
-                stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
-                if stop or self.stopped or self.number == end or self.number % self.online.checkpoint_every == 0:
-                    self.save()
-                if stop:
-                    raise KeyboardInterrupt
+        return self.metrics

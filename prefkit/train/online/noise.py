@@ -1,16 +1,17 @@
-"""One denoising step as a Gaussian: its mean, its deviation, and how likely the step that was taken is.
+"""One denoising step as a Gaussian: its mean, its standard deviation, and the log-probability of the sampled step.
 
 ddim   epsilon and v. With alpha-bar a at this time and a' at the next: sigma^2 = (1 - a') / (1 - a) (1 - a / a'),
        std = eta sigma, mean = sqrt(a') x0 + sqrt(1 - a' - std^2) eps. eta = 1 is DDPM's ancestral noise, 0 is DDIM
-       (arXiv 2010.02502, eq. 12 and 16). Near the end the next time is the scheduler's own final one, as in diffusers.
+       (arXiv 2010.02502, eq. 12 and 16). After the last step the next time is the scheduler's final one, as in
+       diffusers.
 sde    flow. The SDE with the marginals of the ODE dx = v dt: dx = [v + s^2 / (2 t) (x + (1 - t) v)] dt + s dw with
-       s = level sqrt(t / (1 - t)) (Flow-GRPO, arXiv 2505.05470); at t = 1 the next sigma stands in 1 - t.
+       s = level sqrt(t / (1 - t)) (Flow-GRPO, arXiv 2505.05470); at t = 1 the next sigma replaces t in 1 - t.
 dance  flow. std = level sqrt(dt), mean = x + v dt - level^2 / 2 score dt (DanceGRPO, arXiv 2505.07818).
-cps    flow. std = t' sin(level pi / 2), mean = (1 - t') x0 + sqrt(t'^2 - std^2) eps: no noise is added in excess
-       (as Flow-GRPO's later code has it); its log-probability is -|x' - mean|^2, without a normaliser.
+cps    flow. std = t' sin(level pi / 2), mean = (1 - t') x0 + sqrt(t'^2 - std^2) eps, which adds no excess noise (as in
+       Flow-GRPO's later code); the log-probability is -|x' - mean|^2, without a normaliser.
 
-All step mathematics is float32 on [B, ...]. Log-probabilities are means over the elements of a sample, as in the
-released code of DDPO: clips such as 1e-4 mean that.
+All computations are float32 on [B, ...]. Log-probabilities are means over the elements of a sample, as in DDPO's
+released code, so that a clip of 1e-4 means the same.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from torch import Tensor
 from prefkit.errors import UsageError
 
 LEVELS = {"ddim": 1.0, "sde": 0.7, "dance": 0.3, "cps": 0.8}
-SMALLEST_STD = 1e-6  # below this a step counts as deterministic: it has no density, and nothing can be learned from it
+SMALLEST_STD = 1e-6  # a step with a smaller std counts as deterministic: it has no density to learn from
 
 
 @dataclass
 class Times:
-    """Where a batch of steps starts and ends: [B] float32 each.
+    """Start and end of a batch of steps, [B] float32 each: alpha-bar for ddim, sigma for flow models.
 
-    For ddim alpha-bar (now, then), for flow models sigma. `before_one`: the sigma that stands for 1 in 1 - t.
+    before_one: the sigma that replaces t = 1 in 1 - t.
     """
 
     now: Tensor
@@ -45,10 +46,10 @@ class Times:
 class Step:
     """One step of B samples under one network.
 
-    sample:   [B, ...] float32, where the step went
+    sample:   [B, ...] float32, the state after the step
     mean:     [B, ...] float32;  std, dt: [B] (dt: size of the step in sigma; 1 for ddim)
-    log_prob: [B], the mean over a sample's elements of its log-density
-    mask:     [B, ...] in 0..1 where an objective looks at a part of the image only, else None
+    log_prob: [B], the mean log-density over a sample's elements
+    mask:     [B, ...] in 0..1 for objectives restricted to a part of the image, else None
     """
 
     sample: Tensor
@@ -59,23 +60,23 @@ class Step:
     mask: Tensor | None = None
 
     def density(self) -> Tensor:
-        """[B, ...] log-density per element (of the normal distribution, whatever `log_prob` leaves out)."""
-        return gaussian(self.sample, self.mean, spread(self.std, self.mean))
+        """Log-density of the normal distribution per element, [B, ...], always with its normaliser."""
+        return gaussian(self.sample, self.mean, broadcast(self.std, self.mean))
 
 
-def spread(values: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...]"""
+def broadcast(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape [B] to [B, 1, ...], so that it broadcasts to `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def gaussian(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(sample; mean, std) per element."""
+    """Log-density log N(sample; mean, std) per element."""
     return -((sample - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
 
 
 def ddim(x: Tensor, prediction: Tensor, times: Times, level: Tensor, kind: str, clip: float | None) -> tuple[Any, ...]:
-    """kind: "epsilon" | "v_prediction"; clip: x0 is held within it, where the scheduler asks for that."""
-    now, then = spread(times.now, x), spread(times.then, x)
+    """Mean, std and dt of DDIM. kind: "epsilon" | "v_prediction"; clip: limit of |x0|, where the scheduler sets one."""
+    now, then = broadcast(times.now, x), broadcast(times.then, x)
     signal, amount = now.sqrt(), (1 - now).sqrt()
     if kind == "epsilon":
         x0, eps = (x - amount * prediction) / signal, prediction
@@ -84,30 +85,30 @@ def ddim(x: Tensor, prediction: Tensor, times: Times, level: Tensor, kind: str, 
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
     std = level * ((1 - times.then) / (1 - times.now) * (1 - times.now / times.then)).clamp(min=0).sqrt()
-    direction = (1 - then - spread(std, x) ** 2).clamp(min=0).sqrt()
+    direction = (1 - then - broadcast(std, x) ** 2).clamp(min=0).sqrt()
     return then.sqrt() * x0 + direction * eps, std, torch.ones_like(std)
 
 
 def sde(x: Tensor, v: Tensor, times: Times, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     t, dt = times.now, times.now - times.then
     sigma = level * (t / (1 - torch.where(t >= 1, torch.full_like(t, times.before_one), t))).sqrt()
-    drift = v + spread(sigma**2 / (2 * t), x) * (x + (1 - spread(t, x)) * v)
-    return x - drift * spread(dt, x), sigma * dt.sqrt(), dt
+    drift = v + broadcast(sigma**2 / (2 * t), x) * (x + (1 - broadcast(t, x)) * v)
+    return x - drift * broadcast(dt, x), sigma * dt.sqrt(), dt
 
 
 def dance(x: Tensor, v: Tensor, times: Times, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    t, dt = spread(times.now, x), times.now - times.then
+    t, dt = broadcast(times.now, x), times.now - times.then
     x0 = x - t * v
     score = -(x - (1 - t) * x0) / t**2
-    mean = x - spread(dt, x) * v + spread(0.5 * level**2 * dt, x) * score
+    mean = x - broadcast(dt, x) * v + broadcast(0.5 * level**2 * dt, x) * score
     return mean, level * dt.sqrt(), dt
 
 
 def cps(x: Tensor, v: Tensor, times: Times, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    t, then = spread(times.now, x), spread(times.then, x)
+    t, then = broadcast(times.now, x), broadcast(times.then, x)
     x0, eps = x - t * v, x + (1 - t) * v
     std = times.then * (level * math.pi / 2).sin()
-    mean = (1 - then) * x0 + (then**2 - spread(std, x) ** 2).clamp(min=0).sqrt() * eps
+    mean = (1 - then) * x0 + (then**2 - broadcast(std, x) ** 2).clamp(min=0).sqrt() * eps
     return mean, std, times.now - times.then
 
 
@@ -116,7 +117,7 @@ FLOW: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {"sde": sde, "da
 
 @dataclass(frozen=True)
 class Noise:
-    """Which Gaussian a step is. kind: ddim | sde | dance | cps; level: eta, a, eta and a of these, in turn."""
+    """Noise model of a step. kind: ddim | sde | dance | cps; level: its noise level (eta for ddim)."""
 
     kind: str
     level: float
@@ -125,24 +126,26 @@ class Noise:
 
     @classmethod
     def of(cls, kind: str | None, level: float | None, scheduler: Any, prediction: str) -> Noise:
-        """The wished kind (None: ddim, or sde for flow) for a scheduler. Raises UsageError where they do not fit."""
-        fitting = ["sde", "dance", "cps"] if prediction == "flow" else ["ddim"]
-        kind = kind or fitting[0]
-        if kind not in fitting:
+        """Noise model for a scheduler (kind None: ddim, or sde for flow). Raises UsageError if the two do not fit."""
+        kinds = list(FLOW) if prediction == "flow" else ["ddim"]
+        kind = kind or kinds[0]
+        if kind not in kinds:
             raise UsageError(
-                f"online.noise: {kind!r} is not for models that predict {prediction}; choose {', '.join(fitting)}, or "
-                "leave it out."
+                f"online.noise: {kind!r} does not fit a model that predicts {prediction}; choose {', '.join(kinds)}, "
+                "or leave it out."
             )
         if getattr(scheduler.config, "thresholding", False):
-            raise UsageError("the model's scheduler has dynamic thresholding on, whose steps have no simple density. Set "
-                             "thresholding to false in its scheduler_config.json.")  # fmt: skip
+            raise UsageError(
+                "the model's scheduler uses dynamic thresholding, and its steps have no simple density. Set "
+                "thresholding to false in the model's scheduler_config.json."
+            )
         clip = scheduler.config.clip_sample_range if getattr(scheduler.config, "clip_sample", False) else None
         return cls(kind, LEVELS[kind] if level is None else level, prediction, clip)
 
     def step(self, x: Tensor, prediction: Tensor, times: Times, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean [B, ...], std [B], dt [B]). active: [B] bool; others take the deterministic step, with std 0.
+        """Return mean [B, ...], std [B] and dt [B]. active: [B] bool; the other steps are deterministic, with std 0.
 
-        x, prediction: [B, ...] float32, in the scheduler's layout, the prediction after guidance.
+        x, prediction: [B, ...] float32, in the scheduler's layout; the prediction is after guidance.
         """
         level = torch.where(active, self.level, 0.0).to(times.now)
         if self.kind == "ddim":
@@ -150,9 +153,9 @@ class Noise:
         return FLOW[self.kind](x, prediction, times, level)
 
     def log_prob(self, sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """[B], the mean over a sample's elements; 0 where the step is deterministic."""
+        """Mean log-probability over a sample's elements, [B]; 0 for a deterministic step."""
         if self.kind == "cps":
             return -((sample - mean) ** 2).flatten(1).mean(1)
         safe = torch.where(std > SMALLEST_STD, std, 1.0)
-        found = gaussian(sample, mean, spread(safe, mean)).flatten(1).mean(1)
-        return torch.where(std > SMALLEST_STD, found, 0.0)
+        density = gaussian(sample, mean, broadcast(safe, mean)).flatten(1).mean(1)
+        return torch.where(std > SMALLEST_STD, density, 0.0)

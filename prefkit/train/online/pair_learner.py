@@ -1,71 +1,123 @@
-"""Online DPO: a round's samples become pairs, as `prefkit pair` makes them, and any offline objective learns from them."""
+"""Online preference learning: a round's samples become pairs, and any offline objective learns from these."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 
-from prefkit.config import Online, Pair, Recipe, Train
-from prefkit.distributed import Processes
+from prefkit.config import Online, Pair, Recipe, plugin_options
 from prefkit.errors import UsageError
-from prefkit.models.trees import to_device
+from prefkit.models.trees import Tree, to_device
 from prefkit.output import warn
-from prefkit.pair.run import run_pair
+from prefkit.pair.choose import choose_by, lacking, top_pairs
+from prefkit.pair.run import run_pair, settled
 from prefkit.store import Store
-from prefkit.train.data.batches import PairData
+from prefkit.train.data.batches import PairData, fill_conditions
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
-from prefkit.train.online.rounds import Round, folder_of
-from prefkit.train.online.updates import Updates
-from prefkit.train.policy import Policy
+from prefkit.train.online.rounds import Round, round_folder
 from prefkit.train.trainer import Trainer, over_heads
-from prefkit.types import Request, digest
+from prefkit.types import digest
 
 NAME = "main"
+REWARD = "reward"
+
+
+def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
+    """The entry of `pair`, with the rewards' weights if the entry has none. Raises UsageError."""
+    if online.pair is not None and online.pair not in recipe.pair:
+        raise UsageError(
+            f"{where}.pair: {online.pair!r} is not in the recipe; `pair:` has {', '.join(recipe.pair) or 'none'}."
+        )
+    pair = recipe.pair[online.pair] if online.pair is not None else Pair(options={"k": 1})
+    weights = {name: weight for name, weight in (pair.weights or online.rewards).items() if weight}
+    return replace(pair, weights=weights, generators=[])
+
+
+@dataclass
+class PairChooser:
+    """A round's samples -> pairs, by the code of `prefkit pair` on the same table of scores.
+
+    settings: the entry of `pair`, or None: best against worst by the rewards themselves. signs: -1 for scores that are
+    better if lower, else 1. samples: per group. Images are not read, so `duplicates` and `degenerate` have no effect.
+    """
+
+    strategy: Any
+    settings: Pair | None
+    signs: Mapping[str, float]
+    samples: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, online: Online, signs: Mapping[str, float], where: str) -> PairChooser:
+        """Raises UsageError for an entry that cannot pair a round, PluginError for a broken strategy."""
+        pair = pair_settings(recipe, online, where)
+        name = online.pair or "best against worst"
+        strategy = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
+        pair = settled(pair, strategy, name)
+        if hasattr(strategy, "compared"):
+            raise UsageError(
+                f"{where}.pair: {pair.use} pairs what people or judges have compared, but a round's samples are new. "
+                "Use a strategy on scores, such as topk_bottomk."
+            )
+        needs = getattr(strategy, "needs", 2)
+        if not 2 <= needs <= online.samples:
+            raise UsageError(
+                f"{where}.pair: {pair.use} needs {needs} samples per request, but online.samples is {online.samples}. "
+                "Change one of the two."
+            )
+        unknown = [name for name in pair.ties if name not in pair.weights]
+        if unknown:
+            raise UsageError(
+                f"pair.{name}: ties names {', '.join(unknown)}, but the pairs are made by {', '.join(pair.weights)}."
+            )
+        # a trial on random scores of two requests, with a strategy of its own, finds errors before anything is sampled
+        trial = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
+        rng, count = np.random.default_rng(0), 2 * online.samples
+        scores = {name: rng.random(count) for name in pair.weights}
+        choose_by(pair, trial, scores, signs, pair.weights, np.repeat([0, 1], online.samples))
+        return cls(strategy, None if online.pair is None else pair, signs, online.samples)
+
+    def choose(self, round_: Round) -> list[tuple[int, int, float]]:
+        """(winner, loser, gap) by index of the sample, within groups; the same in every process."""
+        columns, signs, pair = round_.scores, self.signs, self.settings
+        if pair is None:
+            columns, signs = {REWARD: round_.rewards}, {REWARD: 1.0}
+            pair = Pair(options={"k": 1}, weights={REWARD: 1.0}, normalise="none", tie=0.0)
+        groups = np.arange(len(round_.samples)) // self.samples
+        scores = np.stack([columns[name] for name in pair.weights], axis=1)
+        rows = np.flatnonzero(~lacking(scores, groups, pair.missing))
+        seeds = np.array([sample.seed for sample in round_.samples], np.uint64)  # a hash of run, request and sample
+        rows = rows[np.lexsort((seeds[rows], groups[rows]))]  # the order of the samples does not decide ties
+        known = {name: columns[name][rows] for name in pair.weights}
+        pairs = choose_by(pair, self.strategy, known, signs, pair.weights, groups[rows]).pairs
+        if pair.top_pairs is not None and len(pairs) > pair.top_pairs:
+            pairs = top_pairs(pairs, pair.top_pairs, seeds[rows[pairs.win]])
+        return list(zip(rows[pairs.win].tolist(), rows[pairs.lose].tolist(), pairs.score_gap.tolist(), strict=True))
 
 
 class PairLearner:
-    """objective: any offline one. Its losses are the offline loop's own; its updates are the online ones."""
+    """Learner for any offline objective: its losses are computed by `trainer`, on the pairs of each round."""
 
     records = False
 
-    def __init__(
-        self,
-        config: Train,
-        online: Online,
-        objective: Any,
-        policy: Policy,
-        family: Any,
-        updates: Updates,
-        pair: Pair,
-        recipe: Recipe,
-        folder: Any,
-    ) -> None:
-        self.online, self.family, self.updates, self.pair, self.recipe, self.folder = (
-            online,
-            family,
-            updates,
-            pair,
-            recipe,
-            folder,
-        )
-        self.objective, self.conditions = objective, Memory()
-        if objective.reference == "ema":
-            policy.start_average(objective.decay)
-        nothing = PairData([], Memory(), self.conditions, {})  # type: ignore[arg-type]
-        self.loop = Trainer(config, family, objective, policy, nothing, None, updates.processes, folder)
-        self.loop.optimizer, self.loop.scaler = updates.optimizer, updates.scaler
+    def __init__(self, trainer: Trainer, online: Online, pair: Pair, recipe: Recipe) -> None:
+        self.trainer, self.online, self.pair, self.recipe = trainer, online, pair, recipe
+        self.objective, self.conditions = trainer.objective, MemoryCache()
 
-    def learn(self, round_: Round, after_update: Any) -> dict[str, float]:
-        """`updates` x `epochs` steps of global batches over the round's pairs; returns the means of what is logged.
+    def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Make `updates` x `epochs` steps of global batches over the round's pairs; returns the means of their metrics.
 
-        Raises UsageError where an objective on lists finds no ranking in them.
+        update: optimizer step, called with the gradients in place. Raises UsageError if an objective on lists finds no
+        ranking in the pairs.
         """
-        store = Store(folder_of(self.folder, round_.number))
+        trainer = self.trainer
+        store = Store(round_folder(trainer.folder, round_.number))
 
-        def paired() -> bool:
+        def make_pairs() -> bool:
             try:
                 run_pair(store, replace(self.recipe, pair={NAME: self.pair}), NAME)
             except UsageError as error:
@@ -73,68 +125,59 @@ class PairLearner:
                 return False
             return True
 
-        processes: Processes = self.updates.processes
-        if not processes.group.lead(paired):
+        if not trainer.processes.group.lead(make_pairs):
             return {"pairs": 0}
         pairs = self._pairs(store)
-        self.loop.data = self._data(store, pairs)
+        trainer.data = self._data(store, pairs)
         sums: dict[str, float] = {}
         steps = self.online.updates * self.online.epochs
         for step in range(steps):
-            self.loop.step = self.updates.count
-            shown = self.loop.accumulate(self.loop.micro_batches(step))
-            for key, value in (shown | self.updates.step(summed=True)).items():
+            metrics = trainer.accumulate(trainer.micro_batches(step))
+            for key, value in (metrics | update()).items():
                 sums[key] = sums.get(key, 0.0) + value
             if hasattr(self.objective, "observe"):
-                self.objective.observe(over_heads(shown))
-            after_update()
+                self.objective.observe(over_heads(metrics))
         return {key: value / steps for key, value in sums.items()} | {"pairs": len(pairs)}
 
     def _pairs(self, store: Store) -> list[PairRow]:
-        """In an order, and with ids, that hang on what was asked for: not on who wrote first, nor on single pixels."""
-        found = []
+        """The round's pairs, with ids and in an order that depend on the requests alone, not on pixels or processes."""
+        pairs = []
         for pair in read_pairs(PairSource.find(store, NAME)):
             images = tuple(replace(image, key=str(image.candidate)) for image in pair.images)
             id = digest(pair.prompt, sorted(image.key for image in images))
-            found.append(replace(pair, id=id, images=images))
-        return sorted(found, key=lambda pair: pair.id)
+            pairs.append(replace(pair, id=id, images=images))
+        return sorted(pairs, key=lambda pair: pair.id)
 
     def _data(self, store: Store, pairs: list[PairRow]) -> PairData:
-        """The pairs, or the groups that the objective makes of them, with their latents in memory; conditions are
-        computed once per request and kept."""
+        """The groups that the objective learns from, with latents and conditions in memory; conditions stay cached."""
         wanted = {image.key for pair in pairs for image in pair.images}
-        latents = Memory()
+        latents = MemoryCache()
         for candidate in store.iter_candidates():
             if candidate.id in wanted and candidate.payload is not None:
                 image = candidate.pil()
                 tree = {"latents": safetensors.torch.load(candidate.payload)["latents"].float()}
-                latents.keep(candidate.id, tree, [image.height, image.width])
-        requests = {r.request_id: r for r in store.requests()}
+                latents.append({candidate.id: tree}, {candidate.id: [image.height, image.width]})
+        requests = {request.request_id: request for request in store.requests()}
         groups = groups_of(self.objective, pairs, "of the round")
-        data = PairData(groups, latents, self.conditions, requests, seed=self.loop.config.seed)  # type: ignore[arg-type]
-        missing: dict[str, tuple[Request, tuple[int, int]]] = {}
-        for pair in pairs:
-            if data.condition_key(pair) not in data.conditions:
-                missing[data.condition_key(pair)] = data.request(pair), data.size(pair)
-        for key, (request, size) in missing.items():
-            self.conditions.keep(key, to_device(self.family.conditions([request], size)[0], "cpu"))
+        seed = self.trainer.config.seed
+        data = PairData(groups, latents, self.conditions, requests, seed=seed)  # type: ignore[arg-type]
+        fill_conditions(data.of(pairs), self.trainer.family, (0, 1))
         return data
 
 
-class Memory:
-    """What train.cache.Cache is on disk, in main memory: tensors of what is kept are on the CPU."""
+class MemoryCache:
+    """A data.cache.Cache in main memory: tensors are kept on the CPU."""
 
     def __init__(self) -> None:
-        self.trees: dict[str, Any] = {}
+        self.trees: dict[str, Tree] = {}
         self.notes: dict[str, Any] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self.trees
 
-    def keep(self, key: str, tree: Any, note: Any = None) -> None:
-        self.trees[key] = tree
-        if note is not None:
-            self.notes[key] = note
+    def append(self, items: Mapping[str, Tree], notes: Mapping[str, Any] | None = None) -> None:
+        self.trees |= {key: to_device(tree, "cpu") for key, tree in items.items()}
+        self.notes |= notes or {}
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> Tree:
         return self.trees[key]

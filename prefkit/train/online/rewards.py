@@ -1,4 +1,4 @@
-"""Rewards: scorers at work beside the sampling, and one number a sample from what they say."""
+"""Rewards: scorers that run in parallel with the sampling, and one number per sample from their scores."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from prefkit.pair.combine import combine
 from prefkit.score.scorer_set import Scores
 from prefkit.types import Score
 
+Job = tuple[Future[Any], Callable[[], Any]]
+
 
 class BackgroundWorker:
-    """Work in a thread of its own, in order. A job that never ends is given up, and those behind it go on elsewhere.
+    """A thread that runs jobs in order. A job that hangs is abandoned, and a new thread runs the jobs behind it.
 
-    The threads are daemons: one that is stuck in a scorer does not keep the program from ending.
+    The threads are daemons, so a thread that hangs in a scorer does not keep the program from ending.
     """
 
     def __init__(self) -> None:
-        self._open: list[tuple[Future[Any], Callable[[], Any]]] = []
-        self._begin([])
+        self._open: list[Job] = []
+        self._start([])
 
-    def _begin(self, jobs: Sequence[tuple[Future[Any], Callable[[], Any]]]) -> None:
+    def _start(self, jobs: Sequence[Job]) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for job in jobs:
             self._queue.put(job)
@@ -44,33 +46,32 @@ class BackgroundWorker:
                 future.set_result(result)
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._open = [job for job in self._open if not job[0].done()] + [(future, work)]
-        self._queue.put((future, work))
-        return future
+        job: Job = Future(), work
+        self._open = [other for other in self._open if not other[0].done()] + [job]
+        self._queue.put(job)
+        return job[0]
 
     def result(self, future: Future[Any], seconds: float) -> Any:
-        """The job's result, or None where it did not come in time. Raises what the job raised."""
+        """The job's result, or None after `seconds` without one. Raises the job's own exception."""
         try:
             return future.result(timeout=seconds)
         except NoAnswer:
             if future.done():
                 raise
-            rest = [job for job in self._open if job[0] is not future and not job[0].done()]
-            stuck = self._queue
-            self._begin(rest)
-            stuck.put(None)
+            hanging = self._queue
+            self._start([job for job in self._open if job[0] is not future and not job[0].done()])
+            hanging.put(None)
             return None
 
     def close(self) -> None:
         self._queue.put(None)
 
 
-def unanswered(candidates: int, aliases: Sequence[str], at: str, seconds: float) -> Scores:
-    """Failed scores in the place of those that never came."""
-    text = f"no answer within {seconds:g} s (at work: {at})"
-    warn(f"rewards: {text}; {candidates} samples are left out.")
-    return {alias: [Score(None, error=text)] * candidates for alias in aliases}
+def timed_out(count: int, names: Sequence[str], running: str, seconds: float) -> Scores:
+    """Failed scores for `count` samples whose scorers did not answer in time. running: the scorer that is at work."""
+    text = f"no answer within {seconds:g} s (at work: {running})"
+    warn(f"rewards: {text}; {count} samples are left out.")
+    return {name: [Score(None, error=text)] * count for name in names}
 
 
 def rewards(
@@ -80,14 +81,14 @@ def rewards(
     groups: np.ndarray,
     how: str,
 ) -> np.ndarray:
-    """One reward a sample, [N] float64; NaN where any weighted score is missing: the sample is left out of its group.
+    """One reward per sample, [N] float64; NaN if any weighted score is missing, which drops the sample from its group.
 
-    how  none     the weighted sum of the scores as they are
-         batch    each score minus its mean over all samples, divided by its deviation
-         centred  each score minus its request's mean, divided by the pooled within-request deviation
-         zscore   each score minus its request's mean, divided by the request's own deviation
+    how  none     the weighted sum of the raw scores
+         batch    each score minus its mean over all samples, divided by its std
+         centred  each score minus its request's mean, divided by the pooled within-request std
+         zscore   each score minus its request's mean, divided by the request's own std
     """
-    spread = np.zeros_like(groups) if how == "batch" else groups
-    value, scores = combine(columns, signs, weights, spread, "zscore" if how == "batch" else how)
+    one_group = np.zeros_like(groups) if how == "batch" else groups
+    value, scores = combine(columns, signs, weights, one_group, "zscore" if how == "batch" else how)
     value = np.where(np.isnan(scores).any(axis=1), np.nan, value)
     return value * np.abs(np.array(list(weights.values()), dtype=np.float64)).sum()

@@ -1,8 +1,8 @@
-"""Sampling with the pipeline's own call while every step is written down, and the same steps again under a network.
+"""Sampling with the pipeline's own call while every step is recorded, and the same steps again under a network.
 
-The pipeline keeps what is its own: encoding, packing, guidance's inputs, the order of calls. What the denoiser is given
-beside sample and time is kept as the condition, what it returns is turned into a prediction here, by the same float32
-lines in sampling and in training, and the pipeline's own combination is checked against it.
+The pipeline does the encoding, the packing, the guidance inputs and the calls in their order. The denoiser's inputs
+other than sample and time are recorded as the condition. Its output becomes a prediction by the same float32 code in
+sampling and in training, which is checked against the pipeline's own combination.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from prefkit.models.capture.wiring import Wiring
 from prefkit.models.predict import forward_as, predict
 from prefkit.models.sample import Sampled, Sampler
 from prefkit.models.trees import Tree, map_tensors, to_device
-from prefkit.train.online.noise import SMALLEST_STD, Noise, Step, Times, spread
+from prefkit.train.online.noise import SMALLEST_STD, Noise, Step, Times, broadcast
 from prefkit.types import digest
 
 Condition = tuple[Tree | None, Tree]  # of one sample: negative (None without guidance), positive
@@ -31,10 +32,10 @@ Condition = tuple[Tree | None, Tree]  # of one sample: negative (None without gu
 
 @dataclass
 class Chains:
-    """The chains of N samples over S steps, on the CPU.
+    """Recorded denoising chains of N samples over S steps, on the CPU.
 
-    states [N, S + 1, ...] float32; log_prob, std [N, S]; clock [S] (schedule time); now, then [S] (Times)
-    conditions: one a sample; guidance: what the two halves were combined with; seeds: of the steps' noise
+    states [N, S + 1, ...] float32; log_prob, std [N, S]; clock [S] (schedule time); now, then [S] (see Times)
+    conditions: one per sample; guidance: the classifier-free guidance scale; seeds: one per sample, for the step noise
     """
 
     states: Tensor
@@ -49,18 +50,18 @@ class Chains:
     seeds: list[int]
 
     def learnable(self, sample: int) -> Tensor:
-        """Numbers of the steps that have a density."""
+        """Indices of the steps that have a density."""
         return (self.std[sample] > SMALLEST_STD).nonzero().flatten()
 
-    def times(self, steps: Tensor) -> Times:
-        return Times(self.now[steps], self.then[steps], self.before_one)
+    def times(self, steps: Tensor, device: torch.device) -> Times:
+        return Times(self.now[steps].to(device), self.then[steps].to(device), self.before_one)
 
     def mean(self, rows: Sequence[int], steps: Tensor) -> Tensor:
-        """The sampling policy's means [B, ...], from where the steps went and the noise that was added."""
-        after = torch.stack([self.states[r, s + 1] for r, s in zip(rows, steps.tolist(), strict=True)])
-        noise = torch.stack([step_noise(self.seeds[r], s, after[0]) for r, s in zip(rows, steps.tolist(), strict=True)])
-        std = torch.stack([self.std[r, s] for r, s in zip(rows, steps.tolist(), strict=True)])
-        return after - spread(std, after) * noise
+        """The sampling policy's means [B, ...]: the states after the steps minus the noise that was added."""
+        after = self.states[rows, steps + 1]
+        pairs = zip(rows, steps.tolist(), strict=True)
+        noise = torch.stack([step_noise(self.seeds[row], step, after[0]) for row, step in pairs])
+        return after - broadcast(self.std[rows, steps], after) * noise
 
     @classmethod
     def joined(cls, parts: Sequence[Chains]) -> Chains:
@@ -80,13 +81,30 @@ class Chains:
 
 
 def step_noise(seed: int, step: int, like: Tensor) -> Tensor:
-    """Of one sample and step, [...] float32 on the CPU: a function of (seed, step) alone."""
+    """Noise of one sample's step, [...] float32 on the CPU: a function of (seed, step) alone."""
     generator = torch.Generator("cpu").manual_seed(int(digest("step", seed, step, length=16), 16) >> 1)
     return torch.randn(like.shape, generator=generator, dtype=torch.float32)
 
 
+def stochastic_steps(steps: int, window: int, every: int, seed: int, number: int, request: str) -> np.ndarray:
+    """Mask of the stochastic steps of a chain, [steps] bool: all (window 0), or a window that a whole group shares.
+
+    every: rounds between two moves of the window by one step (MixGRPO, arXiv 2507.21802: window 4, every 25); 0 draws a
+    position per group and round (the fast variant of Flow-GRPO: window 2). Training collapses if members of one group
+    have different windows, so the position is a function of (seed, round, request) alone.
+    """
+    if window == 0 or window >= steps:
+        return np.ones(steps, dtype=bool)
+    positions = steps - window + 1
+    drawn = int(digest("window", seed, number, request, length=12), 16)
+    start = (number // every if every else drawn) % positions
+    mask = np.zeros(steps, dtype=bool)
+    mask[start : start + window] = True
+    return mask
+
+
 class Rollout:
-    """Samples with `pipe` and runs its steps again. settings: arguments of models.sample.Sampler.
+    """Sampling with `pipe`, and its steps again. settings: arguments of models.sample.Sampler.
 
     autocast: dtype in which the denoiser computes, in both passes, or None.
     """
@@ -102,56 +120,55 @@ class Rollout:
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 
-    def precise(self) -> Any:
+    def _autocast(self) -> Any:
         return torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext()
 
-    def computing(self) -> Any:
-        """with rollout.computing(): calls of the pipeline compute as training does."""
-        return forward_as(self.net, self.precise)
+    def training_precision(self) -> Any:
+        """Context in which calls of the pipeline compute in the precision of training."""
+        return forward_as(self.net, self._autocast)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], active: Tensor) -> tuple[list[Sampled], Chains]:
-        """active: [B, S] bool, which steps of each sample are stochastic. Raises CaptureError where the pipeline does
-        more than one call of its denoiser a step, or combines guidance in a way that is not known."""
+        """Sample one image per prompt and record its chain. active: [B, S] bool, the stochastic steps of each sample.
+
+        Raises CaptureError if the pipeline calls its denoiser more than once per step, or combines guidance in an
+        unknown way.
+        """
         tape = _Tape(self, len(prompts), seeds, active)
         with ExitStack() as stack:
-            stack.enter_context(self.computing())
+            stack.enter_context(self.training_precision())
             hook = self.net.register_forward_hook(tape.after_forward, with_kwargs=True)
             stack.callback(hook.remove)
             pre = self.net.register_forward_pre_hook(tape.before_forward, with_kwargs=True)
             stack.callback(pre.remove)
             stack.enter_context(replaced(self.pipe.scheduler, "step", tape.step))
-            found = self.sampler.sample(prompts, seeds)
-        return found, tape.chains()
+            images = self.sampler.sample(prompts, seeds)
+        return images, tape.chains()
 
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Steps `steps` [B] of the samples `rows` under `net`, and as they were taken.
+        """Steps `steps` [B] of the samples `rows`, of one condition signature: under `net`, and as they were sampled.
 
-        keep_mean: with the means of the sampling policy, too. One signature a call.
+        keep_mean: the sampled steps get the means of the sampling policy; otherwise those of `net`.
         """
-        device = self.device
-        before = torch.stack([chains.states[r, s] for r, s in zip(rows, steps.tolist(), strict=True)]).to(device)
-        after = torch.stack([chains.states[r, s + 1] for r, s in zip(rows, steps.tolist(), strict=True)]).to(device)
-        conditions = [chains.conditions[r] for r in rows]
+        device, rows = self.device, list(rows)
+        before, after = chains.states[rows, steps].to(device), chains.states[rows, steps + 1].to(device)
+        conditions = [chains.conditions[row] for row in rows]
         prediction = self.predict(net, before, chains.clock[steps].to(device), conditions, chains.guidance)
-        cut = chains.times(steps)
-        times = Times(cut.now.to(device), cut.then.to(device), cut.before_one)
         active = torch.ones(len(rows), dtype=torch.bool, device=device)
-        mean, std, dt = self.noise.step(before, prediction, times, active)
+        mean, std, dt = self.noise.step(before, prediction, chains.times(steps, device), active)
         new = Step(after, mean, std, dt, self.noise.log_prob(after, mean, std))
-        was = torch.stack([chains.log_prob[r, s] for r, s in zip(rows, steps.tolist(), strict=True)]).to(device)
         old_mean = chains.mean(rows, steps).to(device) if keep_mean else mean.detach()
-        return new, Step(after, old_mean, std.detach(), dt, was)
+        return new, Step(after, old_mean, std.detach(), dt, chains.log_prob[rows, steps].to(device))
 
     def predict(self, net: Any, x: Tensor, clock: Tensor, conditions: Sequence[Condition], guidance: float) -> Tensor:
-        """[B, ...] float32, after guidance: the two halves go through the network as the pipeline sends them."""
+        """Prediction after guidance, [B, ...] float32; the network gets both halves as the pipeline sends them."""
         negatives = [negative for negative, _ in conditions if negative is not None]
         rows = [*negatives, *(positive for _, positive in conditions)]
-        times = 2 if negatives else 1
+        copies = 2 if negatives else 1
         condition = to_device(joined(self.wiring.batch, rows), x.device)
-        with self.precise():
-            x, clock = torch.cat([x] * times), torch.cat([clock] * times)
+        with self._autocast():
+            x, clock = torch.cat([x] * copies), torch.cat([clock] * copies)
             return guided(predict(net, self.wiring, x, clock, condition), len(conditions), guidance)
 
     def signature(self, condition: Condition) -> str:
@@ -159,7 +176,7 @@ class Rollout:
 
 
 def guided(output: Tensor, count: int, guidance: float) -> Tensor:
-    """Classifier-free guidance of [negative; positive], 2 * count samples, in float32; count samples are as they are."""
+    """Classifier-free guidance of [negative; positive], 2 * count samples, in float32; identity for `count` samples."""
     output = output.float()
     if len(output) == count:
         return output
@@ -168,7 +185,7 @@ def guided(output: Tensor, count: int, guidance: float) -> Tensor:
 
 
 class _Tape:
-    """Stands between pipeline and scheduler and behind the denoiser, for one call of the pipeline."""
+    """Recorder of one pipeline call: hooks on the denoiser, and a replacement of the scheduler's step."""
 
     def __init__(self, rollout: Rollout, count: int, seeds: Sequence[int], active: Tensor) -> None:
         self.rollout, self.count, self.seeds, self.active = rollout, count, list(seeds), active
@@ -183,31 +200,31 @@ class _Tape:
         self.guidance = 1.0
 
     def before_forward(self, net: Any, args: Any, kwargs: Any) -> Any:
-        """The first denoiser call of all tells the condition."""
+        """Record the condition at the first denoiser call. Raises CaptureError at a second call within one step."""
         if self.output is not None:
             raise CaptureError(
-                f"{type(self.rollout.pipe).__name__} calls its denoiser more than once a step, so its guidance cannot be "
-                "repeated in training. Set the guidance of generation so that one call a step is enough."
+                f"{type(self.rollout.pipe).__name__} calls its denoiser more than once per step, so training cannot "
+                "repeat its guidance. Set generate.NAME.guidance to a value that needs one call per step."
             )
         if not self.conditions:
-            self._note(bind(net, args, kwargs))
+            self._record_conditions(bind(net, args, kwargs))
         return None
 
     def after_forward(self, net: Any, args: Any, kwargs: Any, output: Any) -> None:
         x = stacked(bind(net, args, kwargs)[self.rollout.wiring.sample])
         self.output = OUTPUT[self.rollout.wiring.output](stacked(output), x).float()
 
-    def _note(self, given: dict[str, Any]) -> None:
+    def _record_conditions(self, inputs: dict[str, Any]) -> None:
         wiring, count = self.rollout.wiring, self.count
-        seen = len(given[wiring.sample])
-        if seen not in (count, 2 * count):
+        size = len(inputs[wiring.sample])
+        if size not in (count, 2 * count):
             raise CaptureError(
-                f"{type(self.rollout.pipe).__name__}: the denoiser was given {seen} samples for {count} prompts; one or "
-                "two (guidance) each are known."
+                f"{type(self.rollout.pipe).__name__}: the denoiser received {size} samples for {count} prompts; only "
+                "one per prompt, or two with guidance, are supported."
             )
-        condition = {k: v for k, v in given.items() if k not in (wiring.sample, wiring.time)}
-        rows = [row(wiring.batch, condition, i) for i in range(seen)]
-        negatives: list[Tree | None] = list(rows[:count]) if seen > count else [None] * count
+        condition = {name: value for name, value in inputs.items() if name not in (wiring.sample, wiring.time)}
+        rows = [row(wiring.batch, condition, i) for i in range(size)]
+        negatives: list[Tree | None] = list(rows[:count]) if size > count else [None] * count
         self.conditions = list(zip(negatives, rows[-count:], strict=True))
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -223,7 +240,7 @@ class _Tape:
         active = self.active[:, number].to(state.device)
         mean, std, _ = rollout.noise.step(state, prediction, times, active)
         noise = torch.stack([step_noise(seed, number, state[0]) for seed in self.seeds]).to(state.device)
-        after = mean + spread(std, mean) * noise
+        after = mean + broadcast(std, mean) * noise
         self.log_prob.append(rollout.noise.log_prob(after, mean, std).cpu())
         self.std.append(std.cpu())
         self.states.append(after.cpu())
@@ -236,14 +253,15 @@ class _Tape:
         pipe = self.rollout.pipe
         assert self.output is not None
         self.guidance = float(getattr(pipe, "guidance_scale", 1.0) or 1.0)
-        found = guided(self.output, self.count, self.guidance)
-        wide = tolerance_of(model_output.dtype) * (1.0 if model_output.dtype == torch.float32 else self.guidance)
-        if not same(model_output, found, wide):
+        prediction = guided(self.output, self.count, self.guidance)
+        tolerance = tolerance_of(model_output.dtype) * (1.0 if model_output.dtype == torch.float32 else self.guidance)
+        if not same(model_output, prediction, tolerance):
             raise CaptureError(
-                f"{type(pipe).__name__}: what its scheduler is given is not negative + {self.guidance:g} (positive - "
-                "negative) of its denoiser's output; guidance_rescale and the like must be off in online training."
+                f"{type(pipe).__name__}: its scheduler does not receive negative + {self.guidance:g} (positive - "
+                "negative) of the denoiser's output. Switch guidance_rescale and similar options off for online "
+                "training."
             )
-        return found
+        return prediction
 
     def chains(self) -> Chains:
         now, then = torch.tensor(self.times, dtype=torch.float32).unbind(1)
@@ -262,10 +280,10 @@ class _Tape:
 
 
 def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> Tree:
-    """The condition of sample i out of that of a batch: the inverse of models.conditions.joined."""
+    """Condition of sample i of a batch: the inverse of models.capture.conditions.joined."""
     rule = rules.get(path)
     if isinstance(rule, int):
-        return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # as many as a round has, on no GPU
+        return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # a whole round's: too many for a GPU
     if rule == "list":
         return [map_tensors(lambda t: t.detach().to("cpu", copy=True), tree[i])]
     if rule == "shared":
@@ -274,11 +292,11 @@ def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> T
         return {key: row(rules, child, i, f"{path}.{key}" if path else str(key)) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
         return type(tree)(row(rules, child, i, f"{path}.{n}" if path else str(n)) for n, child in enumerate(tree))
-    raise CaptureError(f"the condition has a leaf {path} that was not there when the pipeline was captured.")
+    raise CaptureError(f"the denoiser's input {path} was missing when the pipeline was captured.")
 
 
 def step_times(scheduler: Any, prediction: str, timestep: Any, number: int) -> tuple[float, float, Tensor, float]:
-    """(now, then, schedule time [], the sigma for 1 in 1 - t) of the scheduler's step `number`."""
+    """Return (now, then, schedule time [], the sigma for t = 1 in 1 - t) of the scheduler's step `number`."""
     if prediction == "flow":
         sigmas = scheduler.sigmas
         return float(sigmas[number]), float(sigmas[number + 1]), sigmas[number].detach().cpu().float(), float(sigmas[1])
@@ -288,15 +306,17 @@ def step_times(scheduler: Any, prediction: str, timestep: Any, number: int) -> t
     return float(scheduler.alphas_cumprod[index]), float(then), torch.tensor(index), 1.0
 
 
-def recordable(pipe: Any, prediction: str) -> None:
-    """Give an epsilon or v pipeline diffusers' DDIM, whose steps the densities are those of. Raises UsageError."""
+def set_recordable_scheduler(pipe: Any, prediction: str) -> None:
+    """Give an epsilon or v pipeline diffusers' DDIM, for which the step densities hold. Raises UsageError."""
     import diffusers
 
     kind = type(pipe.scheduler).__name__
     if prediction == "flow":
         if kind != "FlowMatchEulerDiscreteScheduler":
-            raise UsageError(f"online training of flow models samples with FlowMatchEulerDiscreteScheduler, not {kind}. "
-                             "Leave generate.scheduler out.")  # fmt: skip
+            raise UsageError(
+                f"online training of flow models samples with FlowMatchEulerDiscreteScheduler, not {kind}. Remove "
+                "generate.NAME.scheduler."
+            )
         return
     if kind != "DDIMScheduler":
         pipe.scheduler = diffusers.DDIMScheduler.from_config({"clip_sample": False, **pipe.scheduler.config})

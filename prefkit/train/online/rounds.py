@@ -1,4 +1,4 @@
-"""What a round asks for and holds, and its folder train/NAME/rounds/NNNN, which is itself a run."""
+"""Rounds of online training: their samples, and their folders train/NAME/rounds/NNNN. Each folder is itself a run."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LARGEST_SHARE = 0.2
 
 @dataclass
 class Round:
-    """One round. `asked` are its samples, group after group; `own` the numbers of those that this process made.
+    """One round. samples: those of all processes, group after group; local: indices of this process's samples.
 
-    chains and candidates are those of `own`, in that order; rewards, advantages [N] float64, NaN = left out; scores [N] of
-    every alias, NaN = failed.
+    chains and candidates belong to the samples in `local`, in that order. rewards, advantages: [N] float64, NaN = left
+    out; scores: [N] per score name, NaN = failed; masks: by index of the sample.
     """
 
     number: int
-    asked: list[SampleSpec]
-    own: list[int]
+    samples: list[SampleSpec]
+    local: list[int]
     chains: Chains | None = None
     candidates: list[Candidate] = field(default_factory=list)
     masks: dict[int, Any] = field(default_factory=dict)
@@ -45,92 +45,89 @@ class Round:
 
     @property
     def groups(self) -> np.ndarray:
-        """[N] number of each sample's group."""
-        ids = list(dict.fromkeys(a.request.request_id for a in self.asked))
-        return np.array([ids.index(a.request.request_id) for a in self.asked])
+        """Group of each sample, [N]."""
+        ids = list(dict.fromkeys(self.request_ids))
+        return np.array([ids.index(request_id) for request_id in self.request_ids])
 
     @property
-    def requests(self) -> list[str]:
-        return [a.request.request_id for a in self.asked]
+    def request_ids(self) -> list[str]:
+        return [sample.request.request_id for sample in self.samples]
+
+    @property
+    def rows(self) -> dict[int, int]:
+        """Index of a local sample -> its row in chains and candidates."""
+        return {index: row for row, index in enumerate(self.local)}
 
 
-def set_aside(requests: Sequence[Request], count: int) -> tuple[list[Request], list[Request]]:
-    """(trained on, watched): `count` requests by the hash of their prompt, at most a fifth."""
+def split_watched(requests: Sequence[Request], count: int) -> tuple[list[Request], list[Request]]:
+    """Split into (trained on, watched): `count` requests by the hash of their prompt, at most a fifth, are watched."""
     most = min(count, int(LARGEST_SHARE * len(requests)))
     ordered = sorted(requests, key=lambda r: digest("watch", r.prompt, r.request_id))
     watched = {r.request_id for r in ordered[:most]}
     return [r for r in requests if r.request_id not in watched], ordered[:most]
 
 
-def asked_in(number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int) -> list[SampleSpec]:
-    """The samples of a round: requests in an order that is shuffled per pass over all of them; new seeds every round."""
-    found = []
-    for place in range(number * per_round, (number + 1) * per_round):
-        epoch, at = divmod(place, len(requests))
-        request = requests[int(np.random.default_rng([seed, epoch]).permutation(len(requests))[at])]
-        first = epoch * samples
-        found += [
-            SampleSpec(request, index, candidate_seed(seed, request.request_id, first + index))
-            for index in range(samples)
-        ]
-    return found
+def samples_of_round(
+    number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int
+) -> list[SampleSpec]:
+    """Samples of a round: requests in an order that is shuffled per pass over all, with new seeds every round."""
+    round_samples = []
+    for position in range(number * per_round, (number + 1) * per_round):
+        epoch, place = divmod(position, len(requests))
+        request = requests[int(np.random.default_rng([seed, epoch]).permutation(len(requests))[place])]
+        for index in range(samples):
+            draw = candidate_seed(seed, request.request_id, epoch * samples + index)
+            round_samples.append(SampleSpec(request, index, draw))
+    return round_samples
 
 
-def shares(asked: Sequence[SampleSpec], samples: int, rank: int, count: int) -> list[int]:
-    """Numbers of this process's samples: whole groups, dealt out in turn."""
-    return [i for i in range(len(asked)) if i // samples % count == rank]
+def local_samples(count: int, group: int, rank: int, processes: int) -> list[int]:
+    """Indices of this process's samples among `count`: whole groups, dealt out in turn."""
+    return [i for i in range(count) if i // group % processes == rank]
 
 
-def folder_of(train: Path, number: int) -> Path:
+def round_folder(train: Path, number: int) -> Path:
     return train / "rounds" / f"{number:04d}"
 
 
-class Kept:
-    """Writes rounds as run-shaped folders."""
+class RoundWriter:
+    """Writer of rounds as run folders. specs: of the scorers, by score name; keep: rounds to keep, 0 = all."""
 
     def __init__(self, train: Path, generator: Generate, specs: Mapping[str, Mapping[str, Any]], keep: int) -> None:
         self.train, self.generator, self.specs, self.keep = train, generator, specs, keep
 
-    def fresh(self, number: int) -> None:
-        """Nothing of an earlier try at this round, or of rounds after it, stays."""
-        for path in (self.train / "rounds").glob("*"):
-            if path.name.isdigit() and int(path.name) >= number:
-                remove(path)
-
-    def begin(self, round_: Round, spec: Mapping[str, Any]) -> Store:
-        store = Store.create(folder_of(self.train, round_.number))
-        store.write_requests({a.request.request_id: a.request for a in round_.asked}.values())
+    def create(self, round_: Round, spec: Mapping[str, Any]) -> None:
+        """Create the round's folder. An earlier attempt at this round, and later rounds, are removed."""
+        self._remove(range(round_.number, 10**9))
+        store = Store.create(round_folder(self.train, round_.number))
+        store.write_requests({s.request.request_id: s.request for s in round_.samples}.values())
         write_json(store.candidates(GENERATOR).folder / "spec.json", spec)
-        for alias, pinned in self.specs.items():
-            write_json(store.scores(alias).folder / "spec.json", pinned)
-        return store
+        for name, scorer_spec in self.specs.items():
+            write_json(store.scores(name).folder / "spec.json", scorer_spec)
 
     def write(self, round_: Round, scores: Scores) -> None:
-        """This process's candidates and scores, as parts of their tables."""
-        store = Store(folder_of(self.train, round_.number))
-        requests = {a.request.request_id: a.request for a in round_.asked}
-        rows = [candidate_row(c) for c in round_.candidates]
+        """Write this process's candidates and scores, as parts of their tables."""
+        store = Store(round_folder(self.train, round_.number))
+        requests = {s.request.request_id: s.request for s in round_.samples}
+        rows = [candidate_row(candidate) for candidate in round_.candidates]
         for row, candidate in zip(rows, round_.candidates, strict=True):
             if candidate.extra == requests[candidate.request_id].extra:
                 row["extra"] = "{}"
         store.candidates(GENERATOR).append(rows)
-        for alias, found in scores.items():
-            store.scores(alias).append(
-                [
-                    {
-                        "id": c.id,
-                        "value": s.value,
-                        "aspects": json.dumps(dict(s.aspects)) if s.aspects else None,
-                        "text": s.text,
-                        "error": s.error,
-                    }
-                    for c, s in zip(round_.candidates, found, strict=True)
-                ]
-            )
+        for name, column in scores.items():
+            rows = []
+            for candidate, score in zip(round_.candidates, column, strict=True):
+                aspects = json.dumps(dict(score.aspects)) if score.aspects else None
+                row = {"id": candidate.id, "value": score.value, "aspects": aspects}
+                rows.append(row | {"text": score.text, "error": score.error})
+            store.scores(name).append(rows)
 
-    def forget(self, number: int) -> None:
-        """Rounds older than those to keep."""
+    def prune(self, number: int) -> None:
+        """Remove the rounds that are too old to keep once round `number` is done."""
         if self.keep:
-            for path in (self.train / "rounds").glob("*"):
-                if path.name.isdigit() and int(path.name) <= number - self.keep:
-                    remove(path)
+            self._remove(range(number - self.keep + 1))
+
+    def _remove(self, numbers: range) -> None:
+        for path in (self.train / "rounds").glob("*"):
+            if path.name.isdigit() and int(path.name) in numbers:
+                remove(path)

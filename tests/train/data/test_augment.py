@@ -1,4 +1,4 @@
-"""Mirrored views: chosen by (group, visit), alike for a group's images, their masks with them."""
+"""Flips: chosen by (group, visit), the same for all images of a group, and applied to their masks too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting is marked with what it changes, and the keys of caches and trainings follow exactly that."""
+"""Each setting changes exactly the keys of caches and trainings that the tables below list."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from prefkit.models.lora.files import ADAPTER_FILE
 from prefkit.store.files import read_json, write_json
 from prefkit.train.data import cache_keys
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.run import checked, run_train
-from prefkit.train.setup import ModelLoader, fingerprint
+from prefkit.train.run import checked, fingerprint, run_train
+from prefkit.train.setup import ModelLoader
 
 NOTHING: set[str] = set()
 RESULT = {"result"}
@@ -176,7 +176,7 @@ def test_a_training_of_another_scheme_is_not_continued(run):
     run_train(store, recipe, "dpo", limit=2)
     path = store.train("dpo") / "spec.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "scheme"})
-    with pytest.raises(FingerprintError, match="a version of prefkit that draws or captures otherwise"):
+    with pytest.raises(FingerprintError, match="a version of prefkit that draws or captures differently"):
         run_train(store, recipe, "dpo")
 
 
@@ -191,7 +191,7 @@ def test_another_minor_release_continues_no_training_but_reports_a_finished_one(
     monkeypatch.setattr(DiffusersFamily, "latents", lambda *given: pytest.fail("encoded again"))
     for attempt in (run_train, checked):
         with pytest.raises(
-            FingerprintError, match=f"begun with .*{library} {minor(library)}.* this is .*{library} 99.0"
+            FingerprintError, match=f"begun with .*{library} {minor(library)}.* but .*{library} 99.0.* are installed"
         ):
             attempt(store, recipe, "dpo")
     monkeypatch.setattr(cache_keys, "_minor", minor)

@@ -1,4 +1,4 @@
-"""train.seed is the seed of every draw of training, and of no measurement."""
+"""train.seed seeds every draw of training and no draw of a measurement."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from prefkit.store import Store
 from prefkit.train.data.augment import Augmentation
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.jobs import Job
 from prefkit.train.run import run_train
+from prefkit.train.setup import Job
 
 
 def drawn(loop, steps=4):
-    """(group, visit) -> (time, noise, latents of the winner) of what the first steps see."""
+    """(group, visit) -> (time, noise, latents of the winner) in the first steps."""
     found = {}
     for step in range(steps):
         visits = [both for own in loop.batch_indices(step) for both in own]
@@ -69,7 +69,7 @@ def test_errors_of_the_reference_are_kept_by_seed(run, pair_rows, loop_of):
 
 
 def test_seeds_train_to_other_weights_from_equal_starts(run, pair_rows):
-    """With nothing but the draws left to the seed: full weights, each step all pairs."""
+    """Only the draws depend on the seed here: full weights, all pairs in each step."""
     found = []
     for seed in (0, 1):
         store, recipe = run(

@@ -1,4 +1,4 @@
-"""Lists and singles made from pairs, the moving reference, and what objectives remember between steps."""
+"""Lists and singles made from pairs, the moving reference, and the state of objectives between steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefkit.distributed import Processes
 from prefkit.errors import UsageError
 from prefkit.train.data.groups import groups_of, ranked, singles
 from prefkit.train.data.pairs import PairImage, PairRow, PairSource, read_pairs
-from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.run import Job, fingerprint, make_trainer, run_train
 from prefkit.train.setup import ModelLoader, prepare
 from prefkit.types import digest
 
@@ -82,7 +82,7 @@ def loop_of(store, recipe):
     config, source = recipe.train["dpo"], PairSource.find(store, "main")
     plan = ModelLoader(store, recipe, config, store.train("dpo"))
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
-    return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
+    return make_trainer(plan, Job("dpo", config), data, Processes("cpu"))
 
 
 def errors(loop, net, batch):
@@ -100,10 +100,10 @@ def test_the_moving_reference_follows_and_the_policy_is_as_before(run, lora):
     assert first["margin"] == 0
     loop.update(first)
     own = [p.detach().clone() for p in loop.policy.parameters()]
-    for average, before, after in zip(loop.policy.average, start, own, strict=True):
+    for average, before, after in zip(loop.policy.average.weights, start, own, strict=True):
         torch.testing.assert_close(average, 0.75 * before + 0.25 * after)
     policy = errors(loop, loop.policy.net, batch)
-    with loop.policy.moving() as net:
+    with loop.policy.moving_reference() as net:
         reference = errors(loop, net, batch)
     assert all(torch.equal(p, o) for p, o in zip(loop.policy.parameters(), own, strict=True))
     assert torch.equal(errors(loop, loop.policy.net, batch), policy) and not torch.equal(policy, reference)
@@ -142,8 +142,6 @@ def test_kto_sees_both_sides_and_its_controls_run(run, pair_rows):
 
 
 def test_soft_labels_and_gaps_are_part_of_what_was_trained(run, pair_rows):
-    from prefkit.train.setup import fingerprint
-
     rows = [row | {"p": 0.9, "score_gap": 1.0} for row in pair_rows(2)]
     found = []
     for where, change in (("a", {}), ("b", {"p": 0.8}), ("c", {"score_gap": 2.0})):

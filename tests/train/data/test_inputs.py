@@ -33,7 +33,7 @@ def picture(seed):
 
 @pytest.fixture(scope="session")
 def inpainting(sd, tmp_path_factory):
-    """A tiny inpainting pipeline: nine channels in."""
+    """A tiny inpainting pipeline with nine input channels."""
     import diffusers
 
     from prefkit.testing import wake_zeros

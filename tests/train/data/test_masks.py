@@ -66,7 +66,7 @@ def test_weighted_errors_against_float64():
 
 
 def masked(run, pair_rows, extra, **given):
-    """A run whose pairs have this extra in their requests, by caption."""
+    """A run whose requests, found by the pairs' captions, have this extra."""
     rows = pair_rows(4)
     for row in rows:
         row["request_id"] = row["caption"]
@@ -93,7 +93,7 @@ def test_a_mask_of_ones_changes_no_bit(run, pair_rows, first_step):
 
 
 def test_training_sees_only_what_counts(run, pair_rows, loop_of):
-    """The right half of the error is left out: of the policy's, of the reference's, and on held-out pairs."""
+    """The mask excludes the right half of the error: the policy's, the reference's, and that on held-out pairs."""
     loop = loop_of(*masked(run, pair_rows, {"where": [0, 0, 0.5, 1]}))
     (batch,) = loop.micro_batches(0)[0]
     seen = []
@@ -164,7 +164,7 @@ def test_two_heads_are_added_and_each_starts_at_log_two(run, tmp_path, loop_of, 
     assert shown["image/implicit_accuracy"] == shown["low/implicit_accuracy"] == 0.5
     alone = []
     for head in ("image", "low"):
-        loop.optimizer.zero_grad()
+        loop.policy.net.zero_grad()
         whole = type(loop.family).residuals
         loop.family.residuals = lambda *given, head=head, whole=whole: {head: whole(loop.family, *given)[head]}
         own, part = gradients(loop)
@@ -172,9 +172,9 @@ def test_two_heads_are_added_and_each_starts_at_log_two(run, tmp_path, loop_of, 
         alone.append(part)
     del loop.family.residuals
     assert (sum(alone) - gradient).norm() < 1e-4 * gradient.norm()
-    loop.optimizer.zero_grad()
+    loop.policy.net.zero_grad()
     loop.run()
-    assert loop.watch.smooth != 0  # the guard on winners sees the mean over heads
+    assert loop.winner_warning.smooth != 0  # the guard on winners sees the mean over heads
 
 
 def test_a_candidate_that_says_null_is_masked_as_its_request_says(run, pair_rows, loop_of):

@@ -136,7 +136,7 @@ def test_latents_come_from_the_runs_candidates(run, pair_rows, png):
 
 
 def test_latents_of_another_model_are_never_trained_on(run, pair_rows, folders):
-    """The candidates that a pair names hold latents of another VAE: their images are encoded."""
+    """A pair's candidates hold latents of another VAE, so their images are encoded."""
     rows = pair_rows(2)
     images = [row[f"jpg_{side}"] for row in rows for side in (0, 1)]
     payload = safetensors.torch.save({"latents": torch.full((4, 8, 8), 9.0)})
@@ -168,7 +168,7 @@ def test_files_held_out_by_name_are_not_trained_on(tmp_path, pair_rows, capsys):
     assert [pair.prompt for pair in read(tmp_path)] == captions[:1]
     (tmp_path / "train.parquet").unlink()
     assert [pair.prompt for pair in read(tmp_path)] == captions[4:5]
-    assert "Eval.parquet, test.parquet, validation-0.parquet left out" in capsys.readouterr().err
+    assert "Eval.parquet, test.parquet, validation-0.parquet ignored: held out by name" in capsys.readouterr().err
     (tmp_path / "more.parquet").unlink()
     with pytest.raises(UsageError, match="held out"):
         read(tmp_path)

@@ -1,4 +1,4 @@
-"""Wherever the conditions are kept, the training is the same to the last bit."""
+"""text_cache changes no bit of a training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cached(store):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """(conditions that were held, conditions that a step needs) at every step."""
+    """(number of conditions held, number that the step needs) at every step."""
     seen = []
     hold = PromptEmbeddingCache.hold
 

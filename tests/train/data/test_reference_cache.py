@@ -1,4 +1,4 @@
-"""Kept errors of the reference: the same training, one forward less; and when they are not to be had."""
+"""Cached errors of the reference: the same training with one forward pass less, and the objectives that refuse them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefkit.errors import UsageError
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.data.reference_cache import ReferenceErrorCache, keys_of
 from prefkit.train.policy import Policy
-from prefkit.train.run import Job, make_loop, run_train
+from prefkit.train.run import Job, make_trainer, run_train
 from prefkit.train.setup import ModelLoader, prepare
 
 
@@ -37,12 +37,12 @@ def loop_of(store, recipe, **changes):
     plan = ModelLoader(store, recipe, config, store.train("dpo"))
     source = PairSource.find(store, "main")
     data = prepare(plan, read_pairs(source), source, Processes("cpu"))
-    return make_loop(plan, Job("dpo", config), data, store.train("dpo"), Processes("cpu"))
+    return make_trainer(plan, Job("dpo", config), data, Processes("cpu"))
 
 
 @pytest.mark.parametrize("kind", ["sd", "flux"])
 def test_a_sweep_looks_the_reference_up_and_learns_the_same(run, monkeypatch, kind):
-    """Bit by bit: without the table, with it being made, and with it alone. 6 steps of 2 see 4 pairs' third visit."""
+    """Without the cache, while filling it, and from it alone, bit by bit. 6 steps of 2 reach the third visit of 4 pairs."""
     plain, recipe = run(kind, where="plain", steps=6)
     run_train(plain, recipe, "dpo")
     store, other = run(kind, where="kept", steps=6, cache_reference=True)

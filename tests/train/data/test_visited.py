@@ -1,4 +1,4 @@
-"""Caches hold what a training visits, no more; and nothing that it asks for is missing."""
+"""Caches hold exactly the images and prompts that a training visits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from prefkit.config import Choice
 from prefkit.train.data.cache import Cache
 from prefkit.train.data.pairs import PairSource, read_pairs
-from prefkit.train.jobs import Job, visited
 from prefkit.train.run import run_train
+from prefkit.train.setup import Job, visited
 
 
 def cached(store):
@@ -22,7 +22,7 @@ def cached(store):
 
 
 def seen(loop):
-    """Keys of the images that the loop really takes, step by step."""
+    """Keys of the images that the loop reads in its steps."""
     return {image.key for step in range(loop.config.steps) for batches in loop.micro_batches(step)
             for batch in batches for group in batch.members for image in group.images}  # fmt: skip
 

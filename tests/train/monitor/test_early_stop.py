@@ -25,7 +25,7 @@ def test_it_waits_for_a_new_best(tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Held-out accuracies by step; what is measured is left alone."""
+    """Replaces the held-out accuracy by scripted values per step."""
     accuracies = {0: 0.5, 1: 0.6, 2: 0.8, 3: 0.7, 4: 0.8}
     measured = []
     report = Validation.report
@@ -74,7 +74,7 @@ def test_training_stops_and_its_result_is_the_best(run, scripted, capsys):
 
 
 def test_a_kill_between_a_new_best_and_its_checkpoint_leaves_the_best_before(run, scripted, monkeypatch):
-    """Step 2 is the best that was ever measured, but the training that goes on ends with step 1 and knows nothing of it."""
+    """Step 2 had the best accuracy, but the resumed training ends with step 1 and has no record of it."""
     from prefkit.train.trainer import Trainer
 
     def dies(loop):

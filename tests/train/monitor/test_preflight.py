@@ -1,4 +1,4 @@
-"""Preflight on the embedded model: its own images, images of its domain, and images that it has never seen the like of."""
+"""Preflight on the embedded model: its own samples, images of its domain, and images outside of it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_measured_once(trained, generated, monkeypatch):
 
 
 def test_an_interval_of_two_images_is_not_believed(trained, monkeypatch):
-    """Of one image on either side the bootstrap's interval has no width, and any ratio above 1.25 was called far."""
+    """With one image on either side the bootstrap's interval has no width, so any ratio above 1.25 would count as far."""
     monkeypatch.setattr("prefkit.train.monitor.preflight.singles", lambda pairs: singles(pairs)[:2])
     found = trained("two", lambda candidate: candidate.image)
     assert found["state"] == TOO_FEW and "ratio" not in found

@@ -1,4 +1,4 @@
-"""The over-optimisation alarm: what is looked at, when it sounds, and that training does not notice."""
+"""The over-optimisation alarm: its requests, its conditions, and its absence of influence on the training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def score(images, prompts):
 
 @pytest.fixture
 def watched(run):
-    """watched(where, **train) -> (store, recipe) whose generator is cheap and whose scorer `size` watches."""
+    """watched(where, **train) -> (store, recipe) with a cheap generator and the watched scorer `size`."""
 
     def make(where="run", kind="sd", use="jpeg", watch=("size",), **train):
         settings = {"steps": 4, "validation": 2, "watch_every": 2, "watch_requests": 2, "learning_rate": 1e-2}
@@ -162,7 +162,7 @@ def test_the_start_is_a_look_to_come_back_to(watched, tmp_path, capsys):
 
 
 def test_all_processes_learn_which_look_was_the_best(tmp_path):
-    """They load its weights when the first one stops; only the first has seen it."""
+    """All processes load the best weights when rank 0 stops; only rank 0 has measured them."""
     other = SampleEvaluation.__new__(SampleEvaluation)
     other.folder, other.best_step, other.stopped, other.accuracy, other.steps = tmp_path, 0, "", 0.0, 0
 

@@ -17,7 +17,7 @@ from prefkit.errors import FingerprintError, TrainingError, UsageError
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.train.data import cache_keys
-from prefkit.train.online.updates import Updates
+from prefkit.train.optimizers import PolicyOptimizer
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
@@ -70,7 +70,7 @@ def test_every_objective_learns_from_rounds(make, tmp_path, kind, name, online):
         assert rows[0]["drift"] <= 1e-6 and rows[1]["drift"] <= 1e-6
         if "updates" not in online:
             assert abs(rows[0]["ratio"] - 1) <= 1e-6
-    always = {"reward", "reward_deviation", "score/size", "failed", "flat_groups", "queries", "loss", "grad_norm", "lr"}
+    always = {"reward", "reward_std", "score/size", "failed", "flat_groups", "queries", "loss", "grad_norm", "lr"}
     always |= {f"seconds/{part}" for part in ("sampling", "waiting for rewards", "learning")}
     kl = {"kl"} if name == "flow_grpo" and options.get("kl", 1) else set()
     policy = {"drift", "ratio", "approx_kl", "clip_high", "clip_low"} | kl
@@ -85,7 +85,7 @@ def test_every_objective_learns_from_rounds(make, tmp_path, kind, name, online):
 
 def test_full_weights_and_an_average_of_them(make, monkeypatch):
     """What is exported is the average that keeps half of itself at each of two updates."""
-    weights, step = [], Updates.step
+    weights, step = [], PolicyOptimizer.step
 
     def copied(updates):
         return {name: p.detach().clone() for name, p in updates.policy.net.named_parameters()}
@@ -96,7 +96,7 @@ def test_full_weights_and_an_average_of_them(make, monkeypatch):
         weights.append(copied(updates))
         return found
 
-    monkeypatch.setattr(Updates, "step", watched)
+    monkeypatch.setattr(PolicyOptimizer, "step", watched)
     store, recipe = make(train={"lora": None, "learning_rate": 1e-4}, ema=0.5, rounds=1, updates=2, **QUICK)
     assert run_train(store, recipe, "up")["done"]
     assert (store.train("up") / "final" / "model_index.json").is_file()
@@ -128,19 +128,19 @@ from prefkit.config import reader as recipe
 from prefkit.models.lora.adapters import add_lora
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.store import Store
-from prefkit.train import checkpoint
+from prefkit.train import checkpoint, export
 from prefkit.train.online import run
 from prefkit.train.online.loop import OnlineTrainer
-from prefkit.train.online.rounds import Kept
-from prefkit.train.online.updates import Updates
+from prefkit.train.online.rounds import RoundWriter
+from prefkit.train.optimizers import PolicyOptimizer
 from prefkit.train.monitor.sample_monitor import SampleMonitor
 from prefkit.train.run import run_train
 from prefkit.types import Request
 
 MOMENTS = [
-    (checkpoint, "save", 1, True), (Kept, "begin", 1, True), (Kept, "write", 1, True), (Updates, "step", 1, True),
-    (OnlineTrainer, "round", 1, True), (checkpoint, "save", 1, False), (Updates, "step", 3, True), (SampleMonitor, "look", 1, True),
-    (run, "write_json", 1, False),
+    (checkpoint, "save", 1, True), (RoundWriter, "create", 1, True), (RoundWriter, "write", 1, True),
+    (PolicyOptimizer, "step", 1, True), (OnlineTrainer, "round", 1, True), (checkpoint, "save", 1, False),
+    (PolicyOptimizer, "step", 3, True), (SampleMonitor, "look", 1, True), (export, "write_json", 1, False),
 ]
 store = Store(sys.argv[1])
 pipe = load_pipeline(recipe.read(store.folder / "recipe.yaml").model.base)  # imports are done once, before the forks
@@ -275,7 +275,7 @@ def test_failed_rewards_are_left_out_and_counted(make, tmp_path):
         frame = Store(store.train("up") / "rounds" / number).scores("mine").frame()
         assert frame.value.isna().sum() == 2 and frame.error[frame.value.isna()].str.len().min() > 0
         assert row["reward"] == pytest.approx(frame.value.dropna().mean()) and frame.value.min() >= 1
-        assert row["reward_deviation"] == pytest.approx(frame.value.dropna().std(ddof=0))
+        assert row["reward_std"] == pytest.approx(frame.value.dropna().std(ddof=0))
 
 
 def test_a_reward_that_never_comes_costs_its_samples_alone(make, tmp_path):
@@ -340,18 +340,18 @@ def test_another_minor_release_of_diffusers_continues_no_training(make, monkeypa
     run_train(store, recipe, "up", limit=1)
     minor = cache_keys._minor
     monkeypatch.setattr(cache_keys, "_minor", lambda name: "99.0" if name == "diffusers" else minor(name))
-    with pytest.raises(FingerprintError, match=r"this is diffusers 99\.0"):
+    with pytest.raises(FingerprintError, match=r"but diffusers 99\.0 .* are installed"):
         run_train(store, recipe, "up")
 
 
 def test_the_table_tells_the_batch_arithmetic_of_pairs_too(make, capsys):
     from prefkit.config import plugin_options
-    from prefkit.train.online import guards
+    from prefkit.train import summary
 
     _, recipe = make(train={"batch_size": 3, "accumulation": 2}, updates=2, epochs=3, requests=5, samples=4)
     config = recipe.train["up"]
     rows = {
-        name: guards.table(
+        name: summary.show_online(
             "up", config, config.online, plugin_options.make("objective", name, {}), {"sample_batch": 7}, 2
         )
         for name in ("ddpo", "d3po", "dpo")
@@ -362,7 +362,7 @@ def test_the_table_tells_the_batch_arithmetic_of_pairs_too(make, capsys):
         "3 samples at one step each (sampling: 7 samples)",
         True,
     )
-    assert told["d3po"][0] == "6 = 2 x 3 passes, the round's pairs dealt out evenly" and not told["d3po"][2]
+    assert told["d3po"][0] == "6 = 2 x 3 passes, the round's pairs divided evenly" and not told["d3po"][2]
     assert told["dpo"][0] == "6 = 2 x 3 passes, 12 of the round's pairs each (3 x 2 accumulated x 2 processes)"
     assert told["dpo"][1] == "3 pairs (sampling: 7 samples)"
     assert rows["dpo"]["samples per round"] == "20 = 5 requests x 4 each, on 2 processes"
@@ -372,7 +372,7 @@ def test_a_group_shares_its_window_however_it_is_cut_into_batches():
     from types import SimpleNamespace as Has
 
     from prefkit.train.online.loop import OnlineTrainer
-    from prefkit.train.online.rounds import asked_in
+    from prefkit.train.online.rounds import samples_of_round
 
     requests = [Request(name, name) for name in "abcd"]
     active: list[torch.Tensor] = []
@@ -384,9 +384,9 @@ def test_a_group_shares_its_window_however_it_is_cut_into_batches():
             sampler=Has(call={"num_inference_steps": 9}), sample=lambda p, s, a: active.append(a) or ([], None)
         ),
     )
-    asked = asked_in(3, requests, 4, 6, seed=5)
+    asked = samples_of_round(3, requests, 4, 6, seed=5)
     for start in range(0, 24, 5):
-        OnlineTrainer._batch(loop, 3, [], asked[start : start + 5])
+        OnlineTrainer._sample_batch(loop, 3, [], asked[start : start + 5])
     groups = torch.cat(active).view(4, 6, 9)
     assert (groups == groups[:, :1]).all() and len({tuple(group[0].tolist()) for group in groups}) > 1
 

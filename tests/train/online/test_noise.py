@@ -12,8 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 
 from prefkit.errors import UsageError
 from prefkit.train.online.noise import LEVELS, Noise, Times
-from prefkit.train.online.rollout import step_times
-from prefkit.train.online.window import stochastic
+from prefkit.train.online.rollout import step_times, stochastic_steps
 
 SHAPE = (3, 4, 8, 8)
 ALL = torch.ones(3, dtype=torch.bool)
@@ -154,10 +153,10 @@ def test_a_noise_that_does_not_fit_the_model_is_refused():
 
 
 def test_windows_are_shared_inside_a_group_and_move():
-    drawn = [stochastic(10, 3, 0, 7, number, request) for number in range(6) for request in "ab"]
+    drawn = [stochastic_steps(10, 3, 0, 7, number, request) for number in range(6) for request in "ab"]
     assert all(window.sum() == 3 and np.ptp(np.flatnonzero(window)) == 2 for window in drawn)
     assert len({tuple(window) for window in drawn}) > 2
-    assert np.array_equal(stochastic(10, 3, 0, 7, 4, "a"), stochastic(10, 3, 0, 7, 4, "a"))
-    starts = [int(stochastic(10, 4, 25, 7, number, "a").argmax()) for number in (0, 24, 25, 50, 25 * 7)]
+    assert np.array_equal(stochastic_steps(10, 3, 0, 7, 4, "a"), stochastic_steps(10, 3, 0, 7, 4, "a"))
+    starts = [int(stochastic_steps(10, 4, 25, 7, number, "a").argmax()) for number in (0, 24, 25, 50, 25 * 7)]
     assert starts == [0, 0, 1, 2, 0]
-    assert stochastic(10, 0, 0, 7, 0, "a").all() and stochastic(4, 9, 0, 7, 0, "a").all()
+    assert stochastic_steps(10, 0, 0, 7, 0, "a").all() and stochastic_steps(4, 9, 0, 7, 0, "a").all()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+from prefkit.train.online.pairing import Chooser, chosen_pairs
 
 import prefkit
 from prefkit.cli.dry_run import plan
@@ -16,7 +17,6 @@ from prefkit.config.plugin_options import make as make_plugin
 from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
 from prefkit.train.monitor.sample_monitor import SampleSpec
-from prefkit.train.online.pairing import Chooser, chosen_pairs
 from prefkit.train.online.rounds import Round
 from prefkit.train.run import run_train
 from prefkit.types import Request

@@ -10,7 +10,7 @@ from prefkit.models.capture.call import capture
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.sample import Sampler
 from prefkit.train.online.noise import Noise
-from prefkit.train.online.rollout import Rollout, recordable
+from prefkit.train.online.rollout import Rollout, set_recordable_scheduler
 
 PROMPTS, SEEDS = ["a red cat", "two boats"], [3, 4]
 
@@ -18,7 +18,7 @@ PROMPTS, SEEDS = ["a red cat", "two boats"], [3, 4]
 def rollout_of(folder, level=None, guidance=3.0, **extra):
     pipe = load_pipeline(folder)
     wiring = capture(pipe)
-    recordable(pipe, wiring.prediction)
+    set_recordable_scheduler(pipe, wiring.prediction)
     noise = Noise.of(None, level, pipe.scheduler, wiring.prediction)
     return Rollout(pipe, wiring, noise, {"steps": 4, "guidance": guidance, "extra_call": extra})
 

@@ -85,7 +85,7 @@ def test_an_update_is_a_mean_over_samples_of_means_over_steps_drawn_for_each(fra
     chains = Has(conditions=["c"] * 5, learnable=lambda place: torch.arange(6) + 10)
     learner = Has(config=Has(seed=1, batch_size=2), online=online, rollout=Has(signature=lambda condition: condition))
     learner._steps = lambda *given: StepLearner._steps(learner, *given)
-    round_, orders = Has(number=4, own=list(range(5)), chains=chains), []
+    round_, orders = Has(number=4, rows={i: i for i in range(5)}, chains=chains), []
     for epoch in range(2):
         taken = {unit: [] for unit in [(0,), (3,), (4,)]}
         weight = dict.fromkeys(taken, 0.0)

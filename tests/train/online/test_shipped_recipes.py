@@ -12,7 +12,7 @@ from prefkit.generate.requests import read_requests
 from prefkit.score.core import make_scorer
 from prefkit.tiny.scene import Scene, render
 from prefkit.train.online import guards
-from prefkit.train.settings import check_settings
+from prefkit.train.run import check_settings
 from prefkit.types import Candidate
 
 FOLDER = Path(__file__).parents[3] / "pipelines" / "online"

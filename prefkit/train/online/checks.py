@@ -1,0 +1,46 @@
+"""Checks of an online training: its settings before anything is loaded, drift and missing rewards while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from prefkit.config import Online, Train, bounds
+from prefkit.errors import TrainingError, UsageError
+from prefkit.pair.normalise import NORMALISATIONS
+from prefkit.train.online.advantages import KINDS
+
+
+def check_settings(name: str, online: Online) -> None:
+    """Raises UsageError, before anything is loaded, for settings that are invalid by themselves."""
+    where = f"train.{name}.online"
+    bounds.check(online, where)
+    for key, known in (("statistics", KINDS), ("normalise", ("batch", *NORMALISATIONS))):
+        if getattr(online, key) not in known:
+            raise UsageError(f"{where}.{key}: {getattr(online, key)!r} is unknown; choose {', '.join(known)}.")
+    if online.timestep_fraction == 0 or online.ema == 1:
+        raise UsageError(f"{where}: timestep_fraction must be above 0, and ema below 1.")
+
+
+def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
+    """Raises TrainingError if log-probabilities differ between sampling and training before the first update."""
+    if not drift <= limit:
+        raise TrainingError(
+            f"round {number}: before the first update the log-probabilities of training differ from those of sampling "
+            f"by {drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. The "
+            f"usual causes: precision ({config.precision}; try no, or fp16 instead of bf16), another batch shape (set "
+            "online.sample_batch to train.batch_size), or a guidance or dropout that differs between the passes."
+        )
+
+
+def count_missing(values: np.ndarray, limit: float, errors: Sequence[str], number: int) -> int:
+    """Count missing rewards. Raises TrainingError if more than the fraction `limit`, or all, are missing."""
+    missing = int(np.isnan(values).sum())
+    if missing > limit * len(values) or missing == len(values):
+        raise TrainingError(
+            f"round {number}: {missing} of {len(values)} rewards are missing, more than online.max_failed {limit:g} "
+            f"allows. The first: {errors[0] if errors else 'no reason given'}. Fix the cause and run the same command: "
+            "it resumes at the start of the round."
+        )
+    return missing
