@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ def load_pipeline(
     if adapters:
         _load_adapters(pipe, adapters)
     return pipe.to(device)
+
+
+def model_arguments(model: Model) -> dict[str, Any]:
+    """The arguments of load_pipeline that the recipe's `model` sets."""
+    return {field.name: getattr(model, field.name) for field in fields(model) if field.name != "inputs"}
 
 
 def denoiser_name(pipe: Any) -> str:
