@@ -46,6 +46,7 @@ def load_pipeline(
     config: str | None = None,
     sequential_offload: bool = False,
     quantize: str | None = None,
+    vae_tiling: bool = False,
 ) -> Any:
     """A DiffusionPipeline on `device`, weights from safetensors.
 
@@ -58,6 +59,7 @@ def load_pipeline(
     sequential_offload    load each part when it is called, instead of the previous one (`pipe.sequential_offload`, see
                models/offload.py); adapters belong to the denoiser. Ignored for a single file, which is loaded at once
     quantize   the denoiser's linear layers as nf4, int8 or fp8 (models/quantize.py)
+    vae_tiling encode and decode large images in tiles
     Raises UsageError for a missing path, a folder that is not a pipeline, unknown names, missing safetensors;
     TrainingError for an adapter that changes a text encoder which is left out.
     """
@@ -93,7 +95,19 @@ def load_pipeline(
         _set_scheduler(pipe, scheduler)
     if adapters:
         _load_adapters(pipe, adapters)
+    if vae_tiling:
+        _enable_tiling(pipe)
     return pipe.to(device)
+
+
+def _enable_tiling(pipe: Any) -> None:
+    try:
+        pipe.vae.enable_tiling()
+    except (AttributeError, NotImplementedError) as error:
+        kind = type(getattr(pipe, "vae", None)).__name__
+        raise UsageError(
+            f"model.vae_tiling: the VAE of {type(pipe).__name__} ({kind}) has no tiles. Remove the key."
+        ) from error
 
 
 def model_arguments(model: Model) -> dict[str, Any]:
