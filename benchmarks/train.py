@@ -244,7 +244,6 @@ def one_step(loop, made: Made, log: Log) -> None:
     metrics = loop.update(loop.accumulate(made.next()))
     loop.step += 1
     log.write(loop.step, metrics | {"seconds": time.monotonic() - begun})
-    loop.progress(metrics)
     loop.processes.sum(torch.tensor(0.0))
 
 

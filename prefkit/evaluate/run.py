@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.distributed import device_of, group
@@ -13,7 +16,6 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
-from prefkit.evaluate.images import moved, thumbnails
 from prefkit.evaluate.statistics import verdict
 from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
@@ -21,7 +23,7 @@ from prefkit.generate.run import checked as checked_generate
 from prefkit.generate.run import run_generate
 from prefkit.models.precision import dtype_of
 from prefkit.output import note, warn
-from prefkit.score.diversity import mean_diversity
+from prefkit.score.diversity import Thumbnails, mean_diversity, rms, thumbnail
 from prefkit.score.run import remedy, run_scores, scored_ids, spec_from
 from prefkit.store import Store
 from prefkit.store.files import write_json
@@ -201,6 +203,24 @@ def assess_scorer(
     row |= {"used_for_pairs": used(*names, only), "evaluation_only": only, "higher_is_better": higher}
     word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
     return row | {"verdict": word}
+
+
+def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> dict[tuple[str, int], np.ndarray]:
+    """Thumbnails by (request, index) of the readable images of these requests with index < seeds."""
+    images = {}
+    columns = ["id", "request_id", "index", "seed", "image", "path"]
+    for candidate in store.iter_candidates([generator], columns=columns):
+        wanted = candidate.request_id in requests and candidate.index < seeds
+        if wanted and (candidate.image is not None or candidate.path is not None):
+            with suppress(OSError, ValueError):
+                images[candidate.request_id, candidate.index] = thumbnail(candidate.pil())
+    return images
+
+
+def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:
+    """Mean distance of the two models' images of the same request and seed, in the units of `diversity`."""
+    shared = sorted(base.keys() & tuned.keys())
+    return float(np.mean([rms(base[key] / 255.0, tuned[key] / 255.0) for key in shared])) if shared else None
 
 
 def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, str]]:

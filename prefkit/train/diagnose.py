@@ -14,7 +14,7 @@ def not_finite(trainer: Any, quantity: str) -> TrainingError:
     """Error for a loss or gradient that is NaN or infinite. quantity: "the loss" | "the gradient"."""
     folder = trainer.folder / "checkpoints"
     step = checkpoint.last_step(folder)
-    last = f"The checkpoint of step {step} is kept, in {folder}" if step else "There is no checkpoint yet"
+    last = f"The checkpoint of step {step} is kept, in {folder}" if step else "So far no checkpoint exists"
     return TrainingError(
         f"train {trainer.folder.name}: {quantity} of step {trainer.step + 1} is not finite (NaN or infinity), so "
         f"training has stopped. {_pair_rows(trainer)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, "
@@ -78,5 +78,5 @@ def _too_large(trainer: Any, where: str) -> TrainingError:
     return TrainingError(
         f"train {trainer.folder.name}: {trainer.processes.device} ran out of memory in {where}. "
         f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
-        f"{f'The checkpoint of step {step} is kept.' if step else 'There is no checkpoint yet.'}"
+        f"{f'The checkpoint of step {step} is kept.' if step else 'So far no checkpoint exists.'}"
     )

@@ -107,7 +107,7 @@ def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Weight files of the denoiser; variants (NAME.fp16.safetensors) only if there are no others."""
+    """Weight files of the denoiser; variants (NAME.fp16.safetensors) only if no plain file exists."""
     paths = sorted(folder.glob("*.safetensors"))
     return [path for path in paths if path.name.count(".") == 1] or paths
 

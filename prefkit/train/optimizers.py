@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import util
 from typing import Any
 
@@ -102,11 +101,11 @@ def rate_factor(config: Train, step: int) -> float:
 class PolicyOptimizer:
     """Optimizer steps on a policy: learning rate, gradient clipping, fp16 loss scaling, the policy's moving reference.
 
-    total: optimizer steps of the whole training, for the learning-rate schedule.
+    config.steps: optimizer steps of the whole training, for the learning-rate schedule.
     """
 
-    def __init__(self, config: Train, policy: Policy, processes: Processes, total: int) -> None:
-        self.config, self.policy, self.processes = replace(config, steps=total), policy, processes
+    def __init__(self, config: Train, policy: Policy, processes: Processes) -> None:
+        self.config, self.policy, self.processes = config, policy, processes
         device = processes.device.type
         self.optimizer = make(config, policy.parameters(), device)
         # a beta of thousands makes gradients large already: the scale starts low and grows by itself

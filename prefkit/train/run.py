@@ -86,7 +86,7 @@ def check_settings(name: str, config: Train) -> None:
 
 
 def check_start(recipe: Recipe, config: Train) -> None:
-    """Raises UsageError if there is no model to start from; its weights are not read."""
+    """Raises UsageError if the model to start from is unset or missing; its weights are not read."""
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     if config.family == "diffusers":  # another family checks its own start

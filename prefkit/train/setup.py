@@ -32,7 +32,7 @@ from prefkit.train.data.reference_cache import ReferenceErrorCache
 from prefkit.train.monitor import preflight
 from prefkit.train.monitor.sample_eval import SampleEvaluation, sample_evaluation
 from prefkit.train.monitor.validation import Validation, split
-from prefkit.train.policy import MovingAverage, Policy, make_policy
+from prefkit.train.policy import Policy, make_policy
 from prefkit.types import Request
 
 
@@ -98,8 +98,6 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
     family = loader.load_denoiser(processes.device if shard == "none" else "cpu", data)
     policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
     fsdp.shard_policy(policy, shard, processes, job.name)
-    if objective.reference == "ema":
-        policy.average = MovingAverage(policy.parameters(), objective.decay)
     groups = data.of(job.groups(objective, training))
     validation = None
     if held_out:

@@ -28,7 +28,7 @@ from prefkit.train.monitor import early_stop
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.objectives._contract import loss_of
 from prefkit.train.optimizers import PolicyOptimizer
-from prefkit.train.policy import Policy, errors_of, without_dropout
+from prefkit.train.policy import MovingAverage, Policy, errors_of, without_dropout
 from prefkit.types import Errors, digest
 
 if TYPE_CHECKING:
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
 class TrainingLoop:
     """Life cycle of offline and online training: logging, progress, interruption, checkpoints, exact resume.
 
-    unit: "step" | "round"; step: number of those that are done, of `total`. metrics: of the last step or round.
+    unit: "step" | "round"; step: number of those that are done, of `total`. metrics: of the last step or round;
+    shown: names of those on the progress bar.
     """
 
     unit: str
+    shown: tuple[str, ...]
     total: int
     checkpoint_every: int
     config: Train
@@ -62,10 +64,6 @@ class TrainingLoop:
 
     def work(self, end: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
         """Train from `step` to `end`; yields, for each step or round, its metrics and further values to log."""
-        raise NotImplementedError
-
-    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Values for the progress bar."""
         raise NotImplementedError
 
     def evaluate(self, log: Log | None) -> None:
@@ -107,7 +105,8 @@ class TrainingLoop:
                 self.metrics, self.step = metrics, self.step + 1
                 if log is not None:
                     log.write(self.step, metrics | further)
-                    progress.update(**self.progress(metrics))
+                    means: dict[str, Any] = over_heads(metrics)
+                    progress.update(**{name: means[name] for name in self.shown if name in means})
                 # evaluated before it is saved: work that is lost in between is repeated
                 self.evaluate(log)
                 stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
@@ -147,7 +146,7 @@ class TrainingLoop:
 class Trainer(TrainingLoop):
     """The offline trainer."""
 
-    unit = "step"
+    unit, shown = "step", ("loss", "implicit_accuracy")
 
     def __init__(self, setup: Setup) -> None:
         self.config, self.folder, self.processes = setup.config, setup.folder, setup.processes
@@ -155,7 +154,9 @@ class Trainer(TrainingLoop):
         self.data, self.validation = setup.data, setup.validation
         self.reference_cache, self.sample_evaluation = setup.reference_cache, setup.sample_evaluation
         self.total, self.checkpoint_every = self.config.steps, self.config.checkpoint_every
-        self.optimizer = PolicyOptimizer(self.config, self.policy, self.processes, self.total)
+        if self.objective.reference == "ema":
+            self.policy.average = MovingAverage(self.policy.parameters(), self.objective.decay)
+        self.optimizer = PolicyOptimizer(self.config, self.policy, self.processes)
         self.winner_warning = WinnerRegressionWarning()
         patience = self.config.patience
         self.early_stopping = early_stop.EarlyStopping(patience, self.folder) if patience else None
@@ -277,10 +278,6 @@ class Trainer(TrainingLoop):
             if self.processes.main and "win_advantage" in means:
                 self.winner_warning.update(done, means["win_advantage"])
             yield metrics, {"seconds": now - begun, "pairs_seen": done * self.global_batch}
-
-    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
-        means = over_heads(metrics)
-        return {name: means[name] for name in ("loss", "implicit_accuracy") if name in means}
 
     # -- held-out pairs and samples -------------------------------------------------------------------------------
     def prepare(self) -> None:

@@ -17,7 +17,7 @@ def test_a_moving_reference_does_not_follow_a_step_that_is_left_out():
     policy = Policy(net, None)
     policy.average = MovingAverage(policy.parameters(), 0.5)
     policy.average.load([torch.zeros_like(p) for p in net.parameters()])
-    optimizer = PolicyOptimizer(Train(precision="fp16", warmup=0), policy, Processes("cpu"), 4)
+    optimizer = PolicyOptimizer(Train(precision="fp16", warmup=0, steps=4), policy, Processes("cpu"))
 
     def step(gradient):
         for parameter in net.parameters():

@@ -33,7 +33,6 @@ from prefkit.train.online.checks import count_missing
 from prefkit.train.online.rewards import BackgroundWorker, rewards, timed_out
 from prefkit.train.online.rollout import Chains, Rollout, stochastic_steps
 from prefkit.train.online.rounds import Round, RoundWriter, local_samples, samples_of_round
-from prefkit.train.optimizers import PolicyOptimizer
 from prefkit.train.policy import MovingAverage
 from prefkit.train.trainer import TrainingLoop
 from prefkit.types import Candidate, Request
@@ -44,14 +43,13 @@ Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidate
 class OnlineTrainer(TrainingLoop):
     """The online trainer. spec: of the sampling, for the candidates' ids; export: writes the policy to a folder."""
 
-    unit = "round"
+    unit, shown = "round", ("reward", "queries")
 
     def __init__(
         self,
         config: Train,
         rollout: Rollout,
         learner: Any,
-        optimizer: PolicyOptimizer,
         scorer_set: ScorerSet,
         writer: RoundWriter,
         monitor: SampleMonitor | None,
@@ -61,8 +59,9 @@ class OnlineTrainer(TrainingLoop):
         export: Callable[[Path], Any],
     ) -> None:
         self.config, self.online = config, config.online or Online()
-        self.optimizer, self.policy, self.processes = optimizer, optimizer.policy, optimizer.processes
-        self.rollout, self.learner, self.objective = rollout, learner, learner.objective
+        self.rollout, self.learner = rollout, learner
+        self.objective, self.optimizer = learner.objective, learner.optimizer
+        self.policy, self.processes = self.optimizer.policy, self.optimizer.processes
         self.scorer_set, self.writer, self.monitor = scorer_set, writer, monitor
         self.requests, self.spec, self.folder, self.export = requests, spec, folder, export
         online = self.online
@@ -88,9 +87,6 @@ class OnlineTrainer(TrainingLoop):
             self.save()
         while self.step < end:
             yield self.round(self.step), {}
-
-    def progress(self, metrics: dict[str, float]) -> dict[str, Any]:
-        return {name: metrics[name] for name in ("reward", "queries")}
 
     def round(self, number: int) -> dict[str, float]:
         """Sample, score and learn; returns the metrics."""

@@ -42,13 +42,14 @@ def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
 class PairChooser:
     """A round's samples -> pairs, by the code of `prefkit pair` on the same table of scores.
 
-    settings: the entry of `pair`, or None: best against worst by the rewards themselves. signs: -1 for scores that are
-    better if lower, else 1. samples: per group. Images are not read, so `duplicates` and `degenerate` have no effect.
+    settings: the entry of `pair`, or None: best against worst by the rewards themselves. samples: per group.
+    directions: -1 for scores that are better if lower, else 1. Images are not read, so `duplicates` and `degenerate` have
+    no effect.
     """
 
     strategy: Any
     settings: Pair | None
-    signs: Mapping[str, float]
+    directions: Mapping[str, float]
     samples: int
 
     @classmethod
@@ -83,7 +84,7 @@ class PairChooser:
 
     def choose(self, round_: Round) -> list[tuple[int, int, float]]:
         """(winner, loser, gap) by index of the sample, within groups; the same in every process."""
-        columns, signs, pair = round_.scores, self.signs, self.settings
+        columns, signs, pair = round_.scores, self.directions, self.settings
         if pair is None:
             columns, signs = {REWARD: round_.rewards}, {REWARD: 1.0}
             pair = Pair(options={"k": 1}, weights={REWARD: 1.0}, normalise="none", tie=0.0)
@@ -106,7 +107,7 @@ class PairLearner:
 
     def __init__(self, trainer: Trainer, online: Online, pair: Pair, recipe: Recipe) -> None:
         self.trainer, self.online, self.pair, self.recipe = trainer, online, pair, recipe
-        self.objective, self.conditions = trainer.objective, MemoryCache()
+        self.objective, self.optimizer, self.conditions = trainer.objective, trainer.optimizer, MemoryCache()
 
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make `updates` x `epochs` steps of global batches over the round's pairs; returns the means of their metrics.
@@ -163,6 +164,11 @@ class PairLearner:
         data = PairData(groups, latents, self.conditions, requests, seed=seed)  # type: ignore[arg-type]
         fill_conditions(data.of(pairs), self.trainer.family, (0, 1))
         return data
+
+
+def empty_data() -> PairData:
+    """Data of a trainer before its first round."""
+    return PairData([], MemoryCache(), MemoryCache(), {})  # type: ignore[arg-type]
 
 
 class MemoryCache:

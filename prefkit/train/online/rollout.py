@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,18 +65,10 @@ class Chains:
 
     @classmethod
     def joined(cls, parts: Sequence[Chains]) -> Chains:
-        first = parts[0]
-        return cls(
-            torch.cat([p.states for p in parts]),
-            torch.cat([p.log_prob for p in parts]),
-            torch.cat([p.std for p in parts]),
-            first.clock,
-            first.now,
-            first.then,
-            first.before_one,
-            [c for p in parts for c in p.conditions],
-            first.guidance,
-            [s for p in parts for s in p.seeds],
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("states", "log_prob", "std")}
+        conditions = [condition for part in parts for condition in part.conditions]
+        return replace(
+            parts[0], **tensors, conditions=conditions, seeds=[seed for part in parts for seed in part.seeds]
         )
 
 
@@ -265,18 +257,9 @@ class _Tape:
 
     def chains(self) -> Chains:
         now, then = torch.tensor(self.times, dtype=torch.float32).unbind(1)
-        return Chains(
-            torch.stack(self.states, 1),
-            torch.stack(self.log_prob, 1),
-            torch.stack(self.std, 1),
-            torch.stack(self.clock),
-            now,
-            then,
-            self.one,
-            self.conditions,
-            self.guidance,
-            self.seeds,
-        )
+        states, log_prob, std = (torch.stack(column, 1) for column in (self.states, self.log_prob, self.std))
+        clock = torch.stack(self.clock)
+        return Chains(states, log_prob, std, clock, now, then, self.one, self.conditions, self.guidance, self.seeds)
 
 
 def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> Tree:

@@ -22,18 +22,17 @@ from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.train import checkpoint, precision, summary
 from prefkit.train.data import cache_keys, draws
-from prefkit.train.data.batches import PairData
 from prefkit.train.export import export, write_result
 from prefkit.train.monitor.sample_monitor import SampleMonitor
 from prefkit.train.online.checks import check_settings
 from prefkit.train.online.loop import OnlineTrainer
 from prefkit.train.online.noise import Noise
-from prefkit.train.online.pair_learner import MemoryCache, PairChooser, PairLearner, pair_settings
+from prefkit.train.online.pair_learner import PairChooser, PairLearner, empty_data, pair_settings
 from prefkit.train.online.rollout import Rollout, set_recordable_scheduler
 from prefkit.train.online.rounds import RoundWriter, split_watched
 from prefkit.train.online.step_learner import StepLearner
 from prefkit.train.optimizers import PolicyOptimizer
-from prefkit.train.policy import MovingAverage, make_policy
+from prefkit.train.policy import make_policy
 from prefkit.train.setup import ModelLoader, Setup
 from prefkit.train.trainer import Trainer
 from prefkit.types import Request
@@ -77,10 +76,8 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
         trainer = make_trainer(loader, name, objective, scorer_set, chooser, requests, processes)
         with precision.numerical_settings(config, processes.device):
             trainer.run(limit)
-            values: dict[str, Any] = {
-                "rounds": trainer.step,
-                "queries": trainer.step * online.requests * online.samples,
-            }
+            queries = trainer.step * online.requests * online.samples
+            values: dict[str, Any] = {"rounds": trainer.step, "queries": queries}
             values |= {"updates": trainer.optimizer.count, "stopped": trainer.stopped}
             with trainer.exported_weights():
                 return write_result(trainer, values, trainer.export)
@@ -180,18 +177,14 @@ def make_trainer(
     noise = Noise.of(online.noise, online.noise_level, family.pipe.scheduler, family.wiring.prediction)
     dtype = precision.AUTOCAST[config.precision]
     rollout = Rollout(family.pipe, family.wiring, noise, _sampler_arguments(sampled), dtype)
-    total = online.rounds * online.updates * online.epochs
+    config_of_updates = replace(config, steps=online.rounds * online.updates * online.epochs)
     learner: Any
     if on_steps:
-        optimizer = PolicyOptimizer(config, policy, processes, total)
+        optimizer = PolicyOptimizer(config_of_updates, policy, processes)
         learner = StepLearner(config, online, objective, rollout, optimizer, chooser)
     else:
-        if objective.reference == "ema":
-            policy.average = MovingAverage(policy.parameters(), objective.decay)
-        empty = PairData([], MemoryCache(), MemoryCache(), {})  # type: ignore[arg-type]
-        offline = Trainer(Setup(replace(config, steps=total), folder, processes, family, objective, policy, empty))
-        optimizer = offline.optimizer
-        learner = PairLearner(offline, online, pair_settings(recipe, online, f"train.{name}.online"), recipe)
+        setup = Setup(config_of_updates, folder, processes, family, objective, policy, empty_data())
+        learner = PairLearner(Trainer(setup), online, pair_settings(recipe, online, f"train.{name}.online"), recipe)
     scorer_set.load()
     monitor = None
     if requests[1]:
@@ -202,9 +195,8 @@ def make_trainer(
 
         rewarded = [alias for alias, weight in online.rewards.items() if weight]
         batch = online.sample_batch or config.batch_size
-        monitor = SampleMonitor(
-            requests[1], sample, scorer_set, online.watch, rewarded, config.seed, batch, folder / "watch"
-        )
+        watch = folder / "watch"
+        monitor = SampleMonitor(requests[1], sample, scorer_set, online.watch, rewarded, config.seed, batch, watch)
     writer = RoundWriter(folder, settings, scorer_set.specs(), online.keep_rounds)
     spec = generator_spec(recipe.model, sampled) | {"train": name}
 
@@ -212,13 +204,11 @@ def make_trainer(
         export(policy, family.wiring.denoiser, recipe.model, path)
 
     if processes.main:
-        noise_row = f"{noise.kind}, level {noise.level:g}"
         counts = len(requests[0]), len(requests[1])
+        noise_row = f"{noise.kind}, level {noise.level:g}"
         rows = summary.online_model_rows(config, objective, policy, sampled.steps, noise_row, counts)
         summary.show_online(name, config, online, objective, rows, processes.count)
-    return OnlineTrainer(
-        config, rollout, learner, optimizer, scorer_set, writer, monitor, requests[0], spec, folder, write
-    )
+    return OnlineTrainer(config, rollout, learner, scorer_set, writer, monitor, requests[0], spec, folder, write)
 
 
 def _sampler_arguments(settings: Generate) -> dict[str, Any]:
