@@ -63,7 +63,7 @@ def test_proven_and_reproduced(builder):
 
 REFUSED = {
     kinds.wan: (
-        r"WanPipeline: in a run of 4 steps, 4 scheduler steps, a call of vae.decode and 0 images.* Video is not",
+        r"WanPipeline: a run of 4 steps made 4 scheduler steps, a call of vae.decode and 0 images.* Video is not",
         {"num_frames": 5},
     ),
     kinds.cascade: ("StableCascadeDecoderPipeline has no denoiser called unet or transformer .components: decoder", {}),
