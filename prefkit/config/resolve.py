@@ -187,8 +187,9 @@ def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
             continue
         if block.__name__ in reader.PLUGIN_OF:
             use = value if isinstance(value, str) else config.plain(value).get("use", getattr(default, name).use)
-            block = registry.load(reader.PLUGIN_OF[block.__name__], use).Options
-        options[name] = block
+            block = getattr(registry.load(reader.PLUGIN_OF[block.__name__], use), "Options", None)
+        if block is not None:
+            options[name] = block
     return options
 
 
