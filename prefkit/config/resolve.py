@@ -186,7 +186,7 @@ def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
         if block is None or value in (None, "none"):
             continue
         if block.__name__ in reader.PLUGIN_OF:
-            use = value if isinstance(value, str) else config.plain(value).get("use", getattr(default, name).use)
+            use = _use_of(config.plain(value), getattr(default, name).use)
             block = getattr(registry.load(reader.PLUGIN_OF[block.__name__], use), "Options", None)
         if block is not None:
             options[name] = block
@@ -195,14 +195,14 @@ def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
 
 def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
     """The entries that `--use USE` selects: those with this plug-in, else a new one, so that no other is overwritten."""
-    matches = [name for name, entry in entries.items() if _use_of(entry, verb) == use]
+    default = getattr(config, verb.capitalize())().use
+    matches = [name for name, entry in entries.items() if _use_of(entry, default) == use]
     if matches or entries or verb == "score":
         return matches or [short_name(use)]
     return [DEFAULT_NAME[verb]]
 
 
-def _use_of(entry: Any, verb: str) -> str:
-    default: str = getattr(config, verb.capitalize())().use
+def _use_of(entry: Any, default: str) -> str:
     return str(entry.get("use", default)) if isinstance(entry, Mapping) else str(entry or default)
 
 
