@@ -25,7 +25,8 @@ def field_docs(kind: type) -> dict[str, str]:
         assert isinstance(body, ast.ClassDef)
         for node in body.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                above, row = [], node.lineno - 2
+                above: list[str] = []
+                row = node.lineno - 2
                 while row >= 0 and lines[row].strip().startswith("#:"):
                     above.insert(0, lines[row].strip()[2:].strip())
                     row -= 1

@@ -173,7 +173,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"prefkit {name}", add_help=False, allow_abbrev=False)
-    module = None if name in NEXT else verb_module(name)
+    module: Any = None if name in NEXT else verb_module(name)
     metavar, text = getattr(module, "POSITIONAL", ("RUN", "folder of a run, or a shipped recipe (demo)"))
     add = parser.add_argument
     add("run_folder", nargs="?", metavar=metavar, help=text)
@@ -225,9 +225,10 @@ def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[st
             continue
         if not re.fullmatch(r"--\w[\w.-]*", flag):
             raise UsageError(f"{text!r} is not a flag. See prefkit {name} --help.")
-        value = value if equals else next(rest, None)
-        if value is None:
+        following = None if equals else next(rest, None)
+        if not equals and following is None:
             raise UsageError(f"{flag} needs a value. See prefkit {name} --help.")
+        value = value if following is None else following
         flags.append((flag[2:].replace("-", "_"), value))
     return parser.parse_intermixed_args(known), flags
 

@@ -22,6 +22,8 @@ class Model:
     config: str | None = None
     #: nf4 | int8 | fp8: quantization of the denoiser's linear layers in generate, train (adapters only) and eval
     quantize: str | None = None
+    #: encode and decode images larger than a tile of the VAE in tiles: less memory, slightly other pixels and latents
+    vae_tiling: bool = False
     #: argument of the pipeline's call -> its field of the request (extra.NAME: an image, or a number)
     inputs: dict[str, str] = field(default_factory=dict)
     #: run code that comes with the model

@@ -149,7 +149,7 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) ->
         elif takes_options:
             extra[key] = value
         else:
-            text = f"unknown key.{_meant(str(key), list(known))} Known here: {', '.join(known)}"
+            text = f"unknown key.{_suggestion(str(key), list(known))} Known here: {', '.join(known)}"
             raise _error(path, _join(where, key), key, text)
     if takes_options:
         values["options"] = _plugin_options(kind, tree.get("use", base.use), extra, where, path)
@@ -166,7 +166,7 @@ def _field(kind: Any, of_type: Any, default: Any, value: Any, where: str, path: 
     return built
 
 
-def _meant(key: str, known: list[str]) -> str:
+def _suggestion(key: str, known: list[str]) -> str:
     """The suggestion for an unknown key: " Did you mean ...?"."""
     other = ALSO_CALLED.get(key, "")
     return f" Did you mean {other!r}?" if other.partition(".")[0] in known else nearest(key, known)
@@ -192,7 +192,7 @@ def _plugin_options(kind: Any, use: str, tree: Mapping[str, Any], where: str, pa
     unknown = [key for key in tree if key not in field_names(plugin.Options)]
     if unknown:
         names = [n for n in [*field_names(plugin.Options), *field_names(kind)] if n != "options"]
-        text = f"unknown key.{_meant(unknown[0], names)} Known here: {', '.join(names)}"
+        text = f"unknown key.{_suggestion(unknown[0], names)} Known here: {', '.join(names)}"
         raise _error(path, _join(where, unknown[0]), unknown[0], text)
     built = build(plugin.Options, tree, where, path)
     return {str(key): plain(getattr(built, key)) for key in tree}

@@ -174,33 +174,35 @@ def _in_block(verb: str, entry: Any, key: str) -> str:
 def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
     """Nested block of an entry ("" for options of the entry's own plug-in) -> the dataclass of its options. Unset blocks are
     left out."""
-    default, options = kind(), {}
+    default: Any = kind()
+    options: dict[str, type] = {}
     if kind.__name__ in reader.PLUGIN_OF and entry.get("use", default.use):
         plugin = registry.load(reader.PLUGIN_OF[kind.__name__], entry.get("use", default.use))
         options |= {"": plugin.Options} if hasattr(plugin, "Options") else {}
     for name, hint in typing.get_type_hints(kind).items():
         choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        block = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+        block: Any = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
         value = entry.get(name, getattr(default, name))
         if block is None or value in (None, "none"):
             continue
         if block.__name__ in reader.PLUGIN_OF:
-            use = value if isinstance(value, str) else config.plain(value).get("use", getattr(default, name).use)
-            block = registry.load(reader.PLUGIN_OF[block.__name__], use).Options
-        options[name] = block
+            use = _use_of(config.plain(value), getattr(default, name).use)
+            block = getattr(registry.load(reader.PLUGIN_OF[block.__name__], use), "Options", None)
+        if block is not None:
+            options[name] = block
     return options
 
 
 def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
     """The entries that `--use USE` selects: those with this plug-in, else a new one, so that no other is overwritten."""
-    matches = [name for name, entry in entries.items() if _use_of(entry, verb) == use]
+    default = getattr(config, verb.capitalize())().use
+    matches = [name for name, entry in entries.items() if _use_of(entry, default) == use]
     if matches or entries or verb == "score":
         return matches or [short_name(use)]
     return [DEFAULT_NAME[verb]]
 
 
-def _use_of(entry: Any, verb: str) -> str:
-    default: str = getattr(config, verb.capitalize())().use
+def _use_of(entry: Any, default: str) -> str:
     return str(entry.get("use", default)) if isinstance(entry, Mapping) else str(entry or default)
 
 

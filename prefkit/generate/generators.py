@@ -162,20 +162,11 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     import torch
 
     from prefkit.models.latents import NOT_FINITE
-    from prefkit.models.load.pipeline import denoiser_name, load_pipeline
+    from prefkit.models.load.pipeline import denoiser_name, load_pipeline, model_arguments
     from prefkit.models.long_prompts import too_long
 
-    pipe = load_pipeline(
-        model.base,
-        revision=model.revision,
-        adapters=model.adapters,
-        device=device_of(settings.device),
-        dtype=settings.dtype,
-        scheduler=settings.scheduler,
-        trust_remote_code=model.trust_remote_code,
-        config=model.config,
-        quantize=model.quantize,
-    )
+    arguments: Any = {"device": device_of(settings.device), "dtype": settings.dtype, "scheduler": settings.scheduler}
+    pipe = load_pipeline(**model_arguments(model), **arguments)
     if settings.compile:
         name = denoiser_name(pipe)
         setattr(pipe, name, torch.compile(getattr(pipe, name)))

@@ -16,6 +16,7 @@ from prefkit.errors import DamagedError, UsageError
 from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.images import Background
 from prefkit.models.capture.wiring import Wiring
+from prefkit.models.load.pipeline import model_arguments
 from prefkit.models.load.revision import base_revision, weights_revision
 from prefkit.store import Store
 from prefkit.store.files import read_json, remedy_for, sound_json, write_json
@@ -134,7 +135,7 @@ class ModelLoader:
         self._wiring: Wiring | None = None
         self.frozen_dtype = precision.WEIGHTS[config.precision] if config.lora is not None else "float32"
         self.caches = folder.parent / ".cache"  # shared by all trainings of the run
-        files = {key: base[key] for key in ("base", "config") if key in base}
+        files = {key: value for key, value in base.items() if key != "quantize"}
         code = registry.code_hash(config.family, "family")
         self._common = [files, config.family, code, self.frozen_dtype, Background.rules()]
 
@@ -176,10 +177,8 @@ class ModelLoader:
         sequential_offload: text encoders, VAE and denoiser move to the device one at a time, when they are called.
         """
         model = self.recipe.model
-        names = ("base", "revision", "adapters", "trust_remote_code", "config", "quantize")
-        settings = {name: getattr(model, name) for name in names} | {"device": str(device), "dtype": self.frozen_dtype}
-        if sequential_offload:
-            settings["sequential_offload"] = True
+        settings: dict[str, Any] = {**model_arguments(model), "device": str(device), "dtype": self.frozen_dtype}
+        settings |= {"sequential_offload": True} if sequential_offload else {}
         call = {**self.call, "height": size[0], "width": size[1]}
         options = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
         kind = registry.load_class("family", self.config.family)

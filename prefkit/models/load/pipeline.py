@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def load_pipeline(
     config: str | None = None,
     sequential_offload: bool = False,
     quantize: str | None = None,
+    vae_tiling: bool = False,
 ) -> Any:
     """A DiffusionPipeline on `device`, weights from safetensors.
 
@@ -57,6 +59,7 @@ def load_pipeline(
     sequential_offload    load each part when it is called, instead of the previous one (`pipe.sequential_offload`, see
                models/offload.py); adapters belong to the denoiser. Ignored for a single file, which is loaded at once
     quantize   the denoiser's linear layers as nf4, int8 or fp8 (models/quantize.py)
+    vae_tiling encode and decode large images in tiles
     Raises UsageError for a missing path, a folder that is not a pipeline, unknown names, missing safetensors;
     TrainingError for an adapter that changes a text encoder which is left out.
     """
@@ -92,7 +95,24 @@ def load_pipeline(
         _set_scheduler(pipe, scheduler)
     if adapters:
         _load_adapters(pipe, adapters)
+    if vae_tiling:
+        _enable_tiling(pipe)
     return pipe.to(device)
+
+
+def _enable_tiling(pipe: Any) -> None:
+    try:
+        pipe.vae.enable_tiling()
+    except (AttributeError, NotImplementedError) as error:
+        kind = type(getattr(pipe, "vae", None)).__name__
+        raise UsageError(
+            f"model.vae_tiling: the VAE of {type(pipe).__name__} ({kind}) has no tiles. Remove the key."
+        ) from error
+
+
+def model_arguments(model: Model) -> dict[str, Any]:
+    """The arguments of load_pipeline that the recipe's `model` sets."""
+    return {field.name: getattr(model, field.name) for field in fields(model) if field.name != "inputs"}
 
 
 def denoiser_name(pipe: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from prefkit.config import Model
 from prefkit.errors import UsageError
@@ -38,11 +39,12 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
     return digest([(file.relative_to(path).as_posix(), _file_hash(file)) for file in files])
 
 
-def base_revision(model: Model) -> dict[str, str]:
-    """Revision of the base, of a single file's configuration ("config", if set), and the quantisation ("quantize")."""
+def base_revision(model: Model) -> dict[str, Any]:
+    """Revision of the base, of a single file's configuration ("config", if set), "quantize" and "vae_tiling" if set."""
     config = {} if model.config is None else {"config": weights_revision(model.config)}
     bits = {} if model.quantize is None else {"quantize": model.quantize}
-    return {"base": weights_revision(model.base, model.revision), **config, **bits}
+    tiles = {"vae_tiling": True} if model.vae_tiling else {}
+    return {"base": weights_revision(model.base, model.revision), **config, **bits, **tiles}
 
 
 def _file_hash(path: Path) -> str:

@@ -16,6 +16,7 @@ from prefkit.store.files import read_json, write_json
 from prefkit.types import caption_key, digest
 
 TRAINED_ON = "trained_on.json"
+WEIGHTS = ("base", "config", "quantize")  # the parts of a revision that an adapter depends on
 
 
 def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
@@ -45,7 +46,7 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
 def _check_base(folder: Path, model: Model) -> None:
     """Raise UsageError for training from another base: the adapter would not fit, and a comparison would mislead."""
     start = read_json(folder / "spec.json")["model"]
-    then, now = {k: start[k] for k in ("base", "config", "quantize") if k in start}, base_revision(model)
+    then, now = ({k: v for k, v in of.items() if k in WEIGHTS} for of in (start, base_revision(model)))
     if then != now:
         raise UsageError(
             f"{folder} was trained from another model than model.base {model.base} (weights then {then}, now {now}). "

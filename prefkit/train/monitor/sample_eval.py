@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from prefkit.config import Generate, Train
 from prefkit.errors import TrainingError, UsageError
 from prefkit.generate.generators import sampling
 from prefkit.generate.inputs import Inputs
-from prefkit.models.load.pipeline import load_pipeline
+from prefkit.models.load.pipeline import load_pipeline, model_arguments
 from prefkit.models.load.trained import trained_on
 from prefkit.models.memory import free_memory
 from prefkit.models.predict import forward_as
@@ -125,14 +126,11 @@ class SampleEvaluation:
         """A function (requests, seeds) -> samples of the current policy."""
         model, net = self.plan.recipe.model, loop.policy.net
         pipe = load_pipeline(
-            model.base,
-            revision=model.revision,
+            **model_arguments(replace(model, adapters={}, quantize=None)),  # the policy's network is used
             device=str(loop.processes.device),
             dtype=self.plan.frozen_dtype,
             scheduler=self.settings.scheduler,
             parts={"vae", "text"},
-            trust_remote_code=model.trust_remote_code,
-            config=model.config,
         )
         setattr(pipe, loop.family.wiring.denoiser, net)
         sample = sampling(pipe, self.settings, Inputs(model.inputs, self.plan.store))

@@ -19,8 +19,6 @@ def check_settings(name: str, online: Online) -> None:
     for key, known in (("statistics", KINDS), ("normalise", ("batch", *NORMALISATIONS))):
         if getattr(online, key) not in known:
             raise UsageError(f"{where}.{key}: {getattr(online, key)!r} is unknown; choose {', '.join(known)}.")
-    if online.timestep_fraction == 0 or online.ema == 1:
-        raise UsageError(f"{where}: timestep_fraction must be above 0, and ema below 1.")
 
 
 def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
