@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-from prefkit.train.online.pair_learner import PairChooser
 
 import prefkit
 from prefkit.cli.dry_run import plan
@@ -17,6 +16,7 @@ from prefkit.config.plugin_options import make as make_plugin
 from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
 from prefkit.train.monitor.sample_monitor import SampleSpec
+from prefkit.train.online.pair_learner import PairChooser
 from prefkit.train.online.rounds import Round
 from prefkit.train.run import run_train
 from prefkit.types import Request
