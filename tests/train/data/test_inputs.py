@@ -158,7 +158,9 @@ def test_what_is_wrong_with_an_input_is_said(tmp_path, row, mapping, words):
 def test_a_request_without_its_image_is_refused(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"prompt": "x", "persons": "p.png"}')
     source = Requests(str(tmp_path / "r.jsonl"))
-    with pytest.raises(UsageError, match="extra.hole is missing in a request of the source; apart from the prompt, it has persons"):
+    with pytest.raises(
+        UsageError, match="extra.hole is missing in a request of the source; apart from the prompt, it has persons"
+    ):
         read_requests(source, MAPPING)
     with pytest.raises(UsageError, match=r"apart from the prompt, it has persons. Did you mean 'persons'\?"):
         read_requests(source, {"image": "extra.person"})
