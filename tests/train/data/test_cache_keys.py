@@ -158,7 +158,7 @@ def test_other_guidance_and_a_start_adapter_encode_nothing_again(run, monkeypatc
     run_train(store, recipe, "dpo")
     pipe = load_pipeline(recipe.model.base)
     adapters.add_lora(pipe.unet, rank=2, alpha=2)
-    adapters.export_adapter(pipe.unet, "unet", tmp_path / "start", ["policy"])
+    adapters.export_adapter(pipe.unet, "unet", tmp_path / "start")
 
     def encodes(*given):
         raise AssertionError("encoded again")

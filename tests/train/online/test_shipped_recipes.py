@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefkit.config import plugin_options
+from prefkit.config import compatibility, plugin_options
 from prefkit.config import reader as recipe
 from prefkit.generate.requests import read_requests
 from prefkit.score.core import make_scorer
 from prefkit.tiny.scene import Scene, render
-from prefkit.train.online import guards
+from prefkit.train.online import checks
 from prefkit.train.run import check_settings
 from prefkit.types import Candidate
 
@@ -25,7 +25,8 @@ def test_recipes_read_and_could_start(path):
     for name, config in found.train.items():
         check_settings(name, config)
         objective = plugin_options.make("objective", config.objective.use, config.objective.options)
-        guards.check(name, config, config.online, objective)
+        compatibility.check("train", name, found, objective=objective)
+        checks.check_settings(name, config.online)
         named = {*config.online.rewards, *config.online.watch}
         assert named <= found.score.keys() and (config.online.pair or "widest") in {"widest", *found.pair}
 
