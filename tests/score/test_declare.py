@@ -57,7 +57,7 @@ def test_a_bare_function_is_as_before(file):
     assert scorer.requires == {"image", "prompt", "user"} and scorer.context == ["user", "item"]
     spec = scorer.spec()
     assert spec.name == f"{file}:bare" and spec.version == hashlib.sha256(FILE.encode()).hexdigest()[:16]
-    with pytest.raises(UsageError, match="takes no options, but was given model"):
+    with pytest.raises(UsageError, match="takes no options, but got model"):
         make_scorer(f"{file}:bare", {"model": "x"})
 
 

@@ -350,7 +350,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path, siglip):
 
     body = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     BertModel(BertConfig(vocab_size=10, **body)).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="is a BertModel; a CLIP or SigLIP model is needed"):
+    with pytest.raises(UsageError, match="is a BertModel; it must be a CLIP or SigLIP model"):
         make_scorer("pickscore", {"model": str(tmp_path), "processor": str(siglip)}).load("cpu", "float32")
     with pytest.raises(UsageError, match="`pretrained` is empty"):
         make_scorer("clip", {"model": "ViT-B-32", "pretrained": None}).load("cpu", "float32")

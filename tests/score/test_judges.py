@@ -329,7 +329,7 @@ def test_caption_alignment_scores_what_the_server_says(encoder, faulty, tmp_path
     hat, boot, none = score_batch(scorer, candidates)
     assert hat.value == pytest.approx(1.0, abs=1e-6) and hat.text == said["hat.png"]
     assert boot.value is not None and boot.value < 0.999
-    assert none.value is None and "said nothing" in none.error
+    assert none.value is None and "answer is empty" in none.error
     assert "hidden state last" in scorer.spec().formula
 
 

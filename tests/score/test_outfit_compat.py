@@ -149,7 +149,7 @@ def test_what_is_no_fitted_folder_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="fitted for another scorer, 'vbpr'"):
         scorer_of(folder(fit="vbpr"))
     where = folder()
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         scorer_of(where, images=str(tmp_path / "none"))
     save_file({"first.weight": torch.zeros(4, 64)}, where / "weights.safetensors")
     with pytest.raises(UsageError, match="has no head"):
