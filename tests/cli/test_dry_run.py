@@ -113,7 +113,7 @@ def test_a_whole_recipe_is_planned_though_nothing_is_made_yet_but_not_with_a_fau
     edit(drawn, "generate:\n", "generate:\n  sd: {n: 1, steps: 1}\n")
     assert cli("run", "-r", drawn, "--dry-run")[0] == 0
     for flags, message in (
-        (["--train.dpo.schedule", "xyz"], "schedule: 'xyz' is not known"),
+        (["--train.dpo.schedule", "xyz"], "schedule: 'xyz' is unknown"),
         (["--pair.main.weights", "{sise: 1}"], "no scores called sise; there are"),
         (["--pair.main.weights", "{size: 0}"], "every weight is 0"),
         (["--pair.main.k", "9"], "needs 18 scored candidates per request, but no request has more than"),
