@@ -18,7 +18,7 @@ BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Writes metrics.jsonl. Opening it at `step` drops later lines, whose steps are repeated; step 0 begins anew."""
+    """Writes metrics.jsonl. Opening it at `step` drops later lines, whose steps are repeated; step 0 clears the file."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
