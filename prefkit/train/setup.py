@@ -105,13 +105,13 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
         validation = Validation(family, groups, held_out, config.batch_size, 1.0 if beta is None else beta / 2)
     elif config.patience:
         raise too_few_pairs(job.name)
-    reference_cache = None
+    cache = None
     if config.cache_reference and objective.reference == "frozen" and not objective.needs_residual:
-        reference_cache = ReferenceErrorCache(loader.reference_folder())
+        cache = ReferenceErrorCache(loader.reference_folder())
     evaluation = sample_evaluation(loader, config, data, training, held_out, folder)
     network = precision.prepare_network(policy, config)
-    monitors = {"validation": validation, "reference_cache": reference_cache, "sample_evaluation": evaluation}
-    return Setup(config, folder, processes, family, objective, policy, groups, **monitors, network=network)
+    parts = (family, objective, policy, groups, validation, cache, evaluation, network)
+    return Setup(config, folder, processes, *parts)
 
 
 def too_few_pairs(name: str) -> UsageError:

@@ -31,7 +31,7 @@ def in_float64(monkeypatch, loop_of):
     """in_float64(store, recipe, name, **train) -> the numbers that the loop logs; from its first step on all is float64."""
 
     def double(batch, device):
-        return batch._changed(lambda tree: map_tensors(lambda t: t.double() if t.is_floating_point() else t, tree))
+        return batch._mapped(lambda tree: map_tensors(lambda t: t.double() if t.is_floating_point() else t, tree))
 
     def numbers(store, recipe, name, **settings):
         loop = loop_of(store, recipe, **settings)

@@ -298,7 +298,7 @@ def test_a_device_without_float64_trains_alike(run, kind, monkeypatch, loop_of):
     [
         ({"lora": Lora(rank=0)}, UsageError, "lora.rank is 0"),
         ({"lora": Lora(targets=["nowhere"])}, TrainingError, "nowhere"),
-        ({"lora": Lora(resume=True)}, UsageError, "only adapter, but it has 0"),
+        ({"lora": Lora(resume=True)}, UsageError, "only adapter, but the model has 0"),
         ({"schedule": "cosin"}, UsageError, "cosin"),
         ({"precision": "fp8"}, UsageError, "fp8"),
         ({"device": "abacus"}, UsageError, "abacus"),

@@ -43,8 +43,8 @@ class PairChooser:
     """A round's samples -> pairs, by the code of `prefkit pair` on the same table of scores.
 
     settings: the entry of `pair`, or None: best against worst by the rewards themselves. samples: per group.
-    directions: -1 for scores that are better if lower, else 1. Images are not read, so `duplicates` and `degenerate` have
-    no effect.
+    directions: -1 for scores that are better if lower, else 1. Images are not read, so `duplicates` and
+    `degenerate` have no effect.
     """
 
     strategy: Any

@@ -65,11 +65,10 @@ class Chains:
 
     @classmethod
     def joined(cls, parts: Sequence[Chains]) -> Chains:
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("states", "log_prob", "std")}
-        conditions = [condition for part in parts for condition in part.conditions]
-        return replace(
-            parts[0], **tensors, conditions=conditions, seeds=[seed for part in parts for seed in part.seeds]
-        )
+        names = ("states", "log_prob", "std")
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        joined["conditions"] = [condition for part in parts for condition in part.conditions]
+        return replace(parts[0], **joined, seeds=[seed for part in parts for seed in part.seeds])
 
 
 def step_noise(seed: int, step: int, like: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def test_running_statistics_take_the_new_rewards_in_first():
     later = AdvantageStatistics("running", buffer=3, minimum=3)
     later.load(kept.state())
     assert later.advantages(["a"], [9.0]) == pytest.approx(kept.advantages(["a"], [9.0]))
-    assert list(kept.seen["a"]) == [2.0, 4.0, 9.0]
+    assert list(kept.history["a"]) == [2.0, 4.0, 9.0]
 
 
 def test_integer_rewards_are_not_truncated():

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-from prefkit.train.online.pairing import Chooser, chosen_pairs
 
 import prefkit
 from prefkit.cli.dry_run import plan
@@ -17,6 +16,7 @@ from prefkit.config.plugin_options import make as make_plugin
 from prefkit.errors import PluginError, UsageError
 from prefkit.pair.choose import choose_pairs
 from prefkit.train.monitor.sample_monitor import SampleSpec
+from prefkit.train.online.pair_learner import PairChooser
 from prefkit.train.online.rounds import Round
 from prefkit.train.run import run_train
 from prefkit.types import Request
@@ -90,7 +90,7 @@ def test_a_round_is_paired_as_the_stage_pairs_a_run(use):
     scores["b"][5] = np.nan
     signs, weights, groups = {"a": 1.0, "b": -1.0}, {"a": 1.0, "b": 2.0}, np.arange(24) // 4
     pair = Pair(use=use, options=OPTIONS.get(use, {}), weights=weights, ties={"b": 0.2}, missing="drop_request")
-    chooser = Chooser(make_plugin("strategy", use, pair.options, "pair"), pair, signs, 4)
+    chooser = PairChooser(make_plugin("strategy", use, pair.options, "pair"), pair, signs, 4)
     there = np.flatnonzero(groups != 1)  # the request of the missing score
     offline = choose_pairs(
         {alias: values[there] for alias, values in scores.items()},
@@ -102,15 +102,15 @@ def test_a_round_is_paired_as_the_stage_pairs_a_run(use):
         ties={"b": 0.2},
     ).pairs
     expected = [(there[w], there[x]) for w, x in zip(offline.win, offline.lose, strict=True)]
-    found = chosen_pairs(chooser, round_of(scores, 4))
+    found = chooser.choose(round_of(scores, 4))
     assert found and [(w, x) for w, x, _ in found] == expected
     assert all(w // 4 == x // 4 for w, x, _ in found)
 
 
 def test_without_an_entry_the_best_reward_meets_the_worst_in_each_group():
     rewards = np.array([0.0, 3.0, 1.0, np.nan, 5.0, 5.0, 5.0, 4.0, 2.0, 2.0, 2.0, 2.0])
-    chooser = Chooser(make_plugin("strategy", "topk_bottomk", {"k": 1}, "pair"), None, {}, 4)
-    found = chosen_pairs(chooser, round_of({"size": rewards * np.nan}, 4, rewards))
+    chooser = PairChooser(make_plugin("strategy", "topk_bottomk", {"k": 1}, "pair"), None, {}, 4)
+    found = chooser.choose(round_of({"size": rewards * np.nan}, 4, rewards))
     assert found == [(1, 0, 3.0), (4, 7, 1.0)]  # a request met twice in a round is two groups; equals make no pair
 
 

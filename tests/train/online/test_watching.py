@@ -43,7 +43,7 @@ def test_what_is_watched_stops_a_training_and_says_which_adapter_is_the_best(mak
     """It falls from look to look while the reward rises: two looks after the first are enough, and the first was best."""
     stopped, result, again = run_of(make, tmp_path, "stopped", "falling", 6)
     assert (result["rounds"], result["done"]) == (2, True) and "while the reward rose" in result["stopped"]
-    assert "The best look is in best/" in capsys.readouterr().err
+    assert "The best policy is in best/" in capsys.readouterr().err
     assert again()["rounds"] == 2 and read_json(stopped / "result.json")["stopped"]
     short, result, _ = run_of(make, tmp_path, "short", "falling", 1)
     assert not result["stopped"] and same(stopped / "best", short / "final")
