@@ -41,6 +41,7 @@ def test_every_flag_of_a_prefkit_line_in_the_readme_exists():
 
     known = {"recipe", "json", "quiet", "dry-run", "limit", "name", "controls", "request", "filter", "help", "use", "k"}
     known |= {"check", "as", "to", "vote", "decisions"}  # of score --check, import and export, push, report
+    known |= {"beta"}  # an option of an objective, which needs no prefix
     for kind in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Online", "Train", "Eval"):
         known |= set(getattr(config, kind).__dataclass_fields__)
     lines = [line for line in README.splitlines() if line.startswith(("prefkit ", "accelerate launch"))]
