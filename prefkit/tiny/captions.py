@@ -49,8 +49,8 @@ def caption(
     beside: (item, colour) of the outfit's other item; the prompt then omits the colour of the scene's item.
     """
     named = scene.colour if colour and beside is None else None
-    backdrop = (scene.background, scene.pattern) if background else (None, None)
-    return phrase(Asked(scene.item, named, *backdrop, beside))
+    ground, pattern = (scene.background, scene.pattern) if background else (None, None)
+    return phrase(Asked(scene.item, named, ground, pattern, beside))
 
 
 def phrase(asked: Asked) -> str:
