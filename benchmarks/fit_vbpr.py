@@ -1,11 +1,11 @@
-"""Seconds an epoch of `prefkit fit vbpr` takes, on made-up data of a real catalogue's size.
+"""Seconds per epoch of `prefkit fit vbpr`, on synthetic data of the size of a real catalogue.
 
     python benchmarks/fit_vbpr.py [--interactions 100000] [--items 20000] [--width 4096] [--users 10000] [--batch 256]
 
-train        every interaction once, each with a fresh negative: gather features, loss, backward, Adam
-bare         the same triples through the same sizes, without what makes them: only the two gathers of features and their
+train        every interaction once, each with a new negative: gather features, loss, backward, Adam
+bare         only the two gathers of features for triples of the same size, and their
              products with [E, beta'] forward and backward
-validate     the AUC of up to 2000 users against all items, once an epoch
+validate     the AUC of up to 2000 users against all items, once per epoch
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     )
     data = split(pd.DataFrame(pairs, columns=["user", "item"]), [str(n) for n in range(args.items)], 0)
     features = torch.from_numpy(rng.standard_normal((args.items, args.width), dtype=np.float32))
-    defaults = VbprFit(features="made up", batch_size=args.batch)
+    defaults = VbprFit(features="synthetic", batch_size=args.batch)
     net = start(len(data.users), args.items, args.width, defaults.k, defaults.k2, 0)
     for tensor in net.tensors().values():
         tensor.requires_grad_(True)

@@ -3,7 +3,7 @@
     python benchmarks/generate.py [--kind sd] [--batch 8] [--batches 6] [--steps 20]
 
 bare    the pipeline's own call on the same batches, images kept in memory
-loop    what people write: one call a prompt with num_images_per_prompt, images saved as PNG
+loop    a typical user script: one call per prompt with num_images_per_prompt, images saved as PNG
 stage   `run_generate`: seeds per candidate, prompt encoded once, latents kept, images encoded and stored
 """
 

@@ -1,9 +1,9 @@
-"""How much memory `prefkit import` takes, by the size of what it imports.
+"""Memory of `prefkit import` by the size of the source.
 
     python benchmarks/importing.py [--megabytes 80 460 1800] [--group 100] [--pairs] [--folder DIR]
 
-Makes sources in the Pick-a-Pic layout (PNG noise of 196 kB an image, shards of 500 MB, row groups of --group rows),
-imports each with the command in a process of its own, and prints its peak resident memory and seconds.
+Makes sources in the Pick-a-Pic layout (PNG noise of 196 kB per image, shards of 500 MB, row groups of --group rows),
+imports each with the command in a separate process, and prints its peak resident memory and seconds.
 """
 
 from __future__ import annotations

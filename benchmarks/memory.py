@@ -1,15 +1,15 @@
-"""What a training needs on the card, by arithmetic on the meta device: an estimate, nothing is run.
+"""Estimate of the GPU memory of a training, computed on the meta device without running it.
 
     python benchmarks/memory.py sdxl --side 1024 --pairs 1 --rank 16 --checkpointing
     python benchmarks/memory.py flux --side 1024 --quantize nf4 --checkpointing
 
 weights      parameters of the published architecture, 2 bytes each (bf16, fp16), those of linear layers 1 byte (int8, fp8) or
              0.516 (nf4: 4 bits, and a quantised constant per 64)
-adapter      LoRA on the default targets, float32: weights, gradients and two states of AdamW, 16 bytes a parameter
-activations  bytes that autograd keeps in one forward of both images of the pairs, counted tensor by tensor in 2 bytes a number,
-             attention keeping q, k, v and its output; with checkpointing the inputs of the blocks, and the largest block
-caches       the largest of text encoders, VAE (float32) and denoiser: what preparing a training holds at a time
-Not counted: the CUDA context and the allocator's slack (1 to 2 GB), activations of the VAE, and what the adapter's layers keep in float32.
+adapter      LoRA on the default targets, float32: weights, gradients and two states of AdamW, 16 bytes per parameter
+activations  bytes that autograd saves in one forward of both images of the pairs, counted tensor by tensor in 2 bytes per number,
+             for attention q, k, v and its output; with checkpointing the inputs of the blocks, and the largest block
+caches       the largest of text encoders, VAE (float32) and denoiser: the peak while a training is prepared
+Not counted: the CUDA context and the allocator's slack (1 to 2 GB), activations of the VAE, and activations of the adapter's layers in float32.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""A round of online training beside the bare forwards and backward that it consists of, in this one process.
+"""A round of online training against its bare forward and backward passes, in one process.
 
     OMP_NUM_THREADS=1 python benchmarks/online.py [--rounds 4] [--samples 32] [--steps 6]
 
 bound    the denoiser's forwards of the sampling, and forward and backward of every step that is learned from, on the same
          batches and with the same LoRA; nothing else
-images   the bound, and the VAE's decoding of the samples: no loop that is rewarded for images can do without it
-round    all of it, with decoding, rewards, storage and the optimizer
+images   the bound, and the VAE's decoding of the samples, which every loop with image rewards needs
+round    the complete round, with decoding, rewards, storage and the optimizer
 plain    the same round with the habits of ddpo-pytorch, on the same batches: prompts encoded for every batch, rewards
-         one after the other when all sampling is done, log-probabilities and a micro-step for every time step; nothing
+         computed one by one after the sampling, log-probabilities and a micro-step for every time step; nothing
          is stored
 small    plain, on the batches of ddpo-pytorch's compressibility: 8 samples in sampling, 4 in training
 
-They take turns, a round of each. Times are CPU seconds over all threads, which other work on the machine moves less
-than the wall's; medians over the rounds, and of the ratios in each.
+The variants alternate, a round of each. Times are CPU seconds over all threads, which other work on the machine affects
+less than wall time; medians over the rounds, and of the ratios in each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How long ten million scored candidates take to become pairs, beside a DuckDB statement of the same rule.
+"""Time to pair ten million scored candidates, against a DuckDB statement of the same rule.
 
     python benchmarks/pair.py --requests 1250000 [--n 8] [--scorers 3] [--shuffled] [--folder DIR]
 
-Builds a run of ids and scores (no images), then times, each in a process of its own, `run_pair` (topk_bottomk, k 1,
+Builds a run of ids and scores (no images), then times, each in a separate process, `run_pair` (topk_bottomk, k 1,
 centred, ids and scalars only) and DuckDB reading the same files, joining, normalising, ranking and writing the same
 columns. Prints seconds, CPU seconds (DuckDB has two threads), peak resident memory, and whether both chose the same pairs.
 """
@@ -101,7 +101,7 @@ def ours(folder: str) -> None:
 
 
 def theirs(folder: str) -> None:
-    """Join, centre per request, pooled deviation, mean of the scorers, best against worst, ties out, same columns."""
+    """Join, centre per request, pooled std, mean of the scorers, best against worst, ties out, same columns."""
     import duckdb
 
     base = Path(folder)

@@ -1,16 +1,16 @@
-"""How busy a remote judge is kept: its mean number of requests under way, as a share of `--in-flight`.
+"""Utilization of a remote judge: its mean number of concurrent requests, as a fraction of `--in-flight`.
 
     python benchmarks/remote.py [--items 4000] [--in-flight 64] [--answer-ms 50] [--side 64] [--batch 512] [--rounds 3]
 
-The judge is a process of its own that sleeps --answer-ms and gives log-probabilities. It says itself how many requests it
-had under way, from the first to the last. Time with fewer than --in-flight is time lost by this side, by the judge's own
-work between two answers, and by whatever else the machine does. What is not this side's is seen in the control.
+The judge is a separate process that sleeps --answer-ms and returns log-probabilities. It counts its concurrent requests
+from the first to the last. Time with fewer than --in-flight is lost by the client, by the judge's work between two answers,
+or by other work on the machine. The control shows the losses that the client does not cause.
 
-bare        the control: --in-flight threads that send the same bytes, made before, and throw the answers away
-overlapped  the scorer `mllm` in calls of the size and number that it asks for, as the stage makes them
+bare        the control: --in-flight threads that send the same prepared bytes, and discard the answers
+overlapped  the scorer `mllm` in calls of the size and number that it requests, as in the stage
 one by one  the same in batches of --batch, each waiting for the one before it
-cached      overlapped again: nothing is asked
-stage       `prefkit score` as it stands, with its tables
+cached      overlapped again: all answers come from the cache
+stage       `prefkit score` itself, with its tables
 
 Medians of --rounds rounds, each of which runs all of them in this order; `of bare` is the median of the ratios.
 """
@@ -45,7 +45,7 @@ ANSWER = json.dumps({"choices": [CHOICE]}).encode()
 
 
 class Judge:
-    """An HTTP server on one event loop: POST waits and answers, GET tells how busy it has been and starts anew."""
+    """An HTTP server on one event loop: POST waits and answers, GET returns the counted utilization and resets it."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -1,9 +1,9 @@
-"""How long the report of a large run takes, and how large the page gets.
+"""Time and page size of the report of a large run.
 
     python benchmarks/report.py --candidates 100000 [--side 64] [--folder DIR]
 
 Builds a synthetic run (random images, two scorers, a quarter as many pairs, one evaluation without images), then
-times `status`, `write_report` and one `contact_sheet`, and prints the largest resident memory that they needed.
+times `status`, `write_report` and one `contact_sheet`, and prints their peak resident memory.
 """
 
 from __future__ import annotations

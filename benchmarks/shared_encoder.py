@@ -4,8 +4,8 @@
 
 one       `run_scores` with `clip`: reading parts, decoding ahead, preprocessing, encoding, writing the table
 three     the same with `clip`, `pickscore` and `aesthetic`, all on the same weights, into three tables
-apart     the three one after another, each opening the images anew, as three separate commands would
-The weights are random, of the shape of CLIP ViT-B/32; opening them is in none of the times.
+apart     the three one after another, each opening the images again, as three separate commands
+The weights are random, of the shape of CLIP ViT-B/32; the times exclude loading them.
 """
 
 from __future__ import annotations

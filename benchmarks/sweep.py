@@ -2,12 +2,12 @@
 
     python benchmarks/sweep.py [--width 1] [--side 128] [--batch 4] [--steps 20]
 
-separate   each in a run folder of its own: latents, conditions and the reference's errors are computed eight times
-shared     one run: latents and conditions once, the reference beside the policy in every training
+separate   each in a separate run folder: latents, conditions and the reference's errors are computed eight times
+shared     one run: latents and conditions once, the reference is evaluated in every training
 kept       one run with cache_reference: the reference's errors once too
 
 CPU time over all threads, start-up included (loading, capture, caches, final export); the losses of the three must be
-equal to the last digit.
+bit-identical.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@
 bare    the network on ready tensors: one forward of [winners; losers] with gradients, one of the reference
         without, backward, clipping, AdamW
 step    the loop's own step, data and logging included
-plain   with the habits of the diffusers example: one process that decodes both images, VAE and text encoder every step;
+plain   in the style of the diffusers example: one process that decodes both images, VAE and text encoder every step;
         --plain-checkpointing with gradient checkpointing, which the example has off by default
---also  the loop's own step computed in other ways, each with a loop of its own
+--also  the loop's own step with other settings, each in a separate loop
 
-Two clocks: wall, and CPU time over all threads, which other work on the machine moves less. The three take turns, a
-step of each, and the medians are compared. --width multiplies the channels of a U-Net, to see whether an overhead is
-fixed or grows. Memory is the peak of a process that does one of the three, weights and Python included (on CUDA: of
-what torch allocated).
+Two clocks: wall, and CPU time over all threads, which other work on the machine affects less. The three alternate, a
+step of each, and the medians are compared. --width multiplies the channels of a U-Net, to show whether an overhead is
+fixed or grows. Memory is the peak of a process that does one of the three, weights and Python included (on CUDA: memory
+allocated by torch).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def calls_of(folder: Path, model: str, args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
-    """What is timed: name -> a step of it, by number."""
+    """Name of each timed variant -> its step, by number."""
     calls: dict[str, Callable[[int], object]] = {}
     for name in [name for name in args.also if args.only in (None, name)]:
         calls[name] = step_of(loop_on(folder, model, args, name), folder)
@@ -239,7 +239,7 @@ class Made:
 
 
 def one_step(loop, made: Made, log: Log) -> None:
-    """The work of TrainingLoop in a step that neither measures nor saves."""
+    """Perform a step of TrainingLoop._steps without measuring or saving."""
     begun = time.monotonic()
     metrics = loop.update(loop.accumulate(made.next()))
     loop.step += 1

@@ -22,7 +22,6 @@ from prefkit.config import Recipe, reader
 from prefkit.registry import load_class
 from prefkit.store.files import read_json, write_json
 from prefkit.tiny.source import rows
-from prefkit.train.data.reference_cache import why_not_cached
 from prefkit.types import split_of
 
 TRAINING = ("learning_rate", "steps")  # strengths that are settings of the training, not of the objective
@@ -64,7 +63,8 @@ class Study:
         budget = {key: value for key, value in strength.items() if key in TRAINING}
         budget["batch_size"] = round(s["train"]["batch_size"] * s["groups"].get(cell.objective, 1))
         train = s["train"] | budget | {"pairs": cell.strategy, "seed": cell.seed, "controls": controls}
-        train["cache_reference"] &= why_not_cached(load_class("objective", cell.objective)) is None
+        objective = load_class("objective", cell.objective)
+        train["cache_reference"] &= objective.reference not in ("ema", "none") and not objective.needs_residual
         tree = s["recipe"] | {
             "run": str(self.out / f"seed-{cell.seed}"),
             "requests": {"source": str(self.requests), "split_column": "split"},

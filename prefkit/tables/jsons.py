@@ -65,23 +65,23 @@ def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any
 
 def _members(read: Any, lines: bool) -> Iterator[Any]:
     """Raises ValueError for invalid JSON, RecursionError for too deep nesting."""
-    buffer, at, ended = read(CHUNK).lstrip(), 0, False
+    buffer, position, ended = read(CHUNK).lstrip(), 0, False
     listed = buffer.startswith("[")
     if not listed and not (lines and buffer.startswith("{")):
         if lines and not buffer:
             return
         raise ValueError("the file is neither a list nor objects" if lines else "it does not contain a list")
-    at = 1 if listed else 0
+    position = 1 if listed else 0
     while True:
-        while at < len(buffer) and buffer[at] in " \t\r\n,":
-            at += 1
-        if listed and buffer[at : at + 1] == "]":
-            _check_end(buffer[at + 1 :], read)
+        while position < len(buffer) and buffer[position] in " \t\r\n,":
+            position += 1
+        if listed and buffer[position : position + 1] == "]":
+            _check_end(buffer[position + 1 :], read)
             return
-        if not listed and ended and at == len(buffer):
+        if not listed and ended and position == len(buffer):
             return
         try:
-            value, end = DECODER.raw_decode(buffer, at)
+            value, end = DECODER.raw_decode(buffer, position)
             complete = end < len(buffer) or ended  # a number may continue in the next chunk
         except ValueError:
             if ended:
@@ -89,11 +89,11 @@ def _members(read: Any, lines: bool) -> Iterator[Any]:
             complete = False
         if not complete:
             more = read(max(CHUNK, len(buffer)))
-            ended, buffer, at = not more, buffer[at:] + more, 0
+            ended, buffer, position = not more, buffer[position:] + more, 0
             if len(buffer) > MAX_MEMBER:
                 raise ValueError("one member is larger than 64 MB")
             continue
-        at = end
+        position = end
         yield value
 
 

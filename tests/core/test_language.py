@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CHECKED = ["prefkit", "README.md", "CONTRIBUTING.md", "docs", "pipelines", "datasets_cards"]
+CHECKED = [
+    "prefkit",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs",
+    "pipelines",
+    "benchmarks",
+    "datasets_cards",
+]
 SUFFIXES = {".py", ".md", ".yaml", ".html", ".j2"}
 #: pattern -> the better word
 BANNED = {

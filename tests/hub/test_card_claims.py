@@ -200,7 +200,7 @@ def test_candidates_that_are_no_pictures_are_rows_without_one(render, tmp_path):
     folder = tmp_path / "run" / "push" / "pairs-main" / "candidates" / "train"
     rows = {r["id"]: r for path in folder.glob("*.parquet") for r in pq.read_table(path).to_pylist()}
     assert rows.pop("m")["image"] is None and len(rows) == 32 and all(r["image"] for r in rows.values())
-    with pytest.raises(StoreError, match="candidate m holds no image"):
+    with pytest.raises(StoreError, match="candidate m has no image"):
         CandidateReader(Store(tmp_path / "run")).image("m")
 
 

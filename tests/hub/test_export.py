@@ -186,7 +186,7 @@ def test_a_file_that_is_another_picture_now_is_not_handed_out(tmp_path):
     source, store = layouts.folders(tmp_path / "s"), Store(tmp_path / "run")
     run_import(store, str(source), test_share=0)
     (source / "w" / "0.png").write_bytes(layouts.image(99))
-    with pytest.raises(StoreError, match="0.png. is another one now"):
+    with pytest.raises(StoreError, match="0.png. has changed since it was stored"):
         write_pairs(store, "folders")
 
 

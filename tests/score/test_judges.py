@@ -36,7 +36,7 @@ def batch(n=3):
 
 # ---- the parser: the table of answers in notes on FashionDPO's, and what must not be taken for a rating
 
-TEN = _fashion_scale()[0]
+TEN = _fashion_scale()
 
 
 @pytest.mark.parametrize(
