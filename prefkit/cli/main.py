@@ -189,7 +189,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         add("--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)")
     if name == "score":
         text = (
-            "test a scorer's contract, on made-up images or on candidates of RUN; its options are flags, and --extra JSON "
+            "test a scorer's contract, on synthetic images or on candidates of RUN; its options are flags, and --extra JSON "
             "adds keys to the requests"
         )
         add("--check", metavar="NAME", help=text)

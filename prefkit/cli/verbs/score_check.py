@@ -57,5 +57,5 @@ def _candidates(folder: str | None) -> list[Any]:
 
     candidates = list(islice((c for c in Store(folder).iter_candidates() if c.error is None), SAMPLE_SIZE))
     if not candidates:
-        raise UsageError(f"{folder} has no candidates to check a scorer on; leave the run out for made-up images.")
+        raise UsageError(f"{folder} has no candidates to check a scorer on; leave the run out to use synthetic images.")
     return candidates

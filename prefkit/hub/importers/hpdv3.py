@@ -52,7 +52,7 @@ def _item(row: Row, images: Images) -> Item:
     votes = row.values.get("choice_dist")
     p = None
     if isinstance(votes, list) and len(votes) == 2 and min(votes) >= 0 and sum(votes) > 0:
-        p = max(votes) / sum(votes)  # path1 is the preferred one, whichever order the votes are in
+        p = max(votes) / sum(votes)  # path1 is the preferred image; the two votes come in any order
     verdict = Comparison("1", "2", "a", "people", probability=p, order="both" if p is not None else "ab")
     return Item(row.where, Asked(str(row.values["prompt"] or ""), row.split), tuple(pictures), (verdict,))
 

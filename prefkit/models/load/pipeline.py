@@ -56,8 +56,8 @@ def load_pipeline(
     parts      of {"denoiser", "vae", "text"}, default all. Text encoders left out are None; a denoiser or VAE left
                out is on the meta device: configuration and shapes without weights
     config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
-    sequential_offload    load each part when it is called, instead of the previous one (`pipe.sequential_offload`, see
-               models/offload.py); adapters belong to the denoiser. Ignored for a single file, which is loaded at once
+    sequential_offload    load each part when it is called, instead of the previous one (models/offload.py); ignored for a
+               single file, which is loaded at once
     quantize   the denoiser's linear layers as nf4, int8 or fp8 (models/quantize.py)
     vae_tiling encode and decode large images in tiles
     Raises UsageError for a missing path, a folder that is not a pipeline, unknown names, missing safetensors;
@@ -76,21 +76,16 @@ def load_pipeline(
         pipe = from_single_file(source, torch_dtype, config)
         _set_eval(pipe)  # diffusers (0.42.1) leaves a T5 in training mode, with its dropout on
     elif sequential_offload:
-        from prefkit.models.offload import SequentialOffload, cache_prompts, meta_components
-
         load: Any = partial(load_pipeline, base, revision=revision, trust_remote_code=trust_remote_code, device=device)
-        offload = SequentialOffload(partial(_load_part, partial(load, quantize=quantize), adapters))
-        pipe = open_pipeline(lambda: meta_components(source, revision, torch_dtype, device, offload))
-        cache_prompts(pipe)
-        pipe.sequential_offload = offload
+        part = partial(_load_part, partial(load, quantize=quantize), adapters)
+        pipe = _with_offload(open_pipeline, part, (source, revision, torch_dtype, device))
         adapters = None  # they come with the denoiser
     else:
-
-        def replacements() -> dict[str, Any]:
-            config = quantized(source, revision, quantize, torch_dtype) if quantize and "denoiser" in wanted else {}
-            return left_out(source, revision, wanted, torch_dtype, device) | config
-
-        pipe = open_pipeline(replacements)
+        few_bits = quantize if "denoiser" in wanted else None
+        absent = partial(left_out, source, revision, wanted, torch_dtype, device)
+        pipe = open_pipeline(
+            lambda: absent() | (quantized(source, revision, few_bits, torch_dtype) if few_bits else {})
+        )
     if scheduler is not None:
         _set_scheduler(pipe, scheduler)
     if adapters:
@@ -98,6 +93,17 @@ def load_pipeline(
     if vae_tiling:
         _enable_tiling(pipe)
     return pipe.to(device)
+
+
+def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, components: tuple[Any, ...]) -> Any:
+    """A pipeline whose parts are on the meta device until they are called. components: arguments of meta_components."""
+    from prefkit.models.offload import SequentialOffload, cache_prompts, meta_components
+
+    offload = SequentialOffload(load_part)
+    pipe = open_pipeline(lambda: meta_components(*components, offload))
+    cache_prompts(pipe)
+    pipe.sequential_offload = offload
+    return pipe
 
 
 def _enable_tiling(pipe: Any) -> None:

@@ -98,7 +98,7 @@ class SampleMonitor:
             known = values[~np.isnan(values)]
             mean, std = (float(known.mean()), float(known.std())) if len(known) else (math.nan, math.nan)
             self.first.setdefault(alias, [mean, std])
-            report[alias] = {"mean": mean, "deviation": std, "failed": len(values) - len(known)}
+            report[alias] = {"mean": mean, "std": std, "failed": len(values) - len(known)}
         report["gain"] = self.gain(report, self.watched)
         report["reward_gain"] = self.gain(report, self.rewards)
         finite = [(spec, sampled) for spec, sampled in zip(specs, images, strict=True) if sampled.finite]

@@ -117,7 +117,7 @@ def test_the_alarm_sounds_and_the_second_one_stops(watched, tmp_path, capsys):
     )
     found = looks(store)
     assert [found[step]["alarm"] for step in range(4)] == [False, False, True, True]
-    deviation = found[0]["size"]["deviation"]
+    deviation = found[0]["size"]["std"]
     assert found[3]["gain"] == pytest.approx(-2 / deviation) and found[3]["implicit_accuracy"] is None
     assert "step 2: over-optimisation: held-out scores fell" in capsys.readouterr().err
     assert "Over-optimisation alarm at step 2, 3" in training(store)
