@@ -105,7 +105,7 @@ def test_a_folder_that_is_no_pipeline(tmp_path, cli):
 def test_help_shows_the_recipes_values_and_the_plugins_options(recipe, cli):
     code, out, _ = cli("generate", "-r", recipe, "--steps", "9", "--help")
     assert code == 0 and "--steps" in out and " 9 " in out and "denoising steps" in out
-    assert re.search(r"--background +white +colour that transparent images", out)
+    assert re.search(r"--background +white +colour behind transparent images", out)
     code, out, _ = cli("pair", "-r", recipe, "--help")
     assert "options of topk_bottomk" in out and "pairs per request" in out
     code, out, _ = cli("train", "-r", recipe, "--rank", 3, "--help")

@@ -31,7 +31,7 @@ def test_a_preset_fits_its_card(memory, model: str, card: int, side: int):
     train = recipe.read(path).train["dpo"]
     found = memory.estimate(model, side, train.batch_size, train.lora.rank, None, False)
     assert found["sum"] + CONTEXT < card * 1e9 / 2**30 and found["caches"] + CONTEXT < card * 1e9 / 2**30
-    said = re.search(r"([\d.]+) GiB while it trains", path.read_text())
+    said = re.search(r"([\d.]+) GiB in training", path.read_text())
     assert said is not None and float(said[1]) == pytest.approx(found["sum"], abs=0.06)
 
 

@@ -170,7 +170,7 @@ def test_every_process_takes_its_own_card(monkeypatch, variable, wanted, local, 
 def test_a_card_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="sees 1 GPU"):
+    with pytest.raises(UsageError, match="this process has 1 GPUs"):
         distributed.device_of("cuda:1")
 
 

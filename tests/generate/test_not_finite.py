@@ -64,7 +64,7 @@ def test_one_of_a_batch_fails_and_the_others_are_what_they_were(recipe, tmp_path
     other = Run(recipe=replace(run.recipe, run=str(tmp_path / "other")))
     with pytest.raises(TooManyFailures) as raised:
         other.generate(limit=1)
-    counts = raised.value.found["own"]
+    counts = raised.value.counts["own"]
     assert (counts["made"], counts["failed"]) == (3, 1)
     frame = other.candidates("own").set_index("index")
     assert "not finite" in frame.error[1] and frame.error.notna().sum() == 1

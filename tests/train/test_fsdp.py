@@ -115,7 +115,7 @@ def test_shards_change_nothing(run, pair_rows, two):
     ended = replace(back_recipe, train={"dpo": onward})
     stderr, told = two((many, many_recipe), (back, ended))
     assert told == ["5 True\n5 True\n"] * 2
-    assert stderr.count("weights shared out among 2 processes") == 2
+    assert stderr.count("weights sharded over 2 processes") == 2
     alike(one, many, 2e-5)
     alike(small, back, 2e-4)
     ours, theirs = (checkpoint.load_last(store.train("dpo") / "checkpoints") for store in (one, many))

@@ -21,7 +21,7 @@ from prefkit.train.setup import ModelLoader
 def test_full_weights_are_refused(run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     store, recipe = run(model={"quantize": "int8"}, lora=None)
-    with pytest.raises(UsageError, match=r"train\.dpo\.lora is null, and full weights cannot be trained in int8"):
+    with pytest.raises(UsageError, match=r"train\.dpo\.lora is null, but full weights cannot be trained in int8"):
         run_train(store, recipe, "dpo")
 
 

@@ -71,6 +71,7 @@ MODEL = {
     "inputs": ({"image": "photo"}, {"wiring", "conditions", "reference", "result"}),
     "quantize": ("nf4", REFERENCE),
     "trust_remote_code": (True, NOTHING),
+    "vae_tiling": (True, ALL),
 }
 
 

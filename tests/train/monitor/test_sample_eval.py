@@ -191,7 +191,7 @@ def test_only_what_is_neither_trained_on_nor_for_tests_is_watched():
 def test_what_cannot_be_watched_is_refused(watched):
     with pytest.raises(UsageError, match="every request is trained on"):
         run_train(*watched("a", validation=0), "dpo")
-    with pytest.raises(UsageError, match="no scorer is called other"):
+    with pytest.raises(UsageError, match="no score is called other"):
         run_train(*watched("b", watch=["other"]), "dpo")
     store, recipe = watched("c")
     with pytest.raises(UsageError, match="no diffusers generator"):

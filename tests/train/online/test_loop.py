@@ -140,7 +140,7 @@ from prefkit.types import Request
 MOMENTS = [
     (checkpoint, "save", 1, True), (RoundWriter, "create", 1, True), (RoundWriter, "write", 1, True),
     (PolicyOptimizer, "step", 1, True), (OnlineTrainer, "round", 1, True), (checkpoint, "save", 1, False),
-    (PolicyOptimizer, "step", 3, True), (SampleMonitor, "look", 1, True), (export, "write_json", 1, False),
+    (PolicyOptimizer, "step", 3, True), (SampleMonitor, "evaluate", 1, True), (export, "write_json", 1, False),
 ]
 store = Store(sys.argv[1])
 pipe = load_pipeline(recipe.read(store.folder / "recipe.yaml").model.base)  # imports are done once, before the forks
@@ -391,8 +391,12 @@ def test_a_group_shares_its_window_however_it_is_cut_into_batches():
     assert (groups == groups[:, :1]).all() and len({tuple(group[0].tolist()) for group in groups}) > 1
 
 
-def test_a_drift_between_sampling_and_training_is_explained(make):
-    store, recipe = make(max_drift=-1.0, **QUICK)
+def test_a_drift_between_sampling_and_training_is_explained(make, monkeypatch):
+    from prefkit.train.online import step_learner
+
+    check = step_learner.check_drift
+    monkeypatch.setattr(step_learner, "check_drift", lambda drift, *rest: check(drift + 1.0, *rest))
+    store, recipe = make(max_drift=0.5, **QUICK)
     with pytest.raises(TrainingError, match="precision.*batch shape.*guidance"):
         run_train(store, recipe, "up")
 

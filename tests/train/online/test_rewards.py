@@ -131,7 +131,7 @@ def test_a_scorer_online_is_the_scorer_of_its_table(monkeypatch):
     """The same checks, and the same meaning of its values: a round's tables are read as those of `prefkit score`."""
     with pytest.raises(UsageError, match=r"score\.size\.batch_size is 0"):
         ScorerSet(Recipe(score={"size": Score(use="jpeg", batch_size=0)}), ["size"], "train.up.online")
-    monkeypatch.setattr(Background, "said", lambda: ", background grey")
+    monkeypatch.setattr(Background, "suffix", lambda: ", background grey")
     settings = Score(use="jpeg")
     recipe = Recipe(score={"size": settings})
     spec = ScorerSet(recipe, ["size"], "train.up.online").specs()["size"]
