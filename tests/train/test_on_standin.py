@@ -14,6 +14,7 @@ from prefkit.config import Generate, Score
 from prefkit.errors import TrainingError
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.train import run as training
+from prefkit.train import setup as building
 from prefkit.train.data import batches as data
 from prefkit.train.families.diffusers import DiffusersFamily
 from prefkit.train.monitor import sample_monitor as watch
@@ -142,7 +143,7 @@ def failing(owner, name, at):
         (Trainer, "accumulate", r"ran out of memory in step 1\. Try, in this order: batch_size 1 with accumulation 2"),
         (Trainer, "measure", r"ran out of memory in step 1\. Try"),
         (training, "preflight", "ran out of memory in the preflight"),
-        (training, "make_policy", "ran out of memory loading the denoiser"),
+        (building, "make_policy", "ran out of memory loading the denoiser"),
         (data, "fill_conditions", "ran out of memory encoding the pairs' images and prompts"),
     ],
 )

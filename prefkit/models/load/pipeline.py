@@ -95,12 +95,13 @@ def load_pipeline(
     return pipe.to(device)
 
 
-def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, components: tuple[Any, ...]) -> Any:
-    """A pipeline whose parts are on the meta device until they are called. components: arguments of meta_components."""
+def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, where: tuple[Any, ...]) -> Any:
+    """A pipeline whose parts are on the meta device until they are called. where: source, revision, dtype, device."""
     from prefkit.models.offload import SequentialOffload, cache_prompts, meta_components
 
+    source, revision, dtype, device = where
     offload = SequentialOffload(load_part)
-    pipe = open_pipeline(lambda: meta_components(*components, offload))
+    pipe = open_pipeline(lambda: meta_components(source, revision, dtype, device, offload))
     cache_prompts(pipe)
     pipe.sequential_offload = offload
     return pipe
