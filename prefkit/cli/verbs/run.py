@@ -55,7 +55,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         )
     if output.main and not known.json:
         output.say(output.safe(f"report: {path}"))
-    output.hint("open the report in a browser; `prefkit report RUN --filter` makes a contact sheet of candidates")
+    sheet = f"prefkit report {output.shell_quoted(run.folder)} --filter"
+    output.hint(f"open the report in a browser; `{sheet}` makes a contact sheet of candidates")
     return 0
 
 
