@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from prefkit import registry
-from prefkit.config import Pair, Recipe, bounds, content, plugin_options
+from prefkit.config import Pair, Recipe, bounds, compatibility, content, plugin_options
 from prefkit.errors import NotYet, UsageError
 from prefkit.images import Background
 from prefkit.output import note, shell_quoted, warn
@@ -96,7 +96,9 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
     """Return the settings of the entry and its strategy. Raises UsageError for settings that the strategy rejects."""
     strategy = plugin_options.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
-    return settled(recipe.pair[name], strategy, name), strategy
+    config = settled(recipe.pair[name], strategy, name)
+    compatibility.check("pair", name, recipe, config)
+    return config, strategy
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple[dict[str, float], int]:

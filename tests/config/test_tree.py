@@ -67,6 +67,13 @@ def test_flags_are_read_by_the_same_reader(text, message):
     assert str(caught.value).startswith("--pair.main.k: ")
 
 
+@pytest.mark.parametrize("colour", ["#fff", " #it's"])
+def test_a_flag_that_begins_with_a_hash_is_a_string_and_no_comment(colour):
+    found: dict = {}
+    tree.overlay(found, "background", colour)
+    assert found == {"background": colour}
+
+
 def test_numbers_of_untyped_options_are_what_json_can_hold(tmp_path):
     values = "{a: 1e3, b: nan, c: .inf, d: 1e999, e: 99999999999999999999999, f: 7}"
     (tmp_path / "r.yaml").write_text(f"generate: {{a: {{call: {values}}}}}")

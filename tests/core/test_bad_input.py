@@ -89,6 +89,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("train", ["--steps", "0"], "train.dpo.steps is 0: it must be at least 1."),
         ("train", ["--learning_rate", "-1"], "train.dpo.learning_rate is -1: it must be above 0."),
         ("train", ["--validate_every", "0"], "train.dpo.validate_every is 0"),
+        ("train", ["--watch_every", "0"], "--train.dpo.watch_every is 0: it must be at least 1."),
         ("train", ["--train.dpo.lora.dropout", "2"], "train.dpo.lora.dropout is 2"),
         ("train", ["--train.dpo.objective.beta", "-1"], "train.dpo.objective.beta is -1: it must be at least 0."),
         ("train", ["--report_to", "wandb"], "train.dpo.report_to: 'wandb' is unknown; choose none, tensorboard."),

@@ -94,7 +94,7 @@ def test_a_round_is_sampled_in_smaller_batches(make, monkeypatch, capsys):
 def test_what_cannot_be_halved_is_explained(make, monkeypatch):
     store, recipe = make("sd", **CARD)
     within(monkeypatch, StepLearner, "learn", lambda name, shape: name in ("convolution", "conv2d"))
-    with pytest.raises(TrainingError, match=r"ran out of memory in round 1\. Try, in this order: batch_size 2"):
+    with pytest.raises(TrainingError, match=r"ran out of memory in round 1\. Try, in this order: batch_size 2 \(1/2"):
         run_train(store, recipe, "up")
     within(monkeypatch, OnlineTrainer, "_sample", lambda name, shape: name in ("convolution", "conv2d"))
     with pytest.raises(TrainingError, match="sampling: out of memory with one of the images alone"):
