@@ -131,10 +131,12 @@ def _choose(store: Store, to: str, pairs: str | None, train: str | None) -> tupl
     if pairs and train:
         raise UsageError("push takes either --pairs NAME or --train NAME: a dataset and a model are two repositories.")
     names = store.names("pairs")
-    if pairs is None and train is None and len(names) != 1:
+    if pairs is not None or train is not None:
+        return pairs, train
+    if len(names) != 1:
         choices = f"pairs {', '.join(names) or 'none'}; trainings {', '.join(store.names('train')) or 'none'}"
         raise UsageError(f"push: choose a part of {store.folder} with --pairs NAME or --train NAME ({choices}).")
-    return pairs or (None if train else names[0]), train
+    return names[0], None
 
 
 def _stage_pairs(store: Store, name: str, to: str, folder: Path, remove: Sequence[str], licence: str | None) -> Staged:

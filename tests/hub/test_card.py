@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from hub_example import build
 
-from prefkit.errors import StoreError
+from prefkit.errors import StoreError, UsageError
 from prefkit.hub.cards import facts
 from prefkit.hub.cards import template as card
 from prefkit.hub.push import push
@@ -31,6 +32,22 @@ def test_the_example_in_the_repository_is_what_is_rendered(name, tmp_path):
     assert head["tags"] and ("configs" in head) == (name == "example_dataset")
     for image in re.findall(r"!\[.*?\]\((.*?)\)", rendered):
         assert (ROOT / name / image).is_file() and (Path(found["folder"]) / image).is_file()
+
+
+def test_a_scorer_without_a_spec_counts_as_unverified(tmp_path):
+    store = build(tmp_path / "run")
+    path = store.pairs("main") / "spec.json"
+    spec = json.loads(path.read_text())
+    spec["spec"]["scorers"] = {name: {} for name in spec["spec"]["scorers"]}
+    path.write_text(json.dumps({key: value for key, value in spec.items() if key != "checksum"}))
+    found = push(store, "you/wardrobe", dry_run=True, pairs="main")
+    assert "Not every scorer was checked" in (Path(found["folder"]) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["pairs", "train"])
+def test_an_empty_name_is_not_the_only_pairs(tmp_path, name):
+    with pytest.raises((UsageError, ValueError)):
+        push(build(tmp_path / "run"), "you/wardrobe", dry_run=True, **{name: ""})
 
 
 def test_the_sheet_shows_the_winner_first(tmp_path):
@@ -74,6 +91,19 @@ def test_merging_twice_is_merging_once_and_keeps_what_was_there(existing):
     assert head["license"] == old.get("license", "mit") and set(old.get("tags", [])) | {"prefkit"} == set(head["tags"])
     names = [entry["config_name"] for entry in head["configs"]]
     assert "default" in names and all(entry["config_name"] in names for entry in old.get("configs", []))
+
+
+@pytest.mark.parametrize("front", ["---\n---\n", "---\n\n---\n", "--- \n1: x\nlicense: cc0-1.0\nown: null\n---\n", ""])
+def test_every_way_to_write_the_metadata_keeps_it_and_the_text(front):
+    existing = f"{front}\n# mine\n\n---\n\nmore\n"
+    old, text = card.split(existing)
+    assert existing == front + text
+    once = card.merge(existing, METADATA, "body")
+    head, merged = card.split(once)
+    assert merged.startswith("\n# mine\n\n---\n\nmore\n\n<!-- prefkit:begin") and head == METADATA | old | {
+        "tags": ["prefkit"]
+    }
+    assert card.merge(once, METADATA, "body") == once
 
 
 @pytest.mark.parametrize("marker", [card.BEGIN, card.END])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -72,6 +74,55 @@ def test_a_dripping_and_a_silent_server_end_at_the_time_out(faulty):
     server = faulty(behave)
     found = Client(server.url, timeout=0.3, tries=2).map("/x", [{"q": q} for q in ("silent", "drip", "short")])
     assert all("TimeoutError" in answer.error and "2 tries" in answer.error for answer in found)
+
+
+@contextlib.contextmanager
+def raw_server(handle, family=socket.AF_INET, host="127.0.0.1"):
+    """Runs `handle` for every connection; yields the address."""
+    with socket.create_server((host, 0), family=family) as listening:
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    threading.Thread(target=attend, args=(connection,), daemon=True).start()
+
+        def attend(connection):
+            with connection, contextlib.suppress(OSError):
+                handle(connection)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+
+
+def test_a_slow_reader_does_not_outlive_the_time_out():
+    def handle(connection):
+        while connection.recv(500_000):
+            time.sleep(0.05)
+
+    with raw_server(handle) as url:
+        start = time.monotonic()
+        (answer,) = Client(url, timeout=0.5, tries=1).map("/x", [{"q": "x" * 40_000_000}])
+    assert "TimeoutError" in answer.error and time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize("path, sent", [("", "/hello"), ("/v1/#there", "/v1/hello"), ("/ä b", "/%C3%A4%20b/hello")])
+@pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_host_and_path_are_sent_as_http_needs_them(family, host, path, sent):
+    heads = []
+
+    def handle(connection):
+        heads.append(connection.recv(65536).decode().split("\r\n"))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    if family == socket.AF_INET6:
+        try:
+            socket.create_server((host, 0), family=family).close()
+        except OSError:
+            pytest.skip("no IPv6 here")
+    with raw_server(handle, family, host) as url:
+        assert Client(url + path, tries=1, timeout=5).get("/hello").body == {}
+    assert heads[0][0] == f"GET {sent} HTTP/1.1" and f"Host: {url.removeprefix('http://')}" in heads[0]
 
 
 def test_a_refused_key_stops_everything_and_is_nowhere(faulty, tmp_path, monkeypatch):

@@ -51,7 +51,11 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
         "audit": [{"figure": key, "value": value} for key, value in _flat(facts.clean(audit))],
         "warnings": warnings if isinstance(warnings, list) else [warnings],
         "verdict_tables": tables,
-        "chosen_by": [spec["scorers"][s] for s in spec.get("weights") or {} if s in (spec.get("scorers") or {})],
+        "chosen_by": [
+            {"verified": False} | spec["scorers"][s]
+            for s in spec.get("weights") or {}
+            if s in (spec.get("scorers") or {})
+        ],
         "annotators": bool(store.names("comparisons")),
     }
     values |= facts.shared(store, recipe, "pair", name, licence)

@@ -16,6 +16,8 @@ from prefkit.errors import StoreError
 BEGIN = "<!-- prefkit:begin (rewritten by every push; write before or after it, and what you write stays) -->"
 END = "<!-- prefkit:end -->"
 BLOCK = re.compile(r"<!-- prefkit:begin.*?-->.*?<!-- prefkit:end -->", re.S)
+#: the metadata at the start of a card, which may be empty (huggingface_hub's RepoCard would read on to a later ---)
+FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
 #: metadata that every push replaces; for other keys the value in the repository wins
 REPLACED = ("base_model", "base_model_relation", "library_name", "size_categories")
 PACKAGE = Path(__file__).parents[2]
@@ -55,8 +57,6 @@ def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
     The user's parts stay: text outside the markers, other keys, configs and tags, and values of keys such as license.
     Merging twice changes nothing. Raises StoreError for metadata that is not YAML.
     """
-    from huggingface_hub import CardData
-
     existing = existing or ""
     # a marker inside the body (a recipe may hold any text) would end the block too early at the next push
     block = f"{BEGIN}\n{body.strip().replace('<!-- prefkit:', '<!- prefkit:')}\n{END}"
@@ -68,22 +68,25 @@ def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
     else:
         text = f"\n{text.strip()}\n\n{block}\n" if text.strip() else f"\n{block}\n"
     if new != old:
-        front = f"---\n{CardData(**new).to_yaml()}\n---\n" + ("" if text.startswith("\n") else "\n")
+        front = f"---\n{dump_yaml(new, width=1000)}---\n" + ("" if text.startswith("\n") else "\n")
     return front + text
 
 
 def split(card: str) -> tuple[dict[str, Any], str]:
     """Metadata and text of a card. Raises StoreError for metadata that is not a YAML mapping."""
-    from huggingface_hub import RepoCard
-
+    match = FRONT.match(card)
+    if match is None:
+        return {}, card
     try:
-        parsed = RepoCard(card if card.lstrip().startswith("---") else f"---\n{{}}\n---\n{card}")
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        metadata = yaml.safe_load(match[1]) or {}
+        if not isinstance(metadata, dict):
+            raise ValueError("it is not a mapping")
+    except (yaml.YAMLError, ValueError) as error:
         raise StoreError(
             "the metadata of the card in the repository (README.md) is not valid YAML: "
             f"{' '.join(str(error).split())[:200]}. Fix it on the Hub, then push again; nothing was changed."
         ) from error
-    return parsed.data.to_dict(), parsed.text
+    return metadata, card[match.end() :]
 
 
 def _merge_metadata(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,8 +105,8 @@ def _merge_metadata(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[
     return merged
 
 
-def dump_yaml(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
+def dump_yaml(value: Mapping[str, Any], width: int = 100) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=width)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Markup:

@@ -10,13 +10,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import httpcore2
 
 from prefkit.errors import UsageError
 
 LARGEST = 64 * 2**20  # bytes of an answer
+CHUNK = 2**16  # bytes written before the deadline is looked at again
 #: what `Connection.request` raises; ValueError: an invalid host name, or a TLS socket that `cut` has closed
 ERRORS = (OSError, ValueError, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError)
 
@@ -45,7 +46,10 @@ class Connection(httpcore2.NetworkBackend):
     """
 
     def __init__(self, url: SplitResult, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext) -> None:
-        self.url, self.timeout, self.headers = url.geturl().rstrip("/"), timeout, list(headers.items())
+        path = quote(url.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
+        self.url = f"{url.scheme}://{url.netloc}{path}"
+        # httpcore2 would leave out the brackets of an IPv6 address
+        self.timeout, self.headers = timeout, [("Host", url.netloc), *headers.items()]
         self.requests, self.deadline = 0, 0.0
         self.stream: DeadlineStream | None = None
         proxy = urllib.request.getproxies().get(url.scheme)
@@ -73,8 +77,11 @@ class Connection(httpcore2.NetworkBackend):
         return response.status, headers.get(b"retry-after"), bytes(raw)
 
     def remaining(self) -> float:
-        """Seconds until the deadline of the current request, above 0."""
-        return max(self.deadline - time.monotonic(), 1e-3)
+        """Seconds until the deadline of the current request. Raises TimeoutError after it."""
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError(f"no complete answer within {self.timeout:g} s")
+        return seconds
 
     def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.NetworkStream:
         options["timeout"] = self.remaining()
@@ -98,7 +105,8 @@ class DeadlineStream(httpcore2.NetworkStream):
         return self.stream.read(max_bytes, self.remaining())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self.stream.write(buffer, self.remaining())
+        for start in range(0, len(buffer), CHUNK):  # the timeout of `write` is for each part that the system accepts
+            self.stream.write(buffer[start : start + CHUNK], self.remaining())
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
