@@ -75,6 +75,8 @@ OF_CLASS = {
     ("Generate", "steps"): FEW,
     ("Online", "steps"): FEW,
     ("Compare", "most"): STEPS,
+    ("Train", "watch_requests"): STEPS,
+    ("Train", "watch_every"): STEPS,
     ("Lora", "alpha"): POSITIVE,
     ("Lora", "dropout"): Bound(0, 1, below=True),
     ("Online", "ema"): Bound(0, 1, below=True),

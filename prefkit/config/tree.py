@@ -173,6 +173,8 @@ def unusable(text: str) -> str | None:
 def overlay(tree: dict[str, Any], path: str, text: str) -> None:
     """Set `a.b.c` in a tree to a flag's text, read as YAML. Raises UsageError."""
     flag = f"--{path}"
+    if text.lstrip().startswith("#"):  # a colour; YAML would read a comment
+        text = "'" + text.replace("'", "''") + "'"
     try:
         value = _flagged(parse(text or "''", Source(flag=flag)), flag)
     except UsageError as error:

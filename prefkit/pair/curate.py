@@ -74,10 +74,20 @@ def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def exact_duplicates(pool: Pool) -> np.ndarray:
     """[N] bool: the image has the same SHA-256 as an earlier one of its request. Images without one are unequal."""
-    sha = pool.sha256.take(pa.array(pool.frame.row.to_numpy()))
-    keys = pd.util.hash_array(sha.to_numpy().astype(object), categorize=False)
-    repeated = pd.DataFrame({"request": pool.frame.request.to_numpy(), "key": keys}).duplicated().to_numpy()
-    return repeated & pc.is_valid(sha).to_numpy()
+    rows, groups = pool.frame.row.to_numpy(), pool.frame.request.to_numpy()
+    keys = pd.Series(_heads(pool.sha256)[rows] + groups.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    suspects = np.flatnonzero(keys.duplicated(keep=False))  # few, so only these become Python objects
+    sha = pool.sha256.take(pa.array(rows[suspects])).to_pandas()
+    repeated = pd.DataFrame({"request": groups[suspects], "sha": sha}).duplicated() & sha.notna()
+    duplicates = np.zeros(len(pool), bool)
+    duplicates[suspects[repeated]] = True
+    return duplicates
+
+
+def _heads(texts: pa.ChunkedArray) -> np.ndarray:
+    """[N] uint64: the first eight characters of each ASCII text; shorter texts are padded."""
+    heads = pc.ascii_rpad(pc.utf8_slice_codeunits(pc.fill_null(texts, ""), 0, 8), 8).combine_chunks()
+    return np.frombuffer(heads.buffers()[2] or b"", np.uint64, len(heads))
 
 
 def near_duplicates(groups: np.ndarray, stats: pd.DataFrame) -> np.ndarray:

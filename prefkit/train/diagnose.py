@@ -67,7 +67,9 @@ def _too_large(trainer: Any, where: str) -> TrainingError:
     if config.batch_size > 1:
         divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         smaller, more = config.batch_size // divisor, divisor * config.accumulation
-        ways.append(f"batch_size {smaller} with accumulation {more} (1/{divisor} of the activations, the same result)")
+        on_steps = trainer.objective.shape.startswith("step")  # an update is a share of the round: no accumulation
+        split = f"batch_size {smaller}" + ("" if on_steps else f" with accumulation {more}")
+        ways.append(f"{split} (1/{divisor} of the activations, the same result)")
     if not getattr(trainer.policy.net, "is_gradient_checkpointing", False):
         ways.append("gradient_checkpointing: true (activations of one block at a time, about a third slower)")
     if config.precision == "no":

@@ -74,13 +74,6 @@ def check_settings(name: str, config: Train) -> None:
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise UsageError(f"{where}.{key}: {getattr(config, key)!r} is unknown; choose {', '.join(choices)}.")
-    for key in ("watch_requests", "watch_every"):
-        if getattr(config, key) < 1:
-            raise UsageError(f"{where}.{key} is {getattr(config, key)}: it must be at least 1.")
-    if config.lora is not None:
-        bounds.check(config.lora, f"{where}.lora")
-        if config.lora.dropout == 1:
-            raise UsageError(f"{where}.lora.dropout is 1: it must be below 1.")
     precision.check(name, config)
     optimizers.check(name, config)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -330,3 +331,33 @@ def test_another_name_for_the_scorer_that_chose_is_no_independent_judge():
     chosen = {"dpo": {"scorers": ["a"], "captions": []}, "online": {"scorers": ["judge"], "captions": []}}
     asked = [used_for_pairs(recipe, chosen, m, s, False) for m in ("dpo", "online") for s in ("again", "clip")]
     assert asked == [True, False, False, True]
+
+
+def test_exact_duplicates_are_found_without_a_python_object_per_candidate():
+    import hashlib
+    import tracemalloc
+
+    import pyarrow as pa
+
+    from prefkit.pair.curate import exact_duplicates
+    from prefkit.pair.pool import Pool
+
+    count = 8000
+    texts: list = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(count)]
+    texts[3] = texts[1]  # of the same request
+    texts[12] = texts[1]  # of another request
+    texts[5] = texts[7] = None  # without an image file of its own
+    texts[18] = texts[17][:8] + "0" * 56  # only the start is equal
+    order = np.r_[np.arange(8)[::-1], np.arange(8, count)]  # within the first request, the last row comes first
+    sha = pa.chunked_array([pa.array(texts[:100], pa.large_string()), pa.array(texts[100:], pa.large_string())])
+    pool = Pool(pd.DataFrame({"row": order, "request": np.arange(count) // 8}), sha, sha, pa.table({}), [])
+    exact_duplicates(pool)  # imports
+    tracemalloc.start()
+    try:
+        found = exact_duplicates(pool)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.flatnonzero(found).tolist() == [6]  # row 1, after row 3
+    assert peak < 100 * count
+    assert not exact_duplicates(pool.without(np.ones(count, bool))).any()

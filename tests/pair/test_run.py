@@ -89,3 +89,13 @@ def test_a_score_with_a_negative_weight_agrees_where_it_is_lower(paired):
     gaps = {s: np.where(won, 1, -1) * (pairs[f"score_1_{s}"] - pairs[f"score_0_{s}"]) for s in ("a", "b")}
     np.testing.assert_allclose(pairs.agreement, ((gaps["a"] > 0).astype(float) + (gaps["b"] < 0)) / 2)
     assert pairs.agreement.max() == 1.0
+
+
+def test_options_that_exclude_each_other_are_refused_before_anything_is_read(tmp_path):
+    from prefkit.errors import UsageError
+    from prefkit.pair.run import run_pair
+
+    recipe = Recipe(pair={"main": Pair(normalise="winrate", scope="global")})
+    with pytest.raises(UsageError, match="pair.main.scope is global, but winrate compares candidates of one request"):
+        run_pair(Store(tmp_path / "run"), recipe, "main")
+    assert not (tmp_path / "run").exists()

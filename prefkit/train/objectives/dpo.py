@@ -10,8 +10,7 @@ Noisy labels. With q, the probability that the winner is better, and l(z) = -log
 label_smoothing eps   q = 1 - eps:  q l(z) + (1 - q) l(-z)                        cDPO, Mitchell 2023
 robust                [(1 - eps) l(z) - eps l(-z)] / (1 - 2 eps), unbiased        Chowdhury et al., arXiv 2403.00409
 labels: soft          q = p of the pair, smoothed by eps
-labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, its factor c is in
-beta
+labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, beta includes its c
 
 Departures from the paper's text: errors are means over the latent elements, as in the released code, not squared norms
 (a beta on means equals beta / elements on sums); the half of the derivation is written out; omega and T are constant

@@ -3,8 +3,8 @@
     loss = w (e_w - e_l),    w = clip(1/2 - slope z, least, 1 - least), without a gradient of its own
 
 e_w, e_l  the policy's squared error on winner and loser
-z         the margin of train/objectives/_pairwise.py, against a reference that is the exponential moving average of the
-policy slope     0.4 on z is the paper's 0.2 on beta h, for z = (beta / 2) h
+z         the margin of train/objectives/_pairwise.py, against the exponential moving average of the policy
+slope     0.4 on z is the paper's 0.2 on beta h, for z = (beta / 2) h
 least     w stays between it and 1 minus it
 
 The loss has no factor beta: use a learning rate as for SFT.

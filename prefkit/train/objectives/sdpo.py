@@ -4,8 +4,8 @@
     share = clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1) where <g_w, g_l> > 0, else 1
 
 g_w, g_l  gradients of the two errors with respect to the network's output, prediction - target up to a common factor
-mu        safety margin in 0..1: to first order, a step lowers the winner's error by mu times the effect of winners
-alone
+mu        safety margin in 0..1: to first order, a step lowers the winner's error by mu times what
+          a step on winners alone would
 
 Departure: the released code takes the two products over the whole batch; here each pair has its own.
 """
