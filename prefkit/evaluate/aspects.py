@@ -1,4 +1,4 @@
-"""A scorer's aspects for base and tuned: their means, and how much the seeds of one request still differ."""
+"""Comparison of a scorer's aspects between base and tuned model: means, and differences between a request's seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], seeds: int) -> pd.DataFrame:
-    """Table of request_id, index and one column per aspect of the scorer; NaN where a candidate lacks the aspect."""
+    """Return a table of request_id, index and the scorer's aspects, one column each; NaN where a candidate has none."""
     import pandas as pd
 
     candidates = folder.candidates(generator).frame(["id", "request_id", "index"])
@@ -27,8 +27,8 @@ def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], 
 def compare_aspects(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Compare aspects as {aspect: {base, tuned, differ_base, differ_tuned}}.
 
-    The former two are means over requests of the mean over seeds; an aspect called which_... is the number of a class
-    and has no mean. The latter two are means over requests of the probability that two seeds have different values
+    base, tuned: means over requests of the mean over seeds; None for an aspect called which_..., whose values are class
+    numbers. differ_base, differ_tuned: means over requests of the probability that two seeds have different values
     (Gini-Simpson, unbiased).
     """
     names = [name for name in base.columns if name not in ("request_id", "index") and name in tuned.columns]

@@ -1,4 +1,4 @@
-"""Comparison of two tables of scores as one row of the evaluation, without files or models."""
+"""Comparison of two score tables, which gives one row of the evaluation's result; needs no files or models."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def compare(
     samples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Paired comparison of two tables of scores with columns request_id, index (the seed's number), value.
+    """Compare two score tables with the columns request_id, index (the seed's number) and value, in pairs.
 
-    A pair is the same request and index in both, with both values finite; a request without a pair is left out
-    and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the
-    paired seeds, in the scorer's own units and direction; for all other numbers higher is better. Further base
-    indices enter `best_of_n` only: there, the tuned mean of a request is the mean of all its base scores plus the
-    paired gain, so that base against itself is best of 1 however many were drawn; `best_of_requests` is the number of
-    requests behind it. Raises StoreError if a request and index occur twice.
+    A pair consists of the base and the tuned score of one request and index, both finite. A request without a pair is
+    left out and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the paired
+    seeds, in the scorer's own units and direction; in all other numbers, higher is better. Base scores without a tuned
+    partner enter only `best_of_n`: there, the tuned mean of a request is the mean of all its base scores plus the
+    paired gain, so that base compared with itself is best of 1 for any number of base samples. `best_of_requests` is
+    the number of requests that `best_of_n` is computed from. Raises StoreError if a table contains a request and index
+    twice.
     """
     wanted = tuned.request_id.nunique()
     left, right = (_finite(frame) for frame in (base, tuned))
@@ -73,7 +74,7 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
         both = left.merge(right, on=keys, suffixes=("_base", "_tuned"), validate="one_to_one")
     except MergeError as error:
         raise StoreError(
-            "a request of this evaluation has two images with one index, because it was evaluated before with another "
+            "a request of this evaluation has two images with the same index: it was evaluated earlier with a different "
             "prompt under the same request_id. Remove the evaluation's folder (eval/NAME), or rename the evaluation in "
             "the recipe."
         ) from error
@@ -81,9 +82,9 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | None]]:
-    """Spearman's rank correlation of scorers over the same images, pairwise complete; None if undefined.
+    """Return {scorer: {scorer: Spearman's rank correlation}} over the images that both scored; None if undefined.
 
-    columns: scorer -> values by candidate id, turned so that higher is better.
+    columns: scorer -> scores by candidate id, with signs chosen so that higher is better.
     """
     import pandas as pd
 
@@ -92,7 +93,7 @@ def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | N
 
 
 def finite(value: Any) -> float | None:
-    """The value, or None for NaN and infinity, which JSON does not have."""
+    """Return the value, or None for NaN and infinity, which JSON cannot represent."""
     return float(value) if value is not None and np.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""The eval stage: images of base and tuned models at the same seeds, their scores, and the comparison."""
+"""The eval stage: generates images with base and tuned models at equal seeds, scores them and compares the scores."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from prefkit.types import Request
 if TYPE_CHECKING:
     import pandas as pd
 
-#: (model, scorer, evaluation only?) -> used_for_pairs
+#: function (model, scorer, evaluation only) -> True if the scorer chose the model's training pairs, None if unknown
 Used = Callable[[str, str, bool], "bool | None"]
 
 
 def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
     """Evaluate recipe.eval[name], write eval/NAME/result.json atomically, and return its content.
 
-    limit: requests per set. Existing images and scores are not made again. Raises UsageError (no such eval, model,
-    scorer or request) and FingerprintError (eval/NAME was made with another base model or generator).
+    limit: maximum number of requests per set. Existing images and scores are reused. Raises UsageError (unknown eval,
+    model or scorer, or no requests) and FingerprintError (eval/NAME was made with a different base model or generator).
     """
     cfg, generator, settings, specs = check(recipe, name)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
@@ -53,7 +53,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         processes.lead(lambda: _claim(store, recipe, name, settings))
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
-            note(f"eval {name}: {where.name} on {len(members)} requests of {where.parent.name}")
+            note(f"eval {name}: {where.name} on {len(members)} requests of set {where.parent.name}")
             make(folder, part, members, store)
 
         def write_result() -> dict[str, Any]:
@@ -78,7 +78,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
-    """Check the recipe; returns the eval's settings, generator, its settings, and scorer specs. Raises UsageError."""
+    """Check the recipe; return (eval settings, generator name, generator settings, scorer specs). Raises UsageError."""
     if name not in recipe.eval:
         raise UsageError(f"eval: {name!r} is not in the recipe; it has {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
@@ -96,10 +96,10 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
-    """Return the models to evaluate after every check that needs no weights, for a dry run. Nothing is written.
+    """Make every check that needs no weights, for a dry run, and return the models to evaluate. Nothing is written.
 
-    Raises UsageError (NotYet for a model that is not trained), FingerprintError for existing images or scores that were
-    made with other settings.
+    Raises UsageError (NotYet for a model that is not trained), FingerprintError if existing images or scores were made
+    with settings that differ from the recipe's.
     """
     cfg, generator, settings, specs = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
@@ -141,7 +141,7 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
 
 
 def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
-    """Make images of `requests` and their scores in a model's folder. inputs: the run with the input images."""
+    """Generate and score images for `requests` in one model's folder. inputs: the run that holds the input images."""
     (generator,) = recipe.generate
 
     def begin() -> None:
@@ -165,7 +165,7 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
 def assess(
     used: Used, cfg: Eval, generator: str, opened: dict[str, Store], requests: list[Request], aliases: list[str]
 ) -> dict[str, Any]:
-    """Compare the models of one set as {model: {scorer: row}}. opened: folders of the base and of every other model."""
+    """Compare each model with the base on one set: {model: {scorer: row}}. opened: run folder by model, base too."""
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     base_images = thumbnails(base, generator, wanted, cfg.seeds)
@@ -194,7 +194,7 @@ def assess_scorer(
     spec: dict[str, Any],
     distances: dict[str, float | None],
 ) -> dict[str, Any]:
-    """One row of the result. names: (model, scorer); frames: scores of the base and of the model."""
+    """Return one row of the result. names: (model, scorer); frames: score tables of the base and of the model."""
     base, tuned = frames
     higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
     # earlier, larger evaluations may have left further images of some requests here
@@ -206,7 +206,7 @@ def assess_scorer(
 
 
 def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> dict[tuple[str, int], np.ndarray]:
-    """Thumbnails by (request, index) of the readable images of these requests with index < seeds."""
+    """Return thumbnails by (request id, index), for the readable images of these requests with index < seeds."""
     images = {}
     columns = ["id", "request_id", "index", "seed", "image", "path"]
     for candidate in store.iter_candidates([generator], columns=columns):
@@ -218,13 +218,13 @@ def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> 
 
 
 def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:
-    """Mean distance of the two models' images of the same request and seed, in the units of `diversity`."""
+    """Return the mean distance between the two models' images at equal request and seed, in units of `diversity`."""
     shared = sorted(base.keys() & tuned.keys())
     return float(np.mean([rms(base[key] / 255.0, tuned[key] / 255.0) for key in shared])) if shared else None
 
 
 def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Split scorers into those whose values are comparable across calls, and the others with the reason."""
+    """Return (scorers whose values are comparable across calls, {excluded scorer: reason})."""
     left_out = {
         alias: "its values are comparable within one call only (scope within_request), but base and tuned are scored "
         "in separate calls"
@@ -235,7 +235,7 @@ def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, 
 
 
 def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.DataFrame:
-    """Table of request_id, index, id and value of one scorer, one row per candidate; NaN for a missing score."""
+    """Return a table of request_id, index, id and the scorer's value, one row per candidate; NaN for missing scores."""
     candidates = folder.candidates(generator).frame(["id", "request_id", "index"])
     scores = folder.scores(alias).frame(["id", "value"])
     frame = candidates[candidates.request_id.isin(requests)].merge(scores, on="id", how="left")
@@ -245,7 +245,7 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
 def _overlap(
     store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """Count each set's requests and those that were trained on; warn of these, and of models without a record."""
+    """Count each set's requests and training prompts; warn about training prompts and models without a record."""
     counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:
@@ -263,7 +263,7 @@ def _overlap(
 def _correlations(
     bases: dict[str, Store], generator: str, aliases: list[str], requests: dict[str, list[Request]]
 ) -> dict[str, Any]:
-    """Spearman correlations of scorers on the base images of all sets, higher being better for each."""
+    """Return rank correlations between scorers on the base images of all sets, with higher being better for each."""
     import pandas as pd
 
     columns = {}

@@ -14,13 +14,13 @@ from prefkit.types import Request, digest
 if TYPE_CHECKING:
     from prefkit.store import Store
 
-#: kind of a control -> its description; a model's control is named MODEL-KIND (see `train --controls`)
+#: kind of control training -> description; the control of a model is named MODEL-KIND (see `train --controls`)
 CONTROLS = {"sft": "SFT on the winners", "flipped": "DPO on randomly flipped pairs"}
-Records = dict[str, dict[str, Any] | None]  # model -> its trained_on.json, None if it has none
+Records = dict[str, dict[str, Any] | None]  # model -> content of its trained_on.json, None if it is missing
 
 
 def check_settings(name: str, cfg: Eval) -> None:
-    """Raises UsageError for invalid numbers and names, before anything is made."""
+    """Raise UsageError for invalid numbers and names, before anything is generated."""
     if "base" in cfg.models:
         raise UsageError("eval.models: `base` is the untrained model, which is always included. Use another name.")
     bounds.check(cfg, f"eval.{name}")
@@ -29,9 +29,9 @@ def check_settings(name: str, cfg: Eval) -> None:
 def request_sets(
     store: Store, recipe: Recipe, cfg: Eval, limit: int | None, write: bool = True
 ) -> dict[str, list[Request]]:
-    """Requests by set, limited by a hash of the request id. Raises UsageError for an empty set.
+    """Return the requests by set; a limit keeps those with the lowest hashes of the id.
 
-    write: False copies no input image into the run, for a dry run.
+    write: if False, no input image is copied into the run, for a dry run. Raises UsageError for an empty set.
     """
     from prefkit.generate.requests import read_requests
 
@@ -62,15 +62,16 @@ def request_sets(
 
 
 def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
-    """Name and settings of the generator that the evaluation samples with."""
+    """Return (name, settings) of the generator that the evaluation samples with."""
     name = cfg.generator or next(name for name, settings in recipe.generate.items() if settings.use == "diffusers")
     return name, replace(recipe.generate[name], model=None, device=cfg.device, batch_size=cfg.batch_size)
 
 
 def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> dict[str, tuple[Model, Generate]]:
-    """Model and settings by folder name: base, trained models with existing controls, base at other guidance and steps.
+    """Return {folder name: (model, generator settings)} of all models to evaluate.
 
-    Raises UsageError for a model without a result.
+    These are the base, the trained models and their existing controls, and the base with the guidances and step counts
+    of eval.base_guidance and eval.base_steps. Raises UsageError for a model without a trained result.
     """
     jobs = {"base": (recipe.model, settings)}
     for name in cfg.models:
@@ -86,7 +87,7 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
 
 
 def control_names(name: str) -> list[str]:
-    """Names of a model's controls; a control has none of its own."""
+    """Return the names of a model's controls; empty for a model that is itself a control."""
     return [] if is_control(name) else [f"{name}-{kind}" for kind in CONTROLS]
 
 
@@ -95,9 +96,10 @@ def is_control(name: str) -> bool:
 
 
 def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = ()) -> dict[str, Any]:
-    """Controls that the evaluation has, and the list of those that are missing.
+    """Report which kinds of controls the evaluation has, and list the missing ones under `missing`.
 
-    online: models trained on rewards of their own samples, which have neither pairs to flip nor winners to imitate.
+    online: models trained online, which have no controls because they have neither pairs to flip nor winners to
+    imitate.
     """
     report: dict[str, Any] = {}
     missing = []
@@ -107,14 +109,14 @@ def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = (
         missing += [f"{name}-{kind}: {meaning}" for name in paired if f"{name}-{kind}" not in jobs]
     report |= {"base_guidance": bool(cfg.base_guidance), "base_steps": bool(cfg.base_steps)}
     if not cfg.base_guidance:
-        missing.append("base at other guidance (eval.base_guidance)")
+        missing.append("base with different guidance (eval.base_guidance)")
     if not cfg.base_steps:
-        missing.append("base at other step counts (eval.base_steps)")
+        missing.append("base with different step counts (eval.base_steps)")
     return report | {"missing": missing}
 
 
 def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
-    """Score names of the evaluation. Raises UsageError."""
+    """Return the names under `score` that the evaluation uses. Raises UsageError if one is unknown or there is none."""
     unknown = [alias for alias in cfg.scorers if alias not in recipe.score]
     if unknown:
         known = ", ".join(recipe.score) or "none"
@@ -126,25 +128,25 @@ def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
 
 
 def records_of(store: Store, jobs: dict[str, Any]) -> Records:
-    """Records of the trained models' training data (see prefkit.models.load.trained)."""
+    """Read each trained model's record of its training data (see prefkit.models.load.trained)."""
     trained = [name for name in jobs if name != "base" and (store.train(name) / "final").exists()]
     return {name: trained_on(store.train(name)) for name in trained}
 
 
 def in_training(store: Store, requests: dict[str, list[Request]], records: Records) -> dict[str, int]:
-    """Count each set's prompts that a model was trained on, or that are training requests of this run."""
+    """Count, for each set, the prompts that a model was trained on or that are training requests of this run."""
     trained = {caption_hash(r.prompt) for r in store.requests() if r.split == "train"}
     trained |= {caption for record in records.values() if record for caption in record["captions"]}
     return {name: sum(caption_hash(r.prompt) in trained for r in members) for name, members in requests.items()}
 
 
 def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, evaluation_only: bool) -> bool | None:
-    """True if this scorer chose the pairs that `model` was trained on; None if that is unknown.
+    """True if this scorer chose the pairs that `model` was trained on; None if unknown.
 
-    Another name of the same scorer with the same options counts as this one. The model's own record decides. For a
-    model without a record, the recipe's pair set that train.MODEL.pairs names decides (a control has its model's);
-    pairs from elsewhere are unknown. For the base at other settings, all pair sets of the recipe count. Empty weights
-    mean every scorer that is not evaluation-only.
+    A second name for the same scorer with equal options counts as this scorer. The model's training record decides.
+    Without a record, the pair set that the recipe names as train.MODEL.pairs decides (for a control, that of its
+    model); the answer is None if the recipe has no such pair set. For the base with different guidance or steps, all
+    pair sets of the recipe count. A pair set without weights uses every scorer that is not evaluation-only.
     """
     names = same_scorer(recipe, alias)
     if (record := records.get(model)) is not None:
@@ -162,7 +164,7 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:
-    """Names under score of the same scorer with the same options, and names under compare of the same plug-in."""
+    """Return the names under `score` with this scorer's plug-in and options, and under `compare` with its plug-in."""
     scorer = recipe.score.get(alias)
     if scorer is None:
         return {alias}
@@ -171,5 +173,5 @@ def same_scorer(recipe: Recipe, alias: str) -> set[str]:
 
 
 def is_base(model: str) -> bool:
-    """True for the base at other guidance or steps, as `model_jobs` names it."""
+    """True for a name that `model_jobs` gives to the base with different guidance or steps."""
     return model.startswith(("base-g", "base-s"))

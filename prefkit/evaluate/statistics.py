@@ -1,7 +1,7 @@
 """Statistics of an evaluation, in pure numpy and float64.
 
-Between-request quantities treat the request as the unit of sampling: seeds of one request are not
-independent evidence, so they are averaged first.
+Means and intervals treat the request as the unit of sampling: the seeds of one request are not independent evidence, so
+they are averaged first.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ UNCHANGED = 0.05
 
 
 def paired_outcomes(base: np.ndarray, tuned: np.ndarray, tie: float = 0.0) -> np.ndarray:
-    """[n] and [n] scores (higher is better) -> [n] in {0, 0.5, 1}: 1 where tuned wins, 0.5 where |gap| <= tie."""
+    """Return the outcome of each pair of [n] base and tuned scores (higher is better).
+
+    Outcomes [n] are 1 where tuned wins, 0.5 where |gap| <= tie, 0 where base wins.
+    """
     gap = np.asarray(tuned, np.float64) - np.asarray(base, np.float64)
     return np.where(np.abs(gap) <= tie, 0.5, np.where(gap > 0, 1.0, 0.0))
 
 
 def request_means(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
-    """[n] values and [n] request codes 0..R-1 (each occurring) -> [R] mean per request."""
+    """Return the mean per request, [R], of [n] values. requests: [n] request codes 0..R-1, each occurring."""
     sums = np.bincount(requests, weights=np.asarray(values, np.float64))
     return sums / np.bincount(requests)
 
@@ -34,7 +37,7 @@ def request_means(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of [R] per-request values, requests resampled with replacement.
+    """Return (low, high) of the mean of [R] per-request values, by a percentile bootstrap over requests.
 
     Efron & Tibshirani 1993, chapter 13. Deterministic in `seed`. R must be at least 1.
     """
@@ -50,10 +53,10 @@ def bootstrap_interval(
 
 
 def minimum_detectable(values: np.ndarray) -> float | None:
-    """Smallest distance of the win rate from 1/2 that this many requests detect with 80 % power.
+    """Return the smallest distance of the win rate from 1/2 that this number of requests detects with 80 % power.
 
-    (z_0.975 + z_0.80) * s / sqrt(R), with s the std (R - 1) of the [R] per-request win rates.
-    None with fewer than two requests or a std of 0, which leave the noise unknown.
+    (z_0.975 + z_0.80) * s / sqrt(R), with s the std (R - 1) of the [R] per-request win rates. None with fewer than two
+    requests or a std of 0, which leave the noise unknown.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2 or np.ptp(values) == 0:
@@ -62,9 +65,10 @@ def minimum_detectable(values: np.ndarray) -> float | None:
 
 
 def expected_maximum(values: np.ndarray, n: float) -> float:
-    """Mean of the largest of n values drawn without replacement from [m] values, 1 <= n <= m.
+    """Return the expected maximum of n values drawn without replacement from [m] values, 1 <= n <= m.
 
-    For integer n the order-statistic sum  sum_i x_(i) C(i-1, n-1) / C(m, n); in between, linear in n.
+    For integer n this is the order-statistic sum  sum_i x_(i) C(i-1, n-1) / C(m, n); between integers it is linear in
+    n.
     """
     ordered = np.sort(np.asarray(values, np.float64))
     m, whole = len(ordered), int(np.floor(n))
@@ -74,19 +78,19 @@ def expected_maximum(values: np.ndarray, n: float) -> float:
 
 
 def enough(base: Sequence[np.ndarray]) -> tuple[int, list[int]]:
-    """Commonest length m of R >= 1 arrays (the smaller of two equally common), and indices of those with at least m."""
+    """Return the commonest length m of R >= 1 arrays (on a tie, the smallest), and indices of those with at least m."""
     lengths, often = np.unique([len(values) for values in base], return_counts=True)
     m = int(lengths[np.argmax(often)])
     return m, [i for i, values in enumerate(base) if len(values) >= m]
 
 
 def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | None:
-    """The N for which the best of N base samples, averaged over requests, is as good as the tuned mean.
+    """Return the N for which the best of N base samples, averaged over requests, is as good as the tuned mean.
 
-    base: R arrays of base scores (higher is better); tuned: [R] mean tuned score of the same requests.
-    m is the commonest number of base samples per request. Requests with at least m samples count (see `enough`), each
-    with the best of n of all its samples, so that one long or short request does not decide the result.
-    Returns a number in 1..m, "< 1" if tuned is below the base mean, ">= m" if it is beyond the best of m,
+    base: R arrays of base scores (higher is better); tuned: [R] mean tuned scores of the same requests. m is the
+    commonest number of base samples per request. Only requests with at least m samples count (see `enough`), each with
+    the expected best of N of all its samples, so that a request with unusually few or many samples does not decide the
+    result. Returns a number in 1..m, "< 1" if tuned is below the base mean, ">= m" if it is above the best of m, and
     None without requests.
     """
     if not len(base):
@@ -107,11 +111,11 @@ def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | No
 def verdict(
     ci_low: float | None, ci_high: float | None, n_requests: int, moved: float | None, seed_distance: float | None
 ) -> str:
-    """One of "nothing changed", "better", "worse", "no difference shown", by the first rule that holds:
+    """Return "nothing changed", "better", "worse" or "no difference shown", by the first rule that applies:
 
-    nothing changed: the image moved from the base at equal seed by less than 5 % of the distance between
+    nothing changed: at equal seeds, tuned and base images differ by less than 5 % of the distance between
         two seeds of the base (or not at all).
-    no difference shown: fewer than 6 requests, whatever the interval; a bootstrap of fewer is
+    no difference shown: there are fewer than 6 requests. Their bootstrap interval would be
         too narrow, and no sign test could reach 5 %.
     better / worse: the 95 % interval of the win rate is entirely above / below 1/2.
     no difference shown: otherwise.

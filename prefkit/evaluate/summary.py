@@ -1,4 +1,4 @@
-"""result.json as tables for the terminal."""
+"""Conversion of result.json to tables for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUMBERS = ("base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "n_req
 
 
 def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per set, model and scorer, with the numbers of the comparison."""
+    """Return one row per set, model and scorer, with the numbers of the comparison."""
     rows = []
     for set_name, model, alias, row in _rows(result):
         shown = {"set": set_name, "model": model, "scorer": alias} | {key: _rounded(row[key], 4) for key in NUMBERS}
@@ -22,9 +22,10 @@ def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per model and judge (* training signal, ? unknown) with base, tuned, wins (95 % interval) and verdict.
+    """Return one row per model and judge, with base, tuned, wins (95 % interval) and verdict.
 
-    Held-out judges come first, then unknown ones.
+    A judge is marked * if it was the training signal and ? if that is unknown. Held-out judges come first, then unknown
+    ones.
     """
     entries = [entry for result in results for entry in _rows(result)]
     several = sum(len(result["sets"]) for result in results) > 1

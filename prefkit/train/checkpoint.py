@@ -1,4 +1,4 @@
-"""The folder of a training: its fingerprint, its checkpoints and its result.
+"""Training folder: fingerprint, checkpoints and result.
 
 A checkpoint is a folder with checksums, written under a temporary name, flushed and renamed. The last two are kept.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefkit.distributed import Processes
 
 KEEP = 2
-REMEDY = "The checkpoint before it is used."
+REMEDY = "The previous checkpoint is used."
 Checkpoint = tuple[dict[str, Tensor], Any, dict[str, Any]]
 
 
@@ -58,8 +58,8 @@ def load_last(
 ) -> Checkpoint | None:
     """Load (weights, optimizer, state) of the newest sound checkpoint, on the CPU; None if there is none.
 
-    Rank 0 chooses the checkpoint and renames damaged ones with a warning; the others load the same one. check: called
-    with a state, and raises DamagedError if files that the state needs cannot be used.
+    Rank 0 chooses the checkpoint and renames damaged ones with a warning; the other ranks load the one that it chose.
+    check: called with a checkpoint's state; raises DamagedError if a file that the state refers to is unusable.
     """
     if processes is None or processes.count == 1:
         return _newest(folder, check)
@@ -115,7 +115,7 @@ def _load_optimizer(path: Path) -> Any:
 
 
 def last_step(folder: Path) -> int:
-    """Step of the newest checkpoint, 0 if there is none."""
+    """Return the step of the newest checkpoint, 0 if there is none."""
     folders = _folders(folder)
     return int(folders[-1].name.removeprefix("step-")) if folders else 0
 
@@ -132,11 +132,11 @@ def untrained(folder: Path) -> bool:
 def claim(
     folder: Path, fingerprint: Mapping[str, Any], unit: str, total: int, remedy: str, *, write: bool = True
 ) -> bool:
-    """Record the fingerprint of the training in `folder` as spec.json; returns True if the training is done.
+    """Record the fingerprint of the training in `folder` as spec.json; return True if the training is done.
 
-    A training that is not done also needs the libraries that it began with: others may encode images and prompts
-    differently, and its steps would be trained on two encodings. unit, total: as in `finished`; write: as in
-    check_fingerprint. Raises FingerprintError.
+    An unfinished training must continue with the library versions that it began with: a different version may encode
+    images and prompts differently, so that later steps would train on different inputs than earlier ones. unit, total:
+    see `finished`; write: see `check_fingerprint`. Raises FingerprintError.
     """
     path, now, fresh = folder / "spec.json", libraries(), untrained(folder)
     began = now if fresh or not path.exists() else read_json(path).get("libraries")
@@ -144,30 +144,31 @@ def claim(
     done = finished(folder, unit, total, remedy, write=write)
     if not done and began != now:
         raise FingerprintError(
-            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} are installed. The remaining "
-            "steps would be trained on images and prompts that are encoded differently. Install the earlier version, "
-            "or train under another name."
+            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} are installed, and "
+            "these may encode images and prompts differently. Install the earlier versions, or train under another name."
         )
     return done
 
 
 def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = True) -> bool:
-    """True if the folder holds a sound result of `total` units ("steps" | "rounds"), or one that stopped early.
+    """True if the folder holds an undamaged result after `total` units, or one of a training that stopped early.
 
-    Raises FingerprintError if it was trained for longer.
+    unit: "steps" | "rounds". Raises FingerprintError if the result was trained for more than `total` units.
     """
     result = sound_result(folder, rename=write)
     if result is None:
         return False
     if result[unit] > total:
-        raise FingerprintError(f"{folder} was trained for {result[unit]} {unit}, asked for {total}. {remedy}")
+        raise FingerprintError(
+            f"{folder} was trained for {result[unit]} {unit}, but the recipe asks for {total}. {remedy}"
+        )
     return result[unit] == total or bool(result.get("out_of_patience") or result.get("stopped"))
 
 
 def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
-    """Read result.json of a training that has final/; None if either is missing or damaged.
+    """Read result.json of a finished training; None if that file or final/ is missing or damaged.
 
-    rename: damaged files are renamed; the training then resumes from its last checkpoint and exports its result again.
+    rename: rename damaged files; the training then resumes from its last checkpoint and exports the result again.
     """
     path, final = folder / "result.json", folder / "final"
     if not path.exists():
@@ -185,7 +186,7 @@ def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
 
 
 def record_data(folder: Path, captions: set[str], scorers: Any, model: Model, base: str, *, fresh: bool) -> None:
-    """Write trained_on.json, if the training is fresh or the file is missing: eval reads the prompts and scorers."""
+    """Write trained_on.json, where eval finds prompts and scorers, if the training is fresh or the file is missing."""
     if fresh or sound_json(folder / TRAINED_ON) is None:
         write_trained_on(folder, captions, scorers, model, base)
 

@@ -11,7 +11,7 @@ from prefkit.train import checkpoint
 
 
 def not_finite(trainer: Any, quantity: str) -> TrainingError:
-    """Error for a loss or gradient that is NaN or infinite. quantity: "the loss" | "the gradient"."""
+    """Return the error for a loss or gradient that is NaN or infinite. quantity: "the loss" | "the gradient"."""
     folder = trainer.folder / "checkpoints"
     step = checkpoint.last_step(folder)
     last = f"The checkpoint of step {step} is kept, in {folder}" if step else "So far no checkpoint exists"
@@ -24,7 +24,7 @@ def not_finite(trainer: Any, quantity: str) -> TrainingError:
 
 
 def _pair_rows(trainer: Any) -> str:
-    """Sentence that names the pair rows whose loss is not finite; if there are none, all rows of the step."""
+    """Return a sentence naming the pair rows whose loss is not finite or, if all are finite, all rows of the step."""
     rows: list[tuple[int, bool]] = []
     for groups, losses in trainer.step_losses:
         rows += zip((group.row for group in groups), losses.isfinite().tolist(), strict=True)
@@ -49,33 +49,33 @@ def _on_out_of_memory(make_error: Callable[[], TrainingError]) -> Iterator[None]
 
 
 def explain_out_of_memory(name: str, device: Any, doing: str, remedy: str) -> AbstractContextManager[None]:
-    """Context that turns running out of memory into a TrainingError with a remedy, for work that cannot be halved."""
+    """Return a context that turns out-of-memory errors into a TrainingError, for work that cannot be split."""
     return _on_out_of_memory(lambda: TrainingError(f"train {name}: {device} ran out of memory {doing}. {remedy}"))
 
 
 def explain_step_out_of_memory(trainer: Any, where: Callable[[], str]) -> AbstractContextManager[None]:
-    """Context that turns running out of memory into a TrainingError that names the settings to change.
+    """Return a context that turns out-of-memory errors into a TrainingError that names the settings to change.
 
-    where: returns the part of the training that is running, such as "step 7".
+    where: returns a name for the running part of the training, such as "step 7".
     """
     return _on_out_of_memory(lambda: _too_large(trainer, where()))
 
 
 def _too_large(trainer: Any, where: str) -> TrainingError:
-    """List the settings to change, the cheapest first. A batch that is split further gives the same result."""
+    """Return the error with the settings to change, cheapest first. Splitting a batch further gives the same result."""
     config, ways = trainer.config, []
     if config.batch_size > 1:
         divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         smaller, more = config.batch_size // divisor, divisor * config.accumulation
         on_steps = trainer.objective.shape.startswith("step")  # an update is a share of the round: no accumulation
         split = f"batch_size {smaller}" + ("" if on_steps else f" with accumulation {more}")
-        ways.append(f"{split} (1/{divisor} of the activations, the same result)")
+        ways.append(f"{split} (1/{divisor} of the activation memory, same result)")
     if not getattr(trainer.policy.net, "is_gradient_checkpointing", False):
-        ways.append("gradient_checkpointing: true (activations of one block at a time, about a third slower)")
+        ways.append("gradient_checkpointing: true (keeps activations of one block at a time; about a third slower)")
     if config.precision == "no":
-        ways.append("precision: bf16 (half the activations and, with LoRA, half the frozen weights)")
+        ways.append("precision: bf16 (halves the memory of activations and, with LoRA, of frozen weights)")
     if config.lora is None:
-        ways.append("lora: {rank: 16} (no gradients, optimizer states and second network of full weights)")
+        ways.append("lora: {rank: 16} (no gradients or optimizer states of full weights, and no second network)")
     step = checkpoint.last_step(trainer.folder / "checkpoints")
     return TrainingError(
         f"train {trainer.folder.name}: {trainer.processes.device} ran out of memory in {where}. "

@@ -1,7 +1,7 @@
-"""Export of the result in the format of diffusers: an adapter file, or a pipeline folder with the new denoiser.
+"""Export of the trained weights in diffusers format: an adapter file, or a pipeline folder with the new denoiser.
 
-Full weights: the denoiser is written from the trained network in the dtypes that the base has on disk. The other parts
-are copied as files, so only the trained network is in memory, and the others keep their dtype and size.
+With full weights, the denoiser is written from the trained network in the dtypes of the base's files. The other
+components are copied as files, so they keep their dtypes, and only the trained network is in memory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from prefkit.train.trainer import TrainingLoop
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-#: formats of weights that are not copied if the same weights exist as safetensors
+#: weight files that are not copied if the component also has safetensors
 DUPLICATES = ("*.bin", "*.msgpack", "*.h5", "*.ckpt", "*.onnx", "*.pb")
 
 
 def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
-    """Write the result to `folder`: the start's adapters and the new one in one file, or a pipeline folder."""
+    """Write the result to `folder`: one file with the model's earlier adapters and the new one, or a full pipeline."""
     with whole_folder(folder) as temporary:
         if policy.lora is not None:
             adapters.export_adapter(policy.net, denoiser, temporary)
@@ -48,9 +48,9 @@ def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
 
 
 def write_result(trainer: TrainingLoop, values: dict[str, Any], write: Callable[[Path], Any]) -> dict[str, Any]:
-    """Return the summary of a training and, if it is done, export final/ by `write` and write result.json.
+    """Return the summary of a training; if it is done, first export final/ with `write` and write result.json.
 
-    values: entries of the summary besides the common ones. All processes call this.
+    values: summary entries specific to the trainer. All processes must call this function.
     """
     final = trainer.folder / "final"
     summary = {
@@ -69,7 +69,7 @@ def write_result(trainer: TrainingLoop, values: dict[str, Any], write: Callable[
 
 
 def _base_folder(model: Model) -> Path:
-    """The base's folder, or the local folder of the Hub's files."""
+    """Return the base's folder; for a Hub id, the local folder with its downloaded files."""
     from diffusers import DiffusionPipeline
 
     source = located(model.base)
@@ -80,7 +80,7 @@ def _base_folder(model: Model) -> Path:
 
 
 def _copy_parts(base: Path, folder: Path, denoiser: str) -> None:
-    """Copy the components in the pipeline's index, except the denoiser, and the folder's own code."""
+    """Copy all components in the pipeline's index except the denoiser, and the folder's Python files."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in [base / INDEX, *base.glob("*.py")]:
         shutil.copyfile(path, folder / path.name)
@@ -91,7 +91,7 @@ def _copy_parts(base: Path, folder: Path, denoiser: str) -> None:
 
 
 def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
-    """Write the network's weights in the dtypes of the base's denoiser on disk; new names get the commonest dtype."""
+    """Write the network's weights, each in its dtype in the base's files; new names get the commonest dtype."""
     stored = stored_dtypes(_weight_files(base))
     common = _commonest(stored.values())
     kinds = type(net).__mro__
@@ -107,13 +107,13 @@ def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Weight files of the denoiser; variants (NAME.fp16.safetensors) only if no plain file exists."""
+    """Return the denoiser's weight files; variants (NAME.fp16.safetensors) only if no plain file exists."""
     paths = sorted(folder.glob("*.safetensors"))
     return [path for path in paths if path.name.count(".") == 1] or paths
 
 
 def stored_dtypes(files: Iterable[Path]) -> dict[str, torch.dtype]:
-    """Dtype on disk by name of the weight, for weights in float32, float16 or bfloat16."""
+    """Return {weight name: dtype on disk} of the weights stored in float32, float16 or bfloat16."""
     import safetensors
 
     dtypes: dict[str, torch.dtype] = {}
@@ -132,7 +132,7 @@ def _commonest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 
 
 def _from_single_file(policy: Policy, denoiser: str, model: Model) -> Any:
-    """Load the pipeline of a file in another code's layout, in its commonest dtype, and insert the trained weights."""
+    """Load the pipeline from a single file, in the file's commonest dtype, and insert the trained weights."""
     source = located(model.base)
     files = [Path(source)] if source.endswith(".safetensors") else []
     names = {dtype_of(name): name for name in NAMES}

@@ -1,11 +1,11 @@
 """`shard: fsdp2`: weights, gradients and optimizer states sharded over processes, by torch's fully_shard.
 
 A block's weights are gathered when it computes, in forward and again in backward (ZeRO-3). Gradients are summed over
-processes as without shards, so the training is the same but for the order of sums. Checkpoints hold full tensors,
-written by rank 0, so any number of processes, sharded or not, can resume from them.
+processes, as they are without sharding, so training differs only in the order of summation. Checkpoints hold full
+tensors, written by rank 0, so any number of processes, sharded or not, can resume from them.
 
-Every forward and backward needs all processes: they make equally many (`padded`), and work that one process does alone
-without shards (measuring the start, exporting) begins with all of them.
+Every forward and backward pass needs all processes. All of them therefore make the same number of passes (`padded`),
+and all take part in work that one process does alone without sharding (measuring the initial model, exporting).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from prefkit.models.trees import Tree
 from prefkit.train.policy import Policy
 
 SHARDS = ("none", "fsdp2")
-#: environment variable of `accelerate launch` -> the request that prefkit cannot serve
+#: environment variable set by `accelerate launch` -> description of a feature that prefkit does not support
 REFUSED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine does backward, clipping, steps and checkpoints itself, so "
-    "they would no longer be exact",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine takes over backward, clipping, steps and checkpoints, so "
+    "resuming would no longer be exact",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which splits language models",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config, but prefkit's processes only split the batch",
 }
 
 
 def check_launch(name: str, config: Train) -> None:
-    """Raises UsageError for an accelerate configuration that training cannot follow; warns of another precision."""
+    """Raise UsageError for an unsupported accelerate configuration; warn if its precision differs from the recipe's."""
     where = f"train {name}: the accelerate configuration"
     for variable, request in REFUSED.items():
         if _is_set(variable):
@@ -48,10 +48,10 @@ def check_launch(name: str, config: Train) -> None:
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise UsageError(f"{where} asks for FSDP 1; set fsdp_version: 2.")
         if _is_set("FSDP_OFFLOAD_PARAMS"):
-            raise UsageError(f"{where} asks for fsdp_offload_params, which is not offered; set it to false.")
+            raise UsageError(f"{where} asks for fsdp_offload_params, which is not supported; set it to false.")
         if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false":
             raise UsageError(
-                f"{where} sets fsdp_reshard_after_forward: false (ZeRO-2), which is not offered; set it to true."
+                f"{where} sets fsdp_reshard_after_forward: false (ZeRO-2), which is not supported; set it to true."
             )
         if _is_set("FSDP_ACTIVATION_CHECKPOINTING") and not config.gradient_checkpointing:
             raise UsageError(
@@ -61,13 +61,13 @@ def check_launch(name: str, config: Train) -> None:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.precision):
         output.warn(
-            f"{where} sets mixed_precision {precision}, but the recipe decides a training's precision: "
-            f"{config.precision}. Set train.{name}.precision to change it."
+            f"{where} sets mixed_precision {precision}, which has no effect: the precision is set by the recipe "
+            f"({config.precision}). Set train.{name}.precision to change it."
         )
 
 
 def shard_of(config: Train) -> str:
-    """The recipe's `shard`; if it is none, an accelerate configuration for FSDP selects fsdp2."""
+    """Return the recipe's `shard`, or "fsdp2" if that is "none" and accelerate is configured for FSDP."""
     return "fsdp2" if config.shard == "none" and _is_set("ACCELERATE_USE_FSDP") else config.shard
 
 
@@ -76,7 +76,7 @@ def _is_set(variable: str) -> bool:
 
 
 def shard_policy(policy: Policy, shard: str, processes: Processes, name: str) -> None:
-    """Shard the networks in place, by the blocks that diffusers marks as not to split; no effect with one process."""
+    """Shard the networks in place, block by block (_no_split_modules of diffusers); no effect with one process."""
     if shard == "none" or processes.count == 1:
         return
     blocks = _shard(policy.net, processes)
@@ -89,7 +89,7 @@ def shard_policy(policy: Policy, shard: str, processes: Processes, name: str) ->
 
 
 def _shard(net: Any, processes: Processes) -> int:
-    """Shard a network in place; returns the number of its blocks."""
+    """Shard a network in place; return the number of its blocks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -107,7 +107,7 @@ def _shard(net: Any, processes: Processes) -> int:
 
 
 def reshard(policy: Policy) -> None:
-    """Shard the weights again after forwards without a backward."""
+    """Shard the weights again after forward passes without a backward pass."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in policy.net.modules() if policy.sharded else ():
@@ -116,7 +116,7 @@ def reshard(policy: Policy) -> None:
 
 
 def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
-    """Yield (batch, 1) for each batch; with shards, then (last batch, 0) until all processes have made equally many."""
+    """Yield (batch, 1) for each batch; if sharded, then (last batch, 0) until all processes have equally many."""
     count = processes.max(len(batches)) if policy.sharded else len(batches)
     for number in range(count):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))
@@ -124,7 +124,7 @@ def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iter
 
 # -- full tensors, for checkpoints and exports: every process takes part, rank 0 gets them ----------------------
 def full(tree: Tree, main: bool = True) -> Tree:
-    """The same tree with full tensors, on the CPU, instead of shards; None in their place unless main."""
+    """Return the tree with every sharded tensor replaced by the full one, on the CPU; by None if not main."""
     if isinstance(tree, DTensor):
         tensor = tree.full_tensor().detach()
         return tensor.cpu() if main else None
@@ -136,12 +136,12 @@ def full(tree: Tree, main: bool = True) -> Tree:
 
 
 def shard_state(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Full tensors, the same in every process, sharded as those in `like`."""
+    """Shard full tensors, identical in all processes, in the same way as those in `like`, by name."""
     return {key: _shard_as(tensor, like.get(key)) for key, tensor in state.items()}
 
 
 def shard_optimizer_state(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-    """An optimizer's state with its full tensors sharded as their parameters."""
+    """Shard the full tensors of an optimizer state in the same way as the parameters that they belong to."""
     sharded = {
         number: {name: _shard_as(value, parameters[number]) for name, value in values.items()}
         for number, values in state["state"].items()
@@ -156,7 +156,7 @@ def _shard_as(value: Any, like: Any) -> Any:
 
 
 def gather(policy: Policy, main: bool) -> None:
-    """Make the trained parameters full on rank 0's CPU, for the export at the end of a training."""
+    """Gather the full trained parameters on rank 0's CPU, for the export at the end of a training."""
     if not policy.sharded:
         return
     layers = [layer for _, layer in adapters.lora_layers(policy.net)]

@@ -4,9 +4,9 @@ adamw      torch.optim.AdamW: 8 bytes of state per trained parameter
 adamw8bit  bitsandbytes' AdamW: 2 bytes of state per parameter (Dettmers et al. 2022, arXiv:2110.02861; blocks of 256
            share a scale; tensors below `min_8bit_size` = 4096 elements, such as small adapters, keep float32 states)
 adafactor  torch.optim.Adafactor: one row and one column of state per matrix (Shazeer and Stern 2018, arXiv:1804.04235);
-           its steps are relative to the size of the weights, so learning_rate has another meaning
+           its steps are relative to the size of the weights, so learning_rate means a relative change
 
-Any other class is named by its path. `learning_rate` and `schedule` set its `lr` at every step.
+Any other class is given as package.module:Class or file.py:Class. `learning_rate` and `schedule` set its `lr`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ NAMED = {
 EXTRAS = {"bitsandbytes": "8bit"}  # package -> the extra of prefkit that installs it
 FUSED_ON = ("cpu", "cuda")
 SCHEDULES = ("constant", "cosine", "linear")
-#: fp16 steps in a row that may be skipped: the loss scale halves at each, so after this many it is not an overflow
+#: limit on consecutive skipped fp16 steps: each halves the loss scale, so after this many the cause is not overflow
 MAX_SKIPPED = 50
 
 
 def check(name: str, config: Train) -> None:
-    """Raises UsageError, before anything is loaded, for an optimizer that cannot be created or used."""
+    """Raise UsageError, before anything is loaded, for an optimizer that cannot be created or used."""
     where = f"train.{name}.optimizer"
     if ":" not in config.optimizer and config.optimizer not in NAMED:
         raise UsageError(
@@ -89,7 +89,7 @@ def _load_class(name: str) -> Any:
 
 
 def rate_factor(config: Train, step: int) -> float:
-    """Learning rate at a step (0-based), as a fraction of the full one."""
+    """Return the factor of the learning rate at a step (0-based), from warm-up and schedule."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "constant":
@@ -99,9 +99,9 @@ def rate_factor(config: Train, step: int) -> float:
 
 
 class PolicyOptimizer:
-    """Optimizer steps on a policy: learning rate, gradient clipping, fp16 loss scaling, the policy's moving reference.
+    """Makes a policy's optimizer steps: learning rate, gradient clipping, fp16 loss scaling, moving reference.
 
-    config.steps: optimizer steps of the whole training, for the learning-rate schedule.
+    config.steps: number of optimizer steps in the whole training, for the learning-rate schedule.
     """
 
     def __init__(self, config: Train, policy: Policy, processes: Processes) -> None:
@@ -116,9 +116,10 @@ class PolicyOptimizer:
         self.scaler.scale(loss).backward()
 
     def step(self) -> dict[str, float] | None:
-        """Clip and step with gradients that are summed over processes; returns gradient norm and learning rate.
+        """Clip the gradients, already summed over processes, and step; return gradient norm and learning rate.
 
-        An fp16 step whose gradients overflowed is skipped and counted. None if the gradients are not finite otherwise.
+        An fp16 step whose gradients overflowed is skipped and counted. Returns None if gradients are not finite for
+        another reason than fp16 overflow.
         """
         self.scaler.scale(torch.zeros((), device=self.processes.device))  # a process without samples has no scale yet
         rate = self.config.learning_rate * rate_factor(self.config, self.count)

@@ -20,7 +20,7 @@ from prefkit.types import Errors
 
 
 class MovingAverage:
-    """Exponential moving average of parameters, in their order. decay: fraction that is kept at each update."""
+    """Exponential moving average of parameters. decay: weight of the old average at each update."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = parameters, decay
@@ -38,10 +38,10 @@ class MovingAverage:
 class Policy:
     """A network in training, and its reference.
 
-    net: the denoiser being trained. start: the adapters that make up the reference (LoRA).
-    frozen: the reference's own network, for full weights and objectives with a frozen reference.
-    snapshot: weights of a reference that is refreshed now and then (online), in the order of the parameters.
-    average: the moving reference, for objectives that ask for one. sharded: the parameters are DTensors (fsdp.py).
+    net: the denoiser being trained. start: the adapters that are active in the reference (LoRA). frozen: a separate
+    reference network, for full weights with an objective whose reference is frozen. snapshot: reference weights that
+    are refreshed every few rounds (online), in the order of the parameters. average: the moving reference, for
+    objectives with reference "ema". sharded: the parameters are DTensors (fsdp.py).
     """
 
     net: Any
@@ -54,7 +54,7 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
-        """with policy.reference() as net: the reference, as a network to run without gradients."""
+        """Context that yields the reference, as a network to run without gradients."""
         if self.snapshot is not None:
             with self.weights_replaced(self.snapshot):
                 yield self.net
@@ -65,15 +65,15 @@ class Policy:
                 yield self.net
 
     def moving_reference(self) -> Any:
-        """with policy.moving_reference() as net: the moving average, as a network to run without gradients."""
+        """Return a context that yields the moving average, as a network to run without gradients."""
         assert self.average is not None
         return self.weights_replaced(self.average.weights)
 
     @contextmanager
     def weights_replaced(self, weights: Sequence[Tensor]) -> Iterator[Any]:
-        """with policy.weights_replaced(weights) as net: the network with these weights, which are not copied.
+        """Context that yields the network with its trained parameters replaced by `weights`, which are not copied.
 
-        A value that needs a gradient must not be computed before the context and used after it.
+        A value that needs a gradient must not be computed before this context is entered and used after it is left.
         """
         trained = self.parameters()
         before = [parameter.data for parameter in trained]
@@ -86,11 +86,11 @@ class Policy:
                 parameter.data = data
 
     def refresh_reference(self) -> None:
-        """Make a copy of the current weights the reference."""
+        """Copy the current weights and use the copy as the reference."""
         self.snapshot = [parameter.detach().clone() for parameter in self.parameters()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Trained parameters; which they are is fixed before the first step."""
+        """Return the trained parameters. The selection is fixed before the first step."""
         return self._trained
 
     # a walk through a network takes about a millisecond, and a step would make several
@@ -103,7 +103,7 @@ class Policy:
         return [layer for _, layer in adapters.lora_layers(self.net)]
 
     def state(self) -> dict[str, Tensor]:
-        """The trained weights by name, not copied."""
+        """Return the trained weights by name, not copied."""
         return adapters.lora_state(self.net) if self.lora is not None else self.net.state_dict()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -116,8 +116,8 @@ class Policy:
 def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
     """Make `net` trainable as configured; its output does not change.
 
-    frozen: full weights get a second, frozen network. Raises TrainingError if no parameter would be trained, UsageError
-    if lora.resume cannot tell which adapter to continue.
+    frozen: if full weights are trained, keep a frozen copy of the network as the reference. Raises TrainingError if no
+    parameter would be trained, UsageError if lora.resume finds no or several adapters to continue.
     """
     policy = _adapter(net, config) if config.lora is not None else _full(net, frozen)
     if not any(parameter.numel() for parameter in policy.parameters()):
@@ -131,7 +131,7 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
 
 
 def _checkpointed(net: Any, config: Train) -> bool:
-    """True if the recipe asks for gradient checkpointing or, by default, if the network is a transformer on CUDA."""
+    """True if the recipe asks for gradient checkpointing or, if it leaves that open, for transformers on CUDA."""
     offered = bool(getattr(net, "_supports_gradient_checkpointing", False))
     if config.gradient_checkpointing and not offered:
         raise UsageError(f"train.*.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key.")
@@ -169,7 +169,7 @@ def _adapter(net: Any, config: Train) -> Policy:
 
 
 def _check_continued(net: Any, start: str, lora: Lora) -> None:
-    """Raises UsageError if the configuration asks for another shape than that of the continued adapter."""
+    """Raise UsageError if rank, alpha or targets of the configuration differ from those of the continued adapter."""
     adapter = net.peft_config[start]
     paths = [f".{path}" for path, layer in adapters.lora_layers(net) if start in layer.lora_A]
     missed = [path for path in paths if not path.endswith(tuple(f".{target}" for target in lora.targets))]
@@ -200,7 +200,7 @@ def _full(net: Any, frozen: bool) -> Policy:
 
 @contextmanager
 def without_dropout(policy: Policy) -> Iterator[None]:
-    """Switch dropout off, so that measurements repeat."""
+    """Context that switches dropout off, so that measurements are repeatable."""
     layers = [m for m in policy.net.modules() if isinstance(m, torch.nn.Dropout) and m.training]
     for layer in layers:
         layer.eval()
@@ -212,9 +212,9 @@ def without_dropout(policy: Policy) -> Iterator[None]:
 
 
 def errors_of(residual: Tensor, keep: bool, weight: Tensor | None = None) -> Errors:
-    """Squared errors of a residual [B, ...] float32, means over ALL its elements. keep: with the (weighted) residual.
+    """Return the squared errors of a residual [B, ...] float32, one mean per sample over ALL its elements.
 
-    weight: broadcasts to the residual.
+    keep: also keep the residual (times the weight). weight: factor of the squared errors, broadcast to the residual.
     """
     weighted = residual if weight is None else weight * residual
     return Errors((weighted * residual).flatten(1).mean(1), weighted if keep else None)

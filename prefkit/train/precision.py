@@ -1,13 +1,13 @@
 """Numerical settings of a step: autocast, TF32, attention back end, torch.compile. They do not change the method.
 
-float32     on CUDA torch's default is a mixture: exact matrix products, convolutions in TF32 (10 bits of mantissa).
-            Errors of policy and reference are nearly equal and are subtracted, so precision `no` is exact in both, and
-            `tf32` is a setting of its own
-attention   a back end of diffusers by its name, for networks whose attention goes through its dispatcher
-compile     torch.compile of the network's repeated blocks, or of the full network if it names none. A transformer
-            repeats one block, so this costs a fraction of the time and gains nearly as much. Policy and reference are
-            the same modules with other adapters active; dynamo guards the list of active adapters, so each gets its own
-            graphs
+float32     on CUDA, torch by default computes matrix products exactly but convolutions in TF32 (10 bits of mantissa).
+            Errors of policy and reference are nearly equal and are subtracted, so precision `no` computes both exactly,
+            and TF32 is used only with precision `tf32`
+attention   the name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher
+compile     torch.compile of the network's repeated blocks, or of the full network if it lists none. A transformer
+            repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed. Policy
+            and reference are the same modules with different active adapters; dynamo guards the
+            list of active adapters, so each gets its own graphs
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from prefkit.train.policy import Policy
 TF32 = "tf32"
 AUTOCAST = {"no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
-#: graphs of one block: (policy, policy measured, reference) x widths of the network x sizes of images. A U-Net with two
-#: sizes exceeds torch's limit of 8, and graphs above the limit run uncompiled
+#: limit on the graphs of one block, which has one per role (policy in training, policy in measurements, reference),
+#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8, beyond which code runs uncompiled
 GRAPHS = 64
 FORWARD_ONLY = "sage"
 BACKEND: str | None = None  # of torch.compile; None = its default, which needs a C++ compiler
 
 
 def check(name: str, config: Train) -> None:
-    """Raises UsageError, before anything is loaded, for a precision or attention that is not available."""
+    """Raise UsageError, before anything is loaded, for a precision or attention that is not available."""
     device = device_of(config.device)
     if config.precision == TF32 and not device.startswith("cuda"):
         raise UsageError(
@@ -60,14 +60,14 @@ def check(name: str, config: Train) -> None:
 
 
 def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]:
-    """Context of the denoiser's forwards, in the precision of the training."""
+    """Return a context in which the denoiser's forward passes run in the precision of the training."""
     dtype = AUTOCAST[config.precision]
     return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
 @contextmanager
 def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
-    """Float32 products and attention as configured; the former settings are restored at the end."""
+    """Context that sets float32 products and attention as configured, and restores the previous settings."""
     with ExitStack() as stack:
         if device.type == "cuda" and config.precision in ("no", TF32):
             stack.enter_context(float32_products(config.precision == TF32))
@@ -80,7 +80,7 @@ def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
-    """Matrix products and convolutions of float32 on CUDA, in TF32 or exact.
+    """Context in which float32 matrix products and convolutions on CUDA are computed in TF32 or exactly.
 
     This uses torch's older settings: Inductor reads them when it compiles, and torch refuses to read them once the
     newer ones (fp32_precision) were written.
@@ -101,7 +101,7 @@ def _set_float32_products(matmul: str, convolutions: bool) -> None:
 
 
 def prepare_network(policy: Policy, config: Train) -> dict[str, str]:
-    """Compile the policy's networks as configured; returns the rows of the start-up table about it."""
+    """Compile the policy's networks as configured; return rows about the network for the start-up table."""
     check_dispatched(policy.net, config.attention)
     checkpointed = getattr(policy.net, "is_gradient_checkpointing", False)
     rows = {"gradient checkpointing": "on" if checkpointed else "off"}
@@ -115,7 +115,7 @@ def prepare_network(policy: Policy, config: Train) -> dict[str, str]:
 
 
 def check_dispatched(net: Any, attention: str | None) -> None:
-    """Raises UsageError if a back end is configured but the network's attention does not go through the dispatcher."""
+    """Raise UsageError if a back end is configured but the network's attention does not go through the dispatcher."""
     processors = getattr(net, "attn_processors", {}).values()
     modules = [*processors, *(getattr(module, "processor", None) for module in net.modules())]
     if attention is not None and not any(hasattr(processor, "_attention_backend") for processor in modules):
@@ -126,7 +126,7 @@ def check_dispatched(net: Any, attention: str | None) -> None:
 
 
 def compile_blocks(net: Any) -> str:
-    """Compile in place, at the first call; returns a description of the compiled part."""
+    """Set the network's blocks to be compiled in place at their first call; return a description of them."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)

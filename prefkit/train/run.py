@@ -1,4 +1,4 @@
-"""`prefkit train`: pairs of a run, a folder or the Hub -> train/<name>/final, with metrics that show what changed."""
+"""`prefkit train`: trains on pairs from a run, a folder or the Hub, and writes train/<name>/final and metrics."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import digest
 
 REMEDY = (
-    "Train under another name, undo the change of the recipe, or remove this folder. At a constant rate, `steps` may "
-    "grow without a mismatch. Another `scheme` means a version of prefkit that draws or captures differently."
+    "Train under another name, undo the change in the recipe, or remove this folder. With a constant schedule, `steps` "
+    "may be increased. A different `scheme` means a version of prefkit that draws noise or captures pipelines differently."
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
@@ -67,7 +67,7 @@ def check(recipe: Recipe, name: str) -> Any:
 
 
 def check_settings(name: str, config: Train) -> None:
-    """Raises UsageError for settings that are invalid by themselves."""
+    """Raise UsageError for settings that are invalid by themselves."""
     where = f"train.{name}"
     fsdp.check_launch(name, config)
     bounds.check(config, where)
@@ -79,7 +79,7 @@ def check_settings(name: str, config: Train) -> None:
 
 
 def check_start(recipe: Recipe, config: Train) -> None:
-    """Raises UsageError if the model to start from is unset or missing; its weights are not read."""
+    """Raise UsageError if the initial model is unset or missing; its weights are not read."""
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     if config.family == "diffusers":  # another family checks its own start
@@ -95,8 +95,8 @@ def run_train(
 ) -> dict[str, Any]:
     """Train recipe.train[name] into store.train(name), resuming from its last checkpoint.
 
-    limit: maximum number of further optimizer steps (rounds, online); the same call resumes later. Returns a summary:
-    name, steps, pairs, validation_pairs, final (path or None), done, and the controls' summaries by name.
+    limit: maximum number of additional optimizer steps (online: rounds) in this call; a later call resumes. Returns a
+    summary: name, steps, pairs, validation_pairs, final (path or None), done, and the controls' summaries by name.
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after saving a checkpoint.
     """
     objective = check(recipe, name)
@@ -107,7 +107,9 @@ def run_train(
 
         check_start(recipe, config)
         if controls:
-            output.warn(f"train {name}: --controls have no effect online: they are trainings on existing pairs.")
+            output.warn(
+                f"train {name}: --controls has no effect online, because control trainings need existing pairs."
+            )
         return run_online(store, recipe, name, objective=objective, limit=limit)
     processes = Processes(config.device)
     source = PairSource.find(store, config.pairs)
@@ -124,7 +126,7 @@ def run_train(
 def checked(store: Store, recipe: Recipe, name: str) -> None:
     """Make every check that needs the results of earlier stages but no weights, for a dry run. Nothing is written.
 
-    Raises UsageError (NotYet for missing pairs), FingerprintError for a folder with another training.
+    Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a different training.
     """
     objective, config = check(recipe, name), recipe.train[name]
     if is_online(config, objective):
@@ -144,7 +146,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
 
 
 def _claim(job: Job, loader: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
-    """Record the training's fingerprint; True if it is done. Raises FingerprintError for another training's folder."""
+    """Record the training's fingerprint; return True if it is done. Raises FingerprintError if the folder's differs."""
     key = fingerprint(job.config, loader, pairs, processes) | ({"flipped": True} if job.flip else {})
     return checkpoint.claim(loader.store.train(job.name), key, "steps", job.config.steps, REMEDY, write=write)
 
@@ -184,7 +186,7 @@ def _run_jobs(
 
 
 def make_trainer(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -> Trainer:
-    """The trainer of a job, ready for its first step. data: all pairs, with their caches."""
+    """Return the trainer of a job, ready for its first step. data: all pairs, with their caches."""
     return Trainer(build(loader, job, data, processes))
 
 
@@ -214,7 +216,7 @@ def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, 
 
 
 def _load_best(trainer: Trainer) -> None:
-    """Load the weights that are the result, if a monitor has chosen others than the last ones."""
+    """Load the best weights if early stopping or the sample evaluation chose them, not the last ones, as the result."""
     evaluation, stopping = trainer.sample_evaluation, trainer.early_stopping
     if evaluation is not None and evaluation.stopped:
         path, say = evaluation.path, output.warn
@@ -236,9 +238,10 @@ def _load_best(trainer: Trainer) -> None:
 
 
 def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
-    """Everything that the result depends on. At a constant rate, this excludes the number of steps.
+    """Return everything that the result depends on; at a constant learning rate, the number of steps is left out.
 
-    It excludes the split of a global batch too, except with dropout: its masks are drawn per micro-batch and process.
+    The split of a global batch into micro-batches and processes is left out too, unless there is dropout, whose masks
+    are drawn per micro-batch and process.
     """
     train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
     if config.schedule == "constant":

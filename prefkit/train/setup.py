@@ -38,21 +38,21 @@ from prefkit.types import Request
 
 @dataclass(frozen=True)
 class Job:
-    """One training. flip: each training pair's labels are swapped with probability 1/2, by its id and train.seed."""
+    """One training. flip: swap each training pair's labels with probability 1/2, decided by pair id and train.seed."""
 
     name: str
     config: Train
     flip: bool = False
 
     def groups(self, objective: Any, pairs: Sequence[PairRow]) -> list[Any]:
-        """The training pairs as the objective sees them."""
+        """Return the training pairs in the objective's shape: as pairs, single images or lists."""
         return groups_of(objective, pairs, self.config.pairs, self.config.seed if self.flip else None)
 
 
 def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
-    """The training and, with controls, SFT on the winners and DPO on randomly flipped pairs, with the same budget.
+    """Return the training and, with `controls`, SFT on the winners and the same training on randomly flipped pairs.
 
-    Controls are not watched: their effect on the scores is measured by eval.
+    Controls have the same budget. Their samples are not watched: eval measures how they change the scores.
     """
     jobs = [Job(name, config)]
     if controls:
@@ -69,7 +69,7 @@ def load_objective(name: str, config: Train) -> Any:
 class Setup:
     """Everything that a trainer works with, built once and never changed. folder: train/<name>.
 
-    network: rows of the start-up table about how the network computes.
+    network: rows for the start-up table about compilation, attention and gradient checkpointing.
     """
 
     config: Train
@@ -86,7 +86,7 @@ class Setup:
 
 
 def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -> Setup:
-    """Load the denoiser alone, make it trainable, and divide the data into training and held-out pairs.
+    """Load only the denoiser, make it trainable, and divide the data into training and held-out pairs.
 
     data: all pairs, with their caches. Raises UsageError, TrainingError.
     """
@@ -115,11 +115,11 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
 
 
 def too_few_pairs(name: str) -> UsageError:
-    return UsageError(f"train.{name}.patience: there are too few pairs to hold any out. Set it to 0.")
+    return UsageError(f"train.{name}.patience: there are too few pairs to hold any out. Set patience to 0.")
 
 
 class ModelLoader:
-    """Loader of the recipe's model for a training, and the folders of the training's caches."""
+    """Loads the recipe's model for a training, and names the folders of the training's caches."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
         self.store, self.recipe, self.config, self.folder = store, recipe, config, folder
@@ -140,16 +140,16 @@ class ModelLoader:
         self._common = [files, config.family, code, self.frozen_dtype, Background.rules()]
 
     def latents_folder(self) -> Path:
-        """Folder of the images' latents and loss weights."""
+        """Return the folder with the images' latents and loss weights."""
         return self.caches / cache_keys.latents_key(self._common)
 
     def conditions_folder(self) -> Path:
-        """Folder of the prompts' conditions. It depends on the wiring, so it changes when that becomes known."""
+        """Return the folder with the prompts' conditions. Its name depends on the wiring, so a capture changes it."""
         key = cache_keys.conditions_key(self._common, self.revision.get("inputs"), self.call, self.wiring())
         return self.caches / key / "conditions"
 
     def reference_folder(self) -> Path:
-        """Folder of the frozen reference's errors."""
+        """Return the folder with the frozen reference's errors."""
         names = self.latents_folder().name, self.conditions_folder().parent.name
         key = cache_keys.reference_key(*names, self.revision, self.config.precision, self.config.seed)
         return self.caches / key / "reference"
@@ -159,7 +159,7 @@ class ModelLoader:
         return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
-        """Masks of the pairs' images, read once for the pairs of the first call; None without train.mask."""
+        """Return the masks of the pairs' images; later calls return those of the first. None without train.mask."""
         if self.config.mask is not None and self._masks is None:
             self._masks = Masks(self.config.mask, pairs, self.store)
         return self._masks
@@ -172,7 +172,7 @@ class ModelLoader:
         wiring: Wiring | None,
         sequential_offload: bool = False,
     ) -> Any:
-        """Load the recipe's model as a family. size: (height, width) at which the pipeline is captured.
+        """Load the recipe's model through its family plug-in. size: (height, width) at which the pipeline is captured.
 
         sequential_offload: text encoders, VAE and denoiser move to the device one at a time, when they are called.
         """
@@ -189,7 +189,7 @@ class ModelLoader:
         return family
 
     def _example(self) -> Request:
-        """A request with which the pipeline can be captured. Raises UsageError if no request has the inputs."""
+        """Return a request that has all of model.inputs, for the capture. Raises UsageError if there is none."""
         keys = set(fields_of(self.recipe.model.inputs).values())
         example = next((request for request in self.store.requests() if keys <= request.extra.keys()), None)
         if example is None:
@@ -204,7 +204,7 @@ class ModelLoader:
         return self.load(device, (height, width), {"denoiser"}, self.wiring())
 
     def wiring(self) -> Wiring | None:
-        """The pipeline's wiring, if an earlier capture has recorded it."""
+        """Return the pipeline's wiring if an earlier capture has recorded it, else None."""
         path = self.wiring_file()
         if self._wiring is None and path.exists():
             try:
@@ -214,7 +214,7 @@ class ModelLoader:
         return self._wiring
 
     def share_wiring(self, group: Group) -> None:
-        """Take the wiring of rank 0: another machine may not see its file yet."""
+        """Use rank 0's wiring in all processes, since a process on another machine may not see the wiring file yet."""
         wiring = self.wiring() if group.main else None
         text = group.broadcast(None if wiring is None else wiring.to_json())
         self._wiring = None if text is None else Wiring.from_json(text)
@@ -224,28 +224,28 @@ class ModelLoader:
         self._wiring = wiring
 
     def cache_folders(self) -> list[Path]:
-        """Folders of latents, of conditions and, if the training weights its losses, of the weights."""
+        """Return the folders of latents, of conditions and, if the training uses masks, of loss weights."""
         weights = loss_weights.folder_of(self.config)
         latents = self.latents_folder()
         return [latents / "latents", self.conditions_folder(), *([latents / weights] if weights is not None else [])]
 
     def check_caches(self) -> None:
-        """Rename damaged parts of the caches that this training reads, so that they are made again."""
+        """Rename damaged files of the caches that this training reads, so that their entries are computed again."""
         sound_json(self.wiring_file())
         for folder in self.cache_folders():
             check_cache(folder)
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
-    """True if the latents of this generator's candidates come from this base's own VAE."""
+    """True if this generator's candidates, and so their stored latents, were made with this base."""
     spec = store.candidates(generator).spec() or {}
     return spec.get("model") == base["base"] and (spec.get("config") or None) == base.get("config")
 
 
 def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
-    """Call arguments of the generation that the denoiser sees: those of the recipe's generators, if they agree.
+    """Return the pipeline's call arguments that affect the denoiser, taken from the recipe's generators.
 
-    Raises UsageError if they differ and train.guidance does not decide.
+    Raises UsageError if the generators differ in these arguments even after train.guidance has replaced their guidance.
     """
     calls: list[dict[str, Any]] = []
     for settings in recipe.generate.values():
@@ -257,8 +257,8 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
     if len(calls) > 1:
         raise UsageError(
             f"train: the generators of this recipe differ in their call ({' against '.join(map(str, calls[:2]))}), but "
-            "a model with embedded guidance must see the same in training as in generation. Set train.guidance, and "
-            "keep generate.call equal."
+            "training needs the call arguments of the generation. Set train.guidance, and give all generators the same "
+            "`call`."
         )
     if calls:
         return calls[0]
@@ -266,9 +266,9 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
 
 
 def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> list[Any]:
-    """Groups that these trainings visit from their first step to their last, in their views, and the held-out pairs.
+    """Return the groups that these trainings visit in any step, mirrored if shown mirrored, and the held-out pairs.
 
-    The stream of groups is a function of the position, so the visited groups are known in advance.
+    The order of groups is a function of the position in training, so the visited groups are known in advance.
     """
     groups: list[Any] = []
     for job in jobs:
@@ -287,7 +287,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
 
 
 def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -> PairData:
-    """The pairs, in aspect buckets if a resolution is set, with their caches opened."""
+    """Return the pairs with opened caches; with train.resolution, the images are assigned to aspect buckets."""
     store, config = loader.store, loader.config
     if config.resolution is not None:
         pairs = aspect_buckets.assign_buckets(pairs, source, store, config.resolution)
@@ -301,9 +301,9 @@ def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -
 def prepare(
     loader: ModelLoader, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
 ) -> PairData:
-    """All pairs, with cached latents and conditions of those that `jobs` visit; all processes make the missing ones.
+    """Return all pairs, after all processes have cached the missing latents and conditions that `jobs` need.
 
-    Without jobs, every pair is cached in all its views.
+    Without jobs, every pair is cached, with train.flip also its mirrored version.
     """
     processes.group.lead(loader.check_caches)
     store, data = loader.store, open_caches(loader, pairs, source)
@@ -335,7 +335,7 @@ def prepare(
 
 
 def _capture(loader: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
-    """Load the family; rank 0 captures the pipeline, and the other processes take its wiring."""
+    """Load the family; rank 0 captures the pipeline and shares the wiring with the other processes."""
     family: Any = None
     if processes.main:
         family = loader.load(processes.device, size, None, None, sequential_offload=True)
@@ -353,7 +353,7 @@ def _fill(
     source: PairSource,
     processes: Processes,
 ) -> None:
-    """Encode the images of `wanted`, then the prompts of `prompted`: VAE and text encoders are loaded once each."""
+    """Encode the images of `wanted`, then the prompts of `prompted`, to load VAE and text encoders only once each."""
     store, share = loader.store, (processes.rank, processes.count)
     family.pipe.vae.float()  # latents are made once, so they are made in full precision
     images = [image for group in [*wanted.pairs, *preflight.foreign(loader, data)] for image in group.images]
@@ -374,6 +374,6 @@ def _fill(
 
 
 def _synchronize(processes: Processes, cache: Cache) -> None:
-    """Use the same parts in all processes: those that any of them has written or seen before."""
+    """Make all processes use the same cache parts: those that any process has written or opened and all can read."""
     cache.expect({name for names in processes.group.gather(cache.parts()) for name in names})
     cache.keep(set.intersection(*map(set, processes.group.gather(cache.parts()))))

@@ -14,7 +14,7 @@ from prefkit.train.setup import Setup
 def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, Any]:
     """Print the table of an offline training and return its rows.
 
-    validation: held-out pairs; elements: latent elements of one image.
+    validation: number of held-out pairs; elements: number of latent elements of one image.
     """
     config, objective, pairs, processes = setup.config, setup.objective, len(setup.data.pairs), setup.processes.count
     batch = config.batch_size * config.accumulation * processes
@@ -46,7 +46,7 @@ def show_online(
 ) -> dict[str, Any]:
     """Print the table of an online training, with its batch arithmetic, and return its rows.
 
-    model: `sample_batch`, and further rows about the loaded model.
+    model: rows about the loaded model (see `online_model_rows`), including `sample_batch`.
     """
     total, size, sampled = online.requests * online.samples, config.batch_size, model["sample_batch"]
     if objective.shape == "step":
@@ -74,8 +74,8 @@ def show_online(
     _print(rows)
     if config.precision != "no" and sampled != size:
         output.warn(
-            f"sampling uses batches of {sampled} and training of {size}: in {config.precision} the two may round "
-            "differently. Set online.sample_batch to train.batch_size if log-probabilities drift."
+            f"sampling uses batches of {sampled} and training batches of {size}: in {config.precision}, rounding may "
+            "differ between the two. Set online.sample_batch to train.batch_size if log-probabilities drift."
         )
     return rows
 
@@ -83,7 +83,10 @@ def show_online(
 def online_model_rows(
     config: Train, objective: Any, policy: Policy, steps: int, noise: str, requests: tuple[int, int]
 ) -> dict[str, Any]:
-    """Rows of `show_online` about the loaded model. steps: of sampling; requests: (trained on, watched)."""
+    """Return the rows of `show_online` about the loaded model.
+
+    steps: number of sampling steps; requests: numbers of requests (trained on, watched).
+    """
     online = config.online or Online()
     rows: dict[str, Any] = {"sample_batch": online.sample_batch or config.batch_size}
     if objective.shape.startswith("step"):
@@ -114,7 +117,7 @@ def _reference(policy: Policy, objective: Any) -> str:
     if objective.reference == "none":
         return "none"
     if objective.reference == "ema":
-        return f"a moving average of the policy, {objective.decay:g} of it kept at each step"
+        return f"a moving average of the policy with decay {objective.decay:g}"
     if policy.lora is None:
-        return "a frozen copy of the start"
-    return f"the same network with {', '.join(policy.start)} alone" if policy.start else "the same network, adapter off"
+        return "a frozen copy of the initial weights"
+    return f"the same network with only {', '.join(policy.start)}" if policy.start else "the same network, adapter off"

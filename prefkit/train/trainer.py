@@ -1,7 +1,7 @@
-"""The life cycle of a training, and the offline trainer: pairs in, trained weights in the policy's network.
+"""Training loop of offline and online training, and the offline trainer, which learns from pairs.
 
-Every global batch is a fixed set of (pair, visit), whatever the split into processes and micro-batches; each pair
-weighs 1 / global batch, and gradients are summed. All randomness is a function of counters, so checkpoints hold none.
+A global batch is the same set of (pair, visit) for any split into processes and micro-batches; each pair weighs 1 /
+global batch, and gradients are summed. All randomness is a function of counters, so checkpoints hold no random state.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 
 class TrainingLoop:
-    """Life cycle of offline and online training: logging, progress, interruption, checkpoints, exact resume.
+    """Loop of offline and online training: logging, progress, interruption, checkpoints, exact resume.
 
-    unit: "step" | "round"; step: number of those that are done, of `total`. metrics: of the last step or round;
-    shown: names of those on the progress bar.
+    unit: "step" | "round"; step: number of units done, out of `total`. metrics: those of the last unit; shown: names of
+    the metrics on the progress bar.
     """
 
     unit: str
@@ -60,18 +60,18 @@ class TrainingLoop:
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Work before the last checkpoint is loaded."""
+        """Do the work that must precede loading the last checkpoint."""
 
     def work(self, end: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
-        """Train from `step` to `end`; yields, for each step or round, its metrics and further values to log."""
+        """Train from `step` to `end`; yield (metrics, further values to log) for each step or round."""
         raise NotImplementedError
 
     def evaluate(self, log: Log | None) -> None:
-        """Measure whatever is due after `step`, and decide whether to stop."""
+        """Make the measurements that are due after `step`, and decide whether to stop."""
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """State that a checkpoint keeps besides policy, optimizer and objective: (JSON values, tensors)."""
+        """Return what a checkpoint stores besides policy, optimizer and objective: (JSON values, tensors)."""
         raise NotImplementedError
 
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class TrainingLoop:
 
     # -- the loop -------------------------------------------------------------------------------------------------
     def run(self, limit: int | None = None) -> dict[str, float]:
-        """Train up to `total`, or `limit` further; saves at the end and returns the last metrics.
+        """Train up to `total`, or for at most `limit` more units; save at the end and return the last metrics.
 
         Raises KeyboardInterrupt on SIGINT or SIGTERM, once the current step or round is done and saved.
         """
@@ -175,7 +175,7 @@ class Trainer(TrainingLoop):
 
     # -- one step -------------------------------------------------------------------------------------------------
     def batch_indices(self, step: int) -> list[list[tuple[Any, int]]]:
-        """(group, visit) of the samples in this process's micro-batches of a step (0-based)."""
+        """Return the (group, visit) of every sample, for each of this process's micro-batches of a step (0-based)."""
         size, groups = self.config.batch_size, self.data.pairs
         batches = []
         for micro in range(self.config.accumulation):
@@ -185,7 +185,7 @@ class Trainer(TrainingLoop):
         return batches
 
     def micro_batches(self, step: int) -> list[list[Batch]]:
-        """This process's micro-batches of a step, each as batches of one condition signature."""
+        """Return this process's micro-batches of a step, each split into batches of one condition signature."""
         micro_batches = [list(self.data.batches(self.family, indices)) for indices in self.batch_indices(step)]
         if self.reference_cache is not None:
             for batch in (batch for batches in micro_batches for batch in batches):
@@ -199,7 +199,7 @@ class Trainer(TrainingLoop):
             return self.family.residuals(net, batch.latents, batch.draw, batch.condition)
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [G] with gradients, summed over heads, and metrics [G] each."""
+        """Return the loss [G], summed over heads, with gradients, and metrics, each [G]."""
         reference = self.reference_errors(batch)
         residuals = self.residuals(self.policy.net, batch)
         total: Tensor | None = None
@@ -214,7 +214,7 @@ class Trainer(TrainingLoop):
         return total, metrics
 
     def reference_errors(self, batch: Batch) -> dict[str, Errors]:
-        """Errors of the reference by head, without gradients; empty for an objective without a reference."""
+        """Return the reference's errors by head, without gradients; empty for an objective without a reference."""
         kind = self.objective.reference
         if kind == "none":
             return {}
@@ -229,7 +229,7 @@ class Trainer(TrainingLoop):
         return errors
 
     def accumulate(self, micro_batches: list[list[Batch]]) -> dict[str, float]:
-        """Compute the gradients of a full step, summed over processes; returns means over the global batch."""
+        """Compute the gradients of a full step, summed over processes; return mean metrics of the global batch."""
         sums: dict[str, Tensor] = {}
         self.step_losses = []
         for number, batches in enumerate(micro_batches):
@@ -285,7 +285,7 @@ class Trainer(TrainingLoop):
             self.validation.reference = self.measure(reference=True)
 
     def measure(self, reference: bool) -> Tensor:
-        """Errors on the held-out pairs at their fixed draws."""
+        """Return the errors of policy or reference on the held-out pairs at their fixed draws."""
         assert self.validation is not None
         with self.measuring(reference) as errors:
             if self.policy.sharded:  # all processes make the same forwards, and the numbers of rank 0 count
@@ -294,7 +294,7 @@ class Trainer(TrainingLoop):
 
     @contextmanager
     def measuring(self, reference: bool) -> Iterator[Callable[[Batch], Tensor]]:
-        """with measuring(...) as errors: a function from a batch to its samples' errors, summed over heads."""
+        """Context that yields a function from a batch to its samples' errors, summed over heads."""
         context = self.policy.reference() if reference else nullcontext(self.policy.net)
 
         def errors(batch: Batch) -> Tensor:
@@ -349,7 +349,7 @@ class Trainer(TrainingLoop):
 
 
 def over_heads(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics by name, averaged over heads (head/name)."""
+    """Return the metrics by name, averaged over heads (keys head/name)."""
     values: dict[str, list[float]] = {}
     for name, value in metrics.items():
         values.setdefault(name.rpartition("/")[2], []).append(value)

@@ -92,5 +92,5 @@ def test_missing_controls_are_named():
     assert report["sft"] and not report["flipped"] and report["base_guidance"] and not report["base_steps"]
     assert [line.split(":")[0] for line in report["missing"]] == [
         "dpo-flipped",
-        "base at other step counts (eval.base_steps)",
+        "base with different step counts (eval.base_steps)",
     ]

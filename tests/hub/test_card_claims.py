@@ -53,7 +53,7 @@ def test_an_evaluation_of_another_model_says_nothing_of_this_one(render):
 
 def test_controls_of_a_model_with_a_longer_name_are_not_its_own(render):
     def more(store):
-        missing = ["dpo-b-sft: of dpo-b", "dpo-flipped: of dpo", "base at other guidance (eval.base_guidance)"]
+        missing = ["dpo-b-sft: of dpo-b", "dpo-flipped: of dpo", "base with different guidance (eval.base_guidance)"]
         found = read_json(store.eval("held") / "result.json") | {"controls": {"missing": missing}}
         write_json(store.eval("held") / "result.json", found)
         # a second evaluation has the guidance; a control that only one evaluation misses was measured
@@ -61,7 +61,7 @@ def test_controls_of_a_model_with_a_longer_name_are_not_its_own(render):
         write_json(store.eval("other") / "result.json", found | {"sets": sets, "controls": {"missing": missing[:2]}})
 
     _, text = render(more)
-    assert "- dpo-flipped: of dpo" in text and "dpo-b" not in text and "other guidance" not in text
+    assert "- dpo-flipped: of dpo" in text and "dpo-b" not in text and "different guidance" not in text
     assert "| eval | set |" in text and "| other | set | base-g3.0 |" in text
 
 

@@ -161,7 +161,7 @@ def write_eval(store: Store, name: str, members: list[Request], n: int = 4) -> N
     result = {
         "sets": {"held_out": {"dpo": {"align": row, "taste": other}, "base-g5.0": {"align": empty}}},
         "settings": {"generator": "own", "in_training": {"held_out": 2}},
-        "controls": {"sft": False, "missing": ["dpo-sft: SFT on the winners", "base at other step counts"]},
+        "controls": {"sft": False, "missing": ["dpo-sft: SFT on the winners", "base with different step counts"]},
         "correlations": {"align": {"align": 1.0, "taste": None}, "taste": {"align": None, "taste": 1.0}},
         "left_out": {"rank": "its values hold within one call only"},
     }

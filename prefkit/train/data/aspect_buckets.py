@@ -1,7 +1,7 @@
-"""Aspect buckets for imported images: one size for all images of a request, so that both images of a pair have it.
+"""Aspect buckets for imported images: all images of a request, and so both images of a pair, get the same size.
 
 The images of a request are fitted to the bucket of about resolution x resolution pixels whose aspect ratio is nearest
-to theirs (the geometric mean): scaled without distortion until they cover it, then cropped around the centre.
+to the geometric mean of theirs: they are scaled without distortion until they cover it, then cropped around the centre.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resol
 
 
 def bucket(aspect: float, resolution: int) -> tuple[int, int]:
-    """(height, width): multiples of 64 px (less below 512) with about resolution^2 pixels. aspect: width / height."""
+    """Return (height, width), multiples of 64 px (less below 512) with about resolution^2 pixels.
+
+    aspect: width / height.
+    """
     step = min(64, max(16, resolution // 8 // 16 * 16))
     height, width = resolution / math.sqrt(aspect), resolution * math.sqrt(aspect)
     return tuple(max(step, round(edge / step) * step) for edge in (height, width))  # type: ignore[return-value]
@@ -68,7 +71,7 @@ def fit(picture: Image, image: PairImage) -> Image:
 
 
 def crop_box(image: PairImage) -> tuple[float, float, float, float]:
-    """The part (left, top, right, bottom) that `fit` keeps, as fractions of the unflipped original."""
+    """Return the part (left, top, right, bottom) that `fit` keeps, as fractions of the unflipped original."""
     if image.bucket is None or image.original_size is None:
         return 0.0, 0.0, 1.0, 1.0
     width, height = _visible(image.original_size, image.bucket)
@@ -77,13 +80,16 @@ def crop_box(image: PairImage) -> tuple[float, float, float, float]:
 
 
 def _visible(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:
-    """(width, height) of the part that remains after fitting, as fractions of the image. Sizes are (height, width)."""
+    """Return (width, height) of the part that remains after fitting, as fractions of the image.
+
+    size, target: (height, width).
+    """
     ratio = (size[1] / size[0]) / (target[1] / target[0])  # above 1: wider than the target
     return min(1.0, 1 / ratio), min(1.0, ratio)
 
 
 def _sizes(pairs: Sequence[PairRow], source: PairSource, store: Store) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(key, (height, width)) of every readable image, from the header of its file."""
+    """Yield (key, (height, width)) for every readable image, from the header of its file."""
     images = {(pair.row, image.column): image for pair in pairs for image in pair.images}
     unread = {image.candidate: image.key for image in images.values() if image.candidate}
     for row, *encoded in source.images():

@@ -1,8 +1,8 @@
 """Horizontal flips as augmentation: half of the visits see all images of a group mirrored.
 
-The choice is a function of (train.seed, group, visit), as time and noise are, so every process and every resumed
-training makes the same one. A mirrored image is encoded once and cached under its own key. Measurements (held-out
-pairs, preflight) always see the images as they are.
+Like time and noise, the choice is a function of (train.seed, group, visit), so every process and every resumed training
+makes the same choice. A mirrored image is encoded once and cached under its own key. Measurements (held-out pairs,
+preflight) always see the images unflipped.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The flips of a training. flip: half of the visits are mirrored; seed: train.seed."""
+    """Random flips of a training. flip: mirror half of the visits; seed: train.seed."""
 
     flip: bool = False
     seed: int = 0
 
     def at(self, group: Any, visit: int) -> Any:
-        """The group at a visit: mirrored in half of them, never in measurements (visits below 0)."""
+        """Return the group as shown at a visit: mirrored at half of them, never in measurements (visits below 0)."""
         if visit < 0 or not self.flip:
             return group
         drawn = int(digest("view", draw_key(self.seed, group.id, visit), visit), 16)
         return mirrored(group) if drawn % 2 else group
 
     def every(self, group: Any) -> list[Any]:
-        """The group and, if flips are on, its mirrored version."""
+        """Return the group and, if flips are on, its mirrored version."""
         return [group, mirrored(group)] if self.flip else [group]
 
     def keys(self, image: PairImage) -> Iterator[str]:
-        """The keys under which an image may be cached; all of them have one size."""
+        """Yield the keys under which an image may be cached; all entries have the same size."""
         yield image.key
         if self.flip:
             yield _mirrored(image).key
 
 
 def mirrored(group: Any) -> Any:
-    """The group with all its images mirrored."""
+    """Return the group with all its images mirrored."""
     return replace(group, images=tuple(map(_mirrored, group.images)))
 
 
@@ -56,7 +56,7 @@ def _mirrored(image: PairImage) -> PairImage:
 
 
 def check_prompts(config: Train, pairs: Sequence[PairRow]) -> None:
-    """Warn of flipped prompts that say left or right."""
+    """Warn if images are flipped although their prompts say left or right."""
     if not config.flip:
         return
     sided = {pair.prompt for pair in pairs if SIDED.search(pair.prompt)}

@@ -1,4 +1,4 @@
-"""From pairs to micro-batches: caches of latents and conditions, the order of pairs, batches of one signature."""
+"""Micro-batches of pairs: caching of latents and conditions, the order of pairs, batches of one signature."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PART_ROWS = 256
 class Batch:
     """Samples whose conditions share a signature: first all groups' first images, then all second images, and so on.
 
-    Draws are per sample; the members of a group share one time and one noise. weight: [samples, ...] of the errors,
-    shaped like latents; None = 1 everywhere. keys, reference: with cache_reference, the cache keys of the samples and,
-    if all are cached, the reference's errors by head.
+    draw has one entry per sample; the members of a group share one time and one noise. weight: factors of the squared
+    errors, shaped like latents; None = 1 everywhere. Only with cache_reference: keys, the samples' cache keys, and
+    reference, the reference's errors by head if all are cached.
     """
 
     latents: torch.Tensor
@@ -49,11 +49,11 @@ class Batch:
     reference: dict[str, torch.Tensor] | None = None
 
     def to(self, device: Any) -> Batch:
-        """The batch on `device`; copies from pinned memory run in parallel with the computation."""
+        """Return the batch on `device`; copies from pinned memory run in parallel with the computation."""
         return self._mapped(lambda tree: to_device(tree, device))
 
     def pinned(self) -> Batch:
-        """The batch in page-locked memory, from which a CUDA device copies asynchronously."""
+        """Return the batch in page-locked memory, from which a CUDA device copies asynchronously."""
         return self._mapped(lambda tree: map_tensors(_pinned, tree))
 
     def _mapped(self, change: Callable[[Tree], Tree]) -> Batch:
@@ -70,8 +70,8 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 class PairData:
     """Pairs, or groups made of them, with their caches.
 
-    conditions: a Cache or a PromptEmbeddingCache. requests: by id. weights: the cache of loss weights, if there are
-    masks. seed: train.seed, part of the key of a training visit's draws.
+    conditions: a Cache or a PromptEmbeddingCache. requests: request by id. weights: the cache of loss weights, if there
+    are masks. seed: train.seed, which is part of the key of random draws in training.
     """
 
     pairs: Sequence[Any]
@@ -84,20 +84,20 @@ class PairData:
     seed: int = 0
 
     def of(self, groups: Sequence[Any]) -> PairData:
-        """A PairData of these groups with the same caches."""
+        """Return a PairData of these groups with the same caches."""
         return replace(self, pairs=groups)
 
     def request(self, group: Any) -> Request:
         return request_of(group, self.requests)
 
     def size(self, group: Any) -> tuple[int, int]:
-        """(height, width) in pixels of the group's images. Raises KeyError if its first image is not cached."""
+        """Return (height, width) in pixels of the group's images. Raises KeyError if its first image is not cached."""
         key = self.cached(group.images[0])
         height, width = self.latents.notes[key or group.images[0].key]
         return height, width
 
     def cached(self, image: PairImage) -> str | None:
-        """The first key of the image, flipped or not, whose latents are cached."""
+        """Return the first of the image's keys, unflipped or flipped, whose latents are cached, else None."""
         return next((key for key in self.augmentation.keys(image) if key in self.latents), None)
 
     def condition_key(self, group: Any) -> str:
@@ -105,11 +105,11 @@ class PairData:
         return digest(request.prompt, request.extra, self.size(group))
 
     def weight_key(self, group: Any, image: PairImage) -> str:
-        """The key of an image's loss weights; one image may have several masks, one per request."""
+        """Return the key of an image's loss weights; one image may have several masks, one per request."""
         return digest(image.key, image.candidate, None if self.masks is None else self.masks.lookup(group, image))
 
     def example(self) -> str:
-        """The key of a cached image."""
+        """Return the key of any cached image."""
         return next(key for pair in self.pairs for image in pair.images if (key := self.cached(image)))
 
     def complete(self) -> bool:
@@ -127,9 +127,9 @@ class PairData:
     def batches(
         self, family: Any, visits: Sequence[tuple[Any, int]], time: torch.Tensor | None = None
     ) -> Iterator[Batch]:
-        """Batches of (group, visit)s, each of one condition signature, latent shape and group size.
+        """Yield batches of (group, visit) pairs, each of one condition signature, latent shape and group size.
 
-        time: [1]; replaces the drawn times.
+        time: [1], used instead of the drawn times.
         """
         buckets: dict[Any, list[Any]] = {}
         for original, visit in visits:
@@ -166,12 +166,12 @@ class PairData:
 
 
 def _stacked(tensors: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-    """[groups][images] tensors -> [images * groups, ...]: the groups' first images, then their second ones."""
+    """Stack [groups][images] tensors to [images * groups, ...]: the groups' first images, then their second ones."""
     return torch.stack([each for column in zip(*tensors, strict=True) for each in column])
 
 
 def order(count: int, seed: int, position: int) -> tuple[int, int]:
-    """(index of the group, epoch) at a position of the endless stream: one permutation per epoch."""
+    """Return (group index, epoch) at a position in the endless stream of groups, one permutation per epoch."""
     epoch = position // count
     return int(_permutation(count, seed, epoch)[position % count]), epoch
 
@@ -182,7 +182,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
-    """make(number) for each number, the next one being made in a thread while the last is used."""
+    """Yield make(number) for each number; a thread makes the next result while the current one is used."""
     with ThreadPoolExecutor(1) as pool:
         pending = None
         for number in numbers:
@@ -196,7 +196,7 @@ def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
 
 # -- caches -------------------------------------------------------------------------------------------------------
 def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tuple[int, int]:
-    """(height, width) of the first image, from the pairs or from the run; 512 x 512 if neither has it."""
+    """Return (height, width) of the first image, from the pairs or the run; 512 x 512 if neither has it."""
     for row, image, _ in source.images():
         if image is not None:
             return _size(image, source, row)
@@ -217,9 +217,9 @@ def fill_latents(
 ) -> None:
     """Cache the latents of the `wanted` images that are missing.
 
-    Candidates of `generators` bring their stored latents; other images are encoded. Pixels come from the source or, if
-    its rows have none, from any candidate. share: (rank, processes); each process encodes the images in its share.
-    Raises UsageError naming the row.
+    Latents stored with candidates of `generators` are used; other images are encoded. Pixels come from the source or,
+    if its rows have none, from any candidate. share: (rank, processes); each process handles the images in its share.
+    Raises UsageError with the row of an image that is missing or cannot be encoded.
     """
     versions: dict[str, list[PairImage]] = {}  # unflipped key -> the wanted images: as it is, mirrored
     for image in {image.key: image for image in wanted}.values():
@@ -242,14 +242,14 @@ def fill_latents(
         row, image = next(iter(missing.values()))
         raise UsageError(
             f"pairs {source.name}, row {row}: neither the row nor the run's candidates hold the image "
-            f"{image.candidate or image.key}."
+            f"{image.candidate or image.key}. Remove the row, or add the image to it."
         )
 
 
 def _sources(
     missing: Mapping[str, tuple[int, PairImage]], source: PairSource, store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Yield (key, candidate with its image) of each missing key; the caller removes it before it asks for the next."""
+    """Yield (key, candidate with its image) of each missing key; the caller removes it before asking for the next."""
     if generators:
         yield from _candidates(missing, store, generators)
     if missing:
@@ -265,7 +265,7 @@ def _sources(
 def _candidates(
     missing: Mapping[str, tuple[int, PairImage]], store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """(key, candidate) of missing images that name a candidate of these generators (none given: of any)."""
+    """Yield (key, candidate) of missing images whose candidate comes from these generators (empty: from any)."""
     keys = {image.candidate: key for key, (_, image) in missing.items() if image.candidate}
     for candidate in store.iter_candidates(generators, set(keys)) if keys else ():
         if keys[candidate.id] in missing and candidate.error is None:
@@ -273,7 +273,7 @@ def _candidates(
 
 
 def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family: Any, source: PairSource) -> None:
-    """Write the latents of (row, image, candidate)s as one part of the cache, with the images' sizes as notes."""
+    """Encode (row, image, candidate)s and write their latents as one cache part, with the image sizes as notes."""
     latents: dict[str, Tree] = {}
     notes: dict[str, list[int]] = {}
     for start in range(0, len(images), ENCODE_ROWS):
@@ -291,7 +291,7 @@ def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family
 
 
 def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource) -> tuple[Candidate, list[int]]:
-    """(candidate to encode, [height, width]). Stored latents serve only an unflipped image of their size."""
+    """Return (candidate to encode, [height, width]); stored latents are used only unflipped and at their own size."""
     if candidate.payload is not None:
         external = candidate.path if candidate.image is None else None
         size = _size(external or candidate.image or b"", source, row)
@@ -305,7 +305,7 @@ def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource
 
 
 def _size(image: bytes | str, source: PairSource, row: int) -> tuple[int, int]:
-    """(height, width) of an encoded image or of a file."""
+    """Return (height, width) of an encoded image or of an image file."""
     try:
         return size_of(image)[::-1]
     except (UnidentifiedImageError, OSError, ValueError) as error:
@@ -340,7 +340,7 @@ def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None
 
 
 def check_sizes(data: PairData, name: str) -> None:
-    """Raises UsageError if the two images of a pair differ in size. Pairs that are not cached are skipped."""
+    """Raise UsageError if the two images of a pair differ in size. Pairs that are not cached are skipped."""
     cached = [(pair, [data.cached(image) for image in pair.images]) for pair in data.pairs]
     sizes = [(pair, [data.latents.notes[key] for key in keys if key]) for pair, keys in cached if all(keys)]
     unequal = [(pair, both) for pair, both in sizes if both[0] != both[1]]
@@ -348,6 +348,6 @@ def check_sizes(data: PairData, name: str) -> None:
         pair, ((h0, w0), (h1, w1)) = unequal[0]
         raise UsageError(
             f"pairs {name}: in {len(unequal)} of {len(sizes)} pairs the two images differ in size, first in row "
-            f"{pair.row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have one "
-            "size: resize and crop both alike, set train.resolution, or remove the pairs."
+            f"{pair.row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have "
+            "the same size: resize and crop both in the same way, set train.resolution, or remove the pairs."
         )

@@ -1,4 +1,4 @@
-"""Tensor trees on disk, written once and read by memory map: latents, conditions and loss weights."""
+"""Caches of tensor trees on disk, written once and read by memory map: latents, conditions and loss weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_share(key: str, share: tuple[int, int]) -> bool:
 
 
 class Cache:
-    """A folder of parts, each a safetensors file of blobs by key. `notes` holds a small JSON value per key."""
+    """A folder of parts, each a safetensors file of serialised trees by key. `notes`: a small JSON value per key."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,11 +41,11 @@ class Cache:
         self._load(folder.glob("part-*.safetensors"))
 
     def parts(self) -> list[str]:
-        """Names of the files in use."""
+        """Return the file names of the parts in use."""
         return sorted(path.name for path in self._open)
 
     def expect(self, names: Collection[str]) -> None:
-        """Load these parts, written by other processes; wait until a network file system shows them."""
+        """Load these parts, which other processes wrote; wait until a network file system shows them."""
         deadline = time.monotonic() + VISIBLE
         missing = {self.folder / name for name in names} - self._open.keys()
         while missing and time.monotonic() < deadline:
@@ -57,7 +57,7 @@ class Cache:
                 time.sleep(0.5)
 
     def keep(self, names: Collection[str]) -> None:
-        """Drop all parts but these."""
+        """Stop using all parts except these."""
         for path in [path for path in self._open if path.name not in names]:
             del self._open[path]
             self._part = {key: part for key, part in self._part.items() if part != path}
@@ -82,7 +82,7 @@ class Cache:
         return len(self._part)
 
     def append(self, items: Mapping[str, Tree], notes: Mapping[str, Any] | None = None) -> None:
-        """Write one part."""
+        """Write the trees by key, and notes by key, as one part."""
         if not items:
             return
         blobs = {
@@ -96,14 +96,14 @@ class Cache:
 
 
 def part_path(folder: Path) -> Path:
-    """The path of a new part, which sorts after all others by name."""
+    """Return the path of a new part, which sorts after all existing ones by name."""
     return folder / f"part-{time.time_ns()}-{unique()}.safetensors"
 
 
 def check_cache(folder: Path) -> None:
     """Rename every part in `folder` that does not match its checksum, so that its entries are computed again.
 
-    One process does so before any process opens the cache, so that all of them see the same parts.
+    One process must do this before any process opens the cache, so that all of them see the same parts.
     """
     for path in sorted(folder.glob("part-*.safetensors")):
         try:

@@ -1,4 +1,4 @@
-"""Keys of a training's caches: each names all that an entry depends on, and nothing else.
+"""Cache keys of a training. Each key covers everything that its entries depend on, and nothing else:
 
 wiring      of the pipeline: base, family, dtype, inputs, and call arguments except guidance
 latents     of images: base, family, dtype, rules for reading images; not adapters, guidance, prompts or quantization
@@ -6,10 +6,10 @@ conditions  of prompts: base, family, dtype, inputs, and the call arguments that
             guidance is switched off in training, so its value is not among them; an embedded guidance (FLUX) is
 reference   errors of the frozen start: all of these, adapters, quantization, precision and train.seed
 
-The base is exact (a commit, or the hash of its files), because candidates of that very base bring their own latents.
+The base is identified exactly (by commit or file hash), because only candidates of that base may supply their latents.
 The minor releases of diffusers and transformers count where their code computes the entries: a release may change a VAE
-or a tokenizer, and half a cache from each would mix two models. SCHEME counts in the same way for prefkit's own code:
-raise it with any change to what is cached.
+or a tokenizer, and a cache must not mix entries of two releases. SCHEME does the same for prefkit's own code: increase
+it with every change to what is cached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GUIDANCE = ("guidance_scale", "true_cfg_scale")
 
 
 def wiring_key(common: Any, inputs: Any, call: Mapping[str, Any]) -> str:
-    """The key of a pipeline's wiring. common: base, family, dtype, and the rules for reading images."""
+    """Return the key of a pipeline's wiring. common: base, family, dtype, and the rules for reading images."""
     arguments = {name: value for name, value in call.items() if name not in GUIDANCE}
     return digest("wiring", SCHEME["wiring"], common, inputs, arguments, _minor("diffusers"))
 
@@ -36,7 +36,7 @@ def latents_key(common: Any) -> str:
 
 
 def conditions_key(common: Any, inputs: Any, call: Mapping[str, Any], wiring: Wiring | None) -> str:
-    """The key of conditions. wiring: None before the pipeline is captured, while nothing is cached under this key."""
+    """Return the key of conditions. wiring: None before the capture, while nothing is cached under this key."""
     off = GUIDANCE if wiring is None else wiring.no_guidance
     arguments = {name: value for name, value in call.items() if name not in off}
     versions = [_minor("diffusers"), _minor("transformers")]
@@ -44,12 +44,12 @@ def conditions_key(common: Any, inputs: Any, call: Mapping[str, Any], wiring: Wi
 
 
 def reference_key(latents: str, conditions: str, revision: Any, precision: str, seed: int) -> str:
-    """The key of reference errors. revision: of base, adapters, inputs and quantization."""
+    """Return the key of reference errors. revision: identifies base, adapters, inputs and quantization."""
     return digest("reference", SCHEME["reference"], latents, conditions, revision, precision, seed)
 
 
 def libraries() -> dict[str, str]:
-    """Minor versions of the libraries whose code computes cached entries."""
+    """Return the minor versions of the libraries whose code computes cached entries."""
     return {name: _minor(name) for name in ("diffusers", "transformers")}
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from prefkit.types import digest
 
-#: version of the rules above and of what families draw from a key; a training of another version is not continued
+#: version of these rules and of the families' draws; a training begun with a different version cannot be resumed
 SCHEME = 2
 
 
 def draw_key(seed: int, group: str, visit: int) -> str:
-    """The key of a group's draws at a visit."""
+    """Return the key of a group's draws at a visit."""
     return group if visit < 0 else digest("draw", seed, group)

@@ -14,9 +14,9 @@ CLOSE = 1e-6  # tolerance between sums of score gaps that should be equal
 
 
 def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | None = None) -> list[Any]:
-    """The pairs as groups of the objective's shape. A single winner keeps its pair's id, and so the pair's draws.
+    """Convert pairs to groups of the objective's shape. A winner on its own keeps its pair's id, and so the draws.
 
-    flip: None, or the seed by which each pair or list is reversed with probability 1/2.
+    flip: None, or a seed; each pair or list is then reversed with probability 1/2.
     """
     groups: Sequence[Any] = ranked(pairs, name) if objective.shape == "list" else pairs
     if flip is not None:
@@ -29,7 +29,7 @@ def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | N
 
 
 def singles(pairs: Sequence[PairRow]) -> list[Group]:
-    """Every image of a request once, labelled desirable if it won at least one pair."""
+    """Return every image of a request once, labelled desirable if it won at least one pair."""
     winners = {(pair.prompt, pair.win.key) for pair in pairs}
     groups: dict[tuple[str, str], Group] = {}
     for pair in pairs:
@@ -40,9 +40,9 @@ def singles(pairs: Sequence[PairRow]) -> list[Group]:
 
 
 def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
-    """One list per request and connected set of pairs, ordered by the values that the score gaps add up to.
+    """Return one list per request and connected set of pairs, ranked by values that agree with the score gaps.
 
-    Of images with equal values only the first is used. Raises UsageError for missing or contradictory gaps.
+    Only the first of several images with equal values is used. Raises UsageError for missing or contradictory gaps.
     """
     requests: dict[tuple[str | None, str], list[PairRow]] = {}
     for pair in pairs:
@@ -67,7 +67,7 @@ def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
 
 
 def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]:
-    """Image key -> value relative to the start's, of all images connected with it by pairs, in order of discovery."""
+    """Return {image key: value relative to `start`} of all images connected with `start` by pairs, as discovered."""
     values = {start: 0.0}
     grown = True
     while grown:

@@ -1,6 +1,7 @@
 """Loss weights of masked images: the weight of each latent element in the error.
 
-They are computed once per image and cached apart from the latents, so that another mask encodes no image again.
+They are computed once per image and cached apart from the latents, so that a different mask does not require encoding
+the images again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prefkit.types import digest
 
 
 def folder_of(config: Train) -> str | None:
-    """The cache's folder, relative to that of the latents; None without a mask."""
+    """Return the cache's folder, relative to that of the latents; None without a mask."""
     return None if config.mask is None else f"weights/{digest(config.mask)}"
 
 
@@ -46,7 +47,7 @@ def fill(data: PairData, family: Any, store: Store, share: tuple[int, int]) -> N
 
 
 def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: Any, image: PairImage) -> Tensor:
-    """The loss weights of an image: [...], shaped like its latents."""
+    """Return the loss weights of an image, shaped like its latents."""
     assert data.masks is not None
     name, values = data.masks.name, data.masks.lookup(group, image)
     latents, (height, width) = data.latents.get(image.key)["latents"], data.size(group)
@@ -72,7 +73,9 @@ def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: A
         box = _visible(_box(values[0], where), image)
         weight = box_mask(box, family.wiring, latents, (width, height)) if box else zeros_like(latents)
     if not weight.any():
-        raise UsageError(f"{where}: the mask is empty in the visible part, so there is nothing to learn from.")
+        raise UsageError(
+            f"{where}: the mask is 0 in the whole visible part, so nothing would be learned. Fix it or remove the row."
+        )
     return weight
 
 
@@ -87,7 +90,7 @@ def _box(value: Any, where: str) -> list[float]:
 
 
 def _visible(box: list[float], image: PairImage) -> dict[str, float]:
-    """The box in fractions of the part of the image that training sees; empty if the box is outside of it."""
+    """Return the box as fractions of the part of the image that training sees; empty if it is outside of that part."""
     left, top, right, bottom = crop_box(image)
     x0, x1 = (min(1.0, max(0.0, (edge - left) / (right - left))) for edge in (box[0], box[2]))
     y0, y1 = (min(1.0, max(0.0, (edge - top) / (bottom - top))) for edge in (box[1], box[3]))

@@ -1,4 +1,4 @@
-"""Masks of images, and boxes and mask images as weights over latents in the scheduler's layout."""
+"""Masks of images, and conversion of boxes and mask images to weights over latents in the scheduler's layout."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class Masks:
-    """Values of the key `name` in `extra`, one per image: the candidate's, else its request's, else the pair's
-    request's.
+    """Looks up the mask of each image, which is the value of the key `name` in an `extra`.
 
-    A null is used only if no later source has a value.
+    The candidate's `extra` comes first, then that of the candidate's request, then that of the pair's request. A null
+    is used only if no later `extra` has a value.
     """
 
     def __init__(self, name: str, pairs: Sequence[Any], store: Store) -> None:
@@ -38,7 +38,7 @@ class Masks:
         self.candidates = {c.id: (c.extra, c.request_id) for c in candidates}
 
     def extras(self, group: Any, image: PairImage) -> list[Mapping[str, Any]]:
-        """The `extra`s that may name the image's mask, in order of precedence."""
+        """Return the `extra`s that may hold the image's mask, in order of precedence."""
         extras = [request_of(group, self.requests).extra]
         if image.candidate in self.candidates:
             extra, request_id = self.candidates[image.candidate]
@@ -47,16 +47,16 @@ class Masks:
         return extras
 
     def lookup(self, group: Any, image: PairImage) -> list[Any]:
-        """The image's value as a list: [value]; [None] if the whole image counts; [] if no `extra` has the key."""
+        """Return the image's mask value as [value]; [None] if the whole image counts; [] if no `extra` has the key."""
         values = [extra[self.name] for extra in self.extras(group, image) if self.name in extra]
         return [value for value in values if value is not None][:1] or values[:1]
 
 
 def box_mask(aspects: Mapping[str, float], wiring: Wiring, like: Tensor, size: tuple[int, int]) -> Tensor:
-    """[...] float32, shaped like one sample's latents: 1 in every cell that the box touches, 0 elsewhere.
+    """Return a box as a mask, float32, shaped like one sample's latents `like`.
 
-    aspects: the box as fractions of width and height; 1 everywhere if it is missing or empty.
-    size: (width, height) of the image in pixels.
+    It is 1 in every cell that the box touches, 0 elsewhere. aspects: the box as fractions of width and height; if it is
+    missing or empty, the mask is 1 everywhere. size: (width, height) of the image in pixels.
     """
     box = [aspects.get(edge, math.nan) for edge in EDGES]
     if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
@@ -76,10 +76,10 @@ def image_mask(
     part: tuple[float, float, float, float] = WHOLE,
     flip: bool = False,
 ) -> Tensor:
-    """[...] float32, shaped like one sample's latents: the mask image's mean grey level in every cell, white being 1.
+    """Return the mean grey level of a mask image per cell, white being 1, float32, shaped like the latents `like`.
 
-    size: (width, height) in pixels of the masked image; a mask of another size is stretched over it.
-    part: (left, top, right, bottom) of the visible part, as fractions of the mask. flip: mirror it afterwards.
+    size: (width, height) in pixels of the masked image; a mask of a different size is stretched over it. part: visible
+    part (left, top, right, bottom), as fractions of the mask. flip: mirror the result.
     """
     from PIL import Image as pil
 
@@ -91,7 +91,7 @@ def image_mask(
 
 
 def _spread(cells: Tensor, wiring: Wiring, like: Tensor) -> Tensor:
-    """[height, width] cells of the VAE's grid, repeated over all channels in the scheduler's layout."""
+    """Repeat [height, width] cells of the VAE's grid over all channels, in the scheduler's layout."""
     grid = cells.expand(1, like.numel() // cells.numel(), *cells.shape)
     if "frame" in wiring.layout:
         grid = grid.unsqueeze(2)

@@ -40,9 +40,10 @@ HELD_OUT = ("test", "val", "eval")
 class PairImage:
     """One image of a pair.
 
-    key: sha256 of its bytes, hashed again for each bucket and for the flip; column: 0 or 1, as in jpg_0; candidate: its
-    id in the run's candidates, if known. bucket: (height, width) that the image is fitted to; original_size: (height,
-    width) before. flip: the image is mirrored, and unflipped is its key without the flip.
+    key: sha256 of the image's bytes, hashed again for each bucket and for the flip; column: 0 or 1, as in jpg_0;
+    candidate: id among the run's candidates, if known. bucket: (height, width) that the image is fitted to;
+    original_size: (height, width) before fitting. flip: the image is mirrored, and unflipped is its key without the
+    flip.
     """
 
     key: str
@@ -56,9 +57,9 @@ class PairImage:
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one request that share a time and a noise, the best first. labels: 1 desirable, 0 not.
+    """Images of one request, the best first, that share one time and one noise. labels: 1 desirable, 0 not.
 
-    row: the row of the pairs that the group comes from. Draws of time and noise are keyed by the id.
+    row: row of the pair table that the group comes from. Draws of time and noise are keyed by the id.
     """
 
     id: str
@@ -75,7 +76,7 @@ class Group:
 
 
 class PairRow(Group):
-    """A pair without its pixels: the winner, then the loser. The id does not depend on which of them won."""
+    """A pair without its pixels: the winner, then the loser. The id does not depend on which image won."""
 
     @property
     def win(self) -> PairImage:
@@ -88,7 +89,7 @@ class PairRow(Group):
 
 @dataclass(eq=False)
 class PairSource:
-    """A table of pairs: Parquet files or one Arrow table. run: holds the images of rows that only name candidates."""
+    """A table of pairs: Parquet files or one Arrow table. run: the run that has the images of rows without pixels."""
 
     name: str
     files: Sequence[Path] = ()
@@ -97,7 +98,10 @@ class PairSource:
 
     @classmethod
     def find(cls, store: Store, name: str) -> PairSource:
-        """The pairs called `name`: an entry of the run's pairs, a folder, or owner/name[:split]. Raises UsageError."""
+        """Find the pairs called `name`: an entry of the run's pairs, a folder, or owner/name[:split].
+
+        Raises UsageError, NotYet.
+        """
         entry = (
             f"a name under {store.folder / 'pairs'} ({', '.join(store.names('pairs')) or 'empty: run prefkit pair'})"
         )
@@ -123,10 +127,10 @@ class PairSource:
             raise self._damaged(self.files[0], error) from error
 
     def scorers(self) -> list[str] | None:
-        """Names of the scores, or of the tables of verdicts, that chose the winners; None if unknown.
+        """Return the names of the scores, or of the tables of verdicts, that chose the winners; None if unknown.
 
-        They are read from the pairs' own spec.json. Without it they are the columns score_0_NAME, unless verdicts chose
-        the winners (strategy `comparisons`).
+        They are read from the pairs' own spec.json or, without that file, from the columns score_0_NAME. The latter are
+        not used if verdicts chose the winners (strategy `comparisons`).
         """
         path = self.files[0].parent.parent / "spec.json" if self.files else None
         spec = read_json(path).get("spec") or {} if path is not None and path.is_file() else {}
@@ -139,7 +143,7 @@ class PairSource:
         return [name.removeprefix(SCORE) for name in self.columns() if name.startswith(SCORE)] or None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Rows in order, as dicts of those of the columns that exist."""
+        """Yield the rows in order, as dicts of the given columns that exist."""
         import pyarrow as pa
 
         if self.table is not None:
@@ -161,7 +165,7 @@ class PairSource:
         )
 
     def images(self) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-        """(row, encoded image 0, encoded image 1) of every row; None if neither the row nor the run has it."""
+        """Yield (row, encoded image 0, encoded image 1); an image is None if neither the row nor the run has it."""
         columns = self.columns() if self.run is not None else []
         names = [name for name in ("candidate_0", "candidate_1") if name in columns]
         reader: CandidateReader | None = None
@@ -181,13 +185,13 @@ class PairSource:
 
 
 def request_of(pair: Any, requests: Mapping[str, Request]) -> Request:
-    """The pair's request in `requests` (by id) or, if missing, a request made of its caption alone."""
+    """Return the pair's request from `requests` (by id) or, if it is missing, a request made of the caption alone."""
     known = requests.get(pair.request_id or "")
     return known if known and known.prompt == pair.prompt else Request(digest(pair.prompt), pair.prompt)
 
 
 def read_pairs(source: PairSource) -> list[PairRow]:
-    """All pairs, without images. Raises UsageError for missing columns, ties, an empty table and invalid rows."""
+    """Read all pairs, without images. Raises UsageError for missing columns, ties, an empty table or invalid rows."""
     columns = source.columns()
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
@@ -197,7 +201,7 @@ def read_pairs(source: PairSource) -> list[PairRow]:
         )
     rows = list(source.rows([name for name in (*REQUIRED, *OPTIONAL) if name in columns and name not in IMAGES]))
     if not rows:
-        raise UsageError(f"pairs {source.name}: not one pair in it. Look for ties in the output of `prefkit pair`.")
+        raise UsageError(f"pairs {source.name}: the table is empty. Check the output of `prefkit pair` for ties.")
     _check_labels(source.name, rows)
     return [_pair(*numbered, keys) for numbered, keys in zip(enumerate(rows), _image_keys(source, rows), strict=True)]
 
@@ -235,7 +239,7 @@ def _check_labels(name: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(key of image 0, key of image 1) per row: the sha256 that prefkit stores, computed for pairs from elsewhere."""
+    """Return (key of image 0, key of image 1) per row: the stored sha256, or one computed for pairs from elsewhere."""
     stored = [(str(row.get("image_0_uid")), str(row.get("image_1_uid"))) for row in rows]
     if all(re.fullmatch("[0-9a-f]{64}", uid) for uids in stored for uid in uids):
         return stored
@@ -249,7 +253,7 @@ def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tupl
 
 
 def _encoded(value: Any) -> bytes | None:
-    """The bytes of an image column: plain binary, or the struct in which datasets stores an image."""
+    """Return the bytes of an image column: plain binary, or the struct in which datasets stores an image."""
     if not isinstance(value, dict):
         return value
     if value.get("bytes") is not None or value.get("path") is None:
@@ -259,7 +263,7 @@ def _encoded(value: Any) -> bytes | None:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    """The files of the training split, found in the layouts of datasets and of prefkit. Raises UsageError."""
+    """Return the files of the training split, in the folder layouts of datasets and of prefkit. Raises UsageError."""
     for pattern in ("train/*.parquet", "data/train*.parquet", "train*.parquet", "*.parquet"):
         files = sorted(folder.glob(pattern))
         held_out = [path.name for path in files if path.name.casefold().startswith(HELD_OUT)]

@@ -1,9 +1,9 @@
-"""`text_cache`: where the prompt conditions of a training are held. A large text encoder makes megabytes of each.
+"""`text_cache`: where a training keeps its prompt conditions, each of which can take megabytes.
 
 full  all of them on disk before the first step; no text encoder is in memory while training
 off   those of the current step in memory; the text encoders stay on the device next to the denoiser
 In both modes the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them.
-Each condition is encoded by itself, so both modes give the same training to the last bit.
+Each condition is encoded on its own, so training is bit-identical in both modes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ CACHES = ("full", "off")
 
 
 class PromptEmbeddingCache:
-    """Conditions of the current step in memory, others on `disk`; it has the interface of a Cache.
+    """Keeps conditions of the current step in memory and reads others from `disk`; has the interface of a Cache.
 
-    load: loads a family with its text encoders on the device.
+    load: function that loads a family with its text encoders on the device.
     """
 
     def __init__(self, disk: Cache, load: Callable[[], Any]) -> None:
@@ -42,7 +42,7 @@ class PromptEmbeddingCache:
         self.held |= {key: trees.dumps(tree) for key, tree in items.items()}
 
     def hold(self, data: PairData, groups: Sequence[Any]) -> None:
-        """Hold the conditions of these groups, and no others."""
+        """Keep only the conditions of these groups in memory, and encode the missing ones."""
         keys = {data.condition_key(group) for group in groups}
         self.held = {key: blob for key, blob in self.held.items() if key in keys}
         if any(key not in self for key in keys):
@@ -51,12 +51,12 @@ class PromptEmbeddingCache:
 
 
 def encoded_ahead(config: Train, data: PairData, visited: PairData) -> PairData:
-    """The pairs whose conditions are encoded before the first step. visited: those of `data` that training reads."""
+    """Return the pairs whose conditions are encoded before the first step. visited: those that training reads."""
     return visited if config.text_cache == "full" else data.of(validation.split(data.pairs, config.validation)[1])
 
 
 def with_text_cache(plan: Any, data: PairData, device: Any) -> PairData:
-    """The same pairs; with text_cache: off, their conditions are encoded at every step."""
+    """Return the same pairs; with text_cache: off, their conditions will be encoded at every step."""
     if plan.config.text_cache == "full":
         return data
 
@@ -70,7 +70,7 @@ def with_text_cache(plan: Any, data: PairData, device: Any) -> PairData:
 
 
 def prefetch(loop: Any, steps: Sequence[int]) -> Iterator[Any]:
-    """loop.micro_batches of each step, prepared in a thread while the previous ones are used."""
+    """Yield loop.micro_batches of each step, prepared in a thread in advance unless text_cache is off."""
     conditions = loop.data.conditions
     if not isinstance(conditions, PromptEmbeddingCache):
         yield from ahead(loop.micro_batches, steps)

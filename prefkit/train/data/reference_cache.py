@@ -1,8 +1,8 @@
 """Errors of the frozen reference on disk, keyed by the network's inputs, so that later trainings of a sweep reuse them.
 
-A pair's visit n has one draw (t, noise) per train.seed, whatever beta, learning rate or objective. The first training
-computes the reference's errors next to its policy's and stores them; later trainings of the same run and seed look them
-up and save one forward pass per step. The draws stay the same, so nothing about a training changes.
+For one train.seed, visit n of a pair has the same draw (t, noise) under any beta, learning rate or objective. The first
+training computes the reference's errors along with its policy's and stores them; later trainings of the same run and
+seed look them up and save one forward pass per step. The draws stay the same, so nothing about a training changes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PART_ROWS = 100_000
 
 
 class ReferenceErrorCache:
-    """Parts of keys [N] int64 and, by head, errors [N] float32: 12 bytes a sample with one head.
+    """Cache of parts with keys [N] int64 and, by head, errors [N] float32: 12 bytes per sample with one head.
 
-    A key is the first 64 bits of a hash over the latents, time, noise, weights and condition key of a sample. The
-    folder's name stands for the model, adapters, call, precision and seed.
+    A key is the first 64 bits of a hash over the latents, time, noise, loss weights and condition key of a sample. The
+    folder's name depends on the model, adapters, call, precision and seed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,21 +49,21 @@ class ReferenceErrorCache:
         self.keys, self.errors = keys, {head: values[first] for head, values in joined.items()}
 
     def look_up(self, batch: Batch, data: PairData) -> None:
-        """Set the batch's keys and, if all its samples are cached, the errors of its reference."""
+        """Set the batch's cache keys and, if all its samples are cached, the reference's errors."""
         batch.keys = keys_of(batch, data)
         index = np.searchsorted(self.keys, batch.keys)
         if len(self.keys) and bool((self.keys[np.minimum(index, len(self.keys) - 1)] == batch.keys).all()):
             batch.reference = {head: torch.from_numpy(values[index]) for head, values in self.errors.items()}
 
     def add(self, batch: Batch, errors: Mapping[str, Tensor]) -> None:
-        """Add errors by head, [B]. They are written by `flush`, so that a step does not wait for the GPU."""
+        """Add the reference's errors by head, [B]. `flush` writes them, so that a step does not wait for the GPU."""
         assert batch.keys is not None
         self.unsaved.append((batch.keys, dict(errors)))
         if len(batch.keys) * len(self.unsaved) >= PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the added errors as a part."""
+        """Write the errors added so far as one part."""
         if not self.unsaved:
             return
         part = {"keys": torch.from_numpy(np.concatenate([keys for keys, _ in self.unsaved]))}
@@ -74,7 +74,7 @@ class ReferenceErrorCache:
 
 
 def keys_of(batch: Batch, data: PairData) -> np.ndarray:
-    """Cache keys of the batch's samples: [B] int64."""
+    """Return the cache keys of the batch's samples, [B] int64."""
     conditions = [data.condition_key(group) for group in batch.members]
     inputs = [batch.latents, batch.draw.time, batch.draw.noise, batch.weight]
     arrays = [tensor.contiguous().numpy() for tensor in inputs if tensor is not None]

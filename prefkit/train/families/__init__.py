@@ -1,1 +1,1 @@
-"""Families of trainable models: one file each, found by its name."""
+"""Families: plug-ins that load, encode for and run trainable models. One file each, found by its name."""

@@ -1,4 +1,4 @@
-"""Family of the diffusers pipelines whose wiring can be proven, with one head, "image"."""
+"""Family for the diffusers pipelines whose denoiser calls can be captured and verified; one head, "image"."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class DiffusersFamily:
     """A diffusers pipeline. Latents have the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
 
     time_sampling  None (uniform for epsilon and v, logit-normal for flow) | "uniform" | "logit_normal"
-    call           call arguments of the generation; an embedded guidance keeps its value, height and width are
-                   used for the capture
-    encode_batch   images to encode at once; it is halved when the device runs out of memory
-    inputs         inputs of the call that come from each request (model.inputs); `example` is then a request for the
-                   capture
+    call           call arguments of the generation; an embedded guidance keeps its value in training, height and
+                   width are used for the capture
+    encode_batch   number of images encoded at once; it is halved when the device runs out of memory
+    inputs         call inputs that are taken from each request (model.inputs); the attribute `example` must then be a
+                   request for the capture
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class DiffusersFamily:
     def load(
         self, model: Mapping[str, Any], parts: Collection[str] | None = None, wiring: Wiring | None = None
     ) -> None:
-        """Load the pipeline and, unless an earlier capture has recorded its wiring, capture it.
+        """Load the pipeline and, without `wiring`, capture it: record how it calls its denoiser.
 
         model: arguments of models.load.pipeline.load_pipeline, such as base and device; with sequential_offload the
-        denoiser `net` is on the meta device, which is enough to capture, encode and compute conditions.
-        parts: of {"denoiser", "vae", "text"}; a capture needs all of them. Raises UsageError, CaptureError,
-        TrainingError.
+        denoiser `net` is on the meta device, which is enough to capture, encode and compute conditions. parts: subset
+        of {"denoiser", "vae", "text"} to load; a capture needs all three. wiring: result of an earlier capture. Raises
+        UsageError, CaptureError, TrainingError.
         """
         from prefkit.models.capture.call import capture
         from prefkit.models.load.pipeline import load_pipeline
@@ -78,7 +78,7 @@ class DiffusersFamily:
         self.schedule = Schedule.of(self.pipe.scheduler, self.wiring.prediction)
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
-        """Clean latents per candidate, float32, CPU: those of its payload, or its encoded image."""
+        """Return each candidate's clean latents, float32, CPU: those in its payload, else those of its image."""
         import safetensors.torch
 
         images = [candidate for candidate in candidates if candidate.payload is None]
@@ -89,7 +89,7 @@ class DiffusersFamily:
         ]
 
     def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
-        """Conditions per request: the denoiser's inputs other than sample and time, at size (height, width)."""
+        """Return each request's condition: the denoiser's inputs except sample and time, at size (height, width)."""
         from prefkit.models.capture.conditions import capture_conditions
 
         def condition(r: Request) -> Tree:
@@ -102,7 +102,7 @@ class DiffusersFamily:
         return [condition(r) for r in requests]
 
     def _encode_texts(self, offload: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
-        """Encode all prompts into the pipeline's memory, so that text encoders and VAE do not alternate per request."""
+        """Encode all prompts and keep the results, so that text encoders and VAE do not alternate per request."""
         from prefkit.models.offload import OtherPartNeeded
 
         for condition in conditions:
@@ -113,21 +113,21 @@ class DiffusersFamily:
         return {} if self.inputs is None or request is None else self.inputs.of(request)
 
     def collate(self, conditions: Sequence[Tree]) -> Tree:
-        """Combine conditions of one signature, one per sample, into the condition of a batch."""
+        """Combine one condition per sample, all of one signature, into the condition of a batch."""
         from prefkit.models.capture.conditions import collate
 
         return collate(self.wiring, conditions)
 
     def signature(self, condition: Tree) -> str:
-        """Signature of a condition; conditions with equal signatures may share a batch."""
+        """Return a condition's signature; conditions with equal signatures can share a batch."""
         from prefkit.models.capture.conditions import signature
 
         return signature(self.wiring, condition)
 
     def draw(self, group: str, visit: int, like: Tensor) -> Draw:
-        """Time [1] and noise [1, *like.shape], float32, CPU, as a function of (group, visit) alone.
+        """Draw time [1] and noise [1, *like.shape], float32, CPU, as a function of (group, visit) alone.
 
-        group: key of the draws, which includes train.seed in training (train/data/draws.py).
+        group: key of the draws; in training it includes train.seed (train/data/draws.py).
         """
         import torch
 
@@ -140,8 +140,9 @@ class DiffusersFamily:
     def residuals(self, net: Any, latents: Tensor, draw: Draw, condition: Tree) -> dict[str, Tensor]:
         """Return {"image": prediction - target}, [B, ...] float32.
 
-        latents: [B, ...] float32; draw: one entry per SAMPLE (time [B], noise [B, ...]), so draws per group are
-        expanded by `draw.time[groups.index]` and `draw.noise[groups.index]`; condition: of B samples.
+        latents: [B, ...] float32. draw: one entry per SAMPLE (time [B], noise [B, ...]), so draws made per group must
+        be expanded with `draw.time[groups.index]` and `draw.noise[groups.index]`. condition: collated from those of the
+        B samples.
         """
         from prefkit.models.predict import predict
 
@@ -150,7 +151,7 @@ class DiffusersFamily:
         return {"image": predict(net, self.wiring, x_t, draw.time, condition) - target}
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-        """Decode latents [B, ...] to images; packed tokens of images that are not square need size (height, width)."""
+        """Decode latents [B, ...] to images. Packed tokens of non-square images need size (height, width)."""
         import torch
 
         from prefkit.models.latents import decode

@@ -1,4 +1,4 @@
-"""Early stopping on the held-out pairs, and weights that are kept because they may be the result."""
+"""Early stopping on the held-out pairs, and the files with the best weights so far."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from prefkit.store.files import set_aside
 from prefkit.store.tensors import load_tensors
 from prefkit.train.checkpoint import read_state
 
-BEST, BEST_SAMPLES = "best", "best-look"  # beginnings of file names: by held-out pairs, by sample evaluation
+BEST, BEST_SAMPLES = "best", "best-look"  # file name prefixes: best by held-out pairs, by sample evaluation
 
 
 class EarlyStopping:
-    """Stops after `patience` measurements in a row without a new best accuracy; the best measured weights are the
-    result.
+    """Stops after `patience` measurements in a row without a new best accuracy; the best weights are the result.
 
-    The accuracy is the mean over the held-out pairs and their times, ties counting half: 0.5 at the start. folder: that
-    of the training, where best-STEP.safetensors is written.
+    The accuracy is the mean over the held-out pairs and their time bins, with ties counting half, so it is 0.5 at the
+    start. folder: the training's folder, where best-STEP.safetensors is written.
     """
 
     def __init__(self, patience: int, folder: Path) -> None:
@@ -38,7 +37,7 @@ class EarlyStopping:
         return self.waited >= self.patience
 
     def update(self, step: int, accuracy: float) -> bool:
-        """Count a measurement; True if it is the best so far."""
+        """Record a measurement; return True if it is the best so far."""
         better = accuracy > self.best
         if better:
             self.best, self.step = accuracy, step
@@ -53,17 +52,17 @@ class EarlyStopping:
 
 
 def weights_path(folder: Path, name: str, step: int) -> Path:
-    """The file of a step's weights, one per step: a crash may come between a new best and its checkpoint."""
+    """Return the file for a step's weights. Each step has its own, as a crash may come before the best's checkpoint."""
     return folder / f"{name}-{step:08d}.safetensors"
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of `weights_path`. Raises DamagedError naming it."""
-    return load_tensors(path, "Run `prefkit train` again: it continues from the checkpoint before.")[0]
+    """Load the weights in a file of `weights_path`. Raises DamagedError with the path."""
+    return load_tensors(path, "Run `prefkit train` again: it continues from the previous checkpoint.")[0]
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the weights of former bests: those that no checkpoint in `folder` names as the best."""
+    """Remove the weights of former bests, to which no checkpoint in `folder` refers."""
     best: set[Path] = set()
     for path in folder.glob("checkpoints/step-*/state.json"):
         with suppress(DamagedError):  # a checkpoint that cannot be used needs no weights
@@ -73,7 +72,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def check_weights(folder: Path, state: Mapping[str, Any]) -> None:
-    """Raises DamagedError if the best weights of a checkpoint's state cannot be read; they are renamed."""
+    """Raise DamagedError if the best weights of a checkpoint's state cannot be read, and rename their file."""
     for path in _best(folder, state):
         try:
             load_weights(path)
@@ -83,7 +82,7 @@ def check_weights(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def _best(folder: Path, state: Mapping[str, Any]) -> list[Path]:
-    """The best weights that a checkpoint's state names."""
+    """Return the files of best weights that a checkpoint's state refers to."""
     paths = []
     if state.get("stopping", {}).get("best", -1) >= 0:
         paths.append(weights_path(folder, BEST, state["stopping"]["step"]))

@@ -17,7 +17,7 @@ BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Writes metrics.jsonl. Opening it at `step` drops later lines, whose steps are repeated; step 0 clears the file."""
+    """Writes metrics.jsonl. Opening it at `step` drops the lines of later steps, to be repeated; step 0 clears it."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
@@ -47,7 +47,7 @@ class Log:
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with null for NaN and infinity, which JSON does not have."""
+    """Return the values with None for NaN and infinity, which JSON cannot represent."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
@@ -62,7 +62,7 @@ def _board(folder: Path, step: int, report_to: str) -> Any:
 
 
 class WinnerRegressionWarning:
-    """Warns while the winners' smoothed advantage stays negative: the policy then becomes worse at the winners."""
+    """Warns while the winners' smoothed advantage is negative: the policy is then worse at them than its start."""
 
     def __init__(self) -> None:
         self.smooth, self.below = 0.0, 0
@@ -72,9 +72,9 @@ class WinnerRegressionWarning:
         self.below = self.below + 1 if self.smooth < 0 else 0
         if self.below and self.below % PATIENCE == 0:
             warn(
-                f"step {step}: for {self.below} steps the model has been worse at the winners than its start (smoothed "
-                f"advantage {self.smooth:.2e}): the margin grows only because the losers become even worse. Try a "
-                "larger beta, a smaller learning rate, or fewer steps."
+                f"step {step}: for {self.below} steps the model has been worse at the winners than before training "
+                f"(smoothed advantage {self.smooth:.2e}): the margin grows only because the losers become even worse. Try "
+                "a larger beta, a smaller learning rate, or fewer steps."
             )
 
     def state(self) -> dict[str, float]:

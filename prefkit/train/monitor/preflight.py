@@ -1,16 +1,16 @@
-"""Preflight: compares the start's error on the pairs' images with its error on its own samples.
+"""Preflight: compares the initial model's error on the pairs' images with its error on its own samples.
 
-Offline objectives compare the policy with the start at noised images of the pairs. If the start did not make these
-images and cannot denoise them, winners and losers are both far from its samples, and a margin says little about
-samples.
+Offline objectives compare the policy with the initial model (the start) at noised images of the pairs. If the start did
+not make these images and cannot denoise them, winners and losers are both far from its samples, and a margin says
+little about samples.
 
-Measured are the start's errors on at most 16 of the pairs' images that it did not make, and on at most 16 of its
-candidates in the run (of the same requests where possible), at one fixed draw per image and bin of time; the i-th
-images of both share their noise. The ratio is the geometric mean, over the bins, of mean error / mean error on own
-samples; its 95 % interval comes from a bootstrap over the images of either set. Far: the ratio is above 1.25 and the
-interval above 1. The 1.25 is a rule of thumb, not a measured limit; fewer than 4 images in a set are not compared. A
-ratio below 1 is not a warning: the embedded model's error on renders like those that it was trained on is below that on
-its own samples. The candidates' guidance is not undone, and masks do not apply.
+The start's errors are measured on at most 16 of the pairs' images that it did not make, and on at most 16 of its
+candidates in the run (of the same requests where possible), at one fixed draw per image and time bin; the i-th images
+of both sets share their noise. The ratio is the geometric mean over the bins of mean error / mean error on own samples;
+its 95 % interval comes from a bootstrap over the images of either set. The images are far if the ratio is above 1.25
+and the whole interval above 1. The 1.25 is a rule of thumb, not a measured limit; sets of fewer than 4 images are not
+compared. A ratio below 1 does not cause a warning: the embedded `tiny` model's error on renders like those that it was trained
+on is below its error on its own samples. The guidance of the candidates is not corrected for, and masks are ignored.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ MEASURED = "measured"
 
 
 def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairData]:
-    """(state, the pairs' images, own samples) as groups of one image over the caches of `data`; both empty unless
-    measured.
+    """Return (state, the pairs' images, own samples), both sets as groups of one image; empty unless measured.
 
-    Own samples are fitted to the size of the pairs' images, whose latents must be cached.
+    The groups use the caches of `data`. Own samples are fitted to the size of the pairs' images, whose latents must be
+    cached.
     """
     requests, groups = _own_candidates(plan), foreign(plan, data)
     if min(len(requests), len(groups)) < MINIMUM:
@@ -61,7 +61,7 @@ def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairDat
 
 
 def foreign(plan: Any, data: PairData) -> list[Group]:
-    """The pairs' images to measure, visited by a step or not; none if the run has no candidates of the start."""
+    """Return the pairs' images to measure, visited by a step or not; empty if the run has no images of the start."""
     own = _own_candidates(plan)
     groups = [group for group in singles(data.pairs) if group.images[0].candidate not in own] if own else []
     requests = set(own.values())
@@ -76,13 +76,13 @@ def complete(plan: Any, data: PairData) -> bool:
 
 
 def _numbered(data: PairData, groups: list[Group]) -> PairData:
-    """The groups with ids by their number, so that the i-th images of two sets share their draws."""
+    """Return the groups with ids made from their number, so that the i-th images of two sets share their draws."""
     numbered = [replace(group, id=digest("preflight", i), row=i) for i, group in enumerate(groups)]
     return PairData(numbered, data.latents, data.conditions, data.requests)
 
 
 def _own_candidates(plan: Any) -> dict[str, str]:
-    """Candidate id -> request id, of all candidates that the start itself made. A large run has many."""
+    """Return {candidate id: request id} of all candidates that the start itself made."""
     requests: dict[str, str] = {}
     for name in _own_generators(plan):
         frame = plan.store.candidates(name).frame(["id", "request_id", "error"])
@@ -92,7 +92,7 @@ def _own_candidates(plan: Any) -> dict[str, str]:
 
 
 def _own_generators(plan: Any) -> list[str]:
-    """Generators with the start's base, adapters and quantization, which changes the images of the same base."""
+    """Return the generators with the start's base, adapters and quantization, all of which affect its images."""
     start, bits = dict(plan.revision["adapters"]), plan.revision.get("quantize")
     specs = {name: plan.store.candidates(name).spec() or {} for name in plan.generators}
     return [n for n, spec in specs.items() if spec.get("adapters", {}) == start and spec.get("quantize") == bits]
@@ -104,7 +104,7 @@ def _group(candidate: Candidate, size: tuple[int, int]) -> Group:
 
 
 def compare(foreign: np.ndarray, own: np.ndarray) -> dict[str, Any]:
-    """Errors [images, bins] of both sets -> means and ratios by bin, the ratio, its interval, and whether it is far."""
+    """Compare errors [images, bins] of both sets: means and ratios by bin, overall ratio, its interval, and `far`."""
     rng = np.random.default_rng(0)
     draws = [_log_ratio(rng.choice(foreign, len(foreign)), rng.choice(own, len(own))).mean() for _ in range(RESAMPLES)]
     logs = _log_ratio(foreign, own)
@@ -120,9 +120,9 @@ def _log_ratio(foreign: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
-    """Measure the untouched start once, into <folder>/preflight.json; warn if the images are far from its samples.
+    """Measure the initial model once, write <folder>/preflight.json, and warn if the images are far from its samples.
 
-    All processes measure, since a sharded network needs all of them; the main one writes and prints.
+    All processes measure, since a sharded network needs all of them; rank 0 writes and prints.
     """
     path = loop.folder / "preflight.json"
     state, *sets = groups_to_measure(plan, data)
@@ -157,8 +157,8 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(
-            f"{text}, so they are far from what it makes, and margins on them say little about its samples. Train with "
-            "objective sft on the winners first and continue from that model, use objective mapo, which has no "
+            f"{text}, so they are far from what the start generates, and margins on them say little about its samples. "
+            "Train with objective sft on the winners first and continue from that model, use objective mapo, which has no "
             "reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
         )
     else:

@@ -1,12 +1,12 @@
-"""The over-optimisation alarm of offline training, by evaluating samples at requests that are not trained on.
+"""Over-optimisation alarm of offline training, based on samples for requests that are not trained on.
 
 At the start and every `watch_every` steps the policy samples at fixed seeds, with the settings of the recipe's
 generator. The scorers of `train.watch` score the images, and their diversity within a request is measured as in eval.
-Alarm: the scores have fallen by `stop_drop` of their std over the start's images, or the diversity to below three
-quarters of the start's, while the implicit accuracy on the training pairs since the last evaluation is above the 0.5 of
-the start. Objectives without a reference have no such accuracy, so a fall alone raises their alarm.
+The alarm is raised if the scores have fallen by `stop_drop` times their std at the start, or the diversity to below
+three quarters of its value at the start, while the implicit accuracy on the training pairs since the last evaluation is
+above 0.5. Objectives without a reference have no implicit accuracy, so for them a fall alone raises the alarm.
 
-Training holds the denoiser alone. For an evaluation the main process loads the VAE, the text encoders and the scorers,
+Training keeps only the denoiser in memory. For an evaluation, rank 0 loads the VAE, the text encoders and the scorers,
 and releases them afterwards. An evaluation uses no random state of the training and changes no weight.
 """
 
@@ -48,7 +48,7 @@ DIVERSITY = 0.75  # fraction of the start's diversity below which it counts as f
 class SampleEvaluation:
     """Evaluates samples during an offline training. plan: loads the models; folder: train/<name>.
 
-    stopped: the reason why the training is to end, "" until then.
+    stopped: the reason to end the training, "" as long as there is none.
     """
 
     def __init__(self, plan: Any, config: Train, requests: Sequence[Request], folder: Path) -> None:
@@ -72,12 +72,12 @@ class SampleEvaluation:
         return step == self.config.steps or step % self.config.watch_every == 0
 
     def observe(self, metrics: Mapping[str, float], objective: Any) -> None:
-        """Count a step's implicit accuracy. metrics: the same in all processes."""
+        """Add a step's implicit accuracy. metrics: identical in all processes."""
         if objective.reference != "none" and "implicit_accuracy" in metrics:
             self.accuracy, self.steps = self.accuracy + metrics["implicit_accuracy"], self.steps + 1
 
     def evaluate(self, loop: Any, log: Any) -> None:
-        """Evaluate in the main process, then tell all processes whether to stop and which step was the best."""
+        """Evaluate on rank 0, then tell all processes whether to stop and which step was the best."""
         accuracy = self.accuracy / self.steps if self.steps else None
         self.accuracy, self.steps = 0.0, 0
         if loop.processes.main:
@@ -123,7 +123,7 @@ class SampleEvaluation:
         return report
 
     def _sampler(self, loop: Any) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
-        """A function (requests, seeds) -> samples of the current policy."""
+        """Return a function (requests, seeds) -> samples of the current policy."""
         model, net = self.plan.recipe.model, loop.policy.net
         pipe = load_pipeline(
             **model_arguments(replace(model, adapters={}, quantize=None)),  # the policy's network is used
@@ -143,7 +143,7 @@ class SampleEvaluation:
         return autocast_sample
 
     def _alarm(self, loop: Any, report: Mapping[str, Any], accuracy: float | None) -> bool:
-        """True if this evaluation is an alarm. Saves the best weights if they may be needed, and decides to stop."""
+        """Return True if this evaluation raises the alarm. Save the best weights if needed; decide whether to stop."""
         if report["gain"] > self.best:
             self.best, self.best_step = report["gain"], loop.step
             if self.config.stop_drop:
@@ -187,7 +187,7 @@ class SampleEvaluation:
 def sample_evaluation(
     plan: Any, config: Train, data: PairData, training: Sequence[PairRow], held: Sequence[PairRow], folder: Path
 ) -> SampleEvaluation | None:
-    """The evaluation that train.watch asks for; None without watched scores. Raises UsageError."""
+    """Return the evaluation of the watched scores train.watch, or None if there are none. Raises UsageError."""
     if not config.watch:
         return None
     where = f"train.{folder.name}.watch"
@@ -200,7 +200,7 @@ def sample_evaluation(
     chose = set((trained_on(folder) or {}).get("scorers") or ()) & set(config.watch)
     if chose:
         output.warn(
-            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows that training fails, "
+            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows failed training, "
             "not over-optimisation. Watch another scorer too."
         )
     return SampleEvaluation(plan, config, requests, folder)
@@ -209,9 +209,9 @@ def sample_evaluation(
 def not_trained_on(
     run: Sequence[Request], data: PairData, training: Sequence[PairRow], held: Sequence[PairRow]
 ) -> list[Request]:
-    """Requests of the held-out pairs, and requests of the run's split `train` without a pair, in the order of a hash.
+    """Return the requests of held-out pairs and the run's `train` requests without a pair, ordered by a hash.
 
-    Requests of other splits are excluded, whatever pairs were made of them.
+    Requests of splits other than `train` are excluded, even if pairs were made from them.
     """
     excluded = {caption_key(pair.prompt) for pair in training}
     excluded |= {caption_key(request.prompt) for request in run if request.split != "train"}
@@ -221,5 +221,5 @@ def not_trained_on(
 
 
 def _settings(generators: Mapping[str, Generate]) -> Generate:
-    """The recipe's first generator that samples the model itself."""
+    """Return the recipe's first diffusers generator that samples the recipe's own model."""
     return next(settings for settings in generators.values() if settings.use == "diffusers" and settings.model is None)

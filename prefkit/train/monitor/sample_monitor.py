@@ -1,4 +1,4 @@
-"""Evaluation of samples at requests that are not trained on: fixed seeds, the users' sampler, held-out scorers."""
+"""Evaluation of samples for requests that are not trained on, at fixed seeds, by the watched scorers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OUT_OF_MEMORY = "Free the device, or sample smaller images (generate.NAME.height
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """One sample to make: its request, its index within the request's group, and its seed."""
+    """One sample to generate: its request, its index within the request's group, and its seed."""
 
     request: Request
     index: int
@@ -39,7 +39,7 @@ class SampleSpec:
 
 
 def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
-    """A sample as a candidate, failed if the sample is not finite. latents: with the final latents as payload."""
+    """Return a sample as a candidate, failed if the sample is not finite. latents: store its latents as the payload."""
     request, index, seed = spec.request, spec.index, spec.seed
     id = candidate_id(dict(settings), request, index, seed)
     candidate = Candidate(id, request.request_id, index, seed, prompt=request.prompt, extra=request.extra)
@@ -53,8 +53,8 @@ def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled
 class SampleMonitor:
     """Samples the policy at fixed requests and seeds, and scores the images.
 
-    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: alias -> [mean, std] of the
-    first evaluation.
+    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: [mean, std] by score name, from
+    the first evaluation.
     """
 
     def __init__(
@@ -81,9 +81,10 @@ class SampleMonitor:
         self.best = -math.inf
 
     def evaluate(self, name: str) -> dict[str, Any]:
-        """Mean and std by alias, the gains over the first evaluation in its stds, and the diversity.
+        """Sample and score; return mean and std by score name, the gains and the diversity.
 
-        name: of the picture to write.
+        Gains are relative to the first evaluation, in its stds. name: name of the picture file to write, without
+        suffix.
         """
         specs = self.specs
         images = self.batch_size.each(
@@ -108,7 +109,7 @@ class SampleMonitor:
         return report
 
     def _check_finite(self, name: str, images: Sequence[Sampled]) -> None:
-        """Raises TrainingError if no image of the first evaluation is finite; warns of any other that is not."""
+        """Raise TrainingError if the first evaluation has no finite image; else warn about non-finite images."""
         broken = sum(not sampled.finite for sampled in images)
         where = f"{self.folder.parent.name}, {name}"
         if broken == len(images) and not self.first:
@@ -117,7 +118,7 @@ class SampleMonitor:
             warn(f"{where}: {broken} of {len(images)} images are not finite and count as failed.")
 
     def gain(self, report: Mapping[str, Any], aliases: Sequence[str]) -> float:
-        """Mean of (now - first) / first std over these scores, signed so that better is above 0; 0 without scores."""
+        """Return the mean of (now - first) / first std over these scores, above 0 if better; 0 without scores."""
         signs = self.scorer_set.signs()
         gains = [
             signs[alias] * (report[alias]["mean"] - mean) / (std or 1.0)
@@ -144,14 +145,15 @@ class SampleMonitor:
 class StopRule:
     """Stops when the watched scores fall while the reward rises: the policy then learns to please the reward alone.
 
-    drop: the fall that counts, in stds of the watched scores at the first evaluation; EVALUATIONS in a row stop.
+    drop: smallest fall that counts, in stds of the watched scores at the first evaluation; training stops after
+    EVALUATIONS such falls in a row.
     """
 
     def __init__(self, drop: float) -> None:
         self.drop, self.below = drop, 0
 
     def update(self, gain: float, reward_gain: float) -> bool:
-        """True if training is to stop. gain: mean over the watched scores of (now - first) / first std."""
+        """Return True if training is to stop. gain: mean over the watched scores of (now - first) / first std."""
         falling = self.drop > 0 and gain <= -self.drop and reward_gain > 0
         self.below = self.below + 1 if falling else 0
         return self.below >= EVALUATIONS

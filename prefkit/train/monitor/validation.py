@@ -1,4 +1,4 @@
-"""Held-out pairs, measured at fixed draws over the whole range of times: the loss of a step alone shows no progress."""
+"""Held-out pairs, measured at fixed draws over the whole range of times, since a step's loss shows no progress."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_FRACTION = 0.2
 
 
 def split(pairs: Sequence[PairRow], count: int) -> tuple[list[PairRow], list[PairRow]]:
-    """(training, held out): whole prompts, chosen by their hash, until about `count` pairs are held out.
+    """Split into (training, held out): whole prompts are held out, in the order of a hash, up to about `count` pairs.
 
-    At most a fifth of the pairs is held out; no prompt is on both sides.
+    At most a fifth of the pairs is held out; no prompt is in both parts.
     """
     by_prompt: dict[str, list[PairRow]] = {}
     for pair in pairs:
@@ -37,7 +37,7 @@ def split(pairs: Sequence[PairRow], count: int) -> tuple[list[PairRow], list[Pai
 
 
 def time_bins(schedule: Any) -> tuple[list[Tensor], list[str]]:
-    """(middles in the schedule's units, [1] each; names for the log) of BINS equal parts of the time axis."""
+    """Return (midpoints in the schedule's units, [1] each; names for the log) of BINS equal parts of the time axis."""
     edges = [i / BINS for i in range(BINS + 1)]
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
     if schedule.alphas_cumprod is None:
@@ -51,9 +51,9 @@ def time_bins(schedule: Any) -> tuple[list[Tensor], list[str]]:
 def errors_by_bin(
     family: Any, data: PairData, groups: Sequence[Any], measure: Callable[[Batch], Tensor], batch_size: int
 ) -> Tensor:
-    """[groups, BINS, images per group] float64: errors at one fixed draw per group and bin.
+    """Return errors at one fixed draw per group and time bin: [groups, BINS, images per group] float64.
 
-    measure: a batch of G groups -> errors [images * G], all heads added.
+    measure: function from a batch of G groups to errors [images * G], summed over heads.
     """
     index = {group.row: i for i, group in enumerate(groups)}
     errors = torch.zeros(len(groups), BINS, len(groups[0].images) if groups else 1, dtype=torch.float64)
@@ -68,10 +68,10 @@ def errors_by_bin(
 
 @dataclass
 class Validation:
-    """Margins of held-out pairs at fixed draws, one per pair and bin. `reference`: errors of the untouched start,
-    measured once.
+    """Margins of held-out pairs at fixed draws, one per pair and time bin.
 
-    scale: beta / 2 for objectives with a beta, so that margins are their z; else 1, the plain difference of errors.
+    reference: errors of the initial model, measured once. scale: beta / 2 for objectives with a beta, so that margins
+    are the objective's z; else 1, so that they are plain differences of errors.
     """
 
     family: Any
@@ -82,9 +82,9 @@ class Validation:
     reference: Tensor | None = None
 
     def errors(self, measure: Callable[[Batch], Tensor], share: tuple[int, int]) -> Tensor:
-        """[pairs, BINS, 2] float64: errors of winner and loser; zero for pairs outside of this process's share.
+        """Return the errors of winner and loser, [pairs, BINS, 2] float64; 0 for pairs outside of this process's share.
 
-        measure: as in errors_by_bin. share: (rank, processes).
+        measure: see errors_by_bin. share: (rank, processes).
         """
         errors = torch.zeros(len(self.pairs), BINS, 2, dtype=torch.float64)
         mine = slice(share[0], None, share[1])
@@ -92,7 +92,7 @@ class Validation:
         return errors
 
     def report(self, policy: Tensor) -> dict[str, Any]:
-        """Means over the pairs by bin. policy: errors of all pairs."""
+        """Return means over the pairs, by time bin. policy: the policy's errors on all pairs."""
         assert self.reference is not None
         advantage = self.reference - policy
         gap = advantage[..., 0] - advantage[..., 1]

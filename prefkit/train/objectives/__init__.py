@@ -1,1 +1,1 @@
-"""Objectives: errors on winners and losers in, one loss per group out. One file each, found by its name."""
+"""Objectives, which turn errors on winners and losers into one loss per group. One file each, found by its name."""

@@ -14,9 +14,10 @@ from prefkit.types import Groups
 
 
 def loss_of(objective: Any, count: int, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return `objective.loss(*arguments)`: loss [count], metrics [count] each. Raises PluginError for any other result.
+    """Return `objective.loss(*arguments)`: the loss [count] and metrics, each [count].
 
-    An objective from outside prefkit gets its own copy of Groups, because other heads of the network use them too.
+    Raises PluginError for any other result. An objective from outside prefkit gets its own copy of Groups, because all
+    heads of the network share them.
     """
     name = type(objective).__name__
     if not is_own(objective):

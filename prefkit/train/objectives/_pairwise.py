@@ -1,11 +1,11 @@
-"""Common part of the objectives on pairs: four errors per pair, one margin z with one meaning, and its metrics.
+"""Common part of the pairwise objectives: four errors per pair, and the margin z and metrics computed from them.
 
     a = r - e,    h = a_w - a_l,    z = (beta / 2) h,    loss = of_z + sft e_w
 
 e_w, e_l  the policy's squared error on winner and loser, means over the latent elements, at one time and one noise
-r_w, r_l  the reference's, at the same time and noise
+r_w, r_l  the reference's errors, at the policy's time and noise
 a         advantage over the reference: above 0 where the policy is better than it
-beta      how strongly the policy is held to the reference: one value means the same for every function of z
+beta      how strongly the policy is held to the reference: its meaning does not depend on the function of z
 sft       weight of the winner's own error, so that winners do not get worse while the margin grows
 
 auto_beta: beta is lowered as margins grow, so that sigma(-z), by which DPO's gradient is scaled, stays near AIM for the
@@ -43,7 +43,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class Terms:
-    """Terms of G pairs, [G] each. win, lose: advantages. p: probability that the winner wins."""
+    """Quantities of G pairs, [G] each. win, lose: advantages over the reference. p: probability that win is better."""
 
     z: Tensor
     win: Tensor
@@ -63,7 +63,7 @@ def sides(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
 
 
 def pair_metrics(z: Tensor, win: Tensor, lose: Tensor) -> dict[str, Tensor]:
-    """Metrics of pairs, [G] each; exact ties count as half correct."""
+    """Return the metrics of G pairs, each [G]; exact ties count as half correct."""
     accuracy = (z > 0).float() + 0.5 * (z == 0).float()
     metrics = {"implicit_accuracy": accuracy, "margin": z, "win_advantage": win, "lose_advantage": lose}
     return {name: value.detach() for name, value in metrics.items()}
@@ -93,7 +93,7 @@ class Pairwise:
         return min(most, max(LOWEST * most, 2 * math.log((1 - AIM) / AIM) / self.gap))
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. policy, reference: errors [2 G]."""
+        """Return the loss [G] and metrics, each [G]. policy, reference: errors [2 G]."""
         assert reference is not None
         win, lose = sides(reference.mean - policy.mean, groups)
         e_w, e_l = sides(policy.mean, groups)

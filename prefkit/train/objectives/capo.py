@@ -31,7 +31,7 @@ class CaPOOptions(PairOptions):
 
 
 class CaPO(Pairwise):
-    """Loss [G] for pairs: the margin should equal the difference in quality."""
+    """CaPO loss [G] for pairs, which pulls the margin towards the difference in calibrated reward."""
 
     Options = CaPOOptions
 

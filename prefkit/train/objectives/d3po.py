@@ -31,7 +31,7 @@ class D3POOptions:
 
 
 class D3PO:
-    """Loss [G] for pairs of steps at one time against a frozen reference. With policy = reference it is log 2."""
+    """D3PO loss [G] for pairs of steps at the same time, against a frozen reference; log 2 where policy = reference."""
 
     Options = D3POOptions
     shape = "step_pair"
@@ -42,13 +42,13 @@ class D3PO:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. Steps of [winners; losers], 2 G; old and advantage are unused."""
+        """Return the loss [G] and metrics, each [G]. new, reference: 2 G steps, winners first; the rest is unused."""
         assert reference is not None
         return preferred(new.log_prob - reference.log_prob, self.options.beta, self.options.clamp)
 
 
 def preferred(log_ratio: Tensor, beta: float, clamp: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss [G] and metrics [G] each from log p / p_ref of [winners; losers], 2 G."""
+    """Return the loss [G] and metrics, each [G]. log_ratio: log p / p_ref, [2 G], winners first."""
     from torch.nn.functional import logsigmoid
 
     clamped = log_ratio.exp().clamp(1 - clamp, 1 + clamp).log()

@@ -25,7 +25,7 @@ class DDPOOptions:
 
 
 class DDPO:
-    """Loss [B] for single steps with advantages, without a reference."""
+    """DDPO loss [B] for single denoising steps with advantages, without a reference."""
 
     Options = DDPOOptions
     shape = "step"
@@ -36,15 +36,15 @@ class DDPO:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [B] and metrics [B] each. advantage: [B]."""
+        """Return the loss [B] and metrics, each [B]. advantage: [B]."""
         return clipped(new.log_prob - old.log_prob, advantage, self.options.clip)
 
 
 def clipped(difference: Tensor, advantage: Tensor, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7): loss [B] and metrics [B] each.
+    """Return PPO's clipped surrogate (arXiv 1707.06347, eq. 7) as the loss [B], and metrics, each [B].
 
-    difference: log p_new - log p_old, [B]. clip_high, clip_low: 1 where the clip removes the gradient, which happens
-    above for good samples (advantage > 0) and below for bad ones.
+    difference: log p_new - log p_old, [B]. The metrics clip_high and clip_low are 1 where the clip removes the
+    gradient, which happens above for good samples (advantage > 0) and below for bad ones.
     """
     ratio = difference.exp()
     metrics = {"ratio": ratio.detach(), "approx_kl": 0.5 * difference.detach() ** 2}

@@ -3,7 +3,7 @@
     z = (beta / 2) * [(r_w - e_w) - (r_l - e_l)],    loss = -log sigmoid(z)
 
 e_w, e_l  the policy's squared error on winner and loser, at one time and one noise shared by both
-r_w, r_l  the frozen reference's, at the same time and noise
+r_w, r_l  the frozen reference's errors, at that time and noise
 beta      how strongly the policy is held to the reference
 
 Noisy labels. With q, the probability that the winner is better, and l(z) = -log sigmoid(z):
@@ -13,7 +13,7 @@ labels: soft          q = p of the pair, smoothed by eps
 labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, beta includes its c
 
 Departures from the paper's text: errors are means over the latent elements, as in the released code, not squared norms
-(a beta on means equals beta / elements on sums); the half of the derivation is written out; omega and T are constant
+(a beta on means equals beta / elements on sums); the factor 1/2 of the derivation is explicit; omega and T are constant
 and part of beta. For flow models the error is that of the velocity, with a constant beta: arXiv 2501.13918 found
 beta (1 - t)^2 worse.
 """
@@ -43,7 +43,7 @@ class DPOOptions(PairOptions):
 
 
 class DPO(Pairwise):
-    """Loss [G] for pairs against a frozen reference. With policy = reference it is log 2."""
+    """Diffusion-DPO loss [G] for pairs against a frozen reference; log 2 where policy = reference."""
 
     Options = DPOOptions
 

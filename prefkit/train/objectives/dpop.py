@@ -27,7 +27,7 @@ class DPOPOptions(PairOptions):
 
 
 class DPOP(Pairwise):
-    """Loss [G] for pairs; log 2 where policy = reference."""
+    """DPO-Positive loss [G] for pairs; log 2 where policy = reference."""
 
     Options = DPOPOptions
 

@@ -3,7 +3,7 @@
     loss = max(-A r, -A clip(r, 1 - clip, 1 + clip)) + kl |mean - mean_ref|^2 / (2 std^2)
 
 The penalty is the closed form of the divergence of two Gaussians of equal std, a mean over the elements. The released
-code divides by 2 sigma_t^2 without the step's size, so a kl that was tuned there has another scale here.
+code divides by 2 sigma_t^2 without the step's size, so a kl tuned for that code has a different scale here.
 
 trust  the method that keeps an update near the policy that sampled:
   clip   PPO's clip, as above
@@ -37,7 +37,7 @@ class FlowGRPOOptions:
 
 
 class FlowGRPO:
-    """Loss [B] for single steps with advantages, with a penalty for leaving the reference."""
+    """Flow-GRPO loss [B] for single denoising steps with advantages and a penalty for leaving the reference."""
 
     Options = FlowGRPOOptions
     shape = "step"
@@ -49,7 +49,7 @@ class FlowGRPO:
         self.reference = "frozen" if options.kl else "none"
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [B] and metrics [B] each. advantage: [B]."""
+        """Return the loss [B] and metrics, each [B]. advantage: [B]."""
         loss, metrics = self._trusted(new, old, advantage)
         if reference is not None:
             kl = divergence(new, reference)
@@ -74,7 +74,7 @@ class FlowGRPO:
 
 
 def divergence(a: Step, b: Step) -> Tensor:
-    """KL divergence of two Gaussians with a's std, [B], the mean over the elements."""
+    """Return the KL divergence [B] of two Gaussians that both have a's std, as a mean over the elements."""
     return ((a.mean - b.mean) ** 2).flatten(1).mean(1) / (2 * a.std**2)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Hinge(Pairwise):
-    """Loss [G] for pairs; 1 where policy = reference."""
+    """Hinge loss [G] for pairs; 1 where policy = reference."""
 
     def of_z(self, terms: Terms) -> Tensor:
         return (1 - terms.z).relu()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class IPO(Pairwise):
-    """Loss [G] for pairs; 1/4 where policy = reference."""
+    """IPO loss [G] for pairs; 1/4 where policy = reference."""
 
     def of_z(self, terms: Terms) -> Tensor:
         return (terms.z - 0.5).square()

@@ -35,7 +35,7 @@ class KTOOptions:
 
 
 class KTO:
-    """Loss [G] for single images with labels. With policy = reference it is w_y / 2."""
+    """Diffusion-KTO loss [G] for single desirable or undesirable images; w_y / 2 where policy = reference."""
 
     Options = KTOOptions
     shape = "single"
@@ -47,7 +47,7 @@ class KTO:
         self.options, self.point = options, 0.0
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. policy, reference: errors [G]; groups.label 1 is desirable."""
+        """Return the loss [G] and metrics, each [G]. policy, reference: errors [G]; groups.label 1 is desirable."""
         assert reference is not None
         order = groups.index.argsort()
         advantage = (reference.mean - policy.mean)[order]

@@ -5,7 +5,7 @@
 e_w, e_l  the policy's squared error on winner and loser
 z         the margin of train/objectives/_pairwise.py, against the exponential moving average of the policy
 slope     0.4 on z is the paper's 0.2 on beta h, for z = (beta / 2) h
-least     w stays between it and 1 minus it
+least     w stays between least and 1 - least
 
 The loss has no factor beta: use a learning rate as for SFT.
 Departure: the paper's text gives no value for `least` (eta there); 0.05 is our choice.
@@ -38,7 +38,7 @@ class LinearOptions:
 
 
 class Linear:
-    """Loss [G] for pairs against a moving reference; its gradient is w times that of e_w - e_l."""
+    """Linear-DPO loss [G] for pairs against a moving reference; its gradient is w times that of e_w - e_l."""
 
     Options = LinearOptions
     shape = "pair"
@@ -51,7 +51,7 @@ class Linear:
         self.options, self.decay = options, options.decay
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. policy, reference: errors [2 G]."""
+        """Return the loss [G] and metrics, each [G]. policy, reference: errors [2 G]."""
         assert reference is not None
         e_w, e_l = sides(policy.mean, groups)
         r_w, r_l = sides(reference.mean, groups)

@@ -26,7 +26,7 @@ class LPOOptions:
 
 
 class LPO:
-    """Loss [G] for lists of one length m in a batch. With policy = reference it is log m!."""
+    """Diffusion-LPO loss [G] for ranked lists, all of one length m in a batch; log m! where policy = reference."""
 
     Options = LPOOptions
     shape = "list"
@@ -37,7 +37,7 @@ class LPO:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. policy, reference: errors [m G]."""
+        """Return the loss [G] and metrics, each [G]. policy, reference: errors [m G]."""
         assert reference is not None
         length = int(groups.rank.max()) + 1
         order = (length * groups.index + groups.rank).argsort()
@@ -52,7 +52,7 @@ class LPO:
 
 
 def _upper(length: int) -> tuple[Tensor, Tensor]:
-    """Indices (j, k) of all j < k."""
+    """Return the indices (j, k) of all pairs with j < k."""
     import torch
 
     j, k = torch.triu_indices(length, length, 1).unbind(0)

@@ -7,8 +7,8 @@ phi       a decreasing function of the error, 1 at 0: the image's likelihood und
 weight    the paper's beta (0.1), renamed because it is not the beta of z
 steps     T of the paper, 1000;  s  its scale, 0.5
 
-The loss is a plain sum that includes the SFT term on winners. Without a reference forward, a third of the compute and
-the memory of a second network are saved.
+The loss is a plain sum that includes the SFT term on winners. It needs no forward pass of a reference, which saves a
+third of the compute and the memory of a second network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MaPOOptions:
 
 
 class MaPO:
-    """Loss [G] for pairs, without a reference."""
+    """MaPO loss [G] for pairs, without a reference."""
 
     Options = MaPOOptions
     shape = "pair"
@@ -46,7 +46,7 @@ class MaPO:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. policy: errors [2 G]."""
+        """Return the loss [G] and metrics, each [G]. policy: errors [2 G]."""
         from torch.nn.functional import logsigmoid
 
         e_w, e_l = sides(policy.mean, groups)

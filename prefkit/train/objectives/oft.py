@@ -35,7 +35,7 @@ class OFTOptions:
 
 
 class OFT:
-    """Loss [G] for pairs of steps at one time against a frozen reference. With policy = reference it is log 2."""
+    """OFT loss [G] for pairs of steps at the same time, against a frozen reference; log 2 where policy = reference."""
 
     Options = OFTOptions
     shape = "step_pair"
@@ -46,7 +46,7 @@ class OFT:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. Steps of [winners; losers], 2 G; old and advantage are unused."""
+        """Return the loss [G] and metrics, each [G]. new, reference: 2 G steps, winners first; the rest is unused."""
         from prefkit.train.objectives.d3po import preferred
 
         assert reference is not None

@@ -26,7 +26,7 @@ class PolyOptions(PairOptions):
 
 
 class Poly(Pairwise):
-    """Loss [G] for pairs; log 2 + alpha / 2 where policy = reference."""
+    """Poly-DPO loss [G] for pairs; log 2 + alpha / 2 where policy = reference."""
 
     Options = PolyOptions
 

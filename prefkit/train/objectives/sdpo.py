@@ -33,7 +33,7 @@ class SDPOOptions:
 
 
 class SDPO:
-    """Loss [G] for pairs, equal to DPO's; its gradient is not. Needs the residuals of the policy."""
+    """Diffusion-SDPO loss [G] for pairs: equal to DPO's in value, but not in gradient. Needs the policy's residuals."""
 
     Options = SDPOOptions
     shape = "pair"
@@ -46,7 +46,7 @@ class SDPO:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics [G] each. policy, reference: errors [2 G], the policy's with residuals."""
+        """Return the loss [G] and metrics, each [G]. policy, reference: errors [2 G], the policy's with residuals."""
         from torch.nn.functional import logsigmoid
 
         assert reference is not None and policy.residual is not None
@@ -59,7 +59,7 @@ class SDPO:
         return -logsigmoid(z), pair_metrics(z, win, lose) | {"loser_share": share}
 
     def share(self, g_w: Tensor, g_l: Tensor) -> Tensor:
-        """Scale of the gradient through e_l, [G], from the gradients [G, D]."""
+        """Return the factor [G] of the gradient through e_l. g_w, g_l: gradients, each [G, D]."""
         agree = (g_w * g_l).sum(1)
         limit = (1 - self.options.mu) * g_w.square().sum(1) / agree.clamp(min=1e-30)
         return limit.clamp(0, 1).where(agree > 0, 1.0)

@@ -4,7 +4,7 @@
 
 e_w  the policy's squared error on the winner, a mean over the latent elements
 
-Losers and the reference are unused: as a control, this shows the effect of preferences beyond "good images".
+Losers and the reference are unused. As a control, this shows how much of a gain good images alone explain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SFTOptions:
 
 
 class SFT:
-    """Loss [G] for single samples, the winners of the pairs, without a reference."""
+    """SFT loss [G] on the winners of the pairs, without a reference."""
 
     Options = SFTOptions
     shape = "single"

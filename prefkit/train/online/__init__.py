@@ -1,1 +1,1 @@
-"""Reinforcement of a generator by rewards: sample with the pipeline, score, learn from it, again."""
+"""Online training by rewards: sample with the pipeline, score the samples, learn from them, and repeat."""

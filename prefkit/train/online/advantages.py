@@ -1,4 +1,4 @@
-"""Rewards -> advantages, in float64. A missing reward (NaN) has no advantage (NaN).
+"""Advantages computed from rewards, in float64. A missing reward (NaN) has no advantage (NaN).
 
 running   DDPO, arXiv 2305.13301, section 4.3: per request the mean and std of its last `buffer` rewards, including the
           new ones; a request with fewer than `minimum` uses those of the whole round. 1e-6 is added to the std.
@@ -22,14 +22,14 @@ RELATIVE = ("group", "grouped")
 
 
 class AdvantageStatistics:
-    """Normaliser of rewards, with the history that `running` needs. buffer, minimum: rewards per request."""
+    """Turns rewards into advantages, with the history that `running` needs. buffer, minimum: rewards per request."""
 
     def __init__(self, kind: str, buffer: int = 16, minimum: int = 16) -> None:
         self.kind, self.buffer, self.minimum = kind, buffer, minimum
         self.history: dict[str, deque[float]] = {}
 
     def advantages(self, requests: Sequence[str], rewards: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Advantages [N] float64 from the request and the reward of each sample."""
+        """Return advantages [N] float64. requests, rewards: the request id and the reward of each sample."""
         values, names = np.asarray(rewards, dtype=np.float64), np.asarray(requests)
         advantages = np.full(len(values), np.nan)
         known = np.isfinite(values)
@@ -41,7 +41,7 @@ class AdvantageStatistics:
         return advantages
 
     def _mean_and_std(self, request: str, group: np.ndarray, everything: np.ndarray) -> tuple[float, float]:
-        """Mean and std, with the small constant that keeps the std above 0."""
+        """Return the mean, and the std plus the small constant that keeps it above 0."""
         if self.kind == "global":
             return everything.mean(), everything.std() + 1e-8
         if self.kind == "group":
@@ -61,7 +61,7 @@ class AdvantageStatistics:
 
 
 def count_flat_groups(requests: Sequence[str], rewards: Sequence[float] | np.ndarray) -> int:
-    """Count the groups without a learning signal: all of their known rewards are equal."""
+    """Count the groups whose known rewards are all equal, so that nothing can be learned from them."""
     values, names = np.asarray(rewards, dtype=np.float64), np.asarray(requests)
     groups = [values[(names == request) & np.isfinite(values)] for request in dict.fromkeys(requests)]
     return sum(len(group) == 0 or float(np.ptp(group)) == 0.0 for group in groups)

@@ -13,7 +13,7 @@ from prefkit.train.online.advantages import KINDS
 
 
 def check_settings(name: str, online: Online) -> None:
-    """Raises UsageError, before anything is loaded, for settings that are invalid by themselves."""
+    """Raise UsageError, before anything is loaded, for settings that are invalid by themselves."""
     where = f"train.{name}.online"
     bounds.check(online, where)
     for key, known in (("statistics", KINDS), ("normalise", ("batch", *NORMALISATIONS))):
@@ -22,7 +22,7 @@ def check_settings(name: str, online: Online) -> None:
 
 
 def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
-    """Raises TrainingError if log-probabilities differ between sampling and training before the first update."""
+    """Raise TrainingError if log-probabilities in training differ from those in sampling before the first update."""
     if not drift <= limit:
         raise TrainingError(
             f"round {number}: before the first update the log-probabilities of training differ from those of sampling "

@@ -1,7 +1,7 @@
-"""The online trainer: sample a round, score it in parallel, learn from it; exact resume at the start of every round.
+"""Online trainer: samples a round, scores it in parallel, learns from it; resumes exactly at the start of a round.
 
-All randomness is a function of (seed, round, request, sample), so checkpoints hold none, and a round that was
-interrupted is repeated with the same numbers. Every process samples whole groups and learns from its own samples;
+All randomness is a function of (seed, round, request, sample), so checkpoints hold no random state, and a round that
+was interrupted is repeated with the same numbers. Every process samples whole groups and learns from its own samples;
 updates are means over all processes' samples.
 """
 
@@ -41,7 +41,10 @@ Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidate
 
 
 class OnlineTrainer(TrainingLoop):
-    """The online trainer. spec: of the sampling, for the candidates' ids; export: writes the policy to a folder."""
+    """The online trainer.
+
+    spec: sampling settings, from which candidate ids are made; export: writes the policy to a folder.
+    """
 
     unit, shown = "round", ("reward", "queries")
 
@@ -78,7 +81,7 @@ class OnlineTrainer(TrainingLoop):
         return bool(self.stopped) or self.step >= self.total
 
     def exported_weights(self) -> Any:
-        """with trainer.exported_weights(): the network with the weights that are exported and evaluated."""
+        """Return a context in which the network has the weights that are exported and evaluated."""
         return self.policy.weights_replaced(self.average.weights) if self.average is not None else nullcontext()
 
     # -- one round ------------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ class OnlineTrainer(TrainingLoop):
             yield self.round(self.step), {}
 
     def round(self, number: int) -> dict[str, float]:
-        """Sample, score and learn; returns the metrics."""
+        """Run round `number`: sample, score and learn; return the metrics."""
         begun = time.monotonic()
         online, processes = self.online, self.processes
         if online.refresh and number and number % online.refresh == 0:
@@ -115,7 +118,7 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {f"seconds/{part}": value for part, value in seconds.items()}
 
     def _update(self) -> dict[str, float]:
-        """Make an optimizer step. Raises TrainingError for gradients that are not finite, or all 0 at step 1."""
+        """Make an optimizer step. Raises TrainingError if gradients are not finite or, at step 1, all 0."""
         name, number = self.folder.name, self.optimizer.count + 1
         metrics = self.optimizer.step()
         if metrics is None:
@@ -134,7 +137,7 @@ class OnlineTrainer(TrainingLoop):
         return metrics
 
     def _sample(self, round_: Round) -> Waiting:
-        """Draw this process's samples, and hand full groups to the scorers as soon as they are complete."""
+        """Generate this process's samples, and pass each full group to the scorers as soon as it is complete."""
         chains: list[Chains] = []
         waiting: Waiting = []
         size, group = self.online.sample_batch or self.config.batch_size, self.online.samples
@@ -157,7 +160,7 @@ class OnlineTrainer(TrainingLoop):
         return waiting
 
     def _sample_batch(self, number: int, chains: list[Chains], part: Sequence[SampleSpec]) -> list[Sampled]:
-        """Draw one batch of samples; their chains are appended to `chains`."""
+        """Generate one batch of samples; their recorded chains are appended to `chains`."""
         prompts, seeds = [sample.request.prompt for sample in part], [sample.seed for sample in part]
         if not self.learner.records:
             return self.rollout.sampler.sample(prompts, seeds)
@@ -205,7 +208,7 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {"queries": float((round_.number + 1) * total)}
 
     def _of_all(self, values: np.ndarray, local: list[int], total: int) -> np.ndarray:
-        """Values of all processes' samples, [total], from those of this process; NaN = missing."""
+        """Combine the values of this process's samples with those of all others: [total]; NaN = missing."""
         sums, known = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
         sums[local], known[local] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
         sums, known = self.processes.sum(sums), self.processes.sum(known)

@@ -60,7 +60,7 @@ class Step:
     mask: Tensor | None = None
 
     def density(self) -> Tensor:
-        """Log-density of the normal distribution per element, [B, ...], always with its normaliser."""
+        """Return the log-density of the normal distribution per element, [B, ...], always with its normaliser."""
         return gaussian(self.sample, self.mean, broadcast(self.std, self.mean))
 
 
@@ -70,12 +70,12 @@ def broadcast(values: Tensor, like: Tensor) -> Tensor:
 
 
 def gaussian(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Log-density log N(sample; mean, std) per element."""
+    """Return the log-density log N(sample; mean, std) per element."""
     return -((sample - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
 
 
 def ddim(x: Tensor, prediction: Tensor, times: Times, level: Tensor, kind: str, clip: float | None) -> tuple[Any, ...]:
-    """Mean, std and dt of DDIM. kind: "epsilon" | "v_prediction"; clip: limit of |x0|, where the scheduler sets one."""
+    """Return mean, std and dt of a DDIM step. kind: "epsilon" | "v_prediction"; clip: limit of |x0|, or None."""
     now, then = broadcast(times.now, x), broadcast(times.then, x)
     signal, amount = now.sqrt(), (1 - now).sqrt()
     if kind == "epsilon":
@@ -117,7 +117,7 @@ FLOW: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {"sde": sde, "da
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise model of a step. kind: ddim | sde | dance | cps; level: its noise level (eta for ddim)."""
+    """Noise model of denoising steps. kind: ddim | sde | dance | cps; level: noise level (eta for ddim)."""
 
     kind: str
     level: float
@@ -126,7 +126,7 @@ class Noise:
 
     @classmethod
     def of(cls, kind: str | None, level: float | None, scheduler: Any, prediction: str) -> Noise:
-        """Noise model for a scheduler (kind None: ddim, or sde for flow). Raises UsageError if the two do not fit."""
+        """Return the noise model for a scheduler. kind: None = ddim, or sde for flow. Raises UsageError."""
         kinds = list(FLOW) if prediction == "flow" else ["ddim"]
         kind = kind or kinds[0]
         if kind not in kinds:
@@ -153,7 +153,7 @@ class Noise:
         return FLOW[self.kind](x, prediction, times, level)
 
     def log_prob(self, sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Mean log-probability over a sample's elements, [B]; 0 for a deterministic step."""
+        """Return the mean log-probability over each sample's elements, [B]; 0 for a deterministic step."""
         if self.kind == "cps":
             return -((sample - mean) ** 2).flatten(1).mean(1)
         safe = torch.where(std > SMALLEST_STD, std, 1.0)

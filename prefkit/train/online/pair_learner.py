@@ -28,7 +28,7 @@ REWARD = "reward"
 
 
 def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
-    """The entry of `pair`, with the rewards' weights if the entry has none. Raises UsageError."""
+    """Return the `pair` entry of online training, with the rewards' weights if it has none. Raises UsageError."""
     if online.pair is not None and online.pair not in recipe.pair:
         raise UsageError(
             f"{where}.pair: {online.pair!r} is not in the recipe; `pair:` has {', '.join(recipe.pair) or 'none'}."
@@ -40,11 +40,11 @@ def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
 
 @dataclass
 class PairChooser:
-    """A round's samples -> pairs, by the code of `prefkit pair` on the same table of scores.
+    """Chooses pairs among a round's samples, with the code that `prefkit pair` uses on a table of scores.
 
-    settings: the entry of `pair`, or None: best against worst by the rewards themselves. samples: per group.
-    directions: -1 for scores that are better if lower, else 1. Images are not read, so `duplicates` and
-    `degenerate` have no effect.
+    settings: the entry of `pair`; None pairs the best with the worst sample by reward. samples: number per group.
+    directions: by score name, -1 if lower is better, else 1. Images are not read, so `duplicates` and `degenerate` have
+    no effect.
     """
 
     strategy: Any
@@ -54,7 +54,10 @@ class PairChooser:
 
     @classmethod
     def of(cls, recipe: Recipe, online: Online, signs: Mapping[str, float], where: str) -> PairChooser:
-        """Raises UsageError for an entry that cannot pair a round, PluginError for a broken strategy."""
+        """Return the chooser for a recipe.
+
+        Raises UsageError for an entry that cannot pair a round, PluginError for a broken strategy.
+        """
         pair = pair_settings(recipe, online, where)
         name = online.pair or "best against worst"
         strategy = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
@@ -73,7 +76,7 @@ class PairChooser:
         unknown = [name for name in pair.ties if name not in pair.weights]
         if unknown:
             raise UsageError(
-                f"pair.{name}: ties names {', '.join(unknown)}, but the pairs are made by {', '.join(pair.weights)}."
+                f"pair.{name}.ties contains {', '.join(unknown)}, but the pairs are made by {', '.join(pair.weights)}."
             )
         # a trial on random scores of two requests, with a strategy of its own, finds errors before anything is sampled
         trial = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
@@ -83,7 +86,7 @@ class PairChooser:
         return cls(strategy, None if online.pair is None else pair, signs, online.samples)
 
     def choose(self, round_: Round) -> list[tuple[int, int, float]]:
-        """(winner, loser, gap) by index of the sample, within groups; the same in every process."""
+        """Return (winner, loser, gap) by sample index, each within one group; identical in every process."""
         columns, signs, pair = round_.scores, self.directions, self.settings
         if pair is None:
             columns, signs = {REWARD: round_.rewards}, {REWARD: 1.0}
@@ -101,7 +104,7 @@ class PairChooser:
 
 
 class PairLearner:
-    """Learner for any offline objective: its losses are computed by `trainer`, on the pairs of each round."""
+    """Learns from pairs of each round by any offline objective, whose losses `trainer` computes."""
 
     records = False
 
@@ -110,10 +113,10 @@ class PairLearner:
         self.objective, self.optimizer, self.conditions = trainer.objective, trainer.optimizer, MemoryCache()
 
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Make `updates` x `epochs` steps of global batches over the round's pairs; returns the means of their metrics.
+        """Make `updates` x `epochs` optimizer steps on global batches of the round's pairs; return the mean metrics.
 
-        update: optimizer step, called with the gradients in place. Raises UsageError if an objective on lists finds no
-        ranking in the pairs.
+        update: makes the optimizer step, called with the gradients in place. Raises UsageError if a list objective
+        cannot rank the images of the pairs.
         """
         trainer = self.trainer
         store = Store(round_folder(trainer.folder, round_.number))
@@ -141,7 +144,7 @@ class PairLearner:
         return {key: value / steps for key, value in sums.items()} | {"pairs": len(pairs)}
 
     def _pairs(self, store: Store) -> list[PairRow]:
-        """The round's pairs, with ids and in an order that depend on the requests alone, not on pixels or processes."""
+        """Return the round's pairs; their ids and order depend on the requests alone, not on pixels or processes."""
         pairs = []
         for pair in read_pairs(PairSource.find(store, NAME)):
             images = tuple(replace(image, key=str(image.candidate)) for image in pair.images)
@@ -150,7 +153,7 @@ class PairLearner:
         return sorted(pairs, key=lambda pair: pair.id)
 
     def _data(self, store: Store, pairs: list[PairRow]) -> PairData:
-        """The groups that the objective learns from, with latents and conditions in memory; conditions stay cached."""
+        """Return the groups that the objective learns from, with latents and conditions in memory."""
         wanted = {image.key for pair in pairs for image in pair.images}
         latents = MemoryCache()
         for candidate in store.iter_candidates():
@@ -167,12 +170,12 @@ class PairLearner:
 
 
 def empty_data() -> PairData:
-    """Data of a trainer before its first round."""
+    """Return the data of a trainer before its first round."""
     return PairData([], MemoryCache(), MemoryCache(), {})  # type: ignore[arg-type]
 
 
 class MemoryCache:
-    """A data.cache.Cache in main memory: tensors are kept on the CPU."""
+    """Cache with the interface of data.cache.Cache that keeps tensors in CPU memory."""
 
     def __init__(self) -> None:
         self.trees: dict[str, Tree] = {}

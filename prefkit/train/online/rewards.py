@@ -20,7 +20,7 @@ Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class BackgroundWorker:
-    """A thread that runs jobs in order. A job that hangs is abandoned, and a new thread runs the jobs behind it.
+    """A thread that runs jobs in order. A job that hangs is abandoned, and a new thread runs the jobs after it.
 
     The threads are daemons, so a thread that hangs in a scorer does not keep the program from ending.
     """
@@ -52,7 +52,7 @@ class BackgroundWorker:
         return job[0]
 
     def result(self, future: Future[Any], seconds: float) -> Any:
-        """The job's result, or None after `seconds` without one. Raises the job's own exception."""
+        """Return the job's result, or None if there is none after `seconds`. Raises the job's own exception."""
         try:
             return future.result(timeout=seconds)
         except NoAnswer:
@@ -68,7 +68,7 @@ class BackgroundWorker:
 
 
 def timed_out(count: int, names: Sequence[str], running: str, seconds: float) -> Scores:
-    """Failed scores for `count` samples whose scorers did not answer in time. running: the scorer that is at work."""
+    """Return failed scores for `count` samples that were not scored in time. running: the scorer that is running."""
     text = f"no answer within {seconds:g} s (at work: {running})"
     warn(f"rewards: {text}; {count} samples are left out.")
     return {name: [Score(None, error=text)] * count for name in names}

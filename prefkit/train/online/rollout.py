@@ -1,8 +1,8 @@
-"""Sampling with the pipeline's own call while every step is recorded, and the same steps again under a network.
+"""Recording of every denoising step while the pipeline samples, and recomputation of these steps under a network.
 
 The pipeline does the encoding, the packing, the guidance inputs and the calls in their order. The denoiser's inputs
-other than sample and time are recorded as the condition. Its output becomes a prediction by the same float32 code in
-sampling and in training, which is checked against the pipeline's own combination.
+other than sample and time are recorded as the condition. The same float32 code turns the denoiser's output into a
+prediction in sampling and in training; its result is checked against the pipeline's own combination.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Chains:
         return Times(self.now[steps].to(device), self.then[steps].to(device), self.before_one)
 
     def mean(self, rows: Sequence[int], steps: Tensor) -> Tensor:
-        """The sampling policy's means [B, ...]: the states after the steps minus the noise that was added."""
+        """Return the sampling policy's means [B, ...]: the states after the steps minus the noise that was added."""
         after = self.states[rows, steps + 1]
         pairs = zip(rows, steps.tolist(), strict=True)
         noise = torch.stack([step_noise(self.seeds[row], step, after[0]) for row, step in pairs])
@@ -72,17 +72,17 @@ class Chains:
 
 
 def step_noise(seed: int, step: int, like: Tensor) -> Tensor:
-    """Noise of one sample's step, [...] float32 on the CPU: a function of (seed, step) alone."""
+    """Draw the noise of one sample's step, [...] float32 on the CPU: a function of (seed, step) alone."""
     generator = torch.Generator("cpu").manual_seed(int(digest("step", seed, step, length=16), 16) >> 1)
     return torch.randn(like.shape, generator=generator, dtype=torch.float32)
 
 
 def stochastic_steps(steps: int, window: int, every: int, seed: int, number: int, request: str) -> np.ndarray:
-    """Mask of the stochastic steps of a chain, [steps] bool: all (window 0), or a window that a whole group shares.
+    """Return a mask [steps] of a chain's stochastic steps: all (window 0), or a window that a whole group shares.
 
-    every: rounds between two moves of the window by one step (MixGRPO, arXiv 2507.21802: window 4, every 25); 0 draws a
-    position per group and round (the fast variant of Flow-GRPO: window 2). Training collapses if members of one group
-    have different windows, so the position is a function of (seed, round, request) alone.
+    every: number of rounds after which the window moves by one step (MixGRPO, arXiv 2507.21802: window 4, every 25); 0
+    draws a position per group and round (the fast variant of Flow-GRPO: window 2). Training collapses if members of one
+    group have different windows, so the position is a function of (seed, round, request) alone.
     """
     if window == 0 or window >= steps:
         return np.ones(steps, dtype=bool)
@@ -95,7 +95,7 @@ def stochastic_steps(steps: int, window: int, every: int, seed: int, number: int
 
 
 class Rollout:
-    """Sampling with `pipe`, and its steps again. settings: arguments of models.sample.Sampler.
+    """Samples with `pipe` and recomputes the recorded steps. settings: arguments of models.sample.Sampler.
 
     autocast: dtype in which the denoiser computes, in both passes, or None.
     """
@@ -115,7 +115,7 @@ class Rollout:
         return torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext()
 
     def training_precision(self) -> Any:
-        """Context in which calls of the pipeline compute in the precision of training."""
+        """Return a context in which calls of the pipeline compute in the precision of training."""
         return forward_as(self.net, self._autocast)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], active: Tensor) -> tuple[list[Sampled], Chains]:
@@ -138,9 +138,9 @@ class Rollout:
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Steps `steps` [B] of the samples `rows`, of one condition signature: under `net`, and as they were sampled.
+        """Return steps `steps` [B] of samples `rows`, all of one condition signature: under `net`, and as sampled.
 
-        keep_mean: the sampled steps get the means of the sampling policy; otherwise those of `net`.
+        keep_mean: give the sampled steps the means of the sampling policy; otherwise those of `net`.
         """
         device, rows = self.device, list(rows)
         before, after = chains.states[rows, steps].to(device), chains.states[rows, steps + 1].to(device)
@@ -153,7 +153,10 @@ class Rollout:
         return new, Step(after, old_mean, std.detach(), dt, chains.log_prob[rows, steps].to(device))
 
     def predict(self, net: Any, x: Tensor, clock: Tensor, conditions: Sequence[Condition], guidance: float) -> Tensor:
-        """Prediction after guidance, [B, ...] float32; the network gets both halves as the pipeline sends them."""
+        """Return the prediction after guidance, [B, ...] float32.
+
+        The network gets negative and positive conditions in one batch, as the pipeline sends them.
+        """
         negatives = [negative for negative, _ in conditions if negative is not None]
         rows = [*negatives, *(positive for _, positive in conditions)]
         copies = 2 if negatives else 1
@@ -167,7 +170,10 @@ class Rollout:
 
 
 def guided(output: Tensor, count: int, guidance: float) -> Tensor:
-    """Classifier-free guidance of [negative; positive], 2 * count samples, in float32; identity for `count` samples."""
+    """Apply classifier-free guidance, in float32, to outputs [negative; positive] of 2 * count samples.
+
+    An output of `count` samples is returned without guidance.
+    """
     output = output.float()
     if len(output) == count:
         return output
@@ -176,7 +182,7 @@ def guided(output: Tensor, count: int, guidance: float) -> Tensor:
 
 
 class _Tape:
-    """Recorder of one pipeline call: hooks on the denoiser, and a replacement of the scheduler's step."""
+    """Records one pipeline call, by hooks on the denoiser and a replacement of the scheduler's step."""
 
     def __init__(self, rollout: Rollout, count: int, seeds: Sequence[int], active: Tensor) -> None:
         self.rollout, self.count, self.seeds, self.active = rollout, count, list(seeds), active
@@ -262,7 +268,7 @@ class _Tape:
 
 
 def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> Tree:
-    """Condition of sample i of a batch: the inverse of models.capture.conditions.joined."""
+    """Return the condition of sample i of a batch; the inverse of models.capture.conditions.joined."""
     rule = rules.get(path)
     if isinstance(rule, int):
         return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # a whole round's: too many for a GPU
@@ -289,7 +295,10 @@ def step_times(scheduler: Any, prediction: str, timestep: Any, number: int) -> t
 
 
 def set_recordable_scheduler(pipe: Any, prediction: str) -> None:
-    """Give an epsilon or v pipeline diffusers' DDIM, for which the step densities hold. Raises UsageError."""
+    """Give an epsilon or v pipeline diffusers' DDIM scheduler, whose step densities are known.
+
+    Raises UsageError for a flow pipeline with a scheduler other than FlowMatchEulerDiscreteScheduler.
+    """
     import diffusers
 
     kind = type(pipe.scheduler).__name__

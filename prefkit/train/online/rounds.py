@@ -30,7 +30,7 @@ class Round:
     """One round. samples: those of all processes, group after group; local: indices of this process's samples.
 
     chains and candidates belong to the samples in `local`, in that order. rewards, advantages: [N] float64, NaN = left
-    out; scores: [N] per score name, NaN = failed; masks: by index of the sample.
+    out; scores: [N] per score name, NaN = failed; masks: mask by sample index.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Round:
 
     @property
     def groups(self) -> np.ndarray:
-        """Group of each sample, [N]."""
+        """Group index of each sample, [N]."""
         ids = list(dict.fromkeys(self.request_ids))
         return np.array([ids.index(request_id) for request_id in self.request_ids])
 
@@ -55,7 +55,7 @@ class Round:
 
     @property
     def rows(self) -> dict[int, int]:
-        """Index of a local sample -> its row in chains and candidates."""
+        """Row of each local sample in chains and candidates, by sample index."""
         return {index: row for row, index in enumerate(self.local)}
 
 
@@ -70,7 +70,7 @@ def split_watched(requests: Sequence[Request], count: int) -> tuple[list[Request
 def samples_of_round(
     number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int
 ) -> list[SampleSpec]:
-    """Samples of a round: requests in an order that is shuffled per pass over all, with new seeds every round."""
+    """Return a round's samples: requests are shuffled for every pass over all of them; seeds are new every round."""
     round_samples = []
     for position in range(number * per_round, (number + 1) * per_round):
         epoch, place = divmod(position, len(requests))
@@ -82,7 +82,7 @@ def samples_of_round(
 
 
 def local_samples(count: int, group: int, rank: int, processes: int) -> list[int]:
-    """Indices of this process's samples among `count`: whole groups, dealt out in turn."""
+    """Return the indices of this process's samples among `count`: whole groups, assigned to processes in turn."""
     return [i for i in range(count) if i // group % processes == rank]
 
 
@@ -91,7 +91,7 @@ def round_folder(train: Path, number: int) -> Path:
 
 
 class RoundWriter:
-    """Writer of rounds as run folders. specs: of the scorers, by score name; keep: rounds to keep, 0 = all."""
+    """Writes rounds as run folders. specs: scorer specs by score name; keep: number of rounds to keep, 0 = all."""
 
     def __init__(self, train: Path, generator: Generate, specs: Mapping[str, Mapping[str, Any]], keep: int) -> None:
         self.train, self.generator, self.specs, self.keep = train, generator, specs, keep

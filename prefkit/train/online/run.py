@@ -1,4 +1,4 @@
-"""`prefkit train` of an entry with `online`: requests and scorers -> train/<name>/final and the training's rounds."""
+"""`prefkit train` for an entry with `online`: trains on scored samples and writes train/<name>/final and the rounds."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import Request
 
 REMEDY = (
-    "Train under another name, undo the change of the recipe, or remove this folder. `rounds` may grow. Another "
-    "`scheme` means a version of prefkit that draws or captures differently."
+    "Train under another name, undo the change in the recipe, or remove this folder. `rounds` may be increased. A "
+    "different `scheme` means a version of prefkit that draws noise or captures pipelines differently."
 )
 Requests = tuple[list[Request], list[Request]]  # (trained on, watched)
 
@@ -95,9 +95,9 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
 
 
 def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, PairChooser | None]:
-    """Check the recipe before a request is read or weights are loaded. Raises UsageError.
+    """Check the recipe before requests are read or weights are loaded. Raises UsageError.
 
-    Returns the scorers, not loaded, and the chooser of pairs (None for an objective without pairs).
+    Returns the scorers, not yet loaded, and the chooser of pairs (None for an objective without pairs).
     """
     config, where = recipe.train[name], f"train.{name}.online"
     online = config.online or Online()
@@ -113,7 +113,7 @@ def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, 
 
 
 def _split_requests(requests: Sequence[Request], online: Online) -> Requests:
-    """Requests of the split `train` as (trained on, watched). Raises UsageError for fewer than a round needs."""
+    """Split the requests of split `train` into (trained on, watched). Raises UsageError if there are too few."""
     usable = [request for request in requests if request.split == "train"]
     trained, watched = split_watched(usable, online.watch_requests if online.watch_every else 0)
     if len(trained) < online.requests:
@@ -125,7 +125,7 @@ def _split_requests(requests: Sequence[Request], online: Online) -> Requests:
 
 
 def _generator(recipe: Recipe, online: Online) -> Generate:
-    """Generation settings of the samples; config.compatibility has checked that they exist."""
+    """Return the generation settings of the samples; config.compatibility has checked that they exist."""
     name = online.generator or next(n for n, g in recipe.generate.items() if g.use == "diffusers")
     return recipe.generate[name]
 
@@ -133,7 +133,7 @@ def _generator(recipe: Recipe, online: Online) -> Generate:
 def _loader_and_fingerprint(
     store: Store, recipe: Recipe, name: str, requests: list[Request], scorer_set: ScorerSet
 ) -> tuple[ModelLoader, dict[str, Any]]:
-    """The model loader, and everything that the result depends on; at a constant rate this excludes the rounds."""
+    """Return the model loader and all that the result depends on (at a constant rate, without the number of rounds)."""
     config = recipe.train[name]
     online = config.online or Online()
     settings = _generator(recipe, online)

@@ -1,6 +1,6 @@
 """Learning from a round's recorded steps: policy gradients with advantages, or preferences between two chains.
 
-An update is the mean over its samples (or pairs), and a sample the mean over its steps. The steps are permuted per
+An update's loss is the mean over its samples (or pairs), each a mean over its steps. The steps are permuted per
 sample and pass, and the first `timestep_fraction` of them is used. The optimizer steps once per update, never per step.
 """
 
@@ -22,7 +22,7 @@ from prefkit.train.online.rollout import Rollout
 from prefkit.train.online.rounds import Round
 from prefkit.train.optimizers import PolicyOptimizer
 
-#: metrics that an objective may log, in the order in which processes sum them, even without a sample of an update
+#: metrics that an objective may log, in the order in which all processes sum them, including those without samples
 LOGGED = (
     "loss",
     "ratio",
@@ -39,7 +39,7 @@ Unit = tuple[int, ...]  # indices of the samples that share a loss: one, or winn
 
 
 class StepLearner:
-    """Learner for objectives of shape "step" or "step_pair". pairs: chooser of the pairs for "step_pair"."""
+    """Learns by objectives of shape "step" or "step_pair". pairs: chooser of the pairs for "step_pair"."""
 
     records = True
 
@@ -60,8 +60,8 @@ class StepLearner:
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make all updates of a round and return the means of their metrics.
 
-        update: optimizer step, called with the gradients in place. Raises TrainingError if training drifts from
-        sampling.
+        update: makes the optimizer step, called with the gradients in place. Raises TrainingError if log-probabilities
+        in training drift from those in sampling.
         """
         units = self._units(round_)
         sums: dict[str, float] = {}
@@ -81,7 +81,7 @@ class StepLearner:
         return {key: value / weight for key, value in sums.items()} | {"drift": drift}
 
     def _units(self, round_: Round) -> list[Unit]:
-        """Units of the round, in the same order in every process."""
+        """Return the units (samples or pairs) of the round, in the same order in every process."""
         if self.pairs is not None:
             return [(win, lose) for win, lose, _ in self.pairs.choose(round_)]
         skip_zero = self.objective.reference == "none"  # an advantage of 0 then has no gradient
@@ -89,7 +89,7 @@ class StepLearner:
 
     # -- one update -----------------------------------------------------------------------------------------------
     def _accumulate(self, round_: Round, chunk: Sequence[Unit], epoch: int) -> tuple[dict[str, float], float]:
-        """Gradients of one update, the mean over all processes' units; returns its metrics and the largest drift."""
+        """Compute the mean gradients of one update over all processes' units; return metrics and largest drift."""
         device, processes = self.rollout.device, self.processes
         sums: dict[str, Tensor] = {}
         drifts = torch.zeros(processes.count, device=device)  # each process fills its own entry
@@ -110,7 +110,7 @@ class StepLearner:
     def _micro_batches(
         self, round_: Round, chunk: Sequence[Unit], epoch: int
     ) -> Iterator[tuple[list[Unit], Tensor, Tensor]]:
-        """This process's micro-batches of one condition signature: (units, step of each, 1 / number of its steps)."""
+        """Yield (units, step of each, 1 / number of its steps) for micro-batches of one condition signature."""
         rows = round_.rows  # empty if there are more processes than groups
         buckets: dict[str, list[Unit]] = {}
         for unit in chunk:
@@ -129,7 +129,7 @@ class StepLearner:
                     yield units, steps, torch.tensor([1.0 / len(order[unit]) for unit in units])
 
     def _steps(self, round_: Round, unit: Unit, row: int, epoch: int) -> list[int]:
-        """Steps of a unit to learn from, in the order of this pass."""
+        """Return the steps of a unit to learn from, in the order of this pass."""
         assert round_.chains is not None
         steps = round_.chains.learnable(row).tolist()
         order = np.random.default_rng([self.config.seed, round_.number, epoch, unit[0]]).permutation(len(steps))
@@ -137,7 +137,7 @@ class StepLearner:
         return [steps[i] for i in order[:count]]
 
     def _losses(self, round_: Round, units: Sequence[Unit], steps: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss [G], metrics [G] each, and the largest difference of log-probability from sampling."""
+        """Return the loss [G], metrics, each [G], and the largest change of a log-probability since sampling."""
         chains, local = round_.chains, round_.rows
         assert chains is not None
         members = len(units[0])

@@ -115,7 +115,7 @@ def test_without_an_entry_the_best_reward_meets_the_worst_in_each_group():
         (Pair(use="topk_bottomk", options={"k": 2}), {"samples": 2}, "topk_bottomk needs 4 samples per request"),
         (Pair(use="consensus"), {}, "m is 2; it must be from 1 to 1"),
         (Pair(weights={"taste": 1.0}), {}, "no score is called taste"),
-        (Pair(ties={"taste": 1.0}), {}, "ties names taste"),
+        (Pair(ties={"taste": 1.0}), {}, "ties contains taste"),
         (Pair(missing="drop"), {}, "missing 'drop' is unknown"),
     ],
 )
