@@ -69,7 +69,7 @@ def error_summary(error: BaseException) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Return an exception's message, safe to store and print: str() of a third-party error may hold lone surrogates or raise."""
+    """Return an exception's message, safe to store and print: str(error) may hold lone surrogates, or raise."""
     if type(error).__name__ == "UnidentifiedImageError":  # Pillow's message is the address of an object
         return "not an image format that Pillow knows"
     try:

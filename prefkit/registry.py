@@ -157,7 +157,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def short_name(use: str) -> str:
-    """Return a name for an entry that only sets `use`: the function of file.py:function, exec's program, a URL's host."""
+    """Return a name for an entry that only sets `use`: the function in file.py:function, the program or the host."""
     kind, _, rest = use.partition(":")
     if kind not in REMOTE:
         return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would separate keys

@@ -34,7 +34,7 @@ CACHED_PARTS = 2
 
 
 def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
-    """Map each argument of the pipeline's call to a key in a request's extra. Raises UsageError if a value is not extra.NAME."""
+    """Map arguments of the pipeline's call to keys of a request's extra. Raises UsageError unless all are extra.NAME."""
     for argument, field in mapping.items():
         if not re.fullmatch(r"extra\..+", str(field)):
             raise UsageError(
@@ -62,8 +62,8 @@ class InputReader:
         """
         for key in sorted(self.keys - extra.keys()):
             raise UsageError(
-                f"model.inputs: extra.{key} is missing in a request of the source; apart from the prompt, that request has "
-                f"{', '.join(extra) or 'no column'}.{nearest(key, list(extra))}"
+                f"model.inputs: extra.{key} is missing in a request of the source; apart from the prompt, that request "
+                f"has {', '.join(extra) or 'no column'}.{nearest(key, list(extra))}"
             )
         return {key: self._value(value, key) if key in self.keys else value for key, value in extra.items()}
 

@@ -159,7 +159,8 @@ def test_a_request_without_its_image_is_refused(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"prompt": "x", "persons": "p.png"}')
     source = Requests(str(tmp_path / "r.jsonl"))
     with pytest.raises(
-        UsageError, match="extra.hole is missing in a request of the source; apart from the prompt, that request has persons"
+        UsageError,
+        match="extra.hole is missing in a request of the source; apart from the prompt, that request has persons",
     ):
         read_requests(source, MAPPING)
     with pytest.raises(UsageError, match=r"apart from the prompt, that request has persons. Did you mean 'persons'\?"):
