@@ -34,7 +34,7 @@ CACHED_PARTS = 2
 
 
 def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
-    """Map arguments of the pipeline's call to keys of a request's extra. Raises UsageError unless all are extra.NAME."""
+    """Map arguments of the pipeline's call to keys of a request's extra. Raises UsageError unless each is extra.NAME."""
     for argument, field in mapping.items():
         if not re.fullmatch(r"extra\..+", str(field)):
             raise UsageError(
