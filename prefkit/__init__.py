@@ -1,4 +1,4 @@
-"""prefkit: your idea of better, as preference data and a better diffusion model, with evidence."""
+"""prefkit turns your idea of "better" into preference data and a better diffusion model, with evidence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Run", "__version__", "scorer"]
 
 
 def __getattr__(name: str) -> Any:
-    """Public names load on first use, so that importing prefkit loads nothing heavy."""
+    """Import the public names on first use, so that `import prefkit` loads no heavy libraries."""
     if name == "Run":
         from prefkit.api import Run
 

@@ -1,4 +1,4 @@
-"""`python -m prefkit`, which is what `accelerate launch -m prefkit` runs."""
+"""The entry point of `python -m prefkit` and `accelerate launch -m prefkit`."""
 
 from prefkit.cli.main import main
 

@@ -1,4 +1,4 @@
-"""A run from Python: the same stages as on the command line, and its tables as DataFrames."""
+"""The Python interface to a run: the command line's stages as methods, and the run's tables as DataFrames."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ STAGES = ("generate", "score", "pair", "train", "eval")
 
 
 class Run:
-    """A run: `Run("runs/x", recipe="recipe.yaml")`, `Run("runs/x", generate={"base": {...}}, ...)`, or `Run("runs/x")`.
+    """A run folder with its recipe. Each stage method does the work that is missing and returns {entry name: counts}.
 
-    Each stage method does the missing work and returns a dict of counts per name.
+    Open one with `Run("runs/x", recipe="recipe.yaml")`, `Run("runs/x", generate={"base": {...}})` or `Run("runs/x")`.
     """
 
     def __init__(
@@ -64,13 +64,16 @@ class Run:
         return write_report(self.store, self.recipe)
 
     def push(self, to: str, *, pairs: str | None = None, train: str | None = None, **options: Any) -> dict[str, Any]:
-        """Push to the Hub; the options are those of prefkit.hub.push.push."""
+        """Push pairs or a trained model to the Hub. `options` are passed to prefkit.hub.push.push."""
         from prefkit.hub.push import push
 
         return push(self.store, to, pairs=pairs, train=train, **options)
 
     def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
-        """Run a stage on its named entries (all by default). Raises PrefkitError; TooManyFailures when all are done."""
+        """Run the stage `verb` on its recipe entries `names` (default: all).
+
+        Raises PrefkitError. TooManyFailures is raised only at the end, when every entry is done.
+        """
         processes = group()
         reader.set_background(self.recipe.background)
         new, files = processes.lead(self._begin)
@@ -104,7 +107,7 @@ class Run:
         return results
 
     def _begin(self) -> tuple[bool, list[str]]:
-        """Create the folder. Returns (is the run new?, file names that were in its folder before)."""
+        """Create the run folder. Returns (True if the run is new, names of the files that the folder already held)."""
         new, folder = not self.store.exists(), self.store.folder
         files = [path.name for path in folder.iterdir()] if new and folder.exists() else []
         self.store = Store.create(self.recipe.run)
@@ -126,7 +129,7 @@ class Run:
         return pd.DataFrame([dataclasses.asdict(r) for r in self.store.requests()])
 
     def candidates(self, generator: str | None = None) -> pd.DataFrame:
-        """All columns but images and payloads, which `run.store.iter_candidates()` has."""
+        """Return all columns except images and payloads; to read those, use `run.store.iter_candidates()`."""
         import pandas as pd
 
         columns = ["id", "request_id", "index", "seed", "path", "sha256", "extra", "error"]
@@ -135,7 +138,7 @@ class Run:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "generator"])
 
     def scores(self) -> pd.DataFrame:
-        """One row per candidate id, one column per score; NaN = not scored or failed."""
+        """Return one row per candidate id and one column per score; NaN means not scored, or failed."""
         import pandas as pd
 
         tables: Mapping[str, Any] = {
@@ -144,14 +147,14 @@ class Run:
         return pd.DataFrame(tables).rename_axis("id").reset_index()
 
     def pairs(self, name: str) -> pd.DataFrame:
-        """All columns of a pair set but the image bytes. Raises UsageError."""
+        """Return all columns of a pair set except the image bytes. Raises UsageError if it does not exist."""
         import pandas as pd
         import pyarrow.parquet as pq
 
         files = sorted(self.store.pairs(name).glob("*/*.parquet"))
         if not files:
             known = ", ".join(self.store.names("pairs")) or "none"
-            raise UsageError(f"{self.store.folder} has no pairs called {name!r}, only: {known}.")
+            raise UsageError(f"{self.store.folder} has no pairs called {name!r}. Its pair sets are: {known}.")
         columns = [c for c in pq.read_schema(files[0]).names if not c.startswith("jpg_")]
         return pd.concat(
             [pd.read_parquet(f, columns=columns).assign(split=f.parent.name) for f in files], ignore_index=True

@@ -1,9 +1,9 @@
-"""Processes and devices: rank, barriers, work of rank 0, shards of a list, sums of tensors.
+"""Processes and devices: ranks, barriers, work for rank 0 alone, shards of lists, sums of tensors over processes.
 
-`group()` is the set of processes of a launch (`accelerate launch`, torchrun, or RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT), or this process alone. The processes communicate through the launch's key-value store, so a barrier needs no
-NCCL or gloo and has no timeout: it ends when all processes arrive or one of them is dead (prefkit.heartbeat). `Processes`
-adds the collectives of training.
+`group()` returns the group of processes that were launched together (by `accelerate launch` or torchrun, or with RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT set), or this process alone. They communicate through the launcher's key-value
+store, so a barrier needs neither NCCL nor gloo and has no timeout: it ends when all processes have arrived or one has
+died (prefkit.heartbeat). `Processes` adds the collectives that training needs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-#: of one collective; work of rank 0 ends in a barrier of the store, which has no timeout
+#: limit for one collective on tensors. Waiting for rank 0's work has no limit: it uses the key-value store
 TIMEOUT = timedelta(minutes=30)
 BUCKET = 32 * 1024 * 1024  # elements per all-reduce
 T = TypeVar("T")
 
 
 class Group:
-    """Process `rank` of `count`. Without a store, the processes share work but cannot wait for each other.
+    """The group of launched processes, seen from process `rank` of `count`. Without a store, they cannot communicate.
 
     All processes must make the same calls in the same order. Values are sent as JSON.
     """
@@ -63,11 +63,11 @@ class Group:
 
     @property
     def alone(self) -> bool:
-        """True if this process waits for no other process."""
+        """True if this process has no other process to wait for."""
         return self._store is None or self._leading
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's shard of a list that all processes have."""
+        """Return this process's shard of `items`, a list that is equal in all processes."""
         return list(items[self.rank :: self.count])
 
     # -- communication --------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class Group:
         return result
 
     def lead(self, work: Callable[[], T]) -> T:
-        """Run `work` in rank 0 while the others wait. All processes get its result or its error."""
+        """Run `work` in rank 0 while the other processes wait. Every process returns its result or raises its error."""
         if self.alone:
             return work()
         if not self.main:
@@ -116,7 +116,7 @@ class Group:
         return value
 
     def each(self, work: Callable[[], T]) -> list[T]:
-        """Run `work` in every process and return all results, by rank; an error of one process is raised in all."""
+        """Run `work` in every process and return all results by rank. An error in one process is raised in all."""
         if self.alone:
             return [work()]
         try:
@@ -128,14 +128,14 @@ class Group:
 
     @contextmanager
     def held(self, *locks: AbstractContextManager[None]) -> Iterator[None]:
-        """Hold locks for all processes: rank 0 acquires them, and releases them when all processes have left."""
+        """Hold locks for all processes: rank 0 acquires them, and releases them when all have left the block."""
         with ExitStack() as stack:
             self.lead(lambda: [stack.enter_context(lock) for lock in locks] and None)
             yield
             self.wait()
 
     def first_to_say(self, text: str) -> bool:
-        """True if this process is the first to print the text for the n-th time, so that it is printed n times in all."""
+        """True for the first process to ask, so that a text that each process prints n times appears n times in all."""
         if self.alone:
             return True
         self._printed[text] += 1
@@ -147,7 +147,7 @@ class Group:
         return first.decode() == str(self._rank)
 
     def failure(self) -> ProcessError | None:
-        """The failure that has ended another process, checked now: the cause of a collective's error."""
+        """Check now if another process has failed, and return its failure, which explains a collective's error."""
         if self.heart is None:
             return None
         self.heart.look()
@@ -184,7 +184,7 @@ def _described(error: Exception) -> dict[str, Any]:
 
 
 def _result(message: dict[str, Any]) -> Any:
-    """The value that another process returned. Raises its error, marked as reported by that process."""
+    """Return the value in another process's message, or raise the error in it, marked as already reported there."""
     if "error" not in message:
         return message["value"]
     name, text, code, state = (message["error"][key] for key in ("kind", "text", "code", "state"))
@@ -203,7 +203,7 @@ _connected: Group | None = None
 
 
 def group() -> Group:
-    """The processes of this launch, or this process alone."""
+    """Return the group of all processes in this launch, or of this process alone."""
     global _connected
     if _connected is not None:
         return _connected
@@ -223,7 +223,7 @@ def _connect(rank: int, count: int) -> Group:
         store, *_ = next(rendezvous("env://", rank, count, timeout=timedelta(seconds=START)))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        text = f"process {rank} of {count} cannot reach the others at {os.environ['MASTER_ADDR']}: {reason}"
+        text = f"process {rank} of {count} cannot reach the others at MASTER_ADDR {os.environ['MASTER_ADDR']}: {reason}"
         raise ProcessError(text) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the launcher's store survives a failed attempt
     hosting = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -231,7 +231,7 @@ def _connect(rank: int, count: int) -> Group:
 
 
 def end(code: int) -> None:
-    """Leave the group, if any, with the exit code of this process."""
+    """Announce to the group, if there is one, that this process ends with exit code `code`."""
     if _connected is not None:
         _connected.end(code)
 
@@ -242,7 +242,7 @@ def _at_exit() -> None:
 
 # -- devices ----------------------------------------------------------------------------------------------------------
 def check_device(wanted: str) -> None:
-    """Raises UsageError for a device that torch does not know or this machine does not have."""
+    """Raise UsageError for a device that torch does not know or this machine does not have."""
     import torch
 
     kind, _, index = wanted.partition(":")
@@ -250,15 +250,15 @@ def check_device(wanted: str) -> None:
     if kind not in available or (index and not index.isdigit()):
         raise UsageError(f"unknown device {wanted!r}; choose cpu, cuda or mps.")
     if not available[kind]:
-        raise UsageError(f"device {wanted!r}: this machine, or its torch, has no {kind}; remove `device` or set cpu.")
+        raise UsageError(f"device {wanted!r}: this machine, or its torch, has no {kind}. Remove `device`, or set cpu.")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, counted from 0. Set cuda."
+            f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, numbered from 0. Set cuda."
         )
 
 
 def device_of(wanted: str | None) -> str:
-    """The requested device, or the best available. Without an index, `cuda` is this process's GPU under a launcher."""
+    """Return the requested device, or the best available one. `cuda` without an index becomes this process's GPU."""
     import torch
 
     if wanted:
@@ -268,7 +268,7 @@ def device_of(wanted: str | None) -> str:
 
 
 def _local_gpu() -> int:
-    """The index, by LOCAL_RANK or RANK, among the visible GPUs: a launcher may show each process only its own GPU."""
+    """Return this process's GPU index, by LOCAL_RANK or RANK. The launcher may have hidden all other GPUs from it."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
@@ -280,7 +280,7 @@ def _local_gpu() -> int:
 
 # -- training ---------------------------------------------------------------------------------------------------------
 class Processes:
-    """rank of `count` processes, on `device`, with collectives for tensors."""
+    """Collectives on tensors between the processes of a training. This is process `rank` of `count`, on `device`."""
 
     def __init__(self, device: str | None = None) -> None:
         import torch
@@ -292,8 +292,8 @@ class Processes:
         self.rank, self.count, self.main = state.process_index, state.num_processes, state.is_main_process
         if self.count != self.group.count:
             raise ProcessError(
-                f"the launch has {self.group.count} processes, but accelerate was set up before with {self.count}. Start the "
-                "training with a separate command."
+                f"the launch has {self.group.count} processes, but accelerate was already set up for {self.count}. "
+                "Start the training with a separate command."
             )
         chosen = torch.device(device_of(device)) if device and self.count == 1 else state.device
         assert chosen is not None
@@ -303,7 +303,7 @@ class Processes:
         self.group.wait()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, on the tensor's device."""
+        """Return the sum of `tensor` over all processes, on the tensor's device."""
         import torch
 
         if self.count == 1:
@@ -313,7 +313,7 @@ class Processes:
         return moved.to(tensor.device)
 
     def max(self, number: int) -> int:
-        """The maximum over all processes."""
+        """Return the maximum of `number` over all processes."""
         import torch
 
         if self.count == 1:
@@ -351,13 +351,13 @@ class Processes:
             gradient.copy_(part.view_as(gradient))
 
     def _reduce(self, tensor: Tensor, how: Any) -> None:
-        """All-reduce in place. Raises ProcessError if another process is gone."""
+        """All-reduce `tensor` in place. Raises ProcessError if another process has ended."""
         import torch
 
         try:
             torch.distributed.all_reduce(tensor, how)
         except RuntimeError as error:
             raise self.group.failure() or ProcessError(
-                f"another process has ended during a step ({' '.join(str(error).split())[:160]}). Finished work is kept; the "
-                "same command continues."
+                f"another process has ended during a step ({' '.join(str(error).split())[:160]}). Finished work is "
+                "kept; run the same command again to continue."
             ) from error

@@ -2,11 +2,11 @@
 
 PrefkitError                 exit code 1
 ├── UsageError               exit code 2: an invalid flag, recipe key or file
-│   ├── RecipeError          the same, with file:line
+│   ├── RecipeError          a mistake in a recipe, with file:line
 │   └── NotYet               the result of an earlier stage is missing
 ├── StoreError               a run folder cannot be read or written
 │   ├── DamagedError         a file's content differs from what was written
-│   └── FingerprintError     the table on disk was made with other settings
+│   └── FingerprintError     a stored table was made with settings that differ from the current ones
 ├── CaptureError             the wiring of a pipeline could not be proven
 ├── ProcessError             another process of the launch failed or was killed
 ├── PluginError              a plug-in (scorer, strategy, objective, family, generator) broke its contract
@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-#: texts of torch's RuntimeErrors on a CPU and on MPS
+#: phrases in torch's RuntimeErrors on a CPU and on MPS that mean out of memory
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class PrefkitError(Exception):
     exit_code = 1
-    #: True if another process of the launch raised it first, and reports it
+    #: True if another process of the launch raised this error first; that process reports it
     elsewhere = False
 
 
@@ -38,7 +38,7 @@ class RecipeError(UsageError):
 
 
 class NotYet(UsageError):
-    """The result of an earlier stage is missing. verb: that stage; names: its entries that would make the result."""
+    """The result of an earlier stage is missing. verb: the stage to run; names: the recipe entries that make it."""
 
     def __init__(self, text: str, verb: str, names: Iterable[str] = ()) -> None:
         super().__init__(text)
@@ -50,7 +50,7 @@ class StoreError(PrefkitError):
 
 
 class DamagedError(StoreError):
-    """A stored file is missing, cannot be decoded, or does not match its checksum. path: of the file."""
+    """A stored file is missing, cannot be decoded, or does not match its checksum. path: the file."""
 
     def __init__(self, path: Any, text: str) -> None:
         super().__init__(text)
@@ -78,7 +78,7 @@ class TrainingError(PrefkitError):
 
 
 class TooManyFailures(PrefkitError):
-    """More items failed than `max_failed` allows. counts: the result of the stage, which is done."""
+    """More items failed than `max_failed` allows. The stage is done; counts: its result."""
 
     exit_code = 3
 
@@ -88,7 +88,7 @@ class TooManyFailures(PrefkitError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True for torch.OutOfMemoryError (CUDA), its RuntimeErrors on CPU and MPS, and Python's MemoryError."""
+    """True for torch.OutOfMemoryError (CUDA), torch's RuntimeErrors for lack of memory, and Python's MemoryError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)

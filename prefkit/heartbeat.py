@@ -1,8 +1,8 @@
-"""Heartbeats of the processes of one launch: a process that dies, or ends with an error, ends the others.
+"""Heartbeats between the processes of a launch: if one process dies or ends with an error, the others end too.
 
-Every process increments a number in the launch's key-value store and reads those of the others. A number that does not
-change for SILENCE seconds belongs to a process that was killed. This works while the main thread waits in a collective
-that no other process will join: the heartbeat's thread then ends the process.
+Every process increments its own number in the launcher's key-value store and reads the other processes' numbers. If a
+number does not change for SILENCE seconds, its process was killed. The heartbeat has its own thread, so it can end a
+process whose main thread waits in a collective that no other process will join.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ EVERY = 5.0  # seconds between two beats
 SILENCE = 60.0  # seconds without a beat after which a process counts as dead
 GRACE = 15.0  # seconds for the main thread to end by itself after another process has failed
 START = 600.0  # seconds until all processes must have started
-ENDED = "ended "  # replaces the number, followed by the exit code
+ENDED = "ended "  # written instead of the number, followed by the exit code
 
 
 class Heartbeat(threading.Thread):
-    """Beats for process `rank` of `count` until `end`. `failure` is the reason to end, None as long as all is well."""
+    """Beats for process `rank` of `count` until `end` is called. `failure` is the reason to stop, or None."""
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
         super().__init__(daemon=True, name="heartbeat")
@@ -34,14 +34,14 @@ class Heartbeat(threading.Thread):
         self.beats = 0
 
     def meet(self) -> None:
-        """Beat for the first time, and wait for the first beat of all processes. Raises ProcessError."""
+        """Send the first beat and wait for all other processes' first beats. Raises ProcessError after START s."""
         self.store.set(f"beat/{self.rank}", "0")
         deadline = time.monotonic() + START
         while not self.store.check([f"beat/{other}" for other in self.last]):
             if time.monotonic() > deadline:
                 raise ProcessError(
-                    f"process {self.rank} waited for {START:.0f} s, and not all of the {self.count} processes have "
-                    "started. Look at the launcher's output for the others."
+                    f"process {self.rank} waited for {START:.0f} s, but not all of the {self.count} processes have "
+                    "started. The launcher's output may show why the others did not."
                 )
             time.sleep(0.05)
         self.start()
@@ -53,7 +53,7 @@ class Heartbeat(threading.Thread):
                 self._abort(self.failure)
 
     def look(self) -> None:
-        """Beat, and read the beats of the others."""
+        """Send a beat and read the other processes' beats. Sets `failure` if a process has failed or is silent."""
         if self.failure is not None:
             return
         try:
@@ -72,11 +72,11 @@ class Heartbeat(threading.Thread):
             elif not value.startswith(ENDED) and time.monotonic() - when > SILENCE:
                 self.failure = ProcessError(
                     f"process {other} of {self.count} was killed, or its machine is gone: no heartbeat for "
-                    f"{SILENCE:.0f} s. Finished work is kept; the same command continues."
+                    f"{SILENCE:.0f} s. Finished work is kept; run the same command again to continue."
                 )
 
     def _read(self) -> None:
-        """Update `last`: value and time of the last change, by process."""
+        """Update `last`: process -> (value, time of its last change)."""
         values = self.store.multi_get([f"beat/{other}" for other in self.last])
         for other, value in zip(list(self.last), (text.decode() for text in values), strict=True):
             if value != self.last[other][0]:
@@ -89,11 +89,11 @@ class Heartbeat(threading.Thread):
         for other, (value, _) in self.last.items():
             if value.startswith(ENDED):
                 raise ProcessError(
-                    f"process {other} of {self.count} has ended, and process {self.rank} still waits for it."
+                    f"process {other} of {self.count} has ended, but process {self.rank} still waits for it."
                 )
 
     def end(self, code: int, hosting: bool) -> None:
-        """Publish that this process ends. hosting: it holds the store, so wait for the others to end first."""
+        """Publish that this process ends. hosting: it holds the store, so it ends after all others."""
         self.stopping.set()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(EVERY)
@@ -122,5 +122,5 @@ def store_lost(error: Exception) -> ProcessError:
     reason = " ".join(str(error).split())[:120]
     return ProcessError(
         f"the launch is over: its key-value store, which the launcher or process 0 holds, is gone ({reason}). "
-        "Finished work is kept; the same command continues."
+        "Finished work is kept; run the same command again to continue."
     )

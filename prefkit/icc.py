@@ -1,4 +1,4 @@
-"""Colour profiles (ICC): pixels as stored -> the sRGB colours that a viewer shows."""
+"""Convert stored pixels with an ICC colour profile to the sRGB colours that a viewer shows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TOLERANCE = 2  # levels of 255: a profile that shifts every colour by at most this counts as sRGB
-#: colour space of a profile -> mode of the pixels that it describes
+#: colour space of a profile -> Pillow mode of the pixels that the profile describes
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 SRGB, CONVERTED, BROKEN = "", "profile", "broken_profile"
 
 
 def to_srgb(image: Image, profile: bytes | None) -> Image:
-    """Pixels of mode L, RGB, CMYK or LAB -> the same image, or a new RGB one if its profile is not sRGB.
+    """Return an image (mode L, RGB, CMYK or LAB) unchanged, or as a new RGB image if its profile is not sRGB.
 
-    Uses the perceptual intent, as viewers do. Ignores a broken profile, and one of a colour space unlike the pixels'.
+    Uses the perceptual intent, as viewers do. Ignores a profile that is broken or does not match the pixels' mode.
     """
     kind = kind_of(profile, image.mode)
     if kind == CONVERTED:
@@ -27,7 +27,7 @@ def to_srgb(image: Image, profile: bytes | None) -> Image:
 
 
 def kind_of(profile: bytes | None, mode: str) -> str:
-    """SRGB (also without a profile), CONVERTED or BROKEN. mode: of the pixels, L, RGB, CMYK or LAB."""
+    """Return SRGB (also without a profile), CONVERTED (to be converted) or BROKEN. mode: L, RGB, CMYK or LAB."""
     if not profile:
         return SRGB
     try:
@@ -56,7 +56,7 @@ def _by_table(image: Image, transform: Any) -> Image:
 
 @functools.lru_cache(32)
 def _transform(profile: bytes) -> tuple[str, Any, bool]:
-    """(mode of the pixels, transform to sRGB, True if it is sRGB). Raises ImageCms' errors for a broken profile."""
+    """Return (mode of the pixels, transform to sRGB, True if the profile is sRGB). Raises ImageCms's errors."""
     from PIL import ImageCms
 
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))
@@ -77,7 +77,7 @@ def _lab() -> tuple[str, Any, bool]:
 
 
 def _max_shift(mode: str, transform: Any) -> int:
-    """The largest shift of a colour by the transform, in levels, over a grid of 17 x 17 x 17 colours and all greys."""
+    """Return how far the transform shifts a colour at most, in levels, over 17 x 17 x 17 colours and all greys."""
     import numpy as np
     from PIL import Image
 

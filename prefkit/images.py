@@ -1,12 +1,13 @@
-"""Encoded images -> RGB pixels as a viewer shows them, for scorers, judges, pages, caches and exports.
+"""Decode images to RGB pixels as a viewer shows them, for scorers, judges, pages, caches and exports.
 
-The rules. RULES is their version; every cache and fingerprint of something made from pixels contains it:
+The rules follow. RULES is their version, a part of every cache key and fingerprint that depends on pixels:
 
-- the EXIF orientation is applied; of several frames (GIF, WebP, APNG, TIFF) the first one counts
-- a colour profile is converted to sRGB; one that is sRGB, or broken, leaves pixels as stored (prefkit/icc.py)
-- more than 8 bits are scaled: integers of 9 to 16 bits by their full range. The range of floats and integers of 32 bits
-  is unknown, so the largest value decides: up to 1 (floats only), 255 or 65535, else the integer's full range or, for
-  floats, the largest value itself. Values below 0 are black; values that are not finite make the image damaged
+- the EXIF orientation is applied; if there are several frames (GIF, WebP, APNG, TIFF), the first one is used
+- pixels with a colour profile are converted to sRGB; a profile that is sRGB or broken changes nothing (prefkit/icc.py)
+- values of more than 8 bits are scaled to 8 bits. Integers of 9 to 16 bits are scaled by their full range. The range of
+  floats and of 32-bit integers is unknown, so white is the first of 1 (floats only), 255 and 65535 that no value
+  exceeds; else the full range of integers, the largest value of floats. Negative values are black; an image with
+  values that are not finite is damaged
 - transparency is composited on the background: white, unless the recipe's `background` says otherwise
 """
 
@@ -33,27 +34,27 @@ WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # TIF
 #: PNG chunks that can hold an orientation
 METADATA_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 TRAITS = ("transparent", "profile", "broken_profile", "deep", "turned", "animated")
-#: Pillow stretches samples of fewer bits to 8, but not the transparent grey of a PNG
+#: Pillow stretches 2- and 4-bit samples to 8 bits, but not the grey that a PNG declares transparent: the missing factor
 STRETCHED = {"L;2": 85, "L;4": 17}
 RESIZED_DIFFERENTLY = ("1", "P", "CMYK")
 Source = bytes | str | Path
 
 
 class Background:
-    """The process-wide background for transparency, set by the reader of a recipe."""
+    """The process-wide colour behind transparent pixels, set when a recipe is read."""
 
     colour: tuple[int, int, int] = (255, 255, 255)
 
     @classmethod
     def set(cls, name: str) -> None:
-        """Set the colour by a CSS name (white, #f5f5dc). Raises ValueError."""
+        """Set the colour from a CSS colour (white, #f5f5dc). Raises ValueError for an unknown one."""
         from PIL import ImageColor
 
         cls.colour = ImageColor.getrgb(name)[:3]
 
     @classmethod
     def rules(cls) -> str:
-        """The rules' version and the colour: part of the key of everything that is made from pixels."""
+        """Return the rules' version and the colour, a part of the key of everything that is made from pixels."""
         return f"{RULES} on {cls.name()}"
 
     @classmethod
@@ -62,14 +63,14 @@ class Background:
 
     @classmethod
     def suffix(cls) -> str:
-        """The addition to a spec if the colour is not white."""
+        """Return the text to append to a scorer's spec if the colour is not white, else an empty string."""
         return "" if cls.colour == (255, 255, 255) else f"; transparency on {cls.name()}"
 
 
 def rgb(source: Source, draft: int | None = None) -> Image:
-    """RGB uint8, by the rules above. Raises OSError or ValueError for any damaged image.
+    """Decode an image to RGB uint8 by the rules above. Raises OSError or ValueError for any damaged image.
 
-    draft: a JPEG may be decoded at a smaller size with sides of at least `draft` pixels, which is faster.
+    draft: a JPEG may be decoded faster, at a smaller size whose sides are at least `draft` pixels.
     """
     from PIL import Image
 
@@ -85,10 +86,10 @@ def rgb(source: Source, draft: int | None = None) -> Image:
 
 
 def native(source: Source) -> Image | None:
-    """The upright image in its own mode if that mode (P, 1, CMYK) resizes differently from RGB; None for all others.
+    """Return the upright image in its own mode if that mode (P, 1, CMYK) resizes differently from RGB, else None.
 
-    For scorers whose published code resizes before it converts to RGB (a palette is then not interpolated). Images with
-    transparency or a profile have none. Raises as `rgb`.
+    For scorers whose published code resizes before it converts to RGB (a palette is then not interpolated). None also
+    for images with transparency or a colour profile. Raises the same errors as `rgb`.
     """
     with _image(source) as image:
         if image.mode not in RESIZED_DIFFERENTLY or image.has_transparency_data or image.info.get("icc_profile"):
@@ -97,8 +98,8 @@ def native(source: Source) -> Image | None:
 
 
 def storable(image: Image, kind: str) -> Image:
-    """A decoded image in a mode that `kind` ("png" or "webp") supports: unchanged if possible, else 8 bits by the rules
-    above. Raises ValueError for values that are not finite."""
+    """Return a decoded image in a mode that `kind` ("png" or "webp") supports: unchanged if possible, else in 8 bits by
+    the rules above. Raises ValueError for values that are not finite."""
     import numpy as np
 
     supported = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") if kind == "png" else ("RGB", "RGBA")
@@ -110,7 +111,7 @@ def storable(image: Image, kind: str) -> Image:
 
 
 def _split(image: Image, opened: Image, sample: str) -> tuple[Image, Image | None]:
-    """(colours of 8 bits as L, RGB, CMYK or LAB; alpha as L, None if opaque). sample: see `_sample`."""
+    """Return (8-bit colours as L, RGB, CMYK or LAB; alpha as L, or None if opaque). sample: from `_sample`."""
     from PIL import Image as pil
 
     key: Any = image.info.get("transparency")
@@ -137,7 +138,7 @@ def _split(image: Image, opened: Image, sample: str) -> tuple[Image, Image | Non
 
 
 def _eight_bits(values: Any, opened: Image) -> Image:
-    """[H, W] integers of more than 8 bits, or floats, as mode L. opened: the file, for its TIFF tags."""
+    """Scale floats or integers of more than 8 bits, [H, W], to a mode L image. opened: the file, for its TIFF tags."""
     import numpy as np
     from PIL import Image
 
@@ -162,17 +163,17 @@ def _eight_bits(values: Any, opened: Image) -> Image:
 
 
 def _sample(image: Image) -> str:
-    """Pillow's raw mode of the file's pixels (L;2, RGB;16B), available until the image is loaded."""
+    """Return Pillow's raw mode of the file's pixels (L;2, RGB;16B), which is available until the image is loaded."""
     tile: Any = getattr(image, "tile", None)
     args = tile[0].args if tile else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def traits(source: Source) -> frozenset[str]:
-    """The TRAITS that make the displayed image differ from its stored RGB numbers. Raises as `rgb`.
+    """Return the TRAITS that make the displayed image differ from its stored RGB values. Raises the errors of `rgb`.
 
-    transparent: some pixel is not opaque; profile: a colour profile other than sRGB; deep: more than 8 bits; turned: by
-    EXIF; animated: several frames.
+    transparent: some pixel is not opaque; profile: a colour profile other than sRGB; deep: more than 8 bits; turned:
+    rotated or mirrored by EXIF; animated: several frames.
     """
     with _image(source) as image:
         names, sample = head_traits(image, source), _sample(image)
@@ -184,7 +185,7 @@ def traits(source: Source) -> frozenset[str]:
 
 
 def head_traits(image: Image, source: Source) -> set[str]:
-    """TRAITS by the head of an opened file alone; "transparent" is then only a possibility."""
+    """Return the TRAITS that an opened file's header shows; "transparent" then means that pixels may be transparent."""
     sample = _sample(image)
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F"))
     mode = "L" if grey else image.mode if image.mode in icc.MODES.values() else "RGB"
@@ -200,10 +201,10 @@ def head_traits(image: Image, source: Source) -> set[str]:
 
 
 def shown(data: bytes) -> bytes:
-    """The encoded image as any decoder shows it: the same bytes if they need none of the rules, else `rgb` as PNG.
+    """Return bytes that every decoder shows alike: `data` itself if no rule changes its pixels, else `rgb` as PNG.
 
-    For programs that do not decode with this module: servers, other trainers. Damaged bytes are returned unchanged;
-    their reader reports the error.
+    For programs that do not decode with this module, such as servers and other trainers. Damaged bytes are returned
+    unchanged; the program that reads them reports the error.
     """
     try:
         with _image(data) as image:
@@ -217,7 +218,7 @@ def shown(data: bytes) -> bytes:
 
 
 def upright(image: Image) -> Image:
-    """The image with its EXIF orientation applied; the same object if it is upright."""
+    """Return the image with its EXIF orientation applied; the same object if it is already upright."""
     from PIL import Image as pil
 
     image.load()  # Pillow rotates a TIFF here
@@ -226,7 +227,7 @@ def upright(image: Image) -> Image:
 
 
 def size(source: Source) -> tuple[int, int]:
-    """(width, height) of the upright image, without decoding it. Raises as `rgb`."""
+    """Return (width, height) of the upright image without decoding it. Raises the same errors as `rgb`."""
     with _image(source) as image:
         # Pillow gives the size of a rotated TIFF
         width, height = (image.tag_v2[WIDTH], image.tag_v2[HEIGHT]) if image.format == "TIFF" else image.size  # type: ignore[attr-defined]
@@ -234,7 +235,7 @@ def size(source: Source) -> tuple[int, int]:
 
 
 def orientation(image: Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) also if the EXIF data cannot be read: the pixels may still be intact."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is damaged, as the pixels may be intact."""
     try:
         value: Any = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF data: SyntaxError, struct.error, TypeError, ...
@@ -243,7 +244,7 @@ def orientation(image: Image) -> int:
 
 
 def _orientation(image: Image, source: Source) -> int:
-    """`orientation` of a file that is not decoded yet: getexif would decode a PNG without metadata chunks."""
+    """Return the `orientation` of a file not decoded yet: getexif would decode a PNG without metadata chunks."""
     return 1 if image.format == "PNG" and not png_has_metadata(source) else orientation(image)
 
 
@@ -260,7 +261,7 @@ def png_has_metadata(source: Source) -> bool:
 
 @contextmanager
 def _image(source: Source) -> Iterator[Image]:
-    """An opened image, not decoded. Any error but OSError (SyntaxError, struct.error, ...) becomes a ValueError."""
+    """Open an image without decoding it. Errors other than OSError (SyntaxError, ...) become a ValueError."""
     from PIL import Image
 
     try:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (sent by schedulers before they kill) have the same effect, in every verb.
+"""Handle Ctrl-C and SIGTERM (which job schedulers send before they kill) in the same way in every command.
 
 The first signal raises KeyboardInterrupt in the main thread, so that every `finally` writes finished work; training
 completes the current step first. A later signal ends the program and its child processes at once.
@@ -17,15 +17,15 @@ from types import FrameType
 from typing import Any
 
 CODE = 130  # the exit code of an interrupted command
-TOGETHER = 0.5  # seconds: launchers and `timeout` signal the group and each process, which counts as one signal
+TOGETHER = 0.5  # seconds; launchers and `timeout` signal both the process group and each process: that is one signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _State:
     first: float | None = None  # time of the first signal
-    step: threading.Event | None = None  # set instead of raising, if work in steps is running
+    step: threading.Event | None = None  # while a step runs, the first signal sets this event instead of raising
     at_once: bool = False  # a second signal ends the program
-    depth: int = 0  # of nested handlers
+    depth: int = 0  # number of nested handlers
 
 
 _state = _State()
@@ -34,9 +34,9 @@ _children: set[subprocess.Popen[Any]] = set()
 
 @contextmanager
 def handled(at_once: bool = False) -> Iterator[None]:
-    """Handle both signals as described above. at_once: a second one ends the program (command line), else it raises.
+    """Handle both signals as described above. at_once: a later signal ends the program (command line), else it raises.
 
-    Has no effect outside of the main thread; an ignored signal (a shell's background job) stays ignored.
+    Has no effect outside the main thread. A signal that is ignored (in a shell's background job) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -70,7 +70,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def end_now() -> None:
-    """Exit without cleaning up: tables and files get their names when complete, so the disk is consistent."""
+    """Exit without cleaning up. The disk stays consistent, as a file gets its final name only when it is complete."""
     for process in list(_children):
         with suppress(OSError):
             kill_tree(process)
@@ -81,9 +81,9 @@ def end_now() -> None:
 
 @contextmanager
 def after_the_step() -> Iterator[threading.Event]:
-    """Let the first signal set the event, so that the current step can complete; a later one interrupts.
+    """Let the first signal only set the event, so that the current step can complete; a later signal interrupts it.
 
-    A signal after the last check of the event raises KeyboardInterrupt at the end.
+    If a signal arrives after the event was last checked, KeyboardInterrupt is raised at the end of the block.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

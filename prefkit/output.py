@@ -1,4 +1,4 @@
-"""Output: data on stdout; progress, warnings and hints on stderr. No bars outside a terminal."""
+"""Print results on stdout; progress, warnings and hints on stderr. Progress bars appear only on a terminal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from prefkit.errors import StoreError
 LINE_EVERY = 30.0  # seconds between progress lines if stderr is not a terminal
 
 quiet = False  # set once by the command line (-q): no notes, hints or progress; warnings and errors stay
-#: set by prefkit.distributed: rank 0 prints results, notes and progress; a warning of several processes is printed once
+#: prefkit.distributed sets both: rank 0 prints results, notes and progress; one process prints a repeated warning
 main = True
-first_to_say: Callable[[str], bool] = bool  # one process: True for every text
+first_to_say: Callable[[str], bool] = bool  # with one process, True for every text
 
-#: the real standard output of the running commands, the innermost last
+#: the real standard output of each running command, the innermost command last
 _results: list[Any] = []
 #: the warnings that each running command has printed
 _warned: list[set[str]] = []
@@ -36,8 +36,8 @@ LONGEST = 1000  # characters of a message
 
 @contextmanager
 def one_command() -> Iterator[None]:
-    """Reserve standard output for the result: prints of plug-ins and libraries go to standard error, so that `--json` stays
-    JSON. Each warning is printed once."""
+    """Reserve standard output for the command's result: anything that plug-ins and libraries print goes to standard
+    error, so that `--json` prints valid JSON. Each warning is printed once."""
     real = sys.stdout
     _results.append(real)
     _warned.append(set())
@@ -51,18 +51,18 @@ def one_command() -> Iterator[None]:
 
 
 def shell_quoted(path: Any) -> str:
-    """A path for a command in a message, quoted if the shell needs it."""
+    """Return a path for a shell command in a message, quoted if necessary."""
     return shlex.quote(str(path))
 
 
 def results() -> Any:
-    """The stream for results; None if the calling program closed it."""
+    """Return the stream for results, or None if the calling program closed it."""
     return _results[-1] if _results else sys.stdout
 
 
 def safe(text: str, keep: str = "\n\t") -> str:
-    """Escape everything that a terminal would interpret: ANSI and OSC sequences, carriage returns, bells, changes of text
-    direction. All text that prefkit prints for people passes through this function."""
+    """Escape everything that a terminal would interpret: ANSI and OSC sequences, carriage returns, bells, changes of
+    text direction. All text that prefkit prints for people passes through this function."""
     if text.isascii() and text.isprintable():
         return text
     unsafe = {c for c in text if (unicodedata.category(c) in UNSAFE or c in BIDI) and c not in keep}
@@ -70,7 +70,8 @@ def safe(text: str, keep: str = "\n\t") -> str:
 
 
 def message(text: str, most: int = LONGEST) -> str:
-    """One safe paragraph of at most `most` characters, cut in the middle: the start says what happened, the end what to do."""
+    """Return safe text on one line of at most `most` characters. A longer text is cut in the middle, because its start
+    says what happened and its end how to fix it."""
     line = " ".join(safe(text).split())
     if len(line) <= most:
         return line
@@ -79,7 +80,7 @@ def message(text: str, most: int = LONGEST) -> str:
 
 
 def as_utf8() -> None:
-    """Restart this command line in Python's UTF-8 mode if file names have another encoding: recipes name files in UTF-8."""
+    """Restart this command in Python's UTF-8 mode unless file names are in UTF-8 already, as they are in recipes."""
     if sys.getfilesystemencoding().replace("-", "").lower() != "utf8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "prefkit", *sys.argv[1:]])
@@ -88,7 +89,7 @@ def as_utf8() -> None:
 def never_refuse() -> None:
     """Escape characters that stdout and stderr cannot encode (an ASCII locale), and discard output to a closed stderr.
 
-    Otherwise a print of a library or a plug-in could end the work.
+    Otherwise a print in a library or a plug-in could stop the work.
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  open until the program ends
@@ -98,7 +99,7 @@ def never_refuse() -> None:
 
 
 def note(text: str) -> None:
-    """Print one or several lines (a table) on stderr."""
+    """Print one or more lines (such as a table) on stderr."""
     if main and not quiet:
         _print("\n".join(line if len(line) <= LONGEST else message(line) for line in safe(text).split("\n")))
 
@@ -149,7 +150,7 @@ def emit(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = N
 
 
 def _finite(value: Any) -> Any:
-    """The value with None for NaN and the infinities, which JSON does not have."""
+    """Return the value with None instead of NaN and infinities, which JSON cannot represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -158,7 +159,7 @@ def _finite(value: Any) -> Any:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned text, numbers to the right. The columns are those of all rows, in order of appearance."""
+    """Format rows as aligned text, with numbers right-aligned. The columns are all keys, in order of appearance."""
     if not rows:
         return "(nothing)"
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -174,7 +175,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as the text of a table cell."""
+    """Format a value for a table cell."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -184,14 +185,14 @@ def cell(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """90 -> '1m30s'."""
+    """Format seconds: 90 -> '1m30s'."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{seconds:.1f}s"
 
 
 class Progress:
-    """A count of items on stderr, on rank 0: tqdm's bar on a terminal, else at most one line every `LINE_EVERY` seconds."""
+    """Counts items on rank 0's stderr: tqdm's bar on a terminal, else at most one line every `LINE_EVERY` seconds."""
 
     def __init__(self, label: str, total: int) -> None:
         from tqdm import tqdm
@@ -208,14 +209,14 @@ class Progress:
         self._bar.close()
 
     def update(self, n: int = 1, **values: Any) -> None:
-        """Raises KeyboardInterrupt if an interrupt was requested and a plug-in has swallowed it."""
+        """Count `n` more items and show `values`. Raises KeyboardInterrupt again if a plug-in has swallowed it."""
         interrupts.check()
         self._bar.set_postfix_str(" ".join(safe(f"{k}={cell(v)}", keep="") for k, v in values.items()), refresh=False)
         self._bar.update(n)
 
 
 class _Lines:
-    """The file that tqdm writes to outside a terminal: every state of the bar becomes a line."""
+    """The file that tqdm writes to if stderr is not a terminal: prints every state of the bar as a line."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
@@ -226,9 +227,9 @@ _last_sign = 0.0
 
 
 def still_working(text: str, since: float) -> None:
-    """Show that long work continues: at most one line every 30 s, the first 30 s after `since` (time.monotonic).
+    """Show that long work is still running: print a line at most every 30 s, first 30 s after `since` (time.monotonic).
 
-    On a terminal the text replaces the progress line until its next update, at most once a second.
+    On a terminal, at most once a second, the text replaces the progress bar until the bar's next update.
     """
     global _last_sign
     now, live = time.monotonic(), sys.stderr.isatty()

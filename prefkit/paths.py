@@ -1,4 +1,4 @@
-"""Files whose paths come from data: only regular files, up to a size limit, inside their folder."""
+"""Open files whose paths come from data: only regular files, up to a size limit, and inside a given folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from functools import cache, lru_cache
 from io import BufferedReader
 from pathlib import Path
 
-MAX_FILE = 128 << 20  # bytes of an image
-SHOWN = 80  # characters of a value in a message
-#: Pillow formats to read; its other readers start programs, guess without a signature, or are rare
+MAX_FILE = 128 << 20  # bytes, for an image file
+SHOWN = 80  # characters that a message shows of a value
+#: Pillow formats that prefkit reads; Pillow's other readers start programs, guess without a signature, or are rare
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000")
 #: suffixes of image formats that Pillow reads only with a plug-in, or not at all
 FOREIGN = frozenset({".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"})
@@ -41,7 +41,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
-    """The bytes of a regular file. Raises OSError, also if it is larger than `limit` bytes."""
+    """Read a regular file. Raises OSError, also if the file is larger than `limit` bytes."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -51,9 +51,9 @@ def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
 
 
 def named(folder: Path, name: str, root: Path | None = None) -> Path:
-    """The file that `name` in a table refers to: an absolute path (or from ~), or one relative to `folder`.
+    """Return the file that `name` in a table refers to: an absolute path, a path from ~, or one relative to `folder`.
 
-    Raises ValueError for a relative path out of `root` (default: the folder). Links are the user's, and not checked.
+    Raises ValueError for a relative path that leads out of `root` (default: `folder`). Links are trusted.
     """
     try:
         path = Path(name).expanduser()
@@ -67,9 +67,9 @@ def named(folder: Path, name: str, root: Path | None = None) -> Path:
 
 
 def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
-    """The image in a text that is a data URI or plain base64; None for other texts.
+    """Return the bytes of an image that is given as a data URI or plain base64; None for any other text.
 
-    Raises ValueError if it is damaged, larger than `limit` bytes, or long base64 of something else.
+    Raises ValueError if the text is damaged, holds more than `limit` bytes, or is long base64 that holds no image.
     """
     if len(text) > limit * 3 // 2:
         raise ValueError(f"the text is larger than an image of {limit >> 20} MB: {shown(text)!r}")
@@ -91,19 +91,19 @@ def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
 
 
 def shown(value: object, most: int = SHOWN) -> str:
-    """A value for a message: on one line, control characters escaped, cut to `most` characters."""
+    """Format a value for a message: on one line, control characters escaped, cut to `most` characters."""
     text = re.sub(r"[\n\r\t]", " ", str(value))
     text = text if len(text) <= most else text[: most - 3] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def nfc(name: str) -> str:
-    """The NFC form of a name, for comparisons: macOS may write names as NFD."""
+    """Return the NFC form of a name, for comparisons: macOS may store names in NFD."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def find_file(path: Path) -> Path:
-    """`path`, or an existing file of the same name in another Unicode form; `path` itself if neither exists."""
+    """Return `path`, or an existing file whose name differs only in its Unicode form; if neither exists, `path`."""
     with suppress(OSError, ValueError, KeyError):
         if str(path).isascii() or path.exists():
             return path
@@ -118,13 +118,13 @@ def find_file(path: Path) -> Path:
 
 @lru_cache(16)
 def _names(folder: Path, changed: int) -> dict[str, str]:
-    """NFC name -> name on disk. changed: the folder's mtime, so that an outdated listing is not used."""
+    """Map NFC file names to names on disk. changed: the folder's mtime, so that no outdated cache entry is used."""
     return {nfc(name): name for name in os.listdir(folder)}
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The FORMATS that this Pillow reads."""
+    """Return the FORMATS that the installed Pillow reads."""
     from PIL import Image
 
     Image.init()
@@ -133,13 +133,13 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of these formats, in lower case."""
+    """Return the file suffixes of `formats()`, in lower case."""
     from PIL import Image
 
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())
 
 
 def is_image_name(name: str) -> bool:
-    """True if the suffix is that of an image format, readable or not."""
+    """True if the name has the suffix of an image format, even of one that Pillow cannot read."""
     suffix = Path(name).suffix.lower()
     return suffix in image_suffixes() or suffix in FOREIGN

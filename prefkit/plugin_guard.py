@@ -1,6 +1,6 @@
-"""Guards around third-party plug-ins: their errors, and copies of the data that they get.
+"""Guards around third-party plug-ins: handle their errors, and pass them copies of the data.
 
-Built-in plug-ins are trusted: they share images and dicts with each other. Third-party plug-ins get copies.
+Built-in plug-ins are trusted and get the original images and dicts. Third-party plug-ins get copies.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def is_own(plugin: Any) -> bool:
 
 
 class guarded:
-    """`with guarded("scorer s.py:f"): ...` around a plug-in's code raises PluginError if it tries to end the program.
+    """Raise PluginError if a plug-in's code tries to end the program: `with guarded("scorer s.py:f"): ...`.
 
-    sys.exit, GeneratorExit and every other BaseException count; KeyboardInterrupt and plain exceptions pass. failing: the
-    failed action ("could not be created"); with it, plain exceptions become PluginErrors too, except prefkit's errors and
-    out of memory. The block must not yield, because closing the generator would look like the plug-in's GeneratorExit.
+    This covers sys.exit, GeneratorExit and every other BaseException; KeyboardInterrupt and plain exceptions pass.
+    failing: the action that failed ("could not be created"). If set, plain exceptions become PluginErrors too, except
+    prefkit's own and out-of-memory errors. The block must not yield: closing the generator would raise GeneratorExit.
     """
 
     def __init__(self, who: str | Callable[[], str], failing: str = "") -> None:
@@ -56,7 +56,7 @@ class guarded:
 
 
 def error_with_line(error: BaseException) -> str:
-    """`SystemExit: 3 (taste.py, line 7)`: the error, and the last line outside prefkit and Python's frozen modules."""
+    """Describe an error with its last line outside prefkit and frozen modules: `SystemExit: 3 (taste.py, line 7)`."""
     text = error_summary(error)
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if HERE not in Path(f.filename).parents and not f.filename.startswith("<")]
@@ -64,12 +64,12 @@ def error_with_line(error: BaseException) -> str:
 
 
 def error_summary(error: BaseException) -> str:
-    """`ValueError: no`: type and message."""
+    """Return an error's type and message: `ValueError: no`."""
     return f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
 
 
 def error_text(error: BaseException) -> str:
-    """The message of an exception, safe to store and print: third-party messages may contain lone surrogates, or raise."""
+    """Return an exception's message, safe to store and print: str(error) may hold lone surrogates, or raise."""
     if type(error).__name__ == "UnidentifiedImageError":  # Pillow's message is the address of an object
         return "not an image format that Pillow knows"
     try:
@@ -79,7 +79,7 @@ def error_text(error: BaseException) -> str:
 
 
 def described(value: Any) -> str:
-    """The type of an unexpected value: `a dict`, `an ndarray of shape (4, 2)`, `None`."""
+    """Describe the type of an unexpected value: `a dict`, `an ndarray of shape (4, 2)`, `None`."""
     if value is None:
         return "None"
     name = type(value).__name__
@@ -89,7 +89,7 @@ def described(value: Any) -> str:
 
 
 def copies(rows: Sequence[Row]) -> list[Row]:
-    """Copies that a third-party plug-in may change; encoded bytes are immutable and shared."""
+    """Return copies that a third-party plug-in may change; encoded bytes are immutable, so they are not copied."""
     return [_copied(row) for row in rows]
 
 
@@ -101,7 +101,7 @@ def _copied(row: Row) -> Row:
 
 
 def picture(image: Any) -> Any:
-    """A copy of a PIL image and its `info`; an image that cannot be decoded is returned as is."""
+    """Copy a PIL image and its `info`; an image that cannot be decoded is returned unchanged."""
     try:
         copied = image.copy()
     except (OSError, ValueError, SyntaxError):

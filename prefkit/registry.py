@@ -1,7 +1,7 @@
-"""Plug-ins by name: a file of the plug-in package, an entry point, `package.module:Name` or `file.py:name`.
+"""Find a plug-in by name: a built-in plug-in file, an entry point, `package.module:Name` or `file.py:name`.
 
-A plug-in is imported only when it is named, so a broken plug-in breaks only its own use. A plug-in file binds `plugin` to its
-class; the class has `Options` (a frozen dataclass) and takes an instance of it.
+A plug-in is imported only when it is named, so a broken plug-in does not affect others. A built-in file sets `plugin`
+to its class. The class has `Options`, a frozen dataclass, and its constructor takes an instance of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # an importable name
 
 
 def builtin(kind: str) -> dict[str, str]:
-    """Name -> first line of the docstring, of the files of the plug-in package, without importing them."""
+    """Map each built-in plug-in's name to the first line of its docstring, without importing it."""
     names = [m.name for m in pkgutil.iter_modules([str(_folder(kind))]) if not m.name.startswith("_")]
     docs = {name: ast.get_docstring(_source(kind, name)) or "" for name in names}
     return {name: text.split("\n", 1)[0] for name, text in docs.items()}
@@ -57,7 +57,7 @@ def _source(kind: str, name: str) -> ast.Module:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """The constants in a built-in scorer's ScorerSpec (licence, verified), read from its source."""
+    """Return the constants in a built-in scorer's ScorerSpec (licence, verified), read from its source code."""
     calls = (n for n in ast.walk(_source(kind, name)) if isinstance(n, ast.Call))
     specs = (call for call in calls if getattr(call.func, "id", "") == "ScorerSpec")
     keywords = (k for spec in specs for k in spec.keywords)
@@ -65,7 +65,7 @@ def facts(kind: str, name: str) -> dict[str, Any]:
 
 
 def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
-    """Name -> the entry points of other packages, without importing them."""
+    """Map plug-in names to the entry points that other packages offer, without importing them."""
     offers: dict[str, list[metadata.EntryPoint]] = {}
     group = f"prefkit.{PLUGIN_PACKAGES[kind].rpartition('.')[2]}"
     for point in sorted(metadata.entry_points(group=group), key=lambda point: point.value):
@@ -76,14 +76,14 @@ def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
 
 
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
-    """The entry point called `name`; None for a built-in plug-in. Raises PluginError for two plug-ins of one name."""
+    """Return the entry point called `name`, None for a built-in plug-in. Raises PluginError if two share the name."""
     points = offered(kind).get(name, [])
     places = [f"{PLUGIN_PACKAGES[kind]}.{name}"] * (name in builtin(kind)) + [
         f"{p.value}" + (f" (package {p.dist.name})" if p.dist is not None else "") for p in points
     ]
     if len(places) > 1:
         raise PluginError(
-            f"two plug-ins are a {kind} called {name!r}: {' and '.join(places)}. Name one as package.module:Name, or "
+            f"two plug-ins offer a {kind} called {name!r}: {' and '.join(places)}. Name one as package.module:Name, or "
             "uninstall one of the packages."
         )
     return points[0] if points else None
@@ -113,18 +113,18 @@ def load(kind: str, name: str) -> Any:
 
 
 def load_class(kind: str, name: str) -> Any:
-    """`load` for a plug-in that must be a class."""
+    """Load a plug-in that must be a class. Raises UsageError, PluginError."""
     plugin = load(kind, name)
     if not isinstance(plugin, type):
-        raise PluginError(f"{kind} {name} is {described(plugin)}; a {kind} is a class.")
+        raise PluginError(f"{kind} {name} is {described(plugin)}; a {kind} must be a class.")
     return plugin
 
 
 def code_hash(use: str, kind: str | None = None) -> str | None:
-    """SHA-256 of a plug-in's source file, so that fingerprints change with it; None for built-in plug-ins and without a file.
+    """Return the SHA-256 of a plug-in's source file, for fingerprints; None for a built-in plug-in or a missing file.
 
-    use: file.py:name, package.module:Name or, with `kind`, an installed entry point. Files that the plug-in imports are
-    ignored. The module itself is not imported.
+    use: file.py:name, package.module:Name or, with `kind`, an installed entry point. The plug-in is not imported,
+    and the files that it imports do not count.
     """
     if ":" not in use:
         point = one_of(kind, use) if kind is not None else None
@@ -143,7 +143,7 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises UsageError for an unknown name, PluginError for an ambiguous one, without importing anything."""
+    """Raise UsageError for an unknown name, PluginError for an ambiguous one, without importing anything."""
     if ":" in name:
         return
     known = sorted({*builtin(kind), *offered(kind)})
@@ -157,7 +157,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def short_name(use: str) -> str:
-    """The name of an entry that only has a `use`: the function of file.py:function, the program of exec:, the host of http:."""
+    """Return a name for an entry that only sets `use`: the function in file.py:function, the program or the host."""
     kind, _, rest = use.partition(":")
     if kind not in REMOTE:
         return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would separate keys

@@ -21,10 +21,10 @@ TINY_SIZE = 64
 
 
 def tiny_pipeline(kind: str, folder: str | Path, seed: int = 0) -> Path:
-    """Save a tiny pipeline with random weights of one of `TINY_KINDS` and return its folder. Raises UsageError.
+    """Save a tiny pipeline of one of `TINY_KINDS`, with random weights, and return its folder. Raises UsageError.
 
     sd      StableDiffusionPipeline, epsilon, DDIM
-    sd-v    the same with v_prediction and zero terminal SNR
+    sd-v    like sd, but with v_prediction and zero terminal SNR
     sdxl    StableDiffusionXLPipeline, epsilon, EulerDiscrete
     sd3     StableDiffusion3Pipeline, flow matching, three text encoders
     flux    FluxPipeline, flow matching, packed tokens, embedded guidance
@@ -44,7 +44,7 @@ def tiny_pipeline(kind: str, folder: str | Path, seed: int = 0) -> Path:
 
 
 def wake_zeros(module: Any, scale: float = 0.05) -> None:
-    """Add small noise to every parameter that is all zeros: a network that outputs zeros proves nothing."""
+    """Add small noise to every parameter that is all zeros: a network that outputs only zeros tests nothing."""
     import torch
 
     with torch.no_grad():
@@ -169,7 +169,7 @@ def _flux() -> Any:
     )
 
 
-_SD_SCHEDULE: dict[str, Any] = {  # as in the published files, with the keys of other schedulers
+_SD_SCHEDULE: dict[str, Any] = {  # as in the published files, including keys that only other schedulers use
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -217,7 +217,7 @@ def _clip_text(tokenizer: Any, projected: bool = False) -> Any:
 
 
 def _clip_tokenizer() -> Any:
-    """A tokenizer whose tokens are bytes, bytes at the end of a word, and the two special tokens."""
+    """Return a tokenizer whose tokens are bytes, bytes at the end of a word, and the two special tokens."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 

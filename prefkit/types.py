@@ -1,4 +1,4 @@
-"""The rows that stages exchange, the protocols of plug-ins, and the Arrow schemas of stored rows.
+"""The rows that stages exchange, the protocols that plug-ins implement, and the Arrow schemas of stored rows.
 
 Importing this module loads little more than the standard library: schemas are built on demand.
 """
@@ -28,19 +28,19 @@ def digest(*parts: Any, length: int = 20) -> str:
 
 
 def caption_key(text: str) -> str:
-    """A prompt normalised for case, Unicode form (NFKC) and spacing; prompts with equal keys count as one prompt."""
+    """Return the prompt with normalised case, Unicode form (NFKC) and spacing. Equal keys count as the same prompt."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split_of(prompt: str, test_share: float) -> str:
-    """ "test" for this fraction of prompts, by a hash of the prompt's `caption_key`; else "train"."""
+    """Return "test" for the fraction `test_share` of prompts, by a hash of the prompt's `caption_key`; else "train"."""
     number = int.from_bytes(hashlib.sha256(caption_key(prompt).encode("utf-8", "surrogatepass")).digest()[:8], "big")
     return "test" if number / 2**64 < test_share else "train"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt for a generator. `extra` holds further columns of the application."""
+    """A prompt for a generator. `extra` holds the other columns of the request's row."""
 
     request_id: str
     prompt: str
@@ -52,9 +52,9 @@ class Request:
 class Candidate:
     """An image for a request.
 
-    `image` holds encoded bytes (PNG or lossless WebP), or `path` and `sha256` name a file outside the run, or `error` is the
-    reason for a missing image. `payload` is a safetensors blob with the final latents, in the scheduler's layout and the
-    model's dtype.
+    The image is either `image`, encoded bytes (PNG or lossless WebP), or a file outside the run, given by `path` and
+    `sha256`. If there is no image, `error` is the reason. `payload` is a safetensors blob with the final latents, in
+    the scheduler's layout and the model's dtype.
     """
 
     id: str
@@ -68,11 +68,11 @@ class Candidate:
     payload: bytes | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
-    # set by readers that decode ahead; sha256 is then the hash of the decoded bytes
+    # set by readers that decode ahead; sha256 is then the hash of the bytes that were decoded
     decoded: Image | None = field(default=None, compare=False, repr=False)
 
     def pil(self) -> Image:
-        """The image as RGB uint8, upright. Raises OSError or ValueError if it is damaged."""
+        """Return the image as upright RGB uint8. Raises OSError or ValueError if it is damaged."""
         if self.decoded is not None:
             return self.decoded
         source = self.image if self.image is not None else self.path
@@ -81,7 +81,7 @@ class Candidate:
         return rgb(source)
 
     def native(self) -> Image:
-        """`pil()`, but in the image's original mode if that mode is resized differently (see images.native)."""
+        """Return `pil()`, but in the original mode if that mode resizes differently from RGB (see images.native)."""
         source = self.image if self.image is not None else self.path
         image = native(source) if source is not None else None
         return self.pil() if image is None else image
@@ -89,8 +89,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a candidate. A failure has the value None, never 0, and an `error`. An aspect called `which_...` is the
-    index of a class: values are equal or different, and have no order."""
+    """The score of a candidate. If scoring failed, `value` is None, never 0, and `error` is the reason. An aspect
+    called `which_...` is a class index: two values can be equal or different, but not larger or smaller."""
 
     value: float | None
     aspects: Mapping[str, float] | None = None
@@ -100,7 +100,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """The definition of a score. Different specs are different scores."""
+    """The definition of a score. Two specs that differ in any field define two different scores."""
 
     name: str
     version: str
@@ -119,10 +119,10 @@ class ScorerSpec:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pairwise verdict of a judge (a model, or an annotator's salted name): outcome is 'a', 'b', 'tie' or None (failed).
+    """A judge's verdict on two candidates. outcome: 'a', 'b', 'tie' or None (failed).
 
-    probability: that a is better. order: 'ab' or 'ba', as shown, or 'both' for the joined verdict of two orders.
-    time: seconds since 1970, if known.
+    judge: a model, or an annotator's salted name. probability: that a is better. order: the order in which the two were
+    shown, 'ab' or 'ba', or 'both' for a verdict combined from both orders. time: seconds since 1970, if known.
     """
 
     id_a: str
@@ -138,7 +138,7 @@ class Comparison:
 
 @dataclass
 class Draw:
-    """A draw of time and noise, shared by all members of a group. One entry per group in a batch.
+    """The random time and noise for each group in a batch; all members of a group share them.
 
     time:  [G] float64 or int64, in the units of the family's schedule (index, or sigma in 0..1)
     noise: [G, ...] float32, one standard normal tensor per group in the latents' layout
@@ -150,7 +150,7 @@ class Draw:
 
 @dataclass
 class Errors:
-    """The network's errors on each sample, for one head.
+    """The network's prediction errors on each sample of a batch, for one head (one named output of the family).
 
     mean:     [B] float32, the mean over ALL elements of weight * residual^2
     residual: [B, ...] float32 = weight * (prediction - target), proportional to the gradient of `mean` with respect to the
@@ -163,11 +163,11 @@ class Errors:
 
 @dataclass
 class Groups:
-    """The groups of samples: a pair is a group of 2, a list a group of m, a single a group of 1.
+    """The groups that the samples of a batch form: a pair is a group of 2, a list a group of m, a single a group of 1.
 
-    Every field is [B], in the order of the samples; `index` is the group's index in 0..G-1. rank 0 is the best of its group.
-    label is 1 for a winner (or desirable), 0 for a loser. score_gap and p (soft label: probability that the winner wins) are
-    equal within a group.
+    Every field is [B], one value per sample. index: the sample's group, 0..G-1. rank: 0 for the best of its group.
+    label: 1 for a winner (or desirable sample), 0 for a loser. score_gap and p (soft label: probability that the winner
+    wins) are equal within a group.
     """
 
     index: torch.Tensor
@@ -188,7 +188,7 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """PIL images in, numbers out. The constructor only stores options; `load` loads weights."""
+    """Scores the images of candidates. The constructor only stores options; `load` loads weights."""
 
     Options: type
     requires: frozenset[str]
@@ -201,10 +201,10 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Strategy(Protocol):
-    """One request's scores in, pairs out: value [N], scores [N, S], NaN = missing -> (win, lose, gap).
+    """Chooses pairs from one request's scores: value [N], scores [N, S], NaN = missing -> a list of (win, lose, gap).
 
-    Optional: `fit(table)`, called once with the whole run's scores (a ScoreTable of prefkit/pair), and `block(value,
-    scores)`, many requests of one size at once.
+    Optional methods: `fit(table)`, called once with the whole run's scores (a ScoreTable of prefkit/pair), and
+    `block(value, scores)`, which handles many requests with equally many candidates at once.
     """
 
     Options: type
@@ -227,7 +227,7 @@ class Objective(Protocol):
 
 
 class Family(Protocol):
-    """A kind of model: how data is corrupted, and the network's errors on it.
+    """Supports one kind of model: adds noise to its data and computes the network's prediction errors.
 
     A Tree is a nested dict/list/tuple of tensors, None and scalars.
     """
@@ -242,7 +242,7 @@ class Family(Protocol):
 
 
 def _schema(columns: str) -> pa.Schema:
-    """An Arrow schema from `"name:type name:type"`."""
+    """Build an Arrow schema from `"name:type name:type"`."""
     import pyarrow as pa
 
     return pa.schema([(name, getattr(pa, kind)()) for name, kind in (column.split(":") for column in columns.split())])

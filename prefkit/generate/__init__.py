@@ -1,1 +1,1 @@
-"""Requests in, candidates out."""
+"""The generate stage: make candidates (images) for requests (prompts)."""

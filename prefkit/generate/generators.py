@@ -1,4 +1,4 @@
-"""Generators that answer requests: a diffusers pipeline, or a class or function of a user's file."""
+"""Generators that answer requests: a diffusers pipeline, or a class or function from a user's file."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from prefkit.types import Candidate, Request, digest
 if TYPE_CHECKING:
     from prefkit.models.sample import Sampled
 
-#: start of the error of an image that the pipeline's safety checker blanked: a result, which no retry would change
+#: prefix of the error for an image that the pipeline's safety checker blanked; such an image is not made again
 FLAGGED = "safety checker"
 WHY_FLAGGED = "the pipeline judged the image unsafe and blanked it, so there is nothing to score or to learn from"
 
 
 def candidate_seed(run_seed: int, request_id: str, index: int) -> int:
-    """63 bits from (run seed, request, index), regardless of the batch, the order or the process.
+    """Return a 63-bit seed that depends on (run seed, request, index) only, not on the batch, the order or the process.
 
-    torch's CPU generator uses the low 32 of them.
+    torch's CPU generator uses the low 32 bits.
     """
     return int(digest("seed", run_seed, request_id, index, length=16), 16) >> 1
 
 
 def candidate_id(spec: dict[str, Any], request: Request, index: int, seed: int) -> str:
-    """A hash of everything that determines the image."""
+    """Hash everything that determines the image."""
     return digest(spec, request.request_id, request.prompt, index, seed)
 
 
 def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
-    """The settings that determine this generator's candidates. Hashing large local weights takes a while."""
+    """Return the settings that determine this generator's candidates. Slow if large local weights must be hashed."""
     options = content(settings)
     if settings.use != "diffusers":
         return {"use": settings.use, "code": registry.code_hash(settings.use), "settings": options}
@@ -64,7 +64,7 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
 
 
 def check_generator(model: Model, settings: Generate) -> None:
-    """Make all checks of open_generator that need no weights. Raises UsageError, PluginError."""
+    """Run the checks of open_generator that need no weights. Raises UsageError, PluginError."""
     if settings.use != "diffusers":
         _plugin(settings.use)
         return
@@ -88,8 +88,8 @@ def _plugin(use: str) -> Any:
     plugin = registry.load("generator", use)
     if not callable(plugin) or (isinstance(plugin, type) and not callable(getattr(plugin, "generate", None))):
         raise PluginError(
-            f"generator {use} is {described(plugin)}. A generator is a function (prompts, seeds) -> images, or a class "
-            "with generate(requests, seeds)."
+            f"generator {use} is {described(plugin)}. A generator must be a function (prompts, seeds) -> images, or "
+            "a class with generate(requests, seeds)."
         )
     return plugin
 
@@ -97,9 +97,10 @@ def _plugin(use: str) -> Any:
 def open_generator(
     model: Model, settings: Generate, inputs: Inputs | None = None
 ) -> Callable[[Sequence[Request], Sequence[int]], list[dict[str, Any]]]:
-    """A function (requests, seeds) -> per request {"image": PIL, "latents": tensor | None, "extra": dict}.
+    """Return a function (requests, seeds) -> a list with one dict per request.
 
-    inputs: the source of a diffusers pipeline's arguments from each request (model.inputs).
+    The dict is {"image": PIL, "latents": tensor | None, "extra": dict}, or {"error": text}. inputs: provides the
+    arguments that a diffusers pipeline takes from each request (model.inputs).
     """
     if settings.use == "diffusers":
         return _diffusers(model, settings, inputs or Inputs(model.inputs, None))
@@ -137,7 +138,7 @@ def _from_class(instance: Any, name: str, requests: Sequence[Request], seeds: Se
 
 
 def _check_candidates(candidates: Sequence[Any], requests: Sequence[Request], name: str) -> None:
-    """Raise PluginError for anything but a Candidate, and for candidates in another order than the requests."""
+    """Raise PluginError for anything but Candidates, or if their order is not that of the requests."""
     ids = {r.request_id for r in requests}
     for c, request in zip(candidates, requests):
         if not isinstance(c, Candidate):
@@ -154,7 +155,7 @@ def _check_candidates(candidates: Sequence[Any], requests: Sequence[Request], na
 def _same_length(items: Any, requests: Sequence[Request], name: str) -> Sequence[Any]:
     if not isinstance(items, (list, tuple)) or len(items) != len(requests):
         result = f"{len(items)} item{'s' * (len(items) != 1)}" if isinstance(items, (list, tuple)) else described(items)
-        raise PluginError(f"{name} returned {result} for {len(requests)} requests; it must return one image each.")
+        raise PluginError(f"{name} returned {result} for {len(requests)} requests; it must return one image for each.")
     return items
 
 
@@ -187,15 +188,15 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
 
 
 def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
-    """A probable cause of a failed call: image arguments that are missing, or that are not images."""
+    """Return the probable cause of a failed call, if found: image arguments that are missing, or are not images."""
     import inspect
 
     parameters = inspect.signature(type(pipe).__call__).parameters
     images = [name for name in parameters if re.search("^(mask_|control_)?image$", name)]
     if images and not any(name in arguments for name in images):
         return (
-            f". {type(pipe).__name__} takes {', '.join(images)}, and no request gives it: set model: {{inputs: "
-            f"{{{images[0]}: extra.COLUMN}}}}, where COLUMN of the source holds paths of images."
+            f". {type(pipe).__name__} takes {', '.join(images)}, but no request provides it: set model: {{inputs: "
+            f"{{{images[0]}: extra.COLUMN}}}}, where COLUMN is a column of the source that holds image paths."
         )
     wrong = [f"{name} = {arguments[name]!r}" for name in images if isinstance(arguments.get(name), (str, int, float))]
     return f". model.inputs gave {', '.join(wrong)}, which is neither an image nor a path to one." if wrong else ""
@@ -204,7 +205,7 @@ def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
 def sampling(
     pipe: Any, settings: Generate, inputs: Inputs
 ) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
-    """A function (requests, seeds) -> samples of `pipe` at these settings."""
+    """Return a function (requests, seeds) -> one Sampled per request, made by `pipe` with these settings."""
     from prefkit.models.sample import Sampler
 
     sampler = Sampler(
@@ -233,7 +234,7 @@ def sampling(
 
 
 def encoded(image: Any, kind: str) -> bytes:
-    """PNG or lossless WebP. PNG at level 1: three times faster than the default for a few per cent of size.
+    """Encode an image as PNG or lossless WebP. PNG uses level 1: three times faster than the default, slightly larger.
 
     Raises Pillow's errors for a size that the format does not support, ValueError for values that are not finite.
     """

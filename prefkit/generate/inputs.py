@@ -1,8 +1,9 @@
-"""Images (and numbers) from a request for the pipeline's call: `model: {inputs: {image: extra.person}}`.
+"""Pass a request's images (and numbers) to the pipeline's call: `model: {inputs: {image: extra.person}}`.
 
-In a source of requests such a field is a path (absolute, or relative to the source's folder), an image as bytes, data
-URI or base64, or a list of them. The bytes are stored in the run's inputs/ table and the field becomes their SHA-256,
-so that a request with the same image is the same request regardless of the path. Other values are passed on unchanged.
+In the source of requests, such a field is an image path (absolute, or relative to the source's folder), an image as
+bytes, data URI or base64, or a list of these. The bytes are stored in the run's inputs/ table, and their SHA-256
+replaces the image in the field, so that a request stays the same if its image moves. Other values are passed on
+unchanged.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ CACHED_PARTS = 2
 
 
 def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
-    """Argument of the pipeline's call -> key of a request's extra. Raises UsageError."""
+    """Map arguments of the pipeline's call to keys of a request's extra. Raises UsageError unless each is extra.NAME."""
     for argument, field in mapping.items():
         if not re.fullmatch(r"extra\..+", str(field)):
             raise UsageError(
-                f"model.inputs.{argument}: {field!r} is not a field of a request; write extra.NAME, NAME being a "
+                f"model.inputs.{argument}: {field!r} is not a field of a request; write extra.NAME, where NAME is a "
                 "column of the source of requests."
             )
     return {argument: field.removeprefix("extra.") for argument, field in mapping.items()}
@@ -46,7 +47,7 @@ def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
 class InputReader:
     """Reads the images that requests name, and stores their bytes in the inputs/ table.
 
-    folder: base of relative paths. store: None (a dry run) to store nothing.
+    folder: the one that relative paths refer to. store: None (for a dry run) to store nothing.
     """
 
     def __init__(self, mapping: Mapping[str, str], folder: Path, store: Store | None) -> None:
@@ -55,14 +56,14 @@ class InputReader:
         self.waiting: dict[str, bytes] = {}
 
     def replace_images(self, extra: dict[str, Any]) -> dict[str, Any]:
-        """The same extra with ids instead of images.
+        """Return `extra` with an id instead of every image.
 
         Raises UsageError for a missing column or file, and for a file that is not an image.
         """
         for key in sorted(self.keys - extra.keys()):
             raise UsageError(
-                f"model.inputs: extra.{key} is missing in a request of the source; apart from the prompt, it has "
-                f"{', '.join(extra) or 'no column'}.{nearest(key, list(extra))}"
+                f"model.inputs: extra.{key} is missing in a request of the source; apart from the prompt, that request "
+                f"has {', '.join(extra) or 'no column'}.{nearest(key, list(extra))}"
             )
         return {key: self._value(value, key) if key in self.keys else value for key, value in extra.items()}
 
@@ -103,14 +104,14 @@ class InputReader:
             raise UsageError(f"extra.{key}: {error}.") from error
 
     def write(self) -> None:
-        """Append the waiting images to the table."""
+        """Append the waiting images to the inputs/ table."""
         if self.store is not None:
             self.store.inputs().append([{"id": name, "bytes": data} for name, data in self.waiting.items()])
         self.waiting = {}
 
 
 class Inputs:
-    """A request's arguments for the pipeline's call, with decoded images; none without a mapping."""
+    """Provides each request's arguments for the pipeline's call, with images decoded; none if the mapping is empty."""
 
     def __init__(self, mapping: Mapping[str, str], store: Store | None) -> None:
         self.fields = {argument: nfc(key) for argument, key in fields_of(mapping).items()}
@@ -123,24 +124,24 @@ class Inputs:
         self._image = functools.lru_cache(CACHED_IMAGES)(self._read)
 
     def of(self, request: Request) -> dict[str, Any]:
-        """Arguments by name. Raises UsageError for a request without the field, and for an image missing in the run."""
+        """Return a request's arguments by name. Raises UsageError if a field or, in the run, an image is missing."""
         missing = [key for key in self.fields.values() if key not in request.extra]
         if missing:
             raise UsageError(
                 f"the request {request.prompt!r} has no {missing[0]}, which model.inputs names. Add that column to the "
-                "source of requests; pairs from elsewhere need the run's own requests (request_id)."
+                "source of requests; pairs made outside the run must name the run's own requests (request_id)."
             )
         return {argument: self._value(request.extra[key]) for argument, key in self.fields.items()}
 
     def key(self, request: Request) -> str:
-        """A hash of the inputs. Requests with equal inputs may share a call of the pipeline."""
+        """Hash a request's inputs. Requests with equal inputs may share one call of the pipeline."""
         return digest([request.extra.get(key) for key in self.fields.values()])
 
     def groups(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Indices of requests with equal inputs, in order of their first one.
+        """Return lists of the indices of requests with equal inputs, ordered by each list's first request.
 
-        Pipelines interpret a list of images differently: one per prompt, or several for every prompt. So no call ever
-        holds images of two requests.
+        Some pipelines read a list of images as one per prompt, others as several for every prompt. So a call never
+        holds the images of requests with different inputs.
         """
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -162,7 +163,7 @@ class Inputs:
 
 
 def _decoded(data: bytes, name: str) -> Image:
-    """RGB image, rotated as its EXIF data says. Raises UsageError."""
+    """Decode an image to RGB, rotated as its EXIF data says. Raises UsageError if it is damaged."""
     from PIL import Image
 
     try:

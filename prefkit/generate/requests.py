@@ -1,4 +1,4 @@
-"""Requests from the rows of a source: the prompt, the split, and the other columns as extra."""
+"""Read requests from the rows of a source: the prompt, the split, and the other columns as extra."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def read_requests(
     store: Store | None = None,
     every_row: bool = False,
 ) -> list[Request]:
-    """The distinct requests of a source. Raises UsageError: no such file, no such column, no prompt in it.
+    """Return the distinct requests in a source. Raises UsageError if the file, a column or every prompt is missing.
 
-    A request without an id of its own (column `request_id`) is named by the hash of its prompt and extra, so
-    that the same request has the same id in every run. inputs: `model.inputs`; images in these fields are stored in the
-    store's inputs/ table, and the fields hold their ids. every_row: the caller ignores the split.
+    A row without a `request_id` gets a hash of its prompt and extra as its id, so that the same request has the same id
+    in every run. inputs: `model.inputs`; images in these fields are stored in the store's inputs/ table and replaced by
+    their ids. every_row: the caller uses all rows regardless of their split, for the warning about a split column.
     """
     if not config.source:
-        raise UsageError(f"requests.source is not set: give a file ({', '.join(SUFFIXES)}), or a datasets id.")
+        raise UsageError(f"requests.source is not set: give a file ({', '.join(SUFFIXES)}), or a Hub dataset's id.")
     bounds.check(config, "requests")
     requests: dict[str, Request] = {}
     counts: Counter[str] = Counter()
@@ -62,22 +62,22 @@ def read_requests(
         if request_id in requests:
             counts["duplicate"] += 1
             if (requests[request_id].prompt, requests[request_id].extra) != (prompt, extra):
-                raise UsageError(f"{where}: request_id {request_id!r} stands for two different requests.")
+                raise UsageError(f"{where}: request_id {request_id!r} is used for two different requests. Rename one.")
             continue
         split = split_of(prompt, config.test_share) if split is None else str(split)
         requests[request_id] = Request(request_id, prompt, split, extra)
     images.write()
     _report(config, counts, dropped, every_row)
     if not requests:
-        raise UsageError(f"{config.source} holds no prompt. Write at least one, a line each in a .txt file.")
+        raise UsageError(f"{config.source} holds no prompt. Write at least one; in a .txt file, one prompt per line.")
     return list(requests.values())
 
 
 def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str | Path) -> list[Request]:
-    """`wanted`, with the split of known requests unchanged: one that was trained on never becomes held out.
+    """Return `wanted`, but keep the split of known requests: a request that was trained on must not become held out.
 
-    where: the run, for the message. Raises UsageError if a known id has another prompt or extra now: its images and
-    scores belong to the old one.
+    where: the run, for messages. Raises UsageError if the prompt or extra of a known id has changed, because the images
+    and scores in the run belong to the old request.
     """
     old = {r.request_id: r for r in known}
     for new in wanted:
@@ -89,19 +89,19 @@ def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str |
             raise UsageError(
                 f"the request {new.request_id!r} of {where} has another {' and another '.join(changed)} now "
                 f"({_brief(new)} instead of {_brief(before)}), but its images and scores belong to the old one. "
-                "Restore it, give it a request_id of its own, or give the run (or the evaluation) another name."
+                "Restore the old request, give the new one its own request_id, or use a new run (or evaluation) name."
             )
     moved = sum(old.get(r.request_id, r).split != r.split for r in wanted)
     if moved:
         note(
-            f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, unlike in the recipe "
-            "now: a request that may have been trained on must not become held out. Use a new run to split again."
+            f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, although the recipe now "
+            "differs: a request that may have been trained on must not become held out. Use a new run to split again."
         )
     return [replace(r, split=old.get(r.request_id, r).split) for r in wanted]
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """True if two extras differ after a round trip to the disk."""
+    """True if two extras still differ after they were written as JSON and read again."""
     texts = dump_extra(one), dump_extra(other)
     return texts[0] != texts[1] and len({dump_extra(json.loads(text)) for text in texts}) > 1
 
@@ -112,7 +112,7 @@ def _brief(request: Request) -> str:
 
 
 def _extra(row: Mapping[str, Any], images: InputReader, where: str, dropped: Counter[str]) -> dict[str, Any]:
-    """The further columns that have a value, images as ids. dropped: counts of columns that cannot be stored."""
+    """Return the columns that have a value, with ids instead of images. dropped: counts those that JSON cannot hold."""
     try:
         extra = images.replace_images({name: value for name, value in row.items() if value is not None and value != ""})
         binary = [name for name, value in extra.items() if not _storable(value)]
@@ -123,7 +123,7 @@ def _extra(row: Mapping[str, Any], images: InputReader, where: str, dropped: Cou
 
 
 def _storable(value: Any) -> bool:
-    """True if JSON can hold the value: not bytes, not an image. Raises UsageError for text that cannot be stored."""
+    """True if JSON can hold the value, unlike bytes or an image. Raises UsageError for text that cannot be stored."""
     if isinstance(value, str):
         _check_text(value, f"the text {value[:60]!r}")
         return True
@@ -160,7 +160,7 @@ def _report(config: Requests, counts: Counter[str], dropped: Counter[str], every
         note(f"{source}: {duplicates} duplicate request{'s' * (duplicates > 1)} left out.")
     for name, rows in dropped.items():
         warn(
-            f"{source}: the column {name!r} holds bytes or images in {_rows(rows)} and is left out of them. To pass it "
+            f"{source}: the column {name!r} holds bytes or images in {_rows(rows)}, where it is left out. To pass it "
             f"to the pipeline, name it in model.inputs (as extra.{name})."
         )
     if splits:

@@ -32,16 +32,16 @@ from prefkit.store.table import Table, candidate_row, note_pace
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
-MOST_CANDIDATES = 20_000_000  # of one generator: more ids than a plan can hold in memory
+MOST_CANDIDATES = 20_000_000  # per generator: the ids of more candidates would not fit in memory
 FORMATS = ("png", "webp")
-OUTCOMES = ("made", "failed", "flagged")  # counts of one process
+OUTCOMES = ("made", "failed", "flagged")  # what each process counts
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
 
 
 def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
-    """The recipe's requests (without a source, the run's), added to the run; known requests keep their split.
+    """Add the recipe's requests to the run and return them; if the recipe has no source, return those of the run.
 
-    Raises UsageError if a request of the run has changed under its id.
+    Known requests keep their split. Raises UsageError if the prompt or extra of a known request_id has changed.
     """
     known = store.requests()
     if not recipe.requests.source and known:
@@ -59,7 +59,7 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
 def checked(
     store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
 ) -> tuple[list[Job], set[str], dict[str, Any]]:
-    """Return all wanted jobs in order, existing ids and the spec, after all checks that need no weights.
+    """Run all checks that need no weights; return the wanted jobs in order, the ids of finished candidates, the spec.
 
     Raises UsageError, PluginError, and FingerprintError if existing candidates were made with other settings.
     """
@@ -70,13 +70,13 @@ def checked(
         splits = ", ".join(sorted({r.split for r in requests}))
         raise UsageError(
             f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; there are only "
-            f"requests in {splits}. Add prompts, lower requests.test_share, or set other generate.{name}.splits."
+            f"requests in {splits}. Add prompts, change requests.test_share, or change generate.{name}.splits."
         )
     wanted = len(chosen) * settings.n
     if wanted > MOST_CANDIDATES:
         raise UsageError(
             f"generate.{name}.n is {settings.n}: with {len(chosen):,} requests that is {wanted:,} candidates, more "
-            f"than the {MOST_CANDIDATES:,} of a run. Lower n, or give fewer requests."
+            f"than the limit of {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
         )
     model = model_of(store, recipe, settings)
     if settings.use == "diffusers" and not model.base:
@@ -95,7 +95,7 @@ def checked(
 
 
 def model_of(store: Store, recipe: Recipe, settings: Generate) -> Model:
-    """The model that the generator starts from: the recipe's, or a result of training. Raises UsageError."""
+    """Return the model that generates: the recipe's, or the trained model that `settings` names. Raises UsageError."""
     return recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
 
 
@@ -115,7 +115,7 @@ def check(name: str, recipe: Recipe) -> None:
 
 
 def done_ids(table: Table) -> set[str]:
-    """Ids of finished candidates: those with an image, and those that the safety checker blanked."""
+    """Return the ids of finished candidates: those with an image, and those that the safety checker blanked."""
     frame = table.frame(["id", "error"])
     return set(frame.id[frame.error.isna() | frame.error.str.startswith(FLAGGED, na=False).astype(bool)])
 
@@ -131,8 +131,8 @@ def run_generate(
 ) -> dict[str, Any]:
     """Generate the missing candidates of `recipe.generate[name]`. Returns counts. Raises PrefkitError.
 
-    Under a launcher every process makes a part of the batches, and the counts are of all processes.
-    inputs: the run whose inputs/ holds the images of these requests, default `store`.
+    Under a launcher, every process makes a part of the batches, and the counts are summed over all processes.
+    inputs: the run whose inputs/ table holds the images of these requests, default `store`.
     """
     processes = group()
     settings = recipe.generate[name]
@@ -143,7 +143,7 @@ def run_generate(
     jobs, _, spec = checked(store, recipe, name, requests, limit)
     table = store.candidates(name)
     with processes.held(store.lock(f"candidates/{name}")):
-        done = done_ids(table)  # another command may have made some until it released the lock
+        done = done_ids(table)  # another command may have made some before it released the lock
         processes.wait()  # all processes have read this before one clears or fills the table
         processes.lead(lambda: _claim(store, name, spec, empty=not done))
         _check_agreed(processes, name, jobs)
@@ -174,7 +174,7 @@ def run_generate(
 
 
 def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
-    """Raise StoreError if processes read different requests, as on a slow network file system."""
+    """Raise StoreError if the processes read different requests, which can happen on a slow network file system."""
     if len(set(processes.gather(digest([job[3] for job in jobs])))) > 1:
         raise StoreError(
             f"generate.{name}: the processes read different requests. Check that all machines share the run folder and "
@@ -183,7 +183,7 @@ def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
 
 
 def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of all processes, summed; of `seconds` and `long_prompts`, if any, the maximum."""
+    """Sum the counts over all processes; `seconds` and `long_prompts`, if present, become the maximum."""
     total: dict[str, Any] = {key: sum(each[key] for each in counts) for key in OUTCOMES}
     for key in ("long_prompts", "seconds"):
         values = [each[key] for each in counts if key in each]
@@ -192,7 +192,7 @@ def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _count_truncated(name: str, call: Any, jobs: Sequence[Job]) -> dict[str, int]:
-    """Warn of prompts that the text encoders truncate, and count them as long_prompts. call: open_generator's."""
+    """Warn about prompts that the text encoders truncate; return their count. call: the result of open_generator."""
     prompts = list({job[0].prompt for job in jobs})
     count, limit = getattr(call, "too_long", lambda _: (0, 0))(prompts)
     if not count:
@@ -212,9 +212,9 @@ def _generate_batches(
     counts: dict[str, Any],
     present: int,
 ) -> None:
-    """Generate, encode and write candidates, a part every FLUSH_ROWS rows or FLUSH_SECONDS.
+    """Generate and encode candidates, and write them to the table every FLUSH_ROWS rows or FLUSH_SECONDS.
 
-    present: number of earlier candidates. If there are none and the whole first batch fails, raise PrefkitError.
+    present: number of candidates that already exist. If it is 0 and the whole first batch fails, raise PrefkitError.
     """
     waiting: list[Future[Candidate]] = []
     written, size = time.monotonic(), settings.batch_size
@@ -252,14 +252,14 @@ def _generate_batches(
 
 
 def outcome(candidate: Candidate) -> str:
-    """ "made", "flagged" by the safety checker, or "failed", also if the image could not be encoded."""
+    """Return "made", "flagged" (by the safety checker) or "failed" (also if the image could not be encoded)."""
     if candidate.error is None:
         return "made"
     return "flagged" if candidate.error.startswith(FLAGGED) else "failed"
 
 
 def answer(call: Any, batch: Sequence[Job], size: int) -> tuple[list[dict[str, Any]], int]:
-    """One result per job. Out of memory halves the size (for good); any other error is recorded for its job alone."""
+    """Return a result per job and the new batch size, halved whenever memory runs out. Other errors become results."""
     results: list[dict[str, Any]] = []
     while len(results) < len(batch):
         part = batch[len(results) : len(results) + size]

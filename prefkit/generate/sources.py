@@ -1,4 +1,4 @@
-"""Sources of requests: a table, a text file with one prompt per line, the embedded wardrobe, or a datasets id."""
+"""Sources of requests: a table, a text file with one prompt per line, the embedded wardrobe, or a Hub dataset."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def rows_of(config: Requests, numbers: Collection[str] = ()) -> Iterator[Row]:
-    """The rows of the source, each with the prompt's column and, if one is set, the split's.
+    """Yield the rows of the source, each with the prompt column and, if one is set, the split column.
 
-    numbers: columns that the pipeline takes; in a .csv they become numbers if all of their rows hold numbers.
-    Raises UsageError: no such source, no such column, a row that cannot be read.
+    numbers: columns that are passed to the pipeline; in a .csv or .tsv, such a column becomes numeric if every value in
+    it is a number. Raises UsageError for a missing source or column, or a row that cannot be read.
     """
     columns = {"prompt_column": nfc(config.prompt_column), "split_column": split_column(config)}
     if columns["prompt_column"] == columns["split_column"]:
@@ -31,20 +31,20 @@ def rows_of(config: Requests, numbers: Collection[str] = ()) -> Iterator[Row]:
         for key, column in columns.items():
             if column is not None and column not in row.values:
                 raise UsageError(
-                    f"{row.where}: no column {column!r}; it has {', '.join(row.values)}. Set requests.{key}."
+                    f"{row.where}: no column {column!r}; its columns are {', '.join(row.values)}. Set requests.{key}."
                 )
         yield row
 
 
 def split_column(config: Requests) -> str | None:
-    """The column that names the split, None if there is none; the embedded wardrobe has one."""
+    """Return the column that names the split, None if there is none; the embedded wardrobe has one."""
     if config.split_column is not None:
         return nfc(config.split_column)
     return "split" if _embedded(config) else None
 
 
 def folder_of(config: Requests) -> Path:
-    """The folder that relative paths of images refer to."""
+    """Return the folder that relative image paths refer to."""
     return user_path(config.source, "requests.source").parent
 
 
@@ -77,7 +77,7 @@ def _rows(config: Requests, numbers: Collection[str]) -> Iterator[Row]:
 
 
 def _as_numbers(rows: Iterable[Row], columns: Collection[str]) -> Iterator[Row]:
-    """All rows, with numbers in those of `columns` that hold nothing else. Keeps the rows in memory."""
+    """Yield all rows, with text converted to numbers in `columns` that hold only numbers. Keeps all rows in memory."""
     rows = list(rows)
     for column in columns:
         cells = [row.values for row in rows if row.values.get(column) is not None]
@@ -96,7 +96,7 @@ def _hub_rows(source: str) -> Iterator[Row]:
         table = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # errors of the library, the Hub and the network
         raise UsageError(
-            f"requests.source: {source} is neither a file here nor a dataset that could be loaded: "
+            f"requests.source: {source} is not an existing file, and could not be loaded as a dataset from the Hub: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     for number, row in enumerate(table, 1):

@@ -1,4 +1,4 @@
-"""Diffusion models: recorded instead of adapted one by one.
+"""Diffusion models. How a pipeline works is recorded from a short run instead of being programmed per model.
 
 load/       pipeline: load_pipeline(base, adapters, device, dtype, scheduler, parts, sequential_offload, quantize)
             folder, single_file: checks and formats;  revision: weights_revision, base_revision;  trained: trained_model
@@ -6,14 +6,16 @@ capture/    call: capture(pipe, height, width, call) -> Wiring, once per model; 
             conditions: capture_conditions(pipe, wiring, prompts, height, width, call) -> list[Tree], one per prompt;
             collate(wiring, trees) -> Tree;  signature(wiring, tree) -> str: Trees of equal signature may share a batch
             record, maps, prove: the recorded run, the maps tried on it, the proof of the prediction type
-lora/       adapters: add_lora, continue_lora, layers_active, export_adapter;  check, files, names: files of other
-programs predict     predict(net, wiring, x_t [B, ...], time [B], condition) -> [B, ...] float32, the scheduler's
-model_output schedule    Schedule.of(pipe.scheduler, wiring.prediction): draw_time, add_noise, target, x0
+lora/       adapters: add_lora, continue_lora, layers_active, export_adapter
+            check, files, names: the adapter files of other programs
+predict     predict(net, wiring, x_t [B, ...], time [B], condition) -> the scheduler's model_output [B, ...] float32
+schedule    Schedule.of(pipe.scheduler, wiring.prediction): draw_time, add_noise, target, x0
 latents     encode(pipe, wiring, images) -> [B, ...] float32;  decode(pipe, wiring, latents) -> list[PIL image]
 sample      Sampler(pipe, steps, guidance, height, width, negative_prompt, extra_call).sample(prompts, seeds)
-meta, offload, quantize, memory, precision, trees, long_prompts: loading without weights or in turns, and helpers
+meta, offload: load a model without weights, or one part at a time
+quantize, memory, precision, trees, long_prompts: helpers
 
 Latents, noise and predictions are in the layout that the scheduler works in: [C, H, W] per image for most pipelines,
-packed tokens [N, 4 C] for FLUX. x_t is the denoiser's input: for a scheduler that works on x0 + sigma * noise (the
-Euler family on SD and SDXL) it is that divided by sqrt(sigma^2 + 1).
+packed tokens [N, 4 C] for FLUX. x_t is the denoiser's input. If the scheduler works on x0 + sigma * noise (the Euler
+family on SD and SDXL), x_t is that sample divided by sqrt(sigma^2 + 1).
 """

@@ -1,4 +1,4 @@
-"""Conversion between PIL images and the latents that the scheduler works on."""
+"""Convert between PIL images and the latents that the scheduler works on."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NOT_FINITE = (
-    "the image is not finite: the denoiser's latents or the VAE's pixels overflowed to NaN or infinity, shown as "
-    "black. Use another dtype, --dtype bfloat16 or --dtype float32 (train: precision), or a VAE made for float16."
+    "the image is not finite: the denoiser's latents or the VAE's pixels overflowed to NaN or infinity, so it would "
+    "be black. Use another dtype, --dtype bfloat16 or --dtype float32 (train: precision), or a VAE made for float16."
 )
 
 
 @torch.no_grad()
 def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
-    """Images of one size -> [B, ...] float32 in the scheduler's layout, on the VAE's device.
+    """Encode images of one size to latents [B, ...], float32 in the scheduler's layout, on the VAE's device.
 
-    The result is the mode of the VAE's posterior, so encoding is deterministic; in float32 if the VAE requires it.
+    The latents are the mode of the VAE's posterior, so encoding is deterministic. It uses float32 if the VAE must.
     """
     pixels = pipe.image_processor.preprocess(list(images))
     with _upcast(pipe.vae) as vae:
@@ -42,10 +42,10 @@ def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
 
 @torch.no_grad()
 def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-    """Final latents [B, ...] in the scheduler's layout -> images, decoded as by the pipeline.
+    """Decode final latents [B, ...], in the scheduler's layout, to images in the same way as the pipeline.
 
-    size: (height, width) in pixels, needed for packed tokens of images that are not square. Raises TrainingError if
-    pixels are not finite.
+    size: (height, width) in pixels, needed for packed tokens of images that are not square. Raises TrainingError if any
+    pixel is not finite.
     """
     to_grid = LAYOUT[wiring.layout][0]
     if size is not None:
@@ -62,13 +62,13 @@ def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | N
 
 
 def finite(batch: Tensor) -> Tensor:
-    """[B] bool: True for samples whose numbers are all finite."""
+    """Return [B] bool, True for samples whose numbers are all finite."""
     return torch.isfinite(batch).flatten(1).all(1)
 
 
 @contextmanager
 def _upcast(vae: Any) -> Iterator[Any]:
-    """The VAE, temporarily in float32 if its config says that it overflows in float16."""
+    """Yield the VAE, temporarily in float32 if it is in float16 and its config says that this overflows."""
     upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
     if upcast:
         vae.float()

@@ -1,4 +1,4 @@
-"""The number of prompts that a pipeline's text encoders truncate: one warning replaces a library's line for each."""
+"""Count the prompts that a pipeline's text encoders truncate, for one warning instead of a line per prompt."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ BATCH = 1000
 
 
 def too_long(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """Count the prompts that every text encoder truncates. Returns (count, most tokens that an encoder reads).
+    """Count the prompts that every text encoder truncates. Returns (count, largest number of tokens an encoder reads).
 
-    If several encoders read a prompt (77 tokens by CLIP, 256 by T5), it counts only if all of them truncate it. call:
-    further arguments of the pipeline's call. (0, 0) for a pipeline without limits.
+    If several encoders read a prompt (CLIP reads 77 tokens, T5 256), it counts only if all of them truncate it. call:
+    further arguments of the pipeline's call. Returns (0, 0) for a pipeline without limits.
     """
     tokenizers = list(_tokenizers(pipe, call or {}))
     limits = [limit for _, limit in tokenizers if limit is not None]
@@ -29,17 +29,17 @@ def too_long(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None =
 
 
 def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Number of tokens of each text, start and end tokens included."""
+    """Return the number of tokens in each text, including start and end tokens."""
     return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False).input_ids]
 
 
 def truncation_warning(stage: str, count: int, total: int, limit: int) -> str:
     longer = f"{'is' if count == 1 else 'are'} longer than the text encoder reads ({limit} tokens)"
-    return f"{stage}: {count} of {total} prompts {longer}; the rest is cut."
+    return f"{stage}: {count} of {total} prompts {longer}; the excess is cut."
 
 
 def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int | None]]:
-    """Pairs of (tokenizer, number of its tokens that the text encoder reads, None for no limit)."""
+    """Yield each tokenizer with the number of tokens that its text encoder reads, or None without a limit."""
     parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
     max_length = call.get("max_sequence_length", parameter.default if parameter is not None else None)
     for name, tokenizer in getattr(pipe, "components", {}).items():

@@ -1,4 +1,4 @@
-"""Recovery from out-of-memory errors: free the memory and continue with half of the batch."""
+"""Recover from out-of-memory errors: free memory and continue with half the batch size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from prefkit.errors import TrainingError
-from prefkit.errors import out_of_memory as out_of_memory  # re-exported for callers that handle it by this module
+from prefkit.errors import out_of_memory as out_of_memory  # re-exported for callers that import it from this module
 from prefkit.output import warn
 
 A = TypeVar("A")
@@ -14,7 +14,7 @@ B = TypeVar("B")
 
 
 def free_memory() -> None:
-    """Free garbage and torch's cached memory. Call outside of `except`: its traceback keeps tensors alive."""
+    """Free garbage and torch's cached memory. Call it outside `except`, where the traceback keeps tensors alive."""
     import gc
 
     import torch
@@ -29,13 +29,13 @@ def free_memory() -> None:
 class AdaptiveBatchSize:
     """A batch size that is halved for good, with one warning, when the device runs out of memory.
 
-    most: initial size (None: all items). who: owner of the batch, for messages. hint: end of the warning. remedy:
-    advice for a single item that does not fit; without one, the error of that item is raised unchanged.
+    most: initial size (None: all items). who: the program part that runs the batch, for messages. hint: end of the
+    warning. remedy: advice if even a single item does not fit; without it, that item's error is raised unchanged.
     """
 
     def __init__(self, most: int | None = None, who: str = "the scorer", hint: str = "", remedy: str = "") -> None:
         self.most, self.who, self.remedy, self.warned = most, who, remedy, False
-        self.hint = hint or "; a smaller batch_size saves the tries"
+        self.hint = hint or "; a smaller batch_size avoids the failed attempts"
 
     def halve(self, size: int) -> None:
         self.most = size // 2
@@ -47,7 +47,7 @@ class AdaptiveBatchSize:
         self.warned = True
 
     def each(self, items: Sequence[A], work: Callable[[Sequence[A]], Sequence[B]]) -> list[B]:
-        """One result per item, from batches of at most `most`. Raises TrainingError if a single item does not fit."""
+        """Return one result per item, from batches of at most `most`. Raises TrainingError if a single item is too big."""
         results: list[B] = []
         while len(results) < len(items):
             size = min(self.most or len(items), len(items) - len(results))
@@ -60,7 +60,7 @@ class AdaptiveBatchSize:
         return results
 
     def _try(self, items: Sequence[A], work: Callable[[Sequence[A]], Sequence[B]]) -> Sequence[B] | None:
-        """None if the device ran out of memory and the batch can be halved."""
+        """Return `work(items)`, or None if the device ran out of memory and the batch can be halved."""
         try:
             return work(items)
         except Exception as error:
@@ -69,6 +69,6 @@ class AdaptiveBatchSize:
             if len(items) == 1:
                 reason = " ".join(str(error).split())[:200]
                 raise TrainingError(
-                    f"{self.who}: out of memory with one of the images alone ({reason}). {self.remedy}"
+                    f"{self.who}: out of memory even with a single image ({reason}). {self.remedy}"
                 ) from error
         return None

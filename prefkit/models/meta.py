@@ -1,4 +1,4 @@
-"""Components on the meta device: configuration, shapes and attributes, but no weights in memory."""
+"""Create components on the meta device: with configuration, shapes and attributes, but without weights in memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 def part_of(component: str) -> str | None:
-    """The part (of PARTS) that a pipeline's component belongs to, None for any other (tokenizer, scheduler)."""
+    """Return which of PARTS a pipeline's component belongs to, or None (tokenizer, scheduler)."""
     if re.match(r"text_encoder|image_encoder|safety_checker", component):
         return "text"
     return "vae" if component == "vae" else "denoiser" if component in ("unet", "transformer") else None
 
 
 def components(source: str, revision: str | None) -> dict[str, list[str]]:
-    """Component -> [library, class] of the pipeline `source`, without optional components that it lacks."""
+    """Map each component of the pipeline `source` to [library, class], without optional components that it lacks."""
     from diffusers import DiffusionPipeline
 
     index: Any = DiffusionPipeline.load_config(source, revision=revision)
@@ -28,7 +28,7 @@ def components(source: str, revision: str | None) -> dict[str, list[str]]:
 
 
 def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Arguments of from_pretrained that replace the components of pipeline `source` outside of `wanted`."""
+    """Return from_pretrained arguments that replace those components of the pipeline whose part is not in `wanted`."""
     if wanted == set(PARTS):
         return {}
     replacements: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.d
 def on_meta_device(
     entry: list[str], source: str, name: str, revision: str | None, dtype: torch.dtype, device: str
 ) -> Any:
-    """An instance on the meta device whose `device` is `device`, so that a pipeline prepares its inputs there."""
+    """Create a component on the meta device that reports `device` as its own, where pipelines then prepare inputs."""
     kind = getattr(importlib.import_module(entry[0]), entry[1])
     if entry[0] == "transformers":
         settings = kind.config_class.from_pretrained(source, subfolder=name, revision=revision)

@@ -1,9 +1,9 @@
-"""Sequential offload: text encoders, VAE and denoiser of a pipeline are loaded when called, one part at a time.
+"""Sequential offload: load a pipeline's text encoders, VAE and denoiser when they are called, one part at a time.
 
-Every component is on the meta device. When it, or any module inside it, computes, its part is loaded and answers, and
-the previous part is freed. So the pipeline's own call, and with it the capture of its wiring, needs memory for the
-largest part instead of the sum. The cost is loading parts repeatedly: a capture of a Stable Diffusion model reads its
-denoiser twice and its text encoders three times.
+Every component is on the meta device. When a component, or a module inside it, is called, the previous part is freed,
+and the component's part is loaded and called instead. So the pipeline's own call, and with it the capture of its
+wiring, needs memory only for the largest part. The cost is that parts are loaded repeatedly: capturing a Stable
+Diffusion model reads its denoiser twice and its text encoders three times.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CACHED_PROMPTS = 64
 
 
 class OtherPartNeeded(Exception):
-    """Raised by a call of another part inside SequentialOffload.only."""
+    """Raised if a part other than `part` is called inside `SequentialOffload.only(part)`."""
 
 
 class SequentialOffload:
-    """The part in memory: `part` is "denoiser", "vae", "text" or None; `modules` are its modules by component name.
+    """Keeps one part in memory: `part` is "denoiser", "vae", "text" or None; `modules` maps component names to modules.
 
-    load: (part, dtype) -> {component: module}, with weights and on their device.
+    load: a function (part, dtype) -> {component: module}; its modules have weights and are on their device.
     """
 
     def __init__(self, load: Callable[[str, torch.dtype], dict[str, Any]]) -> None:
@@ -53,7 +53,7 @@ class SequentialOffload:
 
     @contextmanager
     def only(self, part: str) -> Iterator[None]:
-        """Raise OtherPartNeeded from calls of any other part temporarily."""
+        """Inside the block, let calls of any other part raise OtherPartNeeded."""
         self._only = part
         try:
             yield
@@ -74,9 +74,9 @@ class SequentialOffload:
 def meta_components(
     source: str, revision: str | None, dtype: torch.dtype, device: str, offload: SequentialOffload
 ) -> dict[str, Any]:
-    """Component -> replacement for from_pretrained. The safety checker is left out: it does not change the wiring.
+    """Return {component: replacement} for from_pretrained, without the safety checker, which does not affect the wiring.
 
-    Components of libraries other than diffusers and transformers are not replaced: they are loaded at once and stay.
+    Components from libraries other than diffusers and transformers are not replaced: they are loaded at once and stay.
     """
     replacements: dict[str, Any] = {}
     for name, entry in components(source, revision).items():
@@ -109,7 +109,7 @@ def _loaded_on_call(module: Any, name: str, part: str, offload: SequentialOffloa
         return self if dtype is None else nn.Module.to(self, dtype)
 
     def attribute(self: Any, key: str) -> Any:
-        """Take children with statistics from the loaded module: FLUX.2 reads its VAE's batch norm without a call."""
+        """Get children with statistics from the loaded module: FLUX.2 reads its VAE's batch norm without calling it."""
         return getattr(loaded(), key) if key in statistics else kind.__getattr__(self, key)
 
     for path, child in module.named_modules():
@@ -143,7 +143,7 @@ def cache_prompts(pipe: Any) -> None:
 
 
 def _content_hash(arguments: Tree) -> str:
-    """A hash of arguments, of tensors and images by their content."""
+    """Hash arguments; tensors and images are hashed by content."""
     result = hashlib.sha256()
     for path, leaf in leaves(arguments):
         content: Any = repr(leaf)

@@ -1,4 +1,4 @@
-"""Precisions: dtypes by their name in a recipe, and the exact dtype of a device. Does not import torch by itself."""
+"""Look up dtypes by their recipe name, and a device's most exact dtype. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_dtype(name: str) -> None:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """torch dtype by name. Raises UsageError for an unknown name."""
+    """Return the torch dtype for a recipe's name. Raises UsageError for an unknown name."""
     import torch
 
     check_dtype(name)
@@ -32,7 +32,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def exact_dtype(device: Any) -> torch.dtype:
-    """torch.float64 if the device supports it, else torch.float32."""
+    """Return torch.float64 if the device supports it, else torch.float32."""
     import torch
 
     return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64

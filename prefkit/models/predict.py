@@ -1,4 +1,4 @@
-"""Call a denoiser as its pipeline does."""
+"""Call a denoiser in the same way as its pipeline."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from prefkit.models.trees import Tree
 
 
 def compute_dtype(net: Any) -> torch.dtype:
-    """The dtype of the network's first floating weight, to which its inputs are cast."""
+    """Return the dtype of the network's first floating-point weight; the network's inputs are cast to this dtype."""
     return next(p.dtype for p in net.parameters() if p.is_floating_point())
 
 
 def predict(net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree) -> Tensor:
-    """The model_output for scheduler.step: [B, ...] float32, in the scheduler's layout and sign.
+    """Return the denoiser's model_output for scheduler.step: [B, ...] float32, in the scheduler's layout and sign.
 
     x_t:       [B, ...], in the scheduler's layout (VP models: signal-preserving, as the denoiser sees it)
     time:      [B], index (epsilon, v) or sigma in 0..1 (flow)
@@ -36,7 +36,7 @@ def predict(net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree
 
 @contextmanager
 def forward_as(net: Any, precise: Any) -> Iterator[None]:
-    """Run the denoiser alone under the context `precise()` (autocast); its inputs keep their dtypes."""
+    """Run only the denoiser's forward under the context `precise()` (autocast); its inputs keep their dtypes."""
     inner = net.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Quantisation of the denoiser's linear layers by diffusers' configs; adapters trained on top stay float32.
+"""Quantise the denoiser's linear layers with diffusers' configs; adapters trained on top of them stay float32.
 
 nf4   4 bits, normal-float with quantised constants (QLoRA, arXiv 2305.14314): bitsandbytes, in diffusers on GPUs only
 int8  8 bits, symmetric, a scale per output row: torchao's weight-only form, without an outlier path, also on CPUs
-fp8   8 bits, e4m3, a scale per output row: torchao's weight-only form; sums are made in the network's dtype
+fp8   8 bits, e4m3, a scale per output row: torchao's weight-only form; sums are computed in the network's dtype
 Convolutions, norms and embeddings keep the dtype of the pipeline.
 """
 
@@ -22,7 +22,7 @@ UNSUPPORTED = {"nf4": "cpu", "fp8": "mps"}  # device type that does not support 
 
 
 def check_quantize(name: str | None, device: str | None = None) -> None:
-    """Raise UsageError for an unknown name, a missing library, or a device that does not support it."""
+    """Raise UsageError for an unknown quantisation, a missing library, or a device that does not support it."""
     if name is None:
         return
     if name not in LIBRARY:
@@ -36,7 +36,7 @@ def check_quantize(name: str | None, device: str | None = None) -> None:
 
 
 def quantization(name: str, dtype: torch.dtype) -> Any:
-    """diffusers' config. dtype: compute dtype of the quantised layers."""
+    """Return diffusers' quantisation config. dtype: the dtype in which the quantised layers compute."""
     import diffusers
 
     if name == "nf4":
@@ -48,7 +48,7 @@ def quantization(name: str, dtype: torch.dtype) -> Any:
 
 
 def quantized(source: str, revision: str | None, name: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of DiffusionPipeline.from_pretrained that quantise only the denoiser of the pipeline `source`."""
+    """Return DiffusionPipeline.from_pretrained arguments that quantise only the denoiser of the pipeline `source`."""
     from diffusers import PipelineQuantizationConfig
 
     denoisers = [component for component in components(source, revision) if part_of(component) == "denoiser"]

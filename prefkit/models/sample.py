@@ -1,4 +1,4 @@
-"""Sample a batch with the pipeline's own call: a seed per candidate, cached prompt embeddings, final latents kept."""
+"""Sample a batch with the pipeline's own call. Each candidate has its seed; prompt embeddings are cached."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Sampled(NamedTuple):
 class Sampler:
     """Calls `pipe` with fixed settings and leaves it unchanged after each call.
 
-    guidance: None for the pipeline's default. extra_call: further arguments of the pipeline's call; a None in it is
-    passed on, for a pipeline with another default. per_request: names of the arguments that `sample` adds. Raises
+    guidance: None for the pipeline's default. extra_call: further arguments of the pipeline's call; a value of None is
+    passed on, because the pipeline's default may differ. per_request: names of the arguments that `sample` adds. Raises
     UsageError for an argument that the pipeline does not take.
     """
 
@@ -64,7 +64,7 @@ class Sampler:
         check_call_arguments(pipe, {*self.call, *per_request})
         self._prompts = PromptCache(pipe.encode_prompt) if hasattr(pipe, "encode_prompt") else None
         self._decode_batch = AdaptiveBatchSize(
-            None, "decoding by the VAE", hint="; the samples stay the same but for rounding"
+            None, "decoding by the VAE", hint="; the samples stay the same except for rounding"
         )
         self._batchable: bool | None = None  # True if a batch gives each prompt its image; None: not checked yet
         self._batches = 0
@@ -72,11 +72,11 @@ class Sampler:
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any] | None = None
     ) -> list[Sampled]:
-        """One image per (prompt, seed). Each initial noise comes from its own CPU generator, regardless of the batch.
+        """Return one sample per (prompt, seed). Each initial noise has its own CPU generator, so batches do not matter.
 
-        inputs: further arguments of this call (an image to edit), shared by all of its prompts. With them, some
-        pipelines take one prompt at a time (Qwen-Image-Edit), or draw extra numbers for the first sample of a batch
-        (FLUX Fill): these prompts are sampled one by one.
+        inputs: further arguments of this call (an image to edit), shared by all its prompts. With inputs, some
+        pipelines accept only one prompt (Qwen-Image-Edit), or draw extra random numbers for the first sample of a batch
+        (FLUX Fill): for these pipelines, prompts are sampled one by one.
         """
         if inputs and len(prompts) > 1 and self._batchable is None:
             self._batchable = self._same_noise_as_alone(prompts[:2], seeds[:2], inputs)
@@ -105,13 +105,13 @@ class Sampler:
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
         latents = last[0].cpu()
         finite_pixels = torch.cat(decoded) if decoded else torch.ones(len(latents), dtype=torch.bool)
-        if len(finite_pixels) != len(latents):  # the VAE does not decode once an image, so its flags count for all
+        if len(finite_pixels) != len(latents):  # the VAE is not called once per image, so one bad flag counts for all
             finite_pixels = finite_pixels.all().expand(len(latents))
         intact = (finite(latents) & finite_pixels).tolist()
         return [Sampled(*row) for row in zip(result.images, latents.unbind(0), map(bool, flags), intact, strict=True)]
 
     def _same_noise_as_alone(self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any]) -> bool:
-        """True if the second of two samples starts from the same noise as alone."""
+        """True if the second sample in a batch of two starts from the same noise as when it is sampled alone."""
 
         def initial_noise(count: int) -> Tensor:
             def stop(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +139,7 @@ class Sampler:
         step: Any,
         decoded: list[Tensor],
     ) -> Any:
-        """Call the pipeline with `step` instead of its scheduler's. decoded: see _decoding."""
+        """Call the pipeline with `step` instead of the scheduler's own method. decoded: see _decoding."""
         call = self.call | dict(inputs or {})
         call["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         if call.get("negative_prompt") is not None:
@@ -162,9 +162,9 @@ class Sampler:
 
 @contextmanager
 def _decoding(vae: Any, batch_size: AdaptiveBatchSize, decoded: list[Tensor]) -> Iterator[None]:
-    """Let `vae.decode` split a batch that does not fit, without repeating the denoising that led to it.
+    """Let `vae.decode` split a batch that does not fit in memory, so that the denoising need not be repeated.
 
-    decoded: receives [B] bool from every call: True for images with finite pixels.
+    decoded: every call appends [B] bool to this list, True for images with finite pixels.
     """
     vae_decode = vae.decode
 
@@ -184,9 +184,9 @@ def _decoding(vae: Any, batch_size: AdaptiveBatchSize, decoded: list[Tensor]) ->
 
 
 class PromptCache:
-    """A replacement of a pipeline's encode_prompt that encodes each distinct prompt once, alone, and stacks the rows.
+    """Replaces a pipeline's encode_prompt: encodes each distinct prompt once, by itself, and joins the results.
 
-    If rows do not stack (lengths differ) or no batch rule is found, the whole batch is encoded together.
+    If the results cannot be joined (their lengths differ, or no batch rule is found), the batch is encoded together.
     """
 
     def __init__(self, encode: Any, limit: int = CACHED_PROMPTS) -> None:
@@ -231,7 +231,7 @@ class PromptCache:
 
 
 def _plain(value: Any) -> bool:
-    """True if the value's repr identifies it, unlike that of tensors and images."""
+    """True if the value's repr identifies it, which is not so for tensors and images."""
     if isinstance(value, (list, tuple)):
         return all(map(_plain, value))
     return value is None or isinstance(value, (str, int, float, torch.device, torch.dtype))

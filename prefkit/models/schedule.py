@@ -28,13 +28,13 @@ class Schedule:
 
     @classmethod
     def of(cls, scheduler: Any, prediction: str) -> Schedule:
-        """The training schedule of a diffusers scheduler. Its inference timesteps are ignored."""
+        """Return the training schedule of a diffusers scheduler, ignoring its inference timesteps."""
         if prediction == "flow":
             return cls("flow")
         return cls(prediction, scheduler.alphas_cumprod.detach().cpu().double())
 
     def draw_time(self, generator: torch.Generator, sampling: str | None = None) -> Tensor:
-        """One time, []: int64 uniform on 0..T-1, or for flow float64 in (0, 1), logit-normal(0, 1) by default."""
+        """Draw one scalar time: int64, uniform on 0..T-1; for flow, float64 in (0, 1), by default logit-normal(0, 1)."""
         if sampling not in (None, *TIME_SAMPLING) or (self.alphas_cumprod is not None and sampling == "logit_normal"):
             raise UsageError(
                 f"time sampling {sampling!r} is not known for {self.prediction}; "
@@ -47,7 +47,7 @@ class Schedule:
         return torch.randn((), generator=generator, dtype=torch.float64).sigmoid()
 
     def coefficients(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of x0 and of noise in x_t, each [B, 1, ...] in like's dtype."""
+        """Return the coefficients of x0 and of noise in x_t, each [B, 1, ...] in the dtype of `like`."""
         exact = exact_dtype(time.device)
         if self.alphas_cumprod is None:
             signal, noise = 1 - time.to(exact), time.to(exact)
@@ -58,12 +58,12 @@ class Schedule:
         return signal.to(like).view(shape), noise.to(like).view(shape)
 
     def add_noise(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """x_t: x0 and noise [B, ...], time [B]."""
+        """Return x_t [B, ...], from x0 and noise [B, ...] and time [B]."""
         signal, amount = self.coefficients(time, x0)
         return signal * x0 + amount * noise
 
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """The prediction of a perfect network for x_t, [B, ...]."""
+        """Return what a perfect network would predict for x_t, [B, ...]."""
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "flow":
@@ -72,7 +72,7 @@ class Schedule:
         return signal * noise - amount * x0
 
     def x0(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
-        """The clean sample implied by a prediction, [B, ...]. Infinite for epsilon if no signal is left."""
+        """Return the clean sample that a prediction implies, [B, ...]. Infinite for epsilon if x_t holds no signal."""
         signal, amount = self.coefficients(time, x_t)
         if self.prediction == "epsilon":
             return (x_t - amount * prediction) / signal

@@ -1,4 +1,4 @@
-"""Trees: nested dicts, lists and tuples of tensors, None and scalars, as in the condition of a denoiser."""
+"""Trees: nested dicts, lists and tuples of tensors, None and scalars, such as a denoiser's condition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tree = Any
 
 
 def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, leaf) in order; a path joins keys and indices by dots."""
+    """Yield (path, leaf) in order; a path joins keys and indices with dots."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else None
     if children is None:
         yield path, tree
@@ -25,7 +25,7 @@ def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """The tree with `change` applied to every tensor."""
+    """Return the tree with `change` applied to every tensor."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, dict):
@@ -40,7 +40,7 @@ def has_nan(tree: Tree) -> bool:
 
 
 def to_device(tree: Tree, device: Any) -> Tree:
-    """Every tensor on `device`; float64 becomes float32 if the device lacks it."""
+    """Move every tensor to `device`; float64 becomes float32 if the device lacks it."""
     exact = exact_dtype(device)
 
     def moved(tensor: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def to_device(tree: Tree, device: Any) -> Tree:
 
 
 def dumps(tree: Tree) -> bytes:
-    """A safetensors blob: tensors by path, everything else in its metadata."""
+    """Write a tree as a safetensors blob: tensors are stored by path, everything else in the metadata."""
     import safetensors.torch
 
     tensors: dict[str, Tensor] = {}
@@ -71,7 +71,7 @@ def dumps(tree: Tree) -> bytes:
 
 
 def loads(blob: bytes) -> Tree:
-    """The inverse of `dumps`; tensors on the CPU."""
+    """Read a tree that `dumps` wrote; its tensors are on the CPU."""
     import safetensors.torch
 
     length = int.from_bytes(blob[:8], "little")

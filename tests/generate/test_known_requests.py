@@ -52,7 +52,7 @@ def test_another_request_under_a_known_id_is_refused(run, change, message):
     assert run([row]) == kept
     with pytest.raises(UsageError, match=message) as error:
         run([row | change])
-    assert "'r0'" in str(error.value) and "request_id of its own" in str(error.value)
+    assert "'r0'" in str(error.value) and "its own request_id" in str(error.value)
     assert run.store.requests() == [replace(kept[0])]
 
 

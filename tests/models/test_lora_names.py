@@ -139,10 +139,10 @@ def test_layers_without_a_sure_name_are_refused(load, tmp_path, layer):
 
 def test_networks_without_known_names_are_refused(tmp_path):
     with pytest.raises(
-        UsageError, match="UNets, FLUX and SD 3, and this adapter belongs to a AuraFlowTransformer2DModel"
+        UsageError, match="UNets, FLUX and SD 3, but this adapter belongs to a AuraFlowTransformer2DModel"
     ):
         exported(shaken(kinds.aura_flow().transformer), tmp_path, "kohya")
-    with pytest.raises(TrainingError, match="HunyuanDiT2DModel takes no adapters"):
+    with pytest.raises(TrainingError, match="HunyuanDiT2DModel does not support adapters"):
         shaken(kinds.hunyuan_dit().transformer)
 
 

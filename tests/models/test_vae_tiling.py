@@ -66,5 +66,7 @@ def test_it_is_part_of_what_candidates_and_trainings_mean(tiny):
 
 def test_a_vae_without_tiles_is_refused():
     for pipe in (Has(), Has(vae=None), Has(vae=Has())):
-        with pytest.raises(UsageError, match="model.vae_tiling: the VAE of .* has no tiles. Remove the key."):
+        with pytest.raises(
+            UsageError, match="model.vae_tiling: the VAE of .* does not support tiling. Remove the key."
+        ):
             _enable_tiling(pipe)

@@ -151,7 +151,7 @@ def test_text_encoders_are_read_too(load, tmp_path):
 
 def test_a_damaged_file_and_a_folder_of_several_are_named(load, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"not at all")
-    with pytest.raises(UsageError, match=r"broken\.safetensors is damaged, not a safetensors file"):
+    with pytest.raises(UsageError, match=r"broken\.safetensors is damaged or not a safetensors file"):
         load("sd", adapters={str(tmp_path / "broken.safetensors"): 1.0})
     (tmp_path / "other.safetensors").write_bytes(b"neither")
     with pytest.raises(UsageError, match=r"several adapters: broken\.safetensors, other\.safetensors"):

@@ -135,7 +135,7 @@ def test_sd2_from_generation_to_evaluation(tmp_path):
     [
         (
             {},
-            r"FluxFillPipeline takes image, mask_image, and no request gives it: set model: {inputs: {image: extra.COLUMN}}",
+            r"FluxFillPipeline takes image, mask_image, but no request provides it: set model: {inputs: {image: extra.COLUMN}}",
         ),
         (
             {"image": "extra.note", "mask_image": "extra.mask_image"},

@@ -1,4 +1,4 @@
-"""The condition of a prompt: all arguments of the denoiser except the sample and the time."""
+"""A prompt's condition: all arguments of the denoiser except the sample and the time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIXED = ("prompt", "num_inference_steps", "generator", "latents", "num_images_pe
 
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
-    """Disable the pipeline's progress bar temporarily."""
+    """Temporarily disable the pipeline's progress bar."""
     before = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:
@@ -35,7 +35,7 @@ def quiet(pipe: Any) -> Iterator[None]:
 
 
 def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int | None) -> dict[str, Any]:
-    """A generation's call arguments without those that training ignores (negative prompts, seeds, steps)."""
+    """Return the call arguments of generation without those that training ignores (negative prompts, seeds, steps)."""
     known = inspect.signature(type(pipe).__call__).parameters
     size = {"height": height, "width": width}  # InstructPix2Pix takes neither: it uses the size of its image
     check_call_arguments(pipe, set(call) - set(size))
@@ -46,10 +46,11 @@ def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int |
 def find_call(
     pipe: Any, denoiser: str, prompts: Sequence[str], base: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Find call arguments that request len(prompts) samples, and others that disable classifier-free guidance.
+    """Return (call arguments that request len(prompts) samples, call arguments that disable guidance).
 
-    The samples are requested by a list of prompts or, for pipelines that take one at a time (Qwen-Image-Edit), as
-    several images of the last prompt. With both, the denoiser is called once per step, with one input per sample.
+    The samples are requested with a list of prompts or, for pipelines that take one prompt at a time (Qwen-Image-Edit),
+    as several images of the last prompt. With both sets of arguments, every step calls the denoiser once, with one
+    input per sample. Guidance means classifier-free guidance.
     """
     errors: list[CaptureError] = []
     for several in ({"prompt": list(prompts)}, {"prompt": [prompts[-1]], "num_images_per_prompt": len(prompts)}):
@@ -61,7 +62,7 @@ def find_call(
 
 
 def _find_no_guidance(pipe: Any, denoiser: str, several: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Call arguments that disable guidance. A guidance_scale that is an input of the network (FLUX) stays unchanged."""
+    """Return call arguments that disable guidance. A guidance_scale that is a network input (FLUX) stays unchanged."""
     known = inspect.signature(type(pipe).__call__).parameters
     fixed = {"true_cfg_scale": 1.0} if "true_cfg_scale" in known else {}
     for scale in (4.0, 1.0, 0.0) if "guidance_scale" in known else (None,):
@@ -70,7 +71,7 @@ def _find_no_guidance(pipe: Any, denoiser: str, several: Mapping[str, Any], base
             return fixed | ({} if scale == 4.0 else guidance)
     raise CaptureError(
         f"{type(pipe).__name__}: classifier-free guidance could not be disabled (tried guidance_scale 4, 1 and 0): the "
-        "denoiser never got exactly one sample per prompt and step. Such a model needs a family of its own."
+        "denoiser never got exactly one sample per prompt and step. Such a model needs its own family plug-in."
     )
 
 
@@ -79,7 +80,7 @@ def _samples(call: Mapping[str, Any]) -> int:
 
 
 def _samples_per_step(pipe: Any, denoiser: str, call: dict[str, Any]) -> list[int]:
-    """Number of samples in each call of the denoiser before the first scheduler step."""
+    """Return the number of samples in each call of the denoiser before the first scheduler step."""
     counts: list[int] = []
 
     def stop(*args: Any, **kwargs: Any) -> Any:
@@ -107,7 +108,7 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
 
 
 def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
-    """The condition at the first step, without calling the denoiser. prompts: arguments as from find_call."""
+    """Return the condition at the first step without running the denoiser. prompts: call arguments from find_call."""
     call = dict(base) | dict(wiring.no_guidance) | dict(prompts)
     condition, x = _first_call(pipe, wiring, call)
     argument = condition.pop(wiring.sample)
@@ -121,8 +122,8 @@ def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapp
         condition[EXTRA_INPUT_KEY] = extra_input_of(wiring.input, argument, x)
         if condition[EXTRA_INPUT_KEY] is None:
             raise CaptureError(
-                f"{type(pipe).__name__} was captured with an image as an extra input and has none with call arguments "
-                f"{sorted(base)}; give every request its image, or none (model.inputs)."
+                f"{type(pipe).__name__} was captured with an image as an extra input, but gets none with the arguments "
+                f"{sorted(base)}. Give an image to every request, or to none (model.inputs)."
             )
     return condition
 
@@ -130,7 +131,7 @@ def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapp
 def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Return the arguments of the denoiser's first call and, for a pipeline with an extra input, x_t.
 
-    That x_t is an argument of the scheduler's step, which is reached with zeros as the denoiser's output.
+    x_t is an argument of scheduler.step; to reach that call, zeros replace the denoiser's output.
     """
     net = getattr(pipe, wiring.denoiser)
     arguments: dict[str, Any] = {}
@@ -158,7 +159,7 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[s
 
 
 def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base: Mapping[str, Any]) -> Wiring:
-    """Find the batch rule of every leaf from the conditions of one and of two samples of the same prompt.
+    """Return the wiring with every leaf's batch rule, found from the conditions for one and two samples of a prompt.
 
     several: call arguments that request two samples (find_call).
     """
@@ -169,7 +170,10 @@ def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base
 
 
 def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
-    """Rule of each leaf: its batch dimension (it doubles), "list" or "shared" (equal). Raises CaptureError if none."""
+    """Return each leaf's rule: its batch dimension (the one that doubles), "list" (one entry per sample) or "shared".
+
+    once, twice: the conditions for one sample and for two. Raises CaptureError for a leaf that fits no rule.
+    """
     rules: dict[str, int | str] = {}
 
     def visit(one: Tree, two: Tree, path: str) -> None:
@@ -200,7 +204,7 @@ def _tensor_rule(one: Tensor, two: Tensor, name: str) -> int | str:
         return grown[0]
     raise CaptureError(
         f"{name}: shape {tuple(one.shape)} for one prompt and {tuple(two.shape)} for the same prompt twice; neither "
-        "one dimension that doubles nor an equal value. Such a condition cannot be batched."
+        "does exactly one dimension double, nor are the values equal. Such a condition cannot be batched."
     )
 
 
@@ -213,22 +217,22 @@ def capture_conditions(
     width: int | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> list[Tree]:
-    """One Tree per prompt: argument name -> value with a batch dimension of 1, as the pipeline passes it.
+    """Return one Tree per prompt: argument name -> value with a batch dimension of 1, as the pipeline passes it.
 
-    call: the generation's call arguments. An embedded guidance keeps its value; classifier-free guidance and negative
-    prompts are left out. The denoiser is never run; it may lack its weights (load_pipeline's `parts`).
+    call: the call arguments of generation. Embedded guidance keeps its value; classifier-free guidance and negative
+    prompts are left out. The denoiser is never run, so its weights need not be loaded (load_pipeline's `parts`).
     """
     base = call_of(pipe, call or {}, height, width)
     return [_arguments(pipe, wiring, {"prompt": [prompt]}, base) for prompt in prompts]
 
 
 def collate(wiring: Wiring, trees: Sequence[Tree]) -> Tree:
-    """One Tree for a batch, from Trees of equal signature."""
+    """Join Trees of equal signature into one Tree for a batch."""
     return joined(wiring.batch, trees)
 
 
 def joined(rules: Mapping[str, int | str], trees: Sequence[Tree]) -> Tree:
-    """Trees for one sample each -> the Tree for all of them, by the batch rule of every leaf."""
+    """Join Trees for one sample each into one Tree for all samples, by the batch rule of every leaf."""
 
     def join(nodes: list[Tree], path: str) -> Tree:
         rule = rules.get(path)
@@ -242,14 +246,14 @@ def joined(rules: Mapping[str, int | str], trees: Sequence[Tree]) -> Tree:
         if isinstance(first, dict):
             return {key: join([n[key] for n in nodes], f"{path}.{key}" if path else str(key)) for key in first}
         if not isinstance(first, (list, tuple)):
-            raise CaptureError(f"the condition has a leaf {path} that the capture of the pipeline did not have.")
+            raise CaptureError(f"the condition has a leaf {path} that it lacked when the pipeline was captured.")
         return type(first)(join([n[i] for n in nodes], f"{path}.{i}" if path else str(i)) for i in range(len(first)))
 
     return join(list(trees), "")
 
 
 def signature(wiring: Wiring, tree: Tree) -> str:
-    """A hash of leaves, shapes, dtypes and shared values. Trees with the same signature may share a batch."""
+    """Hash a Tree's leaves, shapes, dtypes and shared values. Trees with the same signature may share a batch."""
     described: list[tuple[Any, ...]] = []
     for path, leaf in leaves(tree):
         if not isinstance(leaf, Tensor):

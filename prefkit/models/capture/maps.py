@@ -1,6 +1,6 @@
 """Named maps that a capture tries on recorded numbers.
 
-A name added here teaches every part of prefkit a new kind of pipeline; no other module lists them.
+To support a new kind of pipeline, add a map here: no other module lists the names.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ INPUT: dict[str, Callable[[Tensor], Any]] = {
     "list_of_frames": lambda x: list(x.unsqueeze(2).unbind(0)),
 }
 
-# inputs that append a condition to x_t in the sample argument: name -> (dimensions, dimension of the concatenation)
+# inputs that append a condition to x_t in the sample argument: name -> (number of dimensions, dimension to append along)
 EXTRA_INPUT: dict[str, tuple[int, int]] = {
     "extra_channels": (4, 1),  # inpainting: mask and masked image
     "extra_tokens": (3, 1),  # editing: the tokens of the image to edit
     "extra_features": (3, 2),  # FLUX Fill and Control: more numbers in every token
 }
-#: leaf of the condition that holds the extra input
+#: key of the extra input in the condition
 EXTRA_INPUT_KEY = "behind_sample"
 
 
 def extra_input_of(name: str, argument: Any, x: Tensor) -> Tensor | None:
-    """The part of the sample argument that follows x_t, as in EXTRA_INPUT[name]; None if there is none."""
+    """Return the part of the sample argument that follows x_t, as in EXTRA_INPUT[name]; None if nothing follows."""
     dims, dim = EXTRA_INPUT.get(name, (0, 0))
     if not isinstance(argument, Tensor) or not argument.ndim == x.ndim == dims or argument.shape[dim] <= x.shape[dim]:
         return None
@@ -44,7 +44,7 @@ def extra_input_of(name: str, argument: Any, x: Tensor) -> Tensor | None:
 
 
 def denoiser_input(name: str, x: Tensor, extra: Tensor | None = None) -> Any:
-    """The denoiser's sample argument. extra: the extra input, for names in EXTRA_INPUT."""
+    """Return the denoiser's sample argument for x_t. extra: the extra input, needed for names in EXTRA_INPUT."""
     if name in INPUT:
         return INPUT[name](x)
     assert extra is not None, "the condition lacks its extra input"
@@ -52,14 +52,14 @@ def denoiser_input(name: str, x: Tensor, extra: Tensor | None = None) -> Any:
 
 
 def _only_frame(x: Tensor) -> Tensor:
-    """[B, C, 1, H, W] -> [B, C, H, W]"""
+    """Remove the frame dimension: [B, C, 1, H, W] -> [B, C, H, W]."""
     if x.ndim != 5 or x.shape[2] != 1:
         raise ValueError(f"{tuple(x.shape)} is not a video of one frame")
     return x[:, :, 0]
 
 
 def _first(out: Tensor, x: Tensor, dims: int) -> Tensor:
-    """The part of the output that belongs to x_t, for outputs with more channels or tokens than x_t."""
+    """Return the part of the output that belongs to x_t, for outputs with more channels or tokens than x_t."""
     if out.ndim != dims or out.shape[1] <= x.shape[1]:
         raise ValueError(f"{tuple(out.shape)} holds nothing beyond {tuple(x.shape)}")
     return out[:, : x.shape[1]]
@@ -87,13 +87,13 @@ CLOCKS_OF = {"epsilon": ("index",), "v_prediction": ("index",), "flow": ("sigma"
 
 
 def pack(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> tokens [B, H/2 * W/2, 4 C], each a 2 x 2 square, channel slowest."""
+    """Pack [B, C, H, W] into tokens [B, H/2 * W/2, 4 C], each a 2 x 2 square, channel slowest."""
     b, c, h, w = x.shape
     return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), 4 * c)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack` for a grid of height x width cells."""
+    """Invert `pack` for a grid of height x width cells."""
     b, _, c = tokens.shape
     squares = tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
@@ -113,7 +113,7 @@ def _per_channel(values: Any, like: Tensor) -> Tensor:
 
 
 def _per_square(values: Tensor, like: Tensor) -> Tensor:
-    """[4 C], a value for each cell of a 2 x 2 square, channel slowest -> [1, C, H, W]."""
+    """Repeat [4 C], the values of a 2 x 2 square (channel slowest), over the grid: [1, C, H, W]."""
     height, width = like.shape[-2:]
     return values.to(like).view(1, -1, 2, 2).repeat(1, 1, height // 2, width // 2)
 
@@ -136,7 +136,7 @@ AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
 
 
 def stacked(out: Any) -> Tensor:
-    """A denoiser's output as one tensor: unwraps ModelOutput and tuples, stacks a list with one entry per sample."""
+    """Return a denoiser's output as one tensor: unwrap ModelOutput and tuples, stack a list with an entry per sample."""
     while not isinstance(out, Tensor):
         if isinstance(out, list):
             return torch.stack(out)
@@ -145,9 +145,9 @@ def stacked(out: Any) -> Tensor:
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """True if two tensors, or lists of tensors, agree in shape and, relative to b's elements, in value.
+    """True if two tensors, or lists of tensors, have equal shapes and, relative to b's elements, close values.
 
-    With a wide tolerance, small elements still distinguish an offset from none.
+    Because small elements get a small tolerance, an offset is found even with a wide one.
     """
     if isinstance(a, list) or isinstance(b, list):
         both = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
@@ -160,5 +160,5 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Relative difference allowed between two computations of the same numbers."""
+    """Return the relative difference allowed between two computations of the same numbers."""
     return 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2

@@ -1,9 +1,9 @@
-"""Prove what the network predicts: the scheduler's own numbers must follow from alphas_cumprod (or sigma) and the type.
+"""Prove what the network predicts: the scheduler's own numbers must follow from alphas_cumprod (or sigma) and that type.
 
 With x = a0 x0 + b0 noise (VP: a0 = sqrt(abar), b0 = sqrt(1 - abar); flow: a0 = 1 - sigma, b0 = sigma) and a
 prediction, every scheduler step that is deterministic and of first order lands on a x0 + b noise with
 a^2 + b^2 = 1 (VP; DDIM, eq. 12 of arXiv 2010.02502) or, for flow, a = 1 - sigma', b = sigma'. Only the right
-prediction type gives such a and b. Other steps must expose their x0 in some other way.
+prediction type gives such a and b. A scheduler with other kinds of steps must expose its x0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
 def declared(pipe: Any) -> str:
-    """The prediction type that the pipeline's scheduler declares. Raises CaptureError for unsupported types."""
+    """Return the prediction type that the pipeline's scheduler declares. Raises CaptureError for unsupported types."""
     scheduler, config = pipe.scheduler, pipe.scheduler.config
     name = type(scheduler).__name__
     if "sigma_data" in config:
@@ -42,7 +42,7 @@ def declared(pipe: Any) -> str:
 
 
 def log_sigma_at(scheduler: Any, time: float) -> float:
-    """log sqrt((1 - abar) / abar) at an index, linear between integers as in diffusers' sigma_to_t."""
+    """Return log sqrt((1 - abar) / abar) at an index, linear between integers as in diffusers' sigma_to_t."""
     abar = scheduler.alphas_cumprod.cpu().double()
     low = min(int(time), len(abar) - 1)
     high = min(low + 1, len(abar) - 1)
@@ -51,10 +51,10 @@ def log_sigma_at(scheduler: Any, time: float) -> float:
 
 
 def noise_level(pipe: Any, prediction: str, step: Step) -> float:
-    """sigma of x_t: 0..1 for flow, noise over signal for VP.
+    """Return the sigma of x_t: 0..1 for flow, noise over signal for VP.
 
-    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is the exact one. If it is
-    more than a step away from alphas_cumprod (interpolated half steps), alphas_cumprod holds.
+    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is exact and is used. If it
+    is more than a step away from that of alphas_cumprod (interpolated half steps), the latter is used.
     """
     if prediction == "flow":
         return step.time / pipe.scheduler.config.num_train_timesteps
@@ -65,7 +65,7 @@ def noise_level(pipe: Any, prediction: str, step: Step) -> float:
 
 
 def mixture(prediction: str, sigma: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Coefficients (of x0, of noise) in x_t and in the prediction."""
+    """Return the coefficients (of x0, of noise) in x_t and in the prediction."""
     if prediction == "flow":
         return (1 - sigma, sigma), (-1.0, 1.0)
     root = math.sqrt(1 + sigma**2)
@@ -76,7 +76,7 @@ def mixture(prediction: str, sigma: float) -> tuple[tuple[float, float], tuple[f
 def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Tensor], exploding: bool) -> None:
     """Raise CaptureError unless the scheduler's numbers follow from `prediction`.
 
-    states: x_t of each step. exploding: the scheduler's own sample is x_t * sqrt(1 + sigma^2).
+    states: x_t of each step. exploding: True if the scheduler's own sample is x_t * sqrt(1 + sigma^2).
     """
     following: list[Step | None] = [*record.steps[1:], None]
     for step, after, x_t in zip(record.steps, following, states, strict=True):
@@ -93,7 +93,7 @@ def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Te
 
 
 def prove_chain(pipe: Any, record: Record) -> None:
-    """Raise CaptureError if a step does not begin at the sample that the previous step returned."""
+    """Raise CaptureError if a step does not begin with the sample that the previous step returned."""
     for step, following in itertools.pairwise(record.steps):
         if not same(following.before, step.after, _limit(step.after)):
             raise CaptureError(
@@ -108,7 +108,7 @@ def _limit(x: Tensor) -> float:
 
 
 def _exposes_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
-    """True if a clean sample (or noise) that the scheduler derived equals ours."""
+    """True if a clean sample (or noise) that the scheduler derived equals the one that `prediction` implies."""
     derived = [tensor for tensor in (step.original, step.converted) if tensor is not None and tensor.shape == x_t.shape]
     (sx, nx), (sp, np_) = mixture(prediction, sigma)
     determinant = sx * np_ - nx * sp
@@ -127,7 +127,7 @@ def _exposes_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
 def _first_order(
     pipe: Any, prediction: str, sigma: float, x_t: Tensor, step: Step, following: Step | None, exploding: bool
 ) -> bool:
-    """True if the step went to a x0 + b noise on the schedule's own curve."""
+    """True if the step ended at a x0 + b noise with (a, b) on the schedule's own curve."""
     limit = _limit(x_t)
     basis = torch.stack([tensor.cpu().double().flatten() for tensor in (x_t, step.model_output)], dim=1)
     after = step.after.cpu().double().flatten()

@@ -18,7 +18,7 @@ from prefkit.registry import nearest
 
 
 class StopCall(Exception):
-    """Ends a pipeline's call early and carries a value out of it."""
+    """Raised to end a pipeline's call early and to carry a value out of it."""
 
     def __init__(self, value: Any = None) -> None:
         self.value = value
@@ -46,11 +46,11 @@ class Record:
     images: list[Any] = field(default_factory=list)
 
 
-_signature = functools.cache(inspect.signature)  # a third of a millisecond each time, twice a denoising step
+_signature = functools.cache(inspect.signature)  # inspecting takes a third of a millisecond, twice per denoising step
 
 
 def bind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Positional and keyword arguments of a call of `net` as one dict by name.
+    """Return the positional and keyword arguments of a call to `net` as one dict by name.
 
     Names come from the forward of the network's class, regardless of torch.compile or adapters on the instance.
     """
@@ -63,7 +63,7 @@ def bind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict
 
 @contextmanager
 def replaced(owner: Any, name: str, substitute: Any) -> Iterator[None]:
-    """Replace an attribute of the instance `owner` temporarily. A method keeps its signature: pipelines inspect it."""
+    """Temporarily replace an attribute of the instance `owner`. A method keeps its signature: pipelines inspect it."""
     original, before = getattr(owner, name), vars(owner).get(name)
     if callable(original):
         substitute = functools.wraps(original)(functools.partial(substitute))
@@ -75,7 +75,7 @@ def replaced(owner: Any, name: str, substitute: Any) -> Iterator[None]:
 
 
 def check_call_arguments(pipe: Any, names: Iterable[str]) -> None:
-    """Raise UsageError for a name that the call of `pipe` (a pipeline or its class) does not take."""
+    """Raise UsageError for an argument name that the call of `pipe` (a pipeline or its class) does not take."""
     kind = pipe if isinstance(pipe, type) else type(pipe)
     known = list(inspect.signature(kind.__call__).parameters)[1:]
     unknown = sorted(set(names) - set(known))
@@ -87,7 +87,7 @@ def check_call_arguments(pipe: Any, names: Iterable[str]) -> None:
 
 
 def run_pipeline(pipe: Any, call: Mapping[str, Any]) -> Any:
-    """pipe(**call) without gradients. Raises CaptureError if the pipeline cannot work with these arguments."""
+    """Run `pipe(**call)` without gradients. Raises CaptureError if the pipeline cannot work with these arguments."""
     try:
         with torch.no_grad():
             return pipe(**call)
@@ -95,7 +95,7 @@ def run_pipeline(pipe: Any, call: Mapping[str, Any]) -> Any:
         raise CaptureError(
             f"{type(pipe).__name__} could not be run on prompts alone: {type(error).__name__}: {error}. Put its other "
             "arguments into generate.NAME.call or, if they differ between requests, into model.inputs; a model without "
-            "prompts needs a family."
+            "prompts needs its own family plug-in."
         ) from error
 
 
@@ -135,7 +135,8 @@ class _Recorder:
         if len(self.pending) != 1:
             raise CaptureError(
                 f"{type(self.pipe).__name__} called its {self.denoiser} {len(self.pending)} times before one scheduler "
-                "step; only one call a step is supported. Disable the option that adds calls, or write a family."
+                "step; only one call per step is supported. Disable the option that adds calls, or write a family "
+                "plug-in."
             )
         arguments, output = self.pending.pop()
         before, prediction = sample.detach().clone(), model_output.detach().clone()
@@ -175,6 +176,6 @@ def _original(result: Any) -> Tensor | None:
 
 
 def _sigma(scheduler: Any) -> float | None:
-    """Noise level of the step just made, for schedulers that index a list of sigmas."""
+    """Return the noise level of the step just made, for schedulers that index a list of sigmas."""
     index, sigmas = getattr(scheduler, "step_index", None), getattr(scheduler, "sigmas", None)
     return None if index is None or sigmas is None else float(sigmas[index - 1])

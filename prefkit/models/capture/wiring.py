@@ -11,16 +11,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Wiring:
-    """The connections between a pipeline's scheduler, denoiser and VAE. Every field reproduced recorded numbers."""
+    """The connections between a pipeline's scheduler, denoiser and VAE. Every map named here reproduced recorded numbers."""
 
     pipeline: str  # class name of the pipeline
     denoiser: str  # component name: "unet" | "transformer"
     sample: str  # argument of the denoiser's forward that takes x_t
-    time: str  # argument that takes the time
+    time: str  # argument of the denoiser's forward that takes the time
     state: str  # scheduler's sample -> x_t, a name in maps.STATE
-    input: str  # x_t -> argument, a name in maps.INPUT or maps.EXTRA_INPUT
+    input: str  # x_t -> sample argument, a name in maps.INPUT or maps.EXTRA_INPUT
     output: str  # network output -> scheduler's model_output, a name in maps.OUTPUT
-    clock: str  # schedule time -> argument, a name in maps.CLOCK
+    clock: str  # schedule time -> time argument, a name in maps.CLOCK
     layout: str  # final latents -> grid of the VAE, a name in maps.LAYOUT
     affine: str  # grid -> input of vae.decode, a name in maps.AFFINE
     downscale: int  # pixels per cell of the VAE's latents

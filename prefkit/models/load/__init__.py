@@ -1,1 +1,1 @@
-"""Loading of pipelines and weights from disk or the Hub: folders, single files, revisions, results of training."""
+"""Load pipelines and weights from disk or the Hub: folders, single files, revisions, trained models."""

@@ -1,4 +1,4 @@
-"""Checks of a pipeline folder before anything is loaded: its parts, the files of each, and their variant."""
+"""Check a pipeline folder before anything is loaded: its parts, the weight files of each part, and their variant."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ COPY_AGAIN = "Copy or download the whole pipeline again."
 
 
 def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
-    """The variant (fp16) to load a local pipeline folder in: None if it has plain weights, or is not a local folder.
+    """Return the weight variant (fp16) of a local pipeline folder; None for plain weights, or if it is not a folder.
 
-    wanted: of PARTS; the weights of the others may be missing. Raises UsageError for a component that is missing, or
-    whose weights are missing, incomplete or pickles.
+    wanted: those of PARTS to load; the weights of other parts may be missing. Raises UsageError for a component that is
+    missing, or whose weights are missing, incomplete or pickles.
     """
     folder = Path(source)
     if not folder.is_dir():
         return None
-    variants: dict[str, set[str]] = {}  # of components without plain weights
+    variants: dict[str, set[str]] = {}  # for components without plain weights
     for name, entry in _index(folder).items():
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)):
             continue
@@ -51,13 +51,13 @@ def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
     if not common:
         parts = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in variants.items())
         raise UsageError(
-            f"{source}: its parts hold weights of different variants only ({parts}). Download one variant."
+            f"{source}: its parts have no weight variant in common ({parts}). Download all parts in one variant."
         )
     return "fp16" if "fp16" in common else min(common)
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a local pipeline folder. Raises UsageError."""
+    """Read model_index.json in a local pipeline folder. Raises UsageError."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if not isinstance(index, dict):
@@ -69,7 +69,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _variants(folder: Path, source: str) -> set[str | None]:
-    """Variants of the weights in a component's folder; None is the plain one. Raises UsageError."""
+    """Return the variants of the weights in a component's folder; None means plain weights. Raises UsageError."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     for name in names:
         if SHARDS.fullmatch(name):
@@ -102,7 +102,7 @@ def _check_shards(index: Path) -> None:
 
 
 def not_a_pipeline(folder: Path) -> str:
-    """An error message for a folder without model_index.json: its actual content, and the path to give."""
+    """Return the error message for a folder without model_index.json: its actual content, and the path to give."""
     names = {path.name for path in folder.iterdir()}
     give = (
         "Give the folder that save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes "
@@ -121,7 +121,7 @@ def not_a_pipeline(folder: Path) -> str:
 
 
 def check_call(model: Model, names: Collection[str]) -> None:
-    """Raise UsageError for a name that the call of a local folder's pipeline does not take."""
+    """Raise UsageError for an argument name that the pipeline's call does not take. Checks local folders only."""
     import diffusers
 
     from prefkit.models.capture.record import check_call_arguments

@@ -48,26 +48,26 @@ def load_pipeline(
     quantize: str | None = None,
     vae_tiling: bool = False,
 ) -> Any:
-    """A DiffusionPipeline on `device`, weights from safetensors.
+    """Load a DiffusionPipeline onto `device`, with weights from safetensors files.
 
-    adapters   LoRA by path or Hub id -> weight, loaded as adapters start0, start1, ... in this order
-    scheduler  class name of a diffusers scheduler to use instead, made from the old one's config; clip_sample (made for
-               pixels, and on by default in some) is off unless that config mentions it
-    parts      of {"denoiser", "vae", "text"}, default all. Text encoders left out are None; a denoiser or VAE left
-               out is on the meta device: configuration and shapes without weights
-    config     for a single file: a pipeline folder or Hub id of the same kind to take configuration from
-    sequential_offload    load each part when it is called, instead of the previous one (models/offload.py); ignored for a
+    adapters   path or Hub id of a LoRA -> its weight; loaded in this order as adapters start0, start1, ...
+    scheduler  class name of a diffusers scheduler that replaces the pipeline's own and takes over its config;
+               clip_sample (meant for pixels, and on by default in some classes) is off unless that config sets it
+    parts      those of {"denoiser", "vae", "text"} to load, default all. Text encoders left out are None; a denoiser or
+               VAE left out is on the meta device: configuration and shapes without weights
+    config     for a single file: folder or Hub id of a pipeline of the same kind, which provides the configuration
+    sequential_offload    load each part when it is called and free the previous part (models/offload.py); ignored for a
                single file, which is loaded at once
-    quantize   the denoiser's linear layers as nf4, int8 or fp8 (models/quantize.py)
+    quantize   store the denoiser's linear layers in nf4, int8 or fp8 (models/quantize.py)
     vae_tiling encode and decode large images in tiles
     Raises UsageError for a missing path, a folder that is not a pipeline, unknown names, missing safetensors;
-    TrainingError for an adapter that changes a text encoder which is left out.
+    TrainingError for an adapter that changes a text encoder that is left out.
     """
     _silence_libraries()
     torch_dtype = dtype_of(dtype)
     wanted = set(PARTS if parts is None else parts)
     if wanted - set(PARTS):
-        raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose of {', '.join(PARTS)}.")
+        raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose from {', '.join(PARTS)}.")
     source = located(base)
     variant = _check_source(source, wanted)
     check_quantize(quantize, device)
@@ -96,7 +96,7 @@ def load_pipeline(
 
 
 def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, where: tuple[Any, ...]) -> Any:
-    """A pipeline whose parts are on the meta device until they are called. where: source, revision, dtype, device."""
+    """Open a pipeline with parts on the meta device until they are called. where: source, revision, dtype, device."""
     from prefkit.models.offload import SequentialOffload, cache_prompts, meta_components
 
     source, revision, dtype, device = where
@@ -113,17 +113,17 @@ def _enable_tiling(pipe: Any) -> None:
     except (AttributeError, NotImplementedError) as error:
         kind = type(getattr(pipe, "vae", None)).__name__
         raise UsageError(
-            f"model.vae_tiling: the VAE of {type(pipe).__name__} ({kind}) has no tiles. Remove the key."
+            f"model.vae_tiling: the VAE of {type(pipe).__name__} ({kind}) does not support tiling. Remove the key."
         ) from error
 
 
 def model_arguments(model: Model) -> dict[str, Any]:
-    """The arguments of load_pipeline that the recipe's `model` sets."""
+    """Return the arguments of load_pipeline that the recipe's `model` sets."""
     return {field.name: getattr(model, field.name) for field in fields(model) if field.name != "inputs"}
 
 
 def denoiser_name(pipe: Any) -> str:
-    """ "unet" or "transformer". Raises CaptureError for none, or two (Wan 2.2 and the like)."""
+    """Return "unet" or "transformer". Raises CaptureError if the pipeline has no denoiser, or two (as Wan 2.2 has)."""
     components = sorted(name for name, component in pipe.components.items() if isinstance(component, torch.nn.Module))
     denoisers = [name for name in components if re.fullmatch(r"(unet|transformer)(_\w+)?", name)]
     if len(denoisers) != 1 or denoisers[0] not in ("unet", "transformer"):
@@ -132,13 +132,13 @@ def denoiser_name(pipe: Any) -> str:
         )
         raise CaptureError(
             f"{type(pipe).__name__} {problem} (components: {', '.join(components)}); exactly one is supported. "
-            "Such a model needs a family of its own."
+            "Such a model needs a family plug-in of its own."
         )
     return denoisers[0]
 
 
 def check_model(model: Model, device: str, dtype: str = "float32", scheduler: str | None = None) -> None:
-    """Make all checks of load_pipeline that need no weights. Raises UsageError."""
+    """Run the checks of load_pipeline that need no weights. Raises UsageError."""
     dtype_of(dtype)
     source = located(model.base)
     _check_source(source, PARTS)
@@ -160,7 +160,7 @@ def _looks_local(source: str) -> bool:
 
 
 def _check_source(source: str, wanted: Collection[str]) -> str | None:
-    """The variant to load a local folder in. Raises UsageError for a source that is not a pipeline."""
+    """Return a local folder's weight variant (variant_of). Raises UsageError for a source that is not a pipeline."""
     path = Path(source)
     if path.is_dir() and not (path / INDEX).is_file():
         raise UsageError(not_a_pipeline(path))
@@ -179,13 +179,13 @@ def _from_pretrained(
     variant: str | None,
     arguments: Callable[[], dict[str, Any]],
 ) -> Any:
-    """Load a folder or Hub id. arguments: further ones of from_pretrained (replaced components). Raises UsageError."""
+    """Load a folder or Hub id. arguments: returns more from_pretrained arguments (components). Raises UsageError."""
     from diffusers import DiffusionPipeline
 
     if variant is not None:
         output.note(f"model: {source} holds weights of the variant {variant} only; they are read as {dtype}.")
     try:
-        # diffusers warns of a small VAE that replaces the usual one, but the capture proves that the parts fit together
+        # diffusers warns if a small VAE replaces the usual one, but the capture proves that the parts fit together
         with _without_warning("diffusers.pipelines.pipeline_utils", "Expected types for"):
             return DiffusionPipeline.from_pretrained(
                 source,
@@ -203,7 +203,7 @@ def _from_pretrained(
 def _load_part(
     load: Callable[..., Any], adapters: Mapping[str, float] | None, part: str, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The modules of a part by component name. load: load_pipeline with its other arguments."""
+    """Load the modules of a part, by component name. load: load_pipeline with its other arguments already set."""
     name = str(dtype).removeprefix("torch.")
     pipe = load(parts={part}, dtype=name, adapters=adapters if part == "denoiser" else None)
     return {name: module for name, module in pipe.components.items() if part_of(name) == part and module is not None}
@@ -252,7 +252,7 @@ def _set_eval(pipe: Any) -> None:
 
 
 def _adapter_file(source: str) -> Path:
-    """The file of an adapter that is given as a file, a folder or a Hub id. Raises UsageError."""
+    """Return the file of an adapter that is given as a file, a folder or a Hub id. Raises UsageError."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -263,7 +263,7 @@ def _adapter_file(source: str) -> Path:
         files = sorted(file.name for file in path.glob("*.safetensors"))
         if ADAPTER_FILE not in files and len(files) != 1:
             content = f"several adapters: {', '.join(files)}" if files else "no .safetensors file"
-            raise UsageError(f"the adapter folder {source} holds {content}. Give the file.")
+            raise UsageError(f"the adapter folder {source} holds {content}. Give the path of one adapter file.")
         return path / (ADAPTER_FILE if ADAPTER_FILE in files else files[0])
     try:
         return Path(huggingface_hub.hf_hub_download(source, ADAPTER_FILE))
@@ -277,7 +277,7 @@ def _adapter_file(source: str) -> Path:
 
 
 def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
-    """Load one LoRA of any layout that diffusers reads."""
+    """Load one LoRA file in any layout that diffusers reads."""
     source = str(path.parent)
     settings: dict[str, Any] = {"use_safetensors": True, "weight_name": path.name}
     net = getattr(pipe, denoiser)
@@ -286,7 +286,7 @@ def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
         return
     config = (
         {"unet_config": net.config} if denoiser == "unet" else {}
-    )  # other programs number SDXL's blocks differently
+    )  # other programs number SDXL's blocks differently from diffusers
     result: Any = pipe.lora_state_dict(source, **settings, **config)
     state, alphas = result[:2] if isinstance(result, tuple) else (result, None)
     others = sorted({key.split(".")[0] for key in state if key.startswith("text_encoder")})
@@ -301,14 +301,14 @@ def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
 
 def text_adapter_error(component: str) -> TrainingError:
     return TrainingError(
-        f"one of the start's adapters also changes {component}; prefkit trains and exports adapters of the "
-        "denoiser only. Fuse that adapter into the pipeline (fuse_lora, save_pretrained) and start from it."
+        f"an adapter in model.adapters also changes {component}, but prefkit trains and exports adapters of the "
+        "denoiser only. Fuse it into the pipeline (fuse_lora, save_pretrained) and set the result as model.base."
     )
 
 
 @contextmanager
 def _without_warning(logger: str, start: str) -> Iterator[None]:
-    """Suppress warnings of a library that start with `start` temporarily."""
+    """Temporarily suppress a library's warnings that start with `start`. logger: name of the library's logger."""
 
     def other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(start)
@@ -321,13 +321,13 @@ def _without_warning(logger: str, start: str) -> Iterator[None]:
 
 
 def silence_bars(*libraries: str) -> None:
-    """Disable the loading bars of these libraries (default: transformers) outside of a terminal."""
+    """Disable the loading bars of these libraries (default: transformers) unless stderr is a terminal."""
     if not sys.stderr.isatty():
         for name in libraries or ("transformers",):
             importlib.import_module(f"{name}.utils.logging").disable_progress_bar()
 
 
-#: start of the libraries' warnings about each truncated prompt; prefkit counts them instead (models/long_prompts.py)
+#: start of the libraries' warnings about each truncated prompt; prefkit counts them itself (models/long_prompts.py)
 TRUNCATION = ("The following part of your input was truncated", "Token indices sequence length is longer")
 
 
@@ -343,5 +343,5 @@ def _no_truncation(record: logging.LogRecord) -> bool:
 
 
 def _short(error: Exception) -> str:
-    """The start of another library's message, as one paragraph."""
+    """Return the start of another library's error message, on one line."""
     return " ".join(str(error).split())[:400]

@@ -1,4 +1,4 @@
-"""Revision of weights: the commit of a Hub id, or a hash of a local model's files."""
+"""Identify a model's weights by the commit of a Hub id, or by a hash of a local model's files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model", ".
 
 
 def weights_revision(base: str | Path, revision: str | None = None) -> str:
-    """Commit sha of a Hub id, or a hash of names and contents of a local model's (or adapter's) files.
+    """Return the commit SHA of a Hub id, or a hash of the file names and contents of a local model or adapter.
 
     Raises DamagedError if a file in a folder that prefkit wrote is missing or has changed.
     """
@@ -40,7 +40,7 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
 
 
 def base_revision(model: Model) -> dict[str, Any]:
-    """Revision of the base, of a single file's configuration ("config", if set), "quantize" and "vae_tiling" if set."""
+    """Return the revision of the base and, if set, of a single file's configuration, with "quantize", "vae_tiling"."""
     config = {} if model.config is None else {"config": weights_revision(model.config)}
     bits = {} if model.quantize is None else {"quantize": model.quantize}
     tiles = {"vae_tiling": True} if model.vae_tiling else {}
@@ -73,7 +73,7 @@ def _commit(repository: str, revision: str | None) -> str:
         if sha is None:
             raise UsageError(
                 f"{repository} does not exist as a path or in the local Hub cache, and the Hub did not answer "
-                f"({type(error).__name__}). Check the name, the network, or your access to it."
+                f"({type(error).__name__}). Check the name, the network, and your access to this repository."
             ) from error
     assert sha is not None
     return sha

@@ -1,4 +1,4 @@
-"""A result of training as a model block, and the record of its training data."""
+"""Use the result of a training as the recipe's `model`, and record what it was trained on."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prefkit.store.files import read_json, write_json
 from prefkit.types import caption_key, digest
 
 TRAINED_ON = "trained_on.json"
-WEIGHTS = ("base", "config", "quantize")  # the parts of a revision that an adapter depends on
+WEIGHTS = ("base", "config", "quantize")  # the keys of base_revision that an adapter depends on
 
 
 def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
-    """The model in train/<name>/final of a run: the base with the exported adapter, or the new pipeline folder.
+    """Return the model in a run's train/<name>/final: the base with the exported adapter, or the new pipeline folder.
 
-    model: the block that the training started from. An exported adapter includes the start's adapters, so it replaces
-    them. Raises UsageError for a training without a result (yet), or from another base.
+    model: the recipe's `model`, from which the training started. An exported adapter includes this model's adapters, so
+    it replaces them. Raises UsageError if the training has no result yet, or started from a different base.
     """
     folder = Path(store_folder) / "train" / name
     final = folder / "final"
@@ -36,15 +36,15 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
         return replace(model, base=str(final), revision=None, adapters={}, config=None)
     known = sorted(path.parent.name for path in folder.parent.glob("*/final"))
     raise NotYet(
-        f"train/{name} of {store_folder} has no result (results: {', '.join(known) or 'none'}). Run `prefkit train`, "
-        "or let it finish.",
+        f"train/{name} of {store_folder} has no result (existing results: {', '.join(known) or 'none'}). Run "
+        "`prefkit train`, or let it finish.",
         "train",
         [name],
     )
 
 
 def _check_base(folder: Path, model: Model) -> None:
-    """Raise UsageError for training from another base: the adapter would not fit, and a comparison would mislead."""
+    """Raise UsageError if the training had another base: its adapter would not fit, and comparisons would mislead."""
     start = read_json(folder / "spec.json")["model"]
     then, now = ({k: v for k, v in of.items() if k in WEIGHTS} for of in (start, base_revision(model)))
     if then != now:
@@ -55,7 +55,7 @@ def _check_base(folder: Path, model: Model) -> None:
 
 
 def caption_hash(caption: str) -> str:
-    """The hash used in trained_on.json, equal for prompts that count as the same."""
+    """Return the hash used in trained_on.json, which is equal for prompts that count as the same."""
     return digest(caption_key(caption))
 
 
@@ -64,7 +64,7 @@ def write_trained_on(
 ) -> None:
     """Write `folder`/trained_on.json, merged with the records of the model that the training started from.
 
-    scorers: names of the scores that the pairs were chosen by, None if unknown.
+    scorers: names of the scores by which the pairs were chosen, None if unknown.
     """
     hashes, names = {caption_hash(caption) for caption in captions}, None if scorers is None else set(scorers)
     for start in (model.base, *model.adapters):
@@ -77,10 +77,10 @@ def write_trained_on(
 
 
 def trained_on(folder: str | Path) -> dict[str, Any] | None:
-    """The training data of train/<name>, None without a record (trained elsewhere, or by an older version).
+    """Return the record of what train/<name> was trained on, None without one (trained elsewhere or by an old version).
 
-    captions: caption_hash of each; scorers: names of the scores that the pairs were chosen by, None if the pairs had no
-    score_0_<name> columns; base: revision of the model that the training started from.
+    captions: each caption's caption_hash; scorers: names of the scores by which the pairs were chosen, None if the
+    pairs had no score_0_<name> columns; base: revision of the model that the training started from.
     """
     path = Path(folder) / TRAINED_ON
     return read_json(path) if path.is_file() else None

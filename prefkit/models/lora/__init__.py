@@ -1,1 +1,1 @@
-"""LoRA adapters: added to a denoiser, read whole or refused, and written as other programs read them."""
+"""LoRA adapters: add them to a denoiser, read them completely or refuse them, and write them for other programs."""

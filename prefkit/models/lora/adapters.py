@@ -1,8 +1,8 @@
 """LoRA on a denoiser: add, continue, stack, and export in diffusers' file format.
 
 An export is always one file. A single adapter is written unchanged, with its configuration, so that an alpha other than
-the rank loads right. Several are joined along the rank, sum_i s_i B_i A_i = [s_1 B_1, ...] [A_1; ...], which is exact,
-with alpha = rank.
+the rank is loaded correctly. Several adapters are joined along the rank with alpha = rank, which is exact:
+sum_i s_i B_i A_i = [s_1 B_1, ...] [A_1; ...].
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 
 
 def lora_layers(net: Any) -> Iterator[tuple[str, Any]]:
-    """(module name, peft layer) of every layer that carries an adapter."""
+    """Iterate over (module name, peft layer) for every layer that has an adapter."""
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in net.named_modules() if isinstance(module, LoraLayer))
 
 
 def active_adapters(net: Any) -> list[str]:
-    """Names of the adapters that take part in a forward, in order."""
+    """Return the names of the adapters that take part in a forward pass, in order."""
     return list(dict.fromkeys(name for _, layer in lora_layers(net) for name in layer.active_adapters))
 
 
 @contextmanager
 def layers_active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
-    """Activate exactly these adapters temporarily; gradients stay unchanged, unlike with peft's set_adapter.
+    """Temporarily activate only the adapters `names`. Unlike peft's set_adapter, this leaves requires_grad unchanged.
 
-    With the start's adapters, the same network is its own frozen reference. layers: those of lora_layers, listed once:
-    finding them requires a walk through the network.
+    With only the adapters that training started from, the network is its own frozen reference. layers: those from
+    lora_layers, listed once by the caller, because finding them walks through the whole network.
     """
     before = [layer._active_adapter for layer in layers]
     for layer in layers:
@@ -56,7 +56,7 @@ def layers_active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]
 def add_lora(
     net: Any, rank: int, alpha: float, targets: Sequence[str] | None = None, dropout: float = 0.0, seed: int = 0
 ) -> int:
-    """Stack a new float32 adapter on `net` and its existing adapters; everything else is frozen.
+    """Add a new float32 adapter to `net`, on top of its existing adapters, and freeze everything else.
 
     B starts at zero, so the network's output does not change. targets: suffixes of module names, default the attention
     projections. Returns the number of trainable parameters. Raises TrainingError if no module matches.
@@ -64,7 +64,9 @@ def add_lora(
     from peft import LoraConfig
 
     if not hasattr(net, "add_adapter"):
-        raise TrainingError(f"{type(net).__name__} takes no adapters in diffusers; train full weights (lora: null).")
+        raise TrainingError(
+            f"{type(net).__name__} does not support adapters in diffusers. Train full weights: lora: null."
+        )
     start = active_adapters(net)
     config = LoraConfig(
         r=rank,
@@ -81,15 +83,15 @@ def add_lora(
             linear = {path.rpartition(".")[2] for path, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
             raise TrainingError(
                 f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; set lora.targets "
-                f"to modules of this network. Its linear ones end in {', '.join(sorted(linear))}."
+                f"to modules of this network. Its linear modules end in {', '.join(sorted(linear))}."
             ) from error
     return _train_only(net, [*start, POLICY])
 
 
 def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
-    """Train a copy of a loaded adapter instead of it; the loaded one stays frozen, as (part of) the reference.
+    """Copy the loaded adapter `start` and train the copy; the loaded adapter stays frozen, as (part of) the reference.
 
-    dropout: of the copy, regardless of the loaded one's. Returns the number of trainable parameters.
+    dropout: the copy's dropout, which replaces that of the loaded adapter. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
     net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
@@ -116,7 +118,7 @@ def _train_only(net: Any, active: Sequence[str]) -> int:
 
 
 def lora_state(net: Any, name: str = POLICY) -> dict[str, Tensor]:
-    """An adapter's weights by "module.lora_A.weight", not copied."""
+    """Return an adapter's weights, not copied, by name ("module.lora_A.weight")."""
     state = {}
     for path, layer in lora_layers(net):
         if name in layer.lora_A:
@@ -131,7 +133,7 @@ def load_lora_state(net: Any, state: dict[str, Tensor]) -> None:
     differing = sorted(weights.keys() ^ state.keys())
     if differing:
         raise TrainingError(
-            f"the saved adapter is of another network: {len(differing)} keys differ, as {differing[0]}."
+            f"the saved adapter belongs to another network: {len(differing)} keys differ, such as {differing[0]}."
         )
     with torch.no_grad():
         for key, tensor in weights.items():
@@ -150,7 +152,7 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
         state, config = lora_state(net, names[0]), net.peft_config[names[0]]
     else:
         state, config = _joined(net, names)
-    config = _with_dropout(config, 0.0)  # a program that loads this with diffusers would switch it on again
+    config = _with_dropout(config, 0.0)  # a program that loads this with diffusers would switch dropout on again
     settings = {f"{denoiser}.{key}": value for key, value in config.to_dict().items()}
     described = json.dumps(
         settings, default=lambda v: sorted(v) if isinstance(v, (set, frozenset)) else str(v), sort_keys=True
@@ -166,7 +168,7 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
 
 
 def _network(net: Any) -> str:
-    """Name of the network's diffusers class; sharding derives a class of its own from it."""
+    """Return the name of the network's diffusers class; a sharded network has a class derived from it."""
     kinds = type(net).__mro__
     return next((kind for kind in kinds if kind.__module__.startswith("diffusers.")), kinds[0]).__name__
 
@@ -178,7 +180,7 @@ def _with_dropout(config: Any, dropout: float) -> Any:
 
 
 def _as_configured(net: Any, name: str) -> bool:
-    """True if the adapter's strength follows from its configuration alone, without a weight."""
+    """True if the adapter's strength follows from its configuration alone, without an extra weight."""
     config = net.peft_config[name]
     if config.alpha_pattern or config.rank_pattern or config.use_rslora:
         return False
@@ -196,7 +198,7 @@ def _joined(net: Any, names: Sequence[str]) -> tuple[dict[str, Tensor], Any]:
         if not present:
             continue
         if getattr(layer, "use_dora", {}) and any(layer.use_dora.get(name) for name in present):
-            raise TrainingError(f"{path} carries a DoRA adapter, which cannot be joined with others; merge it first.")
+            raise TrainingError(f"{path} has a DoRA adapter, which cannot be joined with others; merge it first.")
         down = [layer.lora_A[name].weight.float() for name in present]
         up = [layer.lora_B[name].weight.float() * layer.scaling[name] for name in present]
         state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"] = torch.cat(down, dim=0), torch.cat(up, dim=1)

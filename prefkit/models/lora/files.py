@@ -1,11 +1,11 @@
-"""Export of a trained adapter for other programs, and the layouts of adapter files.
+"""Export a trained adapter for other programs, in one of three layouts.
 
 diffusers  the file that training writes: `unet.PATH.lora_A.weight` with its configuration as metadata
 kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for transformers the paths
            of the original code, with fused layers (lora/names.py)
-comfyui    for UNets the same; for transformers `transformer.PATH.lora_A.weight`, without an alpha
+comfyui    for UNets the same as kohya; for transformers `transformer.PATH.lora_A.weight`, without an alpha
 
-In the latter two the strength, alpha / rank, is multiplied into the weights, so that alpha = rank.
+In kohya and comfyui, the strength alpha / rank is multiplied into the weights, so that alpha = rank.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from prefkit.store.files import write_whole
 from prefkit.store.litter import sweep_beside
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-NETWORK = "network"  # key of the file's metadata: class of the denoiser
+NETWORK = "network"  # key in the file's metadata for the denoiser's class name
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(tensors, metadata) of an adapter file. Raises UsageError if it is damaged."""
+    """Return (tensors, metadata) of an adapter file. Raises UsageError if it is damaged."""
     import safetensors
 
     try:
@@ -36,14 +36,15 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise UsageError(
-            f"the adapter {path} is damaged, not a safetensors file ({error}). Copy or download it again."
+            f"the adapter {path} is damaged or not a safetensors file ({error}). Copy or download it again."
         ) from error
 
 
 def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
-    """Write the adapter of train/NAME (or its final/, or its file) into the folder `out`. Returns a summary.
+    """Write a trained adapter into the folder `out` in another layout. Returns a summary.
 
-    Raises UsageError for a missing or damaged adapter, an existing file, or a network that the layout does not know.
+    source: RUN/train/NAME, its folder final/, or the adapter file. Raises UsageError for a missing or damaged adapter,
+    an existing file, or a network that the layout does not support.
     """
     import safetensors.torch
 
@@ -52,7 +53,7 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
     if not paths:
         raise UsageError(
             f"export: {source} holds no adapter ({ADAPTER_FILE}). Give RUN/train/NAME of a finished training with "
-            "lora; full weights are a pipeline folder already."
+            "lora. A training of full weights needs no export: it writes a pipeline folder."
         )
     path = paths[0]
     name = next((p.name for p in path.parents if p.parent.name == "train"), "adapter")
@@ -106,10 +107,10 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
 
 
 def with_unit_strength(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
-    """Multiply each strength into the factors, and pad them to one rank: (down, up, strength) to (down, up) by name.
+    """Multiply each layer's strength into its factors, and pad all factors to the same rank.
 
-    diffusers misreads layers of different rank or alpha in a file without configuration (0.42.1: the names in its
-    alpha_pattern are not those of the modules).
+    layers: name -> (down, up, strength). Returns name -> (down, up). Needed because diffusers misreads layers whose
+    ranks or alphas differ in a file without configuration (0.42.1: the names in its alpha_pattern are not module names).
     """
     from torch.nn.functional import pad
 
@@ -124,7 +125,7 @@ def with_unit_strength(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str
 
 
 def even_state(state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, Any]:
-    """A kohya file as diffusers has converted it, with its alphas multiplied into the weights."""
+    """Return the state of a kohya file that diffusers has converted, with its alphas multiplied into the weights."""
     layers = {}
     for key in state:
         if ".down." in key and (up := key.replace(".down.", ".up.")) in state:
@@ -137,7 +138,7 @@ def even_state(state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str,
 
 
 def alpha_of(settings: Mapping[str, Any], net: str, path: str, rank: int) -> float:
-    """alpha of one layer such that its strength is alpha / rank."""
+    """Return one layer's alpha, defined so that its strength is alpha / rank. settings: lora_adapter_metadata."""
     config = {key.removeprefix(f"{net}."): value for key, value in settings.items() if key.startswith(f"{net}.")}
     patterns = (config.get("alpha_pattern") or {}).items()
     matching = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", path))

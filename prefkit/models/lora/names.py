@@ -1,9 +1,9 @@
-"""Names of a transformer's layers in other programs, which fuse layers that diffusers keeps separate.
+"""Names of transformer layers in other programs, which fuse layers that diffusers keeps separate.
 
 kohya    sd-scripts (networks/lora_flux.py, lora_sd3.py at 48d368fa, 2026-02) and musubi-tuner name a layer after the
          original code of FLUX and SD 3, where queries, keys and values are one layer: `lora_unet_` and the path with
-         underscores. A fused layer is written, as by them, as block-diagonal low-rank factors of n times the rank.
-comfyui  reads diffusers' own names, `transformer.PATH`, of the networks for which its loader has a map
+         underscores. As in these programs, n fused layers get block-diagonal factors of n times the rank.
+comfyui  reads diffusers' own names, `transformer.PATH`, for the networks for which its loader has a map
          (comfy/lora.py and comfy/utils.py as of 2026).
 """
 
@@ -94,19 +94,19 @@ KOHYA: dict[str, Blocks] = {
         ),
     },
 }
-#: output heights of the parts of a fused layer, in units of the network's width; 1 for each part of the others
+#: output height of a part of a fused layer, in units of the network's width; 1 for parts that are not listed
 HEIGHTS = {"proj_mlp": 4}
 
 
 def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[str, tuple[Any, Any]]:
-    """Rename the layers of a transformer from diffusers' paths to kohya's names. Factors: down [r, in], up [out, r].
+    """Rename a transformer's layers from diffusers' paths to kohya's names. Factors: down [r, in], up [out, r].
 
-    All factors have the same rank. Parts of a fused layer without an adapter get zeros. Raises UsageError for a network
-    or a layer without such a name.
+    All factors must have the same rank. If a part of a fused layer has no adapter, it gets zeros. Raises UsageError for
+    a network or a layer for which kohya has no name.
     """
     if network not in KOHYA:
         raise UsageError(
-            f"export: kohya's names are known for UNets, FLUX and SD 3, and this adapter belongs to a {network}. Use "
+            f"export: kohya's names are known for UNets, FLUX and SD 3, but this adapter belongs to a {network}. Use "
             "--as comfyui, or --as diffusers."
         )
     factors: dict[str, dict[str, tuple[Any, Any]]] = {}
@@ -118,7 +118,7 @@ def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[st
         if match is None or layer is None:
             raise UsageError(
                 f"export: kohya has no name for the layer {path} of a {network}. Use --as comfyui, or --as diffusers; "
-                "or train without it (lora.targets)."
+                "or train without that layer (lora.targets)."
             )
         name = f"lora_unet_{blocks}_{match[2]}_{layer}"
         factors.setdefault(name, {})[match[3]], fused[name] = pair, table[layer]
@@ -126,7 +126,7 @@ def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[st
 
 
 def _block_diagonal(factors: Mapping[str, tuple[Any, Any]], parts: tuple[str, ...]) -> tuple[Any, Any]:
-    """Factors of the parts of a fused layer -> factors of the layer: down stacked, up block-diagonal."""
+    """Combine the factors of a fused layer's parts into factors of the layer: down stacked, up block-diagonal."""
     if len(parts) == 1:
         return factors[parts[0]]
     import torch

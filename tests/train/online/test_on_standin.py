@@ -97,5 +97,5 @@ def test_what_cannot_be_halved_is_explained(make, monkeypatch):
     with pytest.raises(TrainingError, match=r"ran out of memory in round 1\. Try, in this order: batch_size 2 \(1/2"):
         run_train(store, recipe, "up")
     within(monkeypatch, OnlineTrainer, "_sample", lambda name, shape: name in ("convolution", "conv2d"))
-    with pytest.raises(TrainingError, match="sampling: out of memory with one of the images alone"):
+    with pytest.raises(TrainingError, match="sampling: out of memory even with a single image"):
         run_train(store, replace(recipe), "up")
