@@ -1,7 +1,7 @@
-"""Conformance test of a scorer: `prefkit score --check NAME` and prefkit.testing.check_scorer.
+"""Conformance test of a scorer, for `prefkit score --check NAME` and prefkit.testing.check_scorer.
 
-The scorer must be loaded. Values may differ by `TOLERANCE` between batches, because floating-point sums depend on their
-order.
+The scorer must be loaded. Its values may differ by up to `TOLERANCE` between calls, because the result of a
+floating-point sum depends on the order of its terms.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Answer = tuple[bool | None, str]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Result of a check. ok None: the check does not apply, for the reason in `detail`."""
+    """Result of one check. `ok` is None if the check does not apply to the scorer; `detail` then gives the reason."""
 
     name: str
     ok: bool | None
@@ -40,16 +40,16 @@ def check_scorer(
 ) -> list[Check]:
     """Run all checks on a loaded scorer.
 
-    candidates: at least two candidates with everything that the scorer requires; default: six generated images. extra:
-    the extra columns of the generated images' requests. Raises UsageError if they lack what the scorer requires.
+    candidates: at least two, with all columns that the scorer requires; if empty, six images are generated. extra:
+    extra request columns for the generated images. Raises UsageError if a candidate lacks a required column.
     """
     batch = list(candidates) or generated(extra or {})
     if len(batch) < 2:
-        raise UsageError("the check of a scorer needs at least two candidates.")
+        raise UsageError("a scorer can only be checked with at least two candidates.")
     missing = sorted({key for c in batch for key in missing_keys(scorer, c)})
     if missing:
         raise UsageError(
-            f"the scorer needs {', '.join(missing)}, which the images of the check lack. Add columns with "
+            f"the scorer needs {', '.join(missing)}, which the test images lack. Add columns with "
             "--extra '{\"name\": value}', or use a run whose candidates have them: prefkit score RUN --check NAME."
         )
     checks: dict[str, Callable[[Any, Sequence[Candidate]], Answer]] = {
@@ -74,7 +74,10 @@ def check_scorer(
 
 
 def generated(extra: Mapping[str, Any]) -> list[Candidate]:
-    """Six smooth images of six sizes, all of one request, so that scorers within requests can be checked too."""
+    """Return six candidates with generated images of different sizes.
+
+    All belong to one request, so that scorers with scope within_request can be checked too.
+    """
     import numpy as np
     from PIL import Image
 
@@ -92,14 +95,14 @@ def _check_spec(scorer: Any, batch: Sequence[Candidate]) -> Answer:
     if not spec.name or not spec.version:
         return False, "the spec has no name or no version"
     if spec != scorer.spec():
-        return False, "two calls of spec() differ, so its table would be refused on resume"
+        return False, "two calls of spec() return different specs, so prefkit would refuse to add to the score's table"
     restricted = [f"{name} ({kind})" for name in licences(scorer).values() if (kind := restriction(name)) is not None]
     low, high = spec.range
     for value in (s.value for s in _scores(scorer, batch) if s.value is not None):
         if (low is not None and value < low) or (high is not None and value > high):
-            return False, f"{value:g} is outside of its range {low} to {high}"
+            return False, f"the value {value:g} is outside of the scorer's range, {low} to {high}"
     licence = f"licence: {spec.licence or 'unknown'}"
-    return True, licence + (f"; to be accepted: {', '.join(restricted)}" if restricted else "")
+    return True, licence + (f"; the user must accept: {', '.join(restricted)}" if restricted else "")
 
 
 def _check_length(scorer: Any, batch: Sequence[Candidate]) -> Answer:
@@ -127,7 +130,7 @@ def _check_order(scorer: Any, batch: Sequence[Candidate]) -> Answer:
 
 def _check_batches(scorer: Any, batch: Sequence[Candidate]) -> Answer:
     if scorer.scope == "within_request":
-        return None, "it scores whole requests"
+        return None, "the scorer gets whole requests, which are not split into batches"
     scores = _scores(scorer, batch)
     for size in (1, 2):
         parts = [s for start in range(0, len(batch), size) for s in _scores(scorer, batch[start : start + size])]
@@ -142,7 +145,7 @@ def _check_determinism(scorer: Any, batch: Sequence[Candidate]) -> Answer:
 
 
 def _check_failure(scorer: Any, batch: Sequence[Candidate]) -> Answer:
-    """Truncate the second image; a scorer that reads its pixels must fail on it alone."""
+    """Check that a scorer that uses images fails on a truncated one, and only on that one."""
     from PIL import Image
 
     if "image" not in scorer.requires:
@@ -161,14 +164,14 @@ def _check_failure(scorer: Any, batch: Sequence[Candidate]) -> Answer:
         return False, f"a truncated image has the value {value:g}; it must be None, with a reason"
     others = [b.error for a, b in zip(intact, scores) if a.value is not None and b.value is None and b is not scores[1]]
     if others and scorer.scope != "within_request":
-        return False, f"another image of the batch failed with it: {others[0]}"
+        return False, f"another image in the same batch failed too: {others[0]}"
     return True, f"with: {scores[1].error}"
 
 
 def _check_modes(scorer: Any, batch: Sequence[Candidate]) -> Answer:
-    """RGBA, greyscale, palette and rotated (EXIF) images must score as the RGB pixels of `Candidate.pil()`.
+    """Check that RGBA, greyscale, palette and rotated (EXIF) images get the scores of their `Candidate.pil()` in RGB.
 
-    Palettes are exempt if the scorer sets `own_modes`: it resizes before it converts to RGB, as its published code does.
+    Palette images are exempt if the scorer sets `own_modes`, because it resizes images before it converts them to RGB.
     """
     from PIL import Image
 
@@ -203,7 +206,7 @@ def _scores(scorer: Any, batch: Sequence[Candidate]) -> list[Score]:
 
 
 def _forget(scorer: Any) -> None:
-    """Clear the embeddings that an encoder keeps, so that it embeds again."""
+    """Clear the encoder's cached embeddings, so that the next call computes them again."""
     network = getattr(getattr(scorer, "encoder", None), "network", None)
     for cache in (getattr(network, "images", None), getattr(network, "texts", None)):
         if cache is not None:

@@ -1,4 +1,4 @@
-"""The compare stage: a judge says which of two images of a request is better; comparisons/NAME/ stores its verdicts."""
+"""The compare stage: a judge decides which of a request's two images is better; comparisons/NAME/ has the verdicts."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from prefkit.store.table import Table, comparison_row, note_pace
 from prefkit.types import Candidate, Comparison, Score, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 96, 20.0
-AHEAD = 4  # times `concurrency`: finished calls that are kept while the oldest call is running
+AHEAD = 4  # AHEAD * concurrency calls may be submitted after the oldest one that is still running
 Ids = tuple[str, str]
 
 
 def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
-    """Ask the judge about all pairs without a verdict, and again about failed ones. Returns counts, flip and first rate.
+    """Ask the judge about all pairs without a verdict, and ask again about failed pairs.
 
-    limit: maximum number of pairs. Each pair gives three rows: the answers in the orders "ab" and "ba", and "both", the verdict.
-    Raises UsageError for invalid settings and for a scorer that cannot compare, FingerprintError if the table is of another
-    judge or question.
+    Returns the counts of pairs and the rates in `judge.compare.Verdicts`. limit: maximum number of pairs. Each pair adds
+    three rows, by `order`: "ab" and "ba" are the two answers, "both" is the verdict. Raises UsageError for invalid settings
+    or a scorer that cannot compare images, FingerprintError if the table was made with another judge or question.
     """
     settings = recipe.compare[name]
     judge, pairs, _, spec = checked(store, recipe, name)
     with store.lock(f"comparisons/{name}"):
         table = store.comparisons(name)
-        done = decided(table)  # again, since another command may have held the lock until now
+        done = decided(table)  # read again: another command may have added verdicts while this one waited for the lock
         _claim(table, spec, done)
         todo = [pair for pair in pairs if pair not in done][:limit]
         present = sum(pair in done for pair in pairs)
@@ -63,8 +63,9 @@ def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = 
 
 
 def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
-    """(judge without loaded weights, wanted pairs, decided pairs, spec of the table), after all checks that need no
-    weights. It writes nothing. Raises UsageError, FingerprintError."""
+    """Run all checks that need no weights and return (judge without weights, wanted pairs, decided pairs, table spec).
+
+    Writes nothing. Raises UsageError, FingerprintError."""
     from prefkit.models.precision import dtype_of
 
     settings = recipe.compare[name]
@@ -89,7 +90,7 @@ def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = Tru
 
 
 def judge_of(settings: Compare, name: str) -> Any:
-    """Create the judge without loading weights. Raises UsageError for a scorer that cannot compare."""
+    """Create the judge without loading weights. Raises UsageError for a scorer that cannot compare images."""
     bounds.check(settings, f"compare.{name}")
     judge = make_scorer(settings.use, settings.options, f"compare.{name}")
     if not callable(getattr(judge, "compare", None)) or not callable(getattr(judge, "judge_spec", None)):
@@ -102,10 +103,11 @@ def judge_of(settings: Compare, name: str) -> Any:
 
 
 def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
-    """The pairs to ask about, the same on every call. A hash decides which candidate is a, independently of scores.
+    """Return the pairs to ask about, the same on every call. A hash decides which candidate of a pair is `a`.
 
-    `pairs: all`: up to `most` pairs of a request, by hash. `pairs: extremes`: the best with the worst by the score `by`, the second best
-    with the second worst, and so on, up to `most`.
+    `pairs: all` chooses up to `most` pairs per request by a hash of their ids. `pairs: extremes` ranks each request's
+    candidates by the score `by` and pairs the best with the worst, the second best with the second worst, and so on, up to
+    `most` pairs.
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
@@ -132,7 +134,7 @@ def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
 
 
 def _costs(store: Store, settings: Compare, name: str) -> dict[str, float]:
-    """Score `by` of each scored candidate, with the sign that makes smaller better."""
+    """Return the score `by` of each scored candidate, negated if higher is better: smaller is always better."""
     existing = store.names("scores")
     if settings.by not in existing:
         raise UsageError(
@@ -152,7 +154,7 @@ def decided(table: Table) -> set[Ids]:
 
 
 def _answers(table: Table) -> list[Comparison]:
-    """Latest answers, two per pair: order "ab", then order "ba"."""
+    """Return the latest two answers about each pair: first order "ab", then order "ba"."""
     rows = table.read(["id_a", "id_b", "order", "outcome"]).to_pylist()
     outcomes = {(row["id_a"], row["id_b"], row["order"]): row["outcome"] for row in rows}
     pairs = dict.fromkeys((a, b) for a, b, _ in outcomes)
@@ -184,8 +186,9 @@ def _ask(
 
 
 def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> list[Comparison]:
-    """Three rows per pair; one failed row for a pair with an image that cannot be decoded. After an exception, pairs are
-    asked one by one, so that only the pair at fault fails."""
+    """Ask about these pairs and return three rows per pair, or one failed row if an image cannot be decoded.
+
+    After an exception, each pair is asked about alone, so that only the pair that caused it fails."""
     live = [pair for pair in part if isinstance(pair[0], Candidate) and isinstance(pair[1], Candidate)]
     failed = [_failure(pair, settings) for pair in part if pair not in live]
     if not live:
@@ -216,9 +219,10 @@ def _failure(pair: tuple[Any, Any], settings: Compare) -> Comparison:
 
 
 def _parts(store: Store, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield lists of `size` pairs of decoded candidates; (id, failed Score) stands for one that cannot be decoded.
+    """Yield lists of up to `size` pairs of decoded candidates.
 
-    Each image is decoded once and released after its last pair.
+    A candidate that cannot be decoded is replaced by (id, failed Score). Each image is decoded once, and released after the
+    last pair that contains it.
     """
     uses = Counter(cid for pair in todo for cid in pair)
     partners: dict[str, list[Ids]] = {}

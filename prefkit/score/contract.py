@@ -1,4 +1,4 @@
-"""Checks of the scorer contract, the same for functions, classes, other processes and servers: attributes, specs, scores."""
+"""Checks of a scorer's attributes, spec and scores, for every kind of scorer: function, class, process or server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTS = (str, bytes, bytearray, memoryview)
 
 
 def check_attributes(scorer: Any, who: str) -> None:
-    """Raises PluginError for an invalid scope, `requires`, `batch` or `concurrency`."""
+    """Raise PluginError for an invalid `scope`, `requires`, `batch` or `concurrency`."""
     scope, requires = getattr(scorer, "scope", None), getattr(scorer, "requires", None)
     if scope not in SCOPES:
         raise PluginError(f"{who}: scope is {scope!r}; it must be one of {', '.join(SCOPES)}.")
@@ -29,7 +29,7 @@ def check_attributes(scorer: Any, who: str) -> None:
 
 
 def spec_of(scorer: Any) -> ScorerSpec:
-    """The spec of a scorer. Raises PluginError if spec() returns anything else or tries to end the program."""
+    """Return the scorer's spec. Raises PluginError if `spec()` returns no ScorerSpec or tries to exit the program."""
     who = f"scorer {type(scorer).__qualname__}"
     with guarded(who, "failed in spec()"):
         spec: Any = scorer.spec()
@@ -39,11 +39,11 @@ def spec_of(scorer: Any) -> ScorerSpec:
 
 
 def scores_of(returned: Any, count: int, who: Callable[[], str]) -> list[Score]:
-    """The return value of a scorer class as a list. Raises PluginError unless it is a sequence of `count` Scores."""
+    """Return the result of a scorer's `score` as a list. Raises PluginError unless it is a sequence of `count` Scores."""
     description = described(returned)
     if isinstance(returned, Sequence):
         if not all(isinstance(score, Score) for score in returned):
-            description += " of other things"
+            description += " of items that are not all Scores"
         elif len(returned) == count:
             return list(returned)
         else:
@@ -53,11 +53,11 @@ def scores_of(returned: Any, count: int, who: Callable[[], str]) -> list[Score]:
 
 
 def checked(score: Score, who: str = "the scorer") -> Score:
-    """A copy with a finite value or an error. A value of another type (such as the text "7") is an error, and a score
-    with an error has no value."""
+    """Return a copy of the score that has either a finite value or an error. A value that is not a number (such as the
+    text "7") becomes an error."""
     error, aspects, value = _text(score.error), _aspects(score.aspects), None
     if not error and score.value is None:
-        error = f"{who} gave no value and no reason"
+        error = f"{who} returned neither a value nor an error"
     elif not error:
         value, problem = read_number(score.value)
         error = f"{who} returned {problem}" if problem else None
@@ -67,7 +67,7 @@ def checked(score: Score, who: str = "the scorer") -> Score:
 
 
 def _aspects(aspects: Any) -> dict[str, float] | None:
-    """None if `aspects` is not a mapping or if one value is not a number."""
+    """Return the aspects as floats; None if `aspects` is not a mapping or one of its values is not a number."""
     if not isinstance(aspects, Mapping):
         return None
     values = {str(name): read_number(value)[0] for name, value in aspects.items()}
@@ -75,15 +75,15 @@ def _aspects(aspects: Any) -> dict[str, float] | None:
 
 
 def _text(value: Any) -> str | None:
-    """A text that a table can store: UTF-8 has no lone surrogates."""
+    """Return the value as text that a table can store: lone surrogates, which UTF-8 cannot encode, are replaced."""
     return None if value is None else str(value).encode("utf-8", "replace").decode()
 
 
 def read_number(value: Any) -> tuple[float | None, str]:
-    """(a finite float, "") or (None, a description of the value).
+    """Return (value as a finite float, ""), or (None, a description of the value) if it is not a number.
 
-    A number is whatever `float` accepts: int, float, Decimal, Fraction, an array or tensor of one element. Texts, bools,
-    complex numbers, times and integers beyond the range of a float are not numbers.
+    Numbers are all values that `float` accepts (int, float, Decimal, Fraction, an array or tensor with one element),
+    except texts, bools, complex numbers, times and integers too large for a float.
     """
     problem = f"{shown(value)} ({described(value)}), which is not a number"
     if _is_time(value):
@@ -103,17 +103,19 @@ def read_number(value: Any) -> tuple[float | None, str]:
 
 
 def row_of(values: Any, count: int, who: str) -> list[Any]:
-    """`values` as a list of `count` entries, in order.
+    """Return `values` as a list of `count` entries, in order.
 
-    Accepts a list, a tuple or another sequence, a 1-D array or tensor, and a pandas Series by position. Raises PluginError
-    for anything else: dicts and sets have no reliable order, texts and generators are mistakes.
+    `values` may be a list, tuple or other sequence, a 1-D array or tensor, or a pandas Series, whose index is ignored.
+    Raises PluginError for anything else: dicts and sets have no reliable order, texts and generators are mistakes.
     """
     entries = _entries(values)
     if entries is None:
         raise PluginError(f"{who} returned {described(values)}; it must return a list with one number per image.")
     if len(entries) != count:
         plural = "s" * (len(entries) != 1)
-        raise PluginError(f"{who} returned {len(entries)} value{plural} for {count} images; it must return one each.")
+        raise PluginError(
+            f"{who} returned {len(entries)} value{plural} for {count} images; it must return one per image."
+        )
     return entries
 
 
@@ -125,12 +127,12 @@ def _entries(values: Any) -> list[Any] | None:
 
 
 def _is_time(value: Any) -> bool:
-    """True for numpy's and pandas' datetime64 and timedelta64."""
+    """True if the value has the dtype datetime64 or timedelta64 of numpy or pandas."""
     return getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M")
 
 
 def shown(value: Any) -> str:
-    """At most 50 characters of a value, even if its own repr raises."""
+    """Return at most 50 characters of a value, for messages; works even if the value's own repr raises."""
     try:
         return repr(str(value)[:50]) if not isinstance(value, (str, bytes)) else repr(value[:50])
     except Exception:

@@ -1,4 +1,4 @@
-"""Scores of any scorer, a plug-in class or a bare function, for a list of candidates."""
+"""Create scorers, which are plug-in classes or plain functions, and score lists of candidates with them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ from prefkit.score.contract import check_attributes, checked, row_of, scores_of
 from prefkit.score.declare import declared
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
 
-DECLARED = ("higher_is_better", "range", "scope", "licence", "evaluation_only")  # in a declaration and in a spec
+DECLARED = (
+    "higher_is_better",
+    "range",
+    "scope",
+    "licence",
+    "evaluation_only",
+)  # fields of both Declaration and ScorerSpec
 AHEAD = 3  # batches decoded ahead of the one being scored
 
 
 class FunctionScorer:
-    """`(images, prompts, **context) -> list[float | None]` as a scorer, as declared by `@prefkit.scorer`.
+    """Scorer that calls a function `(images, prompts, **context) -> list[float | None]`; see `@prefkit.scorer`.
 
-    Further arguments are lists of values from the requests' extra: `def f(images, prompts, user)`. The version includes
-    the hash of the function's file.
+    Each further argument, such as `user` in `def f(images, prompts, user)`, gets the list of that request column's values.
+    The version includes the hash of the function's file.
     """
 
     def __init__(self, function: Callable[..., Any], use: str) -> None:
@@ -86,7 +92,7 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
 
 
 def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
-    """Sorted names that the scorer requires and the candidate lacks."""
+    """Return the sorted names of what the scorer requires and the candidate lacks."""
     has = {"prompt"} | set(candidate.extra)
     has |= {"image"} if candidate.image is not None or candidate.path is not None else set()
     has |= {"payload"} if candidate.payload is not None else set()
@@ -94,7 +100,7 @@ def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
 
 
 def check_requires(scorer: Scorer, candidate: Candidate, score_name: str) -> None:
-    """Raises UsageError if the scorer requires a column that the candidate's request lacks."""
+    """Raise UsageError if the scorer requires a column that the candidate's request lacks."""
     missing = missing_keys(scorer, candidate)
     if missing:
         raise UsageError(
@@ -104,7 +110,7 @@ def check_requires(scorer: Scorer, candidate: Candidate, score_name: str) -> Non
 
 
 def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate | Score]]:
-    """Decode the images of batches in background threads; see `decode`."""
+    """Yield the batches with their images decoded (see `decode`), ahead of use, in background threads."""
     with ThreadPoolExecutor(2) as pool:
         queue = [pool.submit(decode, batch) for batch in islice(batches, AHEAD)]
         while queue:
@@ -114,7 +120,7 @@ def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candida
 
 
 def decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
-    """Candidates with decoded images; a failed Score instead of a candidate whose image cannot be decoded."""
+    """Return the candidates with decoded images; one that cannot be decoded is replaced by a failed Score."""
     from PIL import Image
 
     items: list[Candidate | Score] = []
@@ -131,7 +137,7 @@ def undecodable(error: Exception) -> str:
 
 
 def _read(c: Candidate) -> Candidate:
-    """Decode a candidate and hash its bytes; encoders find earlier embeddings by that hash."""
+    """Decode a candidate's image and hash its bytes; encoders look up cached embeddings by that hash."""
     data = read_regular(c.path) if c.image is None and c.path is not None else c.image
     image = dataclasses.replace(c, image=data).pil()
     return dataclasses.replace(c, decoded=image, sha256=hashlib.sha256(data or b"").hexdigest())
@@ -140,8 +146,8 @@ def _read(c: Candidate) -> Candidate:
 def score_batch(
     scorer: Scorer, items: Sequence[Candidate | Score], batch_size: AdaptiveBatchSize | None = None
 ) -> list[Score]:
-    """Return one Score per item, in order. After an exception, items are scored one by one, so that only the item at
-    fault fails. Out of memory, the batch is halved until it fits, and `batch_size` remembers its size."""
+    """Return one Score per item, in order. After an exception, each item is scored alone, so that only the item that
+    caused it fails. If memory runs out, the batch is halved until it fits, and `batch_size` remembers that size."""
     live = [c for c in items if isinstance(c, Candidate)]
     scores = iter(_score_halving(scorer, live, batch_size or AdaptiveBatchSize()))
     return [item if isinstance(item, Score) else next(scores) for item in items]
@@ -161,7 +167,7 @@ def _score_halving(scorer: Scorer, batch: Sequence[Candidate], batch_size: Adapt
                 raise
             reason = f"out of memory with {'the whole request' if whole else 'this image alone'}: {error}"
             scores = [] if size > 1 and not whole else [Score(None, error=" ".join(reason.split())[:300])] * size
-        if not scores:  # outside of `except`, whose traceback would keep the tensors
+        if not scores:  # outside of the `except` block, whose traceback would keep the tensors alive
             batch_size.halve(size)
             free_memory()
         for _ in scores:
@@ -171,7 +177,7 @@ def _score_halving(scorer: Scorer, batch: Sequence[Candidate], batch_size: Adapt
 
 
 def _score(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
-    """Call the scorer, with fresh copies of the batch unless it is trusted; after an error, once per candidate."""
+    """Call the scorer; after an exception, call it once per candidate. Scorers that are not trusted get copies."""
     try:
         with guarded(lambda: f"scorer {name_of(scorer)}"):
             returned: Any = scorer.score(list(batch) if trusted(scorer) else copies(batch))
@@ -187,7 +193,7 @@ def _score(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
 
 
 def trusted(scorer: Any) -> bool:
-    """True for scorers that do not modify images and dicts: prefkit's own classes. All others get copies."""
+    """True for prefkit's own scorer classes, which do not modify images and dicts. All other scorers get copies."""
     return is_own(scorer) and not isinstance(scorer, FunctionScorer)
 
 
@@ -199,7 +205,7 @@ def close(scorer: Any, who: str) -> None:
 
 
 def name_of(scorer: Any) -> str:
-    """Name of the scorer in error messages, from its spec."""
+    """Return the name in the scorer's spec, for error messages."""
     if isinstance(scorer, FunctionScorer):
         return scorer.name
     return str(getattr(scorer.spec(), "name", type(scorer).__name__))

@@ -1,4 +1,4 @@
-"""`@prefkit.scorer(...)`: the declaration of a function as a scorer. Functions without it get the defaults below."""
+"""The decorator `@prefkit.scorer(...)`, which declares a function as a scorer. Functions without it get its defaults."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """Decorator that declares a function `(images, prompts, **context) -> list of numbers`; the function is not changed.
+    """Decorator of a scorer function `(images, prompts, **context) -> list of numbers`, which it returns unchanged.
 
     name            name in spec.json; default: file.py:function
     version         any text; the hash of the function's file is appended to it
     range           lowest and highest value, None for no bound
-    requires        of image, prompt, payload and columns of the requests; arguments of the function are added
-    scope           within_request: the function gets all candidates of a request, because values compare only there
-    licence         of its weights; one that forbids commercial use or forces copyleft needs `accept_license`
-    evaluation_only excluded from the weights that `pair` uses by default
-    batch           maximum number of images in a call
-    concurrency     number of concurrent calls, in threads; for a function that waits for another machine
+    requires        any of image, prompt, payload and request columns; arguments without a default are added
+    scope           within_request: each call gets all candidates of one request, and values compare only among these
+    licence         licence of its weights; one that forbids commercial use or forces copyleft needs `accept_license`
+    evaluation_only True: excluded from the weights that `pair` uses by default
+    batch           maximum number of images per call
+    concurrency     number of concurrent calls (in threads), for a function that waits for a remote machine
     Raises UsageError for invalid values.
     """
 
@@ -42,7 +42,9 @@ class Declaration:
     def __post_init__(self) -> None:
         low, high = self.range
         if low is not None and high is not None and low >= high:
-            raise UsageError(f"@scorer(range={self.range}): the lowest value comes first.")
+            raise UsageError(
+                f"@scorer(range={self.range}): the lowest value must come first, and be below the highest."
+            )
         if self.scope not in SCOPES:
             raise UsageError(f"@scorer(scope={self.scope!r}): choose {' or '.join(SCOPES)}.")
         if (self.batch is not None and self.batch < 1) or self.concurrency < 1:

@@ -1,4 +1,4 @@
-"""Diversity of the images of a request: their mean pixel distance, coarse but without a learned judge."""
+"""Diversity of the images generated for a request: their mean pixel distance, coarse but independent of any model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Thumbnails = Mapping[tuple[str, int], np.ndarray]
 
 
 def thumbnail(image: Image) -> np.ndarray:
-    """[32, 32, 3] uint8, box-downsampled."""
+    """Return the image in RGB, downsampled with a box filter to [32, 32, 3] uint8."""
     from PIL import Image as pil
 
     return np.asarray(image.convert("RGB").resize((SIDE, SIDE), pil.Resampling.BOX))
 
 
 def mean_diversity(thumbnails: Thumbnails) -> float | None:
-    """Mean over requests of the diversity within a request."""
+    """Return the mean `diversity` of the requests; None if no request has two images."""
     groups = defaultdict(list)
     for (request, _), image in thumbnails.items():
         groups[request].append(image / 255.0)
@@ -33,9 +33,9 @@ def mean_diversity(thumbnails: Thumbnails) -> float | None:
 
 
 def diversity(thumbnails: np.ndarray) -> float | None:
-    """Mean distance of the pairs among [n, 32, 32, 3] images of one request, in 0..1; None if n < 2.
+    """Return the mean distance over all pairs of a request's n thumbnails [n, 32, 32, 3], in 0..1; None if n < 2.
 
-    The distance of two images is the root mean square difference of their 32 x 32 RGB versions in [0, 1].
+    Thumbnails have values in [0, 1]. The distance between two of them is their root mean square difference.
     """
     n = len(thumbnails)
     if n < 2:
@@ -45,6 +45,6 @@ def diversity(thumbnails: np.ndarray) -> float | None:
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square difference of two arrays of one shape."""
+    """Return the root mean square difference between two arrays of equal shape."""
     gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return float(np.sqrt(np.mean(gap * gap)))

@@ -1,4 +1,4 @@
-"""A folder of `prefkit fit`, as scorers read it: spec.json, weights, and the encoder that the weights were fitted on."""
+"""Reader of the folders that `prefkit fit` writes: spec.json, weights, and the encoder that they were fitted on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = ("library", "model", "pretrained", "processor", "resize")  # argument
 
 
 class Fitted:
-    """A folder of `prefkit fit NAME`. Raises UsageError for any other folder, or if it was fitted for another scorer."""
+    """A folder written by `prefkit fit NAME`. Raises UsageError for any other folder, even one fitted for another scorer."""
 
     def __init__(self, name: str, folder: str) -> None:
         if not folder:
@@ -38,17 +38,17 @@ class Fitted:
         return read_state(self.folder / WEIGHTS)
 
     def ids(self, name: str) -> list[str]:
-        """The list of ids in NAME.json, in the order of the rows of a weight."""
+        """Return the ids in NAME.json; id i belongs to row i of the weights."""
         return list(json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
 
     def revision(self) -> str:
-        """Hash of the folder; its spec.json includes the encoder's revision."""
+        """Return the hash of the folder, which covers the encoder's revision in spec.json."""
         from prefkit.models.load.revision import weights_revision
 
         return weights_revision(self.folder)
 
     def encoder(self) -> Encoder:
-        """The encoder that the weights were fitted on. Raises UsageError if it is unknown or has changed since."""
+        """Return the encoder that the weights were fitted on. Raises UsageError if it is unknown or has changed since."""
         stored = self.spec.get("encoder")
         if stored is None:
             raise UsageError(
@@ -65,7 +65,7 @@ class Fitted:
 
 
 def describe(encoder: Encoder) -> dict[str, Any]:
-    """The settings that determine an encoder's embeddings, as JSON."""
+    """Return the settings that determine an encoder's embeddings, for spec.json."""
     return {
         "library": encoder.library,
         "model": encoder.shown,

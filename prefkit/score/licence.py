@@ -1,7 +1,7 @@
-"""Check of scorers' licences: one that forbids commercial use or forces copyleft must be accepted by the user.
+"""Check of scorers' licences: the user must accept a licence that forbids commercial use or forces copyleft.
 
-A scorer's licence is that of its weights. Scorers whose spec says "that of the weights" take any weights: the table below
-lists the licences of some, and a model folder states its own in the header of its README.md.
+The licence of a scorer is the licence of its weights. If the spec's licence is "that of the weights", the user chooses the
+weights: `WEIGHTS` lists the licences of some, and a model folder names its licence in the header of its README.md.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ RESTRICTED = {
     "smpl": COMMERCIAL,
     "smpl-x": COMMERCIAL,
 }
-#: words for the same restrictions in licences without a short name
+#: restriction -> pattern that detects it in the names of licences that RESTRICTED does not list
 WORDS = {
     COMMERCIAL: re.compile(r"non[- ]?commercial|(^|[-_ ])nc($|[-_ ])|research[- ]only", re.IGNORECASE),
     COPYLEFT: re.compile(r"(^|\W)a?gpl", re.IGNORECASE),
 }
-#: prefix of the name of weights (Hub id, open_clip tag) that a scorer with a free choice of weights may use -> licence
+#: prefix of the Hub id or open_clip tag of weights that the user may choose -> licence of these weights
 WEIGHTS = {
     "q-future/one-align": "S-Lab-1.0",
     "facebook/metaclip-": "CC-BY-NC-4.0",
@@ -48,7 +48,7 @@ WEIGHTS = {
 
 
 def restriction(licence: str) -> str | None:
-    """COMMERCIAL or COPYLEFT for a licence that must be accepted, else None."""
+    """Return COMMERCIAL or COPYLEFT for a licence that the user must accept, else None."""
     short = licence.strip().casefold()
     for suffix in ("-only", "-or-later"):
         short = short.removesuffix(suffix)
@@ -60,7 +60,7 @@ def restriction(licence: str) -> str | None:
 
 
 def licences(scorer: Any) -> dict[str, str]:
-    """Licences of the scorer's spec ("the scorer" -> licence) and of weights in its options (weights -> licence)."""
+    """Return "the scorer" -> licence in its spec, and weights named in its options -> licence of these weights."""
     result = {"the scorer": spec_of(scorer).licence}
     options = getattr(scorer, "options", None)
     for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
@@ -75,7 +75,7 @@ def licences(scorer: Any) -> dict[str, str]:
 
 
 def of_folder(value: str) -> str | None:
-    """The `license:` in the header of README.md in a model folder."""
+    """Return the licence in the header of a model folder's README.md; None if there is none or it is not a folder."""
     try:
         folder = Path(value.removeprefix("local-dir:")).expanduser()
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace") if folder.is_dir() else ""
@@ -89,7 +89,7 @@ def of_folder(value: str) -> str | None:
 
 
 def check_licence(scorer: Any, accepted: Sequence[str], where: str) -> None:
-    """Raises UsageError for a restricted licence that is not accepted."""
+    """Raise UsageError if a restricted licence of the scorer is not in `accepted`."""
     known = {name.casefold() for name in accepted}
     for weights, licence in licences(scorer).items():
         kind = restriction(licence)

@@ -1,4 +1,4 @@
-"""Concurrent calls with results in order, for scorers that wait for another machine."""
+"""Concurrent calls that yield their results in order, for scorers that wait for a remote machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def in_order(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, function(item)) in order, with at most `width` concurrent calls in threads.
 
-    ahead: maximum number of calls submitted after the oldest unfinished one (default: width); a larger number keeps the
-    threads busy while that call is slow. If the iteration ends early, calls that have not begun are dropped.
+    ahead: maximum number of calls submitted after the oldest unfinished call (default: width); a larger number keeps the
+    threads busy even if that call is slow. If the iteration ends early, calls that have not started are dropped.
     """
     pool = ThreadPoolExecutor(width, "call")
     waiting: deque[tuple[Item, Future[Result]]] = deque()

@@ -1,7 +1,7 @@
-"""Passes over the images for several scorers: each image is read and decoded once per pass.
+"""Passes over the images, in which several scorers share the work of reading and decoding each image.
 
-A scorer with `concurrency` above 1 waits for another machine, so it has a pass of its own with that many calls at once.
-Each score has its own table, counts and failures: a scorer that breaks stops alone.
+A scorer with `concurrency` above 1 waits for a remote machine, so it has a pass of its own with that many concurrent calls.
+Each score has its own table, counts and failure: an error in one scorer does not stop the others.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from prefkit.types import Candidate, candidate_schema
 from prefkit.types import Score as Value
 
 FLUSH_ROWS, FLUSH_SECONDS = 1024, 20.0
-AHEAD = 4  # times `concurrency`: finished calls that are kept while the oldest call is running
+AHEAD = 4  # AHEAD * concurrency calls may be submitted after the oldest one that is still running
 MIN_FREE = 0.5  # fraction of the device's memory that must be free for another network to join a pass
 
 
 @dataclass
 class Job:
-    """The candidates that a score still lacks, with its scorer and table."""
+    """The remaining work for one score: the ids of the candidates to score (`todo`), the scorer and the table."""
 
     name: str
     settings: Score
@@ -56,11 +56,11 @@ class Job:
 
     @property
     def device(self) -> str:
-        """Device of the weights; "cpu" for functions, which need not wait for the import of torch."""
+        """Device of the weights; "cpu" for functions, so that they need not wait for the import of torch."""
         return "cpu" if isinstance(self.scorer, FunctionScorer) else device_of(self.settings.device)
 
     def load(self) -> bool:
-        """True if the scorer has loaded; otherwise `failure` is set and the scorer dropped."""
+        """Load the scorer. Return True on success; otherwise set `failure` and drop the scorer."""
         start = time.monotonic()
         try:
             with guarded(f"score {self.name}: {self.settings.use}"):
@@ -78,7 +78,7 @@ class Job:
         return self.failure is None
 
     def drop(self) -> None:
-        """Close the scorer and free its weights, before the next pass loads others."""
+        """Close the scorer and free its weights before the next pass loads other weights."""
         encoder = getattr(self.scorer, "encoder", None)
         if isinstance(encoder, Encoder) and encoder.cut:
             self.counts["long_prompts"] = len(encoder.cut)
@@ -99,7 +99,7 @@ class Job:
         )
 
     def parts(self, items: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-        """Split this job's share of a chunk of (id, item) into calls."""
+        """Yield the (id, item) pairs of the chunk that this job must score, split into calls."""
         mine = [item for item in items if item[0] in self.todo]
         whole = self.scorer.scope == "within_request"
         size = len(mine) if whole else call_size(self.scorer, self.settings.batch_size)
@@ -107,12 +107,12 @@ class Job:
             yield mine[start : start + size]
 
     def encoder_key(self) -> tuple[Any, ...] | None:
-        """Key of the scorer's encoder; jobs with equal keys share its network."""
+        """Return the key of the scorer's encoder, None without one. Jobs with equal keys share one network."""
         encoder = getattr(self.scorer, "encoder", None)
         return encoder.key(self.device, self.settings.dtype) if isinstance(encoder, Encoder) else None
 
     def score(self, items: list[tuple[str, Candidate | Value]]) -> None:
-        """Score this job's share of a chunk. A plug-in that violates its contract stops this job."""
+        """Score those candidates of a chunk that this job must score. An error of the plug-in stops only this job."""
         start = time.monotonic()
         try:
             for part in self.parts(items):
@@ -149,14 +149,14 @@ class Job:
 def call_size(scorer: Any, batch_size: int) -> int:
     """Maximum number of candidates per call: the smaller of the scorer's `batch` and the recipe's `batch_size`.
 
-    A scorer with concurrent calls and without `batch` gets one candidate per call.
+    A scorer that allows concurrent calls and does not set `batch` gets one candidate per call.
     """
     own = getattr(scorer, "batch", None) or (1 if getattr(scorer, "concurrency", 1) > 1 else batch_size)
     return min(own, batch_size)
 
 
 def run_passes(store: Store, jobs: Sequence[Job]) -> None:
-    """Score all jobs in as few passes as their scorers and the memory allow."""
+    """Run all jobs in as few passes as their scorers and the device's memory allow."""
     for together in loaded(jobs):
         start, before = time.monotonic(), sum(job.seconds for job in together)
         try:
@@ -164,17 +164,17 @@ def run_passes(store: Store, jobs: Sequence[Job]) -> None:
         finally:
             for job in together:
                 job.drop()
-        # the time for reading and decoding is divided equally
+        # the time for reading and decoding is divided equally among the jobs
         shared = time.monotonic() - start - (sum(job.seconds for job in together) - before)
         for job in together:
             job.seconds += shared / len(together)
 
 
 def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Yield jobs with loaded scorers, pass by pass.
+    """Yield the jobs of each pass with their scorers loaded.
 
-    An `exclusive` job has a pass of its own. The others join a pass while half of the device's memory is free, or if they
-    share an encoder with it.
+    An `exclusive` job has a pass of its own. Any other job joins a pass if at least half of the device's memory is free, or
+    if it shares an encoder with a job of that pass.
     """
     waiting = list(jobs)
     while waiting:
@@ -191,7 +191,7 @@ def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 
 def memory_free(device: str) -> float:
-    """Fraction of the device's memory that is free."""
+    """Return the fraction of the device's memory that is free."""
     if device.startswith("cuda"):
         import torch
 
@@ -217,7 +217,7 @@ def _one_pass(store: Store, jobs: list[Job]) -> None:
 
 
 def _overlapped(store: Store, jobs: list[Job]) -> None:
-    """Run one job with concurrent calls; its rows are written in the order of the candidates."""
+    """Run one job with concurrent calls, and write its rows in the order of the candidates."""
     (job,) = jobs
     width, start = job.concurrency, time.monotonic()
     with _progress(jobs) as progress:
@@ -248,7 +248,7 @@ def _progress(jobs: list[Job]) -> Iterator[Progress]:
 def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
     """Yield chunks of (id, candidate), or (id, failed Score) if the candidate cannot be decoded.
 
-    Scorers that set `sends_files` get candidates that are not decoded: they send the stored bytes and check these.
+    If all scorers set `sends_files`, the candidates are not decoded: these scorers check and send the stored bytes.
     """
     chunks = _chunks(store, jobs, set().union(*(job.todo for job in jobs)))
     if all(getattr(job.scorer, "sends_files", False) for job in jobs):
@@ -266,7 +266,7 @@ def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
 
 
 def _chunks(store: Store, jobs: list[Job], todo: set[str]) -> Iterator[list[Candidate]]:
-    """Yield whole requests for a scorer with scope within_request, else chunks of the largest batch size."""
+    """Yield the candidates to score, in chunks: whole requests for scope within_request, else the largest batch size."""
     everywhere = any(not job.generators for job in jobs)
     generators = [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
     payload = any("payload" in job.scorer.requires for job in jobs)

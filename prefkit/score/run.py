@@ -1,4 +1,4 @@
-"""The score stage: fills the table of each score with missing values, all scores in one pass over the images."""
+"""The score stage: adds the missing values to each score's table, with as few passes over the images as possible."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def run_scores(
 ) -> dict[str, dict[str, Any]]:
     """Compute the missing values of these scores and retry failed ones. Returns counts per score.
 
-    Under a launcher each process scores its share of the requests; the counts are totals.
-    limit: maximum number of candidates. Raises UsageError if requests lack a column that a scorer requires, FingerprintError if a table
-    is of another scorer, and, after all other scorers have finished, the error that stopped a scorer (PluginError if every
-    candidate failed).
+    Under a launcher (such as torchrun) each process scores its share of the requests, and the counts are totals over all
+    processes. limit: maximum number of candidates. Raises UsageError if requests lack a column that a scorer requires, and
+    FingerprintError if a table was made by another scorer. An error that stops one scorer (PluginError if every candidate
+    failed) is raised after the other scorers have finished.
     """
     processes = group()
     failures: list[PrefkitError] = []
@@ -53,7 +53,7 @@ def run_scores(
 
 
 def _score(store: Store, jobs: Sequence[Job], failures: Sequence[PrefkitError]) -> dict[str, dict[str, Any]]:
-    """Run this process's share. Raises the first of `failures` and of the jobs' failures, after all jobs have ended."""
+    """Score this process's share. After all jobs have ended, raises the first error of `failures` or of a job."""
     busy = [job for job in jobs if job.todo]
     for job in busy:
         _check_ready(store, job)
@@ -73,14 +73,16 @@ def _score(store: Store, jobs: Sequence[Job], failures: Sequence[PrefkitError]) 
 
 
 def _total(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of all processes: `scored` and `failed` are sums, `seconds` is the maximum, others are of the table."""
+    """Merge the processes' counts: sums of `scored` and `failed`, the maximum of `seconds`, rank 0's other counts."""
     total = shares[0] | {key: sum(share[key] for share in shares) for key in ("scored", "failed")}
     seconds = [share["seconds"] for share in shares if "seconds" in share]
     return total | ({"seconds": max(seconds)} if seconds else {})
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> Job:
-    """The job of a score after all checks that need no weights, for a dry run: it writes nothing. Raises as `run_scores`."""
+    """Run all checks that need no weights, for a dry run, and return the score's job.
+
+    Writes nothing. Raises the same errors as `run_scores`."""
     job = _job(store, recipe, name, (), limit, None)
     if job.todo:
         _check_ready(store, job)
@@ -97,7 +99,7 @@ def scorer_of(recipe: Recipe, name: str) -> Any:
 
 
 def spec_from(recipe: Recipe, name: str) -> dict[str, Any]:
-    """The spec that the table of this score would have. Raises as `scorer_of`; ends any process that it starts."""
+    """Return the spec that this score's table would have. Raises the same errors as `scorer_of`."""
     scorer = scorer_of(recipe, name)
     try:
         return scorer_spec(scorer, recipe.score[name])
@@ -106,7 +108,7 @@ def spec_from(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
-    """The spec of a scorer's table, including dtype and background."""
+    """Return the spec of the table for this scorer, including dtype and background."""
     spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
     spec["preprocessing"] += Background.suffix()
     return spec
@@ -153,7 +155,7 @@ def _nothing(store: Store) -> UsageError:
 
 def _check_ready(store: Store, job: Job) -> None:
     first = next(store.iter_candidates(job.generators, job.todo), None)
-    if first is not None:  # None: its part turned out to be damaged
+    if first is not None:  # None: the file with the candidate turned out to be damaged
         check_requires(job.scorer, first, job.name)
     check_dtype(job.settings.dtype)
     if job.settings.device is not None:
@@ -161,7 +163,7 @@ def _check_ready(store: Store, job: Job) -> None:
 
 
 def wanted_keys(store: Store, generators: Sequence[str]) -> list[Key]:
-    """Keys of all candidates with an image, in stored order, without reading images."""
+    """Return the keys of all candidates that have an image, in stored order, without reading the images."""
     existing = store.names("candidates")
     unknown = sorted(set(generators) - set(existing))
     if unknown:
@@ -181,7 +183,8 @@ def scored_ids(table: Table) -> set[str]:
 
 
 def missing_of(keys: Sequence[Key], done: set[str], whole: bool) -> list[Key]:
-    """Keys without a score. whole: all keys of their requests, since values of a request compare only within one call."""
+    """Return the keys without a score. whole: add the other keys of their requests, since all values of a request must
+    come from one call to be comparable."""
     open_requests = {request for cid, request in keys if cid not in done}
     return [key for key in keys if (key[1] in open_requests if whole else key[0] not in done)]
 
@@ -189,11 +192,11 @@ def missing_of(keys: Sequence[Key], done: set[str], whole: bool) -> list[Key]:
 def share_of(
     keys: Sequence[Key], missing: Sequence[Key], share: tuple[int, int], whole: bool, limit: int | None
 ) -> list[Key]:
-    """The missing keys that one process scores now, in whole requests. share: (rank, number of processes).
+    """Return the missing keys that one process scores now. share: (rank, number of processes).
 
-    Requests are divided by all keys, not by the missing ones, because processes may see different ones: one may have
-    written scores before another reads the table. limit: maximum number of candidates of all processes together; if `whole`, requests
-    are not cut, and at least one is scored.
+    Whole requests are assigned to processes by their position in `keys`, not in `missing`, which may differ between
+    processes: one may have written scores before another reads the table. limit: maximum number of candidates over all
+    processes; if `whole`, requests are not cut, and at least one request is scored.
     """
     rank, count = share
     numbers: dict[str, int] = {}

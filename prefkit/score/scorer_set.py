@@ -1,4 +1,4 @@
-"""A set of the recipe's scorers, for training and evaluation, with the same code as `prefkit score`."""
+"""Several scorers of a recipe, for training and evaluation; they run the same code as in `prefkit score`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Scores = dict[str, list[Score]]
 
 
 class ScorerSet:
-    """Scorers by score name. Raises UsageError for a name that the recipe does not have."""
+    """The recipe's scorers with the given score names. Raises UsageError for a name that the recipe does not have."""
 
     def __init__(self, recipe: Recipe, names: Sequence[str], where: str) -> None:
         unknown = [name for name in names if name not in recipe.score]
@@ -38,20 +38,20 @@ class ScorerSet:
         self.current = ""
 
     def specs(self) -> dict[str, dict[str, Any]]:
-        """Spec of each score, as in its table's spec.json."""
+        """Return the spec of each score, as its table stores it in spec.json."""
         return {name: scorer_spec(scorer, self.settings[name]) for name, scorer in self.scorers.items()}
 
     def signs(self) -> dict[str, float]:
         return {n: 1.0 if spec_of(scorer).higher_is_better else -1.0 for n, scorer in self.scorers.items()}
 
     def refuse_judges(self, names: Sequence[str], where: str) -> None:
-        """Raises UsageError if one of these scores is for evaluation only, and thus must not be a reward."""
+        """Raise UsageError if one of these scores is for evaluation only, because it must not be used as a reward."""
         forbidden = [name for name in names if spec_of(self.scorers[name]).evaluation_only]
         if forbidden:
             raise UsageError(f"{where}: {', '.join(forbidden)} may be used for evaluation only. Use another scorer.")
 
     def check(self, candidate: Candidate) -> None:
-        """Raises UsageError if a scorer requires a column that the candidate's request lacks."""
+        """Raise UsageError if a scorer requires a column that the candidate's request lacks."""
         for name, scorer in self.scorers.items():
             check_requires(scorer, candidate, name)
 
@@ -62,7 +62,7 @@ class ScorerSet:
                 scorer.load(device_of(settings.device), settings.dtype)
 
     def score(self, groups: Sequence[Sequence[Candidate]]) -> Scores:
-        """Score groups of candidates, each of one request: score name -> scores in order of the candidates.
+        """Return score name -> scores, in the order of the candidates. Each group has the candidates of one request.
 
         A candidate that has an error gets a failed score with that error.
         """
@@ -80,7 +80,7 @@ class ScorerSet:
         return scores
 
     def _blocks(self, name: str, groups: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[Candidate]]:
-        """Split the candidates into calls as `prefkit score` does."""
+        """Split the candidates into calls in the same way as `prefkit score`."""
         scorer, flat = self.scorers[name], [candidate for group in groups for candidate in group]
         if scorer.scope == "within_request":
             return groups
@@ -98,5 +98,5 @@ def _score_block(scorer: Any, batch_size: AdaptiveBatchSize, block: Sequence[Can
 
 
 def values_of(scores: Scores, name: str) -> np.ndarray:
-    """[N] float64, NaN = failed."""
+    """Return the values of the score `name`, [N] float64, with NaN for failed ones."""
     return np.array([np.nan if s.value is None else s.value for s in scores[name]], dtype=np.float64)

@@ -3,9 +3,10 @@
     python -m prefkit.score.serve clip --options '{"model": "ViT-B-32"}' --port 8765
     python -m prefkit.score.serve clip --stdio
 
-then, in a recipe elsewhere, `use: http://127.0.0.1:8765`, or `use: "exec:/other/env/bin/python -m prefkit.score.serve clip
---stdio"`. prefkit/score/remote/protocol.py documents the messages. One batch is scored at a time. The server is bound to
-127.0.0.1 unless --host is set. Every client that reaches the port may use it, unless --key-env names a variable with a key.
+The recipe of the other process then has `use: http://127.0.0.1:8765`, or `use: "exec:/other/env/bin/python -m
+prefkit.score.serve clip --stdio"`. prefkit/score/remote/protocol.py documents the messages. One batch is scored at a time.
+The server is bound to 127.0.0.1 unless --host is set. Any client that can reach the port may use the server, unless
+--key-env names an environment variable with a key that clients must send.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from prefkit.score.remote.server import Server, http_server
 
 
 class Service:
-    """A loaded scorer that answers requests of the protocol.
+    """A loaded scorer that answers scoring requests.
 
-    paths: accept items that name an image file of this machine. Only safe for the process that started this one; over a
-    port, clients could read files.
+    paths: accept items that name an image file on this machine. This is safe only if the client is the process that
+    started this one; over a port, any client could read files.
     """
 
     def __init__(self, scorer: Any, paths: bool = False) -> None:
@@ -47,7 +48,7 @@ class Service:
         return encode_hello(self.scorer)
 
     def answer(self, request: Any) -> dict[str, Any]:
-        """Return the answer, which is an error message for an invalid request. It never raises."""
+        """Return the answer to a request; for an invalid request, the answer is an error message. Never raises."""
         try:
             batch = [decode_item(item, self.paths) for item in request["items"]]
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -60,7 +61,7 @@ class Service:
 
 
 def serve_lines(service: Service) -> None:
-    """Answer requests from standard input on standard output, where nothing else may be printed."""
+    """Read requests from standard input and write answers to standard output, where nothing else may be printed."""
     out, sys.stdout = sys.stdout, sys.stderr
     print(json.dumps(service.hello()), file=out, flush=True)
     for line in sys.stdin:
@@ -96,7 +97,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
-        "--accept-license", action="append", default=[], help="a restricted licence that allows your use"
+        "--accept-license", action="append", default=[], help="accept this restricted licence of the scorer"
     )
     args = parser.parse_args(arguments)
     try:

@@ -63,7 +63,7 @@ def test_a_bare_function_is_as_before(file):
 
 def test_what_cannot_be_meant_is_refused():
     for wrong, said in [
-        ({"range": (1, 0)}, "lowest value comes first"),
+        ({"range": (1, 0)}, "lowest value must come first"),
         ({"scope": "global"}, "choose absolute or within_request"),
         ({"batch": 0}, "at least 1"),
         ({"requires": "image"}, "a list of names"),

@@ -181,7 +181,7 @@ def test_the_rule_holds_for_other_processes_too(value):
         ("Score(True)", "a bool"),
         ("Score(1.0, {'a': float('nan')})", "aspects that are not numbers"),
         ("Score(1.0, ['a'])", "aspects that are not numbers"),
-        ("Score(None)", "no value and no reason"),
+        ("Score(None)", "neither a value nor an error"),
     ],
 )
 def test_a_score_that_is_none_fails_alone(tmp_path, score, said):

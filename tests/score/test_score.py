@@ -127,7 +127,7 @@ def test_only_numbers_are_scores(tmp_path, values, kept, said):
     "returned, said",
     [
         ("None", "returned None for 2"),
-        ("[1.0, 2.0]", "returned a list of other things for 2"),
+        ("[1.0, 2.0]", "returned a list of items that are not all Scores for 2"),
         ("[Score(1.0)]", "returned 1 Score for 2"),
         ("(Score(1.0) for _ in batch)", "returned a generator for 2"),
     ],
