@@ -48,7 +48,7 @@ def run_export(
         partial.mkdir(parents=True)
         counts = plugin(options).write(source, partial)
         if not counts.get("pairs"):
-            raise UsageError(f"export: {source.folder} has no pairs.")
+            raise UsageError(f"export: the files in {source.folder} hold no pairs. Make pairs with `prefkit pair`.")
         write_json(partial / MARK, {"made": made, "counts": counts, "files": inventory(partial)})
         _check(out, overwrite)  # again, because writing takes long
         swap(partial, out)

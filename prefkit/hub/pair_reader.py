@@ -107,7 +107,9 @@ class Pairs:
                     number += 1
             except (pa.ArrowException, OSError) as error:
                 text = " ".join(str(error).split())[:160]
-                raise UsageError(f"export: {path} row {row + 1} cannot be read ({text}). Make it again.") from error
+                raise UsageError(
+                    f"export: {path} row {row + 1} cannot be read ({text}). Make these pairs again."
+                ) from error
 
     def _pair(self, where: str, number: int, split: str, values: dict[str, Any]) -> PairOut:
         images = []

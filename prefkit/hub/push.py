@@ -99,7 +99,7 @@ def push(
         bound = facts.restricted(facts.licence_rows(store, facts.recipe_of(store)))
         if public and bound and not licence:
             raise UsageError(
-                f"push --public: {', '.join(bound)} has terms that bind users of the result (see Licences in "
+                f"push --public: the terms of {', '.join(bound)} bind users of the result (see Licences in "
                 f"{folder / CARD}). State your terms for publishing with --license ID, or push privately."
             )
         plan = _plan(staged, to)

@@ -95,7 +95,7 @@ class Remote:
             refs = self.api.list_repo_refs(**self.where)
         others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
         if others:
-            output.warn(f"{self.to}: {', '.join(others)} still hold earlier commits; delete these refs.")
+            output.warn(f"{self.to}: earlier commits can still be reached by {', '.join(others)}; delete these refs.")
         return self.head()
 
     @contextmanager

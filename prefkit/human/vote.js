@@ -1,5 +1,5 @@
 "use strict";
-/* The voting page. State: annotator and votes, in order; the browser stores it after every vote, and saves it on demand.
+/* The voting page. State: the annotator and their votes in order; the browser stores it after every vote, in a file on demand.
    Page and annotator determine the order of the pairs and their sides, so that a reload shows the same order. */
 
 const data = JSON.parse(document.getElementById("data").textContent);

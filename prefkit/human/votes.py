@@ -46,7 +46,7 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
     files = vote_files(source)
     if not files:
         raise UsageError(
-            f"import: {source} holds no file of votes. The page that `prefkit report RUN --vote` writes saves them."
+            f"import: {source} holds no file of votes. Save one on the page that `prefkit report RUN --vote` makes."
         )
     bodies = {file: read_file(store.folder, file) for file in files}
     _check_agreeing(store.folder, bodies)
@@ -99,7 +99,7 @@ def read_file(folder: Path, path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: it has no annotator or no list of votes. {FIX}")
     _check_entries(path, read_json(key)["pairs"], votes)
     if body.get("check") != checksum(page, annotator, votes):
-        raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: edited or cut short. {FIX}")
+        raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: it was edited or cut short. {FIX}")
     return body
 
 
@@ -174,7 +174,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(read_regular(path, MOST_BYTES))
         if not isinstance(body, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it is not a JSON object")
         return body
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(

@@ -31,7 +31,7 @@ def result_folder(store: Store, name: str) -> Path:
     if not final.is_dir():
         known = ", ".join(n for n in store.names("train") if (store.train(n) / "final").is_dir()) or "none"
         raise UsageError(
-            f"train/{name} of {store.folder} has no result. Run `prefkit train`; trainings with one: {known}."
+            f"train/{name} of {store.folder} has no result. Run `prefkit train`; trainings with a result: {known}."
         )
     return final
 

@@ -1,4 +1,4 @@
-"""HPDv3: json with prompt, path1 (preferred), path2, model1, model2, confidence, choice_dist; images in tar parts."""
+"""HPDv3: json with prompt, path1 (preferred), path2, model1, model2, confidence, choice_dist; images in split tars."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ USUAL = {"a": "a|image_a", "b": "b|image_b", "tie": "tie", "none": ""}
 
 @dataclass(frozen=True)
 class TableOptions:
-    #: assigns columns as PLACE=COLUMN,... The places are prompt, image_a, image_b, winner; also votes_a, votes_b (instead of winner), probability, model_a, model_b, seed_a, seed_b, judge, aspect, split; score.NAME=column is a rating of image_a
+    #: PLACE=COLUMN,... with the places prompt, image_a, image_b, winner; also votes_a, votes_b (instead of winner), probability, model_a, model_b, seed_a, seed_b, judge, aspect, split; score.NAME=column is a rating of image_a
     map: str = ""
     #: values of the winner column, e.g. a=left|1,b=right|2,tie=both|neither,none=skip; null: a, b, tie, or empty
     values: str | None = None

@@ -50,7 +50,7 @@ class Budget:
         self.written += size
         if self.written > max(FREE_RATIO_BYTES, self.packed * MAX_RATIO):
             raise UsageError(
-                f"{self.name}: {member} makes it unpack to more than {MAX_RATIO} times its size; it looks like a bomb. "
+                f"{self.name}: {member} makes it unpack to more than {MAX_RATIO} times its size, like a zip bomb. "
                 f"{BY_HAND}"
             )
 
@@ -193,7 +193,7 @@ class Images:
             raise ValueError("the name of an image is missing")
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts:
-            raise ValueError(f"the image {shown(name)!r} leads out of {self.folder}. Refused")
+            raise ValueError(f"the image path {shown(name)!r} leads out of {self.folder}. Use a path inside it")
         path = self._under(self.folder, pure)
         if path is None and archive is not None and (self.folder / archive).is_file():
             inside = self.work.unpacked([self.folder / archive])

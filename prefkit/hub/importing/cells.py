@@ -68,7 +68,9 @@ def image_cell(
     if data is not None:
         return data, None
     if re.match(r"[a-z]+://", value):
-        raise ValueError(f"the image is a web address ({shown(value)}), which import does not download. Download it")
+        raise ValueError(
+            f"the image is a web address ({shown(value)}), which import does not download. Download it first"
+        )
     if folder is None:
         raise ValueError(f"the image is a path ({shown(value)}) without bytes. Download the dataset and import it")
     if "\\" in value and not (folder / value).exists():
@@ -78,7 +80,7 @@ def image_cell(
     if trusted:
         return None, named(folder, value, root)
     if Path(value).is_absolute() or ".." in Path(value).parts:
-        raise ValueError(f"the image {shown(value)!r} leads out of {folder}. Refused")
+        raise ValueError(f"the image path {shown(value)!r} leads out of {folder}. Use a path inside it")
     return None, find_file(folder / value)
 
 

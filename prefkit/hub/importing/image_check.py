@@ -58,11 +58,13 @@ def _decode(key: str, data: bytes) -> None:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ValueError(
-                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million allowed"
+                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are allowed"
                     )
                 image.load()
     except Image.DecompressionBombError as error:  # Pillow raises it for more than twice its bound
-        raise ValueError(f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; not decoded") from error
+        raise ValueError(
+            f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; it was not decoded"
+        ) from error
     except ValueError as error:
         raise error if str(error).startswith("image ") else ValueError(f"image {key} is damaged: {error}") from error
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...

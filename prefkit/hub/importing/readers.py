@@ -68,7 +68,7 @@ def files(path: Path) -> list[Path]:
         tables = [p for p in tables if p.suffix.lower() == ".parquet" and not of_further_config(p, path)]
     tables = [p for p in tables if p.suffix.lower() == ".parquet"] or tables
     if not tables:
-        raise UsageError(f"import: {path} holds no table ({', '.join(SUFFIXES)}).")
+        raise UsageError(f"import: {path} holds no table, that is, no file ending in {', '.join(SUFFIXES)}.")
     return tables
 
 

@@ -58,7 +58,7 @@ class Progress:
         if any(progress.counts[kind] for kind in STORED):
             if progress.whole or earlier["source"] != settings["source"]:
                 raise UsageError(
-                    f"import: {path.stem} names an import of another source or with other options. {REMEDY}"
+                    f"import: {path.stem} is the name of an import of another source or with other options. {REMEDY}"
                 )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
         discard(store, path.stem)
