@@ -1,5 +1,5 @@
-"""The files of a dataset repository, written locally before a push: a folder for each split of the default config, and
-one for each further config (candidates, comparisons, and ties and lists where `pair` made them)."""
+"""Writes the files of a dataset repository locally before a push: one folder per split of the default config, and one
+per further config (candidates, comparisons, and any ties and lists that `pair` made)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 #: folders under pairs/NAME that are configs, not splits
 FURTHER = ("ties", "lists")
-SPLIT = re.compile(r"\w+(\.\w+)*")  # names of splits that datasets accepts
+SPLIT = re.compile(r"\w+(\.\w+)*")  # split names that datasets accepts
 SHOWN = 12
-DTYPES = {"double": "float64", "float": "float32"}  # Arrow's names -> those of datasets
+DTYPES = {"double": "float64", "float": "float32"}  # Arrow's dtype names -> those of datasets
 
 
 @dataclass
 class StagedDataset:
-    """The written rows and columns by config, and facts about the pairs for the card."""
+    """The row counts and columns written for each config, and facts about the pairs for the card."""
 
     rows: dict[str, dict[str, int]] = field(default_factory=dict)  # config -> split -> rows
     columns: dict[str, dict[str, str]] = field(default_factory=dict)  # config -> column -> datasets' dtype
@@ -44,7 +44,8 @@ class StagedDataset:
 def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> StagedDataset:
     """Write every config of the pairs `name` under `folder`, without rows that hold a removed image.
 
-    Raises UsageError (unknown pairs, a split that datasets refuses, no pair left) and StoreError (damaged files).
+    Raises UsageError for unknown pairs, for a split name that datasets does not accept, and if no pair is left;
+    StoreError for damaged files.
     """
     stage = _Stage(store, folder, removed)
     splits = {split: files for split, files in _by_split(store.pairs(name)).items() if split not in FURTHER}
@@ -64,7 +65,7 @@ def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> St
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
-    """Split -> files. Files in the folder itself are in split train, which comes first; subfolders are splits."""
+    """Return split -> files. Each subfolder is a split; files in `folder` itself are in split train, which is first."""
     splits: dict[str, list[Path]] = {}
     for path in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
         splits.setdefault("train" if path.parent == folder else path.parent.name, []).append(path)
@@ -88,7 +89,7 @@ def _damaged(path: Path, error: Exception) -> StoreError:
 
 
 def _schema(files: list[Path]) -> pa.Schema:
-    """The schema of the first file, with jpg_0 and jpg_1 as bytes in front, even if the file only names candidates."""
+    """Return the first file's schema, starting with jpg_0 and jpg_1 as bytes, even if it only has candidate ids."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -102,7 +103,7 @@ def _schema(files: list[Path]) -> pa.Schema:
 
 
 class _Stage:
-    """Writes configs under `folder`, and notes in `staged` what it wrote."""
+    """Writes configs under `folder`, and records in `staged` the rows and columns that it wrote."""
 
     def __init__(self, store: Store, folder: Path, removed: Removed) -> None:
         self.store, self.folder, self.removed = store, folder, removed
@@ -110,10 +111,10 @@ class _Stage:
         self.best: list[tuple[int, int, bytes, bytes]] = []  # heap of the pairs with the smallest hashes, largest first
 
     def write(self, config: str, split: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
-        if not SPLIT.fullmatch(split):  # a single such split makes every config unloadable
+        if not SPLIT.fullmatch(split):  # one invalid split name makes every config unloadable
             raise UsageError(
                 f"{'pairs' if config == 'default' else config}: datasets does not accept {split!r} as a split name "
-                "(letters, digits, underscore). Rename the split in the requests' source and run `prefkit generate` "
+                "(use letters, digits, underscores). Rename it in the requests' source and run `prefkit generate` "
                 "and `prefkit pair` again."
             )
         self.staged.columns[config] = {f.name: DTYPES.get(str(f.type), str(f.type)) for f in schema}
@@ -126,7 +127,7 @@ class _Stage:
         splits[split] = shards.rows
 
     def copied(self, config: str, files: list[Path]) -> Iterator[dict[str, Any]]:
-        """The rows of `files`, with embedded images."""
+        """Yield the rows of `files` with embedded images, without rows that hold a removed image."""
         sides = [i for i in (0, 1) if f"jpg_{i}" in _schema(files).names]
         for row in _rows(files):
             if self.removed.hits({k: v for k, v in row.items() if k != "caption"}):
@@ -138,7 +139,7 @@ class _Stage:
         return self.reader.image(cid) if cid in self.reader else None
 
     def pairs(self, name: str, split: str, files: list[Path]) -> Iterator[dict[str, Any]]:
-        """The pairs of a split; notes their gaps and requests, and the pairs of the first split that the card shows."""
+        """Yield the pairs of a split. Records gaps, requests and, in the first split, the pairs to show on the card."""
         first = split == next(iter(self.staged.rows["default"]))
         for number, row in enumerate(self.copied("default", files)):
             if not (isinstance(row.get("jpg_0"), bytes) and isinstance(row.get("jpg_1"), bytes)):
@@ -159,7 +160,7 @@ class _Stage:
         self.staged.shown = [(win, lose) for _, _, win, lose in sorted(self.best, reverse=True)]
 
     def candidates(self) -> None:
-        """Write a row for each image with every raw score, in the order of requests, generators and indices."""
+        """Write one row per image, with all its raw scores, ordered by request, generator and index."""
         import pandas as pd
         import pyarrow as pa
 
@@ -192,16 +193,16 @@ class _Stage:
             self.write("candidates", str(split), schema, rows)
 
     def _candidate(self, row: dict[Any, Any], names: list[str]) -> dict[str, Any]:
-        """A row without NaN. A candidate that is not a picture has no image, and its payload is not pushed."""
+        """Return the row with None for NaN. `image` is None for a candidate without one; its payload is not pushed."""
         stored = self.reader[row["id"]]
         image = None if stored["image"] is None and stored["path"] is None else self.reader.image(row["id"])
         values = {name: row.get(name) for name in names} | {"image": image}
         return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
 
     def comparisons(self) -> None:
-        """Write the verdicts on candidates of the run, in the order of their ids.
+        """Write the verdicts on candidates of the run, without times, ordered by table and id.
 
-        Leaves out their times, and verdicts on the images of an evaluation.
+        Leaves out failed verdicts, and verdicts on the images of an evaluation.
         """
         import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""The export core: writes pairs to a folder in another trainer's layout, atomically."""
+"""The export core: atomically writes pairs to a folder, in the layout of another training tool."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from prefkit.store.folders import files_in, first_foreign_file, inventory, swap
 from prefkit.store.litter import sweep_beside, temporary_beside
 from prefkit.types import digest
 
-MARK = ".prefkit-export.json"  # in every export: a hash of its inputs, its counts and its files
+MARK = ".prefkit-export.json"  # a file in every export: the hash of its inputs, its counts and its files
 
 
 def run_export(
     pairs: str, out: str | Path, *, layout: str, flags: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write `pairs` to the folder `out` in `layout`; return counts. Raises UsageError and then leaves `out` unchanged.
+    """Write `pairs` to the folder `out` in `layout` and return the counts. If it raises UsageError, `out` is unchanged.
 
-    overwrite: replace an earlier export in `out`, unless a file was added or changed since. Without it, an identical
-    export is kept and its counts are returned.
+    overwrite: replace an earlier export in `out`, unless files in `out` were added or changed since. Without
+    `overwrite`, an existing identical export is kept and its counts are returned.
     """
     plugin = registry.load_class("exporter", layout)
     options = plugin_options.options(plugin, dict(flags or {}), f"export --as {layout}")
@@ -48,7 +48,7 @@ def run_export(
         partial.mkdir(parents=True)
         counts = plugin(options).write(source, partial)
         if not counts.get("pairs"):
-            raise UsageError(f"export: {source.folder} has no pairs.")
+            raise UsageError(f"export: the files in {source.folder} hold no pairs. Make pairs with `prefkit pair`.")
         write_json(partial / MARK, {"made": made, "counts": counts, "files": inventory(partial)})
         _check(out, overwrite)  # again, because writing takes long
         swap(partial, out)
@@ -72,16 +72,16 @@ def _foreign(out: Path, mark: Mapping[str, Any]) -> str | None:
 
 
 def _counts_of(out: Path, made: str) -> dict[str, Any] | None:
-    """The counts of an export of the same inputs, if `out` holds it complete and unchanged."""
+    """Return the counts stored in `out` if it holds a complete, unchanged export with the input hash `made`."""
     mark = _mark(out) if out.is_dir() else {}
     complete = bool(mark) and mark.get("made") == made and {*mark["files"], MARK} == set(files_in(out))
     return mark["counts"] if complete and _foreign(out, mark) is None else None
 
 
 def _check(out: Path, overwrite: bool) -> None:
-    """Raises UsageError if `out` must not be written."""
+    """Raise UsageError if `out` is not a folder, or holds files that must not be replaced."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UsageError(f"export: {out} is not a folder. Give another one.")
+        raise UsageError(f"export: {out} exists but is not a folder. Give another path.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -90,4 +90,4 @@ def _check(out: Path, overwrite: bool) -> None:
     name = _foreign(out, mark)
     if name is not None:
         why = "was added or changed since the export" if mark else "was not written by prefkit export"
-        raise UsageError(f"export: {out / name} {why}, so --overwrite refuses. Remove it, or give another folder.")
+        raise UsageError(f"export: {out / name} {why}, so nothing was replaced. Remove it, or give another folder.")

@@ -24,9 +24,9 @@ NEEDS = ("label_0", "caption")
 
 @dataclass(frozen=True)
 class PairOut:
-    """A pair with its encoded images, in a form that every decoder shows as scorers saw it.
+    """A pair with its two encoded images, converted so that every decoder shows what the scorers saw.
 
-    side: the index of the winner, 0 or 1. columns: the row without its images.
+    side: the index of the winner, 0 or 1. columns: the values of the row, without the images.
     """
 
     number: int
@@ -38,7 +38,7 @@ class PairOut:
     columns: Mapping[str, Any]
 
     def of(self, name: str, winner: bool) -> Any:
-        """The winner's or loser's value of a column pair: of("model", True) reads model_0 or model_1."""
+        """Return the winner's or the loser's value of a pair of columns: of("model", True) reads model_0 or model_1."""
         return self.columns.get(f"{name}_{self.side if winner else 1 - self.side}")
 
     def uid(self, winner: bool) -> str:
@@ -51,7 +51,7 @@ class PairOut:
 
     @property
     def images(self) -> tuple[bytes, bytes]:
-        """The images in stored order, which does not depend on the winner."""
+        """Both images in stored order, (image 0, image 1), regardless of which one won."""
         return (self.lose, self.win) if self.side else (self.win, self.lose)
 
 
@@ -75,7 +75,7 @@ class Pairs:
         if skipped and self.run is None:
             warn(f"{self.folder}: {describe_skipped(skipped)}")
         if not self.files:
-            raise UsageError(f"export: {self.folder} has no Parquet file. Make pairs with `pair` or `import --pairs`.")
+            raise UsageError(f"export: {self.folder} has no Parquet file. Make pairs with `prefkit pair`.")
 
     @cached_property
     def reader(self) -> CandidateReader | None:
@@ -85,12 +85,12 @@ class Pairs:
         return self.reader.image(cid) if self.reader is not None else None
 
     def state(self) -> list[list[Any]]:
-        """Path, size and modification time of every file, to detect changes."""
+        """Return path, size and modification time of every file, to detect changes."""
         stats = [(path, path.stat()) for _, path in self.files]
         return [[p.relative_to(self.folder).as_posix(), s.st_size, s.st_mtime_ns] for p, s in stats]
 
     def rows(self) -> Iterator[PairOut]:
-        """Stream the pairs. Raises UsageError with file and row: a missing column or image, labels without a winner."""
+        """Stream the pairs. Raises UsageError naming file and row if a column, an image or the winner is missing."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -107,7 +107,9 @@ class Pairs:
                     number += 1
             except (pa.ArrowException, OSError) as error:
                 text = " ".join(str(error).split())[:160]
-                raise UsageError(f"export: {path} row {row + 1} cannot be read ({text}). Make it again.") from error
+                raise UsageError(
+                    f"export: {path} row {row + 1} cannot be read ({text}). Make these pairs again."
+                ) from error
 
     def _pair(self, where: str, number: int, split: str, values: dict[str, Any]) -> PairOut:
         images = []
@@ -125,7 +127,7 @@ class Pairs:
 
 
 def pair_image(row: Mapping[str, Any], i: int, candidate_image: Callable[[str], bytes | None]) -> bytes | None:
-    """Image i of a stored pair: jpg_i (bytes, or the struct of datasets), else the image of candidate_i."""
+    """Return image i of a pair: jpg_i (bytes, or {bytes, path} as in datasets) or, without it, candidate_i's image."""
     image = row.get(f"jpg_{i}")
     if isinstance(image, dict):
         image = image.get("bytes")
@@ -135,9 +137,9 @@ def pair_image(row: Mapping[str, Any], i: int, candidate_image: Callable[[str], 
 
 
 def find(where: str) -> Path:
-    """The folder of pairs that `where` names: RUN/pairs/NAME, RUN/NAME, RUN with one pair set, or any folder of pairs.
+    """Find the folder of pairs that `where` names: RUN/pairs/NAME, RUN/NAME, or any folder of Parquet files.
 
-    Raises UsageError.
+    RUN alone is enough if the run has one pair set. Raises UsageError.
     """
     path = Path(where).expanduser()
     if (path / "run.json").exists():

@@ -1,8 +1,8 @@
-"""Push of a run's pairs or trained model to a repository on the Hub, private by default.
+"""Pushes a run's pairs or trained model to a repository on the Hub, private by default.
 
-Every file is written locally first (RUN/push/...), then compared with the repository; only a difference makes a commit,
-on top of the commit that was compared. prefkit.json in the repository lists the files that push wrote, so that a later
-push removes only those.
+All files are first written locally (RUN/push/...) and compared with the head commit of the repository. If any of them
+differ, one commit is made on top of that head. prefkit.json in the repository lists the files that push wrote; a later
+push removes only files on this list.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MANIFEST, CARD = "prefkit.json", "README.md"
-SHOWN = 12  # pairs in the contact sheet of a model
+SHOWN = 12  # (tuned, base) image pairs on a model card
 
 
 TRIES = 3
@@ -48,7 +48,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Staged:
-    """A folder with all files of a push. files: path -> (SHA-256, git blob SHA-1, bytes), without the card."""
+    """A folder with all files to push. files: path -> (SHA-256, git blob SHA-1, bytes), without the card."""
 
     folder: Path
     kind: str
@@ -75,9 +75,9 @@ def push(
     licence: str | None = None,
 ) -> dict[str, Any]:
     """Push pairs/<pairs>, or train/<train>/final, to owner/name. Returns repository, fingerprint, tag, commit, changed,
-    private, files and bytes. dry_run: write the files locally; contact nothing, and record no removals.
+    private, files and bytes. dry_run: only write the files locally, without contacting the Hub or recording removals.
 
-    Raises UsageError, StoreError, and ChangedUnderUs if the repository keeps changing.
+    Raises UsageError, StoreError, and ChangedUnderUs if others keep changing the repository.
     """
     pairs, train = _choose(store, to, pairs, train)
     if remove and train:
@@ -99,7 +99,7 @@ def push(
         bound = facts.restricted(facts.licence_rows(store, facts.recipe_of(store)))
         if public and bound and not licence:
             raise UsageError(
-                f"push --public: {', '.join(bound)} has terms that bind users of the result (see Licences in "
+                f"push --public: the terms of {', '.join(bound)} bind users of the result (see Licences in "
                 f"{folder / CARD}). State your terms for publishing with --license ID, or push privately."
             )
         plan = _plan(staged, to)
@@ -109,13 +109,13 @@ def push(
     if remove and not squash and sent["changed"]:
         output.warn(
             f"{to}: the removed images are gone from main, but its earlier commits and tags still hold them. Push "
-            "again with --squash to remove the history, and check the storage settings for unreferenced files."
+            "again with --squash to remove the history, and delete unreferenced files in the repository's settings."
         )
     return plan | sent
 
 
 def _choose(store: Store, to: str, pairs: str | None, train: str | None) -> tuple[str | None, str | None]:
-    """(pairs, train), one of them None; by default the run's only pairs. Raises UsageError."""
+    """Return (pairs, train), one of them None; by default the run's only pair set. Raises UsageError."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -129,7 +129,9 @@ def _choose(store: Store, to: str, pairs: str | None, train: str | None) -> tupl
         start = f"Start one with `prefkit generate {output.shell_quoted(store.folder)}`."
         raise UsageError(f"{store.folder} is not a run folder: it has no run.json. {start}")
     if pairs and train:
-        raise UsageError("push takes either --pairs NAME or --train NAME: a dataset and a model are two repositories.")
+        raise UsageError(
+            "push takes either --pairs NAME or --train NAME: a dataset and a model need separate repositories."
+        )
     names = store.names("pairs")
     if pairs is not None or train is not None:
         return pairs, train
@@ -148,7 +150,7 @@ def _stage_pairs(store: Store, name: str, to: str, folder: Path, remove: Sequenc
 
 def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | None) -> Staged:
     final = result_folder(store, name)
-    check_folder(final, f"Run `prefkit train --name {name}` again, which exports it again.")
+    check_folder(final, f"Run `prefkit train --name {name}` again to export it again.")
     shutil.copytree(final, folder, ignore=shutil.ignore_patterns(".*", SUMS), dirs_exist_ok=True)
     if (store.train(name) / TRAINED_ON).is_file():
         shutil.copyfile(store.train(name) / TRAINED_ON, folder / TRAINED_ON)
@@ -160,7 +162,7 @@ def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | 
 
 
 def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
-    """(tuned, base) images at equal request and index, from the first evaluation of both; chosen by hash."""
+    """Return (tuned, base) images with equal request and index, chosen by hash, from the first evaluation of both."""
     out = removed(store)
     for evaluation, result in evaluations(store).items():
         for set_name, models in (result.get("sets") or {}).items():
@@ -181,7 +183,7 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
 
 
 def _finish(folder: Path, card: Card, dropped: Mapping[str, int] | None) -> Staged:
-    """Add recipe, manifest and card to the data; the fingerprint covers all but the card. dropped: None for a model."""
+    """Add recipe, manifest and card to the data; the fingerprint covers data and recipe. dropped: None for a model."""
     kind = "model" if dropped is None else "dataset"
     if card.recipe:
         (folder / "recipe.yaml").write_text(dump_yaml(card.recipe), encoding="utf-8")
@@ -254,11 +256,11 @@ def _commit(remote: Remote, staged: Staged, head: str) -> tuple[str, bool]:
 
 
 def _written(remote: Remote, head: str) -> list[str]:
-    """The files that earlier pushes wrote, from the manifest in the repository."""
+    """Return the files that earlier pushes wrote, as listed in the manifest in the repository."""
     try:
         return [path for path in json.loads(remote.read(MANIFEST, head))["files"] if isinstance(path, str)]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{MANIFEST} of {remote.to}, the list of files that push wrote, could not be read ({error}). Restore it "
+            f"{MANIFEST} in {remote.to}, the list of files that push wrote, could not be read ({error}). Restore it "
             "from an earlier commit, or remove it and all data files from the repository, then push again."
         ) from error

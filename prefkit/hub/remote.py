@@ -53,7 +53,7 @@ class Remote:
             return str(self.api.repo_info(**self.where).sha)
 
     def files(self, commit: str) -> dict[str, str]:
-        """Path -> hash of the content: SHA-256 of large files, git's blob hash of the others (see local_hashes)."""
+        """Return path -> content hash: SHA-256 for LFS files, git's blob hash for the rest (see local_hashes)."""
         from huggingface_hub import RepoFile
 
         with self.errors("listing the files"):
@@ -85,7 +85,7 @@ class Remote:
             self.api.create_tag(**self.where, tag=name, revision=commit, tag_message=message, exist_ok=True)
 
     def squash(self, message: str) -> str:
-        """Leave one commit and no prefkit tag, so that no earlier state can be downloaded by name."""
+        """Squash the history into one commit and delete prefkit's tags, so that no name leads to an earlier state."""
         for name in self.tags():
             if name.startswith("prefkit-"):
                 with self.errors(f"removing tag {name}"):
@@ -95,12 +95,12 @@ class Remote:
             refs = self.api.list_repo_refs(**self.where)
         others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
         if others:
-            output.warn(f"{self.to}: {', '.join(others)} still hold earlier commits; delete these refs.")
+            output.warn(f"{self.to}: earlier commits can still be reached by {', '.join(others)}; delete these refs.")
         return self.head()
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """Translate the library's errors: what failed, where, and the fix."""
+        """Translate the errors of huggingface_hub into errors that state what failed, where, and the fix."""
         from huggingface_hub import errors
 
         where = f"{doing} ({self.kind} {self.to} at {self.api.endpoint})"
@@ -129,7 +129,7 @@ class Remote:
 
 
 def _refused(where: str, error: Any) -> PrefkitError:
-    """The Hub's HTTP error with its fix."""
+    """Return the error to raise for an HTTP error of the Hub, with the fix."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     reason = _short(getattr(error, "server_message", None) or error)
     if status in (409, 412):
@@ -146,7 +146,7 @@ def _refused(where: str, error: Any) -> PrefkitError:
 
 
 def local_hashes(path: Path) -> tuple[str, str]:
-    """(SHA-256, git's blob SHA-1) of a file: the two hashes that the Hub lists."""
+    """Return (SHA-256, git's blob SHA-1) of a file, the two hashes that the Hub lists."""
     sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

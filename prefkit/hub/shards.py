@@ -1,4 +1,4 @@
-"""Parquet shards by split, and a README.md that assigns the files to splits for `load_dataset`."""
+"""Parquet shards for each split, and a README.md that assigns the files to splits for `load_dataset`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefkit.store.parquet import Shards
 
 
 class BySplit(dict[str, Shards]):
-    """Split -> its shards, created at the first access."""
+    """Maps each split to its shards, which are created at the first access."""
 
     def __init__(self, make: Callable[[str], Shards]) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class BySplit(dict[str, Shards]):
         return self[split]
 
     def close(self) -> dict[str, int]:
-        """Finish all shards; return rows per split."""
+        """Finish all shards; return the number of rows per split."""
         for shards in self.values():
             shards.close()
         return {split: self[split].rows for split in sorted(self)}
@@ -31,8 +31,8 @@ class BySplit(dict[str, Shards]):
 def write_rows(
     rows: Iterable[tuple[str, dict[str, Any]]], features: Mapping[str, Any], out: Path, title: str, text: str
 ) -> dict[str, Any]:
-    """Write (split, row) to OUT/data/SPLIT-00000.parquet and on, with a card. Returns rows per split, and their sum as
-    `pairs`. features: of a `datasets.Dataset`."""
+    """Write the rows to numbered shards OUT/data/SPLIT-*.parquet, with a card. rows: (split, row). features: as for
+    `datasets.Features`. Returns the number of rows per split, and their sum as `pairs`."""
     from datasets import Features
 
     schema = Features(features).arrow_schema

@@ -33,7 +33,7 @@ class Removed:
 
 
 def removed(store: Store, more: Sequence[str] = ()) -> Removed:
-    """The candidates that decisions.csv removes, and those in `more` (ids, or SHA-256 of image files)."""
+    """Return the candidates that decisions.csv removes, and those in `more` (ids, or SHA-256 of image files)."""
     decisions = store.decisions()
     wanted = {*decisions.id[decisions.verdict == "remove"], *more}
     if not wanted:
@@ -44,19 +44,19 @@ def removed(store: Store, more: Sequence[str] = ()) -> Removed:
 
 
 def check_known(store: Store, ids: Sequence[str], pairs: Path | None) -> None:
-    """Raises UsageError for an id that is in neither the candidates nor the pairs."""
+    """Raise UsageError for an id that is in neither the candidates nor the pairs of the run."""
     files = _files(store)
     known = set(files) | set(files.values()) | (_named_in(pairs) if pairs is not None else set())
     unknown = [name for name in ids if name not in known]
     if unknown:
         raise UsageError(
             f"--remove: {', '.join(unknown[:5])} is neither a candidate of {store.folder} nor an image of its pairs. "
-            "Give ids from column id of `candidates` (candidate_0/candidate_1 of the pairs), or SHA-256 of image files."
+            "Give candidate ids (candidate_0 and candidate_1 in the pairs), or the SHA-256 of image files."
         )
 
 
 def write_removals(store: Store, ids: Sequence[str]) -> None:
-    """Append `id,remove,takedown,push` lines to decisions.csv for new ids."""
+    """Append a line `ID,remove,takedown,push` to decisions.csv for each id that is not removed yet."""
     decisions = store.decisions()
     new = [name for name in ids if name not in set(decisions.id[decisions.verdict == "remove"])]
     rows = [{"id": name, "verdict": "remove", "reason": "takedown", "by": "push"} for name in new]
@@ -65,7 +65,7 @@ def write_removals(store: Store, ids: Sequence[str]) -> None:
 
 
 def _files(store: Store) -> dict[str, str]:
-    """Candidate id -> SHA-256 of its image file."""
+    """Return candidate id -> SHA-256 of its image file."""
     files: dict[str, str] = {}
     for generator in store.names("candidates"):
         frame = store.candidates(generator).frame(["id", "sha256"])
@@ -74,9 +74,9 @@ def _files(store: Store) -> dict[str, str]:
 
 
 def _named_in(folder: Path) -> set[str]:
+    """Return every candidate id and image hash in the pairs under a folder."""
     import pyarrow.parquet as pq
 
-    """Every candidate id and image hash in the pairs under a folder."""
     names: set[str] = set()
     for path in folder.rglob("*.parquet"):
         columns = [c for c in pq.read_schema(path).names if NAMES.fullmatch(c)]

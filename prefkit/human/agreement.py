@@ -1,4 +1,4 @@
-"""Agreement measured on people's votes: among annotators, and of every scorer with them."""
+"""Agreement measured on people's votes: among annotators, and between each scorer and the annotators."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from prefkit.human.agreement_statistics import (
 )
 from prefkit.store import Store
 
-#: with fewer requests a bootstrap interval is too narrow
+#: with fewer requests (or pairs), a bootstrap interval is too narrow
 FEW = 6
 
 
 def assess(store: Store) -> dict[str, Any] | None:
-    """Return all estimates, JSON-able, or None without votes. An estimate is {value, low, high (95 %), n, groups}.
+    """Return all measures of agreement, JSON-able, or None without votes.
 
-    votes, annotators, pairs, ties (fraction); agreement, alpha (bootstrap over pairs), consistency (same verdict on a
-    repeated pair), left (fraction of clear votes for the left image); human {votes, majority}; scorers {alias: {votes,
-    majority, unscored, even, sentence}} (bootstrap over requests); evaluations [{eval, set, models, win_rate of the
-    second, ties}].
+    Counts: votes, annotators, pairs, pairs_of_several (voted on at least twice); ties is a fraction. Estimates {value,
+    low, high (95 %), n, groups} with a bootstrap over pairs: agreement, alpha, consistency (same verdict on a repeated
+    pair), left (fraction of clear votes for the left image); with a bootstrap over requests: human {votes, majority},
+    scorers {alias: see `against_votes`}. evaluations: [{eval, set, against, model, annotators, ties, win_rate}].
     """
     verdicts = agreement_data.verdicts(store, people=True)
     if verdicts.empty:
@@ -44,7 +44,7 @@ def assess(store: Store) -> dict[str, Any] | None:
     values = votes.verdict.to_numpy(np.int64)
     counts = verdict_counts(units, values)
     pairs = pd.DataFrame(keys.tolist(), columns=["first", "second"])
-    # a pair of candidates that the run does not hold is a group of its own
+    # pairs of candidates that the run does not hold are grouped by their first candidate
     groups = pd.factorize(pairs["first"].map(requests).fillna("pair of " + pairs["first"]))[0]
     several = counts.sum(axis=1) >= 2
     again = verdicts[verdicts.showing <= 1].groupby(["judge", "first", "second"]).verdict.agg(["size", "nunique"])
@@ -71,7 +71,7 @@ def _by_pair(values: np.ndarray, frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _human(units: np.ndarray, verdicts: np.ndarray, counts: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """The ceiling of a scorer: an annotator against the others, measured in the same way."""
+    """Return one annotator's agreement with the rest, measured as for scorers: a ceiling for what scorers can reach."""
     estimates = {}
     for name, values in zip(("votes", "majority"), leave_one_out(units, verdicts, counts)):
         known = np.isfinite(values)
@@ -100,9 +100,10 @@ def against_votes(
 ) -> dict[str, Any]:
     """Measure the agreement of a scorer with the votes on U pairs.
 
-    gap [U]: sign of the scorer's gap; scored [U] bool: both sides have a score; counts [U, 3]; groups [U]: the request.
-    Every clear vote counts the same; a gap of exactly 0 counts 1/2. People's ties are left out. Against the majority every
-    pair counts the same; pairs without a majority are left out.
+    gap [U]: sign of the first minus the second candidate's score; scored [U] bool: both candidates have a score;
+    counts [U, 3]: see `verdict_counts`; groups [U]: codes of the requests. In `votes`, every clear vote has the same
+    weight, and people's ties are left out. In `majority`, every pair has the same weight, and pairs without a majority
+    are left out. A gap of exactly 0 counts as 1/2 in both.
     """
     clear = counts[:, 0] + counts[:, 2]
     used = scored & (clear > 0)
@@ -122,7 +123,7 @@ def against_votes(
 
 
 def sentence(alias: str, estimate: Estimate) -> str:
-    """Summarise, as in "pickscore agrees with your users 61 ± 2 %"; the number after ± is half the 95 % interval."""
+    """Return a sentence such as "pickscore agrees with your users 61 ± 2 %"; ± is half the width of the interval."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return f"{alias} has no scores on the pairs that people voted on."
     if estimate.groups < FEW:
@@ -132,7 +133,7 @@ def sentence(alias: str, estimate: Estimate) -> str:
 
 
 def _evaluations(votes: pd.DataFrame, candidates: pd.DataFrame) -> list[dict[str, Any]]:
-    """Win rates of the second model in votes on two models of one evaluation at the same request and index."""
+    """Return win rates from votes on images of two models in one evaluation, at the same request and index."""
     candidates = candidates[candidates["eval"] != ""]
     both = votes.merge(candidates.add_suffix("_1"), left_on="first", right_on="id_1")
     both = both.merge(candidates.add_suffix("_2"), left_on="second", right_on="id_2")

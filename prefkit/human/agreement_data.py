@@ -1,4 +1,4 @@
-"""Verdicts as one table, with the candidates and scores that they refer to."""
+"""All verdicts as one table, and the candidates and scores that they refer to."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ COLUMNS = ["id", "id_a", "id_b", "outcome", "judge", "order", "aspect", "time"]
 
 
 def verdicts(store: Store, people: bool) -> pd.DataFrame:
-    """Read first, second, verdict (1: first is better, -1, 0 tie), judge, left (1: left chosen, NaN: unknown), showing.
+    """Return one row per verdict. people: True for imported comparisons (votes), False for those of model judges.
 
-    people: imported comparisons (votes); otherwise those of model judges. first < second by id, so that both orders of a
-    pair are one pair. showing 0 is a judge's first verdict on a pair, 1 the second, by time. Failed ones are left out.
+    first, second: candidate ids, sorted, so that both orders of a pair are one pair; verdict: 1 (first is better), -1
+    or 0 (tie); left: 1 (left image chosen), 0 or NaN (unknown); showing: 0 for a judge's earliest verdict on a pair, 1
+    for the next. Failed verdicts are left out, and if any verdict is on overall quality, so are other aspects.
     """
     frames = []
     for alias in store.names("comparisons"):
         table = store.comparisons(alias)
         if ("imported" in (table.spec() or {})) == people:
             frame = table.frame(COLUMNS)
-            # a model judge has a name per table, a person the same name everywhere
+            # a model judge is named by its table; a person has the same name in every table
             frames.append(frame if people else frame.assign(judge=alias))
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
     frame = frame[frame.outcome.isin(["a", "b", "tie"]) & (frame.id_a != frame.id_b)]
@@ -47,7 +48,7 @@ def verdicts(store: Store, people: bool) -> pd.DataFrame:
 
 
 def evaluations(store: Store) -> dict[tuple[str, str, str], Store]:
-    """(evaluation, set, model) -> its run-shaped folder."""
+    """Return (evaluation, set, model) -> the folder of its images, which is laid out like a run folder."""
     return {
         (name, folder.parent.name, folder.name): Store(folder)
         for name in store.names("eval")
@@ -57,7 +58,7 @@ def evaluations(store: Store) -> dict[tuple[str, str, str], Store]:
 
 
 def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.DataFrame:
-    """Read id, request_id, index, eval, set, model; the run's own candidates come first, with an empty eval, set and model."""
+    """Return id, request_id, index, eval, set and model of all candidates; the last three are "" for the run's own."""
     frames = []
     for (name, set_name, model), folder in {("", "", ""): store, **folders}.items():
         index = candidate_index(folder)[["id", "request_id", "index"]]
@@ -66,9 +67,9 @@ def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.D
 
 
 def scores(store: Store, folders: dict[tuple[str, str, str], Store]) -> dict[str, pd.Series]:
-    """Read the scores of the run and of its evaluations: alias -> value by candidate id, turned so that higher is better.
+    """Return alias -> scores by candidate id, of the run and its evaluations, negated where lower is better.
 
-    A scorer with another specification in an evaluation is separate, as "alias (evaluation)".
+    A scorer whose specification differs in an evaluation is listed separately, as "alias (evaluation)".
     """
     parts: dict[str, list[pd.Series]] = {}
     specs: dict[str, str] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLES = 2000
-#: numbers drawn for one bootstrap at most; with very many groups fewer samples suffice
+#: maximum number of random draws in one bootstrap; with very many groups, fewer samples suffice
 MOST_DRAWS = 40_000_000
 VERDICTS = (-1, 0, 1)
 
@@ -29,9 +29,10 @@ class Estimate:
 
 
 def bootstrap(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
-    """sums: [G, K] sums per group; statistic: [S, K] totals -> [S] numbers (NaN: undefined).
+    """Estimate a statistic of totals over groups, with a bootstrap interval. n: the number of items, for the result.
 
-    Groups are resampled with replacement (Efron & Tibshirani 1993, chapter 13), as counts that are multinomial.
+    sums [G, K]: K sums for each group; statistic: totals [S, K] of S samples -> [S] values (NaN: undefined). Groups are
+    resampled with replacement (Efron & Tibshirani 1993, chapter 13).
     """
     groups = len(sums)
     value = float(statistic(sums.sum(axis=0, keepdims=True))[0]) if groups else np.nan
@@ -49,33 +50,36 @@ def bootstrap(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n
 
 
 def fraction(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of [n] values in 0..1, each counting the same; groups: [n] integers."""
+    """Estimate the mean of values [n] in 0..1, all with the same weight. groups: [n] integer codes."""
     values, groups = np.asarray(values, np.float64), np.unique(groups, return_inverse=True)[1]
     sums = np.stack([np.bincount(groups, values), np.bincount(groups)], axis=1).astype(np.float64)
     return bootstrap(sums, ratio, len(values), seed)
 
 
 def mean_of_groups(values: np.ndarray, groups: np.ndarray) -> Estimate:
-    """Mean over groups of each group's mean: every group counts the same."""
+    """Estimate the mean of the groups' means, so that every group has the same weight."""
     means = np.bincount(groups, np.asarray(values, np.float64)) / np.bincount(groups)
     return bootstrap(np.stack([means, np.ones(len(means))], axis=1), ratio, len(values))
 
 
 def ratio(totals: np.ndarray) -> np.ndarray:
-    """[S, 2] -> [S]: first over second; NaN where the second is 0."""
+    """Divide the first column of totals [S, 2] by the second -> [S]; NaN for 0 / 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return totals[:, 0] / totals[:, 1]
 
 
 def verdict_counts(units: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
-    """[n] unit codes 0..U-1 and [n] verdicts -> [U, 3] counts of the verdicts -1, 0, 1 per unit."""
+    """Count the verdicts -1, 0, 1 of each unit -> [U, 3]. units [n]: codes 0..U-1; verdicts [n]."""
     counts = np.zeros((int(units.max()) + 1 if len(units) else 0, len(VERDICTS)))
     np.add.at(counts, (units, np.asarray(verdicts, np.int64) + 1), 1)
     return counts
 
 
 def raw_agreement(counts: np.ndarray) -> Estimate:
-    """Fraction of agreeing annotator pairs, mean over the units with at least two verdicts; a tie agrees only with a tie."""
+    """Estimate the fraction of annotator pairs that agree, averaged over units; a tie agrees only with a tie.
+
+    Units with fewer than two verdicts are left out.
+    """
     counts = counts[counts.sum(axis=1) >= 2]
     n = counts.sum(axis=1)
     agreeing = (counts * (counts - 1)).sum(axis=1) / np.maximum(n * (n - 1), 1)
@@ -83,10 +87,10 @@ def raw_agreement(counts: np.ndarray) -> Estimate:
 
 
 def krippendorff_alpha(counts: np.ndarray) -> Estimate:
-    """Nominal alpha of [U, V] counts, 1 - D_observed / D_expected; units with fewer than two verdicts are left out.
+    """Estimate nominal alpha, 1 - D_observed / D_expected. counts [U, V]; units with under two verdicts are left out.
 
     Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": the coincidence matrix o_cc' sums over units
-    n_uc (n_uc' - [c = c']) / (n_u - 1). 1 is full agreement, 0 the agreement by chance. Undefined if all verdicts are equal.
+    n_uc (n_uc' - [c = c']) / (n_u - 1). 1 is full agreement, 0 is chance. Undefined if all verdicts are equal.
     """
     counts = counts[counts.sum(axis=1) >= 2]
     n = counts.sum(axis=1)
@@ -96,7 +100,7 @@ def krippendorff_alpha(counts: np.ndarray) -> Estimate:
 
 
 def _alpha(totals: np.ndarray, kinds: int) -> np.ndarray:
-    """[S, V * V] coincidences -> [S]."""
+    """Compute alpha [S] from totals [S, V * V], the flattened coincidence matrices of S samples."""
     matrix = totals.reshape(len(totals), kinds, kinds)
     margins = matrix.sum(axis=2)
     total = margins.sum(axis=1)
@@ -107,15 +111,15 @@ def _alpha(totals: np.ndarray, kinds: int) -> np.ndarray:
 
 
 def majority(counts: np.ndarray) -> np.ndarray:
-    """[U, 3] counts of -1, 0, 1 -> [U]: 1 or -1 for the candidate with more votes, else 0. Ties do not count."""
+    """Return 1 or -1 for the candidate with more votes, 0 if they have equally many [U]. counts [U, 3] of -1, 0, 1."""
     return np.sign(counts[:, 2] - counts[:, 0])
 
 
 def leave_one_out(units: np.ndarray, verdicts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Agreement of one annotator with the others, measured as for scorers: a tie of the annotator counts 1/2.
+    """Compare each verdict with the other verdicts on its unit. A tied verdict counts as 1/2, as a tied scorer does.
 
-    [n] units and verdicts -> two [n]: fraction of the others' clear votes that the verdict agrees with; 1 if it is the
-    majority of the others, else 0. NaN without a clear vote, or a majority, of the others.
+    units, verdicts [n]; counts [U, 3]. Returns two arrays [n]: the fraction of the other clear votes that agree with
+    the verdict (NaN if there are none), and 1 if the other votes' majority agrees, else 0 (NaN without a majority).
     """
     others = counts[units] - np.eye(3)[np.asarray(verdicts, np.int64) + 1]
     clear = others[:, 0] + others[:, 2]

@@ -19,16 +19,16 @@ from prefkit.store.files import read_json, write_atomic, write_json
 from prefkit.types import digest
 
 VERSION = 1
-#: a page with more bytes is slow to open and to send, and --sidecar is advised
+#: a page with more bytes is slow to open and to send; a warning recommends --sidecar
 LARGE = 60 << 20
 
 
 @dataclass(frozen=True)
 class VoteSettings:
-    """Settings of a voting page. models: two names of an evaluation, or none to compare candidates of the run.
+    """Settings of a voting page. models: two models of an evaluation, or () to compare candidates of the run.
 
-    n: pairs; repeats: how many of them are shown again with sides swapped (None: a tenth); side: largest width and height
-    in pixels; sidecar: images in a folder next to the page instead of in it.
+    n: number of pairs; repeats: how many of the pairs are shown again with sides swapped (None: a tenth); side: maximum
+    width and height of the images in pixels; sidecar: store the images in a folder next to the page, not inside it.
     """
 
     models: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class VoteSettings:
 def write_vote_page(store: Store, settings: VoteSettings) -> dict[str, Any]:
     """Write RUN/vote-PAGE.html and RUN/votes/PAGE.json (the key). Returns {page, path, key, pairs, repeats, bytes}.
 
-    The same question on the same candidates gives the same page id, so that votes on either copy can be imported.
+    The same question about the same pairs gives the same page id, so that votes from any copy of it can be imported.
     Raises UsageError if there is nothing to compare.
     """
     if settings.models:
@@ -80,7 +80,7 @@ def write_vote_page(store: Store, settings: VoteSettings) -> dict[str, Any]:
 
 
 def _salt(store: Store) -> str:
-    """The salt of the run, so that an annotator has the same name on all its pages; the tables do not contain it."""
+    """Return the run's salt, so that a person has the same salted name on all pages; it is not stored in tables."""
     path = store.folder / "votes" / "salt.json"
     if not path.exists():
         write_json(path, {"salt": secrets.token_hex(16)})
@@ -88,7 +88,7 @@ def _salt(store: Store) -> str:
 
 
 def _items(pairs: list[VotePair], repeats: int, salt: str, page: str) -> list[dict[str, Any]]:
-    """The pairs under anonymous names, then the repeated ones (`again`: the name of the first showing)."""
+    """Return the pairs under anonymous names, then the pairs to repeat (`again`: the name of the first showing)."""
     items = [{"pair": digest(salt, page, i, length=12), **asdict(pair)} for i, pair in enumerate(pairs)]
     chosen = sorted(items, key=lambda item: digest("again", salt, item["pair"]))[:repeats]
     for item in chosen:
@@ -115,7 +115,7 @@ def _with_images(stores: dict[str, Store], pairs: list[VotePair], side: int) -> 
                 warn(f"candidate {c.id} is left out: its image cannot be read ({' '.join(str(error).split())[:120]}).")
     pairs = [pair for pair in pairs if pair.a in images and pair.b in images]
     if not pairs:
-        raise UsageError("no pair has two readable images. `prefkit generate` makes damaged ones again.")
+        raise UsageError("no pair has two readable images. `prefkit generate` makes damaged images again.")
     return pairs, {name: images[name] for name in dict.fromkeys(n for pair in pairs for n in (pair.a, pair.b))}
 
 

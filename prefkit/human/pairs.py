@@ -1,4 +1,4 @@
-"""Selection of the pairs to vote on: candidates of one request, or base and tuned models at equal seeds."""
+"""Selects the pairs to vote on: candidates of the same request, or images of two models at the same seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANY = 200  # with more candidates in a request, pairs are drawn without listing
 
 @dataclass(frozen=True)
 class VotePair:
-    """Two candidate ids, in an order chosen by a hash, so that the position says nothing about the model."""
+    """Two candidate ids, in an order chosen by a hash, so that the position reveals nothing about the model."""
 
     request_id: str
     a: str
@@ -31,7 +31,7 @@ class VotePair:
 
 
 def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
-    """Choose at most n pairs of candidates of one request by hash, as evenly over the requests as possible.
+    """Choose at most n pairs by hash, each within one request, spread as evenly as possible over the requests.
 
     Failed, rejected and removed candidates are left out. Raises UsageError if no request has two candidates left.
     """
@@ -52,7 +52,7 @@ def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
 
 
 def of_eval(store: Store, name: str, set_name: str, models: Sequence[str], n: int, seed: int) -> list[VotePair]:
-    """Choose at most n pairs of two models of an evaluation by hash, each at one request, index and seed."""
+    """Choose at most n pairs by hash: images of two models in an evaluation at the same request, index and seed."""
     frames = []
     for model in models:
         frame = _shown(candidate_index(Store(store.eval(name) / set_name / model)), store)
@@ -74,7 +74,7 @@ def of_eval(store: Store, name: str, set_name: str, models: Sequence[str], n: in
 def find_set(store: Store, models: Sequence[str], name: str | None, set_name: str | None) -> tuple[str, str]:
     """Find the (evaluation, set) with images of both models. Raises UsageError if none or several match."""
     if len(models) != 2 or models[0] == models[1]:
-        raise UsageError("--models must be two names of one evaluation, as in --models base,dpo.")
+        raise UsageError("--models must name two models of one evaluation, for example --models base,dpo.")
     sets = [
         (evaluation, folder.name)
         for evaluation in store.names("eval")
@@ -104,7 +104,7 @@ def _ordered(request: str, a: str, b: str, seed: int, model_a: str = "", model_b
 
 
 def _ranked(pairs: Iterable[VotePair], seed: int) -> Iterable[tuple[int, VotePair]]:
-    """The pairs of one request, numbered in the order of a hash."""
+    """Number the pairs of one request in the order of a hash."""
     return enumerate(sorted(pairs, key=lambda p: digest("pair", seed, *sorted((p.a, p.b)))))
 
 
@@ -117,6 +117,6 @@ def _drawn(request: str, ids: Sequence[str], n: int, seed: int) -> list[VotePair
 
 
 def _first(ranked: list[tuple[int, VotePair]], n: int, seed: int) -> list[VotePair]:
-    """The first n pairs, with every request's first pair before any request's second one."""
+    """Return the first n pairs, with every request's first pair before the second pair of any request."""
     order = sorted(ranked, key=lambda item: (item[0], digest("request", seed, item[1].request_id)))
     return [pair for _, pair in order[:n]]

@@ -11,9 +11,10 @@ from prefkit.store import Store
 from prefkit.store.files import write_json
 
 LEAD = (
-    "Blind votes of people on two images of one request. Every clear vote counts the same; a scorer without a preference "
-    "counts half; ties of people are left out and reported. Intervals are 95 %: a bootstrap over requests for scorers and win "
-    "rates, over pairs for annotators. A scorer can hardly agree with people more than they agree with each other."
+    "Blind votes of people on two images of one request. All clear votes have the same weight; a scorer without a "
+    "preference counts half; people's ties are left out, but reported. Intervals are 95 %: a bootstrap over "
+    "requests for scorers and win rates, over pairs for annotators. A scorer can hardly agree with people more than "
+    "people do with each other."
 )
 FEW_NOTE = f'<p class="quiet">▵ fewer than {FEW} requests or pairs: the interval is too narrow.</p>'
 INTERVAL = ["95 % interval", "", "Of"]
@@ -40,7 +41,7 @@ def _people(result: dict[str, Any]) -> str:
         ["Annotators agree (raw, ties count as a verdict)", *_cells(result["agreement"], "pairs", several)],
         ["Krippendorff's alpha (nominal: a, b, tie)", *_cells(result["alpha"], "pairs", several, percent=False)],
         ["The same verdict on a repeated pair", *_cells(result["consistency"], "repeats")],
-        ["Chose the left image (50 % without a habit)", *_cells(result["left"], "votes")],
+        ["Chose the left image (50 % if the side does not matter)", *_cells(result["left"], "votes")],
     ]
     caption = (
         f"{result['votes']:,} votes of {result['annotators']:,} annotators on {result['pairs']:,} pairs, {several:,} of them seen "
@@ -55,7 +56,7 @@ def _scorers(result: dict[str, Any]) -> str:
     rows = []
     if human["votes"]["value"] is not None:
         cells = [*_cells(human["votes"], "votes"), *_cells(human["majority"], "votes")]
-        rows.append(["<b>an annotator, against the others</b>", *cells, "–", "–"])
+        rows.append(["<b>one annotator, against the rest</b>", *cells, "–", "–"])
     for alias, row in sorted(scorers.items(), key=lambda item: -item[1]["votes"]["value"]):
         cells = [*_cells(row["votes"], "votes"), *_cells(row["majority"], "pairs")]
         rows.append([html.text(alias, 60), *cells, f"{row['even']:,}", f"{row['unscored']:,}"])
@@ -92,7 +93,7 @@ def _evaluations(store: Store, rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(estimate: dict[str, Any], unit: str, n: int | None = None, percent: bool = True) -> list[str]:
-    """Value, interval as text, interval as a plot, and the number of items."""
+    """Return table cells: value, interval as text, interval as a plot, and the number of items."""
     count = f"{estimate['n'] if n is None else n:,} {unit}"
     if estimate["value"] is None:
         return ["–", "–", "", count]

@@ -1,5 +1,5 @@
 "use strict";
-/* The voting page. State: the annotator and their votes in order, stored by the browser after every vote, and in a file on demand.
+/* The voting page. State: the annotator and their votes in order; the browser stores it after every vote, in a file on demand.
    Page and annotator determine the order of the pairs and their sides, so that a reload shows the same order. */
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -51,7 +51,7 @@ function dice() {
   return (n) => Math.floor(parseInt(sha256([data.page, annotator, turn++].join(" ")).slice(0, 8), 16) / 2 ** 32 * n);
 }
 
-/** The annotator's order: pairs shuffled, sides drawn; a repeated pair comes later, with its sides swapped. */
+/** Returns the annotator's order: pairs shuffled, sides drawn; repeats come later, with their sides swapped. */
 function ordered() {
   const roll = dice(), first = data.pairs.filter((p) => p.again === undefined), swapped = new Map(), found = [];
   for (let i = first.length - 1; i > 0; i--) {

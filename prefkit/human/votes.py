@@ -1,7 +1,7 @@
-"""Import of the files that voting pages save (`prefkit report RUN --vote`) as comparisons/NAME.
+"""Imports the files that voting pages (`prefkit report RUN --vote`) save, as comparisons/NAME.
 
-A file names the page and the salted name of an annotator; only RUN/votes/PAGE.json maps its pairs to candidates.
-Its `check` detects files that are truncated, damaged or edited by hand; it is a checksum, not a signature.
+A file holds the page id and the salted name of an annotator; only RUN/votes/PAGE.json maps its pairs to candidates.
+The file's `check` reveals truncation, damage and edits by hand; it is a checksum, not a signature.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ FIX = "Ask for the file again as the page saved it."
 
 
 def vote_files(source: str | Path) -> list[Path]:
-    """Return the saved votes at `source`, a file or a folder; none if it is something else."""
+    """Return the files of saved votes at `source`, a file or a folder; [] if there are none."""
     path = Path(source).expanduser()
     members = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
     return [file for file in members if MARK in _head(file)]
 
 
 def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[str, int]:
-    """Import one saved file, or all of a folder, as comparisons/NAME. Returns counts; known votes add nothing.
+    """Import one saved file, or all in a folder, as comparisons/NAME; return counts. Skips votes that are stored.
 
     All files are checked before anything is written. Raises UsageError naming file and entry.
     """
     files = vote_files(source)
     if not files:
         raise UsageError(
-            f"import: {source} holds no file of votes. The page of `prefkit report RUN --vote` saves such files."
+            f"import: {source} holds no file of votes. Save one on the page that `prefkit report RUN --vote` makes."
         )
     bodies = {file: read_file(store.folder, file) for file in files}
     _check_agreeing(store.folder, bodies)
@@ -99,7 +99,7 @@ def read_file(folder: Path, path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: it has no annotator or no list of votes. {FIX}")
     _check_entries(path, read_json(key)["pairs"], votes)
     if body.get("check") != checksum(page, annotator, votes):
-        raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: edited or cut short. {FIX}")
+        raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: it was edited or cut short. {FIX}")
     return body
 
 
@@ -141,7 +141,7 @@ def _check_entries(path: Path, pairs: list[dict[str, Any]], votes: list[Any]) ->
 
 
 def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
-    """Raise UsageError if two files of one annotator disagree on a pair; a file imported before counts too."""
+    """Raise UsageError if two files of one annotator disagree on a pair, including files imported earlier."""
     copies = {_copy(folder, body) for body in bodies.values()}
     first: dict[tuple[str, str, str], tuple[Path, str, str]] = {}
     for path, body in [*((copy, read_json(copy)) for copy in copies if copy.exists()), *bodies.items()]:
@@ -174,7 +174,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(read_regular(path, MOST_BYTES))
         if not isinstance(body, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it is not a JSON object")
         return body
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(

@@ -41,7 +41,7 @@ def _audit(name: str, report: dict[str, Any]) -> str:
     sizes = [[html.text(size), html.number(count)] for size, count in report["pairs_per_request"].items()]
     tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], sizes), _shortcuts(report)]
     titles = {
-        "agreement": "Pairs of candidates ordered alike",
+        "agreement": "Candidate pairs that two scorers order the same way",
         "rank_correlation": "Rank correlation within requests",
     }
     tables += [_matrix(title, report["scorers"], report[key]) for key, title in titles.items() if report.get(key)]

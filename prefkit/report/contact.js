@@ -36,7 +36,7 @@ function show() {
     cell.querySelector(".why").textContent = mark ? `${mark.verdict}${mark.reason ? ": " + mark.reason : ""} (new)` : "";
     cell.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.mark === cell.dataset.verdict));
   }
-  const n = cells.filter((c) => marks[c.dataset.id]).length; // marks of the run's other sheets are stored, but not saved from this one
+  const n = cells.filter((c) => marks[c.dataset.id]).length; // storage also holds marks of the run's other sheets
   at("marked").textContent = `${n} new decision${n === 1 ? "" : "s"}`;
   at("save").disabled = at("clear").disabled = !n;
 }
@@ -48,7 +48,7 @@ function decide(cell, verdict) {
   remember();
 }
 
-/** The nearest cell on the screen in this direction from the one with focus. */
+/** Returns the cell nearest to `cell` in the direction of an arrow key. */
 function step(cell, key) {
   const i = cells.indexOf(cell);
   if (key === "arrowright") return cells[i + 1];

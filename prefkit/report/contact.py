@@ -1,4 +1,4 @@
-"""contact.html: all candidates of some requests with ids and scores; and the decisions made on it (decisions.csv)."""
+"""contact.html, a page of candidates with ids and scores, and the import of the decisions that people save on it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ MARKS = "".join(f'<button data-mark="{verdict}" tabindex="-1">{verdict}</button>
 
 
 def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter: str | None = None) -> Path:
-    """Write RUN/contact.html and return its path: the candidates that match the requests, the filter, or both.
+    """Write RUN/contact.html with the candidates of the requests that match the filter, and return its path.
 
     filter: a pandas query over the score names and generator, request_id, index, seed, e.g. "align < 0.2"; a score with
     one of these names becomes score_NAME. The page shows at most 1,000 candidates, and the total. Raises UsageError if
-    neither is given, for an unknown request, for an invalid query, or if nothing matches.
+    both arguments are missing, for an unknown request, for an invalid query, or if nothing matches.
     """
     if not request_ids and not filter:
         raise UsageError("a contact sheet needs requests or a filter: `--request ID` or `--filter 'align < 0.2'`.")

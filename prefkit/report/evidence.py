@@ -13,40 +13,41 @@ HEAD = ["Model", "Judge", "", "Verdict", "Base", "Tuned", "Win rate", "", "95 % 
 FURTHER = ["Detectable", "Best of N"]
 DISTANCES = {
     "diversity_base": "Diversity of base",
-    "diversity_tuned": "of model",
-    "moved": "Moved at equal seed",
-    "seed_distance": "Seeds of base apart",
+    "diversity_tuned": "Diversity of model",
+    "moved": "Base to model, same seed",
+    "seed_distance": "Base to base, two seeds",
 }
 ASPECTS = ["Model", "Judge", "Aspect", "Base", "Tuned", "Two seeds differ, base", "tuned"]
 ASPECTS_NOTE = (
-    "Means of the judges' aspects, and the probability that two seeds of one request differ in them: a tuned model should "
-    "vary them as often as the base."
+    "Mean of each aspect that a judge reports, and the probability that two seeds of one request differ in it. That "
+    "probability should be as high for a tuned model as for the base."
 )
-#: by used_for_pairs (None = unknown): the suffix of a judge's name, and its tag
+#: used_for_pairs (None: unknown) -> suffix of the judge's name (SUFFIX), tag next to it (TAGS)
 SUFFIX = {True: "", False: " (held-out judge)", None: " (unknown whether it was the training signal)"}
 TAGS = {
     True: '<span class="tag">training signal</span>',
     False: '<span class="tag held">held out</span>',
     None: '<span class="tag">training signal: unknown</span>',
 }
-#: the page shows images of at most this many sets; the tables hold all
+#: the page shows images of at most this many prompt sets; its tables list all sets
 GRIDS = 2
 LEAD = (
-    "Base and tuned draw the same requests at the same seeds. The win rate of a request is the mean over seeds, ties count "
-    "half; its interval is a bootstrap over requests. A judge that chose the pairs or was the reward is the training signal, "
-    "so only a held-out judge counts as evidence; it is unknown for imported pairs that do not record what chose them. "
-    "Best of N: how many base samples one would have to draw and choose from."
+    "Base and tuned model make images of the same requests at the same seeds. A request's win rate is the mean over "
+    "seeds, with ties as half; the interval is a bootstrap over requests. A judge that chose the pairs or was the "
+    "reward is the training signal, so only held-out judges count as evidence. For imported pairs that do not "
+    "record what chose them, the training signal is unknown. Best of N: how many base samples to draw per request "
+    "so that the best of them scores as high as the tuned model."
 )
 
 
 def results(store: Store) -> dict[str, dict[str, Any]]:
-    """Read result.json of each evaluation."""
+    """Return evaluation name -> content of its result.json."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
 def outcome(evaluations: dict[str, dict[str, Any]]) -> str:
-    """One line per trained model for the top of the page, with the verdict of each judge."""
+    """Return the list for the top of the page: one line per trained model, with every judge's verdict."""
     lines = []
     for name, result in evaluations.items():
         for set_name, models in result.get("sets", {}).items():
@@ -69,7 +70,7 @@ def _verdict(word: str) -> str:
 
 
 def evaluation(store: Store, evaluations: dict[str, dict[str, Any]]) -> str:
-    """The section with tables and images of every evaluation."""
+    """Return the section with the tables and images of every evaluation."""
     if not evaluations:
         return html.section("evaluation", "Evaluation", html.missing("Nothing has been evaluated yet."))
     parts, shown = [], 0
@@ -126,7 +127,7 @@ def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
 
 
 def _aspects(models: dict[str, dict[str, Any]]) -> str:
-    """The table of aspects, or "" if no judge has any; an aspect of several judges is shown for the first of them."""
+    """Return the table of aspects, or "" if no judge has any. An aspect of several judges is shown for the first."""
     rows = []
     for model, scorers in models.items():
         seen: set[str] = set()
@@ -141,16 +142,16 @@ def _aspects(models: dict[str, dict[str, Any]]) -> str:
 
 
 def _caveats(result: dict[str, Any]) -> str:
-    """Missing controls, training prompts in the test set, scores left out, correlated judges."""
+    """Return the caveats: missing controls, training prompts in the test set, omitted scores, correlated judges."""
     parts = []
     absent = result.get("controls", {}).get("missing", [])
     if absent:
         items = "".join(f"<li>{html.text(item)}</li>" for item in absent)
-        parts.append(f'<div class="missing"><b>Controls that are missing</b><ul>{items}</ul></div>')
+        parts.append(f'<div class="missing"><b>Missing controls</b><ul>{items}</ul></div>')
     settings = result.get("settings", {})
     for name, count in settings.get("in_training", {}).items():
         if count:
-            parts.append(f'<p class="warn">Prompts of {html.text(name, 60)} that are training prompts: {count:,}.</p>')
+            parts.append(f'<p class="warn">Prompts in {html.text(name, 60)} that were also trained on: {count:,}.</p>')
     if unknown := settings.get("training_unknown"):
         models = html.text(", ".join(unknown), 200)
         parts.append(

@@ -21,7 +21,7 @@ SIDE = 144
 
 
 def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
-    """The two columns of one set; `folder` holds base/ and a run-shaped folder per model."""
+    """Return two columns of images for one prompt set. folder: holds base/ and MODEL/, each laid out like a run."""
     names = sorted((model for model in models if not model.startswith("base-")), key=is_variant)[:MODELS]
     stores = {name: Store(folder / name) for name in ["base", *names] if (folder / name / "run.json").exists()}
     if len(stores) < 2:
@@ -43,25 +43,28 @@ def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]
     title = f"Worst regressions of {html.text(model, 60)}" + (f" by {html.text(judge, 40)}" if judge else "")
     return (
         '<div class="pair-of-columns">'
-        f'<div><h3>Chosen by hash, never picked</h3><div class="stack">{left or html.missing("No request.")}</div></div>'
+        f'<div><h3>Chosen by hash, not by hand</h3><div class="stack">{left or html.missing("No request.")}</div></div>'
         f'<div><h3>{title}</h3><div class="stack">{right or html.missing("No request got worse.")}</div></div></div>'
     )
 
 
 def is_variant(model: str) -> bool:
-    """True for a control, or the base at other settings: shown with the models, but never as a finding."""
+    """True for a control, or the base with changed settings; these are shown, but never reported as findings."""
     return model.endswith(CONTROL_SUFFIXES) or model.startswith("base-")
 
 
 def by_hash(requests: set[str]) -> list[str]:
-    """The first BY_HASH requests in the order of a hash of their ids."""
+    """Return the first BY_HASH requests in the order of a hash of their ids."""
     return sorted(requests, key=lambda request: digest("grid", request))[:BY_HASH]
 
 
 def regressions(
     stores: dict[str, Store], frames: dict[str, pd.DataFrame], model: str, judge: str, requests: set[str]
 ) -> dict[str, float]:
-    """Mean change of the judge's score by request, higher is better, worst first; only requests scored in both."""
+    """Return request -> mean change of the judge's score from base to `model`, worst first; positive is better.
+
+    Leaves out requests without scores for either of them.
+    """
     sign = 1.0 if higher_is_better(stores["base"], judge) else -1.0
     values = []
     for name in ("base", model):
@@ -72,13 +75,13 @@ def regressions(
 
 
 def _judge(scorers: dict[str, Any]) -> str | None:
-    """The first held-out judge, else the first scorer."""
+    """Return the first held-out judge, else the first scorer, else None."""
     held_out = [alias for alias, row in scorers.items() if row.get("used_for_pairs") is False]
     return next(iter([*held_out, *scorers]), None)
 
 
 def _index(store: Store, generator: str | None, seeds: int) -> pd.DataFrame:
-    """The first `seeds` candidates of each request, by the evaluation's generator."""
+    """Return the first `seeds` candidates of each request, made by `generator`."""
     frame = candidate_index(store)
     frame = frame[frame.generator == generator] if generator in set(frame.generator) else frame
     return frame[frame["index"] < seeds]
@@ -87,7 +90,7 @@ def _index(store: Store, generator: str | None, seeds: int) -> pd.DataFrame:
 def _images(
     stores: dict[str, Store], frames: dict[str, pd.DataFrame], requests: list[str]
 ) -> dict[tuple[str, str], str | None]:
-    """(model, candidate id) -> data URI."""
+    """Return (model, candidate id) -> data URI of a thumbnail."""
     images: dict[tuple[str, str], str | None] = {}
     for name, store in stores.items():
         ids = frames[name][frames[name].request_id.isin(requests)].id

@@ -1,4 +1,4 @@
-"""HTML elements of the pages: all data passes through `text`, and a page loads nothing."""
+"""HTML elements for the pages: `text` escapes all data, and a page loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; scrip
 
 
 def text(value: Any, limit: int = 400) -> str:
-    """Escape a value, replace control characters, and cut it to `limit` characters, stating the full length."""
+    """Escape a value, replace its control characters, and cut it to `limit` characters, adding the full length."""
     return html.escape(plain(value, limit), quote=True)
 
 
 def plain(value: Any, limit: int = 400) -> str:
-    """Do the same as `text` without escaping, for strings that a script sets as text."""
+    """Clean and cut a value like `text`, but without escaping, for strings that a script inserts as text."""
     shown = CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
     return f"{shown[:limit].rstrip()}… ({len(shown):,} characters)" if len(shown) > limit else shown
 
 
 def prompt(value: str, limit: int = 220) -> str:
-    """A prompt, isolated from the writing direction of the text around it."""
+    """Return a prompt as HTML, isolated from the writing direction of the surrounding text."""
     shown = text(value, limit) if value.strip() else '<span class="quiet">(blank prompt)</span>'
     return f'<p class="prompt"><bdi>{shown}</bdi></p>'
 
 
 def number(value: Any) -> str:
-    """Format with three or four significant digits; a dash for a missing or infinite number."""
+    """Format a number with three or four significant digits; a missing or infinite one becomes a dash."""
     if value is None or value != value or (isinstance(value, float) and isinf(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -48,7 +48,7 @@ def number(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", left: int = 1) -> str:
-    """A table of cells that are HTML; the first `left` columns hold text, the others numbers."""
+    """Return a table whose cells are HTML; the first `left` columns hold text, all others numbers."""
     kind = ["" if i < left else ' class="n"' for i in range(len(head))]
     top = "".join(f'<th scope="col"{k}>{name}</th>' for k, name in zip(kind, head))
     body = "".join("<tr>" + "".join(f"<td{k}>{cell}</td>" for k, cell in zip(kind, row)) + "</tr>\n" for row in rows)
@@ -61,7 +61,7 @@ def figure(svg: str, caption: str) -> str:
 
 
 def picture(source: str | None, alt: str, caption: str = "", mark: str = "") -> str:
-    """One thumbnail. `source` is a data URI or None; `alt` is plain text, `caption` is HTML."""
+    """Return one thumbnail. source: a data URI or None; alt: plain text; caption: HTML; mark: a CSS class."""
     if source is None:
         image = '<div class="gone" role="img" aria-label="no image">no image</div>'
     else:
@@ -80,7 +80,7 @@ def section(anchor: str, title: str, body: str, lead: str = "") -> str:
 
 
 def data(name: str, value: Any) -> str:
-    """JSON for the script of a page, as an element that browsers do not run and that its text cannot close."""
+    """Return JSON for a page's script, in an element that browsers do not run and that its content cannot close."""
     encoded = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         encoded = encoded.replace(character, f"\\u{ord(character):04x}")
@@ -88,9 +88,10 @@ def data(name: str, value: Any) -> str:
 
 
 def page(title: str, body: str, script: str = "", style: str = "", images: str = "data:") -> str:
-    """A complete document that loads nothing: style inline, images as data URIs (unless `images` allows other sources).
+    """Return a complete document that loads nothing: inline style, images as data URIs.
 
-    script: the only script that may run on the page, allowed by its hash.
+    script: the only script that may run on the page, allowed by its hash. images: the sources that images may have, as
+    in a Content-Security-Policy.
     """
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
     allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"

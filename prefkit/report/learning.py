@@ -18,10 +18,10 @@ from prefkit.store.summary import Pairs, metrics
 
 EXTREMES = 12
 SIDE = 200
-#: the page shows at most this many pair sets and trained models, and names the rest
+#: the page shows at most this many pair sets and trainings, and lists the names of the rest
 PAIR_SETS, CURVED = 3, 6
 PLAIN = "^(?!validation/|watch/|score/|seconds/).*"
-#: kinds of curves in the order shown: title, label of the axis, line of reference, pattern of the metrics' names
+#: kinds of curves in the order shown: (title, axis label, y of the reference line, pattern of the metric names)
 CURVES: list[tuple[str, str, float | None, str]] = [
     ("reward", "reward", None, "^reward$"),
     ("scores of the rewards", "score", None, "^score/"),
@@ -45,12 +45,12 @@ CURVES: list[tuple[str, str, float | None, str]] = [
 
 
 def pairs(store: Store) -> str:
-    """The section on pair sets: histogram of the gaps, widest and narrowest pairs."""
+    """Return the section on pair sets: histogram of score gaps, and the pairs with the widest and narrowest gaps."""
     names = store.names("pairs")
     if not names:
         return html.section("pairs", "Pairs", html.missing("No pairs have been made yet."))
     body = "".join(_pair_set(store, name) for name in names[:PAIR_SETS]) + _rest(names, PAIR_SETS)
-    lead = "The gap is the difference of the combined, normalised score between winner and loser. Winners are outlined."
+    lead = "The gap is the winner's minus the loser's combined, normalised score. Winners are outlined."
     return html.section("pairs", "Pairs", body, lead)
 
 
@@ -60,7 +60,7 @@ def _pair_set(store: Store, name: str) -> str:
     gaps = pair_set.gaps[np.isfinite(pair_set.gaps)]
     if not len(gaps):
         reason = "its pairs have no score gap" if len(pair_set.gaps) else "it holds no pair"
-        return title + html.missing(f"Nothing to show of this set: {reason}.")
+        return title + html.missing(f"No plot of this set: {reason}.")
     caption = f"{len(pair_set.gaps):,} pairs; median gap {html.number(float(np.median(gaps)))}"
     body = f'<div class="plots">{html.figure(plot.histogram(gaps, "score gap", "pairs"), caption)}</div>'
     widest, narrowest = pair_set.extremes(EXTREMES)
@@ -75,7 +75,7 @@ def _pair_set(store: Store, name: str) -> str:
 
 
 def _pair(row: Mapping[str, Any], images: Mapping[str, str | None]) -> str:
-    """A card with the winner left and the loser right."""
+    """Return a card with the winner on the left and the loser on the right."""
     won = 0 if row["label_0"] >= row["label_1"] else 1
     sides = []
     for side, word in ((won, "win"), (1 - won, "lose")):
@@ -89,7 +89,7 @@ def _pair(row: Mapping[str, Any], images: Mapping[str, str | None]) -> str:
 
 
 def training(store: Store) -> str:
-    """The section on trainings: curves, preflight measurement and sample evaluations of each."""
+    """Return the section on trainings: curves, preflight measurement and sample evaluations of each."""
     names = store.names("train")
     if not names:
         return html.section("training", "Training", html.missing("Nothing has been trained yet."))
@@ -109,7 +109,7 @@ def training(store: Store) -> str:
 
 
 def _preflight(folder: Path) -> str:
-    """The table of the reference's error on the pairs' images and on its own samples; "" if it was not measured."""
+    """Return a table of the reference's errors on the pairs' images and on its own samples; "" if not measured."""
     path = folder / "preflight.json"
     if not path.exists():
         return ""
@@ -128,7 +128,7 @@ def _preflight(folder: Path) -> str:
 
 
 def _sample_evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The first and last evaluation of samples in an offline training, and its over-optimisation alarms; "" without any."""
+    """Return a table of an offline training's first and last sample evaluations and its alarms; "" if none ran."""
     evaluations = [(row["step"], row["watch"]) for row in rows if "alarm" in row.get("watch", {})]
     if not evaluations:
         return ""
@@ -188,7 +188,7 @@ def kind(key: str) -> str:
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield numbers by path; the entries of a list are named by the `bins` of the same level. null counts as NaN.
+    """Yield (path, number) for a row of metrics; list entries are named by the `bins` of the same level, null is NaN.
 
     {"a": {"bins": ["low", "high"], "b": [1, 2]}} -> ("a/b/low", 1), ("a/b/high", 2)
     """

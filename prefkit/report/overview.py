@@ -1,4 +1,4 @@
-"""The top of the report, and its sections on tables, scores and failures."""
+"""The header of the report, and its sections on tables, scores and failures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from prefkit.config import Recipe
 
 SECRET = re.compile(r"(?im)^(\s*[\w-]*(?:token|secret|password|api[_-]?key)[\w-]*\s*:).+$")
-#: the settings of a generator that are shown
+#: generator settings that are shown
 SHOWN = ("use", "steps", "guidance", "scheduler", "height", "width", "dtype", "seed")
-#: reasons of failure shown per table
+#: maximum number of failure reasons shown per table
 REASONS = 10
 
 
 def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
-    """Title, counts and links to the sections."""
+    """Return the header of the page: title, counts and links to the sections."""
     tiles = {
         "requests": sum(state["requests"].values()),
         "candidates": sum(c["done"] for c in state["candidates"].values()),
@@ -40,7 +40,7 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
 
 
 def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> str:
-    """The section with rows per table, settings of the generators, recipe and packages."""
+    """Return the section with row counts per table, generator settings, recipe and packages."""
     if not store.exists():
         return html.section("run", "What was run", html.missing("This is not a run folder: it has no run.json."))
     rows = [["requests", html.text(split, 60), html.number(n), "–"] for split, n in state["requests"].items()]
@@ -66,7 +66,7 @@ def _generators(store: Store) -> str:
         spec = store.candidates(name).spec() or {}
         flat = {k: v for part in [spec, *(v for v in spec.values() if isinstance(v, dict))] for k, v in part.items()}
         rows.append([html.text(name, 60), *(html.number(flat.get(key)) for key in SHOWN)])
-    return html.table(["Generator", *SHOWN], rows, caption="Settings; a dash is the default") if rows else ""
+    return html.table(["Generator", *SHOWN], rows, caption="Settings; a dash means the default") if rows else ""
 
 
 def _recipe(store: Store, recipe: Recipe | None) -> str:
@@ -92,7 +92,7 @@ def _packages(store: Store) -> str:
 
 
 def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
-    """The section with a histogram per scorer and their rank correlation."""
+    """Return the section with a histogram per scorer and the scorers' rank correlation."""
     if not len(table.columns):
         return html.section("scores", "Scores", html.missing("Nothing has been scored yet."))
     figures = []
@@ -114,7 +114,7 @@ def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
     body = f'<div class="plots">{"".join(figures)}</div>'
     if len(table.columns) > 1:
         correlation = rank_correlation(store, table)
-        note = "Spearman over all candidates scored by both; every scorer is turned so that higher is better."
+        note = "Spearman over all candidates that both scorers scored, negated where lower is better."
         matrix = plot.matrix([str(name) for name in correlation.columns], correlation.to_numpy().tolist())
         body += f'<h3>Rank correlation of the scorers</h3><p class="quiet">{note}</p>{matrix}'
     lead = "Distribution of each score over the candidates. The dashed line is the median."
@@ -122,7 +122,7 @@ def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
 
 
 def failures(store: Store, candidates: pd.DataFrame) -> str:
-    """The section with the reasons of failures, each with its count and an example id."""
+    """Return the section with the reasons for failures, each with its count and an example id."""
     rows = []
     for generator, group in candidates[candidates.error.notna()].groupby("generator"):
         rows += _reasons(f"candidates / {generator}", group)

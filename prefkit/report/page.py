@@ -16,7 +16,7 @@ from prefkit.store.summary import candidate_index, score_table, status
 if TYPE_CHECKING:
     from prefkit.config import Recipe
 
-FOOTER = "Made by prefkit. Thumbnails are reduced; the run folder holds the original images."
+FOOTER = "Made by prefkit. Images are shown as thumbnails; the run folder holds the originals."
 
 
 def write_report(store: Store, recipe: Recipe | None = None) -> Path:

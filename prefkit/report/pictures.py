@@ -18,7 +18,7 @@ THREADS = 4
 
 
 def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | None]:
-    """Data URIs of these candidates, at most `side` pixels wide and high; None for a damaged image.
+    """Return id -> data URI of a thumbnail, at most `side` pixels wide and high; None for a damaged image.
 
     Unknown ids and failed candidates are absent.
     """
@@ -33,7 +33,7 @@ def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | N
 
 
 def thumbnail(source: bytes | str, side: int) -> str | None:
-    """A WebP data URI of encoded bytes or of a file, without its metadata; None if it cannot be decoded."""
+    """Return the data URI of a WebP thumbnail, without metadata, of encoded bytes or of a file; None if damaged."""
     from PIL import Image
 
     try:
@@ -56,7 +56,7 @@ def data_uri(data: bytes) -> str:
 
 
 def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:
-    """(id, bytes or file name) of the wanted candidates in one part; of a damaged part, those before the damage."""
+    """Return (id, bytes or file name) of the wanted candidates in a part; if it is damaged, those before the damage."""
     import pyarrow as pa
 
     sources = []

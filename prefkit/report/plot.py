@@ -12,12 +12,12 @@ from prefkit.report.html import number, text
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 40
 MAX_POINTS = 300
-#: differences of numbers beyond these overflow or underflow
+#: beyond these magnitudes, differences of numbers overflow or underflow
 LARGEST, SMALLEST = 1e300, 1e-290
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2, 5 times a power of ten) inside [low, high]."""
+    """Return round numbers (1, 2, 5 times a power of ten) inside [low, high]."""
     span = high - low
     if not isfinite(span) or span <= 0:
         return [low]
@@ -61,7 +61,7 @@ class Frame:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """Widen an interval of zero length, or of values that differ only by rounding, so that it can be divided."""
+    """Widen an interval whose ends are equal up to rounding, so that its length can be a divisor."""
     largest = max(abs(low), abs(high))
     if high - low > max(1e-9 * largest, SMALLEST):
         return low, high
@@ -82,7 +82,7 @@ def svg(body: str, alt: str) -> str:
 
 
 def histogram(values: np.ndarray, xlabel: str, ylabel: str = "candidates", bins: int = 40) -> str:
-    """Counts of the finite values, with a line at the median. At least one value must be finite."""
+    """Draw a histogram of the finite values, with a line at the median. At least one value must be finite."""
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)].clip(-LARGEST, LARGEST)
     low, high = widened(float(values.min()), float(values.max()))
@@ -111,10 +111,10 @@ def lines(
     zero: float | None = None,
     ordered: bool = False,
 ) -> str:
-    """Curves by name: x and y values, with a gap at each y that is not finite. `zero`: y of a line of reference.
+    """Draw the curves in `series`, name -> (x, y), with a gap at each y that is not finite; one y must be finite.
 
-    `ordered` curves (bins of a timestep) go from pale to dark instead of having a style each. Long curves are averaged to
-    300 points. At least one point must be finite.
+    zero: y of a horizontal reference line. ordered: draw the curves (timestep bins) from pale to dark instead of in
+    distinct styles. Long curves are averaged down to 300 points.
     """
     drawn = {name: thinned(*xy) for name, xy in series.items()}
     drawn = {name: (x, y.clip(-LARGEST, LARGEST)) for name, (x, y) in drawn.items()}
@@ -136,7 +136,7 @@ def lines(
 
 
 def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
-    """CSS class and style attribute of the i-th of `count` curves, and of its key in the caption."""
+    """Return the CSS class and the style attribute for the i-th of `count` curves and its key in the caption."""
     if not ordered:
         return f"s{min(i, 5)}", ""
     tone = f"color-mix(in srgb,var(--accent) {round(30 + 70 * i / max(1, count - 1))}%,#dfe5ea)"
@@ -144,7 +144,7 @@ def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
 
 
 def curve(frame: Frame, x: np.ndarray, y: np.ndarray, css: str, inline: str) -> str:
-    """Polylines between gaps; an isolated point becomes a dot."""
+    """Draw a polyline between each two gaps; an isolated point becomes a dot."""
     parts, points = [], []
     for a, b in [*zip(x, y), (0.0, float("nan"))]:
         if isfinite(b):
@@ -168,7 +168,7 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndar
 
 
 def interval(low: float, middle: float, high: float, name: str = "win rate") -> str:
-    """A fraction with its interval on a scale of 0 to 1, with a tick at 1/2."""
+    """Draw a fraction with its interval on a scale from 0 to 1, with a tick at 1/2."""
 
     def px(value: float) -> float:
         return round(4 + 132 * min(max(value, 0.0), 1.0), 1)
@@ -182,7 +182,7 @@ def interval(low: float, middle: float, high: float, name: str = "win rate") -> 
 
 
 def matrix(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
-    """A correlation matrix as a table whose colours show the strength of each correlation."""
+    """Draw a correlation matrix as a table whose colours show the strength of each correlation."""
     head = "".join(f'<th scope="col" class="n">{text(name, 24)}</th>' for name in names)
     rows = []
     for name, row in zip(names, values):

@@ -171,7 +171,7 @@ def test_the_report_shows_it(run, result):
     from prefkit.report import write_report
 
     page = write_report(run[0]).read_text()
-    assert "nothing changed" in page and "Chosen by hash, never picked" in page and "data:image/webp" in page
+    assert "nothing changed" in page and "Chosen by hash, not by hand" in page and "data:image/webp" in page
 
 
 def test_what_is_refused(run):

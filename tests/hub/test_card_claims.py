@@ -136,7 +136,7 @@ def test_who_made_the_images(render):
     rows = {
         line.split(" | ")[0].strip("| "): line.split(" | ")[1:3] for line in text.splitlines() if line.startswith("|")
     }
-    assert rows["photos"] == ["none here: imported as folders", "-"] and rows["own"][0] == "you/base"
+    assert rows["photos"] == ["none in this run: imported as folders", "-"] and rows["own"][0] == "you/base"
     assert rows["judge"][0] == card.markdown("http://***@host/x") and rows["gone"][0].startswith("unknown")
     assert "| images and verdicts imported as folders | see their source | unknown |" in text
 

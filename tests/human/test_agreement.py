@@ -175,7 +175,7 @@ def test_the_page_and_the_json_hold_it(voted):
     text = write_report(voted).read_text()
     found = json.loads((voted.folder / "agreement.json").read_text())
     assert found["scorers"]["true"]["sentence"].replace("'", "&#x27;") in text
-    assert "Krippendorff" in text and "an annotator, against the others" in text
+    assert "Krippendorff" in text and "one annotator, against the rest" in text
 
 
 def test_without_votes_the_page_says_how_to_begin(full):

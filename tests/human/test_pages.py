@@ -165,7 +165,7 @@ def test_what_cannot_be_asked(full, tmp_path):
         write_vote_page(Store.create(tmp_path / "empty"), VoteSettings())
     with pytest.raises(UsageError, match="--eval held --set held_out|Its models|no evaluation"):
         find_set(full, ("base", "nobody"), None, None)
-    with pytest.raises(UsageError, match="two names"):
+    with pytest.raises(UsageError, match="must name two models of one evaluation"):
         find_set(full, ("base", "base"), None, None)
     with pytest.raises(UsageError, match="add --models"):
         write_vote_page(full, VoteSettings(eval="held"))

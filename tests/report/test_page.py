@@ -97,8 +97,8 @@ def test_verdicts_intervals_and_missing_controls(page):
     text = Reader(page).text
     assert "better by align" in text and "no difference shown by taste (held-out judge)" in text
     assert "win rate 0.68, 95 % interval 0.59 to 0.77" in text
-    assert "Controls that are missing" in text and "dpo-sft: SFT on the winners" in text
-    assert "Prompts of held_out that are training prompts: 2." in text
+    assert "Missing controls" in text and "dpo-sft: SFT on the winners" in text
+    assert "Prompts in held_out that were also trained on: 2." in text
     assert "training signal" in text and "held out" in text
     assert text.count("fell by") >= 1
 

@@ -14,7 +14,7 @@ GREEN, GREY, WHITE = (46, 160, 67), (160, 160, 160), (255, 255, 255)
 
 
 def pair_sheet(pairs: Sequence[tuple[bytes, bytes]], path: Path) -> None:
-    """Write pairs of encoded images, four a row; the first image of a pair has a green edge, the second a grey one."""
+    """Write pairs of encoded images, four per row; a pair's first image has a green border, its second a grey one."""
     from PIL import Image
 
     pitch = CELL + 2 * GAP
@@ -33,7 +33,7 @@ def pair_sheet(pairs: Sequence[tuple[bytes, bytes]], path: Path) -> None:
 
 
 def _thumbnail(data: bytes):
-    """A white square of CELL pixels with the image in its centre; a damaged image leaves the square empty."""
+    """Return a white CELL x CELL square with the image in its centre; the square is empty for a damaged image."""
     from PIL import Image
 
     square = Image.new("RGB", (CELL, CELL), WHITE)

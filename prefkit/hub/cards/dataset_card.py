@@ -22,7 +22,7 @@ SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "1
 
 
 def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licence: str | None) -> Card:
-    """The card of pairs/NAME in the repository `to`. Raises StoreError where spec.json cannot be read."""
+    """Build the card of pairs/NAME for the repository `to`. Raises StoreError if spec.json or audit.json is damaged."""
     folder, recipe = store.pairs(name), facts.recipe_of(store)
     stored = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     audit = read_json(folder / "audit.json") if (folder / "audit.json").exists() else {}
@@ -63,7 +63,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
 
 
 def _splits(staged: StagedDataset) -> dict[str, dict[str, int]]:
-    """Config -> split -> rows, without empty ones."""
+    """Return config -> split -> number of rows, without empty splits and configs."""
     rows = {"default": staged.rows["default"], "gallery": staged.rows["default"]}
     rows |= {config: staged.rows.get(config, {}) for config in CONFIGS}
     filled = {config: {split: n for split, n in splits.items() if n} for config, splits in rows.items()}
@@ -73,7 +73,7 @@ def _splits(staged: StagedDataset) -> dict[str, dict[str, int]]:
 def _metadata(
     to: str, staged: StagedDataset, splits: Mapping[str, Mapping[str, int]], pairs: int, licence: str | None
 ) -> dict[str, Any]:
-    """The card's metadata: configs that list the files, and features that make images of byte columns."""
+    """Return the card's metadata: configs that list the files, and features that declare byte columns as images."""
     configs = []
     for config in splits:
         folder = f"{config}/" if config in CONFIGS else ""
@@ -99,7 +99,7 @@ def _features(name: str, columns: Mapping[str, str], images: tuple[str, ...]) ->
 
 
 def _pairing(spec: Mapping[str, Any], tables: list[str]) -> list[dict[str, Any]]:
-    """The settings that chose the pairs; empty for pairs that were imported as pairs."""
+    """Return table rows with the settings that chose the pairs; none if the pairs have no stored settings."""
     if not spec:
         return []
     settings = {key: value for key, value in (spec.get("settings") or {}).items() if value not in (None, {}, [])}
@@ -125,7 +125,7 @@ def _counts(stored: Mapping[str, Any], pairs: int, staged: StagedDataset) -> lis
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The figures of a tree, their nested names joined by dots."""
+    """Return (name, value) for every leaf of nested mappings; a name is the keys joined by dots."""
     if not isinstance(value, Mapping):
         return [(prefix, value)]
     return [leaf for key, entry in value.items() for leaf in _flat(entry, f"{prefix}.{key}".lstrip("."))]

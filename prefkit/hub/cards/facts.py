@@ -1,4 +1,4 @@
-"""Facts about a run that both cards state: generators, scorers, licences, and the recipe without secrets."""
+"""Facts about a run that dataset and model cards state: generators, scorers, licences, the recipe without secrets."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 #: keys whose values are hidden; max_tokens and tokenizer are not among them
 SECRET = re.compile(r"(?i)(?<!max_)(?<!new_)tokens?$|secret|password|passwd|api[_-]?key|authorization|credential")
-#: values in the query of a URL that are hidden
+#: URL query parameters whose values are hidden
 QUERY = re.compile(r"(?i)([?&](?:[\w-]*(?:token|secret|passw|key|auth|credential)[\w-]*|sig|signature)=)[^&#\s]+")
 PATH = re.compile(r"(~|/|file://|[A-Za-z]:\\)")
-#: licences that bind anyone who uses what was made with the part
+#: licences whose terms also bind those who use images or models made with the licensed part
 RESTRICTED = re.compile(
     r"(?i)non[- ]?commercial|not? (for )?commercial|\bnc\b|-nc\b|smpl|research[- ](use[- ])?only|\ba?gpl|"
     r"\bby-sa\b|s-lab|open[- ]?rail|community licen[cs]e|flux.*dev"
 )
-#: licences that require only their notice; the terms of any other are unknown here
+#: licences that only require keeping their notice; a licence that matches neither pattern counts as unknown
 FREE = re.compile(r"(?i)(apache|mit\b|bsd|isc\b|zlib|cc0|unlicense|public domain)")
 
 
 def shared(store: Store, recipe: Mapping[str, Any], section: str, name: str, licence: str | None) -> dict[str, Any]:
-    """Values of card.md.j2 for pairs/NAME or train/NAME, except its title."""
+    """Return the values that card.md.j2 needs for pairs/NAME or train/NAME, except the title."""
     try:
         packages = read_json(store.folder / "run.json").get("packages") or {}
     except StoreError:
@@ -43,7 +43,10 @@ def shared(store: Store, recipe: Mapping[str, Any], section: str, name: str, lic
 
 
 def relevant(recipe: Mapping[str, Any], section: str, name: str) -> dict[str, Any]:
-    """The parts of a recipe that a result depends on: entry `name` of `section` (pair, train), and earlier stages."""
+    """Return the parts of a recipe that a result depends on: earlier stages, and entry `name` of `section`.
+
+    section: pair or train.
+    """
     stages = ("generate", "score", "pair", "train")
     keys = ("run", "model", "requests", *stages[: stages.index(section)])
     parts = {key: recipe[key] for key in keys if recipe.get(key)}
@@ -52,16 +55,16 @@ def relevant(recipe: Mapping[str, Any], section: str, name: str) -> dict[str, An
 
 
 def recipe_of(store: Store) -> dict[str, Any]:
-    """recipe.yaml as a tree, without secrets and without this machine's folders."""
+    """Read recipe.yaml, with secrets hidden and absolute paths shortened (see `clean`); {} if there is none."""
     path = store.folder / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
     return clean(recipe) if isinstance(recipe, dict) else {}
 
 
 def clean(value: Any, key: str = "") -> Any:
-    """Replace values of secret-sounding keys by ***, absolute paths by their last part, and secrets in URLs by ***."""
+    """Replace secrets (values of keys that match SECRET, parts of URLs) by ***, absolute paths by their last part."""
     if isinstance(value, Mapping):
-        inside = key if SECRET.search(key) else ""  # everything inside `credentials` is secret, under any key
+        inside = key if SECRET.search(key) else ""  # everything nested under a key like `credentials` is secret
         return {clean_text(k): clean(v, inside or str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [clean(entry, key) for entry in value]
@@ -81,7 +84,7 @@ def clean_text(value: Any) -> Any:
 
 
 def generators(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A table row for each generator."""
+    """Return a table row for each generator."""
     rows = []
     for name in store.names("candidates"):
         spec = store.candidates(name).spec() or {}
@@ -102,25 +105,25 @@ def generators(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _model(name: str, spec: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """The model that made the images of candidates/NAME, or a sentence on why it is unknown."""
+    """Return the model that made the images of candidates/NAME, or the reason why it is unknown."""
     if spec.get("imported"):
-        return f"none here: imported as {spec['imported']}"
+        return f"none in this run: imported as {spec['imported']}"
     if spec.get("use", "diffusers") != "diffusers":
         return str(clean_text(spec["use"]))
     settings = (recipe.get("generate") or {}).get(name)
     if settings is None:
-        return "unknown: the recipe does not have this generator"
+        return "unknown: the recipe does not list this generator"
     return f"train/{settings['model']} of {base_of(recipe)}" if settings.get("model") else base_of(recipe)
 
 
 def base_of(recipe: Mapping[str, Any]) -> str:
-    """The base model, with its revision where the recipe has one."""
+    """Return the base model, with its revision if the recipe names one."""
     model = recipe.get("model") or {}
     return f"{model.get('base') or 'unknown'}" + (f" at {model['revision']}" if model.get("revision") else "")
 
 
 def scorers(store: Store) -> list[dict[str, Any]]:
-    """A table row for each score."""
+    """Return a table row for each score."""
     rows = []
     for alias in store.names("scores"):
         spec = store.scores(alias).spec() or {}
@@ -143,7 +146,7 @@ def scorers(store: Store) -> list[dict[str, Any]]:
 
 
 def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The models, imports and scorers of a run, with their licence and, as "binds", the answer of `binds_users`."""
+    """Return {part, licence, binds} for each model, import and scorer of a run; for binds see `binds_users`."""
     parts = [(f"model {base_of(recipe)}", "see its page")] if (recipe.get("model") or {}).get("base") else []
     for name in store.names("candidates"):
         if layout := (store.candidates(name).spec() or {}).get("imported"):
@@ -160,7 +163,7 @@ def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, str]
 
 
 def binds_users(words: str, licence: str) -> str:
-    """Answer `yes`, `no` or `unknown`: does the licence bind anyone who uses the result?"""
+    """Return yes, no or unknown: does the licence also bind users of the result? words: part and licence."""
     return "yes" if RESTRICTED.search(words) else "no" if FREE.match(licence) else "unknown"
 
 

@@ -1,4 +1,4 @@
-"""The card of a trained adapter or pipeline, filled from train/NAME and from every evaluation of it."""
+"""The card of a trained adapter or pipeline, filled from train/NAME and from every evaluation of that model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ if TYPE_CHECKING:
 
 SHEET = "images/base-and-tuned.webp"
 ADAPTER = "pytorch_lora_weights.safetensors"
-TRAINED_ON = "trained_on.json"  # as prefkit.models.load.trained writes it; that module would load torch
+TRAINED_ON = "trained_on.json"  # also in prefkit.models.load.trained, whose import would load torch
 CONTROLS = ("sft", "flipped")  # NAME-sft and NAME-flipped are controls of NAME
 JUDGE = {True: "training signal", False: "held out", None: "unknown"}
-#: settings of a training that its card states even where they are the defaults
+#: training settings that the card states even if they have their default values
 STATED = ("objective", "lora", "learning_rate", "warmup", "schedule", "optimizer", "precision", "max_grad_norm", "seed")
 REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
 def result_folder(store: Store, name: str) -> Path:
-    """train/NAME/final. Raises UsageError where the training has no result."""
+    """Return train/NAME/final. Raises UsageError if the training has no result."""
     final = store.train(name) / "final"
     if not final.is_dir():
         known = ", ".join(n for n in store.names("train") if (store.train(n) / "final").is_dir()) or "none"
-        raise UsageError(f"train/{name} of {store.folder} has no result. Run `prefkit train`; results: {known}.")
+        raise UsageError(
+            f"train/{name} of {store.folder} has no result. Run `prefkit train`; trainings with a result: {known}."
+        )
     return final
 
 
 def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | None) -> Card:
-    """The card of train/NAME in the repository `to`. sheet: True if the contact sheet SHEET exists."""
+    """Build the card of train/NAME for the repository `to`. sheet: True if the contact sheet SHEET exists."""
     recipe, folder = facts.recipe_of(store), store.train(name)
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
@@ -70,14 +72,14 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
 
 
 def source_of(name: str, recipe: Mapping[str, Any]) -> str:
-    """The training that a control belongs to; for any other training its own name."""
+    """Return the training that the control `name` belongs to, or `name` if it is not a control."""
     if name in (recipe.get("train") or {}):
         return name
     return next((name.removesuffix(f"-{kind}") for kind in CONTROLS if name.endswith(f"-{kind}")), name)
 
 
 def evaluations(store: Store) -> dict[str, dict[str, Any]]:
-    """Name of each evaluation -> its result.json."""
+    """Return evaluation name -> content of its result.json."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
@@ -101,12 +103,12 @@ def _metadata(
 
 
 def _on_hub(name: str) -> bool:
-    """True if the name is a repository and not a local folder."""
+    """True if the name is a repository on the Hub and not a local path."""
     return bool(REPOSITORY.fullmatch(name)) and not Path(name).exists()
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in spec.json, which holds those that differ from the defaults, and the STATED defaults."""
+    """Return the settings in spec.json, which differ from the defaults, and the default values of those in STATED."""
     from prefkit import registry
     from prefkit.config import Train, plain
 
@@ -149,7 +151,7 @@ def _training(spec: Mapping[str, Any], result: Mapping[str, Any], adapter: bool,
 
 
 def _evaluation(results: Mapping[str, Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """A table row for each set, judge and model: the model itself, then its controls."""
+    """Return a table row for each prompt set, model (`name` first, then its controls) and judge."""
     rows = []
     for evaluation, result in results.items():
         label = {"eval": evaluation} if len(results) > 1 else {}
@@ -181,7 +183,7 @@ def _is_control(model: str, name: str) -> bool:
 
 
 def _missing_controls(results: Mapping[str, Mapping[str, Any]], name: str, online: bool) -> list[str] | None:
-    """The controls of this model that every evaluation misses; None if no evaluation recorded its controls."""
+    """Return the controls of this model that no evaluation has; None if no evaluation recorded its controls."""
     missing = [result["controls"].get("missing") or [] for result in results.values() if result.get("controls")]
     if not missing:
         return None

@@ -25,7 +25,7 @@ FOLDERS = (PACKAGE / "datasets_cards", PACKAGE.parent / "datasets_cards")  # in 
 
 
 class Card(NamedTuple):
-    """Metadata (YAML) and body of a card, and the recipe that rebuilds what it describes."""
+    """The metadata (YAML) and body of a card, and the recipe that reproduces the described pairs or model."""
 
     metadata: Mapping[str, Any]
     body: str
@@ -35,8 +35,8 @@ class Card(NamedTuple):
 def render(name: str, facts: Mapping[str, Any]) -> str:
     """Fill datasets_cards/NAME.md.j2. Raises jinja2.UndefinedError for a name that `facts` lacks.
 
-    Templates escape every value for Markdown: `finalize` runs `markdown` on all but Markup, and autoescape makes the
-    output of filters, macros and blocks Markup.
+    Every value is escaped for Markdown: `finalize` calls `markdown`, which skips Markup, and autoescape marks the
+    output of filters, macros and blocks as Markup.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDERS),
@@ -52,17 +52,17 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
 
 
 def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
-    """`existing` with the block between the markers replaced (or appended), and with its metadata completed.
+    """Return the card `existing` with its marked block replaced by `body` (or appended) and its metadata completed.
 
-    The user's parts stay: text outside the markers, other keys, configs and tags, and values of keys such as license.
-    Merging twice changes nothing. Raises StoreError for metadata that is not YAML.
+    The user's parts are kept: text outside the markers; metadata keys, configs and tags that prefkit does not write;
+    values such as license. Merging again changes nothing. Raises StoreError if the metadata of `existing` is not YAML.
     """
     existing = existing or ""
     # a marker inside the body (a recipe may hold any text) would end the block too early at the next push
     block = f"{BEGIN}\n{body.strip().replace('<!-- prefkit:', '<!- prefkit:')}\n{END}"
     old, text = split(existing)
     new = _merge_metadata(old, metadata)
-    front = existing.removesuffix(text)  # as is, with its comments and order, unless a key changes
+    front = existing.removesuffix(text)  # unchanged, with comments and key order, unless a value changes
     if BLOCK.search(text):
         text = BLOCK.sub(lambda _: block, text, count=1)
     else:
@@ -73,7 +73,7 @@ def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
 
 
 def split(card: str) -> tuple[dict[str, Any], str]:
-    """Metadata and text of a card. Raises StoreError for metadata that is not a YAML mapping."""
+    """Split a card into metadata and text. Raises StoreError if the metadata is not a YAML mapping."""
     match = FRONT.match(card)
     if match is None:
         return {}, card
@@ -110,7 +110,7 @@ def dump_yaml(value: Mapping[str, Any], width: int = 100) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Rows as a Markdown table with the columns of all rows. Empty for no rows."""
+    """Format rows as a Markdown table with every column that any row has; return "" without rows."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     body = ["| " + " | ".join(markdown(row.get(name)) for name in columns) + " |" for row in rows]
     header = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -118,7 +118,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def markdown(value: Any, longest: int = 300) -> Markup:
-    """Escape a value for Markdown: one line without HTML, links, table edges or markers. Markup is returned as is."""
+    """Escape a value for Markdown, on one line of at most `longest` characters. Markup is returned unchanged."""
     if isinstance(value, Markup):
         return value
     if value is None or isinstance(value, bool):
@@ -133,7 +133,7 @@ def markdown(value: Any, longest: int = 300) -> Markup:
 
 
 def fence(content: str, language: str = "") -> Markup:
-    """A code block that its content cannot end."""
+    """Return a code block, with a fence longer than any run of backticks in `content`."""
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     ticks = "`" * max(3, longest + 1)
     return Markup(f"{ticks}{language}\n{str(content).strip()}\n{ticks}")

@@ -1,12 +1,13 @@
-"""Exporters: plug-ins that write pairs in other trainers' layouts, one file each.
+"""Exporters: plug-ins that write pairs in the layouts of other training tools, one file per plug-in.
 
     class Mine:
         Options = MyOptions                                  # frozen dataclass whose fields are flags
         def __init__(self, options: MyOptions) -> None: ...
-        def write(self, pairs: Pairs, out: Path) -> dict[str, int]: ...   # into an empty folder; counts, with 'pairs'
+        def write(self, pairs: Pairs, out: Path) -> dict[str, int]: ...   # into the empty folder `out`
 
     plugin = Mine
 
-`pairs.rows()` (prefkit/hub/pair_reader.py) streams the pairs with their images; an exporter holds only a few in memory.
-The core (prefkit/hub/export_run.py) moves the folder to its place after a complete export.
+`write` returns counts, at least that of 'pairs'. `pairs.rows()` (prefkit/hub/pair_reader.py) streams the pairs with
+their images, so an exporter should hold only a few in memory. The core (prefkit/hub/export_run.py) calls `write` with a
+temporary folder, and moves that folder to its final place if the export succeeds.
 """

@@ -1,4 +1,4 @@
-"""A dataset with a prompt and two images, chosen and rejected, as in open-image-preferences: `load_dataset(OUT)`."""
+"""Dataset with the columns prompt, chosen and rejected, as in open-image-preferences; `load_dataset(OUT)` reads it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import write_rows
 
-TEXT = "Preference pairs: `chosen` won over `rejected` for `prompt`; `p` is the probability that it is better."
+TEXT = "Preference pairs: `chosen` won over `rejected` for `prompt`; `p` is the probability that `chosen` is better."
 
 
 @dataclass(frozen=True)
 class ChosenRejectedOptions:
-    #: the name of the column with the prompt
+    #: name of the column that holds the prompt
     prompt: str = "prompt"
 
 

@@ -1,4 +1,4 @@
-"""Paired folders w/ and l/ with captions, for SimpleTuner's Flow-DPO (reference_strict) and kohya's DPO branch."""
+"""Folders w/ (winners) and l/ (losers) with captions, for SimpleTuner's Flow-DPO (reference_strict) and kohya's DPO."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Folders:
     Options = FoldersOptions
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
-        """Write OUT/SPLIT/w/0000001.png and OUT/SPLIT/l/0000001.png; OUT/SPLIT/simpletuner.json names both folders."""
+        """Write OUT/SPLIT/w/0000001.png and OUT/SPLIT/l/0000001.png, and both folders to OUT/SPLIT/simpletuner.json."""
         counts: dict[str, Any] = {"pairs": 0, "as_png": 0, "captions_joined": 0}
         for pair in pairs.rows():
             counts["pairs"] += 1
@@ -48,7 +48,7 @@ class Folders:
         return counts
 
     def _simpletuner(self, split: str) -> Any:
-        """The part of SimpleTuner's data backend configuration that makes one folder the reference of the other."""
+        """Return SimpleTuner's data backends for a split: the winners, and the losers as their reference images."""
         common = {"type": "local", "caption_strategy": "textfile"}
         win, lose = (f"{split}/{side}" for side in (self.options.win, self.options.lose))
         better = {
@@ -63,13 +63,16 @@ class Folders:
 
 
 def one_line(caption: str) -> str:
-    """Join the lines of a caption: SimpleTuner reads lines as alternatives, and kohya reads only the first."""
+    """Join a caption's lines into one: SimpleTuner reads each line as its own caption, kohya reads only the first."""
     lines = caption.splitlines()
     return caption if lines in ([], [caption]) else " ".join(filter(None, (line.strip() for line in lines)))
 
 
 def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
-    """(suffix, winner, loser): the original files if their suffixes agree, else PNGs. Readers match full names."""
+    """Return (suffix, winner, loser): the original files if they have equal suffixes, else PNGs.
+
+    The suffixes must agree because trainers find the partner of an image by its full file name.
+    """
     suffixes = {suffix_of(pair.win), suffix_of(pair.lose)}
     if len(suffixes) == 1:
         return suffixes.pop(), pair.win, pair.lose

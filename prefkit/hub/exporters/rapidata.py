@@ -11,12 +11,12 @@ from prefkit.hub.importing.image_check import suffix_of
 from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import write_rows
 
-TEXT = "`image1` and `image2` for `prompt`, with the votes for each; without counted votes, the winner has one vote."
+TEXT = "`image1` and `image2` for `prompt`, with the votes for each (without counted votes: one for the winner)."
 
 
 @dataclass(frozen=True)
 class RapidataOptions:
-    #: votes of a pair, divided between its images in proportion to p
+    #: number of votes per pair, divided between the two images in proportion to p
     votes: int = 1
 
 

@@ -1,4 +1,4 @@
-"""Rows that train a judge with TRL's DPOTrainer on a vision model: two images, a question, right and wrong answers."""
+"""Rows to train a vision-language judge with TRL's DPOTrainer: two images, a question, the right and wrong answer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import write_rows
 
-TEXT = "For a judge: two images, the question which one fits the prompt better, and the right and wrong answers."
+TEXT = "To train a judge: two images, the question which of them is better, and the right and the wrong answer."
 
 
 @dataclass(frozen=True)
 class TrlJudgeOptions:
-    #: the question to the judge; {prompt} is replaced by the prompt
+    #: the question that the judge answers; {prompt} is replaced by the prompt
     question: str = (
         "Image A is the first, image B the second. Which one is better for the prompt: {prompt}\nAnswer A or B."
     )

@@ -34,7 +34,7 @@ class Unpaired:
         return counts
 
     def _rows(self, pairs: Pairs, counts: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
-        seen: dict[bytes, int] = {}  # 16 bytes an image; bit 1: won, bit 2: lost
+        seen: dict[bytes, int] = {}  # key of 16 bytes per image -> bit 1: won, bit 2: lost
         for pair in pairs.rows():
             counts["pairs"] += 1
             for data, label in ((pair.win, True), (pair.lose, False)):

@@ -1,4 +1,4 @@
-"""verl-omni's offline DPO Parquet: one pair per row, with SD3 latents and prompt embeddings from --model."""
+"""Parquet for verl-omni's offline DPO: one pair per row, with SD3 latents and prompt embeddings from --model."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ TENSORS = ("img_win_latents", "img_lose_latents", "prompt_embeds", "prompt_embed
 
 @dataclass(frozen=True)
 class VerlOptions:
-    #: folder or Hub id of the Stable Diffusion 3 whose VAE and text encoders make the tensors
+    #: folder or Hub id of the Stable Diffusion 3 model whose VAE and text encoders compute the tensors
     model: str = ""
     #: height at which the images are encoded
     height: int = 512
     #: width at which the images are encoded
     width: int = 512
-    #: the negative prompt of the training
+    #: the negative prompt to train with
     negative_prompt: str = " "
-    #: maximum tokens of the long text encoder
+    #: maximum number of tokens for the T5 text encoder
     max_sequence_length: int = 256
-    #: device of the model
+    #: device that runs the model
     device: str = "cpu"
-    #: float32, bfloat16 or float16
+    #: dtype of the model: float32, bfloat16 or float16
     dtype: str = "float32"
     #: the system message of the chat-style prompt
     system: str = "You are a helpful image generation assistant."
 
 
 class Verl:
-    """One Parquet file per split, and the images in a folder next to it: verl's paths are relative to the file."""
+    """Writes Parquet shards, and the images to a folder next to them: verl reads paths relative to the Parquet file."""
 
     Options = VerlOptions
 
     def __init__(self, options: VerlOptions) -> None:
         if not options.model:
-            raise UsageError("export --as verl needs --model, folder or Hub id of the Stable Diffusion 3 that encodes.")
+            raise UsageError("export --as verl needs --model: the folder or Hub id of a Stable Diffusion 3 model.")
         if options.dtype not in ("float32", "bfloat16", "float16"):
             raise UsageError(f"export --as verl: --dtype {options.dtype} is not one of float32, bfloat16, float16.")
         self.options = options
@@ -91,7 +91,7 @@ class Verl:
 
 
 class Encoder:
-    """Tensors of a pair as torch.save bytes, which verl loads with weights_only."""
+    """Encodes a pair as tensors, serialized by torch.save; verl loads them with weights_only."""
 
     def __init__(self, options: VerlOptions) -> None:
         import torch
@@ -117,7 +117,7 @@ class Encoder:
         }
 
     def _latents(self, data: bytes, where: str) -> bytes:
-        """The mode of the VAE's posterior, shifted and scaled as the transformer sees it: [C, h, w]."""
+        """Return the mode of the VAE's posterior, shifted and scaled as the transformer expects it: [C, h, w]."""
         import torch
 
         pixels = self.pipe.image_processor.preprocess([rgb(data)], self.options.height, self.options.width)

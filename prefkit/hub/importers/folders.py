@@ -1,4 +1,4 @@
-"""Folders of images: w/ and l/ (or two folders that you name) with equal file names, or a folder for each prompt."""
+"""Folders of images: w/ and l/ (or two that you name), paired by file name, or one folder per prompt."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class FoldersOptions:
-    #: folder of the better images, under the source; null: w, win or chosen
+    #: folder of the better images, under the source; null: w, win or chosen, if it exists
     win: str | None = None
-    #: folder of the worse images, under the source; null: l, lose or rejected
+    #: folder of the worse images, under the source; null: l, lose or rejected, if it exists
     lose: str | None = None
     #: one prompt for all images that have no caption file (NAME.txt or NAME.caption) and no prompt.txt in their folder
     prompt: str | None = None
 
 
 class Folder:
-    """The images under a folder, in order, and its caption files by `key`. Counts the other files as left out."""
+    """The images under a folder, in order, and its caption files by `key`. Counts all other files as left out."""
 
     def __init__(self, folder: Path, files: list[Path], leave_out: LeaveOut) -> None:
         self.folder, self.leave_out = folder, leave_out
         self.images = [path for path in files if path.suffix.lower() in image_suffixes()]
         self.captions: dict[str, Path] = {}
-        for suffix in CAPTIONS:  # the first caption of an image counts
+        for suffix in CAPTIONS:  # the first caption of an image is used
             for path in (path for path in files if path.suffix.lower() == suffix):
                 if self.captions.setdefault(self.key(path), path) != path:
                     leave_out("second caption of an image", 1)
@@ -50,11 +50,11 @@ class Folder:
                 leave_out(kind_of(path), 1)
 
     def key(self, path: Path) -> str:
-        """The part of a path that an image shares with its caption and its partner."""
+        """Return the part of a path that an image has in common with its caption and its paired image."""
         return nfc(path.relative_to(self.folder).with_suffix("").as_posix())
 
     def by_key(self) -> tuple[dict[str, Path], list[Item]]:
-        """The images by key, and an error for every image whose key is taken."""
+        """Return key -> image, and an Item with an error for every image whose key an earlier image has."""
         images: dict[str, Path] = {}
         errors = []
         for path in self.images:
@@ -64,16 +64,16 @@ class Folder:
         return images, errors
 
     def leave_unused(self, keys: set[str]) -> None:
-        """Count the captions without an image. keys: of the used images and captions."""
+        """Count the captions without an image as left out. keys: the keys of the used images and captions."""
         if unused := len(self.captions.keys() - keys):
             self.leave_out("caption without an image", unused)
 
     def caption(self, key: str) -> str | None:
-        """The caption of an image; None if it is missing or empty. Raises ValueError for one that cannot be read."""
+        """Return the caption of an image, or None if it is missing or empty. Raises ValueError if it cannot be read."""
         return (_text(self.captions[key]) or None) if key in self.captions else None
 
     def common(self) -> Path | None:
-        """The folder's prompt.txt."""
+        """Return the folder's prompt.txt, or None."""
         return next((self.captions[key] for key in self.captions if key.casefold() == "prompt"), None)
 
 
@@ -137,9 +137,9 @@ class Folders:
         bare = Folder(path, [p for p in visible if not p.is_dir()], leave_out)
         inner = [p for p in visible if p.is_dir()]
         if not inner and not bare.images:
-            raise UsageError(f"import: {path} has neither w/ and l/ nor a folder per prompt. Give --win and --lose.")
+            raise UsageError(f"import: {path} has neither w/ and l/ nor one folder per prompt. Give --win and --lose.")
         yield from self._images(bare, None, None)
-        prompts: dict[str, str] = {}  # read from names of folders
+        prompts: dict[str, str] = {}  # folder name -> prompt
         for subfolder in inner:
             folder = Folder(subfolder, files_under(subfolder, leave_out, [path]), leave_out)
             yield from self._images(folder, folder.common(), prompts)
@@ -147,10 +147,10 @@ class Folders:
         if lines:
             more = f" and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else ""
             dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, prompts)) else ""
-            note(f"names of folders became prompts: {', '.join(lines)}{more}{dropped}")
+            note(f"folder names became prompts: {', '.join(lines)}{more}{dropped}")
 
     def _images(self, folder: Folder, common: Path | None, prompts: dict[str, str] | None) -> Iterator[Item]:
-        """The rows of single images. common: their prompt.txt. prompts: collects the prompts read from names of folders."""
+        """Yield a row per image. common: the folder's prompt.txt. prompts: collects folder names used as prompts."""
         for image in folder.images:
             yield _item(image, partial(self._prompt_of, image, folder, common, prompts), [image])
         folder.leave_unused({folder.key(path) for path in (*folder.images, *([common] if common else []))})
@@ -158,7 +158,7 @@ class Folders:
     def _prompt_of(
         self, image: Path, folder: Folder, common: Path | None, prompts: dict[str, str] | None
     ) -> str | None:
-        """The image's caption, its folder's prompt.txt, --prompt, or the folder's name, which is noted in `prompts`."""
+        """Return the first of: caption, prompt.txt, --prompt, and the folder's name, which is added to `prompts`."""
         caption = folder.caption(folder.key(image))
         if caption or common or self.options.prompt or prompts is None:
             return caption or (_text(common) if common else self.options.prompt)
@@ -167,7 +167,7 @@ class Folders:
 
 
 def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> Item:
-    """The row of one image, or of a better and a worse image. A caption that cannot be read fails this row alone."""
+    """Return the row of one image, or of a (better, worse) pair; its `error` is set if the caption cannot be used."""
     try:
         text = prompt()
     except ValueError as error:
@@ -181,7 +181,7 @@ def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> 
 
 
 def _leave_others(source: Path, sides: list[Path], leave_out: LeaveOut) -> None:
-    """Count the files of the source that are in neither of the two folders."""
+    """Count as left out the files under `source` that are outside the two folders."""
     for path in source.iterdir():
         if any(side.is_relative_to(path) or os.path.samefile(side, path) for side in sides if path.exists()):
             continue
@@ -195,7 +195,7 @@ def _usual(source: Path) -> tuple[str, str] | None:
 
 
 def _text(path: Path) -> str:
-    """The text of a caption file. Raises ValueError."""
+    """Return the text of a caption file. Raises ValueError if it cannot be read or is not UTF-8."""
     try:
         return read_regular(path, MAX_CAPTION).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""HPDv2: train.json (file_path, human_preference) and test.json (image_path, rank, raw_annotations) with archives."""
+"""HPDv2: train.json (file_path, human_preference), test.json (image_path, rank, raw_annotations), image archives."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _item(row: Row, images: Images) -> Item:
     values = row.values
     names = values.get("file_path") or values.get("image_path")
     if not isinstance(names, list) or len(names) < 2:
-        raise ValueError("file_path (or image_path) must list two images or more")
+        raise ValueError("file_path (or image_path) must list at least two images")
     pictures = tuple(Picture(str(i), path=images.path(name)) for i, name in enumerate(names))
     verdicts: list[Comparison] = []
     if "human_preference" in values:

@@ -1,4 +1,4 @@
-"""HPDv3: json with prompt, path1 (preferred), path2, model1, model2, confidence, choice_dist; images in tar parts."""
+"""HPDv3: json with prompt, path1 (preferred), path2, model1, model2, confidence, choice_dist; images in split tars."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HPDv3:
         path = Path(source).expanduser()
         files = [file for file in _files(path) if NEEDS & columns_of(file)] or _files(path)
         if not files:
-            raise UsageError(f"import: {source} has no .json. Give the folder of HPDv3's files, or its json.")
+            raise UsageError(f"import: {source} has no .json. Give the folder of HPDv3's files, or a .json file.")
         images = Images(path, self.options.images, work)
         for file in files:
             yield from items(json_rows(file, split_of_name(file.name)), partial(_item, images=images))
@@ -52,7 +52,7 @@ def _item(row: Row, images: Images) -> Item:
     votes = row.values.get("choice_dist")
     p = None
     if isinstance(votes, list) and len(votes) == 2 and min(votes) >= 0 and sum(votes) > 0:
-        p = max(votes) / sum(votes)  # path1 is the preferred image; the two votes come in any order
+        p = max(votes) / sum(votes)  # path1 is the preferred image, but choice_dist may list its votes first or second
     verdict = Comparison("1", "2", "a", "people", probability=p, order="both" if p is not None else "ab")
     return Item(row.where, Asked(str(row.values["prompt"] or ""), row.split), tuple(pictures), (verdict,))
 

@@ -1,4 +1,4 @@
-"""ImageRewardDB: images with ratings and ranks within their prompt (metadata-*.parquet or train_1.json, with zips)."""
+"""ImageRewardDB: images rated and ranked per prompt (metadata-*.parquet or train_1.json, with zips of images)."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class ImageRewardDB:
         path = Path(source).expanduser()
         tables = _tables(path)
         if not tables:
-            raise UsageError(f"import: {source} has no metadata-*.parquet or json. Give the folder of ImageRewardDB.")
+            raise UsageError(f"import: {source} has no metadata-*.parquet or .json. Give the folder of ImageRewardDB.")
         images = Images(path, self.options.images, work)
         for table in tables:
             # rows of one prompt are consecutive
             for prompt, group in groupby(rows(str(table)), lambda row: row.values.get("prompt_id")):
                 members = list(group)
-                if prompt is None:  # rows of unrelated prompts, which must not be compared
+                if prompt is None:  # the rows may have different prompts, and must not be compared
                     missing = "prompt_id is missing, so the images of one prompt cannot be grouped"
                     yield from (Item(row.where, error=missing) for row in members)
                     continue

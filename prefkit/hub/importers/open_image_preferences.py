@@ -1,4 +1,4 @@
-"""open-image-preferences (binarized): prompt, the images chosen and rejected, and the model that made each."""
+"""open-image-preferences (binarized): prompt, chosen and rejected image, and the model that made each image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READ = ["prompt", "chosen", "rejected", "chosen_model", "rejected_model", *EXTRA
 
 @dataclass(frozen=True)
 class OpenImagePreferencesOptions:
-    #: the column with the prompt
+    #: column that holds the prompt
     prompt: str = "prompt"
 
 

@@ -1,4 +1,4 @@
-"""Pick-a-Pic v1 and v2, and pairs from prefkit's pair and push: jpg_0, jpg_1, label_0, label_1, caption."""
+"""Pick-a-Pic v1 and v2, and pairs made by `prefkit pair` or pushed: jpg_0, jpg_1, label_0, label_1, caption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READ = ("jpg_0", "jpg_1", "label_0", "label_1", "caption", "has_label", "model_0
 
 @dataclass(frozen=True)
 class PickAPicOptions:
-    #: the column with the prompt
+    #: column that holds the prompt
     caption: str = "caption"
 
 
@@ -50,7 +50,7 @@ class PickAPic:
 
 
 def _seconds(date: Any) -> float | None:
-    """Seconds since 1970 of an ISO date, in UTC unless it names a time zone; None for anything else."""
+    """Convert an ISO date (UTC unless it has a time zone) to seconds since 1970; return None for anything else."""
     try:
         parsed = datetime.fromisoformat(date)
     except (TypeError, ValueError):
@@ -59,7 +59,10 @@ def _seconds(date: Any) -> float | None:
 
 
 def outcome_of(values: dict[str, Any]) -> str | None:
-    """'a' (image 0), 'b', 'tie' (labels 0.5), or None without a vote. Raises ValueError for contradictory labels."""
+    """Return the winner: 'a' (image 0), 'b' (image 1), 'tie' (labels 0.5), or None without a vote.
+
+    Raises ValueError for contradictory labels.
+    """
     if values.get("has_label") is False:
         return None
     label, other = (None if value is None else float(value) for value in (values["label_0"], values.get("label_1")))

@@ -1,4 +1,4 @@
-"""Rapidata: prompt, image1, image2 and the votes (or weighted votes) for each; equal votes are ties."""
+"""Rapidata: prompt, image1, image2 and the votes (or weighted votes) for each image; equal votes are ties."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTED = "weighted_results_image{}_"
 
 @dataclass(frozen=True)
 class RapidataOptions:
-    #: the question, stored as aspect of the verdicts (preference, alignment, coherence); null: from the columns
+    #: aspect to store with the verdicts (preference, alignment, coherence); null: taken from the column names
     aspect: str | None = None
 
 
@@ -42,7 +42,7 @@ class Rapidata:
         return Item(row.where, asked, pictures, tuple(self._verdicts(row.values)))
 
     def _verdicts(self, values: dict[str, Any]) -> Iterator[Comparison]:
-        """The crowd's majority on each question, with its fraction of the votes as the probability."""
+        """Yield the majority verdict on each aspect; its probability is image1's fraction of the votes."""
         votes = {}
         if "votes_image1" in values:
             votes[""] = (values["votes_image1"], values.get("votes_image2"))
@@ -56,7 +56,7 @@ class Rapidata:
             one, two = map(float, pair)
             if one < 0 or two < 0:
                 raise ValueError(f"votes of {one} and {two}: votes cannot be negative")
-            if one + two > 0:  # neither without votes nor NaN
+            if one + two > 0:  # False without votes and for NaN
                 p, aspect = one / (one + two), self.options.aspect or aspect
                 yield Comparison("1", "2", outcome(one, two), "rapidata", p, order="both", aspect=aspect)
 

@@ -1,4 +1,4 @@
-"""Any table (csv, jsonl, json, Parquet, datasets id) by --map prompt=...,image_a=...,image_b=...,winner=..."""
+"""Any table (csv, jsonl, json, Parquet, datasets id), with --map prompt=...,image_a=...,image_b=...,winner=..."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ USUAL = {"a": "a|image_a", "b": "b|image_b", "tie": "tie", "none": ""}
 
 @dataclass(frozen=True)
 class TableOptions:
-    #: place=column,... with the places prompt, image_a, image_b, winner; also votes_a, votes_b (instead of winner), probability, model_a, model_b, seed_a, seed_b, judge, aspect, split; score.NAME=column is a rating of image_a
+    #: PLACE=COLUMN,... with the places prompt, image_a, image_b, winner; also votes_a, votes_b (instead of winner), probability, model_a, model_b, seed_a, seed_b, judge, aspect, split; score.NAME=column is a rating of image_a
     map: str = ""
-    #: words of the winner column, as in a=left|1,b=right|2,tie=both|neither,none=skip; null: a, b, tie, or empty
+    #: values of the winner column, e.g. a=left|1,b=right|2,tie=both|neither,none=skip; null: a, b, tie, or empty
     values: str | None = None
 
 
@@ -39,7 +39,7 @@ class Table:
         self.outcomes = {word: winner for winner, words in values.items() for word in words.split("|")}
         missing = [place for place in ("prompt", "image_a") if place not in self.map]
         if missing:
-            raise UsageError(f"import: --map lacks {' and '.join(missing)}; as in --map prompt=caption,image_a=left.")
+            raise UsageError(f"import: --map lacks {' and '.join(missing)}; write --map prompt=COLUMN,image_a=COLUMN.")
         self.votes = {"votes_a", "votes_b"} <= set(self.map)
         if ("winner" in self.map or self.votes) and "image_b" not in self.map:
             raise UsageError("import: --map has a winner but no image_b. Add image_b=COLUMN.")
@@ -55,14 +55,14 @@ class Table:
         yield from items(self._checked(rows), partial(self._item, root))
 
     def _checked(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """The rows. Raises UsageError if the first usable row lacks a column of --map."""
+        """Yield the rows. Raises UsageError if the first usable row lacks a column of --map."""
         checked = False
         for row in rows:
             absent = sorted(set(self.map.values()) - set(row.values)) if not checked and row.error is None else []
             checked = checked or row.error is None
             if absent:
                 columns = ", ".join(map(str, row.values))
-                raise UsageError(f"{row.where}: no column {', '.join(absent)}; the columns are {columns}.")
+                raise UsageError(f"{row.where}: no column {', '.join(absent)} (in --map); the columns are {columns}.")
             yield row
 
     def _item(self, root: Path, row: Row) -> Item:
@@ -117,7 +117,7 @@ class Table:
 
 
 def _word(value: Any) -> str:
-    """The cell as text, with whole numbers as integers: 1.0 as 1."""
+    """Convert a cell to text; whole numbers become integers, 1.0 -> "1"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 

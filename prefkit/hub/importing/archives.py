@@ -1,4 +1,4 @@
-"""Untrusted zip and tar archives: unpacking (nothing outside the folder, no links, no bombs), and images in them."""
+"""Unpacks untrusted zip and tar archives (nothing outside the folder, no links, no bombs), and finds images in them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FREE_RATIO_BYTES = 64 << 20  # small text files may compress better
 MAX_MEMBERS = 20_000_000
 CHUNK = 1 << 20
 BY_HAND = "If you trust it, unpack it yourself and import the folder."
-Member = tuple[str, str, Callable[[], Any]]  # name; file, folder, special or encrypted; opens it
+Member = tuple[str, str, Callable[[], Any]]  # name, kind (file, folder, special or encrypted), opener
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Budget:
         self.written += size
         if self.written > max(FREE_RATIO_BYTES, self.packed * MAX_RATIO):
             raise UsageError(
-                f"{self.name}: {member} makes it unpack to more than {MAX_RATIO} times its size; it looks like a bomb. "
+                f"{self.name}: {member} makes it unpack to more than {MAX_RATIO} times its size, like a zip bomb. "
                 f"{BY_HAND}"
             )
 
@@ -100,7 +100,7 @@ def _tar(archives: Sequence[Path]) -> Iterator[Member]:
 
 
 def _target(folder: Path, name: str, archive: str) -> Path:
-    """The path of a member. Raises UsageError for a name that is absolute, contains .., or is not a file name."""
+    """Return the path to unpack a member to. Raises UsageError if its name is absolute, contains .., or is invalid."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts or ":" in pure.parts[0]:
         raise UsageError(f"{archive}: the member {name!r} would be written outside its folder. Refused.")
@@ -170,14 +170,14 @@ class Unpacker:
 
 @dataclass(frozen=True)
 class ImagesOptions:
-    #: folder of images that you unpacked yourself; null: the folder of the tables, where archives are unpacked
+    #: folder of images that you unpacked yourself; null: the images and archives in the folder of the tables
     images: str | None = None
 
 
 class Images:
-    """path("train/3.png") searches the folder of a source, then its archives, which are unpacked at the first miss.
+    """Finds images by name in the folder of a source, then in its archives, which are unpacked at the first miss.
 
-    folder: where the user unpacked the archives, instead of the source's own folder.
+    folder: the folder to search instead of the source's own, if the user unpacked the archives elsewhere.
     """
 
     def __init__(self, source: Path, folder: str | None, work: Workplace) -> None:
@@ -185,15 +185,15 @@ class Images:
         self.work = work
 
     def path(self, name: Any, archive: str | None = None) -> Path:
-        """The file of an image. Raises ValueError for an image that is missing or a name that leads out of the folder.
+        """Return the path of an image. Raises ValueError if it is missing, or if `name` leads out of the folder.
 
-        archive: the archive that holds the image, in layouts that name it; its members then have bare names.
+        archive: the archive that holds the image, if the layout says; its members may then lack the folders of `name`.
         """
         if not isinstance(name, str) or not name:
             raise ValueError("the name of an image is missing")
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts:
-            raise ValueError(f"the image {shown(name)!r} leads out of {self.folder}. Refused")
+            raise ValueError(f"the image path {shown(name)!r} leads out of {self.folder}. Use a path inside it")
         path = self._under(self.folder, pure)
         if path is None and archive is not None and (self.folder / archive).is_file():
             inside = self.work.unpacked([self.folder / archive])
@@ -219,7 +219,7 @@ class Images:
 
 
 def archives(folder: Path) -> list[list[Path]]:
-    """The archives under a folder; the parts of a split archive form one list, in order."""
+    """Return the archives under a folder, each as a list of its parts in order (one part unless it is split)."""
     split: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         part = PART.fullmatch(path.name)

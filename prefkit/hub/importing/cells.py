@@ -14,12 +14,12 @@ from prefkit.hub.importing.walk import leave_rest
 from prefkit.paths import embedded, find_file, named, shown
 from prefkit.types import Comparison, digest
 
-#: errors that odd cells raise in an importer: they fail their row and no other
+#: errors that invalid cells raise in an importer; only the row of the cell fails
 FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError)
 
 
 def table_rows(source: str, work: Workplace, columns: list[str] | None = None) -> Iterator[Row]:
-    """The rows of `source`; counts the files in it that are not read. Raises UsageError as `rows` does."""
+    """Yield the rows of `source`, then count the unread files in it as left out. Raises UsageError like `rows`."""
     yield from rows(source, columns)
     path = Path(source).expanduser()
     if path.is_dir() and not is_saved(path):
@@ -27,7 +27,7 @@ def table_rows(source: str, work: Workplace, columns: list[str] | None = None) -
 
 
 def items(rows: Iterable[Row], item: Callable[[Row], Item]) -> Iterator[Item]:
-    """item(row) of each row; a row that cannot be used becomes an Item with an error."""
+    """Yield item(row) for each row; a row that cannot be used becomes an Item with an error."""
     for row in rows:
         try:
             yield item(row) if row.error is None else Item(row.where, error=row.error)
@@ -40,7 +40,7 @@ def reason(error: Exception) -> str:
 
 
 def picture(key: str, row: Row, column: str, model: str, seed: int | None = None) -> Picture:
-    """The image in `column` of a row. model: the column that names the model, if the row has it. Raises ValueError."""
+    """Return the image in `column` of a row. model: the column with the model's name, if any. Raises ValueError."""
     try:
         data, path = image_cell(row.values.get(column), row.folder)
     except FAULTS as error:
@@ -52,11 +52,11 @@ def picture(key: str, row: Row, column: str, model: str, seed: int | None = None
 def image_cell(
     value: Any, folder: Path | None, trusted: bool = False, root: Path | None = None
 ) -> tuple[bytes | None, Path | None]:
-    """(bytes, path) of an image in a table: bytes, {'bytes', 'path'}, a data URI, base64, or the path of a file.
+    """Return (bytes, None) or (None, path) for an image cell: bytes, {bytes, path}, a data URI, base64, or a file path.
 
-    folder: the table's; None for rows of the Hub, which name no local files. trusted: the user wrote the table, so its
-    absolute paths (and ~) may lead anywhere; relative paths stay below `root` (by default the table's folder). Raises
-    ValueError for anything else, and for URLs.
+    folder: the folder of the table; None for rows from the Hub, which must not name local files. trusted: the user
+    wrote the table, so absolute paths (and ~) may lead anywhere; relative paths must stay below `root` (default:
+    `folder`). Raises ValueError for anything else, and for URLs.
     """
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -68,9 +68,11 @@ def image_cell(
     if data is not None:
         return data, None
     if re.match(r"[a-z]+://", value):
-        raise ValueError(f"the image is a web address ({shown(value)}), which import does not download. Download it")
+        raise ValueError(
+            f"the image is a web address ({shown(value)}), which import does not download. Download it first"
+        )
     if folder is None:
-        raise ValueError(f"the image is a path ({shown(value)}) without bytes. Download the dataset, import its folder")
+        raise ValueError(f"the image is a path ({shown(value)}) without bytes. Download the dataset and import it")
     if "\\" in value and not (folder / value).exists():
         value = value.replace("\\", "/")  # written on Windows
         if value[1:2] == ":":
@@ -78,21 +80,21 @@ def image_cell(
     if trusted:
         return None, named(folder, value, root)
     if Path(value).is_absolute() or ".." in Path(value).parts:
-        raise ValueError(f"the image {shown(value)!r} leads out of {folder}. Refused")
+        raise ValueError(f"the image path {shown(value)!r} leads out of {folder}. Use a path inside it")
     return None, find_file(folder / value)
 
 
 def ranked(ranks: Sequence[Any], judge: str) -> list[Comparison]:
-    """Verdicts on every two images of a ranking: the smaller rank is better, equal ranks tie, None is unranked."""
+    """Return a verdict for every two ranked images: the smaller rank wins, equal ranks tie, rank None is skipped."""
     pairs = [(i, j) for i, j in combinations(range(len(ranks)), 2) if ranks[i] is not None and ranks[j] is not None]
     return [Comparison(str(i), str(j), outcome(ranks[j], ranks[i]), judge) for i, j in pairs]
 
 
 def outcome(a: float, b: float) -> str:
-    """ "a", "b" or "tie": the side with more votes."""
+    """Return the side with more votes: a, b or tie."""
     return "a" if a > b else "b" if b > a else "tie"
 
 
 def judge_name(layout: str, user: Any) -> str:
-    """A pseudonym of an annotator; `people` for an anonymous one."""
+    """Return a pseudonym for an annotator; `people` for an anonymous one."""
     return "people" if user is None else "user-" + digest(layout, str(user), length=12)

@@ -25,7 +25,7 @@ class Checked:
 def check(picture: Picture) -> Checked:
     """Read the picture's bytes and decode them once.
 
-    Raises ValueError: a file that is missing, too large (checked before decoding), truncated, or not an image.
+    Raises ValueError if the image is missing, too large (checked before decoding), truncated, or not an image.
     """
     data = picture.data if picture.data is not None else _read(picture.path)
     if not data:
@@ -58,11 +58,13 @@ def _decode(key: str, data: bytes) -> None:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ValueError(
-                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million allowed"
+                        f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are allowed"
                     )
                 image.load()
     except Image.DecompressionBombError as error:  # Pillow raises it for more than twice its bound
-        raise ValueError(f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; not decoded") from error
+        raise ValueError(
+            f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; it was not decoded"
+        ) from error
     except ValueError as error:
         raise error if str(error).startswith("image ") else ValueError(f"image {key} is damaged: {error}") from error
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
@@ -72,7 +74,7 @@ def _decode(key: str, data: bytes) -> None:
 
 
 def suffix_of(data: bytes) -> str:
-    """The suffix of an encoded image (.png, .jpg, .webp, ...), from its first bytes; .bin for an unknown format."""
+    """Return the suffix for an encoded image (.png, .jpg, ...), from its first bytes; .bin for an unknown format."""
     signatures = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*", ".tif"),
              (b"MM\0*", ".tif"), (b"\0\0\0\x0cjP", ".jp2"), (b"\xffO\xffQ", ".j2k"))  # fmt: skip
     if data[4:12] in (b"ftypavif", b"ftypavis"):

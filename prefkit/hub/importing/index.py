@@ -1,4 +1,4 @@
-"""The index of a run during an import, and the import's requests on their way into requests.parquet."""
+"""An index of a run's ids during an import, and the import's requests until they are in requests.parquet."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RunIndex:
             part = read_part(path, ["request_id", "split"])
             rows = part.to_pylist() if part is not None else []
             if not sum(self.add_request(row["request_id"], row["split"]) for row in rows):
-                keep_merged(store, name, path)  # a kill came after the merge and before this
+                keep_merged(store, name, path)  # the import was killed between merge and move
 
     def add_table(self, kind: str, table: Table) -> None:
         for part in table.batches(["id"]):
@@ -78,11 +78,11 @@ class RunIndex:
         return self._select("SELECT split FROM request WHERE id = ?", rid)
 
     def request_of(self, cid: str) -> str | None:
-        """The request that a candidate answers."""
+        """Return the id of the request that a candidate answers, or None."""
         return self._select("SELECT request FROM candidate WHERE id = ?", cid)
 
     def next_index(self, request: str) -> int:
-        """The number of candidates that a request has."""
+        """Return the index for a new candidate of a request: the number of candidates that it has."""
         return self._select("SELECT candidates FROM count WHERE id = ?", request) or 0
 
     def _insert(self, table: str, *values: str) -> bool:
@@ -116,24 +116,24 @@ def _request_batches(store: Store, columns: list[str] | None = None) -> Iterator
 
 
 def stage_requests(store: Store, name: str) -> Table:
-    """Requests of an unfinished import, which join requests.parquet when it ends."""
+    """Return the table of an unfinished import's requests, which are added to requests.parquet when it ends."""
     return Table(store.folder / ".imports" / f"{name}.requests", request_schema())
 
 
 def merged_requests(store: Store, name: str) -> Table:
-    """The requests that the import added to requests.parquet."""
+    """Return the table of the requests that the import `name` added to requests.parquet."""
     return Table(store.folder / ".imports" / f"{name}.merged", request_schema())
 
 
 def keep_merged(store: Store, name: str, part: Path) -> None:
-    """Move a staged part to the merged ones."""
+    """Move a part of the staged requests to the merged requests."""
     folder = merged_requests(store, name).folder
     folder.mkdir(parents=True, exist_ok=True)
     os.replace(part, folder / part.name)
 
 
 def merge_requests(store: Store, name: str) -> None:
-    """Add the staged requests to requests.parquet; then the staged parts become merged ones."""
+    """Add the staged requests to requests.parquet, then move their parts to the merged requests."""
     staged = stage_requests(store, name)
     parts = staged.parts()
     if parts:
@@ -144,7 +144,7 @@ def merge_requests(store: Store, name: str) -> None:
 
 
 def rewrite_requests(store: Store, more: Table | None = None, without: Collection[str] = ()) -> None:
-    """Rewrite requests.parquet without some ids and with the rows of `more`: streamed, and replaced atomically."""
+    """Rewrite requests.parquet without the ids in `without` and with the rows of `more`, streamed and atomically."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

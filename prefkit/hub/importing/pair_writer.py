@@ -1,4 +1,4 @@
-"""Pairs from imported verdicts: the majority wins, p is its fraction, ties are left out; scores are not used."""
+"""Makes pairs from imported verdicts: the majority wins, p is its fraction of the votes, ties are left out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ VOTE = (
 
 
 def write_pairs(store: Store, name: str) -> dict[str, int]:
-    """Replace pairs/NAME, atomically; return pairs per split. Raises UsageError if no verdict prefers an image."""
+    """Write or replace pairs/NAME atomically; return the number of pairs per split.
+
+    Raises UsageError if no verdict prefers an image.
+    """
     path = store.folder / ".imports" / "tally.sqlite"
     base = sqlite3.connect(path, isolation_level=None)
     try:
@@ -72,12 +75,12 @@ def _describe(name: str, counts: dict[str, int], ties: int, partial: Path) -> No
 
 
 def check_place(store: Store, name: str) -> None:
-    """Raises UsageError where pairs/NAME holds pairs that this import did not write, or other files."""
+    """Raise UsageError if pairs/NAME holds files that the import `name` did not write."""
     folder = store.pairs(name)
     check_pairs(folder)
     spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
     if files_in(folder) and spec.get("spec", {}).get("comparisons") != name:
-        raise UsageError(f"import --pairs: this import did not make {store.pairs(name)}. Give another --name.")
+        raise UsageError(f"import --pairs: {store.pairs(name)} was not made by this import. Give another --name.")
 
 
 def _tally(store: Store, name: str, base: sqlite3.Connection) -> int:

@@ -1,4 +1,4 @@
-"""Readers of tables: csv, jsonl, json, Parquet, a folder of them, a saved dataset or a dataset on the Hub."""
+"""Readers for tables: csv, jsonl, json, Parquet, a folder of such files, a saved dataset or a dataset on the Hub."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(
 class Row(NamedTuple):
     """A row of a table.
 
-    where: file, row number from 1, and line. split: from the name of the file or folder. folder: base of relative
-    paths. error: the reason why the row cannot be used.
+    where: file, row number (from 1) and line. split: read from the name of the file or folder. folder: the folder that
+    relative paths start from. error: the reason why the row cannot be used.
     """
 
     where: str
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
-    """The rows of a file, of the tables under a folder in order of their names, or of a datasets id (name[:split]).
+    """Yield the rows of a file, of all tables under a folder (sorted by name), or of a datasets id (name[:split]).
 
     A row that cannot be used has an error. Raises UsageError naming the file and row where reading stopped.
     """
@@ -58,7 +58,7 @@ def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
 
 
 def files(path: Path) -> list[Path]:
-    """The tables in a folder (or the file itself). Raises UsageError if there are none."""
+    """Return the tables under a folder, or [path] for a file. Raises UsageError if there are none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -68,29 +68,29 @@ def files(path: Path) -> list[Path]:
         tables = [p for p in tables if p.suffix.lower() == ".parquet" and not of_further_config(p, path)]
     tables = [p for p in tables if p.suffix.lower() == ".parquet"] or tables
     if not tables:
-        raise UsageError(f"import: {path} holds no table ({', '.join(SUFFIXES)}).")
+        raise UsageError(f"import: {path} holds no table, that is, no file ending in {', '.join(SUFFIXES)}.")
     return tables
 
 
 def is_saved(folder: Path) -> bool:
-    """True if datasets' save_to_disk wrote the folder."""
+    """True if the folder was written by `save_to_disk` of datasets."""
     return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
 def of_further_config(file: Path, folder: Path) -> bool:
-    """True for a file of a pair set that holds ties, lists, candidates or comparisons instead of pairs."""
+    """True if `file`, in the folder of a pair set, holds ties, lists, candidates or comparisons instead of pairs."""
     parts = file.relative_to(folder).parts
     return len(parts) > 2 and parts[0] in FURTHER
 
 
 def split_of_name(name: str) -> str | None:
-    """The split in a file name: 'data/validation_unique-00000-of-00001.parquet' -> 'validation_unique'; else None."""
+    """Return the split in a file name: 'data/test_unique-00000-of-00001.parquet' -> 'test_unique'; None without one."""
     match = SPLIT.search(name)
     return None if match is None else match[1] + (match[2] or "")
 
 
 def columns_of(path: Path) -> set[str]:
-    """The columns of a table, for `sniff`; empty for a table that is empty or cannot be read."""
+    """Return the columns of a table, for `sniff`; empty if the table is empty or cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
@@ -103,14 +103,14 @@ def columns_of(path: Path) -> set[str]:
 
 
 def parquet_columns(source: Path) -> set[str]:
-    """Columns of the first Parquet table of a source, for `sniff`; empty if it has none."""
+    """Return the columns of the first Parquet table in a source, for `sniff`; empty if there is none."""
     if source.is_file():
         return columns_of(source) if source.suffix == ".parquet" else set()
     return columns_of(files(source)[0]) if next(source.rglob("*.parquet"), None) else set()
 
 
 def json_rows(file: Path, split: str | None) -> Iterator[Row]:
-    """The objects of a JSON list, for layouts that name their images by path."""
+    """Yield the objects of a JSON list as rows, for layouts that name their images by path."""
     for number, values in enumerate(json_items(file), 1):
         yield Row(f"{file} row {number}", split, file.parent, values)
 
@@ -145,7 +145,7 @@ def _hub(source: str) -> Iterator[Row]:
 
 
 def _dataset(table: Any, name: str, split: str | None, folder: Path | None) -> Iterator[Row]:
-    """The rows of a `datasets` table, with encoded instead of decoded images."""
+    """Yield the rows of a `datasets` table, with images left encoded."""
     import datasets
 
     for column, feature in (table.features or {}).items():

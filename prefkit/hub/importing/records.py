@@ -12,7 +12,7 @@ from prefkit.types import Comparison, Score
 
 @dataclass(frozen=True)
 class Asked:
-    """The request of an item. split None: the hash of the prompt decides, as everywhere in prefkit."""
+    """The request of an item. split: None to choose it by the hash of the prompt, as everywhere in prefkit."""
 
     prompt: str
     split: str | None = None
@@ -51,16 +51,16 @@ class Item:
 
 
 class Workplace(Protocol):
-    """Services of the import core for an importer."""
+    """Services that the import core offers to an importer."""
 
     def leave_out(self, kind: str, count: int) -> None:
         """Count skipped files. kind: their suffix, or the reason. The counts are printed after the last file."""
         ...
 
     def unpacked(self, archives: Sequence[Path]) -> Path:
-        """The folder that holds the content of the archives (zip, tar, tar.gz; parts of a split archive in order).
+        """Unpack an archive (zip, tar, tar.gz), or the parts of a split one in order; return the folder of its content.
 
-        Archives are unpacked safely and once; the folder is removed after the import. Raises UsageError naming archive
+        It is unpacked safely, and only once; the folder is removed after the import. Raises UsageError naming archive
         and member.
         """
         ...

@@ -47,7 +47,7 @@ def run_import(
     """Import `source` into the run as candidates/NAME, comparisons/NAME and scores/NAME.rating. Returns counts.
 
     keep: store the paths of image files; False copies the files into the run. pairs: also write pairs/NAME from the
-    verdicts, ready for training. Raises UsageError, and TooManyFailures after all rows have been read.
+    verdicts, ready for training. Raises UsageError and, after reading all rows, TooManyFailures (see max_failed).
     """
     layout = layout or sniff(source)
     path = Path(source).expanduser()
@@ -81,7 +81,7 @@ def run_import(
     if not progress.whole:
         raise TooManyFailures(
             f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed "
-            f"{max_failed:g}; {progress.path} lists them. Fix the source and import again: only they are read again.",
+            f"{max_failed:g}; {progress.path} lists them. Fix the source and import again to retry them.",
             counts,
         )
     return counts
@@ -137,7 +137,7 @@ def _import(
 
 
 def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any) -> None:
-    """Store the items that are new, and retry those that failed. Raises UsageError where stored items have changed."""
+    """Store new items, and retry those that failed. Raises UsageError if items that are already stored have changed."""
     done, stored_trace, retried = progress.done, progress.trace, set(progress.failed)
     number, new_trace, old_trace, last = 0, "", "", time.monotonic()
     other_name = "Give the changed source another --name."
@@ -189,7 +189,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of items. Items read before an error are yielded before it is raised."""
+    """Yield lists of at most `size` items. If reading fails, items read before the error are yielded first."""
     while True:
         batch: list[Item] = []
         try:
@@ -205,7 +205,7 @@ def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _check(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
-    """The checked images of an item, or the reason why it cannot be used."""
+    """Return (picture key -> checked image, None), or ({}, the reason why the item cannot be used)."""
     if not use or item.error:
         return {}, item.error if use else None
     try:
@@ -213,7 +213,7 @@ def _check(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
             if not item.asked.prompt.strip():
                 raise ValueError("the prompt is empty")
             if item.asked.split is not None and not NAME.fullmatch(item.asked.split):
-                raise ValueError(f"{shown(item.asked.split)!r} cannot name a split")
+                raise ValueError(f"{shown(item.asked.split)!r} cannot be a split name")
             item.asked.prompt.encode()
         for picture in item.pictures:
             _check_seed(picture.seed)
@@ -225,6 +225,6 @@ def _check(item: Item, use: bool) -> tuple[dict[str, Checked], str | None]:
 
 
 def _check_seed(seed: Any) -> None:
-    """Raises ValueError for a seed that the tables cannot hold."""
+    """Raise ValueError for a seed that the tables cannot hold."""
     if seed is not None and not (isinstance(seed, (int, float)) and seed == seed // 1 and -(2**63) <= seed < 2**63):
-        raise ValueError(f"the seed {str(seed)[:40]!r} is not an integer of 64 bits")
+        raise ValueError(f"the seed {str(seed)[:40]!r} is not a 64-bit integer")

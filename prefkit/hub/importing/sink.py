@@ -23,7 +23,7 @@ from prefkit.types import Candidate, Comparison, Request, ScorerSpec, digest, sp
 FLUSH_BYTES = 32 << 20
 FLUSH_ITEMS = 4096
 UNKNOWN_SEED = -1
-ANONYMOUS = "people"  # the judge of a source without names
+ANONYMOUS = "people"  # judge name for votes of unnamed annotators
 REMEDY = "Give the import another --name."
 STORED = ("candidates", "comparisons", "scores")
 COUNTS = ("items", "failed", "requests", *STORED, "known")
@@ -38,14 +38,14 @@ class Progress:
     trace: str = ""
     failed: dict[str, str] = field(default_factory=dict)  # item number -> where and why
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    pictures: int = 0  # of the usable items, including known images
-    whole: bool = False  # the import succeeded: few enough failures, and pairs written if --pairs was given
+    pictures: int = 0  # number in the usable items, including images that the run already had
+    whole: bool = False  # True after success: few enough failures, and pairs written if --pairs was given
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], store: Store) -> Progress:
-        """The state to resume. An import that stored nothing, or failed with other options, is discarded.
+        """Return the state to resume. An import with other settings is discarded if it stored nothing, or failed.
 
-        Raises UsageError where NAME belongs to another import.
+        Raises UsageError if NAME belongs to a successful import with other settings, or to one of another source.
         """
         if not path.exists():
             return cls(path)
@@ -58,7 +58,7 @@ class Progress:
         if any(progress.counts[kind] for kind in STORED):
             if progress.whole or earlier["source"] != settings["source"]:
                 raise UsageError(
-                    f"import: {path.stem} names an import of another source or with other options. {REMEDY}"
+                    f"import: {path.stem} is the name of an import of another source or with other options. {REMEDY}"
                 )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
         discard(store, path.stem)
@@ -71,7 +71,7 @@ class Progress:
 
 
 def trace(before: str, item: Item, used: bool) -> str:
-    """The hash of all items so far. A failed item counts by its position alone, so that the source can be fixed."""
+    """Return the hash of all items so far. It ignores the content of failed items, so that the source can be fixed."""
     if not used:
         return hashlib.sha256(before.encode()).hexdigest()
     asked = None if item.asked is None else (item.asked.prompt, item.asked.split)
@@ -123,7 +123,7 @@ class Sink:
             self._add("scores", alias, row)
 
     def leak(self, item: Item) -> str | None:
-        """The reason why a held-out item must be left out: its prompt is trained on. None if it may be stored."""
+        """Return why a held-out item must be left out (its prompt is in split train), or None if it may be stored."""
         split = item.asked.split if item.asked is not None else None
         if item.asked is None or split in (None, "train") or self.index.split_of(_request_id(item.asked)) != "train":
             return None
@@ -138,7 +138,7 @@ class Sink:
         return request
 
     def _candidate(self, picture: Picture, checked: Checked, request: Request) -> str:
-        """Add the image; return its id: its sha256, or a hash of both where the image also answers another request."""
+        """Add the image; return its id: its SHA-256, or if another request has it, a hash of SHA-256 and request."""
         cid = checked.sha256
         if self.index.request_of(cid) not in (None, request.request_id):
             cid = digest(checked.sha256, request.request_id, length=64)
@@ -162,7 +162,7 @@ class Sink:
         return cid
 
     def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str) -> None:
-        """Add a verdict. A further anonymous vote on the same pair counts as another annotator's."""
+        """Add a verdict. Each further anonymous vote on a pair is stored under an annotator name of its own."""
         a, b = ids.get(c.id_a, c.id_a), ids.get(c.id_b, c.id_b)
         row = comparison_row(Comparison(**{**asdict(c), "id_a": a, "id_b": b}))
         self._table("comparisons", self.name)
@@ -179,7 +179,7 @@ class Sink:
         self.counts[kind] += 1
 
     def _table(self, kind: str, alias: str) -> Table:
-        """A table of this import, claimed and indexed at the first call."""
+        """Return a table of this import; the first call claims and indexes it."""
         if (kind, alias) not in self.tables:
             table = getattr(self.store, kind)(alias)
             spec = self.spec | {"name": alias}
@@ -210,12 +210,12 @@ def _request_id(asked: Asked) -> str:
 
 
 def _pair_key(row: Mapping[str, Any]) -> str:
-    """A hash of the pair and aspect that a verdict is about, in either order of the images."""
+    """Return a hash of a verdict's aspect and pair, equal for both orders of the images."""
     return digest(sorted((row["id_a"], row["id_b"])), row["aspect"] or "")
 
 
 def _rating_spec(alias: str) -> ScorerSpec:
-    """The spec of imported ratings. A name that ends in `rank` is a rank within its request, and 1 is the best."""
+    """Return the spec of imported ratings; if the name ends in `rank`, they are ranks within a request, 1 the best."""
     rank = alias.endswith("rank")
     return ScorerSpec(
         name=alias,
@@ -227,7 +227,7 @@ def _rating_spec(alias: str) -> ScorerSpec:
 
 
 def totals(store: Store, name: str, pictures: int) -> dict[str, int]:
-    """Rows that the import `name` has added so far, by kind. pictures: of all its items, including known images."""
+    """Return the number of rows that the import `name` has added, by kind. pictures: the count in `Progress`."""
     candidates = _rows(store.candidates(name))
     return {
         "requests": _rows(merged_requests(store, name)) + _rows(stage_requests(store, name)),
@@ -239,7 +239,7 @@ def totals(store: Store, name: str, pictures: int) -> dict[str, int]:
 
 
 def discard(store: Store, name: str) -> None:
-    """Remove the tables of a failed import, and its requests unless images of other generators answer them."""
+    """Remove the tables of a failed import, and its requests unless candidates of other generators answer them."""
     for table in (store.candidates(name), store.comparisons(name), *_ratings(store, name)):
         _clear(table)
     merged = merged_requests(store, name)
@@ -253,7 +253,7 @@ def discard(store: Store, name: str) -> None:
 
 
 def _ratings(store: Store, name: str) -> list[Table]:
-    """Tables of scores that the import `name` wrote."""
+    """Return the score tables that the import `name` wrote."""
     tables = [store.scores(alias) for alias in store.names("scores") if alias.startswith(f"{name}.")]
     return [table for table in tables if "imported" in (table.spec() or {})]
 

@@ -11,7 +11,7 @@ from prefkit.hub.importing.records import Workplace
 from prefkit.paths import is_image_name, shown
 from prefkit.store.folders import LITTER
 
-#: files of file managers, and files that prefkit writes next to its tables: not part of any dataset
+#: files that file managers write, or prefkit next to its tables; they are not part of a dataset
 IGNORE = {*LITTER, "spec.json", "audit.json", "recipe.yaml", "prefkit.json", ".prefkit-export.json", "simpletuner.json"}
 TEXTS = ("readme", "license", "licence")
 KINDS = 8
@@ -19,7 +19,7 @@ LeaveOut = Callable[[str, int], None]
 
 
 def files_under(folder: Path, leave_out: LeaveOut, above: Iterable[Path] = ()) -> list[Path]:
-    """Every file under `folder`, in order. above: its parent folders, to detect links back to them.
+    """Return every file under `folder`, sorted. above: parents of `folder`, to detect links back to them.
 
     Calls `leave_out` for hidden files, for links to a parent folder, and for folders that cannot be read.
     """
@@ -47,7 +47,7 @@ def _walk(folder: Path, chain: set[str], leave_out: LeaveOut) -> Iterator[Path]:
 
 
 def leave_rest(source: Path, taken: Iterable[Path], work: Workplace) -> None:
-    """Count the unread files of a source of tables, except its images and archives, which belong to rows."""
+    """Count as left out the files under `source` except those in `taken`, images and archives (rows may name these)."""
     if not source.is_dir():
         return
     read = {os.path.realpath(path) for path in taken}
@@ -62,7 +62,7 @@ def kind_of(path: Path) -> str:
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:
-    """A sentence: 3 files were skipped: 2 .heic (an image format that is not read; ...), 1 .mov."""
+    """Return a sentence such as "3 files were skipped: 2 .heic (an image format that is not read; ...), 1 .mov."."""
     most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count} {kind}{_reason(kind)}" for kind, count in most[:KINDS]]
     if len(most) > KINDS:
