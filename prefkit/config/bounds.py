@@ -14,7 +14,7 @@ from prefkit.errors import UsageError
 
 
 class Bound(NamedTuple):
-    """low <= value <= high; above: low < value; below: value < high."""
+    """A range, inclusive by default. above=True excludes `low`, below=True excludes `high`."""
 
     low: float
     high: float

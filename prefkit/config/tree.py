@@ -78,7 +78,7 @@ def _bytes(path: str | Path) -> bytes:
     """The content of a file, or of a pipe opened by the shell. Raises OSError, UsageError."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        raise UsageError(f"the recipe {path} is a folder. Give the YAML file, or a run folder without -r.")
+        raise UsageError(f"the recipe {path} is a folder. Pass a YAML file to -r; to use a run folder, leave out -r.")
     piped = stat.S_ISFIFO(mode) and str(path).startswith(("/dev/", "/proc/"))
     if not (stat.S_ISREG(mode) or piped):
         raise UsageError(f"the recipe {path} is not a file.")
@@ -140,7 +140,7 @@ def _mapping(node: Any, source: Source) -> dict[str, Any]:
 
 
 def _merged(node: Any, source: Source) -> dict[str, Any]:
-    """The value of `<<: *name` or `<<: [*one, *two]`; of equal keys the earlier mapping's counts."""
+    """The value of `<<: *name` or `<<: [*one, *two]`; if a key occurs in several mappings, the first one wins."""
     tree: dict[str, Any] = {}
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         inner = _convert(item, source)

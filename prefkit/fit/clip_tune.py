@@ -52,13 +52,14 @@ def _unit(output: Any) -> Tensor:
 
 
 def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
-    """[B] of scores [B, 2, T] and p [B], the probability that image 0 is the better one.
+    """Return the loss of each pair, [B], for scores [B, 2, T] and p [B], the probability that image 0 is the better one.
 
         -p log softmax(s)_0 - (1 - p) log softmax(s)_1                                   s of the (implicit) prompt
 
-    PickScore's loss with a soft label (arXiv 2305.01569, eq. 2-3). With `explicit` above 0, T = 3: plus explicit times SciScore's
-    second term (arXiv 2504.13129): over {explicit, superficial prompt}, the better image should match the explicit one and the
-    worse image the superficial one; for p between 0 and 1, the expectation over the two cases.
+    PickScore's loss with a soft label (arXiv 2305.01569, eq. 2-3). With `explicit` above 0, T = 3 and
+    `explicit` times SciScore's second term (arXiv 2504.13129) is added: of the explicit and the superficial prompt, the better
+    image should match the explicit one, the worse image the superficial one. For 0 < p < 1 it is the expectation over which
+    image is better.
     """
     first = torch.stack([p, 1 - p], dim=1)  # probability that image 0, image 1 is better
     loss = -(first * scores[..., 0].log_softmax(dim=1)).sum(1)

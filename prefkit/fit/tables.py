@@ -1,4 +1,4 @@
-"""Tables of a user as data frames, and embeddings of the images that they name."""
+"""Load the user's tables as data frames, and embed the images that they name."""
 
 from __future__ import annotations
 
@@ -139,20 +139,26 @@ def image_files(folder: Path, items: Sequence[str], name: str) -> dict[str, Path
 
 
 def embed(encoder: Encoder, files: Sequence[Path], device: str, normalize: bool) -> Tensor:
-    """[len(files), D] float32 on the CPU. Raises UsageError for a file that is not an image."""
+    """Return the embeddings of image files, [len(files), D] float32 on the CPU. Raises UsageError naming a file that is
+    not an image."""
     import torch
 
     encoder.load(device, "float32")
     rows = []
     with Progress("embed", len(files)) as progress:
         for start in range(0, len(files), BATCH):
-            try:
-                images = [rgb(path) for path in files[start : start + BATCH]]
-            except (OSError, ValueError) as error:
-                raise UsageError(f"an image could not be read: {message(str(error), 200)}.") from error
+            images = [_image(path) for path in files[start : start + BATCH]]
             rows.append(encoder.images(images, normalize=normalize).cpu())
             progress.update(len(images))
     return torch.cat(rows)
+
+
+def _image(path: Path) -> Any:
+    try:
+        return rgb(path)
+    except (OSError, ValueError) as error:
+        text = message(str(error), 200)
+        raise UsageError(f"image {path} could not be read: {text}. Replace the file or remove its row.") from error
 
 
 def files_digest(files: Sequence[Path]) -> str:

@@ -109,7 +109,7 @@ def sound_json(path: Path) -> dict[str, Any] | None:
     try:
         return read_json(path)
     except DamagedError as error:
-        warn(f"{path} was renamed to {set_aside(path).name} and is made again: {error}")
+        warn(f"{path} is damaged ({error}). It was renamed to {set_aside(path).name} and will be rebuilt.")
         return None
 
 

@@ -164,7 +164,7 @@ def _consistency(head: list[str], separator: str) -> tuple[float, int]:
 
 
 def _records(head: list[str], separator: str) -> list[list[str]]:
-    """Parse the lines up to the first record that cannot be read or is incomplete, without blank ones."""
+    """Parse the lines up to the first unreadable or incomplete record, skipping blank lines."""
     records: list[list[str]] = []
     with suppress(csv.Error):
         for record in csv.reader(head, delimiter=separator, strict=True):

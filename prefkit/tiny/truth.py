@@ -128,7 +128,8 @@ def _refined(picture: np.ndarray, error: float, pose: Pose, colour: str, ground:
 
 @cache
 def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rim: bool [64, 64]; mean OKLab of each backdrop's rim: [8, 4, 3]; differences from the mean: [8, 4, N, 3])."""
+    """Return (rim, means, differences): the mask of the N border pixels, bool [64, 64]; their mean OKLab colour for each
+    background and pattern, [8, 4, 3]; each border pixel minus that mean, [8, 4, N, 3]."""
     rim = np.ones((SIZE, SIZE), bool)
     rim[RIM:-RIM, RIM:-RIM] = False
     grounds = to_oklab(np.array([[backdrop(b, p)[rim] for p in PATTERNS] for b in BACKGROUNDS]))

@@ -90,7 +90,10 @@ class ClipPreferenceFitter:
         if not options.model:
             raise UsageError("clip_preference: --model is not set: name the CLIP to tune.")
         if options.library == "open_clip" and options.model.startswith("hf-hub:"):
-            raise UsageError("clip_preference: download the model first and give its folder as local-dir:FOLDER.")
+            raise UsageError(
+                f"clip_preference: --model {options.model}: open_clip models cannot be loaded from hf-hub: here. Download the "
+                "model and set --model local-dir:FOLDER."
+            )
         self.options = options
 
     def run(self) -> dict[str, Any]:
