@@ -175,7 +175,9 @@ def test_the_column_that_names_the_split(tmp_path, generate, capsys):
 def test_a_split_column_that_is_not_there(tmp_path, generate, name, text, columns):
     (tmp_path / name).write_text(text)
     code, err, _ = generate(tmp_path / name, split_column="splt")
-    assert code == 2 and f"no column 'splt'; its columns are {columns}. Set requests.split_column" in " ".join(err.split())
+    assert code == 2 and f"no column 'splt'; its columns are {columns}. Set requests.split_column" in " ".join(
+        err.split()
+    )
 
 
 def test_columns_of_the_embedded_source():
