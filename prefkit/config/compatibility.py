@@ -67,6 +67,12 @@ class Case:
         return self.recipe.generate.get(name) if name else next(iter(samplers), None)
 
     @cached_property
+    def for_images(self) -> str:
+        """The first setting that changes the images of a training whose family has none; "" if there is none."""
+        keys = ("resolution", "mask", "flip", "guidance", "time_sampling") if self.entry.family == "mesh" else ()
+        return next((key for key in keys if getattr(self.entry, key)), "")
+
+    @cached_property
     def samples_model(self) -> bool:
         """True if a generator of the recipe samples `model` itself."""
         return any(g.use == "diffusers" and g.model is None for g in self.recipe.generate.values())
@@ -81,8 +87,8 @@ MODEL: Rows = {
     "Hub id.": lambda c: c.model.quantize and c.model.base.endswith(SINGLE_FILES),
 }
 GENERATE: Rows = {
-    "model is {entry.model}, a trained diffusers model, which {entry.use} would not load. Set use: diffusers, or remove the "
-    "key.": lambda c: c.entry.model is not None and c.entry.use != "diffusers",
+    "model is {entry.model}, a trained model, which {entry.use} would not load. Set use to diffusers or mesh, or remove the "
+    "key.": lambda c: c.entry.model is not None and ":" in c.entry.use,
 }
 COMPARE: Rows = {
     "by is for pairs: extremes. Set that, or remove the key.": lambda c: c.entry.by and c.entry.pairs == "all",
@@ -132,6 +138,7 @@ OFFLINE: Rows = {
     "flip mirrors the images of a pair, but not the input images of model.inputs. Remove the key.": (
         lambda c: c.entry.flip and c.model.inputs
     ),
+    "{c.for_images} works on images, but the family is {entry.family}. Remove the key.": lambda c: c.for_images,
     "watch samples from a diffusers pipeline, but the family is {entry.family}. Remove the key.": (
         lambda c: c.entry.watch and c.entry.family != "diffusers"
     ),

@@ -44,7 +44,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Generate:
-    #: diffusers, or file.py:name
+    #: diffusers, mesh (human meshes from 2D keypoints), or file.py:name
     use: str = "diffusers"
     #: candidates per request
     n: int = runtime(4)

@@ -146,7 +146,14 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
         p = float(probability) if known else PROBABILITY[outcome]
         rows.append(Preference(request.prompt, p, (a, b), {name: str(request.extra[name]) for name in columns}))
         content.append([request.prompt, p, reader[a]["sha256"], reader[b]["sha256"], dict(rows[-1].texts)])
-    return Preferences(rows, reader.image, digest(content))
+
+    def encoded(cid: str) -> bytes:
+        image = reader.image(cid)
+        if image is None:
+            raise UsageError(f"{fit}: candidate {cid} of {run} has no image, so its votes cannot be learned from.")
+        return image
+
+    return Preferences(rows, encoded, digest(content))
 
 
 def open_run(option: str, run: str, kind: str, name: str) -> Store:

@@ -42,7 +42,7 @@ def candidate_id(spec: dict[str, Any], request: Request, index: int, seed: int) 
 def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
     """Return the settings that determine this generator's candidates. Slow if large local weights must be hashed."""
     options = content(settings)
-    if settings.use != "diffusers":
+    if ":" in settings.use:
         return {"use": settings.use, "code": registry.code_hash(settings.use), "settings": options}
     from prefkit.models.load.revision import base_revision, weights_revision
 
@@ -54,7 +54,7 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
             key += "+"
         adapters[key] = weight
     return {
-        "use": "diffusers",
+        "use": settings.use,
         "model": revision.pop("base"),
         **revision,
         "adapters": adapters,
@@ -65,6 +65,11 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
 
 def check_generator(model: Model, settings: Generate) -> None:
     """Run the checks of open_generator that need no weights. Raises UsageError, PluginError."""
+    if settings.use == "mesh":
+        from prefkit.mesh import generator as mesh
+
+        mesh.check(model, settings)
+        return
     if settings.use != "diffusers":
         _plugin(settings.use)
         return
@@ -84,7 +89,7 @@ def check_generator(model: Model, settings: Generate) -> None:
 
 def _plugin(use: str) -> Any:
     if ":" not in use:
-        raise UsageError(f"no generator is called {use!r}: use diffusers, file.py:name or package.module:Name.")
+        raise UsageError(f"no generator is called {use!r}: use diffusers, mesh, file.py:name or package.module:Name.")
     plugin = registry.load("generator", use)
     if not callable(plugin) or (isinstance(plugin, type) and not callable(getattr(plugin, "generate", None))):
         raise PluginError(
@@ -104,6 +109,12 @@ def open_generator(
     """
     if settings.use == "diffusers":
         return _diffusers(model, settings, inputs or Inputs(model.inputs, None))
+    if settings.use == "mesh":
+        from prefkit.mesh import generator as mesh
+
+        return mesh.open_generator(
+            model, settings, lambda r, seed: seed == candidate_seed(settings.seed, r.request_id, 0)
+        )
     plugin, name = _plugin(settings.use), f"generator {settings.use}"
     if isinstance(plugin, type):
         with guarded(name, "could not be created"):
@@ -129,10 +140,7 @@ def _from_class(instance: Any, name: str, requests: Sequence[Request], seeds: Se
     with guarded(name):
         candidates = instance.generate(copies(requests), list(seeds))
     _check_candidates(_same_length(candidates, requests, name), requests, name)
-    return [
-        _result(c) if c.error is None else {"error": c.error}
-        for c in candidates
-    ]
+    return [_result(c) if c.error is None else {"error": c.error} for c in candidates]
 
 
 def _result(c: Candidate) -> dict[str, Any]:

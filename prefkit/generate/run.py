@@ -79,7 +79,7 @@ def checked(
             f"than the limit of {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
         )
     model = model_of(store, recipe, settings)
-    if settings.use == "diffusers" and not model.base:
+    if ":" not in settings.use and not model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     spec = generator_spec(model, settings)
     jobs = []

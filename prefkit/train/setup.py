@@ -355,15 +355,19 @@ def _fill(
 ) -> None:
     """Encode the images of `wanted`, then the prompts of `prompted`, to load VAE and text encoders only once each."""
     store, share = loader.store, (processes.rank, processes.count)
-    family.pipe.vae.float()  # latents are made once, so they are made in full precision
+    generators = loader.generators
+    if getattr(family, "from_payload", False):
+        generators = store.names("candidates")
+    else:
+        family.pipe.vae.float()  # latents are made once, so they are made in full precision
     images = [image for group in [*wanted.pairs, *preflight.foreign(loader, data)] for image in group.images]
-    batches.fill_latents(data, images, family, source, store, loader.generators, share)
+    batches.fill_latents(data, images, family, source, store, generators, share)
     _synchronize(processes, data.latents)
     batches.check_sizes(data, source.name)
     measured = preflight.groups_to_measure(loader, data)[1:]
     for groups in measured:
         firsts = [group.images[0] for group in groups.pairs]
-        batches.fill_latents(groups, firsts, family, source, store, loader.generators, share)
+        batches.fill_latents(groups, firsts, family, source, store, generators, share)
         _synchronize(processes, data.latents)
     for groups in (prompted, *measured):
         batches.fill_conditions(groups, family, share)

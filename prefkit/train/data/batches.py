@@ -196,14 +196,20 @@ def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
 
 # -- caches -------------------------------------------------------------------------------------------------------
 def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tuple[int, int]:
-    """Return (height, width) of the first image, from the pairs or the run; 512 x 512 if neither has it."""
+    """Return (height, width) of the first image, from the pairs or the run; 512 x 512 if neither has it.
+
+    (0, 0) for a candidate that is a payload without an image.
+    """
     for row, image, _ in source.images():
         if image is not None:
             return _size(image, source, row)
         break
     reader = CandidateReader(store)
     candidate = pairs[0].win.candidate or ""
-    return _size(reader.image(candidate), source, 0) if candidate in reader else (512, 512)
+    if candidate not in reader:
+        return 512, 512
+    image = reader.image(candidate)
+    return (0, 0) if image is None else _size(image, source, 0)
 
 
 def fill_latents(
@@ -273,12 +279,17 @@ def _candidates(
 
 
 def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family: Any, source: PairSource) -> None:
-    """Encode (row, image, candidate)s and write their latents as one cache part, with the image sizes as notes."""
+    """Encode (row, image, candidate)s and write their latents as one cache part.
+
+    The notes are the image sizes, [0, 0] for a family whose data has no pixels.
+    """
     latents: dict[str, Tree] = {}
     notes: dict[str, list[int]] = {}
     for start in range(0, len(images), ENCODE_ROWS):
         block = images[start : start + ENCODE_ROWS]
-        fitted = [_fitted(row, image, candidate, source) for row, image, candidate in block]
+        fitted = [(candidate, [0, 0]) for _, _, candidate in block]
+        if not getattr(family, "from_payload", False):
+            fitted = [_fitted(row, image, candidate, source) for row, image, candidate in block]
         encoded = family.latents([candidate for candidate, _ in fitted])
         for (row, image, _), (_, notes[image.key]), own in zip(block, fitted, encoded, strict=True):
             if not own.isfinite().all():

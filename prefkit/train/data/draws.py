@@ -7,7 +7,15 @@ below 0: held-out pairs, preflight) depend on (group, visit) alone, so that the 
 
 from __future__ import annotations
 
-from prefkit.types import digest
+import hashlib
+from typing import TYPE_CHECKING
+
+from prefkit.types import Draw, digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefkit.models.schedule import Schedule
 
 #: version of these rules and of the families' draws; a training begun with a different version cannot be resumed
 SCHEME = 2
@@ -16,3 +24,17 @@ SCHEME = 2
 def draw_key(seed: int, group: str, visit: int) -> str:
     """Return the key of a group's draws at a visit."""
     return group if visit < 0 else digest("draw", seed, group)
+
+
+def drawn(schedule: Schedule, group: str, visit: int, like: Tensor, time_sampling: str | None = None) -> Draw:
+    """Draw time [1] and noise [1, *like.shape], float32, CPU, as a function of (group, visit) alone.
+
+    group: a result of `draw_key` in training. time_sampling: see Schedule.draw_time.
+    """
+    import torch
+
+    seed = int.from_bytes(hashlib.sha256(f"{group}\n{visit}".encode()).digest()[:8], "little") >> 1
+    generator = torch.Generator("cpu").manual_seed(seed)
+    time = schedule.draw_time(generator, time_sampling)
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    return Draw(time.unsqueeze(0), noise.unsqueeze(0))

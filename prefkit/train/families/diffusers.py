@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import CaptureError, UsageError
 from prefkit.models.memory import AdaptiveBatchSize
+from prefkit.train.data.draws import drawn
 from prefkit.types import Candidate, Draw, Request
 
 if TYPE_CHECKING:
@@ -129,13 +129,7 @@ class DiffusersFamily:
 
         group: key of the draws; in training it includes train.seed (train/data/draws.py).
         """
-        import torch
-
-        seed = int.from_bytes(hashlib.sha256(f"{group}\n{visit}".encode()).digest()[:8], "little") >> 1
-        generator = torch.Generator("cpu").manual_seed(seed)
-        time = self.schedule.draw_time(generator, self.time_sampling)
-        noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
-        return Draw(time.unsqueeze(0), noise.unsqueeze(0))
+        return drawn(self.schedule, group, visit, like, self.time_sampling)
 
     def residuals(self, net: Any, latents: Tensor, draw: Draw, condition: Tree) -> dict[str, Tensor]:
         """Return {"image": prediction - target}, [B, ...] float32.

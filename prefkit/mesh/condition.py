@@ -1,0 +1,61 @@
+"""Condition of the pose denoiser: a request's keypoints as numbers, and the masks of the entries that count in a loss.
+
+The condition of K keypoints has 3 K + 3 numbers: positions relative to the mean keypoint, divided by the largest distance
+from it; confidences; and where the keypoints lie in the box (mean keypoint in half boxes from its centre, and the logarithm
+of the largest distance in half boxes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefkit.mesh.body import FREE
+from prefkit.mesh.network import POSE, SHAPE, STATE
+from prefkit.mesh.observed import array, box_of
+
+#: masks of a request -> the number of their entries
+MASKS = {"pose_mask": len(FREE), "shape_mask": 1}
+
+
+def condition_of(extra: Mapping[str, Any], keypoints: int) -> Tensor:
+    """Return the condition [3 * keypoints + 3] of a request. Raises ValueError if its keypoints are invalid, or too many or few."""
+    rows = array(extra, "keypoints2d", 3)
+    if len(rows) != keypoints:
+        raise ValueError(
+            f"the request has {len(rows)} keypoints, but the model was made for {keypoints}: use the detector that the "
+            "model was trained with"
+        )
+    seen = rows[rows[:, 2] > 0]
+    if not len(seen):
+        raise ValueError("no keypoint has a confidence above 0")
+    if not np.isfinite(seen).all():
+        raise ValueError("keypoints2d has NaN or infinity where the confidence is above 0")
+    middle, half = box_of(extra.get("bbox"), seen[:, :2])
+    centre = seen[:, :2].mean(0)
+    offsets = np.where(rows[:, 2:] > 0, rows[:, :2] - centre, 0.0)
+    size = max(float(np.linalg.norm(offsets, axis=1).max()), 1e-6 * half)
+    place = [*(centre - middle) / half, np.log(size / half)]
+    confidence = np.clip(np.nan_to_num(rows[:, 2]), 0.0, 1.0)
+    return torch.from_numpy(np.concatenate([(offsets / size).ravel(), confidence, place]).astype(np.float32))
+
+
+def mask_of(extra: Mapping[str, Any]) -> Tensor:
+    """Return the weights [130] of a request's state entries in a loss: 0 where its masks say that a label is unknown.
+
+    `pose_mask` has 20 numbers, one per rotation, and `shape_mask` one; without them every entry counts. Raises
+    ValueError for other numbers.
+    """
+    values = {}
+    for name, count in MASKS.items():
+        given = torch.ones(count) if extra.get(name) is None else torch.tensor(extra[name], dtype=torch.float32)
+        values[name] = given.reshape(-1)
+        if len(values[name]) != count or not ((values[name] == 0) | (values[name] == 1)).all():
+            raise ValueError(f"{name} must be {count} number{'s' * (count > 1)}, each 0 or 1")
+    mask = torch.cat([values["pose_mask"].repeat_interleave(POSE // len(FREE)), values["shape_mask"].repeat(SHAPE)])
+    assert len(mask) == STATE
+    return mask
