@@ -51,14 +51,14 @@ class MeshDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """MLP on the state. keypoints: number of keypoints of the condition, 3 * keypoints + 3 numbers (condition.py)."""
 
     @register_to_config
-    def __init__(self, keypoints: int = 18, width: int = 256, hidden: int = 512, blocks: int = 3) -> None:
+    def __init__(self, keypoints: int = 18, width: int = 256, hidden: int = 512, depth: int = 3) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(STATE))
         self.register_buffer("std", torch.ones(STATE))
         self.time = nn.Sequential(nn.Linear(TIMES, width), nn.SiLU(), nn.Linear(width, width))
         self.observed = nn.Sequential(nn.Linear(3 * keypoints + 3, hidden), nn.SiLU(), nn.Linear(hidden, width))
         self.enter = nn.Linear(STATE, width)
-        self.blocks = nn.ModuleList(Block(width, hidden) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, hidden) for _ in range(depth))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, STATE))
 
     def forward(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
