@@ -155,7 +155,7 @@ class _Shape:
 
 
 def _consistency(head: list[str], separator: str) -> tuple[float, int]:
-    """Return (fraction of records with as many fields as the first, that number), or (0, 0) if that number is below 2."""
+    """Return (fraction of records with as many fields as the first, that number), or (0, 0) if the number is 0 or 1."""
     records = _records(head, separator)
     width = len(records[0]) if records else 0
     if width < 2:

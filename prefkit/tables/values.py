@@ -69,7 +69,7 @@ def _other(value: Any, depth: int) -> Any:
 
 
 def id_text(value: Any) -> str:
-    """Convert an id to NFC text. 7 and 7.0 both become '7', since an integer column with missing values holds floats."""
+    """Convert an id to NFC text. 7 and 7.0 both become '7', as an integer column with missing values holds floats."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return nfc(str(value))
