@@ -49,7 +49,7 @@ class Study:
         (out / "cells").mkdir(parents=True, exist_ok=True)
         kept = out / "settings.json"
         if kept.exists() and read_json(kept) != settings:
-            raise SystemExit(f"{kept} differs from the settings in study.yaml or --now. Choose another output folder.")
+            raise SystemExit(f"{kept} was made with other settings than this run. Choose another output folder.")
         write_json(kept, settings)
         self.requests = out / "requests.jsonl"
         self.requests.write_text(
@@ -79,7 +79,7 @@ class Study:
         return reader.build(Recipe, tree, "")
 
     def measure(self, cell: Cell, where: str, controls: bool = False) -> dict[str, Any]:
-        """Return the outcome of a cell on the requests of split `where`, from disk or by training and evaluating now."""
+        """Return the outcome of a cell on the requests of split `where`, from disk or after training and evaluation."""
         path = self.out / "cells" / f"{cell.seed}_{where}_{cell.name}.json"
         if path.exists():
             return read_json(path)

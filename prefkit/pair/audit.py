@@ -138,7 +138,7 @@ def warnings_of(report: dict[str, Any]) -> list[str]:
     leaks = report.get("splits", {})
     if leaks.get("prompts"):
         warnings.append(
-            f"{leaks['prompts']} requests have a prompt that is also in another split: held-out data is in training."
+            f"{leaks['prompts']} requests share their prompt with another split: held-out data repeat training data."
         )
     if leaks.get("images"):
         warnings.append(f"{leaks['images']} paired images are equal or nearly equal to one in another split.")

@@ -80,8 +80,8 @@ def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str) ->
     for i in np.flatnonzero(wrong)[:1]:
         _check_pair(name, int(win[i]), int(lose[i]), float(gap[i]), shape[1])
         raise PluginError(
-            f"strategy {name}: block() returned a pair of request {row[i]} (there are {shape[0]}, from 0), or by "
-            "a scorer that does not exist."
+            f"strategy {name}: block() returned an invalid index: row {row[i]} (the block has {shape[0]} rows, "
+            "counted from 0), or a scorer that does not exist."
         )
 
 

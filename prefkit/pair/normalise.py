@@ -21,12 +21,15 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
 
     centred  minus the request's mean, divided by the pooled within-request standard deviation
              sqrt(sum of squares / sum of (n_r - 1)): a request that is only noise stays small
-    zscore   minus the request's mean, divided by the request's own standard deviation minmax   (v - min) / (max - min)
-    rank     mean rank among equals, from 0 (worst) to 1 (best) softmax  exp(v) / sum exp winrate  mean of sigmoid(v -
-    u) over the other values u of the request, as CaPO calibrates rewards (arXiv 2502.02588) none     unchanged, clipped
-    to 1e300 so that differences stay finite scope: request | global (all candidates count as one request; not for
-    winrate). If all values of a request are equal, all become 0 (softmax: 1/n, winrate: 1/2), so that none is
-    preferred. Raises UsageError for an unknown normalisation or scope.
+    zscore   minus the request's mean, divided by the request's own standard deviation
+    minmax   (v - min) / (max - min)
+    rank     mean rank among equals, from 0 (worst) to 1 (best)
+    softmax  exp(v) / sum exp
+    winrate  mean of sigmoid(v - u) over the request's other values u, as CaPO calibrates rewards (arXiv 2502.02588)
+    none     unchanged, clipped to 1e300 so that differences stay finite
+    scope: request | global (all candidates count as one request; not for winrate).
+    If all values of a request are equal, all become 0 (softmax: 1/n, winrate: 1/2), so that none is preferred.
+    Raises UsageError for an unknown normalisation or scope.
     """
     if how not in NORMALISATIONS:
         raise UsageError(f"pair: normalise {how!r} is unknown; choose one of {', '.join(NORMALISATIONS)}.")

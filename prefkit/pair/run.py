@@ -177,7 +177,7 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
 
 
 def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, float]:
-    """Return alias -> weight of the scores to pair by. Raises UsageError if one is missing or all, if `needed`, are."""
+    """Return alias -> weight of the scores to pair by. Raises UsageError for a missing one, or for none if `needed`."""
     known = store.names("scores")
     if not known and needed:
         text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."

@@ -87,7 +87,7 @@ INTS, GAP = np.array([0]), np.array([1.0])
     [
         (Chosen(INTS, INTS, INTS + 3, GAP), "indices go from 0 to 2"),
         (Chosen(INTS, INTS - 1, INTS, GAP), "indices go from 0 to 2"),
-        (Chosen(INTS + 2, INTS, INTS + 1, GAP), r"a pair of request 2 \(there are 2, from 0\)"),
+        (Chosen(INTS + 2, INTS, INTS + 1, GAP), r"row 2 \(the block has 2 rows, counted from 0\)"),
         (Chosen(INTS, INTS, INTS, GAP), "must differ"),
         (Chosen(INTS, INTS, INTS + 1, GAP * np.inf), "gap must be finite"),
         (Chosen(INTS, INTS, INTS + 1, GAP * np.nan), "gap must be finite"),

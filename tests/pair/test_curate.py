@@ -257,7 +257,7 @@ def test_twins_across_splits_are_counted(bench):
     bench.store.write_requests([*bench.store.requests(), twin])
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
-    assert report["splits"]["prompts"] == 2 and any("a prompt that is also in" in text for text in report["warnings"])
+    assert report["splits"]["prompts"] == 2 and any("share their prompt with" in text for text in report["warnings"])
 
 
 def test_images_that_are_nearly_one_across_splits_are_found_as_by_brute_force():
@@ -290,7 +290,7 @@ def test_a_held_out_image_that_is_nearly_a_training_image_is_warned_of(bench):
     bench.store.write_requests([replace(r, split="test") if r.request_id == "r2" else r for r in requests])
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
-    assert report["splits"]["images"] == 2 and any("twin in another split" in text for text in report["warnings"])
+    assert report["splits"]["images"] == 2 and any("nearly equal to one in" in text for text in report["warnings"])
 
 
 def test_pairs_chosen_by_verdicts_do_not_claim_a_score(bench, tmp_path):

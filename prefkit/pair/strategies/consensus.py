@@ -1,4 +1,4 @@
-"""Pairs whose winner by the combined score also wins by at least `m` single scorers, widest gap first."""
+"""Pairs whose winner by the combined score also wins on at least `m` single scorers, widest gap first."""
 
 from __future__ import annotations
 
