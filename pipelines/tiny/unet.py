@@ -32,8 +32,8 @@ from prefkit.tiny.captions import training_caption
 
 BATCH = 64
 GAMMA = 5.0
-# The error in the mean of each channel counts nine times: the first sampling steps decide the background by this mean,
-# group norms hide it, and it is only a 256th of the error. The minimum of the loss stays the same.
+# The error in the mean of each channel counts nine times: the largest sampling steps decide the background by this mean,
+# group norms hide it, and it is only a 256th of the error. The position of the minimum does not change.
 FLAT = 8.0
 DROPPED = 0.1
 DECAY = 0.999
@@ -84,8 +84,7 @@ def build() -> tuple[Any, CLIPTextModel, UNet2DConditionModel]:
 def scheduler() -> DDIMScheduler:
     """Use linear betas: SD's scaled-linear betas leave the mean colour visible at the last step of 16 x 16 latents."""
     return DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, steps_offset=1,
-        timestep_spacing="trailing"
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, steps_offset=1, timestep_spacing="trailing"
     )  # fmt: skip
 
 

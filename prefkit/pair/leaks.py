@@ -57,9 +57,9 @@ def _images(pool: Pool, members: np.ndarray, split: np.ndarray, stats: pd.DataFr
 def twins(hashes: np.ndarray, thumbs: np.ndarray, side: np.ndarray) -> np.ndarray:
     """Return a mask [N] of the images that have a nearly equal image in another split (side).
 
-    Nearly equal: at most NEAR_BITS bits of the hashes [N] uint64 differ, and every cell of the thumbs [N, 48] differs by
-    at most NEAR_LEVELS. Such hashes agree in at least one of NEAR_BITS + 1 bands of bits. Sorting by a band, then by one
-    cell of the thumbnail, therefore brings nearly equal images close together.
+    Nearly equal: at most NEAR_BITS bits of the hashes [N] uint64 differ, and every cell of the thumbs [N, 48] differs
+    by at most NEAR_LEVELS. Such hashes agree in at least one of NEAR_BITS + 1 bands of bits. Sorting by a band, then by
+    one cell of the thumbnail, therefore brings nearly equal images close together.
     """
     twin = np.zeros(len(hashes), bool)
     cell = thumbs[:, int(np.argmax(thumbs.std(axis=0)))]
