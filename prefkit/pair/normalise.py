@@ -35,7 +35,7 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
         raise UsageError(f"pair: normalise {how!r} is unknown; choose one of {', '.join(NORMALISATIONS)}.")
     if scope not in ("request", "global") or (scope, how) == ("global", "winrate"):
         raise UsageError(
-            f"pair: scope {scope!r} is not possible with {how}; choose request{'' if how == 'winrate' else ' or global'}."
+            f"pair: scope {scope!r} is impossible with {how}; choose request{'' if how == 'winrate' else ' or global'}."
         )
     values = values.astype(np.float64)
     present = np.flatnonzero(~np.isnan(values))
