@@ -101,7 +101,7 @@ class Trainer:
         return torch.tensor([self.tokens[text] for text in texts], device=self.machine.device)
 
     def augmented(self, chosen: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
-        """Return augmented images, float [B, 3, 64, 64] in -1..1: decoded, shifted, brightened, noisy or blurred."""
+        """Return rendered or decoded images, shifted, relit, noisy and partly blurred: float [B, 3, 64, 64] in -1..1."""
         passed = draw.random(len(chosen)) < 0.5
         batch = np.where(passed[:, None, None, None], self.passed[chosen], self.images[chosen])
         real = pixels(batch, self.machine.device)
@@ -116,7 +116,7 @@ class Trainer:
     def encoded(
         self, chosen: np.ndarray, groups: list[list[str]], draw: np.random.Generator
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return the images' unit vectors times the logit scale [B, D], and the unit vectors of each group of texts."""
+        """Return the images' unit vectors times the scale [B, D], and those of each text group [len(group), D]."""
         texts = [text for group in groups for text in group]
         # plain attention: the backward pass of fused attention takes half of the text encoder's time on a CPU
         with self.machine.autocast(), sdpa_kernel(SDPBackend.MATH):

@@ -2,10 +2,10 @@
 
     python pipelines/tiny/history.py prefkit/tiny/history
 
-Items and patterns are random and every background is equally frequent, so that the palette is the only common property
-of the images; uneven backgrounds would affect the mean embedding. (item, colour) pairs that were held out when the
-embedded models were trained are excluded. Writes PNG files and history.csv (user, image, category, item), which the
-scorer `personalization` reads. Takes seconds.
+Items and patterns are random, and every background is equally frequent both in her palette and in other colours, so
+that the palette is the only common property of the images; uneven backgrounds would affect the mean embedding. (item,
+colour) pairs that were held out when the embedded models were trained are excluded. Writes PNG files and history.csv
+(user, image, category, item), which the scorer `personalization` reads. Takes seconds.
 """
 
 from __future__ import annotations
