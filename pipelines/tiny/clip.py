@@ -101,7 +101,7 @@ class Trainer:
         return torch.tensor([self.tokens[text] for text in texts], device=self.machine.device)
 
     def augmented(self, chosen: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
-        """Return rendered or decoded images, shifted, relit, noisy and partly blurred: float [B, 3, 64, 64] in -1..1."""
+        """Return rendered or decoded images, shifted, relit, noisy, some blurred: float [B, 3, 64, 64] in -1..1."""
         passed = draw.random(len(chosen)) < 0.5
         batch = np.where(passed[:, None, None, None], self.passed[chosen], self.images[chosen])
         real = pixels(batch, self.machine.device)
