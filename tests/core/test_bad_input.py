@@ -83,7 +83,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
         ("generate", ["--device", "tpu"], "unknown device 'tpu'; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
-        ("pair", ["--generators", "[nope]"], "no candidates of nope; generators with candidates: own."),
+        ("pair", ["--generators", "[nope]"], "no candidates from nope; generators with candidates: own."),
         ("pair", ["--tie", "-1"], "pair.main.tie is -1: it must be at least 0"),
         ("train", ["--pairs", "''"], "train.pairs is not set"),
         ("train", ["--steps", "0"], "train.dpo.steps is 0: it must be at least 1."),
