@@ -32,7 +32,7 @@ def plan(
     """Return (rows, first error) for the stages in `limits`, in that order. limits: {stage: its `--limit`}.
 
     Each entry of a stage has one row: wanted, to do, bytes on disk, expected time, and the error, if any. The returned
-    error is the one with which the run would end, or None; results that an earlier stage will make are no error."""
+    error is the one with which the run would end; a missing result that an earlier stage will make does not count."""
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})

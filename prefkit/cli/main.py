@@ -43,13 +43,14 @@ NOTES = {
 EPILOG = """examples:
   prefkit run -r recipe.yaml                          everything, continuing where it stopped
   prefkit generate runs/x --model.base stabilityai/sdxl-turbo --requests.source prompts.txt --n 8
-  prefkit score runs/x --use "taste.py:muted"         your own function, as the score `muted`
+  prefkit score runs/x --use "taste.py:muted"         your own function, used as the score `muted`
   prefkit pair runs/x --k 2
   prefkit train runs/x --controls --steps 500 --beta 500
 
 Every recipe key is a flag: --section.name.key VALUE, or --key VALUE if the stage has one entry. An option of a block or a
 plug-in needs no prefix if its name is unique (--beta for --objective.beta, --rank for --lora.rank).
-exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 done with too many failed items, 130 interrupted by Ctrl-C or SIGTERM (state kept)"""
+exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 done with too many failed items,
+130 interrupted by Ctrl-C or SIGTERM (finished work is kept)"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -197,9 +198,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         )
         add("--check", metavar="NAME", help=text)
     if name in ("train", "run"):
-        add(
-            "--controls", action="store_true", help="also train controls: SFT on winners, DPO on randomly flipped pairs"
-        )
+        add("--controls", action="store_true", help="also train SFT on the winners and DPO on randomly flipped pairs")
     if hasattr(module, "arguments"):
         module.arguments(parser)
     return parser

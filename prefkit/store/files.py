@@ -43,7 +43,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
-    """Replace `path` atomically: `save` writes a temporary file, which is flushed to disk and renamed. Raises StoreError."""
+    """Replace `path` atomically: `save` writes a temporary file, which is flushed and renamed. Raises StoreError."""
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

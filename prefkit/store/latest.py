@@ -39,8 +39,8 @@ class Located:
 def locate(tables: Sequence[Table], ids: set[str] | None = None) -> Located:
     """Find the rows that count, among `ids` if given. Reads two small columns of every part once.
 
-    In each table, the last row of an id counts. If several tables have it (two generators with equal settings), only
-    the row of the last table counts, or of the last table in which it did not fail, if there is one.
+    In each table, the last row of an id counts. If several tables have the id (two generators with equal settings), the
+    row of the last table in which it did not fail counts; if it failed in all of them, the row of the last table.
     """
     import pyarrow as pa
 

@@ -49,7 +49,7 @@ class CandidateReader:
         part = self._part(path)
         if part is None:
             raise StoreError(
-                f"{path} with candidate {cid} was damaged and renamed to {path.name}.damaged. Run `prefkit generate` again."
+                f"{path} with candidate {cid} was damaged and renamed to {path.name}.damaged. Run `prefkit generate`."
             )
         return part.slice(row, 1).to_pylist()[0]
 

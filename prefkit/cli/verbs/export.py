@@ -9,7 +9,7 @@ from prefkit.errors import UsageError
 
 POSITIONAL = (
     "PAIRS",
-    "RUN, RUN/NAME (if RUN has several pair sets) or a folder of pairs; RUN/train/NAME if LAYOUT is for adapters",
+    "RUN, RUN/NAME (if it has several pair sets) or a folder of pairs; RUN/train/NAME (--as diffusers, kohya, comfyui)",
 )
 ADAPTERS = ("diffusers", "kohya", "comfyui")
 
@@ -18,12 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     from prefkit.cli.help import describe_layouts
 
     parser.add_argument("out", nargs="?", metavar="OUT", help="output folder, created only when it is complete")
-    parser.add_argument(
-        "--as",
-        dest="layout",
-        metavar="LAYOUT",
-        help="the layout to write; diffusers, kohya and comfyui are for adapters",
-    )
+    parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="the layout to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an earlier export")
     describe_layouts(parser, "exporter", "prefkit export runs/x/main out/ --as folders")
 

@@ -20,11 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("into", nargs="?", metavar="RUN", help="run folder, created if missing")
     text = "the layout of SOURCE (votes: files that voting pages saved); detected if it is unambiguous"
     add("--as", dest="layout", metavar="LAYOUT", help=text)
-    add(
-        "--name",
-        metavar="NAME",
-        help="writes candidates/NAME, comparisons/NAME, scores/NAME.rating (default: the layout)",
-    )
+    add("--name", metavar="NAME", help="write candidates/NAME, comparisons/NAME, scores/NAME.rating (default: LAYOUT)")
     add("--copy", action="store_true", help="copy images into the run; by default, the run only stores their paths")
     add("--pairs", action="store_true", help="also write the verdicts as pairs/NAME, so that train can start at once")
     text = "fraction of requests to hold out if SOURCE has no splits (0.1)"

@@ -45,7 +45,7 @@ def _row(kind: str, name: str, source: str, summary: str, facts: Any) -> dict[st
 
 
 def _package(point: metadata.EntryPoint) -> tuple[str, dict[str, str]]:
-    """Return (summary, {"licence": ...}) of an entry point's package. A loaded scorer may state another licence."""
+    """Return (summary, {"licence": ...}) of an entry point's package. A scorer's own licence is checked on loading."""
     if point.dist is None:
         return "", {}
     package: Any = point.dist.metadata

@@ -74,8 +74,8 @@ def vote(store: Any, known: argparse.Namespace) -> int:
     page = write_vote_page(store, VoteSettings(**(options | {"models": models})))
     output.emit(page, known.json)
     output.hint(
-        f"open {page['path']} in a browser, or send it to annotators. Run `prefkit import FILE {store.folder}` for each file "
-        "that they save. Keep the folder votes/ private: it names the model or candidate of each picture."
+        f"open {page['path']} in a browser, or send it to annotators. Run `prefkit import FILE {store.folder}` for "
+        "each file that they save. Keep the folder votes/ private: it names the model or candidate of each picture."
     )
     return 0
 

@@ -14,9 +14,7 @@ from prefkit.errors import TooManyFailures, UsageError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--fast", action="store_true", help="apply the recipe's section `fast`, which overrides other keys"
-    )
+    parser.add_argument("--fast", action="store_true", help="let the recipe's section `fast` override the rest of it")
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
