@@ -20,7 +20,7 @@ PAIR_FILE = re.compile(r"spec\.json|audit\.json|README\.md|((ties|lists)/)?[^/]+
 
 
 def swap(new: Path, folder: Path) -> None:
-    """Rename the folder `new` to `folder`, replacing an existing one. On failure, restore `folder`, raise OSError."""
+    """Rename the folder `new` to `folder`, replacing an existing one. On failure, restores it and raises OSError."""
     old = temporary_beside(folder)
     with suppress(FileNotFoundError):
         os.replace(folder, old)

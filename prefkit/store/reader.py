@@ -19,7 +19,7 @@ from prefkit.store.table import read_part
 from prefkit.types import Candidate
 
 PARTS_IN_MEMORY = 4
-OPEN_PARTS = 32  # that `by_request` keeps open: every generator, and raising its `n`, adds parts to a request
+OPEN_PARTS = 32  # that `by_request` keeps open; each generator, and each increase of `n`, adds parts per request
 STEP_BYTES = 4 * 2**20  # that a Cursor reads from a part at once
 
 

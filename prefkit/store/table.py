@@ -76,7 +76,7 @@ class Table:
         return read_json(path) if path.exists() else None
 
     def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool, write: bool = True) -> None:
-        """Store `fingerprint`, the settings of the rows. Raises FingerprintError if stored rows have others.
+        """Store `fingerprint`, the settings of the rows. Raises FingerprintError if existing rows have different ones.
 
         empty: True if no row has succeeded yet; `fingerprint` then replaces different settings, and the failed rows are
         deleted. write: False only checks, for a dry run. remedy: the end of the error message.
@@ -117,8 +117,9 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
 def check_fingerprint(
     path: Path, fingerprint: Mapping[str, Any], remedy: str, *, fresh: bool = False, write: bool = True
 ) -> None:
-    """Compare `fingerprint` with the settings stored in `path`; store it if there are none. Raises FingerprintError.
+    """Compare `fingerprint` with the settings stored in `path`; store it if there are none.
 
+    Raises FingerprintError with the keys that differ.
     fresh: True replaces the stored settings, because nothing has been made with them (the first attempt failed).
     write: False leaves the disk as it is, for a dry run.
     """
