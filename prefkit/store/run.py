@@ -120,7 +120,7 @@ class Store:
         return Table(self.folder / "scores" / checked(alias), score_schema())
 
     def comparisons(self, alias: str) -> Table:
-        """Return the table of pairwise verdicts. Ids are digests of the row content, so a second import adds nothing."""
+        """Return the table of pairwise verdicts. Ids are digests of the row content, so a repeat adds nothing."""
         return Table(self.folder / "comparisons" / checked(alias), comparison_schema())
 
     def inputs(self) -> Table:
