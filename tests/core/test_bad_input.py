@@ -119,7 +119,7 @@ def test_a_first_command_that_fails_leaves_no_run_but_what_was_there(tmp_path, m
     assert files(tmp_path / "mine") == {"recipe.yaml", "notes.txt"}
     assert (tmp_path / "mine/recipe.yaml").read_text() == "# mine\n"
     code, _, err = cli("generate", "mine/notes.txt")
-    assert code == 2 and "is a file, and a run is a folder" in one_paragraph(err)
+    assert code == 2 and "is a file, but a run is a folder" in one_paragraph(err)
 
 
 # -- prompts ------------------------------------------------------------------------------------------------------
