@@ -1,7 +1,7 @@
 """The range of every number in a recipe or flag: one table for all stages.
 
-A bound refuses meaningless values (a fraction of 3, minus two steps) and values that would hang or fill the memory before
-the first result (10^22 candidates). Values inside the bounds may still be unwise.
+A bound refuses meaningless values (a fraction of 3, minus two steps) and values that would hang or fill the memory
+before the first result (10^22 candidates). Values inside the bounds may still be unwise.
 """
 
 from __future__ import annotations

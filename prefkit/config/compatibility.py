@@ -93,9 +93,8 @@ PAIR: Rows = {
     ),
 }
 EVAL: Rows = {
-    "generator is unset, and no entry under generate has use: diffusers, which all models here need. Add one.": (
-        lambda c: c.generator is None and c.entry.generator is None
-    ),
+    "generator is unset, and no entry under generate has use: diffusers, which base and trained models need. Add "
+    "one.": (lambda c: c.generator is None and c.entry.generator is None),
     "generator is {entry.generator}, which is not an entry under generate. Choose an entry with use: diffusers.": (
         lambda c: c.generator is None
     ),
@@ -104,8 +103,8 @@ EVAL: Rows = {
     ),
 }
 TRAIN: Rows = {
-    "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an adapter "
-    "(lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
+    "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an "
+    "adapter (lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
 }
 SHARDED: Rows = {
     "model.quantize packs weights so that they cannot be split": lambda c: c.model.quantize,
@@ -134,8 +133,10 @@ OFFLINE: Rows = {
     "watch samples from a diffusers pipeline, but the family is {entry.family}. Remove the key.": (
         lambda c: c.entry.watch and c.entry.family != "diffusers"
     ),
-    "watch samples as a generator does, but the recipe has no diffusers generator of `model` itself. Add an entry under "
-    "`generate:` with the steps and the guidance to sample with.": lambda c: c.entry.watch and not c.samples_model,
+    "watch samples as a generator does, but the recipe has no diffusers generator of `model` itself. Add an entry "
+    "under `generate:` with the steps and the guidance to sample with.": lambda c: (
+        c.entry.watch and not c.samples_model
+    ),
 }
 ONLINE: Rows = {
     "online.rewards is empty. Give score names and their weights, as in rewards: {{size: 1}}.": (
@@ -160,15 +161,17 @@ ONLINE: Rows = {
     "online does not support model.inputs yet. Make pairs with `prefkit generate` and train on those.": (
         lambda c: c.model.inputs
     ),
-    "online.generator is unset, and no entry under generate has use: diffusers. Add one with the steps and the guidance to "
-    "sample with, as in generate: {{own: {{steps: 20, guidance: 7.5}}}}.": (
+    "online.generator is unset, and no entry under generate has use: diffusers. Add one with the steps and the "
+    "guidance to sample with, as in generate: {{own: {{steps: 20, guidance: 7.5}}}}.": (
         lambda c: c.generator is None and c.online.generator is None
     ),
     "online.generator is {online.generator}, which is not an entry under generate. Add it, or choose another.": (
         lambda c: c.generator is None
     ),
-    "online.generator must be a diffusers generator of `model` itself, not compiled: the model that samples is the one that "
-    "is trained.": lambda c: c.generator.use != "diffusers" or c.generator.model is not None or c.generator.compile,
+    "online.generator must be a diffusers generator of `model` itself, not compiled: the model that samples is the "
+    "one that is trained.": lambda c: (
+        c.generator.use != "diffusers" or c.generator.model is not None or c.generator.compile
+    ),
 }
 #: settings that online training does not read -> the reason, or the setting to use
 UNREAD = {
@@ -211,7 +214,7 @@ TABLE = {
 
 
 def check(stage: str, name: str, recipe: Recipe, entry: Any = None, objective: Any = None) -> None:
-    """Check the recipe's entry `name`, or `entry`. Raises UsageError for the first conflict; warns of risks."""
+    """Check `entry` (default: the recipe's entry `name`). Raises UsageError for the first conflict; warns of risks."""
     case = Case(recipe, entry or getattr(recipe, stage)[name], objective)
     for text in _conflicts(stage, case):
         raise UsageError(_message(stage, name, text, case))

@@ -127,7 +127,9 @@ def _plugins_first(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 def _apply_fast(tree: dict[str, Any], source: str | None) -> None:
     changes = tree.pop("fast", None)
     if not isinstance(changes, Mapping):
-        raise UsageError(f"--fast: {source or 'a run without a recipe'} has no section `fast:` (dotted key: value).")
+        raise UsageError(
+            f"--fast: {source or 'a run without a recipe'} has no section `fast:`. Add it, with `dotted.key: value`."
+        )
     for key, value in changes.items():
         reader.place(tree, key.split("."), value)
 
@@ -138,9 +140,7 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
     if first in SECTIONS and (rest or first in ("run", "background")):
         return key
     if verb not in NAMED:
-        raise UsageError(
-            f"--{key}: unknown flag.{nearest(first, SECTIONS)} A recipe key is given as --section.key value."
-        )
+        raise UsageError(f"--{key}: unknown flag.{nearest(first, SECTIONS)} Write a recipe key as --section.key VALUE.")
     entries = tree.get(verb) or {}
     if not isinstance(entries, Mapping):
         return f"{verb}.{DEFAULT_NAME.get(verb, verb)}.{key}"
@@ -153,7 +153,8 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
             return None
     if len(chosen) > 1:
         raise UsageError(
-            f"--{key}: {verb} has several entries. Write --{chosen[0]}.{key}, or choose one with --name: {', '.join(chosen)}."
+            f"--{key}: {verb} has several entries. Write --{chosen[0]}.{key}, or choose one with --name: "
+            f"{', '.join(chosen)}."
         )
     name = chosen[0] if chosen else DEFAULT_NAME.get(verb, "score")
     return f"{verb}.{name}.{_in_block(verb, entries.get(name), key)}"
@@ -196,7 +197,7 @@ def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
 
 
 def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
-    """Return the entries that `--use USE` selects: those with this plug-in, else a new one, to overwrite no other."""
+    """Return the entries that `--use USE` selects: those with this plug-in, else the name of a new entry."""
     default = getattr(config, verb.capitalize())().use
     matches = [name for name, entry in entries.items() if _use_of(entry, default) == use]
     if matches or entries or verb == "score":

@@ -66,8 +66,9 @@ class Online:
     updates: int = 1
     #: passes over a round's samples
     epochs: int = 1
-    #: fraction of each sample's steps to learn from, drawn per sample and pass, as in DDPO. Flow-GRPO's setting of this name
-    #: keeps the first steps of every chain instead, so its 0.99 always drops the last step; here any step may be dropped
+    #: fraction of each sample's steps to learn from, drawn per sample and pass, as in DDPO. Flow-GRPO's setting of
+    #: this name keeps the first steps of every chain instead, so its 0.99 always drops the last step; here any step
+    #: may be dropped
     timestep_fraction: float = 1.0
     #: entry of `pair` that chooses pairs (objectives on pairs); null = best against worst
     pair: str | None = None
@@ -86,8 +87,8 @@ class Online:
     watch_requests: int = 8
     #: rounds between evaluations of these requests, which rank 0 runs while the other processes wait; 0 = never
     watch_every: int = runtime(10)
-    #: stop when the watched scores have fallen by this many standard deviations at two evaluations in a row while the reward
-    #: rose; 0 = never
+    #: stop when the watched scores have fallen by this many standard deviations at two evaluations in a row while the
+    #: reward rose; 0 = never
     stop_drop: float = 0.5
     #: images sampled at once; null = the micro-batch size of training
     sample_batch: int | None = runtime(None)
@@ -167,8 +168,8 @@ class Train:
     watch_requests: int = 8
     #: optimizer steps between these evaluations; each loads the VAE, text encoders and scorers temporarily
     watch_every: int = runtime(100)
-    #: fall of the watched scores, in standard deviations, that raises the alarm; training stops at the second alarm in a row
-    #: and keeps the weights of the best evaluation; 0 = alarm at 0.5, never stop
+    #: fall of the watched scores, in standard deviations, that raises the alarm; training stops at the second alarm
+    #: in a row and keeps the weights of the best evaluation; 0 = alarm at 0.5, never stop
     stop_drop: float = 0.5
     #: also train two controls, as `train --controls` does: SFT on the winners, and DPO on randomly flipped pairs
     controls: bool = runtime(False)
@@ -183,8 +184,8 @@ class Train:
     gradient_checkpointing: bool | None = runtime(None)
     #: torch.compile the denoiser's repeated blocks, or the whole denoiser if it has none; only for offline training
     compile: bool = runtime(False)
-    #: attention backend of diffusers (flash, xformers, _native_cudnn, ...), for networks that use its dispatcher; null =
-    #: torch's choice
+    #: attention backend of diffusers (flash, xformers, _native_cudnn, ...), for networks that use its dispatcher;
+    #: null = torch's choice
     attention: str | None = runtime(None)
     #: optimizer steps between checkpoints, and between measurements on the held-out pairs
     checkpoint_every: int = runtime(100)

@@ -52,9 +52,9 @@ def _unit(output: Any) -> Tensor:
 
 
 def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
-    """Return the loss of each pair, [B], for scores [B, 2, T] and p [B], the probability that image 0 is the better one.
+    """Return the loss of each pair, [B], for scores [B, 2, T] and p [B], the probability that image 0 is better.
 
-        -p log softmax(s)_0 - (1 - p) log softmax(s)_1                                   s of the (implicit) prompt
+        -p log softmax(s)_0 - (1 - p) log softmax(s)_1                                        s: scores with the prompt
 
     PickScore's loss with a soft label (arXiv 2305.01569, eq. 2-3). With `explicit` above 0, T = 3 (prompt, explicit
     prompt, superficial prompt), and `explicit` times SciScore's second term (arXiv 2504.13129) is added: the better
@@ -93,7 +93,7 @@ class Batches:
 
 
 class Tuning:
-    """One run of the fit with accelerate, which gets device, precision and processes from options or its launcher."""
+    """One run of the fit with accelerate: device, precision and processes are from options or `accelerate launch`."""
 
     def __init__(self, options: Any, encoder: Encoder, data: Preferences, texts: Sequence[str]) -> None:
         from accelerate import Accelerator

@@ -128,5 +128,5 @@ def _check_complete(name: str, path: str, wanted: list[str], present: Collection
     missing = sorted(set(wanted) - set(present))
     if missing:
         raise UsageError(
-            f"{name}: {path} has no row for {len(missing)} items of the interactions, such as {missing[0]}. Add it."
+            f"{name}: {path} has no row for {len(missing)} items of the interactions, such as {missing[0]}. Add rows."
         )

@@ -78,7 +78,7 @@ def _content(rows: Sequence[Rated]) -> str:
 
 
 def level(rating: float, scale: Scale) -> str:
-    """Return the label of the level nearest to a rating (of two, the lower). Raises UsageError outside of the scale."""
+    """Return the label of the level nearest to a rating, the lower in a tie. Raises UsageError outside the scale."""
     if not scale.values[0] <= rating <= scale.values[-1]:
         raise UsageError(f"mllm: a rating of {rating:g} is outside the scale {', '.join(scale.labels)}. Set --scale.")
     return scale.labels[min(range(len(scale.values)), key=lambda i: abs(scale.values[i] - rating))]

@@ -55,7 +55,7 @@ class RatingTask:
         return Question((candidate, fill(self.template, fields)))
 
     def judge(self, rows: Sequence[int]) -> dict[str, list[float]]:
-        """Return under `value` the expected level of each row, computed as in the scorer mllm."""
+        """Return a dict with `value`: the expected level of each row, computed as in the scorer mllm."""
         values = []
         for start in range(0, len(rows), self.batch_size):
             questions = [self._question(n) for n in rows[start : start + self.batch_size]]
@@ -116,7 +116,7 @@ class PairTask:
         return a, b
 
     def judge(self, rows: Sequence[int]) -> dict[str, list[float]]:
-        """Return for each pair `right`, the fraction of the two orders in which the better image won (a tie is half),
+        """Return lists for all pairs: `right`, the fraction of the two orders the better image won (a tie is half),
         and `flip`, 1 if different images won in the two orders, else 0.
         """
         right, flip = [], []

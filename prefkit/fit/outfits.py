@@ -77,14 +77,18 @@ def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Cata
         splits[split].append(members)
     empty = [split for split, rows in splits.items() if not rows]
     if empty:
-        raise UsageError(f"outfit_compat.outfits: no outfit of two or more items for {', '.join(empty)}. Add some.")
+        raise UsageError(
+            f"outfit_compat.outfits: no outfit of two or more items is in the split {', '.join(empty)}. Add some."
+        )
     return catalogue, {split: Outfits(_padded(rows)) for split, rows in splits.items()}, short
 
 
 def _split_of(rows: pd.DataFrame, outfit: str, shares: tuple[float, float]) -> str:
     names = {str(value) for value in rows["split"] if value is not None} if "split" in rows else set()
     if len(names) > 1:
-        raise UsageError(f"outfit_compat.outfits: outfit {outfit} has several splits ({', '.join(sorted(names))}).")
+        raise UsageError(
+            f"outfit_compat.outfits: outfit {outfit} has several splits ({', '.join(sorted(names))}). Give it one."
+        )
     if names:
         return names.pop()
     number = int(digest("outfit", outfit, length=8), 16) / 16**8

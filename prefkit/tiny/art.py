@@ -38,12 +38,12 @@ REACH |= {"umbrella": 0.10, "watch": 0.10, "coat": 0.10, "briefcase": 0.05}
 
 
 def to_oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB uint8 [..., 3] -> OKLab float64 [..., 3]: L in 0..1, a and b about -0.4..0.4."""
+    """Convert sRGB uint8 [..., 3] to OKLab float64 [..., 3]: L in 0..1, a and b about -0.4..0.4."""
     return np.cbrt(LINEAR[np.asarray(rgb, np.uint8)] @ LMS.T) @ LAB.T
 
 
 def from_oklab(lab: np.ndarray) -> np.ndarray:
-    """OKLab float [..., 3] -> sRGB uint8 [..., 3], clipped to the gamut channel by channel."""
+    """Convert OKLab float [..., 3] to sRGB uint8 [..., 3], clipped to the gamut channel by channel."""
     linear = ((lab @ np.linalg.inv(LAB).T) ** 3 @ np.linalg.inv(LMS).T).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return (srgb * 255).round().clip(0, 255).astype(np.uint8)

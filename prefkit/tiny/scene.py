@@ -19,7 +19,7 @@ SHADE = 0.075  # difference in OKLab lightness between the two tones of a patter
 
 
 def render(scene: Scene, seed: int) -> Image.Image:
-    """Render the scene as RGB, 64 x 64. `seed` draws the pose: longest side 46 +- 3.5 px, +- 3 degrees, +- 2 px off centre."""
+    """Render the scene in RGB, 64 x 64, in a random pose: long side 46 +- 3.5 px, +- 3 degrees, +- 2 px off centre."""
     rng = np.random.default_rng(seed)
     side = 46 + rng.uniform(-3.5, 3.5)
     angle = rng.uniform(-3, 3)

@@ -1,4 +1,4 @@
-"""Requests of the wardrobe by a fictitious user, whose taste fills what they leave open: `requests: {source: tiny}`.
+"""Requests of the wardrobe by a fictitious user, whose taste decides what they leave open: `requests: {source: tiny}`.
 
 tiny           requests of kind `open`, and one request per garment without a background. Half of the latter are
                held out: the training half teaches that backgrounds do not matter, the held-out half shows whether

@@ -1,11 +1,13 @@
 """Recognition of an image's item, colour, background and pattern without a trained model.
 
-1. Background and pattern: compare the rim of 5 px, which no item reaches, with the 32 backdrops, by mean colour and by the
-   differences from the mean. The backdrop is then shifted to the mean colour of the image's rim.
-2. Items: correlate the difference from the backdrop with the silhouettes of all items in 7,200 poses, and keep the best six.
-3. Colour: for each of the six, take the colour nearest to the mean OKLab colour of the main cloth, and draw the item in that
-   colour and pose on the backdrop. The drawing with the smallest squared error wins. If the smallest error is more than a
-   tenth, the two best poses are first refined by half a step.
+1. Background and pattern: compare the rim of 5 px, which no item reaches, with the 32 backdrops, by mean colour and by
+   the differences from the mean. Then shift the backdrop to the mean colour of the image's rim.
+2. Items: correlate the image's difference from the backdrop with silhouettes of all items, 7,200 poses in total, and
+   keep the six best items.
+3. Colour: for each of the six, take the colour nearest to the mean OKLab colour of the main cloth, and draw the item in
+   that colour and its best poses on the backdrop. The drawing with the smallest squared error wins. If this error is
+   more than a tenth of the image's difference from the backdrop, the two best drawings are first refined by half a
+   step.
 """
 
 from __future__ import annotations
@@ -128,8 +130,11 @@ def _refined(picture: np.ndarray, error: float, pose: Pose, colour: str, ground:
 
 @cache
 def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (rim, means, differences): the mask of the N border pixels, bool [64, 64]; their mean OKLab colour for each
-    background and pattern, [8, 4, 3]; each border pixel minus that mean, [8, 4, N, 3]."""
+    """Return (rim, means, differences).
+
+    rim: mask of the N border pixels, bool [64, 64]. means: their mean OKLab colour for each background and pattern,
+    [8, 4, 3]. differences: each border pixel minus that mean, [8, 4, N, 3].
+    """
     rim = np.ones((SIZE, SIZE), bool)
     rim[RIM:-RIM, RIM:-RIM] = False
     grounds = to_oklab(np.array([[backdrop(b, p)[rim] for p in PATTERNS] for b in BACKGROUNDS]))
@@ -138,7 +143,7 @@ def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _background(pixels: np.ndarray) -> tuple[str, str]:
-    """Return (background, pattern). FAINT of a pattern's contrast suffices, because decoders soften patterns."""
+    """Return (background, pattern). A pattern needs only FAINT of its contrast, because decoders soften patterns."""
     rim, means, differences = _rims()
     lab = to_oklab(pixels[rim])
     nearest = np.linalg.norm(means - lab.mean(0), axis=-1).min(1).argmin()

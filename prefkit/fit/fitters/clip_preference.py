@@ -121,7 +121,7 @@ class ClipPreferenceFitter:
         captions = [row.caption for row in data.rows]
         train, validation, test = split_by_text("clip_preference", captions, o.validation_share, o.test_share, o.seed)
         if all(data.rows[n].p == 0.5 for n in train):
-            raise UsageError("clip_preference: all training pairs are ties, so nothing can be learned.")
+            raise UsageError("clip_preference: all training pairs are ties. Add pairs with a winner.")
         tuning = Tuning(o, encoder, data, texts)
         before = [correct(data, part, tuning.scores(part)) for part in (validation, test)]
         started = time.monotonic()
