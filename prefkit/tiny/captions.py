@@ -88,8 +88,8 @@ def asked(prompt: str) -> Asked:
     if match is None or (match["colour"] and match["other"]):
         raise UsageError(
             f"{prompt!r} is not a prompt of the wardrobe. Write 'a red dress on a plain mint background', with or "
-            "without the colour and the background, or 'a handbag to go with a red dress', with no colour for the first item. "
-            f"Items: {', '.join(ITEMS)}. Colours: {', '.join(COLOURS)}. Patterns: "
+            "without the colour and the background, or 'a handbag to go with a red dress', with no colour for the "
+            f"first item. Items: {', '.join(ITEMS)}. Colours: {', '.join(COLOURS)}. Patterns: "
             f"{', '.join(PATTERNS)}. Backgrounds: {', '.join(BACKGROUNDS)}."
         )
     beside = (match["other"], match["other_colour"]) if match["other"] else None
