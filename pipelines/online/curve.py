@@ -1,18 +1,19 @@
-"""Reward by number of reward queries: DDPO-SF, DDPO-IS, online DPO and offline DPO from one start, over several seeds.
+"""Reward as a function of reward queries: DDPO-SF, DDPO-IS, online DPO and offline DPO from one start, several seeds.
 
     OMP_NUM_THREADS=1 python pipelines/online/curve.py RUN [--seeds 3] [--rounds 2 4 8]
 
-Settings are those of curve.yaml. RUN/seed-S is a run; it stores a model for each number of queries
-(`is-256`), and all models draw the same held-out requests with the same seeds. Offline DPO at n queries: candidates of
-the start for n / 8 requests, and the number of updates, batch size and settings of online DPO at that point. Existing results
-are reused, so the same command continues after a stop. RUN/curve.csv has a row per seed, method and number of
-queries; RUN/curve.md the table over the seeds, whose intervals resample the requests (95 % bootstrap), the seeds of a
-request being averaged first.
+The settings are in curve.yaml. RUN/seed-S is a run; it stores a model for each method and number of queries (such as
+`is-256`), and all models generate images for the same held-out requests with the same seeds. Offline DPO at n queries
+uses candidates from the start (the model before training) for n / 8 requests, and as many updates, the batch size and
+the settings of online DPO at n queries. Existing results are reused, so the same command continues after a stop.
+RUN/curve.csv has a row per seed, method and number of queries. RUN/curve.md has the table over all seeds; its 95 %
+bootstrap intervals resample the requests, after averaging each request over the seeds.
 
-wins: fraction of the held-out pairs of images in which the judge prefers the tuned model. palette: the judge, a program that
-is not part of the reward: fraction in the user's colours. fidelity: prompt fulfilment. taste: the reward. backgrounds:
-how often two images of a request without a background differ in it, as a fraction of the start. diversity: mean distance
-of a request's images, as a fraction of the start; it falls whenever a preference for colours is learned.
+wins: fraction of the held-out image pairs in which the judge prefers the tuned model. palette: the judge, a program
+that is not part of the reward; it measures the fraction of images in the user's colours. fidelity: prompt fulfilment.
+taste: the reward. backgrounds: how often two images for a request that names no background differ in background, as a
+fraction of the start. diversity: mean distance between a request's images, as a fraction of the start; it falls
+whenever a preference for colours is learned.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SET, GENERATOR, GROUP = "held_out", "own", 8
 
 
 def shuffled(source: str, seed: int, path: Path) -> None:
-    """The requests of a source as a table in an order of this seed: offline DPO takes them from the start."""
+    """Write the requests of a source to a CSV table in a random order; offline DPO uses the first ones."""
     found = read_requests(Requests(source=source))
     order = np.random.default_rng(seed).permutation(len(found))
     rows = [{"prompt": (r := found[i]).prompt, "split": r.split, "request_id": r.request_id, **r.extra} for i in order]
@@ -47,7 +48,7 @@ def shuffled(source: str, seed: int, path: Path) -> None:
 
 
 def recipe_of(folder: Path, seed: int) -> Recipe:
-    """curve.yaml for one seed, in its own folder."""
+    """Return the recipe of curve.yaml for one seed, with `folder` as its run."""
     found = reader.read(Path(__file__).with_suffix(".yaml"))
     table = folder / "requests.csv"
     if not table.exists():
@@ -63,7 +64,7 @@ def recipe_of(folder: Path, seed: int) -> Recipe:
 
 
 def online(recipe: Recipe, name: str, rounds: int, queries: int) -> None:
-    """Continue the training to this number of rounds, and store the model as NAME-QUERIES."""
+    """Continue the training up to this number of rounds, and store the model as NAME-QUERIES."""
     folder = Path(recipe.run) / "train"
     config = recipe.train[name]
     shorter = replace(config, online=replace(config.online, rounds=rounds, keep_rounds=1))
@@ -75,7 +76,7 @@ def online(recipe: Recipe, name: str, rounds: int, queries: int) -> None:
 
 
 def offline(recipe: Recipe, rounds: int, queries: int) -> None:
-    """DPO on candidates of the start, with the requests of `queries` and the updates of `rounds`."""
+    """Train DPO on `queries` candidates from the start, with as many updates as online DPO makes in `rounds`."""
     name, chosen = f"offline-{queries}", queries // GROUP
     template = recipe.train["pairs"]
     config = replace(template, pairs=name, online=None, steps=rounds * template.online.updates, validation=0)
@@ -87,7 +88,7 @@ def offline(recipe: Recipe, rounds: int, queries: int) -> None:
 
 
 def train(recipe: Recipe, marks: list[int]) -> list[str]:
-    """Every method up to every mark (rounds), what is there being left as it is; returns the models' names."""
+    """Train every method up to each number of rounds in `marks`, unless it exists, and return the model names."""
     models = []
     for name in METHODS:
         for rounds in marks:
@@ -102,14 +103,14 @@ def train(recipe: Recipe, marks: list[int]) -> list[str]:
 
 
 def evaluate(recipe: Recipe, models: list[str]) -> dict[str, Any]:
-    """The held-out judges' result, models that were evaluated before being left as they are."""
+    """Return the judges' result on the held-out requests; results of models that were evaluated before are reused."""
     cfg = replace(recipe.eval["held_out"], models=models)
     run = prefkit.Run(recipe=replace(recipe, eval={"curve": cfg}))
     return run.eval()["curve"]["sets"][SET]
 
 
 def rows_of(seed: int, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per model of one seed's result."""
+    """Return a row per model for the result of one seed."""
     found = []
     for model, scorers in result.items():
         method, queries = model.rsplit("-", 1)
@@ -125,7 +126,7 @@ def rows_of(seed: int, result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def pooled(root: Path, seeds: int, model: str, scorer: str) -> dict[str, Any]:
-    """`compare` over all seeds, a request's images of every seed counting as its own."""
+    """Return the result of `compare` over all seeds; a request's images from different seeds count separately."""
     frames: dict[str, list[pd.DataFrame]] = {"base": [], model: []}
     for seed in range(seeds):
         run = Store(root / f"seed-{seed}")
@@ -138,7 +139,7 @@ def pooled(root: Path, seeds: int, model: str, scorer: str) -> dict[str, Any]:
 
 
 def table(root: Path, seeds: int, rows: pd.DataFrame) -> str:
-    """Markdown, a line per method and number of queries."""
+    """Return a Markdown table with a line per method and number of queries."""
     lines = [
         "| | queries | taste, the reward | palette | wins by palette [95 %] | single seeds | fidelity | backgrounds | diversity |"
     ]

@@ -1,13 +1,14 @@
-"""Results of a recipe's trainings over several seeds, on held-out requests.
+"""Train and evaluate a recipe with several seeds, and tabulate the results on held-out requests.
 
     OMP_NUM_THREADS=1 python pipelines/online/seeds.py RECIPE RUN [--seeds 3] [--names TRAINING ...]
 
-Trainings and generator have the same seed S, and RUN/seed-S is an ordinary run. Existing results are reused, so the same
-command continues after a stop. RUN/seeds.csv has a row per training, scorer and seed; RUN/seeds.md a
-row per training and scorer: the mean over requests of the start and of the model, its gain and the fraction of pairs of
-images that it wins, with 95 % bootstrap intervals over the requests, a request's images of all seeds being averaged
-first. better: the better direction of the score. diversity: mean distance of a request's images, as a fraction of the
-start's. minutes: wall time of the training, on a machine that may have had other work.
+Training and generation use the same seed S, and RUN/seed-S is an ordinary run. Existing results are reused, so the same
+command continues after a stop. RUN/seeds.csv has a row per training, scorer and seed. RUN/seeds.md has a row per
+training and scorer: the mean score over requests of the start (the model before training) and of the trained model, the
+gain, and the fraction of image pairs that the trained model wins. The 95 % bootstrap intervals resample the requests,
+after averaging the images of each request over all seeds. better: the better direction of the score. diversity: mean
+distance between a request's images, as a fraction of the start's. minutes: wall time of the training, on a machine that
+may have had other work.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from prefkit.store import Store
 
 
 def recipe_of(path: Path, folder: Path, seed: int, names: list[str]) -> Recipe:
-    """The recipe with this seed everywhere, in a folder of its own. names: of its trainings, none = all."""
+    """Read the recipe with `folder` as run, `seed` for all generators and trainings, and these trainings ([] = all)."""
     found = reader.read(path)
     chosen = {name: found.train[name] for name in names or found.train}
     name, judged = next(iter(found.eval.items()))
@@ -44,7 +45,7 @@ def recipe_of(path: Path, folder: Path, seed: int, names: list[str]) -> Recipe:
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """Reward queries, rounds and minutes of a training, from its log."""
+    """Read the number of reward queries, the rounds and the minutes of a training from its log."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rounds = {line["step"]: line for line in lines if "queries" in line}
     seconds = sum(v for line in rounds.values() for k, v in line.items() if k.startswith("seconds/"))
@@ -52,7 +53,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def rows_of(recipe: Recipe, seed: int, name: str, models: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per training and scorer of one seed's result."""
+    """Return a row per training and scorer for the result of one seed."""
     rows = []
     for model, scorers in models.items():
         facts = trained(Path(recipe.run) / "train" / model)
@@ -65,7 +66,7 @@ def rows_of(recipe: Recipe, seed: int, name: str, models: dict[str, Any]) -> lis
 
 
 def pooled(folders: list[Path], place: str, generator: str, model: str, scorer: str, higher: bool) -> dict[str, Any]:
-    """`compare` over all seeds, and the gain's interval. place: of the set below a run, eval/NAME/SET."""
+    """Return the result of `compare` over all seeds, with the gain and its interval. place: eval/NAME/SET in a run."""
     frames: dict[str, list[pd.DataFrame]] = {"base": [], model: []}
     for number, folder in enumerate(folders):
         wanted = {r.request_id for r in Store(folder).requests() if r.split == "test"}
@@ -80,7 +81,7 @@ def pooled(folders: list[Path], place: str, generator: str, model: str, scorer: 
 
 
 def table(root: Path, place: str, generator: str, rows: pd.DataFrame) -> str:
-    """Markdown, a line per training and scorer."""
+    """Return a Markdown table with a line per training and scorer."""
     lines = [
         "| training | scorer | better | start | model | gain [95 %] | wins [95 %] | single seeds | diversity | queries | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

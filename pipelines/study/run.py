@@ -1,9 +1,10 @@
-"""The study of objectives and pair strategies on the embedded wardrobe: README.md describes metric and rule.
+"""Run the study of objectives and pair strategies on the embedded wardrobe; README.md describes metric and rule.
 
     python pipelines/study/run.py runs/study --seeds 0 1 2 --hours 10
 
-A cell is (objective, strength, strategy, seed): one training and one evaluation in OUT/seed-S, whose candidates, scores,
-pairs, caches and base images all cells of a seed share. OUT/cells/*.json are the finished cells; the same command continues.
+A cell is (objective, strength, strategy, seed): one training and one evaluation in OUT/seed-S. All cells of a seed
+share its candidates, scores, pairs, caches and base images. The results of finished cells are in OUT/cells/*.json; the
+same command continues a stopped study.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from prefkit.store.files import read_json, write_json
 from prefkit.tiny.source import rows
 from prefkit.types import split_of
 
-TRAINING = ("learning_rate", "steps")  # strengths that are settings of the training, not of the objective
+TRAINING = ("learning_rate", "steps")  # keys of a strength that are training settings, not objective options
 JUDGED = ("palette", "fidelity", "taste")
 
 
@@ -41,14 +42,14 @@ class Cell:
 
 
 class Study:
-    """settings: study.yaml. out: where runs and results go; a study of other settings wants another folder."""
+    """settings: content of study.yaml. out: folder for the runs and results, only for studies with these settings."""
 
     def __init__(self, out: Path, settings: dict[str, Any], until: float) -> None:
         self.out, self.settings, self.until = out, settings, until
         (out / "cells").mkdir(parents=True, exist_ok=True)
         kept = out / "settings.json"
         if kept.exists() and read_json(kept) != settings:
-            raise SystemExit(f"{kept} was made with other settings: give this study another folder.")
+            raise SystemExit(f"{kept} was made with other settings than this run. Choose another output folder.")
         write_json(kept, settings)
         self.requests = out / "requests.jsonl"
         self.requests.write_text(
@@ -78,7 +79,7 @@ class Study:
         return reader.build(Recipe, tree, "")
 
     def measure(self, cell: Cell, where: str, controls: bool = False) -> dict[str, Any]:
-        """The outcome of a cell on the requests of a split, from the disk or made now."""
+        """Return the outcome of a cell on the requests of split `where`, from disk or after training and evaluation."""
         path = self.out / "cells" / f"{cell.seed}_{where}_{cell.name}.json"
         if path.exists():
             return read_json(path)
@@ -110,13 +111,13 @@ class Study:
 
     # -- the order ------------------------------------------------------------------------------------------------
     def strength(self, objective: str, seeds: list[int]) -> int:
-        """Chosen on validation requests, before the held-out ones are looked at."""
+        """Choose the objective's strength by its validation requests, before any evaluation on held-out requests."""
         first, tried = self.settings["first"], range(len(self.settings["objectives"][objective]))
         seeds = seeds[: self.settings["valid_seeds"]]
         return chosen([[self.measure(Cell(objective, i, first, s), "valid") for s in seeds] for i in tried])
 
     def run(self, objectives: list[str], strategies: list[str], seeds: list[int]) -> None:
-        """Objectives on the first strategy, then dpo on the others, then the rest of the grid, while time lasts."""
+        """Run objectives on the first strategy, then dpo on the other strategies, then the rest, while time lasts."""
         first = self.settings["first"]
         try:
             grid = [(o, first) for o in objectives] + [("dpo", s) for s in strategies if s != first]
@@ -127,12 +128,12 @@ class Study:
                     controls = (objective, strategy) == ("dpo", first)
                     self.measure(Cell(objective, strength, strategy, seed), "test", controls)
         except TimeoutError:
-            print("the time is over; the same command continues", flush=True)
+            print("The time is over. Run the same command to continue.", flush=True)
         write_tables(self.out, self.settings)
 
 
 def requests(valid_share: float) -> list[dict[str, Any]]:
-    """Those of the demo, with a part of the training requests as a split of its own."""
+    """Return the demo's requests, with the fraction valid_share of the training requests moved to a split `valid`."""
     found = []
     for row in rows():
         if row["split"] == "train" and split_of(row["prompt"], valid_share) == "test":

@@ -1,4 +1,4 @@
-"""From the cells of a study to its table: gains per request, percentile-bootstrap intervals, the rule of README.md."""
+"""Make the tables of a study from its cells: gains per request, percentile-bootstrap intervals, README.md's rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIVERSE = 0.9  # minimum fraction of the base's background diversity
 
 
 def outcome(store: Store, where: str, models: list[str], rows: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Results of one evaluation: gains of each model, also by request, and its distance moved. rows: of result.json, by model."""
+    """Return each model's gains (mean and per request) and distance moved. rows: model -> its part of result.json."""
     base = Store(store.eval(where) / where / "base")
     wanted = set(base.candidates("own").frame(["request_id"]).request_id)
     found: dict[str, Any] = {"models": {}, "base": {}, "best_of": {}}
@@ -44,13 +44,13 @@ def outcome(store: Store, where: str, models: list[str], rows: dict[str, Any], s
 
 
 def means(folder: Store, alias: str, wanted: set[str], seeds: int) -> dict[str, float]:
-    """request -> mean score over its first `seeds` images."""
+    """Return request -> mean score over its first `seeds` images."""
     frame = values(folder, "own", alias, wanted)
     return frame[frame["index"] < seeds].groupby("request_id").value.mean().to_dict()
 
 
 def gain_of(base: Store, tuned: Store, alias: str, wanted: set[str], seeds: int) -> dict[str, float]:
-    """request -> tuned minus base at equal seeds."""
+    """Return request -> mean score of tuned minus that of base, on the same image seeds."""
     before, after = (means(folder, alias, wanted, seeds) for folder in (base, tuned))
     return {request: after[request] - before[request] for request in sorted(after)}
 
@@ -60,9 +60,10 @@ def ratio(tuned: float | None, base: float | None) -> float | None:
 
 
 def best_of(reward: Any, *judges: Any) -> dict[str, list[dict[str, float]]]:
-    """N -> by judge, request -> expected score of that one of N base images which the reward likes best.
+    """Return N -> per judge, request -> expected judge score of the image with the highest reward among N base images.
 
-    Exact over all choices of N of the m images: the k-th best (from 0) is the best of N in C(m-1-k, N-1) of C(m, N).
+    Exact over all choices of N from m images: the k-th best (from 0) is the best of N in C(m-1-k, N-1) of C(m, N)
+    choices.
     """
     order = reward.sort_values(["request_id", "value"], ascending=[True, False])
     m = int(order.groupby("request_id").size().min())
@@ -79,7 +80,7 @@ def best_of(reward: Any, *judges: Any) -> dict[str, list[dict[str, float]]]:
 
 
 def chosen(tried: Sequence[Sequence[dict[str, Any]]]) -> int:
-    """strengths x seeds of outcomes -> the strength with the largest gain in both judges together; the first of equals."""
+    """Return the strength (index into tried, the first of equals) with the largest gain summed over both judges."""
 
     def gained(cells: Sequence[dict[str, Any]]) -> float:
         main = [next(iter(cell["models"].values())) for cell in cells]
@@ -90,7 +91,7 @@ def chosen(tried: Sequence[Sequence[dict[str, Any]]]) -> int:
 
 # -- the table ----------------------------------------------------------------------------------------------------
 def by_request(cells: Sequence[dict[str, Any]], alias: str) -> np.ndarray:
-    """Models of several seeds on the same requests -> [requests], the mean over seeds."""
+    """Return the gain per request, [requests], averaged over the cells (one per seed)."""
     names = sorted(cells[0]["gains"][alias])
     return np.array([[cell["gains"][alias][name] for name in names] for cell in cells]).mean(axis=0)
 
@@ -102,9 +103,9 @@ def row_of(
     dpo: list[dict[str, Any]],
     gate: float,
 ) -> dict[str, Any]:
-    """One line: gains with intervals over requests, the spread over seeds, and what the rule says.
+    """Return a table row: gains with intervals over requests, their range over seeds, and the verdict of the rule.
 
-    dpo: the cells of dpo on the first strategy, which the gain is also compared with, request by request.
+    dpo: the cells of dpo on the first strategy, with which the gain is also compared request by request.
     """
     gain, kept = by_request(cells, "palette"), by_request(cells, "fidelity")
     low, high = bootstrap_interval(gain)
@@ -143,7 +144,7 @@ def row_of(
 
 
 def write_tables(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """OUT/study.csv and study.md, of the held-out cells that every seed has."""
+    """Write OUT/study.csv, study.md and grid.md from the held-out cells, and return the rows."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     bests: dict[int, dict[str, Any]] = {}
     for path in sorted((out / "cells").glob("*_test_*.json")):
@@ -162,7 +163,7 @@ def write_tables(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 def publish(
     out: Path, settings: dict[str, Any], found: dict[str, dict[int, Any]], bests: dict[int, Any]
 ) -> list[dict[str, Any]]:
-    """The tables of labels that as many seeds have as any; the others are still being measured."""
+    """Write the tables of the labels that have results from the most seeds; the other labels are still unfinished."""
     most = max((len(seeds) for seeds in found.values()), default=0)
     whole = {label: [seeds[s] for s in sorted(seeds)] for label, seeds in found.items() if len(seeds) == most}
     controls = {label.removeprefix("control: "): cells for label, cells in whole.items() if label.startswith("control")}
@@ -188,7 +189,7 @@ def publish(
 
 
 def best_row(n: int, bests: dict[int, Any]) -> dict[str, Any]:
-    """The base's best of n by the reward, read by the judges: what choosing instead of training gives."""
+    """Return the row of the base's best of n by the reward, as scored by the judges: choosing instead of training."""
 
     def gains(judge: int) -> np.ndarray:
         names = sorted(next(iter(bests.values()))["1"][judge])
@@ -236,7 +237,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def grid(rows: list[dict[str, Any]], strategies: list[str]) -> str:
-    """Gains of objectives by strategies; a star where the interval of the difference from dpo is above 0."""
+    """Return a Markdown grid of gains, objectives by strategies; a star marks a gain over dpo with interval above 0."""
     found: dict[str, dict[str, str]] = {}
     for r in rows:
         objective, _, strategy = r["cell"].rpartition(", ")

@@ -3,7 +3,7 @@
     npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
     python pipelines/tiny/atlas.py package
 
-Every sprite is cut to its silhouette and fitted, centred, into a square of 112 px, 6 a row. Takes 2 s.
+Every sprite is cropped to its silhouette, scaled and centred in a square of 112 px, 6 squares per row. Takes 2 s.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CODE_POINTS = {
 
 
 def sprite(path: Path) -> Image.Image:
-    """The picture cut to its silhouette (alpha above 8) and centred in a CELL x CELL square."""
+    """Return the picture cropped to its silhouette (alpha above 8) and centred in a CELL x CELL square."""
     image = Image.open(path).convert("RGBA")
     image = image.crop(image.getchannel("A").point([255 * (a > 8) for a in range(256)]).getbbox())
     scale = CELL / max(image.size)

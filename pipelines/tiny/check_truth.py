@@ -1,10 +1,11 @@
-"""Accuracy of the recognition program on fresh renders, for every kind of request and every pattern.
+"""Measure the accuracy of the recognition program on new renders, for every kind of request.
 
     python pipelines/tiny/check_truth.py --n 1000 [--seed 1]
 
-Per kind: n requests, each rendered once as requested (unspecified attributes are random) and once with one specified
-attribute changed. `met` is the fraction of the former that score 1, `caught` the fraction of the latter in which exactly
-the changed aspect is 0. Accuracies of attributes are over the former, including unspecified ones.
+For each kind, n requests are rendered as requested (unspecified attributes are random), and again with one specified
+attribute changed. `met` is the fraction of the renders as requested that score 1, `caught` the fraction of the changed
+renders in which exactly the changed aspect is 0. The accuracy per attribute is measured on the renders as requested,
+including unspecified attributes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NAMED = {
 
 
 def measure(kind: str, n: int, seed: int) -> dict[str, float]:
-    """The shares above for one kind, each of n renders."""
+    """Return the accuracies per attribute, `met` and `caught` (see above) for one kind, measured on n requests."""
     rng = np.random.default_rng([seed, *kind.encode()])
     shown = [{name: str(rng.choice(names)) for name, names in CHOICES.items()} for _ in range(n)]
     changed = [str(rng.choice(NAMED[kind])) for _ in shown]

@@ -1,13 +1,14 @@
-"""Train the open_clip model of the wardrobe: which item, in which colour, on which background, and bound to what.
+"""Train the wardrobe's open_clip model to recognize items, colours and backgrounds, and which item has which colour.
 
     python pipelines/tiny/clip.py SCENES.npz VAE --out WORK/clip --seed 0 [--samples 128000] [--threads 2]
 
-A contrastive loss within the batch learns backgrounds and colours but ignores the item. Every image is therefore also
-contrasted with its caption with one attribute exchanged (item, colour, background, pattern), the names of all items, and every
-colour of its item and of others. Captions omit attributes as the generator's do; a caption that is true of another image of
-the batch is not a negative for that image. Half of the images are decoded by the autoencoder from noisy latents, to resemble
-generated images. The same command continues a stopped run. OUT is a folder for
-open_clip's `local-dir:OUT`. Needs about 20 minutes on 2 cores with bf16.
+With a contrastive loss within the batch alone, the model learns backgrounds and colours but ignores the item. Every
+image is therefore also contrasted with its caption after exchanging one attribute (item, colour, background, pattern),
+with the names of all items, and with item and colour captions of other pairs. Captions omit attributes in the same way
+as the generator's training captions; a caption that is true for another image of the batch is not a negative for that
+image. Half of the images are decoded by the autoencoder from noisy latents, to resemble generated images. The same
+command continues a stopped run. OUT is a folder for open_clip's `local-dir:OUT`. Takes about 20 minutes on 2 cores with
+bf16.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ NORMALISED = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
 def config(vocabulary: int) -> dict[str, Any]:
-    """open_clip's model_cfg: ModifiedResNet of width 16 and a text transformer of 2 x 128."""
+    """Return open_clip's model_cfg: a ModifiedResNet of width 16 and a text transformer with 2 layers of width 128."""
     return {
         "embed_dim": 64,
         "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64},
         "text_cfg": {
             "context_length": LENGTH,
             "vocab_size": vocabulary,
-            "hf_tokenizer_name": "tokenizer",  # any name: for local-dir open_clip reads the folder itself
+            "hf_tokenizer_name": "tokenizer",  # any name: with local-dir, open_clip reads the tokenizer from the folder
             "width": 128,
             "heads": 4,
             "layers": 2,
@@ -58,7 +59,7 @@ def config(vocabulary: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def through_vae(folder: str, images: np.ndarray, seed: int, machine: Machine) -> np.ndarray:
-    """Every image encoded, noise of up to .3 of the latents' spread added, and decoded: uint8 like images."""
+    """Encode every image, add noise of up to .3 of the latents' std, and decode: uint8 in the shape of images."""
     vae = AutoencoderTiny.from_pretrained(folder).to(machine.device, memory_format=torch.channels_last)
     draw, made = np.random.default_rng([seed, 2**33]), []
     for batch in np.array_split(images, max(len(images) // 64, 1)):
@@ -72,7 +73,7 @@ def through_vae(folder: str, images: np.ndarray, seed: int, machine: Machine) ->
 
 
 class Trainer:
-    """Everything one step needs, and its state."""
+    """The model, optimizer and data of a training, and its progress."""
 
     def __init__(self, images: np.ndarray, scenes: np.ndarray, args: argparse.Namespace) -> None:
         self.args, self.machine = args, Machine(args.threads)
@@ -93,14 +94,14 @@ class Trainer:
         self.tokens: dict[str, list[int]] = {}
 
     def tokenized(self, texts: list[str]) -> torch.Tensor:
-        """Token ids [B, LENGTH]."""
+        """Return the token ids [B, LENGTH]."""
         if new := [text for text in dict.fromkeys(texts) if text not in self.tokens]:
             ids = self.tokenizer(new, padding="max_length", max_length=LENGTH, truncation=True).input_ids
             self.tokens |= dict(zip(new, ids))
         return torch.tensor([self.tokens[text] for text in texts], device=self.machine.device)
 
     def augmented(self, chosen: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
-        """Float [B, 3, 64, 64] in -1..1: rendered or through the autoencoder, shifted, a little lighter, noisy or soft."""
+        """Return rendered or decoded images, shifted, relit, noisy, some blurred: float [B, 3, 64, 64] in -1..1."""
         passed = draw.random(len(chosen)) < 0.5
         batch = np.where(passed[:, None, None, None], self.passed[chosen], self.images[chosen])
         real = pixels(batch, self.machine.device)
@@ -115,9 +116,9 @@ class Trainer:
     def encoded(
         self, chosen: np.ndarray, groups: list[list[str]], draw: np.random.Generator
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Unit vectors of the images [B, D], times the scale, and of each group of texts [len(group), D]."""
+        """Return the images' unit vectors times the scale [B, D], and those of each text group [len(group), D]."""
         texts = [text for group in groups for text in group]
-        # plain attention: the backward of the fused one takes half of the text encoder's time on a CPU
+        # plain attention: the backward pass of fused attention takes half of the text encoder's time on a CPU
         with self.machine.autocast(), sdpa_kernel(SDPBackend.MATH):
             seen = self.model.encode_image(self.augmented(chosen, draw))
             said = self.model.encode_text(self.tokenized(texts))
@@ -126,7 +127,7 @@ class Trainer:
         return scale * F.normalize(seen.float(), dim=-1), said.split([len(group) for group in groups])
 
     def loss(self, draw: np.random.Generator) -> torch.Tensor:
-        """Four cross-entropies: within the batch, own caption against exchanged ones, item names, item and colour."""
+        """Return four cross-entropies: within the batch, with exchanged captions, of item names, of item and colour."""
         chosen = draw.integers(len(self.scenes), size=BATCH)
         scenes = [self.scenes[i] for i in chosen]
         wanted = [asked(training_caption(scene, draw)) for scene in scenes]
@@ -150,7 +151,7 @@ class Trainer:
         return torch.stack([batch, F.cross_entropy(exchange, first), named, F.cross_entropy(bound, first)])
 
     def advance(self) -> torch.Tensor:
-        """One step of the optimizer; returns the four losses."""
+        """Do one optimizer step, and return the four losses."""
         losses = self.loss(np.random.default_rng([self.args.seed, self.step]))
         losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -175,7 +176,7 @@ class Trainer:
         self.step = state["step"]
 
     def publish(self) -> None:
-        """OUT: open_clip_config.json, the averaged weights in fp16 and the tokenizer."""
+        """Write open_clip_config.json, the averaged weights in fp16 and the tokenizer to OUT."""
         out = Path(self.args.out)
         self.tokenizer.save_pretrained(out)
         weights = {

@@ -1,10 +1,11 @@
-"""Accuracy of the wardrobe's open_clip model on fresh renders, loaded by open_clip.
+"""Measure the accuracy of the wardrobe's open_clip model, loaded with open_clip, on new renders.
 
     python pipelines/tiny/clip_gate.py prefkit/tiny/clip --n 1000 --seed 1
 
-Zero-shot: the true value of an attribute against all others in the complete caption. Binding: the true caption against
-one that has the item, or the colour, of another render. Open and outfit: the caption without a colour, or of an outfit
-that training never had, against the same one with every other item. Gate: item .9, colour .95, binding .9. Takes 40 s on one core.
+Per attribute: the complete caption against the captions with every other value of the attribute. `binding`: the
+complete caption against two in which the item, or the colour, comes from another render. `open` and `outfit`: a caption
+without a colour, or of an outfit held out from training, against the same caption with every other item. Required to
+pass: item .9, colour .95, binding .9. Takes 40 s on one core.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Model:
 
     @torch.inference_mode()
     def images(self, pictures: list[Image.Image]) -> torch.Tensor:
-        """Unit vectors [N, D]."""
+        """Encode images as unit vectors [N, D]."""
         pixels = torch.stack([self.transform(picture) for picture in pictures])
         return torch.cat([self.model.encode_image(part, normalize=True) for part in pixels.split(128)])
 
@@ -48,7 +49,7 @@ class Model:
         return torch.stack([self.known[text] for text in texts])
 
     def first(self, seen: torch.Tensor, rows: list[list[str]]) -> np.ndarray:
-        """bool [N]: True where an image [N, D] is nearest to the first of its captions."""
+        """Return a mask [N] of the images (seen [N, D]) that are nearest to the first caption in their row."""
         said = self.texts([text for row in rows for text in row]).view(len(rows), len(rows[0]), -1)
         return (said @ seen[..., None])[..., 0].argmax(1).numpy() == 0
 
@@ -58,13 +59,13 @@ def complete(scene: Scene) -> Asked:
 
 
 def against_all(wanted: Asked, name: str, scene: Scene) -> list[str]:
-    """The caption, then the same with every other value of one attribute."""
+    """Return the caption, followed by the same caption with every other value of attribute `name`."""
     true = getattr(scene, name)
     return [phrase(replace(wanted, **{name: value})) for value in [true, *(v for v in CHOICES[name] if v != true)]]
 
 
 def fresh(n: int, rng: np.random.Generator, held_out: bool) -> list[Scene]:
-    """Scenes as training draws them, or with the (item, colour) pairs that it never draws."""
+    """Draw scenes in the same way as training, or if `held_out` with (item, colour) pairs that training never draws."""
     never = [(item, colour) for item in ITEMS for colour in COLOURS if held_out_pair(item, colour)]
     scenes = [training_scene(rng) for _ in range(n)]
     if not held_out:

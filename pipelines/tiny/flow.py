@@ -2,13 +2,13 @@
 
     python pipelines/tiny/flow.py SCENES.npz --out WORK/flow --seed 0 [--samples 80000] [--threads 1]
 
-A SanaTransformer2DModel (192 wide, 8 layers, 5.05M parameters) on the latents of the embedded autoencoder, conditioned
-by the embedded text encoder; both are frozen. The domain is a part of the wardrobe: eight garments on plain
-backgrounds, selected from SCENES.npz (scenes.py). Velocity error on x_t = (1 - t) x0 + t e with logit-normal t
-(Esser et al., arXiv 2403.03206), AdamW with a cosine over --samples, moving average of the weights. Every 500 steps OUT
-is written with the current weights, and samples of 16 fixed captions in OUT.png; OUT.pt holds the state, at most three minutes
-old, from which the same command continues. OUT.csv has requests for the model: each garment on each background in any colour,
-half of them held out.
+A SanaTransformer2DModel (192 wide, 8 layers, 5.05M parameters) works on the latents of the embedded autoencoder,
+conditioned on the embedded text encoder; both are frozen. Its domain is a part of the wardrobe: eight garments on plain
+backgrounds, selected from SCENES.npz (scenes.py). The loss is the velocity error at x_t = (1 - t) x0 + t e with
+logit-normal t (Esser et al., arXiv 2403.03206); AdamW with a cosine schedule over --samples, moving average of the
+weights. Every 500 steps, the current average is written to OUT, and samples for 16 fixed captions to OUT.png. OUT.pt
+is the state from which the same command continues, at most three minutes old. OUT.csv has requests for the model: each
+garment on each background, with no colour named; half of them are held out.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from prefkit.tiny.source import USER
 
 ITEMS = ("t-shirt", "coat", "dress", "jeans", "boot", "handbag", "top hat", "umbrella")
 BATCH = 32
-FLAT = 8.0  # further weight of the error in the channels' means, as in unet.py: backgrounds depend on it
-DROPPED = 0.1  # captions
+FLAT = 8.0  # additional weight of the error in the channel means, as in unet.py: backgrounds depend on it
+DROPPED = 0.1  # fraction of captions
 NO_COLOUR, NO_BACKGROUND = 0.4, 0.1
 DECAY = 0.998
 HELD_OUT_CELLS = 0.5
@@ -62,14 +62,14 @@ def build() -> SanaTransformer2DModel:
 
 
 def sheet_captions() -> list[str]:
-    """Each garment with all named, then each with its colour left open."""
+    """Return a caption per garment with all attributes named, then a caption per garment without its colour."""
     backgrounds, colours = list(BACKGROUNDS), list(COLOURS)
     shown = [Scene(item, colours[i], backgrounds[i]) for i, item in enumerate(ITEMS)]
     return [caption(scene) for scene in shown] + [caption(scene, colour=False) for scene in shown]
 
 
 def write_requests(path: Path) -> None:
-    """prompt, split and the demo's user, as `prefkit train` reads them."""
+    """Write a CSV file with the columns prompt, split and user (the demo's), which `prefkit train` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -81,7 +81,7 @@ def write_requests(path: Path) -> None:
 
 
 class Trainer:
-    """Everything one step needs, and its state."""
+    """The models, optimizer and data of a training, and its progress."""
 
     def __init__(self, images: np.ndarray, scenes: np.ndarray, args: argparse.Namespace) -> None:
         self.args, self.machine = args, Machine(args.threads)
@@ -103,14 +103,14 @@ class Trainer:
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> Iterator[torch.Tensor]:
-        """Scaled latents [n, 4, 16, 16], batch after batch."""
+        """Yield the scaled latents [n, 4, 16, 16] batch by batch."""
         for batch in np.array_split(images, len(images) // 64):
             with self.machine.autocast():
                 found = self.vae.encode(pixels(batch, self.machine.device)).latents.float()
             yield found.contiguous() * self.vae.config.scaling_factor
 
     def say(self, chosen: np.ndarray, draw: np.random.Generator) -> list[str]:
-        """A caption of each scene, with the colour or the background left open now and then, or all of it."""
+        """Return a caption per scene, in which the colour, the background or everything is randomly left out."""
         found = []
         for i in chosen:
             said, colour, background = (draw.random(3) >= (DROPPED, NO_COLOUR, NO_BACKGROUND)).tolist()
@@ -118,7 +118,7 @@ class Trainer:
         return found
 
     def errors(self, net: Any, chosen: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
-        """Squared velocity errors [2], all and the part in the channels' means."""
+        """Return the squared velocity errors [2]: of all elements, and of the channel means."""
         device, size = self.machine.device, len(chosen)
         texts = self.say(chosen, draw)
         said = self.tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
@@ -136,7 +136,7 @@ class Trainer:
         return torch.stack([error.square().mean(), error.mean((2, 3)).square().mean()])
 
     def advance(self) -> torch.Tensor:
-        """One step of the optimizer; returns the errors [2]."""
+        """Do one optimizer step, and return the errors [2]."""
         draw = np.random.default_rng([self.args.seed, self.step])
         errors = self.errors(self.net, draw.integers(len(self.scenes) - HELD_BACK, size=BATCH), draw)
         (errors[0] + FLAT * errors[1]).backward()
@@ -152,7 +152,7 @@ class Trainer:
 
     @torch.inference_mode()
     def held_back(self) -> float:
-        """Velocity error of the averaged weights on scenes that are not trained on, the same noise every time."""
+        """Return the velocity error of the averaged weights on held-back scenes, with the same noise at every call."""
         draw = np.random.default_rng([self.args.seed, 2**32])
         chosen = np.arange(len(self.scenes) - HELD_BACK, len(self.scenes))
         return float(torch.stack([self.errors(self.smooth, part, draw)[0] for part in np.split(chosen, 8)]).mean())
@@ -167,7 +167,7 @@ class Trainer:
         self.step = state["step"]
 
     def publish(self) -> None:
-        """OUT.png and OUT: the pipeline of the averaged weights, in fp16 but for the text encoder (see unet.py)."""
+        """Write OUT.png, and OUT: the pipeline with averaged weights, fp16 except the text encoder (see unet.py)."""
         parts = {"tokenizer": self.tokenizer, "text_encoder": self.text, "scheduler": FlowMatchEulerDiscreteScheduler()}
         pipe = SanaPipeline(**parts, vae=self.vae, transformer=self.smooth)
         pipe.set_progress_bar_config(disable=True)
@@ -185,7 +185,7 @@ class Trainer:
         SanaPipeline(**parts, **half).save_pretrained(self.args.out)
         config = self.args.out / "vae" / "config.json"
         kept = json.loads(config.read_text(encoding="utf-8"))
-        for key in ("_name_or_path", "block_out_channels"):  # a path of here; a key that diffusers writes and warns of
+        for key in ("_name_or_path", "block_out_channels"):  # a local path; a key that diffusers writes and warns about
             kept.pop(key, None)
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 

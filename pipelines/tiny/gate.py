@@ -1,12 +1,12 @@
-"""Sample the wardrobe's pipeline and measure prompt fulfilment and the variety of unspecified attributes.
+"""Sample from the wardrobe's pipeline, and measure prompt fulfilment and the variety of unspecified attributes.
 
     python pipelines/tiny/gate.py prefkit/tiny/sd --n 256 --seed 0 --steps 20 --guidance 3 --out gate.png
 
-Half of the n images are of (item, colour) pairs that training had, half of pairs that were never rendered; together
-they are the gate (item .85, colour .95, background .98). A quarter of n more have captions without a colour, eight seeds per
-caption, and as many captions of held-out outfits. `spread` is the entropy of the recognized colours, as a fraction of that of
-ten equally frequent ones; `own` the same within a caption. OUT shows the first images of each row with the recognized
-content. Needs about 2 minutes on 2 cores.
+Half of the n images show (item, colour) pairs from training, half show pairs that were never rendered; the gate is the
+accuracy on both together (item .85, colour .95, background .98). A further n / 4 images have captions without a colour,
+with eight seeds per caption, and another n / 4 have captions of held-out outfits. `spread` is the entropy of the
+recognized colours, as a fraction of the entropy of ten equally frequent colours; `own` is the same within a caption.
+The image OUT shows the first images of each row with the recognized content. Takes about 2 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from prefkit.tiny.requests import requests
 from prefkit.tiny.truth import Seen, read_many
 
 ASPECTS = ("item", "colour", "background", "pattern")
-SEEDS = 8  # images of one open caption
+SEEDS = 8  # images per caption without a colour
 ROWS = {"trained pairs": ("full", "train"), "held-out pairs": ("full", "test"), "colour open": ("open", "train")}
 ROWS |= {"held-out outfits": ("outfit", "test")}
 
 
 def prompts(name: str, n: int, seed: int) -> list[str]:
-    """n prompts of a row of the table; open ones stand eight times each."""
+    """Return n prompts for a row of the table; outside of the rows of kind `full`, each prompt occurs SEEDS times."""
     kind, split = ROWS[name]
     different = n if kind == "full" else n // SEEDS
     found = requests(kind, **{"train": 0, "test": 0, split: different}, seed=seed)
@@ -43,7 +43,7 @@ def prompts(name: str, n: int, seed: int) -> list[str]:
 def sample(
     pipe: StableDiffusionPipeline, texts: list[str], machine: Machine, args: argparse.Namespace
 ) -> list[Image.Image]:
-    """One image of each prompt; image i of a row starts from noise number seed * 10,000 + i."""
+    """Generate one image per prompt; image i starts from the noise of generator seed (--seed) * 10,000 + i."""
     images = []
     for start in range(0, len(texts), 64):
         batch = texts[start : start + 64]
@@ -55,13 +55,13 @@ def sample(
 
 
 def right(wanted: list[Asked], seen: list[Seen], aspect: str) -> list[bool]:
-    """True for each image with the requested aspect, over the images whose prompt names it."""
+    """Return, for the images whose prompt names the aspect, True if the image has it as requested."""
     pairs = [(getattr(w, aspect), getattr(s, aspect)) for w, s in zip(wanted, seen)]
     return [want == got for want, got in pairs if want is not None]
 
 
 def spread(colours: list[str | None], among: int) -> float:
-    """Entropy of the colours over the entropy of `among` equally frequent ones."""
+    """Return the entropy of the colours divided by the entropy of `among` equally frequent colours."""
     share = np.array(list(Counter(c for c in colours if c).values()), float)
     share /= share.sum()
     return float(-(share * np.log(share)).sum() / np.log(among))
@@ -82,7 +82,7 @@ def line(name: str, wanted: list[Asked], seen: list[Seen]) -> str:
 
 
 def sheet(rows: list[tuple[list[str], list[Image.Image], list[Seen]]], path: str) -> None:
-    """The first 24 images of each row, twelve a line, with the prompt and what was read below each."""
+    """Save the first 24 images of each row, twelve per line, with the prompt and the recognized content below."""
     side, text = 128, 40
     picture = Image.new("RGB", (12 * side, 2 * len(rows) * (side + text)), "white")
     pen = ImageDraw.Draw(picture)

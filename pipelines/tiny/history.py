@@ -1,11 +1,11 @@
-"""Render the garments that the wardrobe's fictitious user likes: 40 garments, 32 of them in the three colours of her palette.
+"""Render 40 garments that the wardrobe's fictitious user likes, 32 of them in the three colours of her palette.
 
     python pipelines/tiny/history.py prefkit/tiny/history
 
-Items and patterns are random and every background is equally frequent, inside and outside of her palette, so that the
-palette is the only common property of the images; uneven backgrounds would affect the mean embedding. The held-out
-(item, colour) pairs of the embedded models are excluded. Writes PNG files and history.csv (user, image,
-category, item), which the scorer `personalization` reads. Seconds.
+Items and patterns are random, and every background is equally frequent both in her palette and in other colours, so
+that the palette is the only common property of the images; uneven backgrounds would affect the mean embedding. (item,
+colour) pairs that were held out when the embedded models were trained are excluded. Writes PNG files and history.csv
+(user, image, category, item), which the scorer `personalization` reads. Takes seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefkit.tiny.scene import render
 
 USER = "mira"
 PALETTE = ("red", "pink", "purple")
-LIKED, OTHER = 32, 8  # items in and out of her palette: no history is pure
+LIKED, OTHER = 32, 8  # garments in her palette and in other colours, since no history is pure
 
 
 def scenes(seed: int) -> list[Scene]:

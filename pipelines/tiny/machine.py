@@ -14,7 +14,7 @@ import torch
 
 
 class Machine:
-    """The accelerator where there is one, else the CPU; bf16 autocast where the machine has bf16 matrix arithmetic."""
+    """The GPU if the machine has one, else the CPU, with bf16 autocast if it has bf16 matrix arithmetic."""
 
     def __init__(self, threads: int | None = None) -> None:
         if threads:
@@ -32,7 +32,7 @@ class Machine:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: by default each large tensor is mapped and paged in again, which costs 20 % of a step on a CPU."""
+    """Let glibc keep freed blocks; by default it maps each large tensor again, which costs 20 % of a step on a CPU."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX
@@ -47,7 +47,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def rate(step: int, steps: int, peak: float, warm_up: int) -> float:
-    """Learning rate at a step: linear warm-up, then half a cosine down to 1 % of the peak."""
+    """Return the learning rate at a step: linear warm-up, then half a cosine down to 1 % of the peak."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
     share = (step - warm_up) / max(steps - warm_up, 1)
@@ -55,7 +55,7 @@ def rate(step: int, steps: int, peak: float, warm_up: int) -> float:
 
 
 class Checkpoint:
-    """State of a run in one file, written whole or not at all, every few minutes."""
+    """The state of a run in one file, which is written atomically every few minutes."""
 
     def __init__(self, path: str | Path, every_s: float = 180) -> None:
         self.path, self.every_s, self.last = Path(path), every_s, time.monotonic()
@@ -75,10 +75,10 @@ class Checkpoint:
 
 
 def follow(trainer: Any, batch: int, loss: str) -> None:
-    """Train to the last step from where OUT.pt stands, telling losses and speed; OUT is written every 500 steps.
+    """Train from the step stored in OUT.pt to the last, printing losses and speed; write OUT every 500 steps.
 
-    trainer: args.out, machine, parameters, step, steps, advance() -> losses [2] (all, and the part in the channels'
-    means), held_back(), state(), resume(state), publish().
+    trainer: an object with args.out, machine, parameters, step, steps, advance() -> losses [2] (all elements, channel
+    means), held_back(), state(), resume(state), publish(). batch: images per step. loss: name of the loss to print.
     """
     out = trainer.args.out
     checkpoint = Checkpoint(f"{out}.pt")

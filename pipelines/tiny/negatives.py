@@ -1,4 +1,4 @@
-"""Captions that are false of an image, for contrast: one attribute exchanged, or the bare names of everything."""
+"""Captions that are false for an image, as contrastive negatives: one attribute exchanged, or the bare item names."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ BOUND = [phrase(Asked(item, colour)) for item in ITEMS for colour in COLOURS if 
 
 
 def true_of(wanted: Asked, scene: Scene) -> bool:
-    """True if an image of the scene fulfils the caption."""
+    """True if an image of the scene matches the caption."""
     given = {name: getattr(wanted, name) for name in CHOICES}
     return all(value is None or value == getattr(scene, name) for name, value in given.items())
 
 
 def never_true(wanted: Asked) -> bool:
-    """True if the caption is held out. As a negative it would be false for every image, so the model would learn to avoid it."""
+    """True if the caption is held out. As a negative it would be false for every image, so the model would avoid it."""
     pair = wanted.colour is not None and held_out_pair(wanted.item, wanted.colour)
     return pair or (wanted.beside is not None and held_out_outfit(wanted.item, *wanted.beside))
 
 
 def exchanged(wanted: Asked, scene: Scene, draw: np.random.Generator) -> list[str]:
-    """Four false captions of the scene: item, colour, background and pattern exchanged for another.
+    """Return four captions that are false for the scene: with the item, colour, background or pattern exchanged.
 
-    An attribute that the caption leaves open has nothing to exchange; the item is exchanged once more instead. The
-    item of an outfit is in half of the cases exchanged with the piece it should go with.
+    For an attribute that the caption does not name, the item is exchanged instead. In an outfit caption, the item is in
+    half of the cases exchanged with the piece that it should go with.
     """
     captions = []
     for name in CHOICES:

@@ -5,10 +5,11 @@
     python pipelines/tiny/outfits.py gate WORK/two --n 128
     python pipelines/tiny/outfits.py truth --n 500
 
-The first garment is on the left and the second on the right, half as large as alone, on plain backgrounds. Training
-continues the embedded pipeline's text encoder and U-Net with the frozen autoencoder. The gate recognizes each half of an
-image by prefkit/tiny/truth.py, scaled up to its size; `truth` measures the accuracy of this on renders. Half of the gate's
-prompts combine garments that training never combined. The results are in prefkit/tiny/sd/README.md.
+The first garment is on the left and the second on the right, each half as large as in images with one garment, on plain
+backgrounds. Training continues from the text encoder and U-Net of the embedded pipeline; the autoencoder is frozen. The
+`gate` scales each half of an image up and recognizes it with prefkit/tiny/truth.py; `truth` measures the accuracy of
+this recognition on renders. Half of the gate's prompts combine garments that training never combined. The results are
+in prefkit/tiny/sd/README.md.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from prefkit.tiny.scene import SHADOW, backdrop, place, shadow
 from prefkit.tiny.truth import Seen, read_many
 
 LISTS = (list(ITEMS), list(COLOURS), list(ITEMS), list(COLOURS), list(BACKGROUNDS))
-SIDE, WINDOW = 24.0, 33  # px: longest side of a garment, and the part of the picture that it is read in
+SIDE, WINDOW = 24.0, 33  # px: longest side of a garment, and side of the window in which it is recognized
 HELD_OUT = 0.15  # of all pairs of garments
 
 
@@ -44,7 +45,7 @@ def never_joined(first: str, second: str) -> bool:
 
 
 def drawn(rng: np.random.Generator, unseen: bool) -> tuple[str, ...]:
-    """(item, colour, item, colour, background); the items are of different parts of an outfit."""
+    """Draw (item, colour, item, colour, background); the two items belong to different parts of an outfit."""
     while True:
         row = tuple(names[rng.integers(len(names))] for names in LISTS)
         if ITEMS[row[0]] != ITEMS[row[2]] and never_joined(row[0], row[2]) == unseen:
@@ -81,7 +82,7 @@ def read_two(images: list[Image.Image]) -> list[tuple[Seen, Seen]]:
 
 
 def table(rows: list[tuple[str, ...]], images: list[Image.Image]) -> str:
-    """Shares of the garments and of whole pictures that are as asked."""
+    """Return a line with the fractions of attributes, garments and whole images that match the prompt."""
     found = read_two(images)
     item = [(a.item == r[0], b.item == r[2]) for r, (a, b) in zip(rows, found)]
     colour = [(a.colour == r[1], b.colour == r[3]) for r, (a, b) in zip(rows, found)]
@@ -94,7 +95,7 @@ def table(rows: list[tuple[str, ...]], images: list[Image.Image]) -> str:
 
 
 class TwoTrainer(Trainer):
-    """The embedded U-Net and text encoder, continued on scenes of two."""
+    """Continues training the embedded U-Net and text encoder on scenes with two garments."""
 
     def __init__(self, images: np.ndarray, rows: np.ndarray, args: argparse.Namespace) -> None:
         pipe: Any = StableDiffusionPipeline.from_pretrained(tiny.PIPELINE, dtype=torch.float32)

@@ -1,10 +1,10 @@
-"""Render scenes of the wardrobe to one .npz for training, the same for the same seed.
+"""Render scenes of the wardrobe into one .npz file for training; a seed always gives the same scenes.
 
     python pipelines/tiny/scenes.py OUT.npz --n 24000 --seed 0 --processes 2 [--held-out]
 
 The file holds images uint8 [N, 64, 64, 3] and scenes int64 [N, 4]: indices into the lists of items, colours,
-backgrounds and patterns in prefkit/tiny/domain.py. 24,000 scenes take about 30 s on 2 cores. With --held-out all
-scenes are of the (item, colour) pairs that training never sees.
+backgrounds and patterns in prefkit/tiny/domain.py. 24,000 scenes take about 30 s on 2 cores. With --held-out, all
+scenes have (item, colour) pairs that training never sees.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LISTS: tuple[list[str], ...] = (list(ITEMS), list(COLOURS), list(BACKGROUNDS), l
 
 
 def scene_of(row: np.ndarray) -> Scene:
-    """The scene of one row of indices."""
+    """Return the scene for one row of indices."""
     return Scene(*(names[i] for names, i in zip(LISTS, row)))
 
 
@@ -34,7 +34,7 @@ def indices(scene: Scene) -> tuple[int, int, int, int]:
 
 
 def one(number: int, *, seed: int, held_out: bool) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """Scene `number` of this seed: a function of the two alone, whatever the number of processes."""
+    """Render scene `number` of this seed; the result does not depend on the number of processes."""
     rng = np.random.default_rng([seed, number])
     scene = training_scene(rng)
     if held_out:
@@ -45,7 +45,7 @@ def one(number: int, *, seed: int, held_out: bool) -> tuple[np.ndarray, tuple[in
 
 
 def render_many(n: int, seed: int, processes: int, held_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [n, 64, 64, 3] and scene indices int64 [n, 4]."""
+    """Return images uint8 [n, 64, 64, 3] and scene indices int64 [n, 4]."""
     with get_context("spawn").Pool(processes) as pool:
         made = pool.map(partial(one, seed=seed, held_out=held_out), range(n), chunksize=250)
     return np.stack([image for image, _ in made]), np.array([scene for _, scene in made])

@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded models: one token for every word of the wardrobe, letters for any other word."""
+"""The tokenizer of the embedded models: one token per word of the wardrobe's captions, letters for other words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def word_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer of about 200 tokens. The end token has the highest id, where open_clip looks for it."""
+    """Build a CLIPTokenizer with about 200 tokens. The end token has the highest id, as open_clip expects."""
     letters = [*string.ascii_lowercase, "-"]
     merges = word_merges(VOCABULARY)
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
@@ -24,7 +24,7 @@ def word_tokenizer() -> CLIPTokenizer:
 
 
 def word_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges (Sennrich et al., arXiv 1508.07909), commonest pair first, until every word is one token."""
+    """Return byte-pair merges (Sennrich et al., arXiv 1508.07909), commonest first, until every word is one token."""
     split = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges = []
     while pairs := Counter(pair for word in split for pair in pairwise(word)):

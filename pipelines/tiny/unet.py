@@ -1,12 +1,12 @@
-"""Train text encoder and U-Net of the wardrobe and write a complete StableDiffusionPipeline.
+"""Train the wardrobe's text encoder and U-Net, and write a complete StableDiffusionPipeline.
 
     python pipelines/tiny/unet.py SCENES.npz VAE --out WORK/sd --seed 0 [--samples 176000] [--threads 2]
 
-Epsilon prediction with linear betas, min-SNR weights (Hang et al., arXiv 2303.09556, gamma 5), captions drawn again at
-every visit of a scene and dropped in 10 %, AdamW with a cosine over --samples, moving average of the weights. Every 500
-steps OUT is written with the current weights, and samples of 16 fixed captions in OUT.png. OUT.pt holds the state, at most
-three minutes old, from which the same command continues: batches are a function of the seed and the step. Takes 40
-minutes on 2 cores with bf16 (93 images/s).
+Epsilon prediction with linear betas and min-SNR weights (Hang et al., arXiv 2303.09556, gamma 5); a scene gets a new
+random caption each time it is drawn, and 10 % of the captions are dropped; AdamW with a cosine schedule over --samples,
+moving average of the weights. Every 500 steps, the current average is written to OUT, and samples for 16 fixed captions
+to OUT.png. OUT.pt is the state from which the same command continues, at most three minutes old; batches depend only on
+the seed and the step. Takes 40 minutes on 2 cores with bf16 (93 images/s).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from prefkit.tiny.captions import training_caption
 
 BATCH = 64
 GAMMA = 5.0
-# The mean of each channel counts nine times. The largest steps of sampling decide the background by it, group norms
-# hide it, and it is a 256th of the error; the minimum stays where it was.
+# The error in the mean of each channel counts nine times: the largest sampling steps decide the background by this mean,
+# group norms hide it, and it is only a 256th of the error. The position of the minimum does not change.
 FLAT = 8.0
 DROPPED = 0.1
 DECAY = 0.999
@@ -49,7 +49,7 @@ SHEET = [
 
 
 def build() -> tuple[Any, CLIPTextModel, UNet2DConditionModel]:
-    """Tokenizer, text encoder (2 layers x 128) and U-Net (64, 96, 160) with random weights."""
+    """Return the tokenizer, and text encoder (2 layers x 128) and U-Net (64, 96, 160) with random weights."""
     tokenizer = word_tokenizer()
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -82,14 +82,14 @@ def build() -> tuple[Any, CLIPTextModel, UNet2DConditionModel]:
 
 
 def scheduler() -> DDIMScheduler:
-    """Linear betas: SD's scaled-linear ones leave the mean colour visible at the last step of 16 x 16 latents."""
+    """Use linear betas: SD's scaled-linear betas leave the mean colour visible at the last step of 16 x 16 latents."""
     return DDIMScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, steps_offset=1, timestep_spacing="trailing"
     )  # fmt: skip
 
 
 class Trainer:
-    """Everything one step needs, and its state."""
+    """The models, optimizer and data of a training, and its progress."""
 
     def __init__(self, vae: AutoencoderTiny, images: np.ndarray, scenes: np.ndarray, args: argparse.Namespace) -> None:
         self.args, self.machine = args, Machine(args.threads)
@@ -115,7 +115,7 @@ class Trainer:
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> torch.Tensor:
-        """Scaled latents of all scenes: float [N, 4, 16, 16]."""
+        """Return the scaled latents of all scenes, float [N, 4, 16, 16]."""
         parts = []
         for batch in np.array_split(images, len(images) // 64):
             with self.machine.autocast():
@@ -123,7 +123,7 @@ class Trainer:
         return torch.cat(parts) * self.vae.config.scaling_factor
 
     def errors(self, models: Any, chosen: np.ndarray, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squared epsilon errors [B, 2], all and the part in the channels' means, and signal-to-noise ratios [B]."""
+        """Return squared epsilon errors [B, 2] (all elements, channel means) and signal-to-noise ratios [B]."""
         device, size = self.machine.device, len(chosen)
         texts = ["" if draw.random() < DROPPED else self.caption(self.scenes[i], draw) for i in chosen]
         tokens = self.tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
@@ -140,7 +140,7 @@ class Trainer:
         return torch.stack(parts, 1), (alpha / (1 - alpha)).flatten()
 
     def advance(self) -> torch.Tensor:
-        """One step of the optimizer; returns the plain epsilon errors [2], all and that in the means."""
+        """Do one optimizer step, and return the unweighted epsilon errors [2] (all elements, channel means)."""
         draw = np.random.default_rng([self.args.seed, self.step])
         errors, ratio = self.errors(self.models, draw.integers(len(self.scenes) - HELD_BACK, size=BATCH), draw)
         loss = errors[:, 0] + FLAT * errors[:, 1]
@@ -157,7 +157,7 @@ class Trainer:
 
     @torch.inference_mode()
     def held_back(self) -> float:
-        """Epsilon error of the averaged weights on scenes that are not trained on, the same noise every time."""
+        """Return the epsilon error of the averaged weights on held-back scenes, with the same noise at every call."""
         draw = np.random.default_rng([self.args.seed, 2**32])
         chosen = np.arange(len(self.scenes) - HELD_BACK, len(self.scenes))
         return float(torch.cat([self.errors(self.smooth, part, draw)[0] for part in np.split(chosen, 8)])[:, 0].mean())
@@ -176,7 +176,7 @@ class Trainer:
         self.step = state["step"]
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """A pipeline of the averaged weights."""
+        """Return a pipeline with the averaged weights."""
         pipe = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.smooth["text"],
@@ -191,9 +191,9 @@ class Trainer:
         return pipe
 
     def publish(self) -> None:
-        """OUT.png, samples of the captions in SHEET, and OUT: the pipeline in fp16, but for the text encoder.
+        """Write OUT.png, samples for the captions in SHEET, and OUT, the pipeline in fp16 except the text encoder.
 
-        transformers loads weights in the dtype of the file, diffusers in fp32: a plain from_pretrained would mix the two.
+        transformers loads weights in the file's dtype, diffusers in fp32: a plain from_pretrained would mix the two.
         """
         pipe = self.pipeline()
         seeds = [torch.Generator().manual_seed(i) for i in range(len(SHEET))]
@@ -212,7 +212,7 @@ class Trainer:
         del (
             kept["_name_or_path"],
             kept["block_out_channels"],
-        )  # a path of here; a key that diffusers writes and warns of
+        )  # a local path; a key that diffusers writes and warns about
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,12 @@
-"""Train the autoencoder of the wardrobe: 64 x 64 images to 16 x 16 x 4 latents and back.
+"""Train the wardrobe's autoencoder, from 64 x 64 images to 16 x 16 x 4 latents and back.
 
     python pipelines/tiny/vae.py SCENES.npz --out WORK/vae --seed 0 [--steps 5000] [--threads 2]
 
-AutoencoderTiny with encoder width 32 and decoder width 40, L1 plus L1 of the image gradients, gaussian noise of .05 on
-the latents so that the decoder forgives the sampler. The last 512 scenes of the file are held back and the PSNR is
-measured on them. OUT is a diffusers folder with `scaling_factor` = 1 / std of the latents. The same command continues
-a run that was stopped: batches are a function of the seed and the step. Needs 8 to 15 minutes on 2 cores with bf16.
+AutoencoderTiny with encoder width 32 and decoder width 40. The loss is L1 plus L1 of the image gradients; Gaussian
+noise of .05 on the latents makes the decoder tolerate the sampler's errors. The last 512 scenes of the file are held
+back to measure the PSNR. OUT is a diffusers folder with `scaling_factor` = 1 / std of the latents. The same command
+continues a run that was stopped, because batches depend only on the seed and the step. Takes 8 to 15 minutes on 2 cores
+with bf16.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from machine import Checkpoint, Machine, rate
 
 HELD_BACK = 512
 LATENT_NOISE = 0.05
-CROP, CROPPED = 32, 0.75  # px, share of the steps on crops: they cost a quarter and teach a convolution as much
+CROP, CROPPED = 32, 0.75  # px; fraction of steps on crops, which cost a quarter and teach a convolution as much
 
 
 def build() -> AutoencoderTiny:
@@ -34,12 +35,12 @@ def build() -> AutoencoderTiny:
 
 
 def pixels(images: np.ndarray, device: str) -> torch.Tensor:
-    """uint8 [B, 64, 64, 3] -> float [B, 3, 64, 64] in -1..1, channels last in memory (1.5 times as fast here)."""
+    """Convert uint8 [B, 64, 64, 3] to float [B, 3, 64, 64] in -1..1, channels last in memory (1.5 times as fast)."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def batch_of(images: np.ndarray, size: int, crops: bool, draw: np.random.Generator) -> np.ndarray:
-    """uint8 [size, S, S, 3], S = 32 or 64: random images, or one random window of them."""
+    """Draw random images, uint8 [size, S, S, 3]: whole (S = 64), or all cropped to one random window (S = 32)."""
     chosen = draw.integers(len(images), size=size)
     if not crops:
         return images[chosen]
@@ -48,14 +49,14 @@ def batch_of(images: np.ndarray, size: int, crops: bool, draw: np.random.Generat
 
 
 def distance(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """L1 of the pixels plus L1 of their horizontal and vertical differences."""
+    """Return the L1 distance of the pixels plus that of their horizontal and vertical differences."""
     error = made.float() - real
     return error.abs().mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
 @torch.inference_mode()
 def psnr(vae: AutoencoderTiny, images: np.ndarray, machine: Machine) -> float:
-    """Mean over images of 10 log10(1 / MSE), pixels in 0..1, reconstruction rounded to 8 bits."""
+    """Return the mean over images of 10 log10(1 / MSE), with pixels in 0..1 and reconstructions rounded to 8 bits."""
     values = []
     for batch in np.array_split(images, max(len(images) // 64, 1)):
         real = pixels(batch, machine.device)
@@ -67,7 +68,7 @@ def psnr(vae: AutoencoderTiny, images: np.ndarray, machine: Machine) -> float:
 
 @torch.inference_mode()
 def spread(vae: AutoencoderTiny, images: np.ndarray, machine: Machine) -> float:
-    """Standard deviation of all latent elements."""
+    """Return the standard deviation of all latent elements."""
     parts = [vae.encode(pixels(batch, machine.device)).latents for batch in np.array_split(images, 16)]
     return float(torch.cat(parts).std())
 

@@ -1,6 +1,6 @@
-"""`--dry-run`: what a command would do, without loading weights.
+"""`--dry-run`: show what a command would do, without loading weights.
 
-The stages' own checks are called, so that a dry run ends as the run would: with the same error and exit code.
+A dry run calls the stages' own checks, so that it ends with the same error and exit code as the real run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def plan(
     names: Sequence[str],
     controls: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
-    """(rows, first error) of the stages in `limits`, in their order, each with its `--limit`.
+    """Return (rows, first error) for the stages in `limits`, in that order. limits: {stage: its `--limit`}.
 
-    A row per stage and entry: wanted, to do, bytes on disk, expected time, and the error, if any. The returned error is the
-    one that the run would end with; it may be None although an entry still needs the result of an earlier stage."""
+    Each entry of a stage has one row: wanted, to do, bytes on disk, expected time, and the error, if any. The returned
+    error is the one with which the run would end; a missing result that an earlier stage will make does not count."""
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
@@ -55,7 +55,7 @@ def plan(
 
 
 def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None:
-    """The error of an entry's settings alone, which no earlier stage resolves."""
+    """Return the error in the settings of an entry, which no earlier stage can resolve; None if they are valid."""
     try:
         SETTINGS.get(verb, lambda *_: None)(recipe, name)
     except PrefkitError as error:
@@ -71,16 +71,16 @@ def _may_resolve(recipe: Recipe, error: PrefkitError, earlier: Sequence[str], st
 
 
 def _check_folder(store: Store) -> None:
-    """Raises StoreError if the run's folder could not be written."""
+    """Raise StoreError if the run folder cannot be written."""
     folder = store.folder.absolute()
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     if not parent.is_dir():
-        raise StoreError(f"{store.folder} cannot be written: {parent} is a file.")
+        raise StoreError(f"{store.folder} cannot be written: {parent} is a file. Choose another folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise StoreError(f"{store.folder} cannot be written: {parent} is not writable.")
+        raise StoreError(f"{store.folder} cannot be written: you may not write to {parent}. Change its permissions.")
 
 
-# -- the settings of an entry alone -----------------------------------------------------------------------------------
+# -- checks of the settings of an entry --------------------------------------------------------------------------------
 def _settings_generate(recipe: Recipe, name: str) -> None:
     from prefkit.generate.run import check
 
@@ -94,7 +94,7 @@ def _settings_score(recipe: Recipe, name: str) -> None:
 
 
 def _settings_pair(recipe: Recipe, name: str) -> None:
-    """The settings are checked against the scores and candidates that earlier stages will have made."""
+    """Check the settings of a pair entry against the scores and candidates that earlier stages will have made."""
     from prefkit.pair.run import check_size, no_scores, settings_of
 
     config, strategy = settings_of(recipe, name)
@@ -123,7 +123,7 @@ def _settings_eval(recipe: Recipe, name: str) -> None:
 
     store = Store(recipe.run)
     cfg = check(recipe, name)[0]
-    if not store.requests():  # only the source has requests, no earlier stage makes others
+    if not store.requests():  # the requests can only come from the source, not from an earlier stage
         request_sets(store, recipe, cfg, None, write=False)
 
 
@@ -175,7 +175,7 @@ def _compare(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _estimate(store: Store, scorer: Any, generators: Sequence[str], calls: int, **how: Any) -> Row:
-    """The cost of `calls` calls, estimated on the first candidates with an image; {} for a scorer without an estimate."""
+    """Return the cost of `calls` calls, estimated from the first candidates; {} if the scorer cannot estimate it."""
     estimate = getattr(scorer, "estimate", None)
     if estimate is None or not calls:
         return {}
@@ -221,7 +221,7 @@ def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _size_and_time(folder: Path, todo: int, done: int) -> Row:
-    """Bytes on disk and expected, and the expected time at the measured pace."""
+    """Return the MB on disk, the MB to come, and the time that `todo` items take at the measured pace, as row cells."""
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
     row: Row = {"MB on disk": round(size / 1e6, 2)}
     if todo:

@@ -1,4 +1,4 @@
-"""`--help` texts, read from the `#:` lines above the fields of the dataclasses."""
+"""`--help` texts, built from the `#:` lines above dataclass fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefkit.output import table
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Field -> its `#:` lines, including the fields of the dataclasses that `kind` inherits from."""
+    """Return {field name: its `#:` lines}, including fields of the dataclasses that `kind` inherits from."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -41,9 +41,9 @@ def options_table(
     only: Sequence[str] = (),
     longer: tuple[str, Sequence[str]] = ("", ()),
 ) -> str:
-    """Flag, value (of `shown`, else the default) and meaning of all fields, or of `only` these.
+    """Format a table of the fields of `kind` (or of `only` these): flag, value in `shown` (else the default), meaning.
 
-    longer: a further prefix, and the fields whose flags need it.
+    prefix: put before every field name. longer: (a second prefix, names of the fields whose flags need it).
     """
     docs = field_docs(kind)
     values = shown if shown is not None else kind()
@@ -58,7 +58,7 @@ def options_table(
 
 
 def describe_layouts(parser: argparse.ArgumentParser, kind: str, example: str) -> None:
-    """Append the layouts of `kind` (importer, exporter) and their flags to the parser's help."""
+    """Append the layouts of `kind` (importer or exporter) and the flags of each layout to the parser's help."""
     lines = ["layouts and their flags:"]
     for name, text in registry.builtin(kind).items():
         lines += ["", f"  {name}", textwrap.fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 4)]

@@ -1,4 +1,4 @@
-"""The command line: verbs to stages. The only file that uses argparse's parsers."""
+"""The command line: parse the arguments of a verb and run it. Only this file creates argparse parsers."""
 
 from __future__ import annotations
 
@@ -20,37 +20,41 @@ from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 VERBS = {
     "generate": "requests -> candidates",
     "score": "candidates -> one table per score",
-    "compare": "candidates -> pairwise verdicts of a judge, each in both orders",
-    "pair": "scores -> (win, lose) pairs, a Hugging Face dataset",
+    "compare": "candidates -> a judge's pairwise verdicts, each pair in both orders",
+    "pair": "scores -> (win, lose) pairs as a Hugging Face dataset",
     "train": "pairs -> an adapter or weights",
-    "eval": "the base against the tuned model, on held-out requests",
+    "eval": "compare the tuned model with the base model on held-out requests",
     "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm",
-    "report": "state and counts, and report.html",
-    "push": "pairs or a trained model to the Hub, with a card",
-    "run": "a whole recipe: every stage, each continuing where it stopped",
-    "import": "other people's pairs, votes, ratings and images -> a run",
+    "report": "show the state of a run and write report.html",
+    "push": "upload pairs or a trained model to the Hub, with a card",
+    "run": "run all stages of a recipe; each continues where it stopped",
+    "import": "existing pairs, votes, ratings and images -> a run",
     "export": "pairs -> the layout that another trainer reads",
-    "plugins": "scorers, strategies, objectives and families by name",
+    "plugins": "list the scorers, strategies, objectives and families",
 }
 #: stage -> the verb to suggest next
 NEXT = {"generate": "score", "score": "pair", "compare": "pair", "pair": "train", "train": "eval", "eval": "report"}
-#: verbs whose work all processes of a launch share; rank 0 alone does the others
+#: verbs whose work all processes of a launch share; only rank 0 runs the other verbs
 SHARED = ("generate", "score", "pair", "train", "eval", "fit", "run")
-NOTES = {"compare": "flip_rate: pairs whose verdict changes with the order; first_rate: answers for the image shown first (0.5 is fair)."}  # fmt: skip
+NOTES = {
+    "compare": "flip_rate: fraction of pairs whose verdict changes with the order; "
+    "first_rate: fraction of answers that chose the image shown first (0.5 is fair)."
+}
 EPILOG = """examples:
   prefkit run -r recipe.yaml                          everything, continuing where it stopped
   prefkit generate runs/x --model.base stabilityai/sdxl-turbo --requests.source prompts.txt --n 8
-  prefkit score runs/x --use "taste.py:muted"         your own function, as the score `muted`
+  prefkit score runs/x --use "taste.py:muted"         your own function, used as the score `muted`
   prefkit pair runs/x --k 2
   prefkit train runs/x --controls --steps 500 --beta 500
 
 Every recipe key is a flag: --section.name.key VALUE, or --key VALUE if the stage has one entry. An option of a block or a
 plug-in needs no prefix if its name is unique (--beta for --objective.beta, --rank for --lora.rank).
-exit codes: 0 done, 1 failed, 2 usage or recipe, 3 done with too many failed items, 130 interrupted by Ctrl-C or SIGTERM (state kept)"""
+exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 done with too many failed items,
+130 interrupted by Ctrl-C or SIGTERM (finished work is kept)"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit with a code that the epilog lists."""
+    """Run one command and exit with one of the exit codes listed in EPILOG."""
     if argv is None:
         output.as_utf8()
     output.never_refuse()
@@ -79,7 +83,7 @@ def _command(argv: list[str]) -> int:
 
     for text in argv:
         if bad := unusable(text):
-            raise UsageError(f"the argument {text[:60]!r} contains {bad}. Names and paths are UTF-8 text.")
+            raise UsageError(f"the argument {text[:60]!r} contains {bad}. Names and paths must be UTF-8 text.")
     if not argv or argv[0] in ("-h", "--help"):
         verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
         output.say(f"usage: prefkit VERB (RUN | -r recipe.yaml) [flags]     prefkit VERB --help\n\n{verbs}\n\n{EPILOG}")
@@ -95,7 +99,7 @@ def _command(argv: list[str]) -> int:
 def _failed(error: BaseException) -> int:
     """Report the error that ended a command, and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        print("Interrupted. Finished work is kept; the same command continues.", file=sys.stderr)
+        print("Interrupted. Finished work is kept. Run the same command again to continue.", file=sys.stderr)
         return interrupts.CODE
     if isinstance(error, BrokenPipeError):  # the reader of stdout is gone
         _discard_stdout()
@@ -105,9 +109,9 @@ def _failed(error: BaseException) -> int:
     if not isinstance(error, Exception):
         from prefkit.plugin_guard import error_with_line
 
-        output.error(f"the program was ended before its work was done, by {error_with_line(error)}.")
+        output.error(f"the program ended before its work was done: {error_with_line(error)}.")
         return 1
-    # collectives fail if another process does
+    # collective operations fail if another process fails
     cause = None if isinstance(error, PrefkitError) else distributed.group().failure()
     if cause is not None and cause.elsewhere:
         return cause.exit_code
@@ -118,21 +122,21 @@ def _failed(error: BaseException) -> int:
 
 
 def explained(error: BaseException) -> tuple[str, int]:
-    """The message and the exit code for an error. The message names PREFKIT_DEBUG if the error is unexpected."""
+    """Return (message, exit code) for an error. If the error is unexpected, the message mentions PREFKIT_DEBUG."""
     if isinstance(error, PrefkitError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
         usage = error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
         return f"{error.filename or 'a file'} could not be read or written: {error.strerror}.", 2 if usage else 1
     if isinstance(error, MemoryError):
-        return "out of memory. Lower batch_size, n or the size of the images, or free some memory.", 1
+        return "out of memory. Lower batch_size, n or the image size, or free some memory.", 1
     if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return "a path begins with ~ and a name, but no such user exists here. Write the path out.", 2
+        return "a path begins with ~ and a user name, but no such user exists here. Write the full path.", 2
     if isinstance(error, RecursionError):
         return "a value is nested too deeply to be read. Flatten it.", 1
     from prefkit.plugin_guard import error_summary
 
-    return f"{' '.join(error_summary(error).split())[:500]} (PREFKIT_DEBUG=1 shows where)", 1
+    return f"{' '.join(error_summary(error).split())[:500]} (set PREFKIT_DEBUG=1 to see where)", 1
 
 
 def _discard_stdout() -> None:
@@ -161,7 +165,7 @@ def verb(name: str, argv: list[str]) -> int:
 
 
 def verb_module(name: str) -> Any:
-    """`prefkit/cli/verbs/NAME.py`, the module of a verb that is not a stage: `act(known, flags)` and optionally
+    """Import `prefkit/cli/verbs/NAME.py`, the module of a verb that is not a stage: `act(known, flags)` and optionally
     `arguments(parser)`, `more_help(known)` and `POSITIONAL` (metavar and help of known.run_folder, if that is not a run)."""
     return importlib.import_module(f"prefkit.cli.verbs.{name}")
 
@@ -174,7 +178,7 @@ class Parser(argparse.ArgumentParser):
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"prefkit {name}", add_help=False, allow_abbrev=False)
     module: Any = None if name in NEXT else verb_module(name)
-    metavar, text = getattr(module, "POSITIONAL", ("RUN", "folder of a run, or a shipped recipe (demo)"))
+    metavar, text = getattr(module, "POSITIONAL", ("RUN", "run folder, or the name of a shipped recipe (demo)"))
     add = parser.add_argument
     add("run_folder", nargs="?", metavar=metavar, help=text)
     add("-r", "--recipe", help="recipe (YAML)")
@@ -183,18 +187,18 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     add("-q", "--quiet", action="store_true", help="no notes, hints or progress on stderr")
     if name in (*NEXT, "run"):
         add("--dry-run", action="store_true", help="show what would be done and what it may cost; load no weights")
-        text = "a trial with at most N requests (score: candidates, compare: pairs, train: steps)"
+        text = "trial run with at most N requests (score: candidates, compare: pairs, train: steps)"
         add("--limit", type=positive, metavar="N", help=text)
     if name in NEXT:
-        add("--name", action="append", default=[], help="only this entry of the recipe's section (may repeat)")
+        add("--name", action="append", default=[], help="run only this entry of the recipe's section (may be repeated)")
     if name == "score":
         text = (
-            "test a scorer's contract, on synthetic images or on candidates of RUN; its options are flags, and --extra JSON "
-            "adds keys to the requests"
+            "test whether scorer NAME works, on synthetic images or on candidates of RUN; its options are flags, and "
+            "--extra JSON adds keys to the requests"
         )
         add("--check", metavar="NAME", help=text)
     if name in ("train", "run"):
-        add("--controls", action="store_true", help="also SFT on the winners and DPO on randomly flipped pairs")
+        add("--controls", action="store_true", help="also train SFT on the winners and DPO on randomly flipped pairs")
     if hasattr(module, "arguments"):
         module.arguments(parser)
     return parser
@@ -212,7 +216,7 @@ def whole(text: str) -> bool:
 
 
 def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """Known flags, and (key, value) of the flags that name recipe keys: --a.b value, --a.b=value; dashes are underscores."""
+    """Return (parsed known flags, [(key, value)] of the flags for recipe keys). Dashes in keys become underscores."""
     parser = parser_of(name)
     takes_value = {flag: action.nargs is None for action in parser._actions for flag in action.option_strings}
     known, flags, rest = [], [], iter(argv)
@@ -250,7 +254,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
             recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, known.name)
             entries = getattr(recipe, name)
         except UsageError as error:  # the help is still useful
-            output.warn(f"{error} The defaults are shown.")
+            output.warn(f"{error} The help therefore shows the defaults.")
     for entry, values in entries.items():
         prefix = f"{entry}." if len(entries) > 1 else ""
         texts += [f"{name} {entry}".strip() + ":", options_table(kind, values, prefix), ""]
@@ -284,7 +288,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     run = open_run(name, known, flags)
     if known.dry_run:
         return dry_run(run, {name: known.limit}, known)
-    distributed.group().wait()  # all have read the recipe before a stage writes it
+    distributed.group().wait()  # until all processes have read the recipe, which a stage writes
     options = {"controls": known.controls} if name == "train" else {}
     try:
         counts = run.stage(name, known.name, limit=known.limit, **options)
@@ -299,7 +303,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
 
 
 def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) -> int:
-    """Print the plan of the stages in `limits`, then end as the command would: with the first error."""
+    """Print the plan for the stages in `limits`, then raise the first error, with which the real command would end."""
     from prefkit.cli.dry_run import plan
 
     names = getattr(known, "name", None) or []
@@ -311,7 +315,7 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The result of a stage as table rows: those of eval, else the scalar counts of each entry."""
+    """Return the results of a stage as table rows. Except for eval, each entry has one row with its scalar counts."""
     if name == "eval":
         from prefkit.evaluate.summary import flat_rows
 

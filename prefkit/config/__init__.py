@@ -1,8 +1,8 @@
 """The settings of a recipe: frozen dataclasses, one per stage.
 
-The comment lines (`#:`) above a field are its help text. A `runtime` field does not change the meaning of a row, so a
-change of it never conflicts with a table on disk. A `Choice` names a plug-in by `use`; in the recipe the plug-in's options
-are keys next to `use`, here they are in `options`.
+The comment lines (`#:`) above a field are its help text. A `runtime` field does not affect what a stored
+row means, so changing its value never conflicts with a table on disk. A `Choice` names a plug-in by `use`; the
+plug-in's options are keys next to `use` in a recipe, and are in `options` here.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ class Recipe:
     background: str = "white"
     #: text printed when `prefkit run` starts
     about: str = runtime("")
-    #: dotted key -> value; `--fast` applies them to the recipe
+    #: dotted key -> value that the flag `--fast` sets in the recipe
     fast: dict[str, Any] = runtime(factory=dict)

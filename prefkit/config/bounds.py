@@ -1,7 +1,7 @@
 """The range of every number in a recipe or flag: one table for all stages.
 
-A bound refuses meaningless values (a fraction of 3, minus two steps) and values that would hang or fill the memory before
-the first result (10^22 candidates). Values inside the bounds may still be unwise.
+A bound refuses meaningless values (a fraction of 3, minus two steps) and values that would hang or fill the memory
+before the first result (10^22 candidates). Values inside the bounds may still be unwise.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Bound(NamedTuple):
 SHARE = Bound(0, 1)
 POSITIVE = Bound(0, 1e38, above=True)  # up to float32
 NOT_NEGATIVE = Bound(0, 1e12)
-SEED = Bound(0, 2**32 - 1)  # what numpy's generators take
+SEED = Bound(0, 2**32 - 1)  # the range of seeds for numpy's generators
 STEPS = Bound(1, 10_000_000)
 FROM_0 = Bound(0, 10_000_000)
 BATCH = Bound(1, 65_536)
 PIXELS = Bound(1, 65_536)
 FEW = Bound(1, 10_000)
-#: any number of a user's plug-in
+#: numbers in the options of a user's plug-in
 ANY = Bound(-(2.0**63), 2.0**63)
-#: a number of prefkit that no line below names
+#: numbers in prefkit's own settings that no line below names
 OTHER = Bound(-1e12, 1e12)
 
 GROUPS: tuple[tuple[Bound, str], ...] = (
@@ -70,7 +70,7 @@ GROUPS: tuple[tuple[Bound, str], ...] = (
 )
 #: field -> its bound, in prefkit's settings and plug-ins
 BOUNDS = {name: bound for bound, names in GROUPS for name in names.split()}
-#: exceptions for one class
+#: exceptions: (class, field) -> its bound
 OF_CLASS = {
     ("Generate", "steps"): FEW,
     ("Online", "steps"): FEW,
@@ -90,7 +90,7 @@ def of(kind: type, name: str) -> Bound:
 
 
 def broken(kind: type, name: str, value: Any) -> str | None:
-    """The error of a number (or a number in a list or mapping) in the field `name` of `kind`: "is 0: ..."; None if valid."""
+    """Return the error of a number (also in a list or mapping) for the field `kind.name`: "is 0: ...", or None."""
     if isinstance(value, Mapping):
         errors = ((f"of {key}", broken(kind, name, item)) for key, item in value.items())
     elif isinstance(value, (list, tuple)):
@@ -103,7 +103,7 @@ def broken(kind: type, name: str, value: Any) -> str | None:
 
 
 def check(settings: Any, where: str) -> None:
-    """Check settings made without a recipe, except `options`. Raises UsageError for a number outside its bound."""
+    """Check settings made without a recipe, except their `options`. Raises UsageError for a number out of bounds."""
     for name in [field.name for field in dataclasses.fields(settings) if field.name != "options"]:
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value):
@@ -128,7 +128,7 @@ def _outside(bound: Bound, value: float) -> str | None:
 
 
 def _shown(value: float) -> str:
-    """The number in full, but an integer of more than 20 digits by its length."""
+    """Format a number; of an integer with more than 20 digits, only the number of digits is shown."""
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) if abs(value) < 10**20 else f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"

@@ -14,14 +14,14 @@ from prefkit.config import Eval, Online, Recipe, Train
 from prefkit.errors import UsageError
 from prefkit.output import warn
 
-STEADY = 12  # smaller groups collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
-MOST_SAMPLES = 1_000_000  # a round's images stay in memory until the round is learned from
+STEADY = 12  # training with smaller groups collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
+MOST_SAMPLES = 1_000_000  # per round; its images stay in memory until training has used them
 SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Case:
-    """The settings of one entry of a stage. objective: of a training."""
+    """One entry of a stage, and the recipe that it belongs to. objective: that of the entry, if the stage is train."""
 
     recipe: Recipe
     entry: Any
@@ -33,7 +33,7 @@ class Case:
 
     @cached_property
     def online(self) -> Any:
-        """The settings of an online training, which an objective on steps always is; None offline."""
+        """Settings of online training (defaults if an objective on steps has none); None if training is offline."""
         online = getattr(self.entry, "online", None)
         return online or (Online() if self.objective and self.objective.shape.startswith("step") else None)
 
@@ -78,20 +78,20 @@ class Case:
         return any(g.use == "diffusers" and g.model is None for g in self.recipe.generate.values())
 
 
-#: message -> condition. A message starts with the key to change: within the entry, or ".section.key". It is a format string
-#: on the case, and says what conflicts and how to fix it
+#: message -> condition under which it applies. A message starts with the key to change: a key of the entry, or
+#: ".section.key". It is formatted with the fields of the case, and names the conflict and the fix
 Rows = Mapping[str, Callable[[Case], Any]]
 
 MODEL: Rows = {
-    ".model.quantize is {model.quantize}, but {model.base} is a single file. Set it to null, or give a pipeline folder or a "
-    "Hub id.": lambda c: c.model.quantize and c.model.base.endswith(SINGLE_FILES),
+    ".model.quantize is {model.quantize}, but {model.base} is a single file. Set model.quantize to null, or model.base "
+    "to a pipeline folder or a Hub id.": lambda c: c.model.quantize and c.model.base.endswith(SINGLE_FILES),
 }
 GENERATE: Rows = {
-    "model is {entry.model}, a trained model, which {entry.use} would not load. Set use to diffusers or mesh, or remove the "
-    "key.": lambda c: c.entry.model is not None and ":" in c.entry.use,
+    "model is {entry.model}, a trained model, which {entry.use} would not load. Set use to diffusers or mesh, or remove "
+    "`model`.": lambda c: c.entry.model is not None and ":" in c.entry.use,
 }
 COMPARE: Rows = {
-    "by is for pairs: extremes. Set that, or remove the key.": lambda c: c.entry.by and c.entry.pairs == "all",
+    "by is for pairs: extremes. Set pairs: extremes, or remove `by`.": lambda c: c.entry.by and c.entry.pairs == "all",
 }
 PAIR: Rows = {
     "scope is global, but winrate compares candidates of one request. Set scope: request, or another normalise.": (
@@ -99,10 +99,9 @@ PAIR: Rows = {
     ),
 }
 EVAL: Rows = {
-    "generator is unset, and no entry under generate has use: diffusers, as base and trained models need. Add one.": (
-        lambda c: c.generator is None and c.entry.generator is None
-    ),
-    "generator is {entry.generator}, which is not an entry under generate. Choose one with use: diffusers.": (
+    "generator is unset, and no entry under generate has use: diffusers, which base and trained models need. Add "
+    "one.": (lambda c: c.generator is None and c.entry.generator is None),
+    "generator is {entry.generator}, which is not an entry under generate. Choose an entry with use: diffusers.": (
         lambda c: c.generator is None
     ),
     "generator is {entry.generator}, but {c.generator.use} loads no trained model. Choose one with use: diffusers.": (
@@ -110,8 +109,8 @@ EVAL: Rows = {
     ),
 }
 TRAIN: Rows = {
-    "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an adapter "
-    "(lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
+    "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an "
+    "adapter (lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
 }
 SHARDED: Rows = {
     "model.quantize packs weights so that they cannot be split": lambda c: c.model.quantize,
@@ -119,22 +118,21 @@ SHARDED: Rows = {
     "precision fp16 needs a loss scale from all gradients; use bf16": lambda c: c.entry.precision == "fp16",
     "compile is untested with shards": lambda c: c.entry.compile,
     "optimizer {entry.optimizer} is untested with shards; use adamw": lambda c: c.entry.optimizer != "adamw",
-    "watch samples in one process": lambda c: c.entry.watch,
-    "with cache_reference the processes would make unequal numbers of forwards": lambda c: c.entry.cache_reference,
-    "objective {entry.objective.use} moves its reference weight by weight": lambda c: c.objective.reference == "ema",
+    "`watch` samples in a single process": lambda c: c.entry.watch,
+    "with cache_reference the processes run different numbers of forward passes": lambda c: c.entry.cache_reference,
+    "{entry.objective.use} updates its reference weight by weight": lambda c: c.objective.reference == "ema",
 }
 OFFLINE: Rows = {
-    "cache_reference needs a fixed reference, but that of {entry.objective.use} moves. Remove the key.": (
+    "cache_reference needs a fixed reference, but that of {entry.objective.use} moves in training. Remove the key.": (
         lambda c: c.entry.cache_reference and c.objective.reference == "ema"
     ),
     "cache_reference needs a reference, but {entry.objective.use} has no reference. Remove the key.": (
         lambda c: c.entry.cache_reference and c.objective.reference == "none"
     ),
-    "cache_reference caches mean errors, but {entry.objective.use} needs the reference's residuals, a whole image each. "
-    "Remove the key.": lambda c: c.entry.cache_reference and c.objective.needs_residual,
-    "patience is {entry.patience}, but validation: 0 holds out no pairs to measure. Set it to 0, or validation above 0.": (
-        lambda c: c.entry.patience and not c.entry.validation
-    ),
+    "cache_reference stores only mean errors, but {entry.objective.use} needs the reference's residuals, a whole image "
+    "each. Remove the key.": lambda c: c.entry.cache_reference and c.objective.needs_residual,
+    "patience is {entry.patience}, but validation: 0 holds out no pairs to measure. Set patience to 0, or "
+    "validation above 0.": (lambda c: c.entry.patience and not c.entry.validation),
     "flip mirrors the images of a pair, but not the input images of model.inputs. Remove the key.": (
         lambda c: c.entry.flip and c.model.inputs
     ),
@@ -142,8 +140,10 @@ OFFLINE: Rows = {
     "watch samples from a diffusers pipeline, but the family is {entry.family}. Remove the key.": (
         lambda c: c.entry.watch and c.entry.family != "diffusers"
     ),
-    "watch samples as a generator does, but the recipe has no diffusers generator of `model` itself. Add an entry under "
-    "`generate:` with the steps and the guidance to sample with.": lambda c: c.entry.watch and not c.samples_model,
+    "watch samples as a generator does, but the recipe has no diffusers generator of `model` itself. Add an entry "
+    "under `generate:` with the steps and the guidance to sample with.": lambda c: (
+        c.entry.watch and not c.samples_model
+    ),
 }
 ONLINE: Rows = {
     "online.rewards is empty. Give score names and their weights, as in rewards: {{size: 1}}.": (
@@ -152,35 +152,37 @@ ONLINE: Rows = {
     "lora.dropout is {entry.lora.dropout}, but sampling and training must see the same network. Set it to 0.": (
         lambda c: c.entry.lora and c.entry.lora.dropout
     ),
-    "compile is for offline training: online, sampling and training must round alike (online.max_drift), which is untested "
-    "for compiled networks. Remove the key.": lambda c: c.entry.compile,
-    "online.noise is cps, whose log-probability has no normaliser, but trust: guard corrects ratios that have one. Use "
-    "another noise, or trust: clip or dppo.": (
+    "compile is for offline training. In online training, sampling and training must round identically "
+    "(online.max_drift), which is untested for compiled networks. Remove the key.": lambda c: c.entry.compile,
+    "online.noise is cps, whose log-probability has no normaliser, but trust: guard corrects probability ratios that "
+    "have one. Use another noise, or trust: clip or dppo.": (
         lambda c: c.online.noise == "cps" and getattr(c.objective.options, "trust", None) == "guard"
     ),
     "online.samples is {online.samples}, but a group needs at least 2 samples to compare. Set 2 or more (12 or more is "
     "steady).": lambda c: c.compares and c.online.samples < 2,
-    "online.samples is {online.samples}: with {online.requests} requests a round has {c.samples:,} samples, more than the limit "
-    "of 1,000,000. Lower one of the two.": lambda c: c.samples > MOST_SAMPLES,
-    "online.updates is {online.updates}, but a round has {c.samples} samples. Lower it.": (
+    "online.samples is {online.samples}: with {online.requests} requests a round has {c.samples:,} samples, more than "
+    "the limit of 1,000,000. Lower online.samples or online.requests.": lambda c: c.samples > MOST_SAMPLES,
+    "online.updates is {online.updates}, but a round has only {c.samples} samples. Lower it.": (
         lambda c: c.objective.shape == "step" and c.online.updates > c.samples
     ),
     "online does not support model.inputs yet. Make pairs with `prefkit generate` and train on those.": (
         lambda c: c.model.inputs
     ),
-    "online.generator is unset, and no entry under generate has use: diffusers. Add one with the steps and the guidance to "
-    "sample with, as in generate: {{own: {{steps: 20, guidance: 7.5}}}}.": (
+    "online.generator is unset, and no entry under generate has use: diffusers. Add one with the steps and the "
+    "guidance to sample with, as in generate: {{own: {{steps: 20, guidance: 7.5}}}}.": (
         lambda c: c.generator is None and c.online.generator is None
     ),
     "online.generator is {online.generator}, which is not an entry under generate. Add it, or choose another.": (
         lambda c: c.generator is None
     ),
-    "online.generator must be a diffusers generator of `model` itself, not compiled: the model that samples is the one that "
-    "is trained.": lambda c: c.generator.use != "diffusers" or c.generator.model is not None or c.generator.compile,
+    "online.generator must be a diffusers generator of `model` itself, not compiled: the model that samples is the "
+    "one that is trained.": lambda c: (
+        c.generator.use != "diffusers" or c.generator.model is not None or c.generator.compile
+    ),
 }
 #: settings that online training does not read -> the reason, or the setting to use
 UNREAD = {
-    "steps": "online.rounds sets its length",
+    "steps": "online.rounds sets the length of the training",
     "validation": "no pairs exist to hold out; online.watch measures on requests that are not trained on",
     "validate_every": "no pairs are held out; use online.watch_every",
     "patience": "no pairs are held out; use online.stop_drop",
@@ -189,22 +191,21 @@ UNREAD = {
     "watch_requests": "use online.watch_requests",
     "watch_every": "online.watch_every counts rounds",
     "stop_drop": "use online.stop_drop",
-    "resolution": "it is for imported images, and online training samples its own",
-    "flip": "it is for existing images, and online training samples its own",
+    "resolution": "it is for imported images, but online training samples its images itself",
+    "flip": "it is for existing images, but online training samples its images itself",
     "mask": "use online.mask",
     "text_cache": "it encodes the prompts that it samples",
-    "cache_reference": "no other training sees its samples",
+    "cache_reference": "no other training uses the same samples",
 }
-#: the same for objectives on steps
+#: further settings that objectives on steps do not read -> the reason
 UNREAD_ON_STEPS = {
     "time_sampling": "it learns from the steps that were sampled",
-    "guidance": "it trains at the guidance of its generator",
-    "accumulation": "an update has a round's samples divided by online.updates",
+    "guidance": "training uses the guidance of the generator",
+    "accumulation": "each update uses a round's samples divided by online.updates",
 }
 WARNINGS: Rows = {
-    "warmup is {entry.warmup} updates but the training has {c.updates}, so it never reaches its learning_rate. Lower warmup.": (
-        lambda c: c.entry.warmup > c.updates
-    ),
+    "warmup is {entry.warmup} updates but the training has {c.updates}, so the learning rate never reaches "
+    "learning_rate. Lower warmup.": (lambda c: c.entry.warmup > c.updates),
     "pairs ({entry.pairs}) has no effect: online training makes its own pairs.": lambda c: c.online and c.entry.pairs,
     "online.samples is {online.samples}: groups below 12 are noisy, and training may collapse.": (
         lambda c: c.online and c.compares and c.objective.shape == "step" and c.online.samples < STEADY
@@ -220,7 +221,7 @@ TABLE = {
 
 
 def check(stage: str, name: str, recipe: Recipe, entry: Any = None, objective: Any = None) -> None:
-    """Check an entry of a stage, by default the recipe's. Raises UsageError for the first conflict, and warns of others."""
+    """Check `entry` (default: the recipe's entry `name`). Raises UsageError for the first conflict; warns of risks."""
     case = Case(recipe, entry or getattr(recipe, stage)[name], objective)
     for text in _conflicts(stage, case):
         raise UsageError(_message(stage, name, text, case))
@@ -234,7 +235,7 @@ def _conflicts(stage: str, case: Case) -> Iterator[str]:
         return
     if case.entry.shard != "none":
         problems = [text for text, when in SHARDED.items() if when(case)]
-        yield from (f"shard is {{entry.shard}}, but {text}. Change it, or set shard: none." for text in problems)
+        yield from (f"shard is {{entry.shard}}, but {text}. Change that, or set shard: none." for text in problems)
     if case.online:
         for key, reason in (UNREAD | (UNREAD_ON_STEPS if case.on_steps else {})).items():
             unset = (getattr(Train(), key), *([0] if key == "validation" else []))  # no pair is held out

@@ -1,4 +1,4 @@
-"""From requests to pairs: the model, and the stages generate, score, compare and pair."""
+"""Settings of the model and of the stages from requests to pairs: generate, score, compare and pair."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Model:
     config: str | None = None
     #: nf4 | int8 | fp8: quantization of the denoiser's linear layers in generate, train (adapters only) and eval
     quantize: str | None = None
-    #: encode and decode images larger than a tile of the VAE in tiles: less memory, slightly other pixels and latents
+    #: encode and decode images larger than a tile of the VAE in tiles: less memory, slightly different pixels and
+    #: latents
     vae_tiling: bool = False
-    #: argument of the pipeline's call -> its field of the request (extra.NAME: an image, or a number)
+    #: argument of the pipeline's call -> the request field that supplies it (extra.NAME, an image or a number)
     inputs: dict[str, str] = field(default_factory=dict)
     #: run code that comes with the model
     trust_remote_code: bool = runtime(False)
@@ -32,7 +33,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Requests:
-    #: .txt (one prompt per line), .csv, .tsv (all values are strings), .jsonl, .json, .parquet, or a datasets id (owner/name[:split])
+    #: table of requests: .txt (one prompt per line), .csv or .tsv (all values are strings), .jsonl, .json, .parquet,
+    #: or a datasets id (owner/name[:split])
     source: str = ""
     #: column of the prompt; other columns become `extra`
     prompt_column: str = "prompt"
@@ -44,7 +46,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Generate:
-    #: diffusers, mesh (human meshes from 2D keypoints), or file.py:name
+    #: generator: diffusers, mesh (human meshes from 2D keypoints), or your own as file.py:name
     use: str = "diffusers"
     #: candidates per request
     n: int = runtime(4)
@@ -52,25 +54,25 @@ class Generate:
     steps: int = 30
     #: guidance scale; null = the pipeline's default
     guidance: float | None = None
-    #: pixels; null = the pipeline's default
+    #: height and width of the images in pixels; null = the pipeline's default
     height: int | None = None
     width: int | None = None
     negative_prompt: str | None = None
-    #: class name of another diffusers scheduler
+    #: class name of a diffusers scheduler to use instead of the pipeline's; null = no change
     scheduler: str | None = None
     #: float32 | bfloat16 | float16
     dtype: str = "float32"
-    #: seed of the run; a candidate's seed is derived from it, the request and the index
+    #: seed of the run; each candidate's seed is derived from it, the request and the candidate's index
     seed: int = 0
     #: name of a trained model of this run (train/<name>) to use instead of `model` itself (use: diffusers)
     model: str | None = None
     #: further arguments of the pipeline's call
     call: dict[str, Any] = field(default_factory=dict)
-    #: keep the final latents with the image, so that training does not encode it
+    #: store the final latents with each image, so that training need not encode the image
     latents: bool = runtime(True)
     #: png | webp (lossless)
     format: str = runtime("png")
-    #: splits to generate for; eval generates for held-out requests
+    #: splits of requests to generate candidates for; held-out requests get theirs from eval
     splits: list[str] = runtime(factory=lambda: ["train"])
     batch_size: int = runtime(8)
     #: torch.compile the denoiser
@@ -83,9 +85,9 @@ class Generate:
 
 @dataclass(frozen=True)
 class Score:
-    #: scorer: a name of `prefkit plugins`, file.py:function, or package.module:Class
+    #: scorer: a name listed by `prefkit plugins`, file.py:function, or package.module:Class
     use: str = ""
-    #: options of the scorer, in the recipe next to `use`
+    #: options of the scorer; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
     #: entries of `generate` whose candidates are scored; empty = all
     generators: list[str] = runtime(factory=list)
@@ -95,7 +97,7 @@ class Score:
     dtype: str = "float32"
     device: str | None = runtime(None)
     max_failed: float = runtime(0.001)
-    #: names of licences that restrict commercial use or require copyleft, and that permit your use
+    #: names of restrictive licences (non-commercial or copyleft) that you accept because they permit your use
     accept_license: list[str] = runtime(factory=list)
 
 
@@ -103,17 +105,17 @@ class Score:
 class Compare:
     #: judge: a scorer that can compare two images (mllm), or file.py:Class
     use: str = "mllm"
-    #: options of the judge, in the recipe next to `use`
+    #: options of the judge; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
-    #: all (pairs of a request) | extremes (the best and the worst by the score `by`)
+    #: pairs to compare per request: all | extremes (the best against the worst by the score `by`)
     pairs: str = runtime("all")
-    #: score name for `extremes`
+    #: name of the score that `pairs: extremes` uses
     by: str = runtime("")
     #: maximum number of pairs per request
     most: int = runtime(4)
-    #: the only aspect to judge
+    #: the only aspect to judge; empty = which image is better overall
     aspect: str = ""
-    #: the question, with {prompt}, {aspect} and keys of the request; empty = the judge's default
+    #: the question, with placeholders {prompt}, {aspect} and keys of the request; empty = the judge's default
     template: str = ""
     #: entries of `generate` whose candidates are compared; empty = all
     generators: list[str] = runtime(factory=list)
@@ -123,7 +125,7 @@ class Compare:
     dtype: str = "float32"
     device: str | None = runtime(None)
     max_failed: float = runtime(0.001)
-    #: names of licences that restrict commercial use or require copyleft, and that permit your use
+    #: names of restrictive licences (non-commercial or copyleft) that you accept because they permit your use
     accept_license: list[str] = runtime(factory=list)
 
 
@@ -132,30 +134,31 @@ class Pair:
     #: strategy: topk_bottomk | margin | all_pairs | threshold_all | per_scorer | pareto | consensus | comparisons |
     #: file.py:Class
     use: str = "topk_bottomk"
-    #: options of the strategy, in the recipe next to `use`
+    #: options of the strategy; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
     #: score name -> weight (only proportions matter); empty = every score that is not evaluation-only, with weight 1
     weights: dict[str, float] = field(default_factory=dict)
-    #: centred (per request, divided by the pooled within-request standard deviation) | none | minmax | zscore | rank | softmax |
-    #: winrate (mean sigmoid of differences)
+    #: normalisation of scores: centred (per request, divided by the pooled within-request standard deviation) | none
+    #: | minmax | zscore | rank | softmax | winrate (mean sigmoid of differences)
     normalise: str = "centred"
-    #: request | global: the candidates over which a score is normalised
+    #: candidates over which a score is normalised: request (those of the request) | global (all)
     scope: str = "request"
-    #: decimals to which raw scores are rounded first (0 = integers); null = no rounding
+    #: decimals to which raw scores are rounded before anything else (0 = integers); null = no rounding
     decimals: int | None = None
     #: effect of a missing score: drop_candidate | drop_scorer (the other weights count) | drop_request
     missing: str = "drop_candidate"
-    #: largest gap of the weighted mean of the normalised scores that is a tie; null = 0.1 standard deviations (centred), else 0
+    #: largest gap between weighted means of normalised scores that is a tie; null = 0.1 standard deviations
+    #: (centred), else 0
     tie: float | None = None
-    #: score name -> largest difference of that normalised score that is a tie for that scorer; absent = 0
+    #: score name -> largest difference of that score, normalised, that is a tie for its scorer; 0 for scores not named
     ties: dict[str, float] = field(default_factory=dict)
-    #: maximum number of pairs: first those on which most scorers agree, then the widest; null = all
+    #: maximum number of pairs, preferring those on which more scorers agree, then those with a wider gap; null = all
     top_pairs: int | None = None
     #: entries of `generate` whose candidates are paired; empty = all
     generators: list[str] = field(default_factory=list)
-    #: duplicates within a request to drop: near (visually equal) | exact (the same bytes) | keep (none)
+    #: duplicates to drop within a request: near (images that look the same) | exact (the same bytes) | keep (none)
     duplicates: str = "near"
-    #: drop | keep images of one colour, black images, and images with all colours at their extremes
+    #: drop or keep images of one colour, black images, and images with all colours at their extremes: drop | keep
     degenerate: str = "drop"
     #: also write ranked lists (a row per request), for listwise objectives
     lists: bool = False

@@ -1,4 +1,4 @@
-"""Evaluation on held-out requests."""
+"""Settings of the evaluation on held-out requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefkit.config.content import runtime
 class Set:
     """A set of held-out requests."""
 
-    #: null = the run's own requests of `split`; else a file as in requests.source
+    #: file of requests, as in requests.source; null = the run's own requests with the split `split`
     source: str | None = None
     split: str = "test"
     prompt_column: str = "prompt"
@@ -19,22 +19,22 @@ class Set:
 
 @dataclass(frozen=True)
 class Eval:
-    #: names under `train` of trained models of this run; unset = all
+    #: entries of `train` whose models are evaluated; unset = all trained models of this run
     models: list[str] = field(default_factory=list)
     #: score names; empty = all
     scorers: list[str] = field(default_factory=list)
     #: images per request and model
     seeds: int = runtime(4)
-    #: sets of requests by name; empty = the run's own held-out requests
+    #: name -> set of requests; empty = the run's own held-out requests
     sets: dict[str, Set] = field(default_factory=dict)
-    #: entry of `generate` (use: diffusers) whose settings are used; null = the first
+    #: entry of `generate` (use: diffusers) whose sampling settings are used; null = the first such entry
     generator: str | None = None
-    #: further guidance values and step counts at which the base is compared with the tuned models
+    #: further guidance values, and step counts, with which the base model is sampled and compared with the tuned models
     base_guidance: list[float] = field(default_factory=list)
     base_steps: list[int] = field(default_factory=list)
-    #: images per request for best-of-N of the base; 0 = the seeds
+    #: N of best-of-N sampling with the base model: images per request; 0 = as many as `seeds`
     best_of: int = runtime(0)
-    #: largest score difference that is a tie
+    #: largest score difference that counts as a tie
     tie: float = 0.0
     #: requests per set; null = all
     max_requests: int | None = runtime(None)

@@ -1,4 +1,4 @@
-"""Plug-ins with options: checked against the annotations, then created."""
+"""Check the options of plug-ins against their type annotations, and create the plug-ins."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from prefkit.plugin_guard import guarded
 
 
 def options(plugin: Any, values: Mapping[str, Any], where: str = "") -> Any:
-    """`plugin.Options(**values)`, checked against the annotations; None without `Options`. Raises UsageError."""
+    """Return `plugin.Options(**values)` with checked types; None if the plug-in has no `Options`. Raises UsageError."""
     if not hasattr(plugin, "Options"):
         if values:
-            raise UsageError(f"{where or plugin}: takes no options, but was given {', '.join(values)}.")
+            raise UsageError(f"{where or plugin}: takes no options, but was given {', '.join(values)}. Remove them.")
         return None
     return build(plugin.Options, dict(values), where)
 
 
 def make(kind: str, name: str, values: Mapping[str, Any], where: str = "") -> Any:
-    """Create the plug-in with checked options. Raises UsageError, PluginError."""
+    """Create a plug-in with checked options. Raises UsageError, PluginError."""
     plugin = registry.load_class(kind, name)
     checked = options(plugin, values, where or f"{kind} {name}")
     with guarded(f"{kind} {name}", "could not be created"):

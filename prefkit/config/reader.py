@@ -1,7 +1,7 @@
-"""YAML -> dataclasses, every error with file:line; flags are applied by the same reader.
+"""Read YAML recipes and flags into dataclasses; every error in a recipe names file:line.
 
-The type of the field decides how a value is read, so `1e-4` is a number, and `no` a string in a string field. An unknown key
-is an error that suggests the nearest name.
+The type of a field decides how its value is read: in a number field, `1e-4` is a number; in a string field, `no` is a
+string. For an unknown key, the error suggests the most similar known key.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from prefkit.store.files import unusable_name
 
 __all__ = ["Located", "build", "dump", "field_names", "overlay", "place", "read", "read_tree", "tree_of_flags"]
 
-MOST_UNTYPED = 2**63  # the limit of JSON readers and tensors
+MOST_UNTYPED = 2**63  # larger numbers do not fit into tensors and most JSON readers
 PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}
-#: key of another tool -> the key here, suggested for an unknown key
+#: key that other tools use -> the key here, suggested if the former is an unknown key
 ALSO_CALLED = {
     "lr": "learning_rate",
     "strategy": "use",
@@ -55,17 +55,17 @@ def read(path: str | Path) -> Recipe:
 
 
 def use_background(run: Path) -> None:
-    """Composite transparent images on the background colour of the run's recipe, for verbs that read no recipe."""
+    """Show transparent images on the background colour of the run's recipe, for commands that read no recipe."""
     path = run / "recipe.yaml"
     set_background(str(read_tree(path).get("background") or "white") if path.exists() else "white")
 
 
 def set_background(colour: str) -> None:
-    """Raises UsageError."""
+    """Set the colour behind transparent images. Raises UsageError if it is not a colour."""
     try:
         Background.set(colour)
     except ValueError as error:
-        text = f"background: {colour[:40]!r} is not a colour; write a CSS colour, such as white or '#f5f5dc'."
+        text = f"background: {colour[:40]!r} is not a colour. Write a CSS colour, such as white or '#f5f5dc'."
         raise UsageError(text) from error
 
 
@@ -78,7 +78,10 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
-    """A tree as an instance of `kind`: a dataclass, dict[str, X], list[X], X | None, or a scalar type."""
+    """Convert a tree to `kind`: a dataclass, dict[str, X], list[X], X | None, or a scalar type.
+
+    where: dotted key of the tree; path: recipe file; both are for errors. Raises UsageError, RecipeError.
+    """
     origin = typing.get_origin(kind)
     if kind is Any:
         return _plain_scalars(tree)
@@ -111,7 +114,7 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
 
 
 def _check_entries(kind: Any, tree: Mapping[str, Any], where: str, path: str) -> None:
-    """Check that a section is a mapping of entries, whose names become names of folders."""
+    """Check that a section maps names to entries, and that the names are valid folder names."""
     for name, value in tree.items():
         if name in field_names(kind) and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
             last, brief = where.rpartition(".")[2], f"{name}: {str(value)[:40]}"
@@ -129,7 +132,7 @@ def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
 
 
 def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) -> Any:
-    """base: the values of keys that the tree lacks; by default those of `kind()`."""
+    """Convert a tree to the dataclass `kind`. base: has the values of missing keys; by default `kind()`."""
     if dataclasses.is_dataclass(tree):
         return tree
     known = typing.get_type_hints(kind)
@@ -157,7 +160,7 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) ->
 
 
 def _field(kind: Any, of_type: Any, default: Any, value: Any, where: str, path: str) -> Any:
-    """The value of one key; keys that a mapping for a nested section lacks have that section's defaults."""
+    """Convert the value of one key. In a nested section, missing keys have the values of `default`."""
     if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
         return _dataclass(type(default), value, where, path, default)
     built = build(of_type, value, where, path)
@@ -167,13 +170,13 @@ def _field(kind: Any, of_type: Any, default: Any, value: Any, where: str, path: 
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    """The suggestion for an unknown key: " Did you mean ...?"."""
+    """Return " Did you mean ...?" for an unknown key, or an empty text."""
     other = ALSO_CALLED.get(key, "")
     return f" Did you mean {other!r}?" if other.partition(".")[0] in known else nearest(key, known)
 
 
 def _plugin_options(kind: Any, use: str, tree: Mapping[str, Any], where: str, path: str) -> dict[str, Any]:
-    """The options in the tree, read with the types of the plug-in's `Options`."""
+    """Read the options in a tree, with the types of the plug-in's `Options`."""
     from prefkit import registry
 
     if not use:
@@ -222,7 +225,7 @@ def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
 
 
 def _plain_scalars(tree: Any) -> Any:
-    """Untyped values, read as in YAML 1.2: numbers (also 1e-4), true, false, null, strings."""
+    """Convert untyped values as in YAML 1.2: numbers (also 1e-4), true, false, null, strings."""
     if isinstance(tree, Mapping):
         return {str(k): _plain_scalars(v) for k, v in tree.items()}
     if isinstance(tree, list):
@@ -248,7 +251,7 @@ def field_names(kind: Any) -> list[str]:
 
 
 def _join(where: str, key: str) -> str:
-    """The key's full name, located as the key is."""
+    """Return the full dotted key, with the line or flag of `key`."""
     joined = Located(f"{where}.{key}" if where else key)
     if isinstance(key, Located):
         joined.line, joined.flag = key.line, key.flag
@@ -256,7 +259,7 @@ def _join(where: str, key: str) -> str:
 
 
 def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> UsageError:
-    """The error of a value or key `at`. Values without a location (null) have that of their key, `where`."""
+    """Build the error for the value or key `at`; a value without a line or flag (null) gets that of the key `where`."""
     text = f"{where or 'recipe'}{between} {text.rstrip('.')}."
     place = at if isinstance(at, Located) else where
     if isinstance(place, Located) and place.flag:
@@ -269,12 +272,12 @@ def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> Usa
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that reads back to the same."""
+    """Write a resolved recipe as YAML that reads back to the same recipe."""
     return yaml.safe_dump(_inlined(recipe), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _inlined(value: Any) -> Any:
-    """`plain(value)` with a plug-in's options next to `use`, as in a recipe."""
+    """Return `plain(value)`, but with a plug-in's options next to `use`, as in a recipe."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tree = {f.name: _inlined(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return tree | tree.pop("options") if type(value).__name__ in PLUGIN_OF else tree

@@ -1,4 +1,4 @@
-"""The resolved recipe: defaults < recipe file (or the run's own) < flags."""
+"""Resolve a recipe: flags override the recipe file (or the run's recipe.yaml), which overrides defaults."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from prefkit.store import Store
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe))
 NAMED = ("generate", "score", "compare", "pair", "train", "eval")
 USING = ("generate", "score", "compare", "pair")  # their entries name a plug-in by `use`
-#: suffixes of the trainings that `train --controls` adds; eval includes them
+#: suffixes of the names of trainings that `train --controls` adds; eval includes these trainings
 CONTROLS = ("-sft", "-flipped")
-CHOSEN = "--use"  # key of the tree that lists the entries chosen by the flag --use; it is not a section
+CHOSEN = "--use"  # temporary key of the tree for the entries that the flag --use selects; not a section
 DEFAULT_NAME = {"generate": "base", "compare": "judge", "pair": "main", "train": "dpo", "eval": "held_out"}
 
 
@@ -38,11 +38,13 @@ def resolve(
 ) -> Recipe:
     """Read a recipe and apply flags to it.
 
-    run: a run folder (its recipe.yaml is the recipe), or the name of a shipped recipe; path: a recipe file; flags: (dotted
-    key, text); fast: apply the recipe's `fast` section; sections: whole sections that replace the recipe's.
+    run: a run folder (its recipe.yaml is the recipe), or the name of a shipped recipe; path: a recipe file; flags:
+    (dotted key, text); fast: apply the recipe's `fast` section; sections: whole sections that replace those of the
+    recipe.
 
-    A flag names a section (`model.base`, `score.align.model`), an entry of the verb's section (`align.model`), a field of
-    the verb's only (or chosen) entry (`model`), or a unique option of a block of that entry (`beta`). Raises UsageError.
+    The key of a flag is a full key (`model.base`, `score.align.model`), a key within the verb's section
+    (`align.model`), a field of the verb's only or selected entry (`model`), or an option that only one block of that
+    entry has (`beta`). Raises UsageError.
     """
     if run and path is None and run.endswith((".yaml", ".yml")):
         raise UsageError(f"{run} is a recipe, but a run is a folder. Write `prefkit {verb} -r {run}`.")
@@ -73,10 +75,11 @@ def resolve(
 
 
 def fill(tree: dict[str, Any], verb: str) -> None:
-    """Set the values that follow from the rest of the recipe and from the run folder, in every entry without them.
+    """Fill in missing values that follow from the rest of the recipe and from the run folder.
 
-    train.NAME.pairs    the only pair set, of the recipe or on disk; unset if there are several
-    eval.NAME.models    every training: `run` makes those of the recipe first; other verbs take those with a result
+    train.NAME.pairs    the only pair set in the recipe and on disk; remains unset if there are several
+    eval.NAME.models    all trained models on disk, and the recipe's trainings if `run` will train them first or no
+                        model is trained yet
     """
     store = _store(tree)
     pairs = _names(tree, "pair") | _on_disk(store, "pairs")
@@ -107,7 +110,7 @@ def _names(tree: Mapping[str, Any], section: str) -> set[str]:
 
 
 def _entries(tree: dict[str, Any], section: str) -> list[dict[str, Any]]:
-    """The section's entries that are mappings, an empty entry (`dpo:` alone) being {}; the reader reports all others."""
+    """Return the section's entries that are mappings; an empty entry (`dpo:`) becomes {}. The reader reports others."""
     entries = tree.get(section)
     if not isinstance(entries, dict):
         return []
@@ -117,27 +120,27 @@ def _entries(tree: dict[str, Any], section: str) -> list[dict[str, Any]]:
 
 
 def _plugins_first(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """`--use`, which chooses the entry of the other flags, first; then names of plug-ins; then their options."""
+    """Sort flags: `--use`, which selects the entry that other flags set; then names of plug-ins; then their options."""
     return sorted(flags, key=lambda flag: (flag[0] != "use", flag[0].rpartition(".")[2] not in ("use", "objective")))
 
 
 def _apply_fast(tree: dict[str, Any], source: str | None) -> None:
     changes = tree.pop("fast", None)
     if not isinstance(changes, Mapping):
-        raise UsageError(f"--fast: {source or 'a run without a recipe'} has no section `fast:` (dotted key: value).")
+        raise UsageError(
+            f"--fast: {source or 'a run without a recipe'} has no section `fast:`. Add it, with `dotted.key: value`."
+        )
     for key, value in changes.items():
         reader.place(tree, key.split("."), value)
 
 
 def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Sequence[str]) -> str | None:
-    """The full recipe key of a flag; None if the flag only chooses entries."""
+    """Return the full recipe key of a flag; None if the flag only selects entries."""
     first, _, rest = key.partition(".")
     if first in SECTIONS and (rest or first in ("run", "background")):
         return key
     if verb not in NAMED:
-        raise UsageError(
-            f"--{key}: unknown flag.{nearest(first, SECTIONS)} A recipe key is given as --section.key value."
-        )
+        raise UsageError(f"--{key}: unknown flag.{nearest(first, SECTIONS)} Write a recipe key as --section.key VALUE.")
     entries = tree.get(verb) or {}
     if not isinstance(entries, Mapping):
         return f"{verb}.{DEFAULT_NAME.get(verb, verb)}.{key}"
@@ -150,14 +153,15 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
             return None
     if len(chosen) > 1:
         raise UsageError(
-            f"--{key}: {verb} has several entries. Write --{chosen[0]}.{key}, or choose one with --name: {', '.join(chosen)}."
+            f"--{key}: {verb} has several entries. Write --{chosen[0]}.{key}, or choose one with --name: "
+            f"{', '.join(chosen)}."
         )
     name = chosen[0] if chosen else DEFAULT_NAME.get(verb, "score")
     return f"{verb}.{name}.{_in_block(verb, entries.get(name), key)}"
 
 
 def _in_block(verb: str, entry: Any, key: str) -> str:
-    """The key within an entry: `beta` -> `objective.beta`. Raises UsageError if several blocks have it."""
+    """Add the block to a key of an entry: `beta` -> `objective.beta`. Raises UsageError if several blocks have it."""
     kind, first = getattr(config, verb.capitalize()), key.partition(".")[0]
     if verb in USING or first in reader.field_names(kind):
         return key
@@ -172,8 +176,7 @@ def _in_block(verb: str, entry: Any, key: str) -> str:
 
 
 def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
-    """Nested block of an entry ("" for options of the entry's own plug-in) -> the dataclass of its options. Unset blocks are
-    left out."""
+    """Map each block that an entry sets ("" for its own plug-in) to the dataclass of its options."""
     default: Any = kind()
     options: dict[str, type] = {}
     if kind.__name__ in reader.PLUGIN_OF and entry.get("use", default.use):
@@ -194,7 +197,7 @@ def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
 
 
 def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
-    """The entries that `--use USE` selects: those with this plug-in, else a new one, so that no other is overwritten."""
+    """Return the entries that `--use USE` selects: those with this plug-in, else the name of a new entry."""
     default = getattr(config, verb.capitalize())().use
     matches = [name for name, entry in entries.items() if _use_of(entry, default) == use]
     if matches or entries or verb == "score":
@@ -207,7 +210,7 @@ def _use_of(entry: Any, default: str) -> str:
 
 
 def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
-    """The entries that a command selects: those of --name, else those of --use, else all ([])."""
+    """Return the entries that a command selects: those of --name, else those of --use, else [] for all."""
     use = dict(flags).get("use")
     if names or use is None or verb not in USING:
         return list(names)
@@ -215,7 +218,7 @@ def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Se
 
 
 def chosen_names(recipe: Recipe, verb: str, names: Sequence[str]) -> list[str]:
-    """The selected entries of the verb's section, in recipe order. Raises UsageError."""
+    """Return the names of the selected entries of the verb's section, in recipe order. Raises UsageError."""
     entries: Mapping[str, Any] = getattr(recipe, verb)
     for name in names:
         if name not in entries:

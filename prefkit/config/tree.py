@@ -1,6 +1,6 @@
-"""YAML text -> nested dicts and lists of located strings, within bounds that no recipe written by hand reaches.
+"""Parse YAML into nested dicts and lists of located strings, within limits that no handwritten recipe reaches.
 
-All text from users passes through here: recipe files and values of flags. The result has no recursive or exploding YAML
+All text from users passes through here: recipe files and flag values. The result has no recursive or exploding YAML
 anchors, no deep nesting, no NUL and no lone surrogates.
 """
 
@@ -26,7 +26,7 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Located(str):
-    """A key or scalar as written, with its line."""
+    """A key or scalar as written, with its line, or the flag that it comes from."""
 
     line: int = 0
     quoted: bool = False
@@ -40,7 +40,7 @@ class Source:
     path: str = ""
     flag: str = ""
     nodes: int = 0
-    #: the collections around the current node: a reference to one of them would be infinite
+    #: the collections that contain the current node: a reference to one of them would be infinitely deep
     above: list[Any] = field(default_factory=list)
 
     def error(self, line: int, text: str) -> UsageError:
@@ -48,7 +48,7 @@ class Source:
 
 
 def read_tree(path: str | Path) -> dict[str, Any] | None:
-    """Read the mapping in a file, {} if it is empty, None if it is not a mapping. Raises UsageError, RecipeError."""
+    """Read the mapping in a YAML file: {} if the file is empty, None if it has none. Raises UsageError, RecipeError."""
     source = Source(path=str(path))
     try:
         text = _bytes(path).decode("utf-8-sig")
@@ -75,7 +75,7 @@ def parse(text: str, source: Source) -> Any:
 
 
 def _bytes(path: str | Path) -> bytes:
-    """The content of a file, or of a pipe opened by the shell. Raises OSError, UsageError."""
+    """Read a file, or a pipe opened by the shell. Raises OSError, UsageError."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise UsageError(f"the recipe {path} is a folder. Pass a YAML file to -r; to use a run folder, leave out -r.")
@@ -85,12 +85,12 @@ def _bytes(path: str | Path) -> bytes:
     with open(path, "rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise RecipeError(f"{path}: larger than {MOST_BYTES:,} bytes, which no recipe is. Check the path.")
+        raise RecipeError(f"{path}: larger than {MOST_BYTES:,} bytes, the limit of a recipe. Check the path.")
     return content
 
 
 def _check_events(text: str, source: Source) -> None:
-    """Check depth and size before the library's recursive part reads the text."""
+    """Check nesting depth and size before PyYAML's recursive composer reads the text."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -100,9 +100,9 @@ def _check_events(text: str, source: Source) -> None:
         nodes += isinstance(event, yaml.NodeEvent)
         line = event.start_mark.line + 1 if event.start_mark else 0
         if depth > MOST_DEPTH:
-            raise source.error(line, f"nested deeper than {MOST_DEPTH} levels; no key needs that.")
+            raise source.error(line, f"nested deeper than {MOST_DEPTH} levels, the limit of a recipe.")
         if nodes > MOST_NODES:
-            raise source.error(line, f"more than {MOST_NODES:,} values; no recipe needs that.")
+            raise source.error(line, f"more than {MOST_NODES:,} values, the limit of a recipe.")
 
 
 def _convert(node: Any, source: Source) -> Any:
@@ -140,7 +140,7 @@ def _mapping(node: Any, source: Source) -> dict[str, Any]:
 
 
 def _merged(node: Any, source: Source) -> dict[str, Any]:
-    """The value of `<<: *name` or `<<: [*one, *two]`; if a key occurs in several mappings, the first one wins."""
+    """Return the value of `<<: *name` or `<<: [*one, *two]`; if a key occurs in several mappings, the first wins."""
     tree: dict[str, Any] = {}
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         inner = _convert(item, source)
@@ -160,7 +160,7 @@ def _located(node: Any, source: Source) -> Located:
 
 
 def unusable(text: str) -> str | None:
-    """Characters in the text that no path, name or prompt can contain; None if there are none."""
+    """Name a kind of character in the text that no path, name or prompt may contain; None if there is none."""
     if "\0" in text:
         return "a NUL character"
     try:
@@ -171,7 +171,7 @@ def unusable(text: str) -> str | None:
 
 
 def overlay(tree: dict[str, Any], path: str, text: str) -> None:
-    """Set `a.b.c` in a tree to a flag's text, read as YAML. Raises UsageError."""
+    """Set the key `path` (`a.b.c`) in a tree to the text of the flag --path, read as YAML. Raises UsageError."""
     flag = f"--{path}"
     if text.lstrip().startswith("#"):  # a colour; YAML would read a comment
         text = "'" + text.replace("'", "''") + "'"
@@ -179,13 +179,13 @@ def overlay(tree: dict[str, Any], path: str, text: str) -> None:
         value = _flagged(parse(text or "''", Source(flag=flag)), flag)
     except UsageError as error:
         if isinstance(error.__cause__, (yaml.YAMLError, ValueError)):
-            raise UsageError(f"{flag}: {text!r} is not valid YAML. Quote a text with special characters.") from error
+            raise UsageError(f"{flag}: {text!r} is not valid YAML. Quote text with special characters.") from error
         raise
     place(tree, [_flagged(Located(name), flag) for name in path.split(".")], value)
 
 
 def tree_of_flags(flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Flags as a section of a recipe."""
+    """Build a section of a recipe from flags (dotted key, text)."""
     tree: dict[str, Any] = {}
     for key, text in flags:
         overlay(tree, key, text)
@@ -193,11 +193,11 @@ def tree_of_flags(flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set tree[a][b][c], creating missing mappings."""
+    """Set tree[a][b][c] for the path (a, b, c), creating missing mappings."""
     *parents, last = path
     for name in parents:
         inner = tree.get(name)
-        if not isinstance(inner, dict):  # unset, or the name of a plug-in alone
+        if not isinstance(inner, dict):  # unset, or just a plug-in's name
             inner = tree[name] = {"use": inner} if isinstance(inner, str) and inner != "none" else {}
         tree = inner
     tree[last] = value

@@ -1,1 +1,1 @@
-"""Training of scorers on a user's data. The result is a folder that the scorer loads by path, with its measurements."""
+"""Training of scorers on a user's data. Each fit writes a folder with measurements, which the scorer loads by path."""

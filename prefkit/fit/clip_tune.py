@@ -1,4 +1,4 @@
-"""Tuning of an image-text network on preferences: scores, loss, training loop and export in the format of its library."""
+"""Tuning of an image-text model on preferences: scores, loss, training loop, and export to its library."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LIBRARY_CONFIG, LIBRARY_WEIGHTS = "open_clip_config.json", "open_clip_model.safe
 
 
 class Scores(nn.Module):
-    """exp(logit_scale) * cos of each image with each text of its row.
+    """Scores exp(logit_scale) * cos(image, text) of each row's two images with each of its T texts: [B, 2, T].
 
-    pixels [2B, 3, H, W] (image 0 of each row, then image 1) and token ids [T * B, L] -> [B, 2, T]
+    Inputs: pixels [2B, 3, H, W] (image 0 of all rows, then image 1 of all rows) and token ids [T * B, L].
     """
 
     def __init__(self, network: Any, library: str) -> None:
@@ -52,14 +52,14 @@ def _unit(output: Any) -> Tensor:
 
 
 def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
-    """Return the loss of each pair, [B], for scores [B, 2, T] and p [B], the probability that image 0 is the better one.
+    """Return the loss of each pair, [B], for scores [B, 2, T] and p [B], the probability that image 0 is better.
 
-        -p log softmax(s)_0 - (1 - p) log softmax(s)_1                                   s of the (implicit) prompt
+        -p log softmax(s)_0 - (1 - p) log softmax(s)_1                                        s: scores with the prompt
 
-    PickScore's loss with a soft label (arXiv 2305.01569, eq. 2-3). With `explicit` above 0, T = 3 and
-    `explicit` times SciScore's second term (arXiv 2504.13129) is added: of the explicit and the superficial prompt, the better
-    image should match the explicit one, the worse image the superficial one. For 0 < p < 1 it is the expectation over which
-    image is better.
+    PickScore's loss with a soft label (arXiv 2305.01569, eq. 2-3). With `explicit` above 0, T = 3 (prompt, explicit
+    prompt, superficial prompt), and `explicit` times SciScore's second term (arXiv 2504.13129) is added: the better
+    image should match the explicit prompt, the worse image the superficial prompt. For 0 < p < 1 the term is the
+    expectation over which image is better.
     """
     first = torch.stack([p, 1 - p], dim=1)  # probability that image 0, image 1 is better
     loss = -(first * scores[..., 0].log_softmax(dim=1)).sum(1)
@@ -70,7 +70,7 @@ def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
 
 
 class Batches:
-    """Collates row indices into the inputs of `Scores`; prompts are truncated to the context length, as the scorers do."""
+    """Collates row indices into the inputs of `Scores`; prompts are cut at the context length, as in the scorers."""
 
     def __init__(
         self, data: Preferences, inner: Any, library: str, texts: Sequence[str], weights: Sequence[float]
@@ -93,7 +93,7 @@ class Batches:
 
 
 class Tuning:
-    """One fit under accelerate, which takes device, precision and processes from the options or `accelerate launch`."""
+    """One run of the fit with accelerate: device, precision and processes are from options or `accelerate launch`."""
 
     def __init__(self, options: Any, encoder: Encoder, data: Preferences, texts: Sequence[str]) -> None:
         from accelerate import Accelerator
@@ -114,7 +114,7 @@ class Tuning:
         return torch.utils.data.DataLoader(numbers, self.options.batch_size, collate_fn=self.batches, **options)
 
     def scores(self, rows: Sequence[int]) -> Tensor:
-        """[N, 2] float32 on the CPU: scores of image 0 and 1 with the prompt, in order, on every process."""
+        """Score images 0 and 1 of each row with its prompt: [N, 2] float32 on the CPU, all rows on every process."""
         self.model.eval()
         parts = []
         with torch.inference_mode():
@@ -125,7 +125,7 @@ class Tuning:
         return torch.cat(parts)
 
     def train(self, rows: Sequence[int], validation: Sequence[int]) -> dict[str, Any]:
-        """Train for `steps`, or until the validation loss has not improved `patience` times; load the best weights."""
+        """Train for `steps` steps, or until `patience` validations in a row did not improve; load the best weights."""
         o, accelerator = self.options, self.accelerator
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
@@ -152,7 +152,7 @@ class Tuning:
         return {"steps": step, "best_step": best_step, "validation_loss": best, "course": course}
 
     def _step(self, batch: dict[str, Tensor], optimizer: Any, step: int) -> int:
-        """1 if the optimizer has stepped, 0 while gradients accumulate."""
+        """Train on one batch. Returns 1 if the optimizer has stepped, 0 while gradients accumulate."""
         o, accelerator = self.options, self.accelerator
         self.model.train()
         with accelerator.accumulate(self.model):
@@ -219,6 +219,6 @@ def _load(encoder: Encoder, device: str) -> Any:
 
 
 def _weights(rows: Sequence[Preference], weighting: str) -> list[float]:
-    """1 for each row, or one over the number of pairs of its prompt, so that each prompt counts the same."""
+    """Return each row's weight: 1, or 1 / the number of its prompt's pairs, so that all prompts count the same."""
     counts = Counter(row.caption for row in rows)
     return [1.0 if weighting == "pair" else 1 / counts[row.caption] for row in rows]

@@ -13,10 +13,10 @@ T = TypeVar("T")
 def best_epoch(
     label: str, settings: Any, epoch: Callable[[], tuple[float, float]], snapshot: Callable[[], T]
 ) -> tuple[T, dict[str, Any]]:
-    """Run epochs until their validation AUC has not risen for `patience` of them.
+    """Run up to `settings.epochs` epochs; stop once the validation AUC has not risen for `settings.patience` epochs.
 
-    epoch: trains for one and returns (loss, validation AUC). Returns the `snapshot()` of the best epoch, and the course.
-    settings: epochs, patience.
+    epoch: trains for one epoch and returns (loss, validation AUC). Returns the `snapshot()` taken after the best epoch,
+    and a dict with the number of epochs, the best epoch and the AUC of every epoch.
     """
     best, since_best, best_state = -1.0, 0, snapshot()
     curve: list[float] = []

@@ -1,4 +1,4 @@
-"""The folder that a fit writes: atomically, and never over a fit with other settings or data."""
+"""The output folder of a fit: written atomically, and never over a fit made with different settings or data."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPEC, WEIGHTS, DEFAULT_ROOT = "spec.json", "weights.safetensors", "fitted"
-#: options that name files (whose content is part of `data`) or the way of working, and do not change the outcome
+#: options left out of the fingerprint: paths (`data` holds digests of the files instead) and the device
 PLACES = frozenset(
     {"out", "interactions", "images", "items", "features", "outfits", "pairs", "run", "ratings", "device"}
 )
 
 
 class FitFolder:
-    """The folder `out` of the fit `name`, identified by the settings, data and encoder that determine the outcome."""
+    """Output folder of the fit `name`, with the fingerprint of settings, data and encoder that determine the result."""
 
     def __init__(self, name: str, out: str, options: Any, data: Mapping[str, Any], encoder: Any = None) -> None:
         self.folder = Path(out or f"{DEFAULT_ROOT}/{name}").expanduser()
@@ -39,34 +39,34 @@ class FitFolder:
         }
 
     def present(self) -> dict[str, Any] | None:
-        """The spec of a completed fit with the same fingerprint; None where there is none, or a damaged one.
+        """Return the spec if the folder contains this fit; None if the folder is missing, empty or damaged.
 
-        Raises FingerprintError for a fit with another fingerprint, and UsageError for a folder that no fit wrote.
+        Raises FingerprintError if it contains a fit with another fingerprint, UsageError if no fit wrote the folder.
         """
         if not self.folder.exists():
             return None
         if not (self.folder / SPEC).is_file():
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 return None
-            raise UsageError(f"{self.folder} exists and was not written by fit. Name another folder with --out.")
+            raise UsageError(f"{self.folder} exists, but no fit wrote it. Name another folder with --out.")
         spec = read_json(self.folder / SPEC)
         keys = [key for key, value in self.fingerprint.items() if _plain(spec.get(key)) != _plain(value)]
         if keys:
             changes = "; ".join(_difference(key, _plain(spec.get(key)), _plain(self.fingerprint[key])) for key in keys)
             raise FingerprintError(
-                f"{self.folder} was fitted with other settings or data ({changes}). Name another folder with --out, or "
-                "remove this one to fit it again."
+                f"{self.folder} was fitted with different settings or data ({changes}). Name another folder with "
+                "--out, or remove this one to fit again."
             )
         try:
-            check_folder(self.folder, "It is fitted again.")
+            check_folder(self.folder, "The fit runs again.")
         except DamagedError as error:
             warn(f"{self.folder} was renamed to {set_aside(self.folder).name}: {error}")
             return None
-        note(f"{self.folder} contains this fit; nothing to do.")
+        note(f"{self.folder} already contains this fit; nothing to do.")
         return spec
 
     def write(self, results: Mapping[str, Any], save: Callable[[Path], Any]) -> dict[str, Any]:
-        """Write the files of `save(folder)` and spec.json with the fingerprint and results. Returns the spec."""
+        """Write what `save(folder)` saves, and spec.json with the fingerprint and results. Returns the spec."""
         spec = {**self.fingerprint, **results}
         with whole_folder(self.folder) as temporary:
             save(temporary)

@@ -1,4 +1,4 @@
-"""Interactions of users with items as arrays: one held-out item per user for validation and for testing, and negatives."""
+"""User-item interactions as arrays: one held-out item per user for validation, one for testing, and negatives."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pandas as pd
 from prefkit.errors import UsageError
 from prefkit.fit.tables import times
 
-MIN_ITEMS = 3  # interactions of a user from which items are held out
+MIN_ITEMS = 3  # no items are held out for users with fewer
 
 
 @dataclass
 class Interactions:
-    """Users and items as indices. `train` [M, 2]; `validation`, `test` [*, 2] with at most one row per user.
+    """Pairs (user index, item index): `train` [M, 2]; `validation` and `test` [*, 2], at most one row per user.
 
-    `keys` are the sorted user * n_items + item of all three: an item in it is not a negative of that user.
+    `keys` holds the sorted user * n_items + item of all three splits, `train_keys` those of `train` alone.
     """
 
     users: list[str]
@@ -29,13 +29,13 @@ class Interactions:
     train_keys: np.ndarray
 
     def seen(self, users: np.ndarray, items: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """[M] bool: True where the pair (user, item) is among `keys`."""
+        """Return a bool array [M]: True where the pair (user, item) is among `keys`."""
         wanted = users.astype(np.int64) * len(self.items) + items
         positions = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
         return keys[positions] == wanted
 
     def negatives(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[M]: an item for each user, uniform over those that are not among the user's training positives."""
+        """Draw an item for each user, uniformly from those that are not among the user's training items: [M]."""
         items = rng.integers(0, len(self.items), len(users))
         rejected = np.flatnonzero(self.seen(users, items, self.train_keys))
         while len(rejected):
@@ -47,8 +47,8 @@ class Interactions:
 def split(table: pd.DataFrame, items: list[str], seed: int) -> Interactions:
     """Split interactions into train, validation and test; repeated (user, item) rows count once.
 
-    Of a user with three items or more, the last by `time` is for testing and the one before for validation; without
-    `time`, two at random. Raises UsageError where nothing can be learned.
+    For each user with three items or more, the last item by `time` is for testing and the one before it for validation
+    (without `time`, two random items). Raises UsageError if there are no negatives or no test items.
     """
     frame = pd.DataFrame({"user": table["user"].astype(str), "item": table["item"].astype(str)})
     rng = np.random.default_rng(seed)
@@ -59,14 +59,16 @@ def split(table: pd.DataFrame, items: list[str], seed: int) -> Interactions:
     i = frame["item"].map({name: row for row, name in enumerate(items)}).to_numpy(np.int64)
     counts = np.bincount(u, minlength=len(users))
     if (counts == len(items)).any():
-        raise UsageError(f"vbpr: user {users[int(counts.argmax())]} has taken every item, so none can be a negative.")
+        raise UsageError(
+            f"vbpr: user {users[int(counts.argmax())]} has every item, so there are no negatives. Remove the user."
+        )
     from_end = counts[u] - 1 - (np.arange(len(u)) - (np.cumsum(counts) - counts)[u])
     enough = counts[u] >= MIN_ITEMS
     rows = np.stack([u, i], 1)
     test, validation = rows[enough & (from_end == 0)], rows[enough & (from_end == 1)]
     train = rows[~enough | (from_end > 1)]
     if not len(test):
-        raise UsageError(f"vbpr: no user has {MIN_ITEMS} items, so none can be held out and nothing can be measured.")
+        raise UsageError(f"vbpr: no user has {MIN_ITEMS} items, so none can be held out for the test. Add rows.")
     return Interactions(users, items, train, validation, test, _keys(rows, len(items)), _keys(train, len(items)))
 
 

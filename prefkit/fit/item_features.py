@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Source:
-    """`items` in the order of the features' rows, and either image files or an array [N, D]."""
+    """Source of the features: `items`, and in the same order either their image files or an array [N, D]."""
 
     items: list[str]
     files: list[Path] | None = None
@@ -33,7 +33,7 @@ class Source:
 
     @classmethod
     def find(cls, options: Any, interactions: pd.DataFrame) -> Source:
-        """Raises UsageError for items of the interactions that have no image or no features."""
+        """Find the source that the options name. Raises UsageError for items without an image or features."""
         wanted = sorted(set(interactions["item"].astype(str)))
         if options.images:
             images = image_files(user_path(options.images, "vbpr.images"), wanted, "vbpr.images")
@@ -54,7 +54,7 @@ class Source:
         return digest(self.items, hashlib.sha256(self.array.numpy().tobytes()).hexdigest())
 
     def scaled(self, encoder: Any, method: str) -> tuple[Scaling, Tensor]:
-        """(the scaling, also for later images; the scaled features [N, D])."""
+        """Return the scaling, which the scorer later applies to new images, and the scaled features [N, D]."""
         import torch
 
         raw = self.array if self.array is not None else embed(encoder, self.files or [], device_of(None), False)
@@ -64,7 +64,7 @@ class Source:
         elif method == "standard":
             shift, factor = raw.mean(0), float(raw.std(0).pow(2).mean().sqrt())
         if not factor > 0:
-            raise UsageError("vbpr: the features are all the same; nothing can be learned from them.")
+            raise UsageError("vbpr: the features of all items are the same, so nothing can be learned from them.")
         scaling = Scaling(method == "unit", shift, factor)
         return scaling, scaling(raw).contiguous()
 
@@ -84,16 +84,16 @@ def _read_features(path: Path) -> tuple[list[str], Tensor]:
         raise UsageError(f"vbpr.features: {path} could not be read: {message(str(error), 200)}.") from error
     if array.ndim != 2 or len(array) != len(items) or len(set(items)) != len(items):
         raise UsageError(
-            f"vbpr.features: {path} has shape {list(array.shape)} for {len(items)} ids ({len(set(items))} different); it must "
-            "have one row per item, and each item once."
+            f"vbpr.features: {path} has shape {list(array.shape)} for {len(items)} ids ({len(set(items))} distinct). "
+            "It must have one row per id, and each id once."
         )
     if not np.isfinite(array).all():
-        raise UsageError(f"vbpr.features: {path} contains values that are not finite.")
+        raise UsageError(f"vbpr.features: {path} contains values that are not finite (NaN or infinity). Replace them.")
     return items, torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
 def _read_rows(path: Path) -> tuple[list[str], Any]:
-    """Ids and [N, D] float32 of a table, converted row by row to save memory. Raises UsageError naming the row."""
+    """Read ids and features [N, D] float32, row by row to save memory. Raises UsageError naming the row."""
     import numpy as np
 
     items, arrays = [], []
@@ -105,7 +105,7 @@ def _read_rows(path: Path) -> tuple[list[str], Any]:
         except (TypeError, ValueError) as error:
             raise UsageError(f"{where}: the features are not a list of numbers.") from error
         if arrays[-1].shape != arrays[0].shape:
-            raise UsageError(f"{where} has {arrays[-1].size} features, the first row {arrays[0].size}.")
+            raise UsageError(f"{where} has {arrays[-1].size} features, but the first row has {arrays[0].size}.")
         items.append(id_text(values["item"]))
     return items, np.stack(arrays) if arrays else np.zeros((0, 0), np.float32)
 
@@ -128,5 +128,5 @@ def _check_complete(name: str, path: str, wanted: list[str], present: Collection
     missing = sorted(set(wanted) - set(present))
     if missing:
         raise UsageError(
-            f"{name}: {path} has no row for {len(missing)} items of the interactions, such as {missing[0]}."
+            f"{name}: {path} has no row for {len(missing)} items of the interactions, such as {missing[0]}. Add rows."
         )

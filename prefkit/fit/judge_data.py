@@ -1,7 +1,7 @@
-"""Training data of a judge: rated images, or pairs shown side by side, in the form that TRL's trainers take.
+"""Training data for a judge: rated images, or pairs shown side by side, in the format of TRL's trainers.
 
-The prompt of an example is the question of the scorer, formatted by the model's chat template up to the start of the answer;
-the answer is a level (or A, B) and the end token. Training and scoring therefore read the same token.
+The prompt of an example is the scorer's question, formatted with the model's chat template up to the start of the
+answer. The answer is a level (or A or B) and the end token, so training and scoring use the same token.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Rated:
 
 
 def read_ratings(path: str) -> tuple[list[Rated], str]:
-    """Read a table of image (path from the table's folder), prompt and rating. Returns rows and a digest of them.
+    """Read a table with the columns image (path relative to the table's folder), prompt and rating.
 
-    Several ratings of one image for one prompt become their mean. Raises UsageError.
+    Returns the rows and their digest. Ratings of the same image for the same prompt are averaged. Raises UsageError.
     """
     table = read_table("mllm.ratings", path, ("image", "prompt", "rating"), ids=("image",))
     base = Path(path).expanduser().parent
@@ -56,7 +56,7 @@ def read_ratings(path: str) -> tuple[list[Rated], str]:
 
 
 def read_scores(run: str, alias: str) -> tuple[list[Rated], str]:
-    """Read the scores of a run as ratings. Returns rows and a digest of them. Raises UsageError."""
+    """Read a run's scores called `alias` as ratings. Returns the rows and their digest. Raises UsageError."""
     store = open_run("mllm.scores", run, "scores", alias)
     prompts = {request.request_id: request.prompt for request in store.requests()}
     rejected = rejected_ids(store)
@@ -80,20 +80,20 @@ def _content(rows: Sequence[Rated]) -> str:
 
 
 def level(rating: float, scale: Scale) -> str:
-    """The label of the nearest level, the lower one of two. Raises UsageError for a rating outside of the scale."""
+    """Return the label of the level nearest to a rating, the lower in a tie. Raises UsageError outside the scale."""
     if not scale.values[0] <= rating <= scale.values[-1]:
-        raise UsageError(f"mllm: a rating of {rating:g} is beyond the scale {', '.join(scale.labels)}; set --scale.")
+        raise UsageError(f"mllm: a rating of {rating:g} is outside the scale {', '.join(scale.labels)}. Set --scale.")
     return scale.labels[min(range(len(scale.values)), key=lambda i: abs(scale.values[i] - rating))]
 
 
 class Examples:
-    """Questions with their answers, as a datasets.Dataset that decodes the images of a batch when the batch is read."""
+    """Questions and answers; `dataset` makes them a datasets.Dataset that decodes images only when a batch is read."""
 
     def __init__(self, processor: Any, questions: Sequence[Question], answers: Sequence[tuple[str, ...]]) -> None:
         self.processor, self.questions, self.answers = processor, questions, answers
 
     def dataset(self) -> datasets.Dataset:
-        """Columns prompt, images, and completion (one answer) or chosen and rejected (two)."""
+        """Return a dataset with columns prompt, images, and completion (one answer) or chosen and rejected (two)."""
         import datasets
 
         table = datasets.Dataset.from_dict({"row": list(range(len(self.questions)))})
@@ -113,17 +113,17 @@ class Examples:
 
 
 def prompt_text(processor: Any, question: Question) -> str:
-    """Format the question by the chat template up to the start of the answer, as the scorer's back end does."""
+    """Format the question with the chat template up to the start of the answer, as the scorer's back end does."""
     content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in question.parts]
     chat = [{"role": "user", "content": content}]
     return processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
 def check_tokens(processor: Any, labels: Sequence[str], reads: Callable[[str, str], bool]) -> None:
-    """Raises UsageError for an answer that the tokenizer does not encode as one token."""
+    """Raise UsageError if the tokenizer does not encode every answer as a single token."""
     for label in labels:
         ids = processor.tokenizer(label, add_special_tokens=False).input_ids
         if len(ids) != 1 or not reads(processor.tokenizer.decode(ids), label):
             raise UsageError(
-                f"mllm: {label!r} is {len(ids)} tokens of this model; use levels of one token, such as 1 to 9."
+                f"mllm: {label!r} must be a single token, but is {len(ids)} for this model. Use levels such as 1 to 9."
             )

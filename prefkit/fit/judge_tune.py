@@ -1,4 +1,4 @@
-"""Tuning of a multimodal judge: the task (ratings or pairs), TRL's trainer for it, and measurements before and after."""
+"""Tuning of a multimodal judge on ratings or pairs with TRL, and measurements before and after."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prefkit.types import Candidate
 
 
 class RatingTask:
-    """Ratings, by SFT."""
+    """Tuning on ratings by supervised fine-tuning (SFT)."""
 
     name = "ratings"
 
@@ -40,7 +40,7 @@ class RatingTask:
         self.answers = self.scale.labels
 
     def trainer(self, options: Any) -> tuple[Any, Any]:
-        """(TRL's trainer, its configuration class with the settings of this task)."""
+        """Return TRL's trainer class, and a function that creates its configuration for this task."""
         import trl
 
         return trl.SFTTrainer, lambda **shared: trl.SFTConfig(completion_only_loss=True, **shared)
@@ -55,7 +55,7 @@ class RatingTask:
         return Question((candidate, fill(self.template, fields)))
 
     def judge(self, rows: Sequence[int]) -> dict[str, list[float]]:
-        """value: the expected level of each row, as the scorer mllm computes it."""
+        """Return a dict with `value`: the expected level of each row, computed as in the scorer mllm."""
         values = []
         for start in range(0, len(rows), self.batch_size):
             questions = [self._question(n) for n in rows[start : start + self.batch_size]]
@@ -75,7 +75,7 @@ class RatingTask:
 
 
 class PairTask:
-    """Pairs, by DPO on the answer to a comparison."""
+    """Tuning on pairs by DPO: the judge learns to prefer the right answer to a comparison."""
 
     name = "pairs"
     answers = (FIRST, SECOND)
@@ -88,16 +88,16 @@ class PairTask:
         self.rows = [row for row in self.data.rows if row.p != 0.5]  # DPO has no ties
         self.prompts = [row.caption for row in self.rows]
         if not self.rows:
-            raise UsageError("mllm: all pairs are ties; nothing can be learned from them.")
+            raise UsageError("mllm: all pairs are ties, so nothing can be learned. Add pairs with a winner.")
 
     def trainer(self, options: Any) -> tuple[Any, Any]:
-        """(TRL's trainer, its configuration class with the settings of this task)."""
+        """Return TRL's trainer class, and a function that creates its configuration for this task."""
         import trl
 
         return trl.DPOTrainer, lambda **shared: trl.DPOConfig(beta=options.beta, **shared)
 
     def examples(self, processor: Any, rows: Sequence[int]) -> Examples:
-        """Each pair in both orders."""
+        """Return the examples for training: each pair in both orders."""
         questions, answers = [], []
         for n in rows:
             a, b = self._candidates(n)
@@ -116,7 +116,9 @@ class PairTask:
         return a, b
 
     def judge(self, rows: Sequence[int]) -> dict[str, list[float]]:
-        """right: fraction of the two orders in which the better image won; flip: 1 where the orders disagree."""
+        """Return lists for all pairs: `right`, the fraction of the two orders the better image won (a tie is half),
+        and `flip`, 1 if different images won in the two orders, else 0.
+        """
         right, flip = [], []
         for start in range(0, len(rows), self.batch_size):
             part = rows[start : start + self.batch_size]
@@ -140,10 +142,10 @@ class PairTask:
 
 
 class BestWeights(TrainerCallback):
-    """Stops after `patience` evaluations without a lower `eval_loss`, and restores the trained weights of the lowest.
+    """Stops after `patience` evaluations without a lower `eval_loss`, and restores the weights with the lowest loss.
 
-    Trainer's `load_best_model_at_end` cannot do this for a vision-language model: the names in its checkpoints differ from
-    those that it loads by, so it reports all as missing and keeps the last weights (transformers 5.23).
+    Trainer's `load_best_model_at_end` cannot do this for a vision-language model: it saves parameters under other names
+    than it loads, so it reports all of them as missing and keeps the last weights (transformers 5.23).
     """
 
     def __init__(self, patience: int) -> None:
@@ -168,7 +170,7 @@ class BestWeights(TrainerCallback):
 
 
 class Tuning:
-    """One fit: the splits, TRL's trainer on them, and the measurements."""
+    """One run of the fit: split the rows, train with TRL, and measure the test rows before and after."""
 
     def __init__(self, options: Any, task: RatingTask | PairTask, backend: Any) -> None:
         from accelerate import PartialState

@@ -1,4 +1,4 @@
-"""Training data and training of the outfit head: outfits as padded arrays, and negatives of the same category."""
+"""Training of the outfit_compat head: outfits as padded index arrays, negatives, training loop and metrics."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from prefkit.score.embed.outfit_head import OutfitHead
 
 BATCH = 512
-MAX_NEGATIVES = 100  # of the same category, for an AUC
+MAX_NEGATIVES = 100  # per outfit, for its AUC
 
 
 @dataclass
 class Catalogue:
-    """Items as indices. `category` [N] int64; `of` lists the items of each category."""
+    """N items. files: image of each; category: [N] int64, category index of each; of: item indices of each category."""
 
     files: list[str]
     category: np.ndarray
@@ -35,7 +35,7 @@ class Catalogue:
 
 @dataclass
 class Outfits:
-    """`members` [O, L] item indices, padded with -1."""
+    """O outfits of up to L items. members: [O, L] item indices; rows of shorter outfits are padded with -1."""
 
     members: np.ndarray
 
@@ -44,16 +44,16 @@ class Outfits:
 
 
 def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Catalogue, dict[str, Outfits], int]:
-    """Return the catalogue, outfits by split, and the number of outfits left out because they have fewer than two items.
+    """Return the catalogue, outfits by split, and the number of outfits left out for having fewer than two items.
 
-    The split is the table's column `split` (train, validation, test), or by a hash of the outfit's name with `shares`, the
-    fractions for validation and test. Raises UsageError.
+    The table's column `split` (train, validation, test) assigns the split. Without a value there, a hash of the outfit
+    name does; `shares` are then the fractions for validation and test. Raises UsageError.
     """
     table = table.assign(item=(table["item"] if "item" in table else table["image"]).map(id_text))
     first = table.drop_duplicates("item")
     clash = table.groupby("item")["category"].nunique()
     if (clash > 1).any():
-        raise UsageError(f"outfit_compat.outfits: item {clash.index[clash > 1][0]} has two categories; it needs one.")
+        raise UsageError(f"outfit_compat.outfits: item {clash.index[clash > 1][0]} has two categories; give it one.")
     categories = sorted(set(first["category"].astype(str)))
     number = {name: row for row, name in enumerate(first["item"])}
     category = first["category"].astype(str).map({c: i for i, c in enumerate(categories)}).to_numpy(np.int64)
@@ -72,19 +72,23 @@ def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Cata
         split = _split_of(rows, str(outfit), shares)
         if split not in splits:
             raise UsageError(
-                f"outfit_compat.outfits: outfit {outfit} is of split {split!r}; use train, validation or test."
+                f"outfit_compat.outfits: outfit {outfit} has split {split!r}. Use train, validation or test."
             )
         splits[split].append(members)
     empty = [split for split, rows in splits.items() if not rows]
     if empty:
-        raise UsageError(f"outfit_compat.outfits: no outfit of two items or more is for {', '.join(empty)}; give more.")
+        raise UsageError(
+            f"outfit_compat.outfits: no outfit of two or more items is in the split {', '.join(empty)}. Add some."
+        )
     return catalogue, {split: Outfits(_padded(rows)) for split, rows in splits.items()}, short
 
 
 def _split_of(rows: pd.DataFrame, outfit: str, shares: tuple[float, float]) -> str:
     names = {str(value) for value in rows["split"] if value is not None} if "split" in rows else set()
     if len(names) > 1:
-        raise UsageError(f"outfit_compat.outfits: outfit {outfit} is of several splits ({', '.join(sorted(names))}).")
+        raise UsageError(
+            f"outfit_compat.outfits: outfit {outfit} has several splits ({', '.join(sorted(names))}). Give it one."
+        )
     if names:
         return names.pop()
     number = int(digest("outfit", outfit, length=8), 16) / 16**8
@@ -99,7 +103,7 @@ def _padded(rows: list[list[int]]) -> np.ndarray:
 
 
 def blanks(outfits: Outfits, rng: np.random.Generator) -> np.ndarray:
-    """[O]: a random position in each outfit, uniform over its items."""
+    """Draw for each outfit the position of the item to blank, uniformly over its items: [O]."""
     lengths = (outfits.members >= 0).sum(1)
     return (rng.random(len(outfits)) * lengths).astype(np.int64)
 
@@ -107,7 +111,7 @@ def blanks(outfits: Outfits, rng: np.random.Generator) -> np.ndarray:
 def negatives(
     catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """[O, count]: different items of the blank's category that are not in the outfit, padded with -1."""
+    """Draw for each outfit up to `count` other items of the blank's category not in it: [O, count], padded with -1."""
     items = np.full((len(outfits), count), -1, np.int64)
     truth = outfits.members[np.arange(len(outfits)), blank]
     for row, (members, item) in enumerate(zip(outfits.members, truth)):
@@ -119,7 +123,7 @@ def negatives(
 
 
 def one_negative(catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[O]: one negative per outfit as by `negatives`, vectorized; -1 where the category has no other item."""
+    """Draw one negative per outfit, vectorized: [O]. -1 if all items of the blank's category are in the outfit."""
     truth = outfits.members[np.arange(len(outfits)), blank]
     sizes = np.array([len(pool) for pool in catalogue.of])
     flat, begin = np.concatenate(catalogue.of), np.cumsum(sizes) - sizes
@@ -138,7 +142,7 @@ def one_negative(catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, rng:
 def contexts(
     head: OutfitHead, features: torch.Tensor, outfits: Outfits, blank: np.ndarray, rows: np.ndarray
 ) -> torch.Tensor:
-    """[len(rows), out]: contexts of the outfits without their blank."""
+    """Compute the head's context of the outfits `rows`, each without its blanked item: [len(rows), out]."""
     members = outfits.members[rows].copy()
     members[np.arange(len(rows)), blank[rows]] = -1
     mask = torch.from_numpy(members >= 0).float()
@@ -148,15 +152,16 @@ def contexts(
 def train(
     head: OutfitHead, features: torch.Tensor, catalogue: Catalogue, splits: dict[str, Outfits], settings: Any
 ) -> tuple[OutfitHead, dict[str, Any]]:
-    """Train until the validation AUC has not risen for `patience` epochs. Returns the best head, and the course.
+    """Train until the validation AUC has not risen for `patience` epochs. Returns the best head, and the AUC by epoch.
 
-    Loss: mean of -ln sigmoid(score of the truth - score of the negative). settings: learning_rate, weight_decay, batch_size,
-    epochs, patience, seed. Raises UsageError where nothing can be measured.
+    Loss: mean of -ln sigmoid(score of the blanked item - score of a negative). settings: learning_rate, weight_decay,
+    batch_size, epochs, patience, seed. Raises UsageError if a split has no negatives, so that no AUC can be measured.
     """
     for split, outfits in splits.items():
         if split != "train" and not len(measure(head, features, catalogue, outfits, 4, settings.seed)[0]):
             raise UsageError(
-                f"outfit_compat: no {split} outfit has an item with another of its category as a negative."
+                f"outfit_compat: the {split} outfits cannot be evaluated: none has a negative, an item of the blanked "
+                "item's category that is not in the outfit. Add items."
             )
     rng = np.random.default_rng(settings.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -182,12 +187,12 @@ def _epoch(
     batch_size: int,
     rng: np.random.Generator,
 ) -> float:
-    """One epoch with new blanks and negatives. Returns the mean loss."""
+    """Train for one epoch with new random blanks and negatives. Returns the mean loss."""
     blank = blanks(outfits, rng)
     negative = one_negative(catalogue, outfits, blank, rng)
     order = rng.permutation(np.flatnonzero(negative >= 0))
     if not len(order):
-        raise UsageError("outfit_compat: no category has two items, so there is no negative to learn from.")
+        raise UsageError("outfit_compat: no category has two items, so there are no negatives. Add items.")
     total = 0.0
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -206,10 +211,10 @@ def _epoch(
 def measure(
     head: OutfitHead, features: torch.Tensor, catalogue: Catalogue, outfits: Outfits, choices: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(AUC, hit) of each outfit, with one blank each that depends on `seed` alone.
+    """Return the AUC and the hit of each outfit, with one blanked item per outfit that depends on `seed` alone.
 
-    AUC: fraction of up to 100 other items of the category that score below the truth; hit: 1 where the truth scores above
-    `choices` - 1 of them. Ties count as misses. Outfits with too few other items in the category are in neither.
+    AUC: fraction of up to 100 negatives (items of the same category) that score below the blanked item. hit: 1 if the
+    item scores above `choices` - 1 negatives. Ties count as misses. Each array omits outfits with too few negatives.
     """
     rng = np.random.default_rng([seed, 1])
     blank = blanks(outfits, rng)

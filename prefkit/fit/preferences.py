@@ -1,8 +1,8 @@
 """Preferences between two images of a prompt, from a pair dataset or from votes; images are read when needed.
 
-A pair dataset is a folder of Parquet files (FOLDER/train/*.parquet, as `prefkit pair` writes them, or *.parquet) with jpg_0,
-jpg_1, label_0, label_1 and caption. An optional column p holds the probability that the label is right. Votes are the
-comparisons of a run.
+A pair dataset is a folder of Parquet files (FOLDER/train/*.parquet, as `prefkit pair` writes them, or *.parquet) with
+columns jpg_0, jpg_1, label_0, label_1 and caption. An optional column p holds the probability that the label is right.
+Votes are the comparisons of a run.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PROBABILITY = {"a": 1.0, "b": 0.0, "tie": 0.5}
 class Preference:
     """One comparison of two images.
 
-    p: probability that image 0 is the better one; 0.5 is a tie. images: keys for `Preferences.open`. texts: further prompts
-    of the row, by column.
+    p: probability that image 0 is the better one; 0.5 is a tie. images: their keys, for `Preferences.open`. texts:
+    column -> a further prompt of the row.
     """
 
     caption: str
@@ -48,14 +48,14 @@ class Preference:
 
 @dataclass(frozen=True)
 class Preferences:
-    """encoded: key of an image -> its bytes. content: digest of all rows and images."""
+    """The preferences of a data set. encoded: returns an image's bytes by key. content: digest of rows and images."""
 
     rows: list[Preference]
     encoded: Callable[[Any], bytes]
     content: str
 
     def open(self, image: Any) -> Image:
-        """Decode an image as RGB, upright. Raises UsageError."""
+        """Decode the image with the key `image` as upright RGB. Raises UsageError if it cannot be read."""
         try:
             return rgb(self.encoded(image))
         except (OSError, ValueError, TypeError) as error:
@@ -63,12 +63,12 @@ class Preferences:
 
 
 def read_preferences(fit: str, pairs: str, run: str, votes: str, columns: Sequence[str] = ()) -> Preferences:
-    """Read the preferences of `pairs`, or of `run` and `votes`.
+    """Read preferences from the pair dataset `pairs`, or from the comparisons called `votes` of the run folder `run`.
 
     columns: further prompts that each row must have. Raises UsageError.
     """
     if bool(pairs) == bool(run and votes) or bool(run) != bool(votes):
-        raise UsageError(f"{fit}: give --pairs FOLDER, or --run FOLDER with --votes NAME (under its comparisons).")
+        raise UsageError(f"{fit}: give --pairs FOLDER, or --run FOLDER with --votes NAME (of the run's comparisons).")
     preferences = _from_pairs(fit, pairs, columns) if pairs else _from_votes(fit, run, votes, columns)
     if not preferences.rows:
         raise UsageError(f"{fit}: {pairs or f'{run}, comparisons {votes},'} contains no pairs.")
@@ -117,13 +117,13 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
 
 
 def _probability(fit: str, number: int, row: Mapping[str, Any]) -> float:
-    """Probability that image 0 is better. Equal labels are a tie; else p, if present, is the winner's probability."""
+    """Return the probability that image 0 is better: 0.5 if the labels are equal, else p (default 1) for the winner."""
     first, second, p = row["label_0"], row["label_1"], row.get("p")
     p = 1.0 if p is None else p
     if not isinstance(row["caption"], str) or not {first, second} <= {0, 0.5, 1} or not 0 <= p <= 1:
         raise UsageError(
-            f"{fit}.pairs, row {number}: caption {row['caption']!r}, labels {first} and {second}, p {p}; the caption must be "
-            "text, labels 0, 0.5 or 1, and p from 0 to 1."
+            f"{fit}.pairs, row {number} has caption {row['caption']!r}, labels {first} and {second}, and p {p}. The "
+            "caption must be text, each label 0, 0.5 or 1, and p from 0 to 1."
         )
     return 0.5 if first == second else p if first > second else 1 - p
 
@@ -141,7 +141,7 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
         request = requests[reader[a]["request_id"]]
         missing = [name for name in columns if not isinstance(request.extra.get(name), str)]
         if missing:
-            raise UsageError(f"{fit}: request {request.request_id} of {run} has no text {', '.join(missing)}.")
+            raise UsageError(f"{fit}: request {request.request_id} of {run} has no text under {', '.join(missing)}.")
         known = probability is not None and np.isfinite(probability)
         p = float(probability) if known else PROBABILITY[outcome]
         rows.append(Preference(request.prompt, p, (a, b), {name: str(request.extra[name]) for name in columns}))
@@ -157,7 +157,7 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
 
 
 def open_run(option: str, run: str, kind: str, name: str) -> Store:
-    """Open a run that must have a table `name` of `kind` (comparisons, scores). Raises UsageError naming the option."""
+    """Open a run that must have a `kind` (comparisons or scores) called `name`. Raises UsageError naming `option`."""
     store = Store(Path(run).expanduser())
     names = store.names(kind)
     if name not in names:
@@ -166,7 +166,7 @@ def open_run(option: str, run: str, kind: str, name: str) -> Store:
 
 
 def rejected_ids(store: Store) -> set[str]:
-    """Candidates that decisions.csv excludes."""
+    """Return the ids of candidates that decisions.csv rejects or removes."""
     decisions = store.decisions()
     return set(decisions.loc[decisions["verdict"].isin(("reject", "remove")), "id"])
 
@@ -174,15 +174,16 @@ def rejected_ids(store: Store) -> set[str]:
 def split_by_text(
     fit: str, texts: Sequence[str], validation: float, test: float, seed: int
 ) -> tuple[list[int], list[int], list[int]]:
-    """Indices of rows for training, validation and test; equal texts (ignoring case and spacing) get the same split.
+    """Split rows into indices for training, validation and test; rows with equal texts stay together.
 
-    validation, test: fractions of the different texts. Raises UsageError for fewer texts than splits.
+    Texts are compared without case and spacing. validation, test: fractions of the distinct texts. Raises UsageError if
+    there are fewer distinct texts than splits.
     """
     keys = [caption_key(text) for text in texts]
     order = sorted(set(keys), key=lambda key: digest("split", seed, key))
     n_test, n_validation = (max(1, round(fraction * len(order))) for fraction in (test, validation))
     if len(order) < n_test + n_validation + 1:
-        raise UsageError(f"{fit}: {len(order)} different prompts are too few to train, validate and test on.")
+        raise UsageError(f"{fit}: {len(order)} different prompts are too few for training, validation and test.")
     split = {key: 2 if n < n_test else 1 if n < n_test + n_validation else 0 for n, key in enumerate(order)}
     train, val, held_out = ([n for n, key in enumerate(keys) if split[key] == part] for part in range(3))
     return train, val, held_out

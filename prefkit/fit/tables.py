@@ -28,15 +28,15 @@ BATCH = 64
 def read_table(
     name: str, path: str, required: Sequence[str], ids: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Read a table of any supported kind, its values unchanged (those of .csv are text), as columns of objects.
+    """Read a table in any supported format as a data frame of unchanged Python objects (text, if the file is .csv).
 
-    required: columns that must exist and have a value in every row. ids: columns that become text, as by `id_text`; if they
-    exist, they must have a value in every row. optional: further columns to keep. Raises UsageError naming the row.
+    required: columns that must exist and have a value in every row. ids: columns that `id_text` converts to text; those
+    that exist must have a value in every row. optional: further columns to keep. Raises UsageError naming the row.
     """
     import pandas as pd
 
     if not path:
-        raise UsageError(f"{name} is not set: give a table ({', '.join(SUFFIXES)}) with {', '.join(required)}.")
+        raise UsageError(f"{name} is not set. Give a table ({', '.join(SUFFIXES)}) with columns {', '.join(required)}.")
     wanted = {*required, *ids, *optional}
     rows = []
     for where, values, _ in read(user_path(path, name), shown=f"{name}: {path}"):
@@ -52,7 +52,7 @@ def read_table(
     columns = dict.fromkeys(column for row in rows for column in row)
     uneven = [column for column in ids if column in columns and not all(column in row for row in rows)]
     if uneven:
-        raise UsageError(f"{name}: {path} has rows without {uneven[0]}. Give every row one, or none.")
+        raise UsageError(f"{name}: {path} has rows without {uneven[0]}. Set it in every row or in none.")
     return pd.DataFrame({column: [row.get(column) for row in rows] for column in columns}, dtype=object)
 
 
@@ -65,7 +65,7 @@ def _checked(value: Any, column: str, is_id: bool, where: str) -> Any:
 
 
 def numbers(table: pd.DataFrame, column: str, name: str) -> list[float]:
-    """The column as numbers. Raises UsageError naming the row of the first value that is not a finite number."""
+    """Return a column as floats. Raises UsageError naming the first row whose value is not a finite number."""
     values = []
     for row, value in enumerate(table[column], 1):
         number = math.nan
@@ -78,9 +78,9 @@ def numbers(table: pd.DataFrame, column: str, name: str) -> list[float]:
 
 
 def times(table: pd.DataFrame, column: str, name: str) -> list[int]:
-    """The rank of each row's time; equal times share a rank. Times are all numbers, or all ISO dates.
+    """Return the rank of each row's time, from 0; equal times share a rank. Times are all numbers, or all ISO dates.
 
-    Raises UsageError naming the row of the first value that is neither.
+    Raises UsageError naming the first row whose value is neither, or that mixes the two.
     """
     values: list[Any] = []
     for row, value in enumerate(table[column], 1):
@@ -96,7 +96,7 @@ def times(table: pd.DataFrame, column: str, name: str) -> list[int]:
 
 
 def _time(value: Any) -> Any:
-    """An int, float or datetime; None for any other value."""
+    """Parse a time as int, float or datetime. Returns None for any other value."""
     if isinstance(value, (int, float)):
         return value if math.isfinite(value) else None
     for kind in (int, float, datetime.fromisoformat):
@@ -114,7 +114,10 @@ def _comparable(one: Any, other: Any) -> bool:
 
 
 def named_files(name: str, path: str, images: Iterable[Any]) -> list[Path]:
-    """The image files that the table at `path` names. Raises UsageError for one that is missing or outside of its folder."""
+    """Return the paths of the images that the table at `path` names, relative to its folder.
+
+    Raises UsageError for an image that is missing or outside of this folder.
+    """
     folder = user_path(path, name).parent
     try:
         files = [named(folder, str(image)) for image in images]
@@ -127,20 +130,19 @@ def named_files(name: str, path: str, images: Iterable[Any]) -> list[Path]:
 
 
 def image_files(folder: Path, items: Sequence[str], name: str) -> dict[str, Path]:
-    """Item -> FOLDER/ITEM.png (or any other suffix that Pillow reads). Raises UsageError for items without an image."""
+    """Map items to FOLDER/ITEM.png (or any suffix that Pillow reads). Raises UsageError for items without an image."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     images = {nfc(path.stem): path for path in files if path.suffix.lower() in image_suffixes()}
     missing = [item for item in items if nfc(item) not in images]
     if missing:
         raise UsageError(
-            f"{name}: {folder} has no image of {len(missing)} of {len(items)} items, such as {missing[0]}.png."
+            f"{name}: {folder} has no image for {len(missing)} of {len(items)} items, such as {missing[0]}.png."
         )
     return {item: images[nfc(item)] for item in items}
 
 
 def embed(encoder: Encoder, files: Sequence[Path], device: str, normalize: bool) -> Tensor:
-    """Return the embeddings of image files, [len(files), D] float32 on the CPU. Raises UsageError naming a file that is
-    not an image."""
+    """Embed image files: [len(files), D] float32 on the CPU. Raises UsageError naming a file that is not an image."""
     import torch
 
     encoder.load(device, "float32")
@@ -162,12 +164,12 @@ def _image(path: Path) -> Any:
 
 
 def files_digest(files: Sequence[Path]) -> str:
-    """Digest of the files' contents, in order."""
+    """Return one digest of all files' contents, in order."""
     from prefkit.models.load.revision import weights_revision
 
     return digest([weights_revision(path) for path in files])
 
 
 def frame_digest(table: pd.DataFrame) -> str:
-    """Digest of a table's values, row by row."""
+    """Return a digest of a table's values, row by row."""
     return digest(table.astype(str).to_csv(index=False))

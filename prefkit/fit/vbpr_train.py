@@ -24,10 +24,10 @@ USER_BATCH = 256
 
 @dataclass(frozen=True)
 class Regularisers:
-    """Weights lambda of lambda/2 * ||.||^2 of the rows that a triple touches.
+    """Weights lambda of the penalties lambda/2 * ||.||^2 on the parameters that a triple (user, item, negative) uses.
 
-    `negative_factors` and `negative_bias` multiply them for gamma_j and beta_j of the negative item: the paper's program uses
-    0.1 for the first, cornac 0.1 for the second, the paper 1 for both.
+    `negative_factors` and `negative_bias` multiply them for the negative's gamma_j and beta_j. The paper uses 1 for
+    both, its authors' code 0.1 for `negative_factors`, cornac 0.1 for `negative_bias`.
     """
 
     factors: float = 0.01
@@ -38,7 +38,7 @@ class Regularisers:
 
 
 def start(users: int, items: int, features: int, k: int, k2: int, seed: int) -> Vbpr:
-    """Initialize a model: Xavier-uniform factors, E and beta'; item biases 0."""
+    """Initialize a model of k latent and k2 visual factors: Xavier-uniform factors, E and beta'; item biases 0."""
     rng = torch.Generator().manual_seed(seed)
 
     def xavier(a: int, b: int) -> Tensor:
@@ -50,9 +50,9 @@ def start(users: int, items: int, features: int, k: int, k2: int, seed: int) -> 
 
 
 def bpr_loss(net: Vbpr, features: Tensor, u: Tensor, i: Tensor, j: Tensor, reg: Regularisers) -> Tensor:
-    """Sum over the B triples (user, taken, not taken) of -ln sigmoid(x_ui - x_uj) and the regularisers of their rows.
+    """Return the sum over B triples (user u, taken item i, negative j) of -ln sigmoid(x_ui - x_uj) and their penalties.
 
-    The regulariser of E and beta' is counted once. u, i, j: [B] int64; features [N, D].
+    The penalty of E and beta' is counted once per batch. u, i, j: [B] int64; features [N, D].
     """
     gamma_u, theta_u = net.gamma_user[u], net.theta_user[u]
     gamma_i, gamma_j = net.gamma_item[i], net.gamma_item[j]
@@ -96,9 +96,9 @@ def epoch(
 
 
 def auc(net: Vbpr, features: Tensor, data: Interactions, held: np.ndarray, new: bool = False) -> np.ndarray:
-    """[len(held)]: for each (user, item), the fraction of the user's unseen items that score below it; ties count as misses.
+    """Return for each held-out (user, item) the fraction of the user's unseen items that score below it: [len(held)].
 
-    new: scores by the visual terms alone, as for an item without interactions.
+    Ties count as misses. new: score with the visual terms alone, as for an item without interactions.
     """
     fractions = []
     with torch.no_grad():
@@ -119,7 +119,7 @@ def auc(net: Vbpr, features: Tensor, data: Interactions, held: np.ndarray, new: 
 
 
 def _seen_items(data: Interactions, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(index into users, item) of all interactions of these users."""
+    """Return all interactions of the users as two arrays: index into `users`, and item."""
     n = len(data.items)
     first, last = np.searchsorted(data.keys, users * n), np.searchsorted(data.keys, (users + 1) * n)
     rows = np.repeat(np.arange(len(users)), last - first)
@@ -130,7 +130,7 @@ def _seen_items(data: Interactions, users: np.ndarray) -> tuple[np.ndarray, np.n
 def train(
     net: Vbpr, features: Tensor, data: Interactions, reg: Regularisers, settings: Any
 ) -> tuple[Vbpr, dict[str, Any]]:
-    """Train until the validation AUC has not risen for `patience` epochs. Returns the best parameters, and the course.
+    """Train until the validation AUC has not risen for `patience` epochs. Returns the best model, and the AUC by epoch.
 
     settings: learning_rate, batch_size, epochs, patience, optimizer, seed, validation_users
     """

@@ -1,12 +1,12 @@
-"""Write synthetic tastes and outfits of the embedded wardrobe, from known rules that a fitted scorer should recover.
+"""Write synthetic interactions and outfits with the embedded wardrobe, by known rules that a fit should recover.
 
 python -m prefkit.fit.wardrobe FOLDER [--users 300] [--outfits 3000] [--seed 0]
 
-FOLDER/images/ITEM.png      every item in every colour, four images each, on random plain backgrounds: 960
-FOLDER/interactions.csv     user, item, time: each user has a palette of three of ten colours, is shown random items, and takes
-                            those of the palette and 15 % of the others (so three in four taken items are in the palette)
-FOLDER/outfits.csv          outfit, image, category: four items of different parts of an outfit, whose colours all go together
-                            by prefkit/tiny/rules.py
+FOLDER/images/ITEM.png      960 images: every item in every colour, four times, on random plain backgrounds
+FOLDER/interactions.csv     user, item, time: each user has a palette of three of the ten colours, sees random items,
+                            and takes those in the palette and 15 % of the others (three in four taken items are in it)
+FOLDER/outfits.csv          outfit, image, category: each outfit has four items of different categories, all of whose
+                            colours go together according to prefkit/tiny/rules.py
 FOLDER/palettes.json        user -> palette, the ground truth
 """
 
@@ -58,7 +58,7 @@ def name_of(item: str, colour: str, copy: int) -> str:
 
 
 def _taken(palette: list[str], catalogue: list[tuple[str, str, int]], rng: np.random.Generator) -> list[str]:
-    """10 to 24 different items."""
+    """Draw the 10 to 24 different items that a user with this palette takes."""
     taken: dict[str, None] = {}
     wanted = int(rng.integers(10, 25))
     while len(taken) < wanted:
@@ -69,7 +69,7 @@ def _taken(palette: list[str], catalogue: list[tuple[str, str, int]], rng: np.ra
 
 
 def _outfit(catalogue: list[tuple[str, str, int]], rng: np.random.Generator) -> list[tuple[str, str, int]]:
-    """Four items of different parts, whose colours all go together, by rejection sampling."""
+    """Draw four items of different categories whose colours all go together, by rejection sampling."""
     while True:
         drawn = [catalogue[i] for i in rng.choice(len(catalogue), PIECES, replace=False)]
         if len({ITEMS[item] for item, _, _ in drawn}) == PIECES and all(
@@ -79,7 +79,7 @@ def _outfit(catalogue: list[tuple[str, str, int]], rng: np.random.Generator) -> 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write synthetic tastes and outfits of the embedded wardrobe.")
+    parser = argparse.ArgumentParser(description="Write synthetic interactions and outfits with the embedded wardrobe.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--users", type=int, default=300)
     parser.add_argument("--outfits", type=int, default=3000)

@@ -1,1 +1,1 @@
-"""Scores in, (win, lose) pairs out, as a Hugging Face dataset."""
+"""Turns scores into (winner, loser) pairs and writes these as a Hugging Face dataset."""

@@ -1,4 +1,4 @@
-"""The audit of a pair set: pairs per request, ties, agreement of the scorers, and features that predict the winner."""
+"""The audit of a pair set: pairs per request, ties, agreement among scorers, and features that predict the winner."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from prefkit.pair.normalise import normalise
 from prefkit.pair.pool import Pool
 from prefkit.pair.shortcut import bootstrap_ratio, shortcuts
 
-REQUESTS = 5000  # agreement and shortcuts are measured on at most this many, drawn with a fixed seed
+REQUESTS = 5000  # agreement and shortcuts are measured on at most this many requests, drawn with a fixed seed
 ROUNDS = 500
-#: treatment of images with each of images.TRAITS
+#: trait (one of images.TRAITS) -> text that says how images with this trait are treated
 TREATMENT = {
     "transparent": "{n} have transparency (composited on {background})",
     "profile": "{n} have a colour profile other than sRGB (converted)",
@@ -29,7 +29,7 @@ TREATMENT = {
 
 
 def audit(pool: Pool, outcome: Outcome, aliases: list[str], stats: pd.DataFrame | None) -> dict[str, Any]:
-    """Return the audit, JSON-able. stats: image statistics [N] in the pool's order, or None if no image was measured."""
+    """Return the audit as JSON types. stats: image statistics [N] in the pool's order, None if none was measured."""
     groups = pool.frame.request.to_numpy()
     pairs, requests = outcome.pairs, np.unique(groups)
     per_request = np.bincount(np.searchsorted(requests, groups[pairs.win.to_numpy()]), minlength=len(requests))
@@ -59,10 +59,10 @@ def audit(pool: Pool, outcome: Outcome, aliases: list[str], stats: pd.DataFrame 
 def agreement(scores: np.ndarray, groups: np.ndarray, ties: np.ndarray) -> dict[str, Any]:
     """Return two S x S matrices over the scorers, with entries [value, low, high] or null.
 
-    agreement: fraction of alike orderings among the candidate pairs that both scorers order; rank_correlation: mean over
-    requests of Spearman's rho.
+    agreement: among the candidate pairs in which neither scorer sees a tie, the fraction that both order alike;
+    rank_correlation: Spearman's rho, averaged over requests; low and high: bootstrap interval over requests.
 
-    scores [N, S] higher is better, NaN = missing; groups [N] sorted; intervals: bootstrap over requests.
+    scores [N, S]: higher is better, NaN = missing; groups [N], sorted: the requests; ties [S]: tie thresholds.
     """
     size = scores.shape[1]
     alike: list[list[Any]] = [[None] * size for _ in range(size)]
@@ -78,7 +78,8 @@ def agreement(scores: np.ndarray, groups: np.ndarray, ties: np.ndarray) -> dict[
 
 
 def _within(x: np.ndarray, groups: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per request: pairs ordered alike, pairs ordered by both, Spearman's rho (NaN if a scorer says all are equal)."""
+    """Compare two scorers, per request: number of pairs ordered alike, number of pairs that both order (neither sees a
+    tie), and Spearman's rho (NaN if one of them scores all candidates equally)."""
     ranks = np.stack([normalise(x[:, s], groups, "rank") for s in (0, 1)], axis=1) if len(x) else x
     same, both, rho = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
     for members in blocks(groups):
@@ -117,7 +118,7 @@ def _shortcuts(pool: Pool, pairs: pd.DataFrame, stats: pd.DataFrame | None) -> d
 
 
 def warnings_of(report: dict[str, Any]) -> list[str]:
-    """Return sentences that a reader should know before training on these pairs."""
+    """Return what a user should know before training on these pairs, as sentences."""
     warnings = []
     predictive = [
         f"{'all together' if name == 'all' else name.replace('_', ' ')} {row['accuracy']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
@@ -137,8 +138,8 @@ def warnings_of(report: dict[str, Any]) -> list[str]:
     leaks = report.get("splits", {})
     if leaks.get("prompts"):
         warnings.append(
-            f"{leaks['prompts']} requests have a twin by prompt in another split: held-out data repeat training data."
+            f"{leaks['prompts']} requests share their prompt with another split: held-out data repeat training data."
         )
     if leaks.get("images"):
-        warnings.append(f"{leaks['images']} paired images have a twin in another split.")
+        warnings.append(f"{leaks['images']} paired images are equal or nearly equal to one in another split.")
     return warnings

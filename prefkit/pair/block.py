@@ -1,4 +1,4 @@
-"""Blocks of requests that have equally many candidates, so that strategies work on whole arrays."""
+"""Blocks of requests with the same number of candidates, so that strategies can work on whole arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ CELLS = 1 << 22  # candidate pairs per block: a few hundred MB at most
 class ScoreTable:
     """All candidates of a run, for strategies that need more than one request (`fit`).
 
-    value [T], scores [T, S] (higher is better, NaN = missing), ties [S]: differences up to this are ties; names of the scores.
+    value [T]: combined score; scores [T, S]: normalised, higher is better, NaN = missing; ties [S]: largest difference
+    of each scorer that counts as a tie; aliases: names of the S scores.
     """
 
     value: np.ndarray
@@ -26,7 +27,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Pairs of a block: row of the request, index of winner and loser in it, gap; by: the deciding scorer, or -1."""
+    """Pairs from a block. row: the request; win, lose: candidate indices in it; by: the scorer that decided, or -1."""
 
     row: np.ndarray
     win: np.ndarray
@@ -36,9 +37,9 @@ class Chosen:
 
 
 class BlockStrategy:
-    """Base of the built-in strategies on scores: a subclass implements `block`, and `pairs` applies it to one request.
+    """Base class of the built-in strategies on scores: subclasses implement `block`; `pairs` calls it for one request.
 
-    needs: candidates that a request must have. ties [S]: differences of a scorer up to this are ties.
+    needs: minimum number of candidates per request. ties [S]: largest difference of each scorer that counts as a tie.
     """
 
     needs = 2
@@ -55,7 +56,7 @@ class BlockStrategy:
         raise NotImplementedError
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
-        """Choose (winner, loser, gap >= 0) from one request: value [N], scores [N, S]; NaN in value skips a candidate."""
+        """Choose (winner, loser, gap >= 0) from one request: value [N] (NaN: skip the candidate), scores [N, S]."""
         present = np.flatnonzero(~np.isnan(value))
         if len(present) < 2:
             return []
@@ -64,7 +65,7 @@ class BlockStrategy:
 
 
 def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the blocks: [R, N] indices of R requests with N candidates each. groups [T], sorted: the requests."""
+    """Yield blocks [R, N] of candidate indices, one row per request. groups [T], sorted: each candidate's request."""
     if not len(groups):
         return
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
@@ -77,7 +78,7 @@ def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return winner and loser [R, P] of all P = N (N - 1) / 2 pairs, and the gap >= 0, for value [R, N]."""
+    """Return winner, loser and gap >= 0, each [R, P], of all P = N (N - 1) / 2 pairs per request, for value [R, N]."""
     i, j = np.triu_indices(value.shape[1], 1)
     difference = value[:, i] - value[:, j]
     up = difference >= 0
@@ -92,9 +93,10 @@ def at(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
 def capped(
     mask: np.ndarray, win: np.ndarray, lose: np.ndarray, gap: np.ndarray, most: int, spread: bool = False
 ) -> Chosen:
-    """Choose at most `most` of the masked pairs per request, all [R, P], in descending order of the gap.
+    """Choose at most `most` pairs per request among those with a True mask, and sort them by descending gap.
 
-    The widest are chosen or, with `spread`, pairs at even distances from the widest to the narrowest.
+    The first four arguments are [R, P]. The pairs with the widest gaps are chosen or, with `spread`, pairs at evenly
+    spaced ranks from the widest gap to the narrowest.
     """
     row, win, lose, gap = np.nonzero(mask)[0], win[mask], lose[mask], gap[mask]
     order = np.lexsort((lose, win, -gap, row))

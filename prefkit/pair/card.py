@@ -1,4 +1,4 @@
-"""README.md of a pair set: the configs that `load_dataset` reads, the settings, and the counts."""
+"""The README.md of a pair set, with the configs that `load_dataset` reads, the settings, and the counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefkit.pair.dataset import pair_schema
 def card(
     name: str, splits: dict[str, int], spec: dict[str, Any], counts: dict[str, Any], config: Pair, warnings: list[str]
 ) -> str:
-    """Return the card as Markdown with a YAML head."""
+    """Return the dataset card as Markdown with YAML front matter."""
     numbers = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in counts.items() if key != "splits")
     warned = "".join(f"\n> {text}\n" for text in warnings)
     head = yaml.safe_dump(_configs(splits, list(spec["scorers"]), counts, config), sort_keys=False)
@@ -33,14 +33,15 @@ normalisation `{config.normalise}` per {config.scope}, missing scores `{config.m
 {_chosen_by(spec)}
 
 `jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser (no ties),
-`caption` is the prompt. A hash decides on which side the winner is. `candidate_0/1` are the ids of the images' candidates,
-`score_<side>_<name>` their raw scores, `score_gap` {_gap(spec)}, `p` the probability that the winner wins. `audit.json` holds the pairs per request, the agreement of the scorers, and the features that predict the winner.
+`caption` is the prompt. A hash decides on which side the winner is. `candidate_0/1` are the ids of the images'
+candidates, `score_<side>_<name>` their raw scores, `score_gap` {_gap(spec)}, `p` the probability that the winner wins.
+`audit.json` holds the pairs per request, the agreement of the scorers, and the features that predict the winner.
 """
 
 
 def _chosen_by(spec: dict[str, Any]) -> str:
     if "comparisons" in spec:
-        return f"The winners follow from the verdicts in {', '.join(spec['comparisons'])}; no score chose them."
+        return f"The winners were chosen by the verdicts in {', '.join(spec['comparisons'])}, not by scores."
     rows = []
     for alias, weight in spec["weights"].items():
         scorer = spec["scorers"][alias]
@@ -52,12 +53,14 @@ def _chosen_by(spec: dict[str, Any]) -> str:
 
 def _gap(spec: dict[str, Any]) -> str:
     if "comparisons" in spec:
-        return "the winner's fraction of the votes minus the loser's (with `bradley_terry`: the difference of fitted strengths)"
+        return (
+            "the winner's fraction of the votes minus the loser's (`bradley_terry`: the difference of their strengths)"
+        )
     return "the difference of the combined score (the weighted mean of the normalised scores)"
 
 
 def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any], config: Pair) -> dict[str, Any]:
-    """Return the YAML head. gallery: the files of `default` with the images decoded; ties and lists if they exist."""
+    """Return the YAML front matter. The config `gallery` reads the files of `default` and decodes the images."""
 
     def files(names: Any, folder: str = "") -> list[dict[str, str]]:
         return [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in names]

@@ -1,4 +1,4 @@
-"""Choose pairs by scores, on arrays alone: the part of the pair stage that needs no run folder."""
+"""Chooses pairs by scores, given as arrays: the part of the pair stage that works without a run folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from prefkit.plugin_guard import guarded, is_own
 
 @dataclass(frozen=True)
 class Outcome:
-    """The chosen pairs and the ties: win, lose (indices into the table), score_gap, rank_gap, p, agreement, conflict, by.
+    """The chosen pairs and the ties, with the columns of contract.COLUMNS; win and lose index the N candidates.
 
-    value [N] and scores [N, S] are the numbers they were chosen by; ties_of [S] the tie thresholds of single scorers.
+    value [N] and scores [N, S]: combined and normalised scores that the pairs were chosen by; ties_of [S]: tie
+    threshold of each scorer.
     """
 
     pairs: pd.DataFrame
@@ -39,11 +40,11 @@ def choose_by(
     weights: Mapping[str, float],
     groups: np.ndarray,
 ) -> Outcome:
-    """Choose pairs with the settings of a `pair` entry, except top_pairs; the stage and online training share this code.
+    """Choose pairs by a `pair` entry, except for its top_pairs; the pair stage and online training share this code.
 
-    columns: alias -> [N] float64, NaN = missing; groups [N] sorted int: the request of each candidate. A pair whose gap is
-    at most `tie` (or, if one scorer decided, that scorer's threshold) is a tie. Raises PluginError for a strategy that
-    breaks its contract.
+    columns: alias -> scores [N] float64, NaN = missing; groups [N] sorted int: the request of each candidate. A pair
+    whose gap is at most `tie` is a tie; a pair that a single scorer decided is a tie only at gap 0. Raises PluginError
+    if the strategy fails or returns an invalid result.
     """
     name = config.use
     if config.decimals is not None:
@@ -52,7 +53,7 @@ def choose_by(
     ties_of = np.array([config.ties.get(alias, 0.0) for alias in weights])
     if hasattr(strategy, "fit"):
         table = (value, scores, ties_of)
-        if not is_own(strategy):  # another plug-in may sort its table in place
+        if not is_own(strategy):  # a plug-in that is not prefkit's may sort the table in place
             table = (value.copy(), scores.copy(), ties_of.copy())
         with guarded(f"strategy {name}", "failed"):
             strategy.fit(ScoreTable(*table, tuple(weights)))
@@ -67,12 +68,15 @@ def choose_by(
 
 
 def tie_of(config: Pair) -> float:
-    """Return the largest gap of the combined score that is a tie."""
+    """Return the largest gap of the combined score that still counts as a tie."""
     return config.tie if config.tie is not None else TIES.get(config.normalise, 0.0)
 
 
 def lacking(scores: np.ndarray, groups: np.ndarray, policy: str) -> np.ndarray:
-    """[N] bool: candidates left out for missing scores. scores [N, S], NaN = missing; policy: `missing` of a pair entry."""
+    """Return a mask [N] of candidates to leave out because of missing scores (NaN in scores [N, S]).
+
+    policy: the setting `missing` of a pair entry.
+    """
     missing = np.isnan(scores)
     if policy == "drop_scorer":
         return missing.all(axis=1)
@@ -83,7 +87,7 @@ def lacking(scores: np.ndarray, groups: np.ndarray, policy: str) -> np.ndarray:
 def _chosen(
     strategy: Any, value: np.ndarray, scores: np.ndarray, groups: np.ndarray, name: str
 ) -> Iterator[tuple[np.ndarray, Chosen]]:
-    """Yield blocks [R, N] of the table with their pairs; a strategy without `block` is called per request."""
+    """Yield each block of indices [R, N] with its pairs; a strategy without `block` is called once per request."""
     for members in blocks(groups):
         if members.shape[1] < 2:
             continue
@@ -99,8 +103,8 @@ def _chosen(
 def _described(
     chosen: Chosen, members: np.ndarray, value: np.ndarray, scores: np.ndarray, ties_of: np.ndarray
 ) -> pd.DataFrame:
-    """Return a row per pair. agreement: fraction of the present scores that rank the winner higher; conflict: one score
-    ranks the winner higher, and another ranks the loser higher."""
+    """Return the pairs with the columns of contract.COLUMNS. agreement: fraction of the present scores that rank the
+    winner higher; conflict: at least one score ranks the winner higher, and at least one ranks the loser higher."""
     win, lose = members[chosen.row, chosen.win], members[chosen.row, chosen.lose]
     order = np.argsort(-value[members], axis=1, kind="stable")
     ranks = np.empty(order.shape, np.int32)
@@ -123,9 +127,9 @@ def _described(
 
 
 def top_pairs(pairs: pd.DataFrame, count: int, tie_break: np.ndarray) -> pd.DataFrame:
-    """Return the `count` pairs with the highest agreement, then the widest gap, in their original order.
+    """Select `count` pairs by highest agreement, then widest gap, and return them in their original order.
 
-    tie_break [N] decides between equals, so that pairs of the first requests have no advantage.
+    tie_break [P] decides between pairs that are equal in both, so that pairs of the first requests have no advantage.
     """
     order = np.lexsort((tie_break, -pairs.score_gap.to_numpy(), -pairs.agreement.to_numpy()))
     return pairs.iloc[np.sort(order[:count])].reset_index(drop=True)

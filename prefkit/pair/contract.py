@@ -1,4 +1,4 @@
-"""Checks of a strategy's result: indices in range, and a winner that differs from the loser and is not worse."""
+"""Checks that the pairs from a strategy are valid: indices in range, winner and loser distinct, gap not negative."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = ("win", "lose", "score_gap", "rank_gap", "p", "agreement", "conflict",
 def pairs_of(strategy: Any, value: np.ndarray, scores: np.ndarray, name: str) -> Pairs:
     """Call `strategy.pairs` on one request and check the result. Raises PluginError for an invalid pair.
 
-    value [N] and scores [N, S] may be changed by the strategy.
+    The strategy may change value [N] and scores [N, S] in place.
     """
     with guarded(f"strategy {name}", "failed"):
         result = strategy.pairs(value, scores)
@@ -37,7 +37,7 @@ def _pair(pair: Any, count: int, name: str) -> tuple[int, int, float]:
         win, lose, gap = operator.index(win), operator.index(lose), float(gap)
     except (TypeError, ValueError, OverflowError) as error:
         raise PluginError(
-            f"strategy {name} returned {str(pair)[:80]}; a pair must be (winner, loser, gap): two integers and a number."
+            f"strategy {name} returned {str(pair)[:80]}; a pair is (winner, loser, gap): two integers and a number."
         ) from error
     _check_pair(name, win, lose, gap, count)
     return win, lose, gap
@@ -54,7 +54,7 @@ def _check_pair(name: str, win: int, lose: int, gap: float, count: int) -> None:
 
 
 def of_requests(requests: Sequence[Pairs]) -> Chosen:
-    """Convert the pairs of each request of a block to the form that `block` returns."""
+    """Convert pair lists, one per request of a block, to the `Chosen` that a strategy's `block` returns."""
     rows = [(number, *pair) for number, pairs in enumerate(requests) for pair in pairs]
     table = np.array(rows, np.float64).reshape(-1, 4)
     row, win, lose = table[:, :3].astype(np.int64).T
@@ -62,13 +62,13 @@ def of_requests(requests: Sequence[Pairs]) -> Chosen:
 
 
 def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str) -> None:
-    """Raise PluginError unless `chosen` is a valid Chosen for a block of requests of shape [R, N]."""
+    """Raise PluginError unless `chosen` is a valid Chosen for a block of this shape (R requests, N candidates each)."""
     columns: list[Any] = [getattr(chosen, column, None) for column in ("row", "win", "lose", "gap")]
     shapes = {getattr(column, "shape", None) for column in columns}
     integer = all(getattr(getattr(column, "dtype", None), "kind", "") in "iu" for column in columns[:3])
     if len(shapes) != 1 or len(shapes.pop() or (0, 0)) != 1 or not integer:
         raise PluginError(
-            f"strategy {name}: block() must return a Chosen: arrays of equal length, indices as integers."
+            f"strategy {name}: block() must return a Chosen: arrays of equal length, row, win and lose (integers), gap."
         )
     row, win, lose, gap = columns
     bounds = [(row, shape[0]), (win, shape[1]), (lose, shape[1])]
@@ -80,20 +80,23 @@ def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str) ->
     for i in np.flatnonzero(wrong)[:1]:
         _check_pair(name, int(win[i]), int(lose[i]), float(gap[i]), shape[1])
         raise PluginError(
-            f"strategy {name}: block() names request {row[i]} of {shape[0]}, or a scorer that does not exist."
+            f"strategy {name}: block() returned an invalid index: row {row[i]} (the block has {shape[0]} rows, "
+            "counted from 0), or a scorer that does not exist."
         )
 
 
 def check_table(pairs: Any, requests: np.ndarray, name: str) -> None:
     """Raise PluginError unless `pairs` is a valid result of `compared`; requests [N]: the request of each candidate."""
     if any(column not in getattr(pairs, "columns", ()) for column in COLUMNS):
-        raise PluginError(f"strategy {name}: compared() must return a DataFrame with {', '.join(COLUMNS)}.")
+        raise PluginError(f"strategy {name}: compared() must return a DataFrame with the columns {', '.join(COLUMNS)}.")
     win, lose, gap = (pairs[column].to_numpy() for column in ("win", "lose", "score_gap"))
     if win.dtype.kind not in "iu" or lose.dtype.kind not in "iu" or gap.dtype.kind not in "iuf":
-        raise PluginError(f"strategy {name}: compared() must return indices as integers, and gaps as numbers.")
+        raise PluginError(
+            f"strategy {name}: compared() must return integers in win and lose, and numbers in score_gap."
+        )
     for pair in zip(win.tolist(), lose.tolist(), gap.tolist()):
         _check_pair(name, *pair, len(requests))
     if (requests[win] != requests[lose]).any():
         raise PluginError(
-            f"strategy {name}: compared() pairs candidates of two requests; a pair must be of one request."
+            f"strategy {name}: compared() paired candidates from different requests; both must be from one request."
         )

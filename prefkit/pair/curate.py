@@ -1,4 +1,4 @@
-"""Candidates that are removed before pairing: rejected ones, images that show nothing, duplicates."""
+"""Removes candidates before pairing: those rejected by decision, those whose image shows nothing, and duplicates."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from prefkit.pair.image_stats import NO_IMAGE, image_stats
 from prefkit.pair.pool import Pool
 from prefkit.store import Store
 
-NEAR_BITS = 2  # of the 64 of the difference hash
-NEAR_LEVELS = 4  # of 255, in every cell of the 4 x 4 thumbnail: another colour is another image
+NEAR_BITS = 2  # of the 64 bits of the difference hash
+NEAR_LEVELS = 4  # of 255, in every cell of the 4 x 4 thumbnail: images that differ in colour are not duplicates
 BLANK_STD = 2.0  # levels of 255
 BLACK_LEVEL = 10.0
-SATURATED = 0.95  # mean saturation, and fraction of pixels with all channels at their extremes
+SATURATED = 0.95  # limit for the mean saturation, and for the fraction of pixels with all channels at their extremes
 
 
 def curate(
     store: Store, pool: Pool, config: Pair, counts: dict[str, Any], write: bool = True
 ) -> tuple[Pool, pd.DataFrame | None]:
-    """Return the curated pool and its image statistics [N], or None if not all were measured; add `counts` per reason.
+    """Return the pool without the removed candidates, and the image statistics [N] (None if not all were measured).
 
-    A candidate with the decision `keep` stays, unless its image cannot be read. The first of equal candidates stays.
-    write: False reads no image, for a dry run: without stored statistics, none is removed by its looks.
+    The number of removed candidates per reason is added to `counts`. A candidate with the decision `keep` stays, unless
+    its image cannot be read. Of duplicates, the first stays. write=False (dry run): read no image; without stored
+    statistics, no candidate is removed because of its image's content.
     """
     decisions = store.decisions()
     counts["flagged_by_safety_checker"] = pool.flagged
@@ -68,7 +69,7 @@ def curate(
 
 
 def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return a mask per kind. black: 99 % of the pixels below BLACK_LEVEL; blank: one colour; saturated: nearly all pixels a pure hue."""
+    """Return kind -> mask [N]. black: 99 % of the pixels below BLACK_LEVEL; blank: one colour; saturated: pure hues."""
     black = (stats.lightest < BLACK_LEVEL).to_numpy()
     blank = (stats["std"] < BLANK_STD).to_numpy() & ~black
     saturated = ((stats.saturation > SATURATED) & (stats.extreme > SATURATED)).to_numpy() & ~black & ~blank
@@ -76,7 +77,7 @@ def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def exact_duplicates(pool: Pool) -> np.ndarray:
-    """[N] bool: the image has the same SHA-256 as an earlier one of its request. Images without one are unequal."""
+    """Return a mask [N] of the images whose SHA-256 (if known) equals that of an earlier image of the same request."""
     rows, groups = pool.frame.row.to_numpy(), pool.frame.request.to_numpy()
     keys = pd.Series(_heads(pool.sha256)[rows] + groups.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     suspects = np.flatnonzero(keys.duplicated(keep=False))  # few, so only these become Python objects
@@ -88,13 +89,13 @@ def exact_duplicates(pool: Pool) -> np.ndarray:
 
 
 def _heads(texts: pa.ChunkedArray) -> np.ndarray:
-    """[N] uint64: the first eight characters of each ASCII text; shorter texts are padded."""
+    """Return the first eight characters of each ASCII text as uint64 [N]; shorter texts are padded."""
     heads = pc.ascii_rpad(pc.utf8_slice_codeunits(pc.fill_null(texts, ""), 0, 8), 8).combine_chunks()
     return np.frombuffer(heads.buffers()[2] or b"", np.uint64, len(heads))
 
 
 def near_duplicates(groups: np.ndarray, stats: pd.DataFrame) -> np.ndarray:
-    """[N] bool: the image is nearly equal to an earlier one of its request that stays."""
+    """Return a mask [N] of the images nearly equal to an earlier unmasked image of the same request."""
     hashes = stats["hash"].to_numpy().astype(np.uint64)
     thumbs = thumbs_of(stats)
     duplicates = np.zeros(len(groups), bool)
@@ -109,5 +110,5 @@ def near_duplicates(groups: np.ndarray, stats: pd.DataFrame) -> np.ndarray:
 
 
 def thumbs_of(stats: pd.DataFrame) -> np.ndarray:
-    """[N, 48] int16"""
+    """Return the thumbnails as [N, 48] int16."""
     return np.frombuffer(b"".join(stats.thumb), np.uint8).reshape(-1, 48).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Pairs as Parquet in the Pick-a-Pic layout: jpg_0/jpg_1 as bytes, labels without ties, scalars only."""
+"""Pairs as Parquet in the Pick-a-Pic layout: jpg_0 and jpg_1 hold image bytes, labels are 0 or 1, the rest scalars."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ FIXED: list[tuple[str, pa.DataType]] = [
     *((name, NUMBER) for name in ("p", "agreement")),
     ("strategy", TEXT),
 ]
-MEMBERS = {"candidate": TEXT, "image_uid": TEXT, "rank": pa.int32(), "value": NUMBER}  # lists in a row of lists/
+MEMBERS = {"candidate": TEXT, "image_uid": TEXT, "rank": pa.int32(), "value": NUMBER}  # list columns in lists/
 LISTS = pa.schema(
     [("caption", TEXT), ("request_id", TEXT), *((name, pa.list_(kind)) for name, kind in MEMBERS.items())]
 )
 
 
 def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
-    """Columns of a pair set with these scores, with or without the images."""
+    """Return the Arrow schema of a pair set with a score per alias and side, with or without the image columns."""
     fixed = FIXED if images else FIXED[len(IMAGES) :]
     return pa.schema(fixed + [(f"score_{side}_{alias}", NUMBER) for alias in aliases for side in (0, 1)])
 
 
 class PairTable:
-    """Converts pairs, given by win and lose as indices into the pool's frame, to Arrow tables and files."""
+    """Converts pairs, whose columns `win` and `lose` are indices into the pool's frame, to Arrow tables and files."""
 
     def __init__(self, pool: Pool, models: list[str], aliases: list[str], strategy: str) -> None:
         self.pool, self.aliases = pool, aliases
@@ -50,7 +50,7 @@ class PairTable:
         self.names = pa.array([strategy, *(f"{strategy}:{alias}" for alias in aliases)])
 
     def splits(self, pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Yield the splits in alphabetical order, with the pairs of each in order."""
+        """Yield (split name, its pairs) in alphabetical order of the names; within a split, pairs keep their order."""
         encoded = self.pool.requests["split"].combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()[self.pool.frame.request.to_numpy()[pairs.win.to_numpy()]]
         names = encoded.dictionary.to_pylist()
@@ -60,7 +60,7 @@ class PairTable:
                 yield name, pairs[mask]
 
     def scalars(self, pairs: pd.DataFrame, tie: bool = False) -> pa.Table:
-        """All columns but the images. The winner is side 0 of half of the pairs, by a hash of the two ids."""
+        """Return all columns but the images. A hash of the two ids puts about half of the winners on side 0."""
         frame = self.pool.frame
         win, lose = pairs.win.to_numpy(), pairs.lose.to_numpy()
         flipped = _flipped(*(self.pool.ids.take(pa.array(frame.row.to_numpy()[side])) for side in (win, lose)))
@@ -86,7 +86,7 @@ class PairTable:
     def write(
         self, pairs: pd.DataFrame, folder: Path, schema: pa.Schema, write: Callable[[pd.DataFrame, Shards], None]
     ) -> dict[str, int]:
-        """Write SPLIT/part-*.parquet, ROWS pairs at a time, and return the rows per split."""
+        """Write SPLIT/part-*.parquet, calling `write` for ROWS pairs at a time, and return the row count per split."""
         splits = {}
         for split, part in self.splits(pairs):
             with Shards(folder / split, schema, repeated=None if schema is LISTS else REPEATED) as shards:
@@ -105,9 +105,10 @@ def _flipped(win: pa.ChunkedArray, lose: pa.ChunkedArray) -> np.ndarray:
 def write_pairs(
     table: PairTable, pairs: pd.DataFrame, folder: Path, image: Callable[[str], bytes | None] | None
 ) -> dict[str, int]:
-    """Write SPLIT/part-*.parquet and return the rows per split; without `image`, the image columns are null.
+    """Write SPLIT/part-*.parquet and return the number of rows per split; without `image`, the image columns are null.
 
-    image: candidate id -> encoded bytes, or None for a candidate without an image. The same pairs give the same bytes; memory does not grow with their number.
+    image: candidate id -> encoded bytes, None for a candidate without an image. Equal pairs give equal files; memory does
+    not grow with the number of pairs.
     """
     return table.write(
         pairs, folder, pair_schema(table.aliases), lambda part, shards: _embed(table.scalars(part), shards, image)
@@ -115,7 +116,7 @@ def write_pairs(
 
 
 def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | None] | None) -> None:
-    """Write rows with their images, as scorers saw them, which are fetched group by group."""
+    """Write rows with their images as the scorers saw them, fetching the images of one Parquet row group at a time."""
     if image is None:
         nulls = pa.nulls(len(scalars), pa.binary())
         shards.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls))
@@ -137,7 +138,7 @@ def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | Non
 
 
 def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> None:
-    """Write ties/SPLIT/part-*.parquet: pairs within the tie threshold, labels 1/2, ids and scalars without images."""
+    """Write pairs within the tie threshold to ties/SPLIT/part-*.parquet, with both labels 1/2 and without images."""
     schema = pair_schema(table.aliases, images=False)
     table.write(ties, folder / "ties", schema, lambda part, shards: shards.write(table.scalars(part, tie=True)))
 
@@ -145,7 +146,8 @@ def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> None:
 def write_lists(table: PairTable, value: np.ndarray, folder: Path) -> int:
     """Write lists/SPLIT/part-*.parquet and return the number of lists.
 
-    A list holds the candidates of a request, best first; equal values have the same rank.
+    A list holds the candidates of one request, best first; candidates with equal values have the same rank. A request
+    whose candidates all have the same value gets no list.
     """
     frame = table.pool.frame
     order = np.lexsort((-value, frame.request.to_numpy()))

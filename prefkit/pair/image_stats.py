@@ -1,4 +1,4 @@
-"""Statistics of the images of a run, measured once and stored in RUN/image_stats, for curation and audit."""
+"""Statistics of a run's images for curation and audit, measured once and stored in RUN/image_stats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prefkit.store import Store
 from prefkit.store.latest import latest
 from prefkit.store.table import Table
 
-VERSION = 4  # a new version measures all images again
+VERSION = 4  # after a change of this number, all images are measured again
 SIDE = 128  # pixels of the longer side for brightness, saturation and extremes
 THREADS, ROWS = 4, 4096
 COLUMNS = ["id", "image", "path"]
@@ -31,13 +31,13 @@ SCHEMA = pa.schema(
 
 
 def image_stats(store: Store, generators: Sequence[str], wanted: set[str], write: bool = True) -> pd.DataFrame | None:
-    """Return one row per wanted candidate, indexed by id; images without a stored row are measured, part by part.
+    """Return one row per wanted candidate, indexed by id, after measuring the images that have no stored row.
 
     hash: difference hash, 64 bits; thumb: 4 x 4 RGB means; file_size in bytes; sharpness: variance of the Laplacian of
-    the luma at full size; brightness, saturation: means in 0..1; std: the largest standard deviation of a channel
-    in levels of 255; lightest: 99th percentile of the luma in levels; extreme: fraction of pixels whose channels are all
-    within 2 levels of 0 or 255; a bool for each of images.TRAITS. error: the reason if an image could not be read.
-    write: False measures nothing, and returns None if a row is missing.
+    the luma at full size; brightness, saturation: means in 0..1; std: standard deviation of the channel that varies
+    most, in levels 0..255; lightest: 99th percentile of the luma in levels; extreme: fraction of pixels whose channels
+    are all within 2 levels of 0 or 255; one bool per name in images.TRAITS. error: the reason if an image could not be
+    read. write=False: measure nothing, and return None if a row is missing.
     """
     table = Table(store.folder / "image_stats", SCHEMA)
     spec = {"image_stats": VERSION, "pixels": Background.rules()}
@@ -45,7 +45,7 @@ def image_stats(store: Store, generators: Sequence[str], wanted: set[str], write
         complete = table.spec() == spec and wanted <= table.ids()
         return table.frame().set_index("id").loc[list(wanted)] if complete else None
     table.claim(spec, "Remove it.", empty=True)
-    frame = table.frame()  # all columns: damage in any of them drops the part, and its images are measured again
+    frame = table.frame()  # all columns: damage in any column drops the part file, and its images are measured again
     missing = wanted - set(frame.id)
     if missing:
         _fill(store, table, generators, missing)
@@ -66,7 +66,7 @@ def _fill(store: Store, table: Table, generators: Sequence[str], missing: set[st
 
 
 def measure(item: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of the table for an item with id, image (encoded, or None) and path (or None)."""
+    """Measure an image and return its row. item: id, image (encoded bytes or None), path (read if image is None)."""
     from PIL import Image
 
     name, data, path = (item[column] for column in COLUMNS)
@@ -100,7 +100,7 @@ def measure(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sharpness(luma: np.ndarray) -> float:
-    """Variance of the 4-neighbour Laplacian. luma [H, W] in levels; 0 for images below 3 x 3."""
+    """Return the variance of the 4-neighbour Laplacian of luma [H, W], or 0 for images smaller than 3 x 3."""
     if min(luma.shape) < 3:
         return 0.0
     inner = luma[1:-1, 1:-1]

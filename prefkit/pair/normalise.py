@@ -9,7 +9,7 @@ from prefkit.errors import UsageError
 from prefkit.pair.block import blocks
 
 NORMALISATIONS = ("centred", "none", "minmax", "zscore", "rank", "softmax", "winrate")
-#: default tie thresholds: 0.1 standard deviations is noise; gaps of the other normalisations have no common size
+#: default tie thresholds (0.1 standard deviations is noise); gaps of the other normalisations have no common scale
 TIES = {"centred": 0.1, "zscore": 0.1}
 #: normalisations that do not change when all values are multiplied by a constant
 SCALE_FREE = ("centred", "zscore", "minmax")
@@ -17,7 +17,7 @@ LARGEST = 1e300
 
 
 def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "request") -> np.ndarray:
-    """Normalise values [N] float64 (NaN = missing); groups [N] int: the request of each. The order is kept.
+    """Normalise values [N] float64 (NaN = missing) and keep their ranking; groups [N] int: the request of each value.
 
     centred  minus the request's mean, divided by the pooled within-request standard deviation
              sqrt(sum of squares / sum of (n_r - 1)): a request that is only noise stays small
@@ -25,17 +25,17 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
     minmax   (v - min) / (max - min)
     rank     mean rank among equals, from 0 (worst) to 1 (best)
     softmax  exp(v) / sum exp
-    winrate  mean over the others of sigmoid(v - v_other), as CaPO calibrates rewards (arXiv 2502.02588)
+    winrate  mean of sigmoid(v - u) over the request's other values u, as CaPO calibrates rewards (arXiv 2502.02588)
     none     unchanged, clipped to 1e300 so that differences stay finite
     scope: request | global (all candidates count as one request; not for winrate).
-    Equal values of a request become one number (0; softmax 1/n, winrate 1/2), so that none is preferred.
+    If all values of a request are equal, all become 0 (softmax: 1/n, winrate: 1/2), so that none is preferred.
     Raises UsageError for an unknown normalisation or scope.
     """
     if how not in NORMALISATIONS:
         raise UsageError(f"pair: normalise {how!r} is unknown; choose one of {', '.join(NORMALISATIONS)}.")
     if scope not in ("request", "global") or (scope, how) == ("global", "winrate"):
         raise UsageError(
-            f"pair: scope {scope!r} is not possible with {how}; choose request{'' if how == 'winrate' else ' or global'}."
+            f"pair: scope {scope!r} is impossible with {how}; choose request{'' if how == 'winrate' else ' or global'}."
         )
     values = values.astype(np.float64)
     present = np.flatnonzero(~np.isnan(values))

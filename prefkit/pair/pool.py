@@ -1,4 +1,4 @@
-"""The candidate pool: candidates and their scores as arrays; texts are stored separately and read when pairs are written."""
+"""The candidate pool: candidates and scores as arrays; ids and prompts stay in Arrow columns until pairs are made."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ TEXT = pa.large_string()
 SCHEMA = pa.schema(
     [*((name, TEXT) for name in ("id", "request_id", "sha256", "error")), ("index", pa.int64()), ("seed", pa.int64())]
 )
-#: prefix of the error of an image that the pipeline's safety checker blanked
+#: start of the `error` text of a candidate whose image the pipeline's safety checker blanked
 FLAGGED = "safety checker"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The candidates of a run. frame: row (into ids and sha256), request (into requests), generator, index, seed, and a column per score.
+    """The candidates of a run, one per row of `frame`, sorted by request, then by a hash of the candidate's id.
 
-    Sorted by request, then by a hash of the candidate's id: strategies break ties between equal scores by this order, and
-    neither the index nor the generator should decide. requests: request_id, prompt, split. flagged: number of
-    candidates that a safety checker blanked.
+    Strategies break ties between equal scores by this order, in which neither the index nor the generator counts.
+    Columns of frame: row (index into ids and sha256), request (index into requests), generator (index into generators),
+    index, seed, and one per score. requests: table of request_id, prompt and split. flagged: number of candidates
+    blanked by a safety checker.
     """
 
     frame: pd.DataFrame
@@ -44,11 +45,11 @@ class Pool:
         return len(self.frame)
 
     def without(self, out: np.ndarray) -> Pool:
-        """Return the pool without the candidates marked in out [N] bool."""
+        """Return the pool without the candidates for which out [N] is True."""
         return replace(self, frame=self.frame[~out]) if out.any() else self
 
     def where(self, ids: list[str]) -> np.ndarray:
-        """[N] bool: the candidates with one of these ids."""
+        """Return a mask [N] of the candidates whose id is in `ids`."""
         if not ids:
             return np.zeros(len(self.frame), bool)
         matches = pc.is_in(self.ids, value_set=pa.array(ids, TEXT)).to_numpy(zero_copy_only=False)
@@ -56,12 +57,15 @@ class Pool:
 
 
 def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
-    """Read all candidates that have an image. Raises NotYet if there are none, or for a generator without candidates."""
+    """Read the candidates that have an image, from at most `limit` requests.
+
+    Raises NotYet if nothing has been generated, or nothing by one of the generators that the config names.
+    """
     known = store.names("candidates")
     unknown = [name for name in config.generators if name not in known]
     if unknown:
         names = ", ".join(known) or "none"
-        text = f"pair: no candidates of {', '.join(unknown)}; generators with candidates: {names}."
+        text = f"pair: no candidates from {', '.join(unknown)}; generators with candidates: {names}."
         raise NotYet(text, "generate", unknown)
     generators = list(config.generators or known)
     if not generators:
@@ -93,13 +97,13 @@ def _missing(store: Store, name: str) -> str:
 
 
 def hashed(ids: pa.ChunkedArray) -> np.ndarray:
-    """[N] int64 in [0, 2^32): a hash of each id."""
+    """Return a hash of each id, [N] int64 in [0, 2^32)."""
     hashes = pd.util.hash_array(ids.to_numpy().astype(object), categorize=False)
     return (hashes >> np.uint64(32)).astype(np.int64)
 
 
 def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict[str, Any]]:
-    """Return the pool with a float64 column per alias (NaN = missing or failed), and the specs by alias."""
+    """Return the pool with a float64 score column per alias (NaN = missing or failed), and the score spec per alias."""
     frame, specs = pool.frame.copy(deep=False), {}
     for alias in aliases:
         table = store.scores(alias)
@@ -111,7 +115,7 @@ def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict
 
 
 def _joined(ids: pa.ChunkedArray, scored: pa.ChunkedArray, values: np.ndarray) -> np.ndarray:
-    """Reorder the values of `scored` to the order of `ids`; the later one of an id that was scored twice."""
+    """Reorder `values` from the order of `scored` to that of `ids`. If an id was scored twice, the later value wins."""
     if len(ids) == len(scored) and pc.all(pc.equal(ids, scored)).as_py():  # scored in the order of generation
         return values.astype(np.float64)
     result = np.full(len(ids), np.nan)

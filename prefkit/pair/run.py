@@ -1,4 +1,4 @@
-"""The pair stage: scores of a run -> RUN/pairs/NAME, a dataset that `datasets.load_dataset` reads as is."""
+"""The pair stage: makes RUN/pairs/NAME from a run's scores, a dataset that `datasets.load_dataset` reads as is."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ CHOICES = {
 class Inputs:
     """Everything that pairs are chosen from.
 
-    weights by alias; specs: of the scores; stats: image statistics [N] in the pool's order, or None if no image was
-    measured; counts: of the candidates that were removed; votes: verdicts, for a strategy that reads these.
+    weights: alias -> weight; specs: alias -> spec of the scores; stats: image statistics [N] in the pool's order, or
+    None if no image was measured; counts: numbers of requests, candidates and removed candidates; votes: verdicts of
+    judges, or None if the strategy pairs by scores.
     """
 
     weights: dict[str, float]
@@ -57,9 +58,9 @@ class Inputs:
 
 
 def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
-    """Build the pairs from the current scores and return counts; unchanged input leaves the dataset as is.
+    """Build the pair set `name` from the current scores and return its counts; keep an existing one if nothing changed.
 
-    limit: at most this many requests. Raises UsageError for missing scores, too large a K, or if no pair is left.
+    limit: maximum number of requests. Raises UsageError if scores are missing, K is too large, or no pair is left.
     """
     config, strategy = settings_of(recipe, name)
     with store.lock(f"pairs/{name}"):
@@ -67,7 +68,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         weights, votes = inputs.weights, inputs.votes
         spec = {
             "settings": content(config),
-            # verdicts choose these pairs: the scores are stored with them, and have no weight
+            # verdicts choose these pairs; the scores are only stored in the dataset, so their weights do not count
             **({"weights": weights} if votes is None else {"weights": {}, "comparisons": _tables(votes)}),
             "scorers": inputs.specs,
             "scores": _hash_of(inputs.pool, list(weights), votes),
@@ -94,7 +95,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 
 def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
-    """Return the settings of the entry and its strategy. Raises UsageError for settings that the strategy rejects."""
+    """Return the settings of the pair entry `name` and its strategy. Raises UsageError for settings that it rejects."""
     strategy = plugin_options.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
     config = settled(recipe.pair[name], strategy, name)
     compatibility.check("pair", name, recipe, config)
@@ -102,7 +103,7 @@ def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple[dict[str, float], int]:
-    """Do every check of `run_pair` for a dry run, and return (weights, candidates that can be paired).
+    """Run all checks of `run_pair` for a dry run; return (alias -> weight, number of candidates that can be paired).
 
     Writes nothing; images without stored statistics count as good. Raises UsageError.
     """
@@ -130,7 +131,7 @@ def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | Non
 
 
 def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
-    """Choose the pairs by scores or by the strategy's own votes, and count them. Raises UsageError if no pair is left."""
+    """Choose the pairs by scores or by judges' votes, and count them. Raises UsageError if no pair is left."""
     pool, counts, weights, votes = inputs.pool, inputs.counts, inputs.weights, inputs.votes
     groups = pool.frame.request.to_numpy()
     tie = tie_of(config) if votes is None else config.tie or 0.0
@@ -156,12 +157,12 @@ def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
 
 
 def settled(config: Pair, strategy: Any, name: str) -> Pair:
-    """Return the settings, completed by those that the strategy's preset prescribes. Raises UsageError for invalid ones."""
+    """Return the settings with the values that the strategy's preset prescribes. Raises UsageError for invalid ones."""
     for key, value in getattr(strategy, "fixes", {}).items():
         default = next(f.default for f in fields(Pair) if f.name == key)
         if getattr(config, key) not in (default, value):
             raise UsageError(
-                f"pair.{name}.{key} is {getattr(config, key)!r}, but the preset needs {value!r}. Remove the key."
+                f"pair.{name}.{key} is {getattr(config, key)!r}, but the preset sets it to {value!r}. Remove the key."
             )
         config = replace(config, **{key: value})
     bounds.check(config, f"pair.{name}")
@@ -176,7 +177,7 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
 
 
 def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, float]:
-    """Return the weight of each score to pair on. Raises UsageError for a missing table, or if `needed` and none is left."""
+    """Return alias -> weight of the scores to pair by. Raises UsageError for a missing one, or for none if `needed`."""
     known = store.names("scores")
     if not known and needed:
         text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."
@@ -189,24 +190,24 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     forbidden = [a for a in weights if a in evaluation_only]
     if forbidden or (not weights and needed):
         raise UsageError(
-            f"pair: {', '.join(forbidden or known)} may be used for evaluation only. Pair on another scorer."
+            f"pair: {', '.join(forbidden or known)} may be used for evaluation only. Pair by another scorer."
         )
     if needed and not any(weights.values()):
         raise UsageError(NO_WEIGHT)
     unknown = [a for a in config.ties if a not in weights]
     if unknown:
         raise UsageError(
-            f"pair: ties names {', '.join(unknown)}, which is not paired on; choose from {', '.join(weights)}."
+            f"pair: ties names {', '.join(unknown)}, but pairing does not use it; choose from {', '.join(weights)}."
         )
     return {a: w for a, w in weights.items() if w}
 
 
 def no_scores(missing: Sequence[str], known: Sequence[str]) -> str:
-    return f"pair: no scores called {', '.join(missing)}; there are {', '.join(known)}. Run `prefkit score` for them."
+    return f"pair: no scores called {', '.join(missing)}; there are {', '.join(known)}. Make them with `prefkit score`."
 
 
 def _tables(votes: pd.DataFrame) -> list[str]:
-    """Return the tables under comparisons/ that hold these verdicts."""
+    """Return the names of the tables under comparisons/ that these verdicts come from."""
     return sorted({str(judge).partition("/")[0] for judge in votes.judge})
 
 
@@ -255,25 +256,27 @@ def _model_name(store: Store, generator: str) -> str:
 def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
     """Explain why no pair is left, with the fix."""
     if not len(pool) and counts.get("missing_scores"):
-        return f"No candidate has all of the scores {', '.join(scores)}: the column `error` of their tables has the reasons."
+        return f"No candidate has all of the scores {', '.join(scores)}. See the column `error` in their tables."
     if not len(pool):
         if counts["decided_reject"] or counts["decided_remove"]:
             return "decisions.csv rejects or removes every candidate."
         removed = {k: n for k in ("black", "blank", "saturated", "unreadable") if (n := counts.get(k))}
         if removed:
             numbers = ", ".join(f"{n} {k}" for k, n in removed.items())
-            return f"No image shows anything ({numbers}). Check the images; `degenerate: keep` pairs them all the same."
+            return (
+                f"No usable image is left ({numbers}). Check the images, or set `degenerate: keep` to pair them anyway."
+            )
         return "No candidate has an image: run `prefkit generate`."
     if counts.get("ties"):
         return (
-            f"All {counts['ties']} would be ties (gap at or below {counts['tie_threshold']}): the scores do not distinguish the "
-            "candidates. Use another scorer, or lower `tie`."
+            f"All {counts['ties']} pairs would be ties (gap at or below {counts['tie_threshold']}): the scores do not "
+            "distinguish the candidates. Use another scorer, or lower `tie`."
         )
-    return "The strategy chose none; lower its threshold or generate more candidates (n)."
+    return "The strategy chose none. Lower its threshold, or generate more candidates per request (n)."
 
 
 def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
-    """Hash everything that the pairs depend on: ids, prompts, splits, scores and votes."""
+    """Return a hash of all data that the pairs depend on: ids, prompts, splits, scores and votes."""
     hasher = hashlib.sha256()
     present = pa.array(np.unique(pool.frame.request.to_numpy()))
     texts = [pool.requests[name].take(present).combine_chunks() for name in ("request_id", "prompt", "split")]
@@ -292,7 +295,7 @@ def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
 
 
 def _complete(folder: Path) -> bool:
-    """True if the dataset has all rows that were written and is undamaged; its images, which take long, are not checked."""
+    """True if the dataset is undamaged and has every row that was written; images are not checked, to save time."""
     spec = sound_json(folder / "spec.json")
     if spec is None or sound_json(folder / "audit.json") is None:
         return False

@@ -10,14 +10,15 @@ FOLDS, ROUNDS, RIDGE = 5, 2000, 1.0
 
 
 def shortcuts(features: dict[str, np.ndarray], win: np.ndarray, lose: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Measure how well features predict the winner: name -> {accuracy, low, high, warn}.
+    """Measure how well features predict the winner, and return name -> {accuracy, low, high, warn}.
 
-    features: name -> [N] or [N, D]; win, lose [P]: indices; groups [P]: the request.
+    features: name -> [N] or [N, D]; win, lose [P]: indices into N; groups [P]: the request of each pair.
 
-    Each feature alone, and `all` together: a logistic regression without intercept on the difference winner - loser,
-    fitted on four fifths of the requests and evaluated on the rest. A difference of 0 counts 1/2. Intervals: percentile
-    bootstrap over requests, 95 % for all features at once (Bonferroni): with separate intervals of 95 %, three of ten
-    clean pair sets got a warning. warn: the interval is above 1/2. Fewer than ten requests give {}.
+    Each feature alone, and all features together (`all`), are tested with a logistic regression without intercept on
+    the difference winner - loser, fitted on four fifths of the requests and evaluated on the remaining fifth, five
+    times. A prediction without a preference counts 1/2. low, high: percentile bootstrap over requests, 95 % jointly for
+    all features (Bonferroni); with 95 % for each feature, three of ten clean pair sets got a warning. warn: low is
+    above 1/2. The result for fewer than ten requests is {}.
     """
     codes = np.unique(groups, return_inverse=True)[1]
     if not len(codes) or codes.max() + 1 < 2 * FOLDS:
@@ -43,7 +44,10 @@ def _difference(values: np.ndarray, win: np.ndarray, lose: np.ndarray) -> np.nda
 
 
 def cross_validated(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """x [P, D] winner - loser, fold [P] -> [P]: 1 for a correct held-out prediction, 1/2 for an undecided one."""
+    """Score the held-out prediction of each pair, [P]: 1 if correct, 1/2 if undecided, 0 if wrong.
+
+    x [P, D]: features of the winner minus those of the loser; fold [P]: the fold in which a pair is held out.
+    """
     right = np.full(len(x), 0.5)
     for number in np.unique(fold):
         held = fold == number
@@ -55,7 +59,7 @@ def cross_validated(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 
 def fit_logistic(x: np.ndarray, steps: int = 25) -> np.ndarray:
-    """Weights [D] that minimise sum log(1 + exp(-x w)) + RIDGE / 2 |w|^2, by Newton's method with bounded steps."""
+    """Return w [D] that minimises sum log(1 + exp(-x w)) + RIDGE / 2 |w|^2, by Newton's method with bounded steps."""
     weights = np.zeros(x.shape[1])
     for _ in range(steps):
         chance = 0.5 - 0.5 * np.tanh(x @ weights / 2)  # of the loser
@@ -69,7 +73,7 @@ def fit_logistic(x: np.ndarray, steps: int = 25) -> np.ndarray:
 
 
 def bootstrap_ratio(total: np.ndarray, count: np.ndarray, rounds: int, level: float = 0.05) -> tuple[float, float]:
-    """Percentile interval (1 - level) of sum(total) / sum(count), both [R], R drawn with replacement."""
+    """Return the 1 - level bootstrap interval of sum(total) / sum(count), resampling the entries of both together."""
     rng, size = np.random.default_rng(0), len(total)
     if not size or not count.sum():
         return float("nan"), float("nan")

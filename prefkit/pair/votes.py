@@ -1,4 +1,4 @@
-"""Pairs from pairwise verdicts, with a soft label: the fraction of votes, or Bradley-Terry."""
+"""Pairs from pairwise verdicts, with a soft label: the fraction of votes or the Bradley-Terry win probability."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from prefkit.store import Store
 
 
 def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
-    """One row per judge and unordered pair: a < b (ids), judge, fraction (1: a is better, 1/2: tie, 0: b is better).
+    """Read a row per judge and unordered pair: ids a < b, judge, fraction (1: a is better, 1/2: tie, 0: b is better).
 
-    A judge who saw both orders has one vote, the mean. Failed verdicts are left out. Raises UsageError for a missing table.
+    If a judge saw a pair in both orders, the two verdicts are averaged. Failed verdicts are left out. Raises UsageError
+    for a missing table.
     """
     known = store.names("comparisons")
     unknown = [name for name in tables if name not in known]
@@ -23,7 +24,7 @@ def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
         missing = f"comparisons called {', '.join(unknown)}" if unknown else "comparisons"
         choices = f" Choose from {', '.join(known)}." if known else ""
         raise UsageError(
-            f"pair: {store.folder} has no {missing}.{choices} Import votes with `prefkit import`, or run `prefkit compare`."
+            f"pair: {store.folder} has no {missing}.{choices} Import votes (`prefkit import`) or run `prefkit compare`."
         )
     frames = [store.comparisons(name).frame().assign(table=name) for name in tables or known]
     frame = pd.concat(frames, ignore_index=True)
@@ -45,10 +46,11 @@ def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
 
 
 def compared_pairs(pool: Pool, votes: pd.DataFrame, bradley_terry: bool, prior: float, least: int) -> pd.DataFrame:
-    """One row per compared pair, with the columns of contract.COLUMNS; win and lose are indices into the pool.
+    """Return one row per compared pair, with the columns of contract.COLUMNS; win and lose are indices into the pool.
 
-    Fraction of votes: p is the winner's fraction, the gap 2 p - 1. Bradley-Terry: the gap is the difference of strengths
-    fitted per request, p its logistic. agreement: fraction of the judges that prefer the winner.
+    With bradley_terry, the gap is the difference of the strengths fitted per request, and p = sigmoid(gap). Without, p
+    is the winner's fraction of the votes, and the gap is 2 p - 1. agreement: fraction of the judges that prefer the
+    winner. least: minimum number of judges per pair.
     """
     index = pd.Series(np.arange(len(pool)), index=pool.ids.take(pool.frame.row.to_numpy()).to_pylist())
     votes = votes.assign(i=votes.a.map(index), j=votes.b.map(index)).dropna(subset=["i", "j"])
@@ -81,14 +83,14 @@ def compared_pairs(pool: Pool, votes: pd.DataFrame, bradley_terry: bool, prior: 
 
 
 def _fractions(pairs: pd.DataFrame, size: int) -> np.ndarray:
-    """[N]: the fraction of all its votes that each candidate won."""
+    """Return the fraction of its votes that each candidate won, [N]."""
     sides, wins = np.r_[pairs.i, pairs.j], np.r_[pairs.fraction * pairs.votes, (1 - pairs.fraction) * pairs.votes]
     total = np.bincount(sides, np.r_[pairs.votes, pairs.votes], size)
     return np.bincount(sides, wins, size) / np.maximum(total, 1e-12)
 
 
 def _strengths(pairs: pd.DataFrame, request: np.ndarray, prior: float) -> np.ndarray:
-    """[N]: Bradley-Terry strengths, fitted request by request."""
+    """Return Bradley-Terry strengths [N], fitted separately for each request."""
     strength = np.zeros(len(request))
     i, j, fraction, votes = (pairs[name].to_numpy() for name in ("i", "j", "fraction", "votes"))
     groups = request[i]  # sorted, because i is sorted and the pool is sorted by request
@@ -102,7 +104,7 @@ def _strengths(pairs: pd.DataFrame, request: np.ndarray, prior: float) -> np.nda
 
 
 def _ranks(strength: np.ndarray, request: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """[N]: rank by strength among the compared candidates of the request, 0 = best."""
+    """Return each candidate's rank [N] by strength among the compared candidates of its request, 0 = best."""
     members = np.unique(members)
     ranks = np.zeros(len(strength), np.int32)
     ranks[members] = pd.Series(-strength[members]).groupby(request[members]).rank(method="first").to_numpy() - 1
@@ -110,10 +112,10 @@ def _ranks(strength: np.ndarray, request: np.ndarray, members: np.ndarray) -> np
 
 
 def fit_bradley_terry(won: np.ndarray, prior: float = 1.0, steps: int = 100) -> np.ndarray:
-    """won [N, N]: votes for the row over the column -> strengths [N], mean 0, maximising the log-likelihood.
+    """Return maximum-a-posteriori strengths [N], mean 0, given won [N, N], the votes for the row over the column.
 
-    P(i beats j) = sigmoid(s_i - s_j) (Bradley and Terry 1952); prior: precision of a normal prior on strengths, which
-    keeps an unbeaten one finite. Newton's method, until the step is below 1e-10.
+    P(i beats j) = sigmoid(s_i - s_j) (Bradley and Terry 1952); prior: precision of a normal prior on the strengths,
+    which keeps that of an unbeaten candidate finite. Newton's method, until the step is below 1e-10.
     """
     strength, total = np.zeros(len(won)), won + won.T
     for _ in range(steps):

@@ -1,8 +1,9 @@
-"""Checksums of stored files, which reveal a changed byte when a file is read.
+"""Checksums that reveal a changed byte when a stored file is read.
 
-JSON      the key `checksum`, over all other keys; JSON lines: a CRC-32 per line (files.py)
-folders   prefkit-checksums.json, with the SHA-256 of every file of a folder that is written atomically
-Parquet   see seal.py; safetensors: see tensors.py
+JSON         the key `checksum`, computed from all other keys (see files.py)
+JSON lines   a CRC-32 at the end of each line (see files.py)
+folders      prefkit-checksums.json, with the SHA-256 of every file in a folder that is written atomically
+others       Parquet: see seal.py; safetensors: see tensors.py
 
 A file without a checksum was written by an earlier version or by another program, and is not checked.
 """
@@ -20,21 +21,21 @@ MANIFEST = "prefkit-checksums.json"
 
 
 def file_sum(path: Path) -> str:
-    """SHA-256 of a file. Raises OSError."""
+    """Return the SHA-256 of a file in hexadecimal. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path) -> None:
-    """Write prefkit-checksums.json of every file in `folder`. Raises StoreError."""
+    """Write prefkit-checksums.json, which lists the SHA-256 of every file in `folder`. Raises StoreError."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     write_json(folder / MANIFEST, {"files": {path.relative_to(folder).as_posix(): file_sum(path) for path in paths}})
 
 
 def check_folder(folder: Path, remedy: str, sum_of: Callable[[Path], str] = file_sum) -> None:
-    """Compare every file that prefkit-checksums.json lists with its SHA-256, which `sum_of` computes.
+    """Check that every file listed in prefkit-checksums.json exists and that `sum_of(file)` equals the listed SHA-256.
 
-    Raises DamagedError naming the file that is missing or differs. A folder without prefkit-checksums.json passes.
+    Raises DamagedError naming the first file that fails. A folder without prefkit-checksums.json passes.
     """
     path = folder / MANIFEST
     for name, wanted in read_json(path, remedy)["files"].items() if path.exists() else ():

@@ -1,4 +1,4 @@
-"""decisions.csv: the curator's decisions on single candidates, applied by `pair` and counted in the dataset card."""
+"""decisions.csv: a curator's decisions about candidates. `prefkit pair` applies them; the dataset card counts them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ VERDICTS = ("keep", "reject", "remove")
 
 
 def read_decisions(path: Path) -> pd.DataFrame:
-    """Read the last decision on each id; a missing file gives an empty frame. Raises StoreError naming file and line."""
+    """Return a frame with the last decision about each candidate id; it is empty if the file does not exist.
+
+    Raises StoreError naming the file and line.
+    """
     import pandas as pd
 
     rows = []
@@ -36,14 +39,14 @@ def read_decisions(path: Path) -> pd.DataFrame:
                 )
             rows.append({name: values.get(name) or "" for name in COLUMNS})
     except UsageError as error:
-        raise StoreError(f"{error} Its first line must be {','.join(COLUMNS)}.") from error
+        raise StoreError(f"{error} The first line of decisions.csv must be {','.join(COLUMNS)}.") from error
     return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates("id", keep="last", ignore_index=True)
 
 
 def append_decisions(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Append lines to decisions.csv in its own encoding, separator and column order; existing bytes do not change.
+    """Append rows to decisions.csv in the encoding, separator and column order that the file already has.
 
-    rows: values by the names in COLUMNS. Raises StoreError where the file cannot be read or written.
+    rows: dicts with keys from COLUMNS. Raises StoreError if the file cannot be read or written.
     """
     columns, separator, encoding, before = list(COLUMNS), ",", "utf-8", b""
     try:

@@ -1,4 +1,4 @@
-"""Atomic writes, JSON files and JSON lines with checksums, and names that are valid as folders on every file system."""
+"""Atomic writes, JSON files and JSON lines with checksums, and folder names that are valid on every file system."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from prefkit.output import warn
 from prefkit.store.litter import remove, temporary_beside
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LONGEST_NAME = 100  # file systems allow 255 bytes, and NAME-flipped and the like must fit too
+LONGEST_NAME = 100  # file systems allow 255 bytes, and derived names such as NAME-flipped must fit too
 RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 CHECKSUM = "checksum"
-#: the form of a checksum, which identifies one even where a bit of its key has flipped
+#: format of a checksum; it identifies a checksum even if a flipped bit has changed the key `checksum`
 SUM = re.compile(r"sha256:[0-9a-f]{64}")
-#: a line of JSON with its checksum: {..., "crc": "8 hexadecimal digits"}, the CRC-32 of the rest
+#: a JSON line with its checksum, {..., "crc": "8 hexadecimal digits"}: the CRC-32 of the line without this key
 SEALED_LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}', re.DOTALL)
-#: folder of a run -> the command that fills it
+#: subfolder of a run folder -> the command that fills it
 COMMANDS = {
     "candidates": "generate",
     "scores": "score",
@@ -38,12 +38,12 @@ COMMANDS = {
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data`, completely or not at all. Raises StoreError (disk full, no permission)."""
+    """Write `data` to `path` completely or not at all. Raises StoreError (disk full, no permission)."""
     write_whole(path, lambda temporary: temporary.write_bytes(utf8(data) if isinstance(data, str) else data))
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
-    """Replace `path` atomically: `save` writes a temporary file, which is flushed to disk and renamed. Raises StoreError."""
+    """Replace `path` atomically: `save` writes a temporary file, which is flushed and renamed. Raises StoreError."""
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise StoreError(
-            f"{path} could not be written: {error.strerror or error}. What was stored before is intact."
+            f"{path} could not be written: {error.strerror or error}. Previously stored data is intact."
         ) from error
     finally:
         with suppress(OSError):
@@ -61,15 +61,15 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
 
 
 def utf8(text: str) -> bytes:
-    """Encode text for a file. Surrogates, in which Python keeps undecodable bytes of a path, become those bytes again."""
+    """Encode text for a file. Surrogates, which represent undecodable bytes of a path in Python, become those bytes."""
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a character, in a prompt
+    except UnicodeEncodeError:  # a prompt contains an unpaired surrogate
         return text.encode("utf-8", "replace")
 
 
 def read_text(path: Path, remedy: str = "") -> str:
-    """Read a UTF-8 file. Raises DamagedError naming the file, StoreError where permission is denied."""
+    """Read a UTF-8 file. Raises StoreError if permission is denied, DamagedError for any other failure."""
     try:
         return path.read_bytes().decode("utf-8")
     except PermissionError as error:
@@ -80,15 +80,15 @@ def read_text(path: Path, remedy: str = "") -> str:
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
-    """Read a JSON object and remove its checksum. Raises DamagedError for other content or a checksum that does not match.
+    """Return the JSON object in `path` without its checksum. Raises DamagedError if object or checksum is invalid.
 
-    remedy: a sentence that tells how to repair the file; by default, the command that writes `path` again.
+    remedy: a sentence that tells how to repair the file; by default, it names the command that writes `path` again.
     """
     remedy = remedy or remedy_for(path)
     try:
         value = json.loads(read_text(path, remedy))
         if not isinstance(value, dict):
-            raise ValueError("it does not contain an object")
+            raise ValueError("it does not contain a JSON object")
     except (ValueError, RecursionError) as error:
         raise DamagedError(path, f"{path} could not be read: {error}. {remedy}") from error
     keys = [k for k, v in value.items() if k == CHECKSUM or (isinstance(v, str) and SUM.fullmatch(v))]
@@ -96,14 +96,14 @@ def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
     if sums and sums != [json_sum(value)]:
         raise DamagedError(
             path,
-            f"{path} does not match its checksum: it is damaged, or was edited by hand. {remedy} To keep an edit, delete "
-            f"its key `{CHECKSUM}`.",
+            f"{path} does not match its checksum: it is damaged, or was edited by hand. {remedy} To keep a manual "
+            f"edit, delete the key `{CHECKSUM}` from the file.",
         )
     return value
 
 
 def sound_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object that can be made again: None where it is missing, or damaged and therefore renamed."""
+    """Read a JSON file that can be rebuilt. Return None if it is missing, or damaged and therefore renamed."""
     if not path.exists():
         return None
     try:
@@ -114,7 +114,7 @@ def sound_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object with a checksum, for `read_json`. Raises StoreError."""
+    """Write a JSON object with a checksum that `read_json` verifies. Raises StoreError."""
     plain = json.loads(utf8(dump_json(value)).decode("utf-8", "replace"))
     write_atomic(path, dump_json(plain | {CHECKSUM: json_sum(plain)}))
 
@@ -124,32 +124,33 @@ def dump_json(value: Any) -> str:
 
 
 def json_sum(value: Mapping[str, Any]) -> str:
-    """The checksum of a value as json.loads returns it."""
+    """Return the checksum of a JSON object. `value` must be as json.loads returns it."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def dump_line(row: Mapping[str, Any]) -> str:
-    """Format a row, which must not be empty, as a line of JSON with a checksum, for `read_lines`."""
+    """Format a non-empty row as a JSON line with a checksum that `read_lines` verifies."""
     text = json.dumps(dict(row))
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read lines of JSON, without their checksums; damaged lines are left out with a warning.
+    """Return the rows of a JSON lines file without their checksums; [] if the file does not exist.
 
-    A last line that a kill cut short is left out silently. Raises StoreError where the file cannot be read.
+    Damaged lines are skipped with a warning, an incomplete last line (left by a killed process) without one. Raises
+    StoreError if the file cannot be read.
     """
     try:
         *lines, _ = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(f"{path} could not be read: {error.strerror or error}. Restore it, or remove it.") from error
+        raise StoreError(f"{path} could not be read: {error.strerror or error}. Restore or remove the file.") from error
     rows = [_parse_line(line) for line in lines]
     damaged = [number for number, row in enumerate(rows, 1) if row is None]
     if damaged:
-        warn(f"{path}: line {', '.join(map(str, damaged[:5]))} is damaged and left out.")
+        warn(f"{path}: damaged lines were skipped: {', '.join(map(str, damaged[:5]))}.")
     return [row for row in rows if row is not None]
 
 
@@ -167,35 +168,35 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def remedy_for(path: Path) -> str:
-    """A sentence that tells how to repair a damaged file of a run."""
+    """Return a sentence that tells how to repair `path`, a damaged file in a run folder."""
     verb = next((COMMANDS[part] for part in reversed(path.parent.parts) if part in COMMANDS), None)
     again = f"run `prefkit {verb}` again" if verb else "run the command that wrote it again"
     return f"Restore it, or remove it and {again}."
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to NAME.damaged, replacing an earlier one; another process may have done so already."""
+    """Rename a damaged file or folder to NAME.damaged, replacing an earlier NAME.damaged, and return the new path."""
     damaged = path.with_name(f"{path.name}.damaged")
     remove(damaged)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # another process has renamed it
         os.replace(path, damaged)
     return damaged
 
 
 def unusable_name(name: str) -> str | None:
-    """The reason why a name is not valid as a folder on every file system; None if it is valid."""
+    """Return why `name` is not a valid folder name on every file system; None if it is valid."""
     shown = repr(name if len(name) <= 60 else name[:57] + "...")
     if not NAME.fullmatch(name):
-        return f"{shown} cannot be a name: use letters, digits, dot, dash and underscore, first a letter or digit"
+        return f"{shown} cannot be a name: use letters, digits, dot, dash and underscore; start with a letter or digit"
     if len(name) > LONGEST_NAME:
-        return f"{shown} cannot be a name: it has {len(name)} letters, and at most {LONGEST_NAME} are allowed"
+        return f"{shown} cannot be a name: it has {len(name)} characters, and at most {LONGEST_NAME} are allowed"
     if RESERVED.fullmatch(name.partition(".")[0]) or name.endswith("."):
-        return f"{shown} cannot be a name: Windows does not allow a folder of that name. Choose another"
+        return f"{shown} cannot be a name: Windows does not allow a folder with this name. Choose another name"
     return None
 
 
 def checked(name: str) -> str:
-    """The name itself, if it is valid as a folder. Raises UsageError."""
+    """Return `name` if it is a valid folder name. Raises UsageError if it is not."""
     if reason := unusable_name(name):
         raise UsageError(f"{reason}.")
     return name

@@ -1,4 +1,4 @@
-"""Folders that are replaced atomically, and only where prefkit wrote every file in them."""
+"""Replace folders atomically, and only if prefkit wrote every file in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAIR_FILE = re.compile(r"spec\.json|audit\.json|README\.md|((ties|lists)/)?[^/]+
 
 
 def swap(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`, which may exist. Raises OSError; `folder` is then as it was."""
+    """Rename the folder `new` to `folder`, replacing an existing one. On failure, restores it and raises OSError."""
     old = temporary_beside(folder)
     with suppress(FileNotFoundError):
         os.replace(folder, old)
@@ -34,10 +34,10 @@ def swap(new: Path, folder: Path) -> None:
 
 
 class whole_folder:
-    """Context manager that yields a temporary folder and, without an error, flushes it and renames it to `path`.
+    """Context manager that yields a temporary folder and, if no error occurs, flushes it and renames it to `path`.
 
-    An existing `path` is replaced. manifest: add prefkit-checksums.json, with a checksum of every file. Raises StoreError
-    where the disk refuses.
+    An existing `path` is replaced. manifest: add prefkit-checksums.json, with a checksum for every file. Raises
+    StoreError if writing fails.
     """
 
     def __init__(self, path: Path, manifest: bool = True) -> None:
@@ -76,11 +76,11 @@ class whole_folder:
 
     def _refused(self, error: Exception) -> StoreError:
         text = getattr(error, "strerror", None) or error
-        return StoreError(f"{self.path} could not be written: {text}. What was stored before is intact.")
+        return StoreError(f"{self.path} could not be written: {text}. Previously stored data is intact.")
 
 
 def files_in(folder: Path) -> list[str]:
-    """The files under a folder as sorted relative paths; links count as files and are not followed."""
+    """Return the sorted relative paths of the files under `folder`, except LITTER. Links count as files."""
     paths = []
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
@@ -89,23 +89,23 @@ def files_in(folder: Path) -> list[str]:
 
 
 def inventory(folder: Path) -> dict[str, list[int]]:
-    """Each file's size and modification time in nanoseconds, which renaming the folder does not change."""
+    """Return {path: [size, modification time in ns]} for all files under `folder`. Renaming `folder` keeps both."""
     status = {name: os.lstat(folder / name) for name in files_in(folder)}
     return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
 
 
 def first_foreign_file(folder: Path, written: Mapping[str, list[int]]) -> str | None:
-    """The first file that is not in an earlier `inventory`, or has changed since."""
+    """Return the first file that is new or has changed since the earlier inventory `written`; None if there is none."""
     return next((name for name, status in inventory(folder).items() if written.get(name) != status), None)
 
 
 def refuse_foreign_files(folder: Path, is_ours: Callable[[str], object], remedy: str) -> None:
-    """Raises UsageError naming the first file under `folder` that prefkit did not write, as `is_ours` decides by its name."""
+    """Raise UsageError if `folder` contains a file that prefkit did not write: `is_ours(relative path)` is false."""
     for name in files_in(folder) if folder.is_dir() else ():
         if not is_ours(name):
-            raise UsageError(f"{folder} would be replaced, but prefkit did not write {name} in it. {remedy}")
+            raise UsageError(f"{folder} would be replaced, but {name} in it was not written by prefkit. {remedy}")
 
 
 def check_pairs(folder: Path) -> None:
-    """Raises UsageError where pairs/NAME holds a file that prefkit does not write there."""
-    refuse_foreign_files(folder, PAIR_FILE.fullmatch, "Move it elsewhere, or give the pairs another name.")
+    """Raise UsageError if `folder`, a run's pairs/NAME, holds a file that prefkit does not write there."""
+    refuse_foreign_files(folder, PAIR_FILE.fullmatch, "Move that file elsewhere, or choose another name for the pairs.")

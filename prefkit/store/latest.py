@@ -1,6 +1,6 @@
-"""The latest rows of tables: of an id that was stored several times, only the last row counts.
+"""Find the rows of tables that count: if an id was stored several times, only its last row counts.
 
-A retry appends a row, and the failed one before it stays in its part. Every reader of single parts uses this module.
+A retry appends a row, and the earlier failed row stays in the table. Code that reads a table by parts uses this module.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Located:
-    """Positions of the rows that count.
+    """Positions of the N rows that count.
 
-    paths: the parts that hold such a row, oldest first. part [N]: index into `paths` of each row, ascending. row [N]: its
-    index in the part, ascending within a part.
+    paths: all readable, non-empty parts, table by table, oldest first. part [N]: index in `paths` of each row's part,
+    ascending. row [N]: index of each row in its part, ascending within a part.
     """
 
     paths: list[Path]
@@ -31,16 +31,16 @@ class Located:
     row: np.ndarray
 
     def of(self, number: int) -> np.ndarray:
-        """The rows of part `number` that count."""
+        """Return the indices of the rows that count in part `number`."""
         start, end = np.searchsorted(self.part, [number, number + 1])
         return self.row[start:end]
 
 
 def locate(tables: Sequence[Table], ids: set[str] | None = None) -> Located:
-    """Find the rows that count, restricted to `ids`. Reads two small columns of every part once.
+    """Find the rows that count, among `ids` if given. Reads two small columns of every part once.
 
-    The last row of an id in its table counts. Of an id in several tables (two generators with equal settings), the row of
-    the last table counts in which it did not fail.
+    In each table, the last row of an id counts. If several tables have the id (two generators with equal settings), the
+    row of the last table in which it did not fail counts; if it failed in all of them, the row of the last table.
     """
     import pyarrow as pa
 
@@ -67,7 +67,7 @@ def locate(tables: Sequence[Table], ids: set[str] | None = None) -> Located:
 def _latest_positions(
     all_ids: pa.ChunkedArray, table: np.ndarray, failed: np.ndarray, ids: set[str] | None
 ) -> np.ndarray:
-    """Positions in `all_ids`, ascending, of the rows that count. table, failed [N]: of each row."""
+    """Return the ascending positions in `all_ids` of the rows that count. table [N]: number of each row's table."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -77,28 +77,28 @@ def _latest_positions(
         all_ids = all_ids.take(pa.array(positions))
     codes = all_ids.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     tables = int(table[-1]) + 1
-    keep = _last(codes * tables + table[positions])  # the last of its table and id
-    if tables > 1:  # then the last of its id that did not fail
+    keep = _last(codes * tables + table[positions])  # the last row of each id in each table
+    if tables > 1:  # then one row per id, if possible one that did not fail
         order = keep[np.lexsort((keep, ~failed[positions][keep]))]
         keep = np.sort(order[_last(codes[order])])
     return positions[keep]
 
 
 def _last(keys: np.ndarray) -> np.ndarray:
-    """Position of the last occurrence of every key, ascending."""
+    """Return the ascending positions of the last occurrences of all keys."""
     _, first = np.unique(keys[::-1], return_index=True)
     return np.sort(len(keys) - 1 - first)
 
 
 def latest(tables: Sequence[Table], columns: Sequence[str], ids: set[str] | None = None) -> Iterator[pa.Table]:
-    """The rows that count, part by part, oldest first; a part without any is not read."""
+    """Yield the rows that count, part by part, oldest first. Parts without such rows are skipped."""
     return (part for _, _, part in located(tables, columns, ids))
 
 
 def located(
     tables: Sequence[Table], columns: Sequence[str], ids: set[str] | None = None
 ) -> Iterator[tuple[Path, np.ndarray, pa.Table]]:
-    """The same rows as `latest`, with each part's path and the indices of the rows in it."""
+    """Yield the rows that `latest` yields, as (path of the part, indices of the rows in the part, rows)."""
     positions = locate(tables, ids)
     for number, path in enumerate(positions.paths):
         rows = positions.of(number)

@@ -1,7 +1,7 @@
-"""Temporary files and folders: names that identify their writer, and removal of those whose writer was killed.
+"""Names for temporary files and folders that identify the process, so that those of killed processes can be removed.
 
-A name is .NAME.HOST-PID-RANDOM.tmp. HOST identifies the machine, its boot and its process namespace, because a pid means
-something only there: two containers may have equal pids.
+A name is .NAME.HOST-PID-RANDOM.tmp. HOST identifies the machine, its boot and its process namespace, because a PID is
+only unique within these: processes in two containers may have equal PIDs.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pathlib import Path
 #: seconds after which a temporary file that another machine wrote counts as abandoned
 ABANDONED = 3600.0
 TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
-#: temporary names of versions before 0.1
+#: names of temporary files written by versions before 0.1
 EARLIER = re.compile(r"\..+\.\d+\.(tmp|partial)|\.(step-\d+|final|best|probe)\.tmp|\..+\.(new|old|partial)", re.DOTALL)
-#: folders that are not searched: an unpacked archive may hold a million files, none of them temporary
+#: folders with these endings are not searched: an unpacked archive may hold a million files, none of them temporary
 SKIPPED = (".unpacked", ".locks")
 
 
 def temporary_beside(path: Path) -> Path:
-    """A unique temporary name in the folder of `path`."""
+    """Return a path with a unique temporary name, in the same folder as `path`."""
     return path.with_name(f".{path.name[:150]}.{unique()}.tmp")
 
 
 def unique() -> str:
-    """HOST-PID-RANDOM, different for every call of every process on every machine."""
+    """Return HOST-PID-RANDOM, which is different for every call in any process on any machine."""
     return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -58,7 +58,7 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove the temporary files that killed processes left for `path` alone, in a folder that may belong to others."""
+    """Remove the temporary files that killed processes left when writing `path`; other temporary files stay."""
     with suppress(OSError):
         for other in list(path.parent.iterdir()):
             if other.name.startswith(f".{path.name[:150]}.") and _abandoned(other):
@@ -70,7 +70,7 @@ def _abandoned(path: Path) -> bool:
     if name and name["host"] == _host():
         return not _alive(int(name["pid"]))
     if name or EARLIER.fullmatch(path.name):
-        with suppress(FileNotFoundError):  # its writer has just renamed or removed it
+        with suppress(FileNotFoundError):  # another process has just renamed or removed it
             return time.time() - path.lstat().st_mtime > ABANDONED
     return False
 
@@ -86,7 +86,7 @@ def _alive(pid: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with its content; do nothing where it is missing or cannot be removed."""
+    """Remove a file, or a folder with its content. Does nothing if `path` is missing or cannot be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,7 +1,7 @@
-"""Parquet with images: reading a few rows at a time, and writing shards that the Hub's viewer and older trainers accept.
+"""Read Parquet files with images a few rows at a time; write shards that the Hub's viewer and older trainers accept.
 
-Shards have row groups of bounded size (the viewer refuses more than 286 MiB), hold image bytes without compression,
-dictionaries and statistics, and are byte-identical for the same rows.
+The row groups of a shard have a bounded size (the viewer refuses more than 286 MiB). Image bytes are stored without
+compression, dictionaries and statistics. Equal rows give byte-identical shards.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-#: limits of a shard: bytes of images in a row group and in a file, rows in a group that Shards.put fills
+#: limits of a shard: image bytes per row group, bytes per file, and rows per row group that Shards.put fills
 ROW_GROUP_BYTES = 64 << 20
 SHARD_BYTES = 400 << 20
 ROW_GROUP_ROWS = 10_000
 READ_ROWS = 16
-#: read at a time instead of whole row groups, which may have gigabytes in files of other programs
+#: bytes read at a time; a whole row group may have gigabytes in files that other programs wrote
 READ_BYTES = 1 << 20
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = READ_ROWS) -> Iterator[dict[str, Any]]:
-    """The rows of a file as dicts, `at_once` in memory at a time, after verifying checksums.
+    """Verify the checksums of a file and yield its rows as dicts, with `at_once` rows in memory at a time.
 
-    columns: names to read; missing ones are ignored. Raises pyarrow's ArrowException, or OSError, at the first block of
-    `at_once` rows that cannot be read.
+    columns: the columns to read (None: all); names that the file lacks are ignored. Raises pyarrow's ArrowException, or
+    OSError, at the first block of `at_once` rows that cannot be read.
     """
     with open_sealed(path, columns, pre_buffer=False, buffer_size=READ_BYTES) as file:
         wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
@@ -38,10 +38,10 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = R
 
 
 class Shards:
-    """Writes FOLDER/PREFIX00000.parquet, PREFIX00001.parquet, ... `rows` counts the rows put or written so far.
+    """Writer of FOLDER/PREFIX00000.parquet, PREFIX00001.parquet, ...; `rows` counts the rows passed to it so far.
 
-    The first row creates the folder. repeated: columns that get a dictionary because their values repeat (None: all
-    columns without images).
+    The folder is created with the first file. repeated: columns to encode with a dictionary because their values repeat
+    (None: all columns without image bytes).
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Shards:
             self._flush()
 
     def write(self, table: pa.Table) -> None:
-        """Write a table of the schema as one row group."""
+        """Write a table, which must have the schema of the shards, as one row group."""
         self.rows += len(table)
         self._write(table)
 
@@ -118,7 +118,7 @@ class Shards:
 
 
 def weight(value: Any) -> int:
-    """Number of image bytes in a cell: bytes, or structs and lists that contain bytes."""
+    """Return the number of image bytes in a cell: bytes, or structs and lists that contain bytes."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return len(value)
     if isinstance(value, Mapping):
@@ -127,7 +127,7 @@ def weight(value: Any) -> int:
 
 
 def _leaves(schema: pa.Schema) -> dict[str, tuple[str, bool]]:
-    """Dotted name of each Parquet column -> (its column in the schema, True if it holds bytes)."""
+    """Return {dotted name of a Parquet column: (its top-level column in the schema, True if it holds bytes)}."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Candidates by id and by request, without reading a whole table into memory."""
+"""Read candidates by id or by request, without loading a whole table into memory."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from prefkit.store.table import read_part
 from prefkit.types import Candidate
 
 PARTS_IN_MEMORY = 4
-OPEN_PARTS = 32  # read in parallel by `by_request`: a larger `n` and every generator add parts
-STEP_BYTES = 4 * 2**20  # read from a part at once by a Cursor
+OPEN_PARTS = 32  # that `by_request` keeps open; each generator, and each increase of `n`, adds parts per request
+STEP_BYTES = 4 * 2**20  # that a Cursor reads from a part at once
 
 
 def run_of(pairs: Path) -> Store | None:
-    """The run that contains a pair folder as pairs/NAME, from which images that the pairs leave out can be read."""
+    """Return the run if `pairs` is its folder pairs/NAME, else None. The run holds images that the pairs lack."""
     run = pairs.resolve().parent.parent
     return Store(run) if pairs.resolve().parent.name == "pairs" and (run / "run.json").exists() else None
 
 
 class CandidateReader:
-    """`reader["id"]` is the stored row as a dict (see types.candidate_schema). A few parts stay in memory."""
+    """Reads candidates by id: `reader["id"]` is a row as a dict (see types.candidate_schema). Caches a few parts."""
 
     def __init__(self, store: Store, generators: Sequence[str] = ()) -> None:
         self.where: dict[str, tuple[Path, int]] = {}
@@ -44,12 +44,12 @@ class CandidateReader:
 
     def __getitem__(self, cid: str) -> dict[str, Any]:
         if cid not in self.where:
-            raise StoreError(f"candidate {cid} is not in the run; was its part removed? Run `prefkit generate` again.")
+            raise StoreError(f"candidate {cid} is not in the run; is a file missing? Run `prefkit generate` again.")
         path, row = self.where[cid]
         part = self._part(path)
         if part is None:
             raise StoreError(
-                f"{path} with candidate {cid} was damaged and renamed to {path.name}.damaged. Run `prefkit generate` again."
+                f"{path} with candidate {cid} was damaged and renamed to {path.name}.damaged. Run `prefkit generate`."
             )
         return part.slice(row, 1).to_pylist()[0]
 
@@ -71,8 +71,8 @@ class CandidateReader:
             raise StoreError(f"the image of candidate {cid} ({row['path']}) cannot be read: {error}.") from error
         if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise StoreError(
-                f"the image of candidate {cid} ({row['path']}) has changed since it was stored, so its scores may no longer "
-                "hold. Restore the file, or import it again into another run."
+                f"the image of candidate {cid} ({row['path']}) has changed since it was stored, so its scores may be "
+                "wrong. Restore the file, or import it into a new run."
             )
         return data
 
@@ -80,9 +80,9 @@ class CandidateReader:
 def by_request(
     store: Store, generators: Sequence[str], ids: set[str], columns: Sequence[str]
 ) -> Iterator[list[Candidate]]:
-    """The candidates `ids`, grouped by request, requests in stored order; memory holds the images of one request.
+    """Yield the candidates `ids`, one list per request, in stored order. Memory holds the images of one request only.
 
-    A request with a row in a damaged part is left out completely, because scores within requests depend on all members.
+    If any row of a request is in a damaged part, the request is skipped: some scores depend on all its candidates.
     """
     requests = {r.request_id: r for r in store.requests()}
     cursor = lru_cache(OPEN_PARTS)(lambda path: Cursor(path, columns))
@@ -104,11 +104,11 @@ def by_request(
         rows = [read_row(path, index) for path, index in positions]
         if all(row is not None for row in rows):
             yield [candidate_of(row, requests) for row in rows if row is not None]
-        del rows  # else memory holds the images of two requests
+        del rows  # otherwise, memory would hold the images of two requests
 
 
 def _positions(store: Store, generators: Sequence[str], ids: set[str]) -> dict[str, list[tuple[Path, int]]]:
-    """Request -> (part, row) of each of its candidates."""
+    """Return {request id: (part, row index) of each of its candidates}."""
     latest_rows = locate([store.candidates(name) for name in generators or store.names("candidates")], ids)
     positions: dict[str, list[tuple[Path, int]]] = {}
     for number, path in enumerate(latest_rows.paths):
@@ -121,7 +121,7 @@ def _positions(store: Store, generators: Sequence[str], ids: set[str]) -> dict[s
 
 
 class Cursor:
-    """Rows of one part by index, a few MB at a time. Reading forward is cheap; reading backward starts from the first row."""
+    """Reads single rows of a part by index, a few MB at a time. Going forward is cheap; going back starts at row 0."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         # without buffer_size, the first row reads the whole column
@@ -137,7 +137,7 @@ class Cursor:
         self.first, self.batch = 0, next(self.batches)
 
     def row(self, index: int) -> dict[str, Any]:
-        """Raises OSError or ArrowException where the part is damaged."""
+        """Return row `index` as a dict. Raises OSError or ArrowException if the part is damaged."""
         if index < self.first:
             self._restart()
         while index >= self.first + len(self.batch):

@@ -1,8 +1,8 @@
-"""The run folder: its tables, requests, paths and locks. The README shows its tree.
+"""The run folder: its tables, requests, paths and locks. The README shows its layout.
 
-A part is written under a temporary name, flushed to disk and renamed, so a reader only ever sees complete parts, and a
-killed process loses at most the rows that it had not written. A damaged part is renamed to NAME.damaged with a warning,
-and its rows count as missing.
+Each part of a table is written under a temporary name, flushed to disk and renamed. A reader therefore sees only
+complete parts, and a killed process loses at most the rows that it had not yet written. A damaged part is renamed to
+NAME.damaged with a warning, and its rows count as missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
-ROWS = 32  # turned into Python objects at once
+ROWS = 32  # that are converted to Python objects at once
 #: packages whose versions run.json records
 PACKAGES = (
     "prefkit",
@@ -67,20 +67,20 @@ CONTENTS = ("run.json", "recipe.yaml", "requests.parquet", *FOLDERS)
 
 
 class Store:
-    """A run folder. Opening one creates nothing; `Store.create` writes its run.json."""
+    """A run folder. `Store(folder)` writes nothing; `Store.create(folder)` also writes run.json."""
 
     def __init__(self, folder: str | Path) -> None:
         # pyarrow reads the text before a colon as the name of a file system (s3:...), so such a path is made absolute
         self.folder = Path(os.path.abspath(folder) if ":" in "".join(Path(folder).parts[:1]) else folder)
         if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder} is a file, and a run is a folder. Give the folder, or -r for a recipe.")
+            raise UsageError(f"{self.folder} is a file, but a run is a folder. Give a run folder, or a recipe with -r.")
         path = self.folder / "run.json"
         if not path.exists():
             return
         version = read_json(path).get("schema", 0)
         if not isinstance(version, int):
             raise StoreError(
-                f"{path}: schema {version!r} is not a number. Restore the file, or remove it to have it made again."
+                f"{path}: schema {version!r} is not a number. Restore the file, or remove it; prefkit writes it again."
             )
         if version > SCHEMA_VERSION:
             raise StoreError(
@@ -101,12 +101,12 @@ class Store:
         return store
 
     def undo(self, keep: Iterable[str]) -> None:
-        """Remove what a failed first command wrote here, unless it stored a part. keep: names that existed before."""
+        """Remove what a failed first command wrote here, unless a table has a part. keep: names that existed before."""
         if any(self.folder.rglob("part-*")):
             return
         for name in set(CONTENTS).difference(keep):
             remove(self.folder / name)
-        with suppress(OSError):  # it contains the user's own files
+        with suppress(OSError):  # the folder contains the user's own files
             self.folder.rmdir()
 
     def exists(self) -> bool:
@@ -120,11 +120,11 @@ class Store:
         return Table(self.folder / "scores" / checked(alias), score_schema())
 
     def comparisons(self, alias: str) -> Table:
-        """Pairwise verdicts. A row's id is a digest of its content, so a second import adds nothing."""
+        """Return the table of pairwise verdicts. Ids are digests of the row content, so a repeat adds nothing."""
         return Table(self.folder / "comparisons" / checked(alias), comparison_schema())
 
     def inputs(self) -> Table:
-        """Images that requests refer to by `inputs` id (the SHA-256 of their bytes)."""
+        """Return the table of images that requests refer to by `inputs` id (the SHA-256 of the image bytes)."""
         return Table(self.folder / "inputs", input_schema())
 
     def pairs(self, name: str) -> Path:
@@ -137,9 +137,9 @@ class Store:
         return self.folder / "eval" / checked(name)
 
     def names(self, kind: str) -> list[str]:
-        """Names under candidates, scores, comparisons, pairs, train or eval."""
+        """Return the folder names under `kind`: candidates, scores, comparisons, pairs, train or eval."""
         folders = [p for p in (self.folder / kind).glob("*") if p.is_dir()]
-        return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # a kill can leave hidden ones
+        return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # a killed process can leave hidden folders
 
     # -- requests -------------------------------------------------------------------------------------------------
     def write_requests(self, requests: Iterable[Request]) -> None:
@@ -161,7 +161,7 @@ class Store:
         return [Request(r["request_id"], r["prompt"], r["split"], json.loads(r["extra"] or "{}")) for r in rows]
 
     def request_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read requests.parquet. Raises DamagedError."""
+        """Read `columns` (None: all) of requests.parquet. Raises DamagedError."""
         import pyarrow as pa
 
         path = self.folder / "requests.parquet"
@@ -175,9 +175,10 @@ class Store:
     def iter_candidates(
         self, generators: Sequence[str] = (), ids: set[str] | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[Candidate]:
-        """Candidates, failed ones too, with their request's prompt and extra keys (their own keys take precedence).
+        """Yield candidates, including failed ones, with the prompt and extra keys of their request.
 
-        Each id comes once, in its latest row. ids: restricts the result; a part without any of them is not read.
+        A candidate's own extra keys override those of the request. Each id is yielded once, from its latest row. ids:
+        yield only these; parts without any of them are skipped.
         """
         requests = {r.request_id: r for r in self.requests()}
         names = list(columns) if columns is not None else candidate_schema().names
@@ -188,15 +189,15 @@ class Store:
                     yield candidate_of(row, requests)
 
     def decisions(self) -> pd.DataFrame:
-        """The curator's decisions: id, verdict (keep | reject | remove), reason, by. The last line of an id counts."""
+        """Return the curator's last decision about each id: id, verdict (keep | reject | remove), reason, by."""
         return read_decisions(self.folder / "decisions.csv")
 
     @contextmanager
     def lock(self, name: str, seconds: float = 0) -> Iterator[None]:
         """Hold the lock of a stage or table, such as scores/NAME, and remove the temporary files of killed processes.
 
-        A process that ends or is killed frees its locks. Raises StoreError where another process holds it for longer than
-        `seconds`.
+        A process that ends or is killed frees its locks. Raises StoreError if another process still holds the lock
+        after `seconds`.
         """
         from filelock import FileLock, Timeout
 
@@ -208,15 +209,15 @@ class Store:
                 yield
         except Timeout:
             raise StoreError(
-                f"another process is working on {name} in {self.folder}. Wait for it or end it, then run this again: "
-                "nothing is lost."
+                f"another process is working on {name} in {self.folder}. Wait until it ends or stop it, then run this "
+                "command again. Nothing is lost."
             ) from None
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
 
 
 def candidate_of(row: dict[str, Any], requests: Mapping[str, Request]) -> Candidate:
-    """Build a candidate from a stored row and its request's prompt and extra keys."""
+    """Build a candidate from a stored row and the prompt and extra keys of its request, if `requests` has it."""
     request = requests.get(row["request_id"])
     prompt, extra = (request.prompt, request.extra) if request else ("", {})
     return Candidate(prompt=prompt, **row | {"extra": {**extra, **json.loads(row.get("extra") or "{}")}})

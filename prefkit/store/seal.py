@@ -1,8 +1,8 @@
-"""Checksums inside a Parquet file, in a block between its data and its footer that other readers skip.
+"""Checksums inside a Parquet file, in a block between data and footer that other Parquet readers skip.
 
 Page checksums, which prefkit writes too, cover neither page headers nor the footer: a changed bit there can drop rows or
 change values without an error. The block holds the SHA-256 of every column chunk (headers included) and of the footer, so
-reading some columns checks only those. A file without a block was written by another program and is not checked.
+only columns that are read have to be checked. A file without a block was written by another program and is not checked.
 
     data | JSON | its length, 8 bytes | MAGIC | footer | length of the footer, 4 bytes | "PAR1"
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MAGIC = b"prefkit.sums.1\n\0"
-END = 8  # length of the footer, "PAR1"
+END = 8  # bytes: length of the footer (4) and "PAR1" (4)
 READ_BYTES = 1 << 20
 
 
 def seal(path: Path) -> None:
-    """Add the block to a complete file that has none. Raises OSError and pyarrow's ArrowException."""
+    """Add the block of checksums to a complete Parquet file without one. Raises OSError or pyarrow's ArrowException."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as parquet:
@@ -39,9 +39,9 @@ def seal(path: Path) -> None:
 
 
 def open_sealed(path: Path, columns: Collection[str] | None = None, **options: Any) -> pq.ParquetFile:
-    """Open a file after comparing its footer and the data of `columns` (None: all) with the block.
+    """Open a Parquet file after verifying the checksums of its footer and of `columns` (None: all).
 
-    Page checksums are verified on reading. Raises OSError and pyarrow's ArrowException, as opening any damaged file does.
+    Page checksums are verified when pages are read. Raises OSError or pyarrow's ArrowException if the file is damaged.
     """
     import pyarrow.parquet as pq
 
@@ -61,7 +61,7 @@ def open_sealed(path: Path, columns: Collection[str] | None = None, **options: A
 def check(
     path: Path, metadata: pq.FileMetaData, columns: Collection[str] | None = None, group: int | None = None
 ) -> None:
-    """Raises OSError where the data of a column does not match its checksum. group: restricts the check to a row group."""
+    """Raise OSError if a column does not match its checksum. columns, group: check only these columns or row group."""
     with open(path, "rb") as file:
         sums, _ = _block(file)
         if sums is None:
@@ -73,7 +73,7 @@ def check(
 
 
 def _chunks(metadata: pq.FileMetaData) -> Iterator[tuple[int, str, int, int]]:
-    """(row group, column, first byte, number of bytes) of every column chunk, page headers included."""
+    """Yield (row group, column, first byte, number of bytes) for every column chunk, including page headers."""
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group)
         for i in range(rows.num_columns):
@@ -83,7 +83,7 @@ def _chunks(metadata: pq.FileMetaData) -> Iterator[tuple[int, str, int, int]]:
 
 
 def _footer(file: IO[bytes]) -> tuple[int, bytes]:
-    """(first byte of the footer, bytes from there to the end of the file). Raises OSError where the footer is missing."""
+    """Return (offset of the footer, bytes from there to the end of the file). Raises OSError if there is no footer."""
     size = os.fstat(file.fileno()).st_size
     file.seek(max(0, size - END))
     end = file.read(END)
@@ -95,7 +95,7 @@ def _footer(file: IO[bytes]) -> tuple[int, bytes]:
 
 
 def _block(file: IO[bytes]) -> tuple[dict[str, Any] | None, bytes]:
-    """(content of the block, None without one; the footer). Raises OSError."""
+    """Return (content of the block of checksums, or None if there is none; footer). Raises OSError if it is damaged."""
     start, footer = _footer(file)
     before = len(MAGIC) + 8
     file.seek(max(0, start - before))

@@ -1,6 +1,6 @@
-"""Summaries of a run: counts of its tables, ids and scores as data frames, and the pairs that a report shows.
+"""Summaries of a run: row counts per table, candidate ids and scores as data frames, and the pairs that a report shows.
 
-No image is read but those of single pairs that `Pairs.row` returns.
+Only `Pairs.row` reads images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INDEX = ["id", "request_id", "index", "seed", "error"]
 
 
 def status(store: Store) -> dict[str, Any]:
-    """JSON-able counts by table. A stage that has not run yet has an empty entry.
+    """Return the row counts of all tables, ready for JSON. A stage that has not run yet has an empty entry.
 
     requests {split: n}; candidates {generator: {done, failed}}; scores {alias: {done, failed}};
     pairs {name: {split: n}}; train {name: {step, final}}; eval {name: {done, sets}};
@@ -47,14 +47,14 @@ def status(store: Store) -> dict[str, Any]:
 
 
 def _rows(table: Table, column: str, missing: bool) -> dict[str, int]:
-    """Rows done and failed. missing: a row has failed where the column is null, else where it is set."""
+    """Count finished and failed rows. A row failed if `column` is null (missing=True) or set (missing=False)."""
     frame = table.frame(["id", column])
     failed = int((frame[column].isna() == missing).sum())
     return {"done": len(frame) - failed, "failed": failed}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that match their checksums, without a last line that a kill cut short."""
+    """Return the rows of metrics.jsonl, without damaged lines and an incomplete last line."""
     return read_lines(folder / "metrics.jsonl")
 
 
@@ -70,7 +70,7 @@ def _eval(folder: Path) -> dict[str, Any]:
 
 
 def candidate_index(store: Store) -> pd.DataFrame:
-    """generator, id, request_id, index, seed, error of every candidate."""
+    """Return a frame with the generator, id, request_id, index, seed and error of every candidate."""
     import pandas as pd
 
     frames = [store.candidates(name).frame(INDEX).assign(generator=name) for name in store.names("candidates")]
@@ -78,7 +78,7 @@ def candidate_index(store: Store) -> pd.DataFrame:
 
 
 def score_table(store: Store) -> pd.DataFrame:
-    """Scores as stored, one column per score name, indexed by candidate id; NaN = failed or not scored."""
+    """Return the stored scores, one column per score name, indexed by candidate id; NaN = failed or not scored."""
     import pandas as pd
 
     columns = {
@@ -92,13 +92,13 @@ def higher_is_better(store: Store, alias: str) -> bool:
 
 
 def rank_correlation(store: Store, scores: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's, pairwise complete, with the sign of each score set so that higher is better."""
+    """Return the pairwise Spearman correlations of the scores; scores where lower is better are negated first."""
     signs = {alias: 1.0 if higher_is_better(store, alias) else -1.0 for alias in scores.columns}
     return (scores * signs).replace([np.inf, -np.inf], np.nan).corr(method="spearman")
 
 
 def pair_counts(folder: Path) -> dict[str, int]:
-    """Rows per split, from the Parquet footers. Raises DamagedError."""
+    """Return {split: number of rows}, read from the Parquet footers. Raises DamagedError."""
     counts: Counter[str] = Counter()
     for path in _pair_files(folder):
         with _open(path, []) as file:
@@ -107,7 +107,7 @@ def pair_counts(folder: Path) -> dict[str, int]:
 
 
 class Pairs:
-    """The pair set of one folder: all gaps in memory, whole rows read on request. Raises DamagedError naming the file."""
+    """The pairs in a folder. All score gaps are in memory; rows are read on request. Raises DamagedError."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = _pair_files(folder)
@@ -123,14 +123,14 @@ class Pairs:
         self.gaps = np.concatenate(gaps) if gaps else np.empty(0)
 
     def extremes(self, count: int) -> tuple[list[int], list[int]]:
-        """Indices of the `count` widest and narrowest pairs; no pair is in both."""
+        """Return the indices of the `count` pairs with the widest and the narrowest gaps, without overlap."""
         order = np.argsort(-self.gaps, kind="stable")
         order = order[np.isfinite(self.gaps[order])]
         count = min(count, (len(order) + 1) // 2)
         return order[:count].tolist(), order[count:][::-1][:count].tolist()
 
     def row(self, number: int) -> dict[str, Any]:
-        """Read one whole row, from its row group alone."""
+        """Return pair `number` with all columns. Reads only the row group of this pair."""
         index, row = self.where[number]
         file, path = self.files[index], self.paths[index]
         for group in range(file.num_row_groups):

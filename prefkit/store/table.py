@@ -1,4 +1,4 @@
-"""Tables of a run: folders of Parquet parts, the fingerprint of their settings, and rows as they are stored."""
+"""The tables of a run: folders of Parquet parts, the fingerprint of their settings, and conversion to stored rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Table:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add one part. A row replaces rows of the same id in earlier parts."""
+        """Write rows as one new part. A row replaces rows with the same id in earlier parts."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -53,7 +53,7 @@ class Table:
         write_whole(self.folder / f"part-{time.time_ns()}-{unique()}.parquet", save)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The parts, oldest first, including rows that later ones replaced (store/latest.py leaves them out)."""
+        """Yield the parts, oldest first, including rows that later rows replaced (store/latest.py omits these)."""
         yield from (part for path in self.parts() if (part := read_part(path, columns)) is not None)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -64,7 +64,7 @@ class Table:
         return pa.concat_tables([schema.empty_table(), *(t.cast(schema) for t in self.batches(names))])
 
     def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The table as a DataFrame with one row per id, the latest."""
+        """Return the table as a DataFrame with only the latest row of each id."""
         frame = self.read(columns).to_pandas()
         return frame.drop_duplicates("id", keep="last", ignore_index=True) if "id" in frame else frame
 
@@ -76,10 +76,10 @@ class Table:
         return read_json(path) if path.exists() else None
 
     def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool, write: bool = True) -> None:
-        """Store the settings that rows depend on. Raises FingerprintError where rows of other settings are stored.
+        """Store `fingerprint`, the settings of the rows. Raises FingerprintError if existing rows have different ones.
 
-        empty: no row has succeeded yet; other settings then replace the stored ones, and the failed rows are dropped.
-        write: False only checks, for a dry run.
+        empty: True if no row has succeeded yet; `fingerprint` then replaces different settings, and the failed rows are
+        deleted. write: False only checks, for a dry run. remedy: the end of the error message.
         """
         path = self.folder / "spec.json"
         try:
@@ -93,9 +93,9 @@ class Table:
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
-    """Read a part. A damaged one is renamed to NAME.damaged with a warning, and the result is None.
+    """Read `columns` (None: all) of a part. If the part is damaged, rename it to NAME.damaged, warn and return None.
 
-    Raises StoreError where permission is denied.
+    Raises StoreError if permission is denied.
     """
     import pyarrow as pa
 
@@ -117,9 +117,10 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
 def check_fingerprint(
     path: Path, fingerprint: Mapping[str, Any], remedy: str, *, fresh: bool = False, write: bool = True
 ) -> None:
-    """Compare settings with those stored in `path`, or store them there. Raises FingerprintError with the keys that differ.
+    """Compare `fingerprint` with the settings stored in `path`; store it if there are none.
 
-    fresh: nothing has been made with the stored settings (the first attempt failed), so they are replaced.
+    Raises FingerprintError with the keys that differ.
+    fresh: True replaces the stored settings, because nothing has been made with them (the first attempt failed).
     write: False leaves the disk as it is, for a dry run.
     """
     wanted = json.loads(json.dumps(fingerprint, default=str))
@@ -140,7 +141,7 @@ def _brief(value: Any) -> str:
 
 
 def note_pace(folder: Path, items: int, seconds: float) -> None:
-    """Store how long an item of this table took, from which --dry-run estimates the next run."""
+    """Store the mean seconds per item in a table's folder; --dry-run estimates the time of the next run from it."""
     if items:
         write_json(folder / "pace.json", {"seconds_per_item": seconds / items})
 
@@ -155,13 +156,13 @@ def request_row(request: Request) -> dict[str, Any]:
 
 
 def comparison_row(comparison: Comparison) -> dict[str, Any]:
-    """The stored form. Its id is a digest of every value but the time, so a second import of a verdict adds nothing."""
+    """Return the row to store. Its id is a digest of every value but the time, so a second import adds nothing."""
     row = {name: getattr(comparison, name) for name in comparison_schema().names if name != "id"}
     return {"id": digest({k: v for k, v in row.items() if k != "time"}), **row}
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:
-    """The stored form, without the prompt and extra keys of the request."""
+    """Return the row to store. It leaves out the prompt, which is stored with the request."""
     return {name: getattr(candidate, name) for name in candidate_schema().names} | {
         "extra": dump_extra(candidate.extra)
     }

@@ -1,7 +1,7 @@
-"""Tensors as safetensors files with a checksum in their metadata.
+"""Safetensors files with a checksum in their metadata.
 
-The checksum covers names, types, shapes and values of all tensors, and the other metadata. A file without one was written
-by an earlier version or by another program, and is not checked.
+The checksum covers the names, types, shapes and values of all tensors, and all other metadata. A file without a
+checksum was written by an earlier version or by another program, and is not checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUM = "sha256"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors from any device atomically. Raises StoreError."""
+    """Write tensors, which may be on any device, to `path` atomically. Raises StoreError."""
     import safetensors
     import safetensors.torch
 
@@ -41,7 +41,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read (tensors on the CPU, metadata). Raises DamagedError naming the file; StoreError where permission is denied."""
+    """Return (tensors on the CPU, metadata). Raises DamagedError, or StoreError if permission is denied."""
     import safetensors
 
     try:
@@ -60,7 +60,7 @@ def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def tensors_sum(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """The checksum of CPU tensors in any order, and of their metadata."""
+    """Return the checksum of CPU tensors and their metadata; the order of the tensors does not matter."""
     import torch
 
     total = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""Reader of users' tables: .csv, .tsv, .txt, .jsonl, .json and .parquet as dicts of Python values, row by row."""
+"""Reads users' tables (.csv, .tsv, .txt, .jsonl, .json, .parquet) row by row, as dicts of Python values."""
 
 from prefkit.tables.files import user_path as user_path
 from prefkit.tables.read import SUFFIXES as SUFFIXES

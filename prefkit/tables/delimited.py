@@ -1,6 +1,6 @@
-"""Rows of separated text (.csv, .tsv), quoted as in RFC 4180. Every row must be as long as the first.
+"""Reads delimited text (.csv, .tsv), quoted as in RFC 4180. Every row must have as many fields as the first.
 
-Every value stays text, such as 007, 1e5, NA and True; an empty field is None.
+All values stay text, even 007, 1e5, NA and True; an empty field becomes None.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from prefkit.paths import nfc
 from prefkit.tables.files import text_lines
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-#: the line by which spreadsheets declare the separator
+#: the first line with which some spreadsheets declare the separator, such as sep=;
 DECLARATION = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 MAX_FIELD = 16 << 20  # characters
-SAMPLE_LINES = 100  # from which the separator is detected
+SAMPLE_LINES = 100  # the separator is detected from these first lines
 
 
 @dataclass(frozen=True)
 class Header:
-    """names: of the columns, '' for an unnamed one. skipped: number of lines before the names (sep=;)."""
+    """The column names ('' for an unnamed column), the separator, and the number of lines before the names (sep=;)."""
 
     names: list[str]
     separator: str
@@ -54,7 +54,7 @@ def header(path: Path, shown: str) -> Header:
     if not any(names):
         if any(line.strip() for line in head):
             raise UsageError(
-                f"{shown}: the first line cannot be read. It must name the columns, with {_word(separator)} between."
+                f"{shown}: the first line cannot be read. It must name the columns, separated by {_word(separator)}."
             )
         raise UsageError(f"{shown} is empty: its first line must name the columns.")
     twice = [name for name, times in Counter(names).items() if name and times > 1]
@@ -66,10 +66,10 @@ def header(path: Path, shown: str) -> Header:
 def read_delimited(
     path: Path, shown: str, may_end_early: bool = False, keep_bad: bool = False
 ) -> Iterator[tuple[int, int, dict[str, str | None] | str]]:
-    """(row number from 1, its first line, values). Blank lines are skipped, unless there is only one column.
+    """Yield (row number from 1, line where it starts, values). Blank lines are skipped, except with a single column.
 
-    may_end_early: a row may lack fields at its end. keep_bad: a row with the wrong number of fields gives the reason instead of
-    its values. Raises UsageError naming row and line.
+    may_end_early: a row may lack fields at its end. keep_bad: for a row with the wrong number of fields, yield the
+    error message instead of the values. Raises UsageError naming the row and line.
     """
     head = header(path, shown)
     csv.field_size_limit(MAX_FIELD)
@@ -101,7 +101,7 @@ def read_delimited(
 
 
 class _Shape:
-    """Checks the number of fields of each row: that of the columns, plus empty ones at the end if the first row has them."""
+    """Checks that each row has a field per column, plus as many empty fields at its end as the first row has."""
 
     def __init__(self, head: Header, shown: str, may_end_early: bool) -> None:
         self.head, self.may_end_early = head, may_end_early
@@ -135,7 +135,7 @@ class _Shape:
         return values
 
     def _slipped(self, fields: list[str]) -> bool:
-        """True if an additional empty last field may come from a comma in a text, such as 'a dress, red,'."""
+        """True if an extra empty field at the end may come from commas in an unquoted text, such as 'a dress, red,'."""
         return len(fields) > len(self.head.names) and any(field.startswith(" ") for field in fields[1:])
 
     def _refuse(self, fields: list[str], where: str) -> None:
@@ -146,16 +146,16 @@ class _Shape:
         text = f"{where} has {len(fields)} field{'s' * (len(fields) != 1)}, but {expected}."
         if len(fields) < len(names):
             text += (
-                f" Separate the fields with {_word(self.head.separator)}, and leave one empty where there is no value."
+                f" Separate the fields with {_word(self.head.separator)}, and leave a field empty if it has no value."
             )
         if len(fields) > len(names):
             example = self.head.separator.join(fields).strip()[:60]
-            text += f' Put quotes around a text with {_word(self.head.separator)}, as in "{example}".'
+            text += f' Put quotes around a text that contains {_word(self.head.separator)}, as in "{example}".'
         raise UsageError(text)
 
 
 def _consistency(head: list[str], separator: str) -> tuple[float, int]:
-    """(fraction of the records with as many fields as the first, fields of the first); (0, 0) for a single field."""
+    """Return (fraction of records with as many fields as the first, that number), or (0, 0) if the number is 0 or 1."""
     records = _records(head, separator)
     width = len(records[0]) if records else 0
     if width < 2:
@@ -164,7 +164,7 @@ def _consistency(head: list[str], separator: str) -> tuple[float, int]:
 
 
 def _records(head: list[str], separator: str) -> list[list[str]]:
-    """Parse the lines up to the first unreadable or incomplete record, skipping blank lines."""
+    """Parse the lines into records up to the first unreadable or incomplete one, skipping blank lines."""
     records: list[list[str]] = []
     with suppress(csv.Error):
         for record in csv.reader(head, delimiter=separator, strict=True):

@@ -1,4 +1,4 @@
-"""Access to files that a user names: regular files only, with text decoded by its byte order mark or as UTF-8."""
+"""Opens files that a user names: regular files only; text is decoded by its byte order mark or else as UTF-8."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-#: first bytes of other formats that are sometimes named as text files -> the format, and the remedy
+#: first bytes of formats that often have the suffix of a text file by mistake -> the format, and the fix
 OTHER_KINDS = {
     b"PAR1": "is a Parquet file. Rename it to end in .parquet",
     b"PK\x03\x04": "is a spreadsheet (.xlsx) or a zip archive. Save the sheet as CSV, or unpack the archive",
@@ -39,9 +39,9 @@ KINDS = {
 
 
 def user_path(text: str, name: str) -> Path:
-    """The path of a file or folder, with ~ and ~user expanded. name: the key or flag, for messages. Raises UsageError."""
+    """Return `text` as a path with ~ and ~user expanded. name: config key or flag, for messages. Raises UsageError."""
     if "\0" in text:
-        raise UsageError(f"{name}: {text!r} contains a NUL character, which no file name has.")
+        raise UsageError(f"{name}: {text!r} contains a NUL character, which is invalid in a path.")
     try:
         path = Path(text).expanduser()
         path.stat()
@@ -54,7 +54,7 @@ def user_path(text: str, name: str) -> Path:
 
 
 def regular(path: Path, shown: str) -> Path:
-    """`path` itself, if it is a regular file or a link to one. Raises UsageError, since opening a pipe or device could block."""
+    """Return `path` if it is a regular file or a link to one. Raises UsageError if not: opening a pipe could block."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except FileNotFoundError as error:
@@ -67,13 +67,13 @@ def regular(path: Path, shown: str) -> Path:
 
 
 def mark_of(start: bytes) -> bytes:
-    """The byte order mark at the start of a file, or b"". start: its first 4 bytes or more."""
+    """Return the byte order mark in `start`, or b"". start: the first 4 or more bytes of a file."""
     return next((mark for mark in MARKS if start.startswith(mark)), b"")
 
 
 @contextmanager
 def text_file(path: Path, shown: str) -> Iterator[TextIO]:
-    """Open a text file without translating line ends. Raises UsageError where it cannot be opened or decoded."""
+    """Open a text file without translating line ends. Raises UsageError if it cannot be opened or decoded."""
     encoding = "utf-8"
     try:
         with open(regular(path, shown), "rb") as file:
@@ -92,14 +92,14 @@ def text_file(path: Path, shown: str) -> Iterator[TextIO]:
 
 
 def text_lines(path: Path, shown: str) -> Iterator[str]:
-    """Lines with their ends, which are \\n, \\r\\n or \\r only. Raises UsageError naming the line."""
+    """Yield the lines with their line ends; only \\n, \\r\\n and \\r end a line. Raises UsageError naming the line."""
     with text_file(path, shown) as file:
         number = 0
         while line := file.readline(MAX_LINE + 1):
             number += 1
             if "\0" in line:
                 raise UsageError(
-                    f"{shown} line {number} contains a NUL character. Save the file as UTF-8 text, or remove the character."
+                    f"{shown} line {number} contains a NUL character. Save the file as UTF-8, or remove the character."
                 )
             if len(line) > MAX_LINE:
                 raise UsageError(f"{shown} line {number} is longer than {MAX_LINE:,} characters.")
@@ -107,12 +107,12 @@ def text_lines(path: Path, shown: str) -> Iterator[str]:
 
 
 def _undecodable(path: Path, shown: str, encoding: str) -> str:
-    """The message that names the first line and byte that cannot be decoded."""
+    """Return a message that names the first line and byte that cannot be decoded."""
     if encoding != "utf-8":
         return f"{shown} starts as {encoding.upper()} text, but cannot be decoded to its end. Save it as UTF-8."
     line, offset = 1, 0
     with open(path, "rb") as file:
-        for raw in file:  # UTF-8 has \n only as a line end, so each line decodes separately
+        for raw in file:  # in UTF-8, the byte \n is always a line end, so each line can be decoded separately
             try:
                 raw.decode()
             except UnicodeDecodeError as error:

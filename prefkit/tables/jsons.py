@@ -1,4 +1,4 @@
-"""Objects from JSON: one per line (.jsonl), or the members of a list (.json), read one by one."""
+"""Reads JSON values one by one: one per line (.jsonl), or the items of a list (.json)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefkit.errors import UsageError
 from prefkit.tables.files import text_file, text_lines
 
 CHUNK = 1 << 20
-#: characters of one member of a list
+#: maximum number of characters in one item of a list
 MAX_MEMBER = 64 << 20
 
 
@@ -25,9 +25,9 @@ class BadLine:
 
 
 def json_lines(path: Path, shown: str, keep_bad: bool = False) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of every line that is not blank. Raises UsageError naming row and line.
+    """Yield (line number, value) for every line that is not blank. Raises UsageError naming the row and line.
 
-    keep_bad: returns a BadLine for an invalid line instead of raising.
+    keep_bad: for an invalid line, yield a BadLine instead of raising.
     """
     row = 0
     for number, line in enumerate(text_lines(path, shown), 1):
@@ -38,7 +38,7 @@ def json_lines(path: Path, shown: str, keep_bad: bool = False) -> Iterator[tuple
         try:
             value, end = DECODER.raw_decode(text)
             if end != len(text):
-                raise ValueError("more follows the object on its line")
+                raise ValueError("more text follows the object on the same line")
         except (ValueError, RecursionError) as error:
             text = f"{shown} row {row} (line {number}): not valid JSON ({_reason(error)})."
             if not keep_bad:
@@ -48,9 +48,10 @@ def json_lines(path: Path, shown: str, keep_bad: bool = False) -> Iterator[tuple
 
 
 def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any]:
-    """The members of a JSON list, one by one, because such files reach gigabytes.
+    """Yield the items of a JSON list one by one, because such files reach gigabytes.
 
-    lines: also read objects that follow each other without a list. Raises UsageError naming the row that is not valid JSON.
+    lines: also read objects that follow each other outside a list. Raises UsageError naming the row that is not valid
+    JSON.
     """
     shown = shown or str(path)
     number = 0
@@ -64,13 +65,13 @@ def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any
 
 
 def _members(read: Any, lines: bool) -> Iterator[Any]:
-    """Raises ValueError for invalid JSON, RecursionError for too deep nesting."""
+    """Yield the items. Raises ValueError for invalid JSON, and RecursionError if it is nested too deeply."""
     buffer, position, ended = read(CHUNK).lstrip(), 0, False
     listed = buffer.startswith("[")
     if not listed and not (lines and buffer.startswith("{")):
         if lines and not buffer:
             return
-        raise ValueError("the file is neither a list nor objects" if lines else "it does not contain a list")
+        raise ValueError("the file is neither a list nor objects" if lines else "the file does not start with a list")
     position = 1 if listed else 0
     while True:
         while position < len(buffer) and buffer[position] in " \t\r\n,":
@@ -91,14 +92,14 @@ def _members(read: Any, lines: bool) -> Iterator[Any]:
             more = read(max(CHUNK, len(buffer)))
             ended, buffer, position = not more, buffer[position:] + more, 0
             if len(buffer) > MAX_MEMBER:
-                raise ValueError("one member is larger than 64 MB")
+                raise ValueError("one item is larger than 64 MB")
             continue
         position = end
         yield value
 
 
 def _check_end(rest: str, read: Any) -> None:
-    """Raises ValueError where text other than blanks follows the list, since its rows would be lost silently."""
+    """Raise ValueError if anything but whitespace follows the list, because rows in it would be lost silently."""
     while rest and not rest.strip():
         rest = read(CHUNK)
     if rest.strip():

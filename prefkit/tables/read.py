@@ -1,4 +1,4 @@
-"""Rows of a table in any supported format."""
+"""Reads the rows of a table in any supported format."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
-SCALAR_ROWS = 1024  # of a Parquet file without images, in memory at a time
+SCALAR_ROWS = 1024  # rows in memory at a time, for a Parquet file without images
 
 
 class Row(NamedTuple):
     """One row of a table.
 
-    where: file, row number from 1 and, for text, its first line. values: column -> value, None where it is missing. error: the
-    reason why the row cannot be used, with `keep_bad`.
+    where: file, row number from 1 and, in text files, the line where the row starts. values: column -> value, None if
+    missing. error: the reason why the row cannot be used (only with `keep_bad`).
     """
 
     where: str
@@ -41,12 +41,13 @@ def read(
     may_end_early: bool = False,
     keep_bad: bool = False,
 ) -> Iterator[Row]:
-    """Read the rows of a file, a few in memory at a time. The suffix determines the format.
+    """Read the rows of a file, with only a few in memory at a time. The suffix determines the format.
 
-    columns: names to read, for Parquet, where fewer are cheaper. text: column for the lines of a .txt, blank ones as '';
-    without it a .txt is read as .csv. shown: name of the file in messages. may_end_early: rows of .csv and .tsv may lack
-    fields at their end. keep_bad: an unusable row becomes a Row with an error, if the next one can still be read. Raises
-    UsageError naming file and row.
+    columns: names of the columns to read from Parquet, to save time (ignored for other formats). text: name of the
+    column that holds the lines of a .txt file, blank lines as ''; if None, .txt is read as .csv. shown: name of the
+    file in messages. may_end_early: rows of .csv and .tsv may lack fields at their end. keep_bad: an unusable row
+    becomes a Row with an error, provided that the next row can still be read. Raises UsageError naming the file and
+    row.
     """
     shown = shown or str(path)
     suffix = path.suffix.lower()
@@ -119,7 +120,7 @@ def _parquet(path: Path, shown: str, wanted: set[str] | None) -> Iterator[dict[s
 
 
 def _columns(schema: pa.Schema, shown: str, wanted: set[str] | None) -> list[str]:
-    """The names of the wanted columns, without pandas' index. Raises UsageError for a name that occurs twice."""
+    """Return the names of the wanted columns, without pandas' index. Raises UsageError for a name that occurs twice."""
     names = [name for name in schema.names if not (name.startswith("__index_level_") and name.endswith("__"))]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

@@ -1,7 +1,7 @@
-"""Conversion of values from any file format to plain Python: JSON types and bytes.
+"""Converts values from any file format to plain Python: JSON types and bytes.
 
-Equal content gives equal values in every format: NaN and NaT become None, dates ISO text, arrays lists. A key without a value
-in a nested object is left out, because Parquet cannot distinguish it from a missing key.
+The same content gives the same values in every format: NaN and NaT become None, dates become ISO text, arrays become
+lists. In a nested object, a key without a value is left out, because Parquet cannot distinguish it from a missing key.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ MAX_INTEGER = 1 << 64
 
 
 def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Convert the columns of a row; those without a value become None. Raises ValueError."""
+    """Convert all values of a row with `plain`; missing values become None. Raises ValueError."""
     return {name: value if type(value) is str else plain(value) for name, value in row.items()}
 
 
 def plain(value: Any, depth: int = 1) -> Any:
     """Convert a value; an object of an unknown type (such as an image) stays as it is.
 
-    Raises ValueError for deeper nesting than MAX_DEPTH and for whole numbers beyond 64 bits.
+    Raises ValueError for nesting deeper than MAX_DEPTH and for whole numbers that exceed 64 bits.
     """
     kind = type(value)
     if kind is str or value is None or kind is bool or kind is bytes:
@@ -69,7 +69,7 @@ def _other(value: Any, depth: int) -> Any:
 
 
 def id_text(value: Any) -> str:
-    """Convert an id to text in Unicode's composed form: 7 and 7.0 become '7' (a column of integers with gaps holds floats)."""
+    """Convert an id to NFC text. 7 and 7.0 both become '7', as an integer column with missing values holds floats."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return nfc(str(value))

@@ -1,4 +1,4 @@
-"""The embedded default: a synthetic wardrobe of 64x64 images that a program can read back, and small models trained on it."""
+"""The embedded default: a synthetic wardrobe of 64x64 images that code recognizes, and small models trained on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ NAME = "tiny"
 FOLDER = Path(__file__).parent
 #: folders of a StableDiffusionPipeline and of an open_clip model
 PIPELINE, CLIP = FOLDER / "sd", FOLDER / "clip"
-#: the likes of a fictitious user: a table of user, image, category
+#: images that a fictitious user likes: a table with the columns user, image, category
 HISTORY = FOLDER / "history" / "history.csv"
 
 
 def located(base: str | Path) -> str:
-    """The embedded folder for `tiny`; any other base unchanged, with ~ expanded."""
+    """Return the embedded pipeline folder for `tiny`; any other base is returned with ~ expanded."""
     return str(PIPELINE) if str(base) == NAME else os.path.expanduser(str(base))

@@ -31,19 +31,19 @@ LAB = np.array(
 )
 SRGB = np.arange(256) / 255
 LINEAR = np.where(SRGB <= 0.04045, SRGB / 12.92, ((SRGB + 0.055) / 1.055) ** 2.4)
-# item -> maximum (a, b) distance of main cloth from the most frequent colour, larger for two-toned cloth
+# item -> maximum (a, b) distance of its main cloth from its most frequent colour; larger for two-toned cloth
 REACH = {"sandal": 0.30, "shorts": 0.18, "cap": 0.16, "clutch": 0.16, "hiking boot": 0.14, "t-shirt": 0.14}
 REACH |= {"handbag": 0.14, "running shoe": 0.12, "tank top": 0.11, "backpack": 0.11, "dress": 0.10, "jeans": 0.10}
 REACH |= {"umbrella": 0.10, "watch": 0.10, "coat": 0.10, "briefcase": 0.05}
 
 
 def to_oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB uint8 [..., 3] -> OKLab float64 [..., 3]: L in 0..1, a and b about -0.4..0.4."""
+    """Convert sRGB uint8 [..., 3] to OKLab float64 [..., 3]: L in 0..1, a and b about -0.4..0.4."""
     return np.cbrt(LINEAR[np.asarray(rgb, np.uint8)] @ LMS.T) @ LAB.T
 
 
 def from_oklab(lab: np.ndarray) -> np.ndarray:
-    """OKLab float [..., 3] -> sRGB uint8 [..., 3], clipped to the gamut channel by channel."""
+    """Convert OKLab float [..., 3] to sRGB uint8 [..., 3], clipped to the gamut channel by channel."""
     linear = ((lab @ np.linalg.inv(LAB).T) ** 3 @ np.linalg.inv(LMS).T).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return (srgb * 255).round().clip(0, 255).astype(np.uint8)
@@ -57,7 +57,7 @@ def _atlas() -> tuple[np.ndarray, dict[str, Any]]:
 
 @cache
 def sprite(item: str) -> np.ndarray:
-    """The item in its original colours: RGBA uint8 [112, 112, 4]. Raises KeyError for an unknown item."""
+    """Return the item in its original colours: RGBA uint8 [112, 112, 4]. Raises KeyError for an unknown item."""
     atlas, index = _atlas()
     size, (row, column) = index["size"], index["items"][item]["cell"]
     return atlas[row * size : (row + 1) * size, column * size : (column + 1) * size]
@@ -65,9 +65,10 @@ def sprite(item: str) -> np.ndarray:
 
 @cache
 def cloth(item: str) -> np.ndarray:
-    """Mask of the main cloth, without buttons, sole or bow: float64 [112, 112] in 0..1.
+    """Return a mask of the main cloth, without buttons, sole or bow: float64 [112, 112] in 0..1.
 
-    Main cloth has (a, b) near the item's most frequent value, the peak of a 24 x 24 histogram weighted by alpha.
+    The main cloth is where (a, b) is near the item's most frequent value, the peak of a 24 x 24 histogram weighted by
+    alpha.
     """
     picture = sprite(item)
     lab, alpha = to_oklab(picture[..., :3]), picture[..., 3] / 255.0
@@ -85,7 +86,7 @@ def cloth(item: str) -> np.ndarray:
 
 @cache
 def recolour(item: str, colour: str) -> np.ndarray:
-    """The item with its main cloth in `colour` and its shading preserved: RGBA uint8 [112, 112, 4]."""
+    """Return the item with its main cloth in `colour` and its shading preserved: RGBA uint8 [112, 112, 4]."""
     picture, mask = sprite(item), cloth(item)[..., None]
     lab = to_oklab(picture[..., :3])
     weight = mask * (picture[..., 3:] / 255.0)

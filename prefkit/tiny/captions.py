@@ -1,12 +1,12 @@
-"""The prompts of the wardrobe: conversion from and to scenes, held-out content, and training captions.
+"""Prompts of the synthetic wardrobe: writing, parsing, content held out from training, and training captions.
 
     a red dress on a plain mint background            everything specified
     a dress on a plain mint background                any colour
     a red dress                                       any background
     a handbag to go with a red dress [on a ...]       an outfit: the image shows the handbag, in any colour
 
-Plural items have no article (`jeans to go with an orange coat`). A tokenizer that splits `t-shirt` in three needs at most
-17 tokens.
+Plural items have no article (`jeans to go with an orange coat`). A tokenizer that splits `t-shirt` into three
+tokens needs at most 17 for a prompt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PLAIN = 0.75  # fraction of training scenes
 
 @dataclass(frozen=True)
 class Asked:
-    """The content of a prompt; None where it is unspecified. `beside` is the outfit's other (item, colour)."""
+    """The content of a prompt; None for what it leaves open. beside: (item, colour) that the item is to go with."""
 
     item: str
     colour: str | None = None
@@ -44,9 +44,9 @@ class Asked:
 def caption(
     scene: Scene, *, colour: bool = True, background: bool = True, beside: tuple[str, str] | None = None
 ) -> str:
-    """The prompt of a scene, with or without its colour and its background (including the pattern).
+    """Write the prompt of a scene, with or without its colour and its background (including the pattern).
 
-    beside: (item, colour) of the outfit's other item; the prompt then omits the colour of the scene's item.
+    beside: (item, colour) that the scene's item is to go with; the prompt then omits the colour of the scene's item.
     """
     named = scene.colour if colour and beside is None else None
     shown, pattern = (scene.background, scene.pattern) if background else (None, None)
@@ -54,7 +54,7 @@ def caption(
 
 
 def phrase(asked: Asked) -> str:
-    """The prompt with this content."""
+    """Write the prompt with this content."""
     text = _noun(asked.item, asked.colour)
     if asked.beside is not None:
         text += f" to go with {_noun(*asked.beside)}"
@@ -83,13 +83,13 @@ _GRAMMAR = re.compile(
 
 
 def asked(prompt: str) -> Asked:
-    """Parse a prompt. Raises UsageError for a prompt outside of the wardrobe's grammar."""
+    """Parse a prompt. Raises UsageError for a prompt that the wardrobe's grammar does not allow."""
     match = _GRAMMAR.fullmatch(" ".join(prompt.lower().split()))
     if match is None or (match["colour"] and match["other"]):
         raise UsageError(
-            f"{prompt!r} is not a prompt of the wardrobe. Write 'a red dress on a plain mint background', with or without the "
-            "colour and the background, or 'a handbag to go with a red dress', without a colour of the first item. "
-            f"Items: {', '.join(ITEMS)}. Colours: {', '.join(COLOURS)}. Patterns: "
+            f"{prompt!r} is not a prompt of the wardrobe. Write 'a red dress on a plain mint background', with or "
+            "without the colour and the background, or 'a handbag to go with a red dress', with no colour for the "
+            f"first item. Items: {', '.join(ITEMS)}. Colours: {', '.join(COLOURS)}. Patterns: "
             f"{', '.join(PATTERNS)}. Backgrounds: {', '.join(BACKGROUNDS)}."
         )
     beside = (match["other"], match["other_colour"]) if match["other"] else None
@@ -110,17 +110,17 @@ def held_out_pair(item: str, colour: str) -> bool:
 
 @cache
 def held_out_outfit(item: str, other: str, other_colour: str) -> bool:
-    """True if no training caption combines the two items."""
+    """True if no training caption combines the item with the other item in this colour."""
     return held_out(HELD_OUT_OUTFITS, "outfit", item, other, other_colour)
 
 
 def outfits(item: str) -> list[tuple[str, str]]:
-    """Every (other item, its colour) that can complete an outfit with the item: all items of other parts."""
+    """Return every (item, colour) that can complete an outfit with `item`: all items for a different part of it."""
     return [(other, colour) for other, part in ITEMS.items() if part != ITEMS[item] for colour in COLOURS]
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
-    """Draw a training scene: any (item, colour) that is not held out, any background, 75 % plain."""
+    """Draw a training scene: any (item, colour) that is not held out, any background, in 75 % of scenes plain."""
     pairs = _training_pairs()
     item, colour = pairs[rng.integers(len(pairs))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
@@ -141,7 +141,7 @@ def _training_outfits(item: str) -> list[tuple[str, str]]:
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Draw a training caption of the scene: 25 % omit the colour, 25 % the background, and 15 % are outfits.
 
-    The other item of an outfit is drawn independently of the scene's colour, so that the model learns no taste from it.
+    The second item of an outfit is drawn independently of the scene's colour, so that the model learns no colour taste.
     """
     background = bool(rng.random() >= NO_BACKGROUND)
     if rng.random() < IN_OUTFIT:

@@ -1,4 +1,4 @@
-"""The names of the wardrobe: items, colours, backgrounds and patterns, and scenes made of them.
+"""The vocabulary of the synthetic wardrobe: items, colours, backgrounds, patterns, and scenes composed from these.
 
 Imports only the standard library, so that prompts can be written and parsed without loading an image.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: item -> part of an outfit
+#: item -> the part of an outfit that it is
 ITEMS: dict[str, str] = {
     "t-shirt": "top",
     "coat": "top",

@@ -1,12 +1,12 @@
-"""Requests of the wardrobe, split by content: `test` shares no item/colour pair or outfit with `train`.
+"""Requests for the synthetic wardrobe, split by content: `test` shares no item/colour pair or outfit with `train`.
 
 full     a red dress on a plain mint background                  test: (item, colour) pairs that were never rendered
 open     a dress on a plain mint background                      test: a quarter of all (item, background) cells
 outfit   a handbag to go with a red dress on a plain mint ...    test: outfits that no training caption has
 
-The embedded models never saw a test request of `full` and `outfit`; they saw the cells of `open`, whose split only
-separates preference tuning from its evaluation. The other item of an outfit is never black, white or brown, because these
-go with everything.
+The embedded models never saw the test requests of `full` and `outfit` in training. They did see the cells of `open`,
+whose split only separates preference tuning from its evaluation. The second item of an outfit (the red dress) is
+never black, white or brown, because these colours go with everything.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ HELD_OUT_CELLS = 0.25
 
 
 def requests(kind: str, train: int, test: int, seed: int = 0) -> list[Request]:
-    """Draw `train` and `test` different requests of a kind, three in four on a plain background.
+    """Draw `train` requests for training and `test` for testing, all different, three in four on a plain background.
 
-    The same arguments give the same requests. Raises UsageError for an unknown kind, and for more requests than a split has.
+    Equal arguments return equal requests. Raises UsageError for an unknown kind, or for more requests than a split has.
     """
     import numpy as np
 
@@ -42,7 +42,8 @@ def requests(kind: str, train: int, test: int, seed: int = 0) -> list[Request]:
         possible = _possible(kind)[split]
         if n > len(possible):
             raise UsageError(
-                f"the wardrobe has {len(possible)} {split} requests of kind {kind}, not {n}: request fewer, or combine kinds."
+                f"the wardrobe has {len(possible)} {split} requests of kind {kind}, not {n}. "
+                "Request fewer, or combine kinds."
             )
         weight = np.array([PLAIN if a.pattern == "plain" else (1 - PLAIN) / (len(PATTERNS) - 1) for a in possible])
         for i in rng.choice(len(possible), n, replace=False, p=weight / weight.sum()):
@@ -60,7 +61,7 @@ def _possible(kind: str) -> dict[str, list[Asked]]:
 
 
 def _contents(kind: str) -> Iterator[tuple[bool, str, str | None, tuple[str, str] | None, str]]:
-    """(held out, item, colour, other item, background) of every request of the kind."""
+    """Yield (held out, item, colour, second item, background) for every request of the kind."""
     for item in ITEMS:
         for background in BACKGROUNDS:
             if kind == "full":

@@ -1,9 +1,9 @@
-"""The rule of compatible colours, by which the compatibility of an outfit is known exactly.
+"""A rule for compatible colours, so that the compatibility of an outfit is known exactly.
 
-Black, white and brown go with everything. Two other colours go together if their hues, as angles in OKLab's (a, b) plane,
-are analogous (at most 45 degrees apart, which includes the colour itself) or complementary (at least 150 degrees apart). For
-red these are red, orange and pink. Of all ten colours, 63 % go with a random colour that is not neutral, and all go with a
-neutral one.
+Black, white and brown go with everything. Two other colours go together if their hues, as angles in OKLab's (a, b)
+plane, are analogous (at most 45 degrees apart, which includes the colour itself) or complementary (at least 150
+degrees apart). Red, for example, goes with red, orange and pink. On average, a colour that is not neutral goes with
+63 % of the ten colours, and a neutral colour goes with all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def compatible(colour: str, other: str) -> bool:
 
 @cache
 def _hue(colour: str) -> float:
-    """The hue angle of a colour in degrees, 0 to 360."""
+    """Return the hue angle of a colour in degrees, 0 to 360."""
     import numpy as np
 
     from prefkit.tiny.art import to_oklab

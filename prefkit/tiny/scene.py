@@ -19,7 +19,7 @@ SHADE = 0.075  # difference in OKLab lightness between the two tones of a patter
 
 
 def render(scene: Scene, seed: int) -> Image.Image:
-    """Render the scene as RGB, 64 x 64. `seed` draws the pose: longest side 46 +- 3.5 px, +- 3 degrees, +- 2 px off centre."""
+    """Render the scene in RGB, 64 x 64, in a random pose: long side 46 +- 3.5 px, +- 3 degrees, +- 2 px off centre."""
     rng = np.random.default_rng(seed)
     side = 46 + rng.uniform(-3.5, 3.5)
     angle = rng.uniform(-3, 3)
@@ -32,12 +32,12 @@ def render(scene: Scene, seed: int) -> Image.Image:
 
 
 def shadow(item: Image.Image) -> Image.Image:
-    """Density of the shadow of a placed item, to be pasted 1 px to its right and 2 px below."""
+    """Return the opacity of a placed item's shadow, to be pasted 1 px to the right of the item and 2 px below it."""
     return item.getchannel("A").point(lambda a: a * 0.30).filter(ImageFilter.GaussianBlur(1.8))
 
 
 def place(picture: np.ndarray, side: float, angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> Image.Image:
-    """Place a sprite, scaled to `side` px, rotated by `angle` degrees and shifted by px, on RGBA 64 x 64."""
+    """Place a sprite on RGBA 64 x 64, scaled to `side` px, rotated by `angle` degrees and shifted by `shift` px."""
     size = SIZE * SUPERSAMPLING
     scale = picture.shape[0] / (side * SUPERSAMPLING)
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
@@ -52,7 +52,7 @@ def place(picture: np.ndarray, side: float, angle: float = 0.0, shift: tuple[flo
 
 @cache
 def backdrop(background: str, pattern: str) -> np.ndarray:
-    """The background without an item: uint8 [64, 64, 3]. A pattern uses a second tone of the background's colour."""
+    """Draw the background without an item: uint8 [64, 64, 3]. A pattern uses a second tone of its colour."""
     light = to_oklab(np.array(BACKGROUNDS[background]))
     second = light - np.array([SHADE, 0, 0]) if light[0] > 0.5 else light + np.array([SHADE, 0, 0])
     mask = _mask(pattern)[..., None]
@@ -60,7 +60,7 @@ def backdrop(background: str, pattern: str) -> np.ndarray:
 
 
 def _mask(pattern: str) -> np.ndarray:
-    """Coverage of the second tone: float [64, 64] in 0..1."""
+    """Return the coverage of a pattern's second tone: float [64, 64] in 0..1."""
     grid = (np.arange(SIZE * 4) + 0.5) / 4
     y, x = np.meshgrid(grid, grid, indexing="ij")
     inside = {

@@ -1,8 +1,9 @@
-"""Source of `requests: {source: tiny}`: requests of the wardrobe with a fictitious user, whose taste decides what they leave open.
+"""Requests of the wardrobe by a fictitious user, whose taste decides what they leave open: `requests: {source: tiny}`.
 
-tiny           `open`, and every garment once without a background, half of them held out: those in training teach that
-               backgrounds do not matter, and the held-out ones show whether tuning changed them
-tiny:full      tiny:open      tiny:outfit        one kind, as in prefkit/tiny/requests.py
+tiny           requests of kind `open`, and one request per garment without a background. Half of the latter are
+               held out: the training half teaches that backgrounds do not matter, the held-out half shows whether
+               tuning changed the backgrounds
+tiny:full      tiny:open      tiny:outfit        only requests of this kind, as in prefkit/tiny/requests.py
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ HELD_OUT_BARE = 0.5
 
 
 def rows(kind: str = "") -> Iterator[dict[str, Any]]:
-    """Rows of prompt, split and user. Raises UsageError for an unknown kind.
+    """Yield rows with prompt, split and user. Raises UsageError for an unknown kind.
 
-    Without a category, scorers use the user's whole history; the few items of one part of an outfit would reveal a taste for
-    their backgrounds too.
+    The rows have no category, so that scorers use the user's whole history. The few liked images of one category
+    would also show an accidental taste for their backgrounds.
     """
     for request in requests(kind or "open", TRAIN, TEST):
         yield _row(request.prompt, request.split)

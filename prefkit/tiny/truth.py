@@ -1,11 +1,13 @@
 """Recognition of an image's item, colour, background and pattern without a trained model.
 
-1. Background and pattern: compare the rim of 5 px, which no item reaches, with the 32 backdrops, by mean colour and by the
-   differences from the mean. The backdrop is then shifted to the mean colour of the image's rim.
-2. Items: correlate the difference from the backdrop with the silhouettes of all items in 7,200 poses, and keep the best six.
-3. Colour: for each of the six, take the colour nearest to the mean OKLab colour of the main cloth, and draw the item in that
-   colour and pose on the backdrop. The drawing with the smallest squared error wins. If the smallest error is more than a
-   tenth, the two best poses are first refined by half a step.
+1. Background and pattern: compare the rim of 5 px, which no item reaches, with the 32 backdrops, by mean colour and by
+   the differences from the mean. Then shift the backdrop to the mean colour of the image's rim.
+2. Items: correlate the image's difference from the backdrop with silhouettes of all items, 7,200 poses in total, and
+   keep the six best items.
+3. Colour: for each of the six, take the colour nearest to the mean OKLab colour of the main cloth, and draw the item in
+   that colour and its best poses on the backdrop. The drawing with the smallest squared error wins. If this error is
+   more than a tenth of the image's difference from the backdrop, the two best drawings are first refined by half a
+   step.
 """
 
 from __future__ import annotations
@@ -21,21 +23,21 @@ from prefkit.tiny.art import BACKGROUNDS, COLOURS, ITEMS, PATTERNS, cloth, recol
 from prefkit.tiny.scene import SHADOW, SIZE, backdrop, place, shadow
 
 RIM = 5
-FAINT = 0.35  # fraction of a pattern's contrast from which it is recognized
+FAINT = 0.35  # a pattern is recognized from this fraction of its contrast
 SIDES, ANGLES, SHIFTS = (43.5, 46.0, 48.5), (-2.0, 0.0, 2.0), (-2, -1, 0, 1, 2)
-BEST_ITEMS, POSES = 6, 4  # items that are drawn, and poses of each
+BEST_ITEMS, POSES = 6, 4  # number of items to draw, and of poses for each
 BLOCK = 64  # images compared with the silhouettes at once
-SEEN = 0.04  # OKLab distance from the backdrop at which a pixel half belongs to the item
+SEEN = 0.04  # OKLab distance from the backdrop at which a pixel counts half as item
 UNSURE = 0.1  # a first drawing with a larger error than this fraction is refined
 STEPS = [(0, 0, 0.5, 0), (0, 0, -0.5, 0), (0, 0, 0, 0.5), (0, 0, 0, -0.5), (1.2, 0, 0, 0), (-1.2, 0, 0, 0)]
 STEPS += [(0, 1, 0, 0), (0, -1, 0, 0)]  # px of side, degrees, px right, px down
-MIN_DIFFERENCE = 0.1  # squared difference from the backdrop of an empty image
+MIN_DIFFERENCE = 0.1  # lower limit of an image's squared difference from its backdrop; empty images have less
 KNOWN = 0.6  # a match below this is not an item of the wardrobe
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The recognized content of an image. `item` and `colour` are None where no item of the wardrobe matches.
+    """The recognized content of an image. `item` and `colour` are None if no item of the wardrobe matches.
 
     match: fraction of the image's squared difference from its backdrop that the best drawing explains, 0..1.
     """
@@ -65,7 +67,7 @@ def read(image: Image.Image) -> Seen:
 
 
 def read_many(images: Sequence[Image.Image]) -> list[Seen]:
-    """Recognize images, a block per matrix product, which is faster than one by one."""
+    """Recognize images in blocks, with one matrix product per block; this is faster than one by one."""
     return [seen for start in range(0, len(images), BLOCK) for seen in _read(images[start : start + BLOCK])]
 
 
@@ -89,7 +91,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _best(pixels: np.ndarray, ground: np.ndarray, fit: np.ndarray) -> tuple[str | None, str | None, float]:
-    """(item, colour, match) of the drawing with the smallest error."""
+    """Return (item, colour, match) of the drawing with the smallest error."""
     picture, lab = _halved(pixels / 255.0), to_oklab(pixels)
     drawn = []
     for poses in _poses(fit):
@@ -107,17 +109,17 @@ def _best(pixels: np.ndarray, ground: np.ndarray, fit: np.ndarray) -> tuple[str 
 
 
 def _pairs(poses: list[Pose], colours: list[str]) -> list[tuple[Pose, str]]:
-    """Every pose in the most likely colour, and the best pose in the second."""
+    """Return every pose with the most likely colour, and the best pose with the second most likely colour."""
     return [(pose, colours[0]) for pose in poses] + [(poses[0], colours[1])]
 
 
 def _error(picture: np.ndarray, drawing: np.ndarray) -> float:
-    """Squared difference of a halved image and a drawing [64, 64, 3], both in 0..1."""
+    """Return the squared difference between a halved image and a drawing [64, 64, 3], both in 0..1."""
     return float(((_halved(drawing) - picture) ** 2).sum())
 
 
 def _refined(picture: np.ndarray, error: float, pose: Pose, colour: str, ground: np.ndarray) -> float:
-    """The error after half a step in position, size and angle, each applied if it reduces the error."""
+    """Return the error after half a step in position, size and angle; each step is kept if it reduces the error."""
     for side, angle, x, y in STEPS:
         moved = Pose(pose.item, pose.side + side, pose.angle + angle, (pose.shift[0] + x, pose.shift[1] + y))
         moved_error = _error(picture, _drawing(moved, colour, ground))
@@ -128,8 +130,11 @@ def _refined(picture: np.ndarray, error: float, pose: Pose, colour: str, ground:
 
 @cache
 def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (rim, means, differences): the mask of the N border pixels, bool [64, 64]; their mean OKLab colour for each
-    background and pattern, [8, 4, 3]; each border pixel minus that mean, [8, 4, N, 3]."""
+    """Return (rim, means, differences).
+
+    rim: mask of the N border pixels, bool [64, 64]. means: their mean OKLab colour for each background and pattern,
+    [8, 4, 3]. differences: each border pixel minus that mean, [8, 4, N, 3].
+    """
     rim = np.ones((SIZE, SIZE), bool)
     rim[RIM:-RIM, RIM:-RIM] = False
     grounds = to_oklab(np.array([[backdrop(b, p)[rim] for p in PATTERNS] for b in BACKGROUNDS]))
@@ -138,7 +143,7 @@ def _rims() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _background(pixels: np.ndarray) -> tuple[str, str]:
-    """(background, pattern). FAINT of a pattern's contrast suffices, because decoders soften it."""
+    """Return (background, pattern). A pattern needs only FAINT of its contrast, because decoders soften patterns."""
     rim, means, differences = _rims()
     lab = to_oklab(pixels[rim])
     nearest = np.linalg.norm(means - lab.mean(0), axis=-1).min(1).argmin()
@@ -147,14 +152,14 @@ def _background(pixels: np.ndarray) -> tuple[str, str]:
 
 
 def _toned(pixels: np.ndarray, background: str, pattern: str) -> np.ndarray:
-    """The backdrop, shifted to the mean colour of the image's rim: float64 [64, 64, 3] in 0..255."""
+    """Return the backdrop, shifted to the mean colour of the image's rim: float64 [64, 64, 3] in 0..255."""
     ground, rim = backdrop(background, pattern), _rims()[0]
     return (ground + (pixels[rim].mean(0) - ground[rim].mean(0))).clip(0, 255)
 
 
 @cache
 def _bank() -> tuple[np.ndarray, list[Pose]]:
-    """Silhouettes with their shadow at 32 x 32, with mean 0 and norm 1: float32 [about 7200, 1024], and their poses."""
+    """Return all silhouettes with shadow at 32 x 32, mean 0, norm 1: float32 [about 7200, 1024]; and their poses."""
     rows, poses = [], []
     for item in ITEMS:
         for side in SIDES:
@@ -169,20 +174,20 @@ def _bank() -> tuple[np.ndarray, list[Pose]]:
 
 
 def _coarse(shape: np.ndarray) -> np.ndarray:
-    """[64, 64] -> [1024], averaged in squares of four, mean 0, norm 1."""
+    """Average [64, 64] in squares of 2 x 2 pixels, then normalize to mean 0 and norm 1: [1024]."""
     small = shape.reshape(SIZE // 2, 2, SIZE // 2, 2).mean((1, 3)).ravel()
     small = small - small.mean()
     return small / max(float(np.linalg.norm(small)), 1e-6)
 
 
 def _standing_out(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """Confidence that a pixel is not backdrop: float64 [64, 64] in 0..1."""
+    """Return the confidence that each pixel is not backdrop: float64 [64, 64] in 0..1."""
     distance = np.linalg.norm(to_oklab(pixels) - to_oklab(ground.round()), axis=-1)
     return distance / (distance + SEEN)
 
 
 def _poses(fit: np.ndarray) -> list[list[Pose]]:
-    """The POSES best poses of each of the BEST_ITEMS best items, best first, by correlation with the silhouettes."""
+    """Return the POSES best poses of the BEST_ITEMS best items, best first, by correlation with the silhouettes."""
     per_item = fit.reshape(len(ITEMS), -1)
     poses = _bank()[1]
     best = np.argpartition(per_item, -POSES, axis=1)[:, -POSES:]
@@ -195,14 +200,14 @@ def _poses(fit: np.ndarray) -> list[list[Pose]]:
 
 @cache
 def _cloth(item: str, side: float, angle: float) -> np.ndarray:
-    """Mask of the main cloth in a centred pose: float64 [64, 64] in 0..1, squared to reduce the weight of edges."""
+    """Return the mask of the main cloth in a centred pose: float64 [64, 64] in 0..1, squared to weigh edges less."""
     picture = sprite(item).copy()
     picture[..., 3] = (picture[..., 3] * cloth(item)).round()
     return (np.asarray(place(picture, side, angle).getchannel("A")) / 255.0) ** 2
 
 
 def _colours(lab: np.ndarray, pose: Pose) -> list[str]:
-    """The two colours nearest to the mean colour of the main cloth in this pose."""
+    """Return the two colours nearest to the mean colour of the main cloth in this pose."""
     weight = np.roll(_cloth(pose.item, pose.side, pose.angle), (int(pose.shift[1]), int(pose.shift[0])), (0, 1))
     mean = np.einsum("yx,yxc->c", weight, lab) / weight.sum()
     return [list(COLOURS)[i] for i in np.linalg.norm(_targets() - mean, axis=-1).argsort()[:2]]
@@ -215,7 +220,7 @@ def _targets() -> np.ndarray:
 
 @lru_cache(4096)
 def _placed(item: str, colour: str, side: float, angle: float, part: tuple[float, float]) -> np.ndarray:
-    """uint8 [64, 64, 4]: the item and its shadow times their density, and their transparency."""
+    """Draw the item with its shadow: uint8 [64, 64, 4], RGB multiplied by opacity, and transparency."""
     piece = place(recolour(item, colour), side, angle, part)
     alpha = np.asarray(piece.getchannel("A"))[..., None] / 255.0
     dark = np.roll(np.asarray(shadow(piece))[..., None] / 255.0, (2, 1), (0, 1))
@@ -224,7 +229,7 @@ def _placed(item: str, colour: str, side: float, angle: float, part: tuple[float
 
 
 def _drawing(pose: Pose, colour: str, ground: np.ndarray) -> np.ndarray:
-    """The item in the pose and colour on the backdrop: float32 [64, 64, 3] in 0..1."""
+    """Draw the item in the pose and colour on the backdrop: float32 [64, 64, 3] in 0..1."""
     x, y = (int(np.floor(s)) for s in pose.shift)
     part = (pose.shift[0] - x, pose.shift[1] - y)
     placed = np.roll(_placed(pose.item, colour, pose.side, pose.angle, part), (y, x), (0, 1))
@@ -232,6 +237,6 @@ def _drawing(pose: Pose, colour: str, ground: np.ndarray) -> np.ndarray:
 
 
 def _halved(picture: np.ndarray) -> np.ndarray:
-    """[64, 64, 3] -> [32, 32, 3], which tolerates a misplacement of half a pixel."""
+    """Average squares of 2 x 2 pixels, so that a shift of half a pixel matters less: [64, 64, 3] -> [32, 32, 3]."""
     upper, lower = picture[::2], picture[1::2]
     return (upper[:, ::2] + upper[:, 1::2] + lower[:, ::2] + lower[:, 1::2]) / np.float32(4)

@@ -74,7 +74,7 @@ def test_no_number_of_a_section_takes_ten_to_the_twenty_two(section):
         ({"requests": {"test_share": 1.5}}, "requests.test_share is 1.5: it must be between 0 and 1."),
         ({"score": {"s": {"use": "jpeg", "quality": 101}}}, "score.s.quality is 101: it must be at most 100."),
         ({"score": {"CON": {"use": "jpeg"}}}, "'CON' cannot be a name: Windows"),
-        ({"score": {"a" * 101: {"use": "jpeg"}}}, "it has 101 letters, and at most 100 are allowed"),
+        ({"score": {"a" * 101: {"use": "jpeg"}}}, "it has 101 characters, and at most 100 are allowed"),
         ({"score": {"..": {"use": "jpeg"}}}, "'..' cannot be a name"),
         ({"score": {"a.": {"use": "jpeg"}}}, "'a.' cannot be a name"),
     ],

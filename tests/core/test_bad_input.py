@@ -83,7 +83,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
         ("generate", ["--device", "tpu"], "unknown device 'tpu'; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
-        ("pair", ["--generators", "[nope]"], "no candidates of nope; generators with candidates: own."),
+        ("pair", ["--generators", "[nope]"], "no candidates from nope; generators with candidates: own."),
         ("pair", ["--tie", "-1"], "pair.main.tie is -1: it must be at least 0"),
         ("train", ["--pairs", "''"], "train.pairs is not set"),
         ("train", ["--steps", "0"], "train.dpo.steps is 0: it must be at least 1."),
@@ -119,7 +119,7 @@ def test_a_first_command_that_fails_leaves_no_run_but_what_was_there(tmp_path, m
     assert files(tmp_path / "mine") == {"recipe.yaml", "notes.txt"}
     assert (tmp_path / "mine/recipe.yaml").read_text() == "# mine\n"
     code, _, err = cli("generate", "mine/notes.txt")
-    assert code == 2 and "is a file, and a run is a folder" in one_paragraph(err)
+    assert code == 2 and "is a file, but a run is a folder" in one_paragraph(err)
 
 
 # -- prompts ------------------------------------------------------------------------------------------------------

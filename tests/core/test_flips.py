@@ -216,7 +216,7 @@ def test_an_edited_run_json_says_what_to_do(store):
     path = store.folder / "run.json"
     body = json.loads(path.read_text())
     path.write_text(json.dumps(body | {"packages": {}}))
-    with pytest.raises(StoreError, match=r"edited by hand.*delete its key `checksum`"):
+    with pytest.raises(StoreError, match=r"edited by hand.*delete the key `checksum`"):
         Store(store.folder)
     body.pop("checksum")
     path.write_text(json.dumps(body | {"packages": {}}))

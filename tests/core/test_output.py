@@ -99,7 +99,7 @@ def test_stdout_that_is_full(monkeypatch):
         (MemoryError(), 1, "out of memory"),
         (RecursionError("maximum recursion"), 1, "nested too deeply"),
         (RuntimeError("Could not determine home directory."), 2, "no such user"),
-        (ValueError("x"), 1, "PREFKIT_DEBUG=1 shows where"),
+        (ValueError("x"), 1, "set PREFKIT_DEBUG=1 to see where"),
     ],
 )
 def test_errors_of_the_system_are_sentences(error, code, text):

@@ -225,7 +225,7 @@ def test_votes(voted):
         ("hat b", 0.5, ("c2", "c3")),
     ]
     assert data.open("c0").getpixel((3, 3))[0] > 150
-    with pytest.raises(UsageError, match="has no text superficial"):
+    with pytest.raises(UsageError, match="has no text under superficial"):
         read_preferences("x", "", str(voted.folder), "votes", ("explicit", "superficial"))
     with pytest.raises(UsageError, match="has no comparisons 'other'"):
         read_preferences("x", "", str(voted.folder), "other")

@@ -120,7 +120,7 @@ def test_outfits(tmp_path, kind):
     catalogue, splits, short = read_outfits(table, (0.1, 0.1))
     assert short == 0 and [catalogue.files[m] for m in splits["test"].members[0]] == ["12.png", "22.png"]
     assert set(table["category"]) == {"01", "02"} and set(table["outfit"]) == {"000", "001", "002"}
-    with pytest.raises(UsageError, match="outfit 000 is of several splits"):
+    with pytest.raises(UsageError, match="outfit 000 has several splits"):
         read_outfits(table.assign(split=["train", "test", *table["split"][2:]]), (0.1, 0.1))
 
 
@@ -168,7 +168,7 @@ def test_images_and_features_in_either_unicode_form(tmp_path):
     [
         (
             [{"item": "a", "features": [1.0, 2.0]}, {"item": "b", "features": [1.0]}],
-            "row 2 has 1 features, the first row 2",
+            "row 2 has 1 features, but the first row has 2",
         ),
         ([{"item": "a", "features": [1.0]}, {"item": "b", "features": None}], "row 2 needs an item and its features"),
         ([{"item": "a", "features": ["x"]}], "row 1: the features are not a list of numbers"),

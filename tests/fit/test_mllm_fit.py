@@ -96,7 +96,7 @@ def test_a_refit_does_nothing_and_other_settings_are_refused(by_ratings, vlm, ca
     assert MllmFitter(options).run() == spec == read_json(out / "spec.json")
     flags = ["--ratings", options.ratings, "--model", str(vlm), "--out", str(out), "--seed", "7"]
     assert prefkit(["fit", "mllm", *flags]) != 0
-    assert "fitted with other settings or data" in capsys.readouterr().err
+    assert "fitted with different settings or data" in capsys.readouterr().err
 
 
 def test_pairs_are_learned_in_both_orders(pairs, vlm, tmp_path):
@@ -140,7 +140,7 @@ def test_what_is_trained_is_what_is_asked(vlm):
 def test_levels_and_means(tmp_path, rated):
     scale = scale_of(["1", "2", "4"], "x")
     assert [level(r, scale) for r in (1, 1.4, 1.5, 1.6, 3.1, 4)] == ["1", "1", "1", "2", "4", "4"]
-    with pytest.raises(UsageError, match="a rating of 5 is beyond the scale"):
+    with pytest.raises(UsageError, match="a rating of 5 is outside the scale"):
         level(5, scale)
     (tmp_path / "a.png").write_bytes((rated.parent / "0.png").read_bytes())
     (tmp_path / "t.csv").write_text("image,prompt,rating\na.png,x,1\na.png,x,4\na.png,y,2\n")

@@ -87,12 +87,12 @@ INTS, GAP = np.array([0]), np.array([1.0])
     [
         (Chosen(INTS, INTS, INTS + 3, GAP), "indices go from 0 to 2"),
         (Chosen(INTS, INTS - 1, INTS, GAP), "indices go from 0 to 2"),
-        (Chosen(INTS + 2, INTS, INTS + 1, GAP), "names request 2 of 2"),
+        (Chosen(INTS + 2, INTS, INTS + 1, GAP), r"row 2 \(the block has 2 rows, counted from 0\)"),
         (Chosen(INTS, INTS, INTS, GAP), "must differ"),
         (Chosen(INTS, INTS, INTS + 1, GAP * np.inf), "gap must be finite"),
         (Chosen(INTS, INTS, INTS + 1, GAP * np.nan), "gap must be finite"),
         (Chosen(INTS, INTS, INTS + 1, np.ones(2)), "arrays of equal length"),
-        (Chosen(INTS, INTS * 1.0, INTS + 1, GAP), "indices as integers"),
+        (Chosen(INTS, INTS * 1.0, INTS + 1, GAP), r"row, win and lose \(integers\)"),
         (Chosen(INTS, INTS, INTS + 1, GAP, INTS + 1), "a scorer that does not exist"),
         ([(0, 0, 1, 1.0)], "must return a Chosen"),
         (None, "must return a Chosen"),
@@ -137,8 +137,8 @@ def test_a_strategy_that_ends_the_program_is_named(name, error):
         ([-1], [0], [1.0], "indices go from 0 to 5"),
         ([1], [1], [1.0], "must differ"),
         ([0], [1], [float("nan")], "gap must be finite"),
-        ([0.0], [1], [1.0], "indices as integers"),
-        ([0], [4], [1.0], "candidates of two requests"),
+        ([0.0], [1], [1.0], "integers in win and lose"),
+        ([0], [4], [1.0], "candidates from different requests"),
     ],
 )
 def test_pairs_made_of_votes_are_checked(win, lose, gap, said):

@@ -257,7 +257,7 @@ def test_twins_across_splits_are_counted(bench):
     bench.store.write_requests([*bench.store.requests(), twin])
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
-    assert report["splits"]["prompts"] == 2 and any("twin by prompt" in text for text in report["warnings"])
+    assert report["splits"]["prompts"] == 2 and any("share their prompt with" in text for text in report["warnings"])
 
 
 def test_images_that_are_nearly_one_across_splits_are_found_as_by_brute_force():
@@ -290,7 +290,7 @@ def test_a_held_out_image_that_is_nearly_a_training_image_is_warned_of(bench):
     bench.store.write_requests([replace(r, split="test") if r.request_id == "r2" else r for r in requests])
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
-    assert report["splits"]["images"] == 2 and any("twin in another split" in text for text in report["warnings"])
+    assert report["splits"]["images"] == 2 and any("nearly equal to one in" in text for text in report["warnings"])
 
 
 def test_pairs_chosen_by_verdicts_do_not_claim_a_score(bench, tmp_path):
@@ -309,7 +309,7 @@ def test_pairs_chosen_by_verdicts_do_not_claim_a_score(bench, tmp_path):
     records = {"dpo": {"scorers": source.scorers(), "captions": []}}
     assert used_for_pairs(recipe, records, "dpo", "a", False) is False
     card = (bench.store.pairs("main") / "README.md").read_text(encoding="utf-8")
-    assert "verdicts in people; no score chose them" in card and "| a | 1 |" not in card
+    assert "chosen by the verdicts in people, not by scores" in card and "| a | 1 |" not in card
     pushed = push(bench.store, "you/x", dry_run=True, pairs="main")
     text = (Path(pushed["folder"]) / "README.md").read_text(encoding="utf-8")
     assert "| winners chosen by the verdicts in | people |" in text and "not of people" not in text

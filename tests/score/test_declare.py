@@ -222,7 +222,7 @@ def test_two_plugins_of_one_name_are_an_error_that_names_both(package, cli):
     assert make_scorer("pickscore", {}).requires  # others are not affected
     code, out, err = cli("plugins", "--json")
     rows = [row for row in json.loads(out) if row["name"] in ("shared", "jpeg")]
-    assert code == 0 and len(rows) == 4 and "several plug-ins are a scorer called 'shared'" in err
+    assert code == 0 and len(rows) == 4 and "several plug-ins provide a scorer named 'shared'" in err
     assert {row["licence"] for row in rows if row["from"] == "two_mod:Ones"} == {"MIT"}
 
 

@@ -1,1 +1,1 @@
-"""The verbs that are not stages, one file each, imported on use."""
+"""The verbs that are not stages, one file each. A file is imported when its verb is used."""

@@ -1,4 +1,4 @@
-"""export: pairs -> the layout that another trainer reads; an adapter -> the layout that another program reads."""
+"""export: write pairs in the layout of another trainer, or an adapter in the layout of another program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefkit.errors import UsageError
 
 POSITIONAL = (
     "PAIRS",
-    "RUN, RUN/NAME (of several), or any folder of pairs; RUN/train/NAME for an adapter, --as diffusers, kohya or comfyui",
+    "RUN, RUN/NAME (if it has several pair sets) or a folder of pairs; RUN/train/NAME (--as diffusers, kohya, comfyui)",
 )
 ADAPTERS = ("diffusers", "kohya", "comfyui")
 
@@ -17,9 +17,9 @@ ADAPTERS = ("diffusers", "kohya", "comfyui")
 def arguments(parser: argparse.ArgumentParser) -> None:
     from prefkit.cli.help import describe_layouts
 
-    parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write; it appears when it is complete")
+    parser.add_argument("out", nargs="?", metavar="OUT", help="output folder, created only when it is complete")
     parser.add_argument("--as", dest="layout", metavar="LAYOUT", help="the layout to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an earlier export")
     describe_layouts(parser, "exporter", "prefkit export runs/x/main out/ --as folders")
 
 
@@ -32,13 +32,13 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise UsageError(f"export: unknown layout {known.layout!r}.{close} Choose one of {', '.join(layouts)}.")
     if not known.run_folder or not known.out or not known.layout or known.recipe:
         raise UsageError(
-            f"export needs pairs, a folder and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {', '.join(layouts)}."
+            f"export takes PAIRS, OUT and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {', '.join(layouts)}."
         )
     if known.layout in ADAPTERS:
         from prefkit.models.lora.files import export_as
 
         if flags:
-            raise UsageError(f"export --as {known.layout} has no option {flags[0][0]}.")
+            raise UsageError(f"export --as {known.layout} has no option --{flags[0][0]}. Leave it out.")
         result = export_as(known.run_folder, known.out, known.layout, known.overwrite)
     else:
         result = run_export(

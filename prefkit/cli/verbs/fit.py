@@ -1,4 +1,4 @@
-"""fit: your data -> a scorer, in a folder that the scorer of that name loads by path."""
+"""fit: train a scorer on your data and save it in a folder, which a recipe gives to the scorer as `model`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USE = {
 
 
 def more_help(known: argparse.Namespace) -> list[str]:
-    """The chosen fitter's options, or the fitters."""
+    """Return help lines: the options of the chosen fitter, or the list of fitters if none is chosen."""
     from prefkit.cli.help import options_table
 
     if known.run_folder:
@@ -37,7 +37,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     name = known.run_folder
     if known.recipe or not name:
         known_names = ", ".join(registry.builtin(KIND))
-        raise UsageError(f"fit takes the name of a fitter ({known_names}) and its options as flags.")
+        raise UsageError(f"fit needs the name of a fitter ({known_names}) and takes the fitter's options as flags.")
     kind = registry.load_class(KIND, name)
     options = plugin_options.options(kind, reader.tree_of_flags(flags), f"fit {name}")
     with guarded(f"fitter {name}"):
@@ -50,12 +50,12 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         use = USE[name].format(fitter.options.out or f"fitted/{name}")
         if name == "clip_preference" and getattr(fitter.options, "library", "") == "open_clip":
             use = f"use: clip, model: 'local-dir:{fitter.options.out or f'fitted/{name}'}'"
-        output.hint(f"in a recipe: score: {{mine: {{{use}}}}}")
+        output.hint(f"to use it in a recipe: score: {{mine: {{{use}}}}}")
     return 0
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The measured numbers, a row each, then the counts."""
+    """Return one table row per measured number, then one per count."""
     rows: list[dict[str, Any]] = []
     for name, value in result.get("validation", {}).items():
         values = value if isinstance(value, dict) else {"mean": value}

@@ -1,4 +1,4 @@
-"""import: other people's pairs, votes, ratings and images -> a run."""
+"""import: existing pairs, votes, ratings and images -> a run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from prefkit import output
 from prefkit.config.reader import use_background
 from prefkit.errors import TooManyFailures, UsageError
 
-POSITIONAL = ("SOURCE", "file or folder, or a datasets id (then with --as)")
+POSITIONAL = ("SOURCE", "file, folder, or datasets id (which needs --as)")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     from prefkit.cli.help import describe_layouts
 
     add = parser.add_argument
-    add("into", nargs="?", metavar="RUN", help="folder of the run; it is created if missing")
+    add("into", nargs="?", metavar="RUN", help="run folder, created if missing")
     text = "the layout of SOURCE (votes: files that voting pages saved); detected if it is unambiguous"
     add("--as", dest="layout", metavar="LAYOUT", help=text)
-    add("--name", metavar="NAME", help="candidates/NAME, comparisons/NAME, scores/NAME.rating (default: the layout's)")
-    add("--copy", action="store_true", help="copy images into the run; by default files are referenced")
-    add("--pairs", action="store_true", help="also write pairs/NAME from the verdicts, so that train can start")
+    add("--name", metavar="NAME", help="write candidates/NAME, comparisons/NAME, scores/NAME.rating (default: LAYOUT)")
+    add("--copy", action="store_true", help="copy images into the run; by default, the run only stores their paths")
+    add("--pairs", action="store_true", help="also write the verdicts as pairs/NAME, so that train can start at once")
     text = "fraction of requests to hold out if SOURCE has no splits (0.1)"
     add("--test-share", type=fraction, default=0.1, help=text)
     add("--max-failed", type=fraction, default=0.001, help="fraction of unusable rows to accept (0.001)")

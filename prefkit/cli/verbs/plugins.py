@@ -1,4 +1,4 @@
-"""plugins: the names that a recipe can use, without importing any plug-in."""
+"""plugins: list the names that a recipe can use, without importing any plug-in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from prefkit import output, registry
 from prefkit.errors import UsageError
 
-VERIFIED = {True: "needs none", False: "no"}  # none could be compared with published weights so far
+VERIFIED = {True: "needs none", False: "no"}  # no scorer could be compared with published weights so far
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -25,7 +25,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         rows += [_row(kind, name, point.value, *_package(point)) for name, points in others.items() for point in points]
         for name, points in others.items():
             if len(points) + (name in builtin) > 1:
-                output.warn(f"several plug-ins are a {kind} called {name!r}; name one as package.module:Name.")
+                output.warn(f"several plug-ins provide a {kind} named {name!r}; choose one as package.module:Name.")
     output.emit(rows, known.json, rows)
     return 0
 
@@ -45,7 +45,7 @@ def _row(kind: str, name: str, source: str, summary: str, facts: Any) -> dict[st
 
 
 def _package(point: metadata.EntryPoint) -> tuple[str, dict[str, str]]:
-    """Summary and licence of an entry point's package; the licence that a scorer states is checked when it is loaded."""
+    """Return (summary, {"licence": ...}) of an entry point's package. A scorer's own licence is checked on loading."""
     if point.dist is None:
         return "", {}
     package: Any = point.dist.metadata

@@ -1,4 +1,4 @@
-"""push: pairs or a trained model to the Hub."""
+"""push: upload pairs or a trained model to the Hub."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from prefkit.store import Store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", metavar="OWNER/NAME", help="the repository; created, private, if missing")
-    parser.add_argument("--pairs", metavar="NAME", help="these pairs, as a dataset (default: the run's only pairs)")
-    parser.add_argument("--train", metavar="NAME", help="the result of this training, as a model")
+    parser.add_argument("--to", metavar="OWNER/NAME", help="Hub repository; created as private if missing")
+    parser.add_argument("--pairs", metavar="NAME", help="push pairs/NAME as a dataset (default: the run's only pairs)")
+    parser.add_argument("--train", metavar="NAME", help="push the result of training NAME as a model")
     parser.add_argument("--public", action="store_true", help="make the repository public")
     parser.add_argument("--dry-run", action="store_true", help="write the files locally and list them; send nothing")
     parser.add_argument(
@@ -23,14 +23,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="IDS",
-        help="remove these candidates, comma-separated ids (may repeat)",
+        help="remove the candidates with these comma-separated ids (may be repeated)",
     )
     parser.add_argument(
         "--squash",
         action="store_true",
-        help="keep one commit and no earlier tags of push; this cannot be undone",
+        help="squash the history into one commit and delete tags of earlier pushes; this cannot be undone",
     )
-    parser.add_argument("--license", metavar="ID", help="licence for the card, as the Hub names it")
+    parser.add_argument("--license", metavar="ID", help="licence for the card, as a Hub licence id")
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -38,7 +38,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     if not known.to:
         raise UsageError("push: --to is missing. Give the repository as owner/name, for example --to you/wardrobe.")
-    # a finished run is pushed without loading the plug-ins of its recipe
+    # without a recipe or flags, an existing run is pushed without loading the plug-ins of its recipe
     store = Store(known.run_folder) if known.run_folder and not (known.recipe or flags) else None
     if store is None or not store.exists():
         store = open_run("push", known, flags).store

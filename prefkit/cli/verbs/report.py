@@ -1,4 +1,4 @@
-"""report: state and counts, report.html, contact sheets and the decisions made on them, and voting pages."""
+"""report: the state of a run, report.html, contact sheets, decisions made on contact sheets, and voting pages."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from prefkit.store.files import read_json
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--request", action="append", default=[], help="write a contact sheet of this request (may repeat)")
-    add("--filter", help='write a contact sheet of matching candidates, as in "align < 0.2"')
-    add("--decisions", metavar="FILE", help="add the decisions saved from a contact sheet to decisions.csv")
+    add("--request", action="append", default=[], help="write a contact sheet of this request (may be repeated)")
+    add("--filter", help='write a contact sheet of the candidates that match, for example "align < 0.2"')
+    add("--decisions", metavar="FILE", help="add FILE, saved from a contact sheet, to decisions.csv")
     add("--vote", action="store_true", help="write a blind voting page; `prefkit import` reads the votes saved from it")
     add = parser.add_argument_group("with --vote").add_argument
-    add("--models", metavar="A,B", help="two models of an eval at equal seeds, as in base,dpo (default: candidates)")
-    add("--eval", help="the eval of these models, if several have them")
-    add("--set", help="the request set of that eval, if several have them")
+    add("--models", metavar="A,B", help="two models to compare at equal seeds, as in base,dpo (default: candidates)")
+    add("--eval", help="the eval to use, if several contain both models")
+    add("--set", help="the request set to use, if the eval has several")
     add("--n", type=positive, default=100, help="maximum number of pairs (100)")
-    add("--repeats", type=count, help="number of pairs shown again with sides swapped (a tenth)")
+    add("--repeats", type=count, help="number of pairs to show again with sides swapped (a tenth of the pairs)")
     add("--seed", type=count, default=0, help="seed for the choice of pairs (0)")
     add("--side", type=positive, default=768, help="maximum width and height of pictures, in pixels (768)")
     add("--sidecar", action="store_true", help="store pictures in a folder next to the page, not in the page")
@@ -37,7 +37,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("report", known, flags)
     folder = output.shell_quoted(run.folder)
     if not run.store.exists():
-        raise UsageError(f"{run.folder} is not a run folder: no run.json. Start one with `prefkit generate {folder}`.")
+        raise UsageError(f"{run.folder} is not a run folder: it has no run.json. Run `prefkit generate {folder}`.")
     if known.vote:
         return vote(run.store, known)
     if known.models or known.eval or known.set or known.repeats is not None or known.sidecar:
@@ -69,13 +69,13 @@ def vote(store: Any, known: argparse.Namespace) -> int:
 
     models = tuple(name.strip() for name in (known.models or "").split(",") if name.strip())
     if known.models and len(models) != 2:
-        raise UsageError(f"--models {known.models!r}: give two names with a comma, as in base,dpo.")
+        raise UsageError(f"--models {known.models!r}: give two names separated by a comma, for example base,dpo.")
     options = {field.name: getattr(known, field.name) for field in fields(VoteSettings)}
     page = write_vote_page(store, VoteSettings(**(options | {"models": models})))
     output.emit(page, known.json)
     output.hint(
-        f"open {page['path']} in a browser, or send it to annotators; then `prefkit import FILE {store.folder}` for each file "
-        "that they save. Keep the folder votes/ private: it names the model or candidate of each picture."
+        f"open {page['path']} in a browser, or send it to annotators. Run `prefkit import FILE {store.folder}` for "
+        "each file that they save. Keep the folder votes/ private: it names the model or candidate of each picture."
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""run: a whole recipe, every stage continuing where it stopped."""
+"""run: run all stages of a recipe, each continuing where it stopped."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prefkit.errors import TooManyFailures, UsageError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fast", action="store_true", help="apply the recipe's section `fast`")
+    parser.add_argument("--fast", action="store_true", help="let the recipe's section `fast` override the rest of it")
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = open_run("run", known, flags)
-    if known.limit:  # a trial in its own folder: results for a few requests are not those of the recipe
+    if known.limit:  # a trial gets its own folder: results for a few requests are not the results of the recipe
         run = Run(recipe=replace(run.recipe, run=f"{run.recipe.run}-limit{known.limit}"))
-        output.note(f"--limit {known.limit} is a trial; its folder is {run.folder}.")
+        output.note(f"--limit {known.limit} makes this a trial run; its folder is {run.folder}.")
     verbs = [name for name in STAGES if getattr(run.recipe, name) and needed(name, run.recipe)]
     if not verbs:
         raise UsageError("the recipe has no stage: add generate, score, pair, train or eval.")
@@ -32,7 +32,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()
-    processes.wait()  # all have read the recipe before a stage writes it
+    processes.wait()  # until all processes have read the recipe, which a stage writes
     results: dict[str, Any] = {}
     for name, limit in limits.items():
         options = {"controls": known.controls} if name == "train" else {}
@@ -50,8 +50,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     output.emit(results | {"report": path}, known.json, rows or [{"run": str(run.folder)}])
     if rows:
         output.note(
-            "* this score chose the pairs or was the reward (?: unknown), so it does not count as evidence. "
-            "Wins: tuned over base, ties count half."
+            "* This score was used to choose the pairs or as the reward, so it does not count as evidence (?: unknown)."
+            " Wins: how often tuned beats base; ties count half."
         )
     if output.main and not known.json:
         output.say(output.safe(f"report: {path}"))
@@ -61,6 +61,6 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def needed(verb: str, recipe: Any) -> bool:
-    """False for the first three stages if every training is online: it generates and scores its own candidates."""
+    """Return False for generate, score and pair if every training is online, as it then makes and scores candidates."""
     online = bool(recipe.train) and all(train.online is not None for train in recipe.train.values())
     return not (online and verb in ("generate", "score", "pair"))

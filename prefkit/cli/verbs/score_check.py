@@ -17,7 +17,7 @@ RESULTS = {True: "ok", False: "FAILED", None: "not checked"}
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    """Exit code 1 if a check fails."""
+    """Check the scorer, print the results and return the exit code: 1 if a check failed, else 0."""
     from prefkit.distributed import device_of
     from prefkit.score.check import check_scorer
     from prefkit.score.core import make_scorer
@@ -50,12 +50,12 @@ def _extra(text: str) -> dict[str, Any]:
 
 
 def _candidates(folder: str | None) -> list[Any]:
-    """The first candidates of a run that have an image."""
+    """Return the first candidates of a run that have an image; [] without a run."""
     if folder is None:
         return []
     from prefkit.store import Store
 
     candidates = list(islice((c for c in Store(folder).iter_candidates() if c.error is None), SAMPLE_SIZE))
     if not candidates:
-        raise UsageError(f"{folder} has no candidates to check a scorer on; leave the run out to use synthetic images.")
+        raise UsageError(f"{folder} has no candidates with an image. Leave out the run to check on synthetic images.")
     return candidates

@@ -1,13 +1,14 @@
-"""A CLIP tuned on preferences between two images of a prompt, for the scorers pickscore, sciscore and clip.
+"""A CLIP tuned on preferences between two images for the same prompt, for the scorers pickscore, sciscore and clip.
 
-The loss is PickScore's (Kirstain et al., arXiv 2305.01569): cross-entropy of the softmax over the two scaled cosines
-exp(logit_scale) * cos(image, prompt) with the label, which is soft where the data has probabilities (a column p, or a vote's
-probability; a tie is 0.5). `explicit_weight` adds SciScore's term (arXiv 2504.13129: 0.25, and `reduction: sum`) over each
-row's explicit and superficial prompt: the better image should match the explicit one, the worse image the superficial one.
+The loss is PickScore's (Kirstain et al., arXiv 2305.01569): the cross-entropy between the label and the softmax of
+the two images' scores exp(logit_scale) * cos(image, prompt). The label is soft if the data has probabilities (a
+column p, or a vote's probability; a tie is 0.5). `explicit_weight` adds SciScore's term (arXiv 2504.13129, which uses
+weight 0.25 and `reduction: sum`): the better image should match the row's explicit prompt, the worse image its
+superficial prompt.
 
-Prompts are split into training, validation and test. Only the validation loss decides when to stop; the test prompts are
-evaluated twice, before and after tuning. Reported: accuracy on the pairs that are not ties (equal scores count as half), with
-95 % bootstrap intervals over prompts. accelerate manages devices, precision and processes.
+Prompts are split into training, validation and test. Only the validation loss decides when to stop; the test prompts
+are evaluated twice, before and after tuning. The result is the accuracy on the pairs that are not ties (equal scores
+count as half), with 95 % bootstrap intervals over prompts. accelerate manages devices, precision and processes.
 """
 
 from __future__ import annotations
@@ -22,38 +23,39 @@ from prefkit.fit.options import check_fractions, check_positive
 
 @dataclass(frozen=True)
 class ClipPreferenceFit:
-    #: folder of a pair dataset (RUN/pairs/NAME, or any with jpg_0, jpg_1, label_0, label_1, caption as Parquet)
+    #: pair dataset: RUN/pairs/NAME, or a folder of Parquet files with jpg_0, jpg_1, label_0, label_1 and caption
     pairs: str = ""
-    #: alternative to pairs: run folder whose comparisons are the votes
+    #: alternative to pairs: folder of a run whose comparisons are used, with `votes`
     run: str = ""
-    #: name of the comparisons in the run
+    #: name of the run's comparisons to use
     votes: str = ""
-    #: CLIP to start from; transformers: folder or Hub id; open_clip: architecture, local-dir:FOLDER, or tiny
+    #: CLIP to start from. transformers: folder or Hub id; open_clip: architecture, local-dir:FOLDER, or tiny
     model: str = ""
-    #: transformers: folder or Hub id of tokenizer and image processor; null = those of the model
+    #: folder or Hub id of the tokenizer and image processor (transformers only); null = the model's own
     processor: str | None = None
-    #: open_clip tag or checkpoint, where the model is an architecture
+    #: open_clip tag or checkpoint file, if the model is an architecture
     pretrained: str | None = None
-    #: transformers | open_clip
+    #: library that loads the model: transformers | open_clip
     library: Literal["transformers", "open_clip"] = "transformers"
     #: weight of SciScore's explicit term; 0 omits it
     explicit_weight: float = 0.0
-    #: column (pairs) or request key (votes) of the explicit prompt
+    #: column (pairs) or request key (votes) with the explicit prompt
     explicit: str = "explicit"
-    #: column (pairs) or request key (votes) of the superficial prompt
+    #: column (pairs) or request key (votes) with the superficial prompt
     superficial: str = "superficial"
-    #: mean | sum of the loss over the batch (SciScore: sum)
+    #: reduction of the loss over a batch: mean | sum (as in SciScore)
     reduction: Literal["mean", "sum"] = "mean"
-    #: pair | prompt (each prompt has the same weight within a batch, as in PickScore; needs reduction: mean)
+    #: weight of a pair's loss: pair (1) | prompt (1 / the number of pairs with its prompt, as in PickScore; needs
+    #: reduction: mean)
     weighting: Literal["pair", "prompt"] = "pair"
     learning_rate: float = 3e-6
-    #: weight decay of matrices; gains, biases and the scale have none
+    #: weight decay of weight matrices; gains, biases and the logit scale have none
     weight_decay: float = 0.3
     #: pairs per batch and process
     batch_size: int = 16
     #: batches per optimizer step
     accumulate: int = 1
-    #: maximum number of steps, over which the learning rate falls linearly to 0
+    #: maximum number of optimizer steps; the learning rate falls linearly to 0 at the last one
     steps: int = 2000
     #: steps of linear warm-up
     warmup: int = 100
@@ -65,9 +67,9 @@ class ClipPreferenceFit:
     patience: int = 5
     #: fraction of the prompts for validation
     validation_share: float = 0.1
-    #: fraction of the prompts for the test
+    #: fraction of the prompts for testing
     test_share: float = 0.1
-    #: no | bf16 | fp16
+    #: mixed precision: no | bf16 | fp16
     precision: Literal["no", "bf16", "fp16"] = "no"
     #: cpu; null = the device that accelerate detects
     device: Literal["cpu"] | None = None
@@ -91,8 +93,8 @@ class ClipPreferenceFitter:
             raise UsageError("clip_preference: --model is not set: name the CLIP to tune.")
         if options.library == "open_clip" and options.model.startswith("hf-hub:"):
             raise UsageError(
-                f"clip_preference: --model {options.model}: open_clip models cannot be loaded from hf-hub: here. Download the "
-                "model and set --model local-dir:FOLDER."
+                f"clip_preference: --model {options.model}: an open_clip model named hf-hub:... cannot be tuned. "
+                "Download the model and set --model local-dir:FOLDER."
             )
         self.options = options
 
@@ -119,7 +121,7 @@ class ClipPreferenceFitter:
         captions = [row.caption for row in data.rows]
         train, validation, test = split_by_text("clip_preference", captions, o.validation_share, o.test_share, o.seed)
         if all(data.rows[n].p == 0.5 for n in train):
-            raise UsageError("clip_preference: all pairs to train on are ties; nothing can be learned from them.")
+            raise UsageError("clip_preference: all training pairs are ties. Add pairs with a winner.")
         tuning = Tuning(o, encoder, data, texts)
         before = [correct(data, part, tuning.scores(part)) for part in (validation, test)]
         started = time.monotonic()
@@ -140,7 +142,7 @@ class ClipPreferenceFitter:
 
 
 def correct(data: Any, numbers: list[int], scores: Any) -> dict[str, Any]:
-    """For each pair that is not a tie: 1 where the likelier image scores higher, 0.5 where both score the same."""
+    """Rate each pair that is not a tie: 1 if the preferred image scores higher, 0.5 if both score the same, else 0."""
     gaps = (scores[:, 0] - scores[:, 1]).double().tolist()
     rows = [(data.rows[n], gap) for n, gap in zip(numbers, gaps) if data.rows[n].p != 0.5]
     values = [0.5 if gap == 0 else float((gap > 0) == (row.p > 0.5)) for row, gap in rows]

@@ -1,13 +1,15 @@
 """A multimodal judge tuned on ratings or on pairs with TRL, for the scorer mllm and for comparisons.
 
-    ratings   `trl.SFTTrainer`: the question of the scorer mllm (its `template` and `scale`), answered with the level nearest to
-              the rating. Reported on test prompts: correlation of the scorer's expected value with the ratings (Pearson;
-              Spearman), and mean absolute error
-    pairs     `trl.DPOTrainer`: the question of a comparison, each pair in both orders, A against B. Reported on test prompts:
-              accuracy over both orders (a pair with contradicting verdicts counts as half) and the fraction of contradictions
+    ratings   `trl.SFTTrainer` trains the judge to answer the scorer's question (its `template` and `scale`) with the
+              level nearest to the rating. Metrics on test prompts: Pearson and Spearman correlation of the scorer's
+              expected value with the ratings, and mean absolute error
+    pairs     `trl.DPOTrainer` trains the judge to prefer the better image, A or B, in a comparison, with each pair in
+              both orders. Metrics on test prompts: accuracy over both orders (a pair with contradicting verdicts counts
+              as half) and the fraction of contradictions
 
-Both are measured before and after tuning, with 95 % bootstrap intervals over prompts. `lora_rank` adds adapters (peft), which
-are merged into the written weights; 0 tunes all weights. Separate validation prompts decide when to stop.
+Metrics are computed before and after tuning, with 95 % bootstrap intervals over prompts. `lora_rank` adds adapters
+(peft), which are merged into the written weights; 0 tunes all weights. Separate validation prompts decide when to
+stop.
 """
 
 from __future__ import annotations
@@ -22,33 +24,33 @@ from prefkit.fit.options import check_fractions, check_positive
 
 @dataclass(frozen=True)
 class MllmFit:
-    #: .csv, .jsonl or .parquet with the columns image (path from the table's folder), prompt and rating
+    #: .csv, .jsonl or .parquet with the columns image (path relative to the table's folder), prompt and rating
     ratings: str = ""
     #: alternative: folder of a pair dataset (RUN/pairs/NAME)
     pairs: str = ""
-    #: alternative: run folder, with `scores` (ratings) or `votes` (pairs)
+    #: alternative: folder of a run, with `scores` (used as ratings) or `votes` (used as pairs)
     run: str = ""
-    #: name of the run's scores that are the ratings
+    #: name of the run's scores to use as ratings
     scores: str = ""
-    #: name of the run's comparisons that are the pairs
+    #: name of the run's comparisons to use as pairs
     votes: str = ""
     #: folder or Hub id of the image-text-to-text model to start from
     model: str = ""
-    #: Hub revision
+    #: Hub revision (branch, tag or commit) of the model
     revision: str | None = None
     #: run code from the model's repository
     trust_remote_code: bool = False
-    #: the question, which the scorer must get too; empty = the default of the scorer (ratings) or of a comparison (pairs)
+    #: template of the question, also to set for the scorer; empty = default of scores (ratings) or comparisons (pairs)
     template: str = ""
-    #: levels from worst to best, which the scorer must get too
+    #: levels of the ratings from worst to best; give the scorer the same ones
     scale: tuple[str, ...] = ("1", "2", "3", "4", "5")
     #: rank of the adapters; 0 tunes all weights
     lora_rank: int = 16
     #: scale of the adapters; null = twice the rank
     lora_alpha: int | None = None
-    #: modules with an adapter; all-linear, or names separated by commas
+    #: modules that get an adapter: all-linear, or names separated by commas
     lora_targets: str = "all-linear"
-    #: beta of DPO (pairs)
+    #: beta of DPO (only for pairs)
     beta: float = 0.1
     learning_rate: float = 1e-4
     #: examples per batch and process
@@ -63,9 +65,9 @@ class MllmFit:
     patience: int = 1
     #: fraction of the prompts for validation
     validation_share: float = 0.1
-    #: fraction of the prompts for the test
+    #: fraction of the prompts for testing
     test_share: float = 0.1
-    #: float32 | bfloat16 (adapters stay float32)
+    #: dtype of the model: float32 | bfloat16 (adapters stay float32)
     dtype: Literal["float32", "bfloat16"] = "float32"
     #: gradient checkpointing: recompute activations in the backward pass to save memory
     checkpointing: bool = False
@@ -90,7 +92,7 @@ class MllmFitter:
         sources = [bool(options.ratings), bool(options.pairs), bool(options.scores), bool(options.votes)]
         if sum(sources) != 1 or bool(options.run) != bool(options.scores or options.votes):
             raise UsageError(
-                "mllm: give one of --ratings TABLE, --pairs FOLDER, --run with --scores, --run with --votes."
+                "mllm: give one of --ratings TABLE, --pairs FOLDER, --run RUN --scores NAME or --run RUN --votes NAME."
             )
         if not options.model:
             raise UsageError("mllm: --model is not set: name the image-text-to-text model to tune.")

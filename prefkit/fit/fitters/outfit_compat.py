@@ -1,13 +1,14 @@
 """Outfit compatibility learned from a table of outfits, for the scorer outfit_compat.
 
-`outfits` is a table of outfit, image, category and optionally item and split; image paths start at the table's folder. The head
-(FashionDPO's, arXiv 2504.12900, section 4.2) is fitted on the embeddings of one frozen encoder, which the folder names. Each
-epoch blanks a random item of every outfit and compares it with a random item of the same category that is not in the outfit.
-Outfits of fewer than two items are left out and counted.
+`outfits` is a table with the columns outfit, image, category and optionally item and split; image paths are relative
+to the table's folder. The head (FashionDPO's, arXiv 2504.12900, section 4.2) is trained on embeddings of a frozen
+encoder. Each epoch blanks a random item of every outfit and compares it with a random item of the same category that
+is not in the outfit. Outfits with fewer than two items are left out and counted.
 
-Reported on test outfits, with 95 % bootstrap intervals over outfits: `fitb`, how often the blank's true item scores above
-`choices` - 1 others of its category (chance 1 / `choices`), and `auc` against up to 100 of them. An item may be in outfits of
-several splits, an outfit is in one. The scorer's docstring lists the five defects of the published code.
+Metrics on test outfits, with 95 % bootstrap intervals over outfits: `fitb` (fill in the blank), the fraction of
+outfits whose blanked item scores above `choices` - 1 other items of its category (chance 1 / `choices`), and `auc`
+against up to 100 such items. Each outfit is in one split; an item may be in outfits of several splits. The docstring
+of the scorer outfit_compat lists the five defects of the published code.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from prefkit.fit.options import check_fractions, check_positive
 class OutfitCompatFit:
     #: .csv, .jsonl or .parquet with the columns outfit, image, category and optionally item, split
     outfits: str = ""
-    #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny; transformers: folder or Hub id
+    #: encoder; open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny; transformers: folder or Hub id
     encoder: str = ""
-    #: open_clip tag or path of a checkpoint, where the encoder is an architecture
+    #: open_clip tag or checkpoint file, if the encoder is an architecture
     pretrained: str | None = None
-    #: open_clip | transformers
+    #: library that loads the encoder: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"
-    #: embeddings (h of the others' mean, as published) | heads (mean of the others' h)
+    #: pooling of an outfit's other items: embeddings (h of their mean, as published) | heads (mean of their h)
     pool: Literal["embeddings", "heads"] = "heads"
     hidden: int = 128
     width: int = 64
@@ -40,11 +41,11 @@ class OutfitCompatFit:
     epochs: int = 200
     #: epochs without a better validation AUC before training stops
     patience: int = 20
-    #: number of choices of fill-in-the-blank, including the truth
+    #: number of choices in fill-in-the-blank, including the true item
     choices: int = 4
-    #: fraction of outfits for validation, where the table has no column split
+    #: fraction of outfits for validation, if the table has no column split
     validation_share: float = 0.1
-    #: fraction of outfits for the test
+    #: fraction of outfits for testing, if the table has no column split
     test_share: float = 0.1
     seed: int = 0
     #: folder to write; empty = fitted/outfit_compat

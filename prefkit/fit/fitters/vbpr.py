@@ -1,15 +1,17 @@
 """Users' tastes learned from their interactions with items, for the scorer vbpr.
 
-Fits VBPR (He & McAuley, AAAI 2016) by Bayesian personalised ranking on `interactions`, a table of user, item and optionally
-time, and on each item's visual features: embeddings of `images` (FOLDER/ITEM.png, or the column `image` of the table `items`,
-with paths from that table's folder) by an encoder, or `features` that this encoder has computed. Of users with three items or
-more, the last item is held out for testing and the one before for validation (without `time`, two at random). Each epoch
-draws new negatives, uniform over the items that are not among the user's training positives.
+Fits VBPR (He & McAuley, AAAI 2016) by Bayesian personalised ranking on `interactions`, a table with the columns user,
+item and optionally time, and on visual features of each item. These are an encoder's embeddings of `images`
+(FOLDER/ITEM.png) or of the column `image` of the table `items` (paths relative to that table's folder), or
+precomputed `features`. For each user with three items or more, the last item is held out for testing and the one
+before it for validation (without `time`, two random items). Each epoch draws new negatives, uniformly from the items
+that are not among the user's training items.
 
-Reported: AUC (mean over users of the fraction of items unseen by the user that score below the held-out one; ties count as
-misses) on all test items and on cold ones (at most `cold` training interactions), with 95 % bootstrap intervals over users;
-and `visual`, the AUC by the visual terms alone, by which the scorer rates a generated image. The loss is a sum over triples;
-cornac's instead broadcasts to B x B at any batch size above 1.
+Metrics, with 95 % bootstrap intervals over users: AUC (mean over users of the fraction of items unseen by the user
+that score below the held-out one; ties count as misses) on all test items and on cold ones (at most `cold` training
+interactions), and `auc_visual`, the AUC of the visual terms alone, with which the scorer rates a generated image. The
+loss is a sum over triples (user, item, negative); cornac's loss broadcasts to B x B instead if the batch size is
+above 1.
 """
 
 from __future__ import annotations
@@ -31,20 +33,22 @@ if TYPE_CHECKING:
 class VbprFit:
     #: table (.csv, .jsonl, .parquet) with the columns user, item and optionally time (numbers or ISO dates)
     interactions: str = ""
-    #: folder of images with names ITEM.png (.jpg, .webp)
+    #: folder of images named ITEM.png (or .jpg, .webp)
     images: str = ""
     #: alternative: table with the columns item and image
     items: str = ""
-    #: alternative: features as .npy or .safetensors ([N, D], with a file of the same name ending in .txt that holds an id per
-    #: line), or .parquet with the columns item and features
+    #: alternative: features, as .npy or .safetensors [N, D] next to a .txt file of the same name with one item id per
+    #: line, or as .parquet with the columns item and features
     features: str = ""
-    #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny; transformers: folder or Hub id. Required for images
+    #: image encoder. open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name or tiny;
+    #: transformers: folder or Hub id. Required unless `features` is set
     encoder: str = ""
-    #: open_clip tag or path of a checkpoint, where the encoder is an architecture
+    #: open_clip tag or checkpoint file, if the encoder is an architecture
     pretrained: str | None = None
-    #: open_clip | transformers
+    #: library that loads the encoder: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"
-    #: max (divide by the largest value, as the paper's program does) | unit (norm 1) | standard (mean 0, std 1) | none
+    #: scaling of features: max (divide by the largest absolute value, as the paper's code) | unit (norm 1) | standard
+    #: (mean 0, std 1) | none
     scaling: Literal["max", "unit", "standard", "none"] = "max"
     #: number of latent factors
     k: int = 10
@@ -64,13 +68,13 @@ class VbprFit:
     reg_bias: float = 0.01
     #: lambda of E and beta', once per batch
     reg_visual: float = 0.0
-    #: factor on reg_factors for a negative's gamma_j (0.1 in the paper's program)
+    #: factor on reg_factors for a negative's gamma_j (0.1 in the paper's code)
     negative_factors: float = 1.0
     #: factor on reg_bias for a negative's beta_j (0.1 in cornac)
     negative_bias: float = 1.0
     #: maximum number of training interactions of a cold item
     cold: int = 5
-    #: maximum number of users for the validation after each epoch
+    #: maximum number of users in the validation after each epoch
     validation_users: int = 2000
     seed: int = 0
     #: folder to write; empty = fitted/vbpr
@@ -146,7 +150,7 @@ class VbprFitter:
 
 
 def measured(net: Any, features: Any, data: Interactions, cold: int) -> dict[str, Any]:
-    """AUC on the test items, all and cold, of the whole model and of its visual terms alone."""
+    """Return the AUCs of the model and of its visual terms alone, on all test items and on cold ones."""
     import numpy as np
 
     from prefkit.fit.statistics import estimate

@@ -1,1 +1,1 @@
-"""The pairing strategies: one file each, found by its name."""
+"""The pairing strategies, one per file; the file name is the strategy's name."""

@@ -1,4 +1,4 @@
-"""Every pair of a request except ties, at most `max_pairs`: spread evenly from the widest gap to the narrowest."""
+"""Every pair of a request except ties; if there are more than `max_pairs`, a selection from widest to narrowest gap."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prefkit.pair.block import BlockStrategy, Chosen, capped, every_pair
 
 @dataclass(frozen=True)
 class AllPairsOptions:
-    #: pairs per request
+    #: maximum number of pairs per request
     max_pairs: int = 12
-    #: which pairs are kept if there are more: spread (evenly over the gaps) | widest
+    #: pairs to keep if there are more than max_pairs: spread (evenly from widest to narrowest gap) | widest
     keep: Literal["spread", "widest"] = "spread"
 
 

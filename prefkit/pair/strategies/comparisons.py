@@ -1,4 +1,4 @@
-"""Pairs that judges or people compared (tables under comparisons/), with the fraction of votes as soft label."""
+"""Pairs that judges or people compared (tables under comparisons/), with the fraction of votes as the soft label."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from prefkit.store import Store
 
 @dataclass(frozen=True)
 class ComparisonsOptions:
-    #: tables under comparisons/; empty = all
+    #: names of the tables under comparisons/ to use; empty = all
     tables: list[str] = field(default_factory=list)
     #: use verdicts on this aspect; empty = overall verdicts
     aspect: str = ""
-    #: judges that must have compared a pair
+    #: minimum number of judges that must have compared a pair
     min_votes: int = 1
-    #: fit strengths to all verdicts of a request, instead of using each pair's own fraction of votes
+    #: fit Bradley-Terry strengths to all verdicts on a request, instead of using each pair's own fraction of votes
     bradley_terry: bool = False
-    #: precision of the normal prior on strengths
+    #: precision of the normal prior on the Bradley-Terry strengths
     prior: float = 1.0
 
 
@@ -33,19 +33,19 @@ class Comparisons:
 
     def __init__(self, options: ComparisonsOptions) -> None:
         if options.prior <= 0:
-            raise UsageError(f"pair: prior is {options.prior}; it must be above 0 to keep unbeaten candidates finite.")
+            raise UsageError(f"pair: prior is {options.prior}; it must be above 0, or unbeaten candidates diverge.")
         self.options = options
 
     def read(self, store: Store) -> pd.DataFrame:
-        """Read the verdicts, a row per judge and pair."""
+        """Read the verdicts, one row per judge and pair."""
         return verdicts(store, self.options.tables, self.options.aspect)
 
     def compared(self, pool: Pool, votes: pd.DataFrame) -> pd.DataFrame:
-        """Return the pairs with the columns of contract.COLUMNS; ties have gap 0."""
+        """Return the compared pairs with the columns of contract.COLUMNS; tied pairs have gap 0."""
         return compared_pairs(pool, votes, self.options.bradley_terry, self.options.prior, self.options.min_votes)
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
-        raise PluginError("strategy comparisons pairs by verdicts, not by scores: it needs a run folder.")
+        raise PluginError("strategy comparisons builds pairs from the verdicts in a run folder and cannot use scores.")
 
 
 plugin = Comparisons

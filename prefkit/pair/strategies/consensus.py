@@ -1,4 +1,4 @@
-"""Pairs on which at least `m` scorers agree with the combined score, widest first."""
+"""Pairs whose winner by the combined score also wins on at least `m` single scorers, widest gap first."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prefkit.pair.block import BlockStrategy, Chosen, ScoreTable, at, capped, ev
 
 @dataclass(frozen=True)
 class ConsensusOptions:
-    #: scorers that must agree
+    #: minimum number of scorers that must prefer the winner
     m: int = 2
-    #: pairs per request
+    #: maximum number of pairs per request
     max_pairs: int = 4
 
 
@@ -30,7 +30,7 @@ class Consensus(BlockStrategy):
         super().fit(table)
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """Choose pairs by votes: a difference within a scorer's tie threshold, or a missing score, is not a vote."""
+        """Choose pairs by the scorers' votes; a scorer does not vote if a score is missing or its gap is a tie."""
         win, lose, gap = every_pair(value)
         votes = (at(scores, win) - at(scores, lose) > self.ties).sum(axis=2)
         return capped((votes >= self.options.m) & (gap > 0), win, lose, gap, self.options.max_pairs)

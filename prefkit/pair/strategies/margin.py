@@ -1,4 +1,4 @@
-"""Every pair of a request whose gap is at least `min_gap`, widest first, at most `max_pairs`."""
+"""Every pair of a request whose gap is at least `min_gap`, up to `max_pairs`, widest gap first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefkit.pair.block import BlockStrategy, Chosen, capped, every_pair
 class MarginOptions:
     #: smallest gap, in units of the combined score (the weighted mean of the normalised scores)
     min_gap: float = 1.0
-    #: pairs per request
+    #: maximum number of pairs per request
     max_pairs: int = 4
 
 

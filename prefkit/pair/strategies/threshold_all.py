@@ -1,8 +1,8 @@
 """Every candidate at or above one threshold against every candidate below it, within each request.
 
-`preset: fashiondpo` is the rule of FashionDPO (arXiv 2504.12900, analyse.py): scores rounded to integers, each scaled to
-[0, 1] over all candidates, their mean, the median over all candidates as threshold; at or above it is good. Give the
-three experts equal weights.
+`preset: fashiondpo` applies the rule of FashionDPO (arXiv 2504.12900, analyse.py): round the scores to integers, scale
+each to [0, 1] over all candidates, and average them per candidate; the threshold is the median of these means over all
+candidates. Give FashionDPO's three experts equal weights.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from prefkit.pair.block import BlockStrategy, Chosen, ScoreTable, capped, every_
 
 @dataclass(frozen=True)
 class ThresholdOptions:
-    #: fashiondpo fixes rounding, normalisation and threshold
+    #: fashiondpo sets rounding, normalisation and threshold
     preset: Literal["", "fashiondpo"] = ""
     #: the threshold is this quantile of the combined score over all candidates (0.5 = the global median)
     quantile: float = 0.5
-    #: a fixed threshold on the combined score instead; null = the quantile
+    #: fixed threshold on the combined score; null = use the quantile
     threshold: float | None = None
-    #: pairs per request
+    #: maximum number of pairs per request
     max_pairs: int = 1000
 
 
@@ -40,7 +40,7 @@ class ThresholdAll(BlockStrategy):
         #: settings of `pair` that the preset prescribes
         self.fixes: dict[str, Any] = fashion if options.preset == "fashiondpo" else {}
         if options.preset and (options.quantile != 0.5 or options.threshold is not None):
-            raise UsageError("pair: preset fashiondpo thresholds at the global median; omit quantile and threshold.")
+            raise UsageError("pair: preset fashiondpo uses the global median; remove quantile and threshold.")
 
     def fit(self, table: ScoreTable) -> None:
         if self.options.threshold is None:

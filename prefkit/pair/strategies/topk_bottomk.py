@@ -1,6 +1,6 @@
 """The K best against the K worst of a request, matched by rank: best with worst, second best with second worst.
 
-K = 1 is best against worst. A request with fewer than 2 K scored candidates gives as many pairs as it can.
+K = 1 pairs the best with the worst. A request with N < 2 K scored candidates gives N // 2 pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prefkit.pair.block import BlockStrategy, Chosen
 
 @dataclass(frozen=True)
 class TopkOptions:
-    #: pairs per request
+    #: K, the number of pairs per request
     k: int = 1
 
 
@@ -26,7 +26,7 @@ class TopkBottomk(BlockStrategy):
         self.needs = 2 * options.k
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """Choose K pairs per request; equal values keep their order."""
+        """Choose K pairs per request; candidates with equal values are ranked in their given order."""
         k = min(self.options.k, value.shape[1] // 2)
         order = np.argsort(-value, axis=1, kind="stable")
         win, lose = order[:, :k], order[:, ::-1][:, :k]
