@@ -144,8 +144,8 @@ class _Stage:
         for number, row in enumerate(self.copied("default", files)):
             if not (isinstance(row.get("jpg_0"), bytes) and isinstance(row.get("jpg_1"), bytes)):
                 raise StoreError(
-                    f"pairs {name}, split {split}, row {number}: an image is missing, and its candidate is not in this "
-                    "run. Make the pairs again from candidates of this run."
+                    f"pairs {name}, split {split}, row {number}: an image is missing: its candidate is not in this run, or "
+                    "is a mesh that was not rendered. Make the pairs again from candidates of this run that have images."
                 )
             if row.get("score_gap") is not None:
                 self.staged.gaps.append(row["score_gap"])

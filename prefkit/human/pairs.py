@@ -13,7 +13,7 @@ import pandas as pd
 from prefkit.errors import UsageError
 from prefkit.output import shell_quoted
 from prefkit.store import Store
-from prefkit.store.summary import candidate_index
+from prefkit.store.summary import candidate_index, without_images
 from prefkit.types import digest
 
 MANY = 200  # with more candidates in a request, pairs are drawn without listing all of them
@@ -94,7 +94,7 @@ def find_set(store: Store, models: Sequence[str], name: str | None, set_name: st
 def _shown(frame: pd.DataFrame, store: Store) -> pd.DataFrame:
     decisions = store.decisions()
     hidden = set(decisions[decisions.verdict != "keep"].id.astype(str))
-    return frame[frame.error.isna() & ~frame.id.isin(hidden)]
+    return frame[frame.error.isna() & ~frame.id.isin(hidden) & ~frame.generator.isin(without_images(store))]
 
 
 def _ordered(request: str, a: str, b: str, seed: int, model_a: str = "", model_b: str = "") -> VotePair:

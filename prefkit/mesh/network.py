@@ -81,7 +81,7 @@ def write_model(folder: str | Path, net: MeshDenoiser, prediction: str = "sample
     """Write a mesh model in diffusers' folder format: the denoiser, and a cosine schedule of 1,000 steps."""
     if prediction not in PREDICTIONS:
         raise UsageError(f"a mesh model predicts {' or '.join(PREDICTIONS)}, not {prediction!r}.")
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type=prediction,
         clip_sample=False,

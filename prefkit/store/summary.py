@@ -77,6 +77,21 @@ def candidate_index(store: Store) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*INDEX, "generator"])
 
 
+def without_images(store: Store) -> set[str]:
+    """Return the generators whose candidates are payloads without images, such as meshes that were not rendered.
+
+    All candidates of a generator are alike in this, so only its first finished one is read.
+    """
+    names = set()
+    for name in store.names("candidates"):
+        columns = ["id", "request_id", "index", "seed", "image", "path", "error"]
+        made = (c for c in store.iter_candidates([name], columns=columns) if c.error is None)
+        first = next(made, None)
+        if first is not None and first.image is None and first.path is None:
+            names.add(name)
+    return names
+
+
 def score_table(store: Store) -> pd.DataFrame:
     """Return the stored scores, one column per score name, indexed by candidate id; NaN = failed or not scored."""
     import pandas as pd
