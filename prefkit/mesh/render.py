@@ -30,7 +30,7 @@ BONES = (
 )  # fmt: skip
 CHUNK = 2_000_000  # pixels that are tested at once: bounds the memory, about 100 bytes each
 EDGE = 1e-5  # by this much a barycentric weight may be negative, or rounding would leave gaps between neighbours
-DISTANCE = 4.0  # metres: where a mesh is put that does not lie in front of the camera
+DISTANCE = 4.0  # metres: depth of the nearest point of a mesh that had to be moved in front of the camera
 
 
 class Raster(NamedTuple):
@@ -226,11 +226,10 @@ def _colour(names: Sequence[str]) -> tuple[int, int, int]:
 
 
 def in_front(points: np.ndarray) -> np.ndarray:
-    """Return the points [N, 3] as they are if all lie beyond 0.5 m, else moved along z so that their centre is at 4 m."""
+    """Return the points [N, 3] as they are if all lie beyond 0.5 m, else moved along z: the nearest lies at 4 m."""
     if not len(points) or points[:, 2].min() > 0.5:
         return points
-    centre = (points[:, 2].min() + points[:, 2].max()) / 2
-    return points + np.array([0, 0, DISTANCE + np.ptp(points[:, 2]) / 2 - centre], points.dtype)
+    return points + np.array([0, 0, DISTANCE - points[:, 2].min()], points.dtype)
 
 
 def default_camera(points: np.ndarray, size: int = 256, margin: float = 0.1) -> Camera:

@@ -85,15 +85,14 @@ def test_the_nearer_of_two_triangles_hides_the_other():
 
 
 def test_shared_edges_leave_no_gaps():
-    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 41), np.linspace(-1, 1, 41)), -1).reshape(-1, 2)
-    vertices = np.c_[grid, np.full(len(grid), 2.0)].astype(np.float32)
-    corner = (np.arange(40)[:, None] * 41 + np.arange(40)).ravel()
-    faces = np.concatenate(
-        [np.stack([corner, corner + 1, corner + 42], 1), np.stack([corner, corner + 42, corner + 41], 1)]
-    )
-    for shift in (0.0, 0.5, 0.3):  # corners of the triangles fall on edges and on centres of pixels, and elsewhere
-        camera = Camera(80.0, 40.0 + shift, 40.0 + shift, 80, 80)
-        assert (rasterise(vertices, faces, camera).face[1:, 1:] >= 0).all()
+    camera, rng = Camera(1.0, 0.0, 0.0, 64, 64), np.random.default_rng(0)  # at a depth of 1 m, metres are pixels
+    start, end = np.array([0.5, 0.5]), np.array([60.5, 20.5])  # passes through the centre of every third pixel
+    x, y = np.arange(0, 60, 3), np.arange(20)
+    for _ in range(200):
+        sides = rng.uniform((-60, 50), (0, 60)), rng.uniform((50, -60), (60, 0))
+        vertices = np.c_[np.stack([start, end, *sides]), np.ones(4)].astype(np.float32)
+        raster = rasterise(vertices, np.array([[0, 1, 2], [1, 0, 3]]), camera)
+        assert (raster.face[y, x] >= 0).all()
 
 
 def test_a_person_is_drawn_where_the_joints_are_in_at_most_25_ms():
