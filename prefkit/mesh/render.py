@@ -29,7 +29,8 @@ BONES = (
     ("LeftForeArm", "LeftHand"), ("Neck", "RightArm"), ("RightArm", "RightForeArm"), ("RightForeArm", "RightHand"),
 )  # fmt: skip
 CHUNK = 2_000_000  # pixels that are tested at once: bounds the memory, about 100 bytes each
-DISTANCE = 4.0  # metres: where a mesh is put that does not lie in front of the camera
+EDGE = 1e-5  # by this much a barycentric weight may be negative, or rounding would leave gaps between neighbours
+DISTANCE = 4.0  # metres: depth of the nearest point of a mesh that had to be moved in front of the camera
 
 
 class Raster(NamedTuple):
@@ -117,31 +118,46 @@ def _draw(
     """Draw triangles (index: [T]; corners: [T, 3, 2] px; inverse depths: [T, 3]) where they are nearest."""
     areas = size.prod(1)
     triangle = np.repeat(np.arange(len(index)), areas)
-    within = np.arange(len(triangle)) - np.repeat(areas.cumsum() - areas, areas)
+    within = np.arange(len(triangle)) - (areas.cumsum() - areas)[triangle]
     width = size[triangle, 0]
     row = within // width
-    x, y = low[triangle, 0] + within - row * width, low[triangle, 1] + row
-    weights = _barycentric(corners, triangle, x + np.float32(0.5), y + np.float32(0.5))
-    inside = (weights >= 0).all(0)
-    triangle, x, y, weights = triangle[inside], x[inside], y[inside], weights[:, inside].T
+    column = within - row * width
+    inside, weights = _inside(_planes(corners, low), triangle, column.astype(np.float32), row.astype(np.float32))
+    triangle = triangle[inside]
+    x, y = low[triangle, 0] + column[inside], low[triangle, 1] + row[inside]
     near = (weights * inverse[triangle]).sum(1)
-    better = near > raster.inverse_depth[y, x]
-    order = np.flatnonzero(better)[np.argsort(near[better], kind="stable")]  # of equal pixels the last, nearest, stays
+    order = np.argsort(near, kind="stable")  # of equal pixels the last, nearest, stays
+    order = order[near[order] > raster.inverse_depth[y[order], x[order]]]
     x, y = x[order], y[order]
     raster.inverse_depth[y, x] = near[order]
     raster.face[y, x] = index[triangle[order]]
     raster.corners[y, x] = weights[order]
 
 
-def _barycentric(corners: np.ndarray, triangle: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the weights [3, P] of the corners at P points, each in a triangle's plane; NaN if its area is 0."""
-    (ax, ay), (bx, by), (cx, cy) = corners.transpose(1, 2, 0)
+def _planes(corners: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Return, for the weights of the second and the third corner, the value at pixel `low` and the slopes: [6, T].
+
+    The six are value, change per column, change per row, of either weight. NaN or inf for a triangle without an area.
+    """
+    (ax, ay), (bx, by), (cx, cy) = corners.transpose(1, 2, 0).astype(np.float64)
+    right, down = low[:, 0] + 0.5 - ax, low[:, 1] + 0.5 - ay
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 1 / ((bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
-        slopes = np.stack([(cy - ay) * scale, (ax - cx) * scale, (ay - by) * scale, (bx - ax) * scale])[:, triangle]
-        right, down = x - ax[triangle], y - ay[triangle]
-        second, third = slopes[0] * right + slopes[1] * down, slopes[2] * right + slopes[3] * down
-    return np.stack([1 - second - third, second, third])
+        slopes = ((cy - ay) * scale, (ax - cx) * scale), ((ay - by) * scale, (bx - ax) * scale)
+        return np.stack([part for u, v in slopes for part in (u * right + v * down, u, v)]).astype(np.float32)
+
+
+def _inside(
+    planes: np.ndarray, triangle: np.ndarray, column: np.ndarray, row: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the pixels that lie in their triangles, and the weights of the three corners there."""
+    with np.errstate(invalid="ignore"):
+        second, third = (
+            planes[i][triangle] + planes[i + 1][triangle] * column + planes[i + 2][triangle] * row for i in (0, 3)
+        )
+        first = 1 - second - third
+        inside = np.flatnonzero((second >= -EDGE) & (third >= -EDGE) & (first >= -EDGE))
+    return inside, np.stack([first[inside], second[inside], third[inside]], 1)
 
 
 def _brightness(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -150,7 +166,7 @@ def _brightness(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     normal = np.cross(b - a, c - a)  # as long as twice the area: large faces count more
     sums = [np.bincount(faces.ravel(), np.repeat(normal[:, axis], 3), len(vertices)) for axis in range(3)]
     normals = np.stack(sums, 1)
-    normals *= -np.sign((normals * vertices).sum(1, keepdims=True))
+    normals = normals * -np.sign((normals * vertices).sum(1, keepdims=True))
     cosine = normals @ LIGHT / np.maximum(np.linalg.norm(normals, axis=1) * np.linalg.norm(LIGHT), 1e-20)
     return (AMBIENT + (1.1 - AMBIENT) * np.maximum(cosine, 0)).astype(np.float32)
 
@@ -210,11 +226,10 @@ def _colour(names: Sequence[str]) -> tuple[int, int, int]:
 
 
 def in_front(points: np.ndarray) -> np.ndarray:
-    """Return the points [N, 3] as they are if all lie beyond 0.5 m, else moved along z so that their centre is at 4 m."""
+    """Return the points [N, 3] as they are if all lie beyond 0.5 m, else moved along z: the nearest lies at 4 m."""
     if not len(points) or points[:, 2].min() > 0.5:
         return points
-    centre = (points[:, 2].min() + points[:, 2].max()) / 2
-    return points + np.array([0, 0, DISTANCE + np.ptp(points[:, 2]) / 2 - centre], points.dtype)
+    return points + np.array([0, 0, DISTANCE - points[:, 2].min()], points.dtype)
 
 
 def default_camera(points: np.ndarray, size: int = 256, margin: float = 0.1) -> Camera:
