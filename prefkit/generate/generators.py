@@ -129,10 +129,7 @@ def _from_class(instance: Any, name: str, requests: Sequence[Request], seeds: Se
     with guarded(name):
         candidates = instance.generate(copies(requests), list(seeds))
     _check_candidates(_same_length(candidates, requests, name), requests, name)
-    return [
-        _result(c) if c.error is None else {"error": c.error}
-        for c in candidates
-    ]
+    return [_result(c) if c.error is None else {"error": c.error} for c in candidates]
 
 
 def _result(c: Candidate) -> dict[str, Any]:

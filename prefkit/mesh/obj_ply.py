@@ -186,8 +186,7 @@ def _binary(data: bytes, start: int, order: str) -> Callable[[Element], Values]:
             for p in element.properties:
                 values[p.name].append(rows.take(p))
         position = rows.position
-        lists = {p.name: values.pop(p.name) for p in element.lists()}
-        return {name: np.array(column) for name, column in values.items()}, lists
+        return _split(element, values)
 
     return read
 
@@ -227,6 +226,11 @@ class _Rows:
         return values
 
 
+def _split(element: Element, values: dict[str, list[Any]]) -> Values:
+    lists = {p.name: values.pop(p.name) for p in element.lists()}
+    return {name: np.array(column) for name, column in values.items()}, lists
+
+
 def _text(body: bytes) -> Callable[[Element], Values]:
     """Return a function that reads the next element of a text PLY file, one row per line."""
     lines = (line.split() for line in body.splitlines() if line.strip())
@@ -238,8 +242,7 @@ def _text(body: bytes) -> Callable[[Element], Values]:
             if words is None:
                 raise EOFError
             _fill(values, element, iter(words))
-        scalars = {p.name: np.array(values[p.name]) for p in element.properties if p.length is None}
-        return scalars, {p.name: values[p.name] for p in element.lists()}
+        return _split(element, values)
 
     return read
 

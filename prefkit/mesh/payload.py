@@ -26,7 +26,7 @@ MARK = "prefkit.mesh"
 METRES, CROP = "metres", "crop"
 MAX_ROWS = 2_000_000  # of vertices, faces or joints
 POSE_ROW = {"axis_angle": (3,), "6d": (6,), "quaternion": (4,), "matrix": (3, 3)}
-SHAPES = {"joints3d": "[J, 3]", "vertices": "[V, 3]", "faces": "[F, 3]", "betas": "[S]", "translation": "[3]"}
+SHAPES = {"vertices": "[V, 3]", "joints3d": "[J, 3]", "faces": "[F, 3]", "betas": "[S]", "translation": "[3]"}
 TENSORS = (*SHAPES, "pose")
 
 
