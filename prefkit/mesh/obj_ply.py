@@ -55,10 +55,10 @@ class Element:
 
 
 def read_surface(path: Path) -> Surface:
-    """Return (vertices [V, 3] float32, faces [F, 3] int32 or None) of an .obj or .ply file.
+    """Return (vertices [V, 3] float32, faces [F, 3] int or None) of an .obj or .ply file. Indices are not checked.
 
-    Raises ValueError if the file is not a mesh, is truncated, or has more than 2 million vertices or faces, of which a
-    PLY file is refused by its header; OSError if it cannot be read or is larger than 128 MB.
+    Raises ValueError if the file is not a mesh, is truncated, or has more than 2 million vertices or faces (in a PLY
+    header, before the rest is read); OSError if it cannot be read.
     """
     with open_regular(path) as file:
         data = file.read(HEAD)
@@ -72,13 +72,13 @@ def read_surface(path: Path) -> Surface:
 
 
 def triangles(polygons: np.ndarray | Sequence[Any]) -> np.ndarray:
-    """Return triangles [F, 3] int32 of polygons, each a sequence of vertex indices."""
+    """Return triangles [F, 3] of polygons, each a sequence of vertex indices."""
     if not isinstance(polygons, np.ndarray):
         polygons = np.array([(p[0], p[i], p[i + 1]) for p in polygons for i in range(1, len(p) - 1)]).reshape(-1, 3)
     elif polygons.shape[1] != 3:
         fans = [polygons[:, [0, i, i + 1]] for i in range(1, polygons.shape[1] - 1)]
         polygons = np.stack(fans, 1).reshape(-1, 3) if fans else np.empty((0, 3))
-    return polygons.astype(np.int32)
+    return polygons
 
 
 def _obj(data: bytes) -> tuple[np.ndarray, list[list[int]]]:

@@ -1,4 +1,16 @@
-"""Human meshes: <request>/<k>.ply or .obj, <request>.npz of arrays [M, ...], SPIN and HumanData .npz, ADHMR's pairs."""
+"""Human meshes: <request>/<k>.ply or .obj, <request>.npz of arrays [M, ...], SPIN and HumanData .npz, ADHMR's pairs.
+
+prefkit/hub/importing/mesh_layouts.py lists the keys of each layout. A candidate's payload is the mesh
+(prefkit/mesh/payload.py); it has an image only with --render true.
+
+prefkit does not contain or read SMPL. Its users pose the bodies with their own copy and export what comes out, for M
+hypotheses of one picture:
+
+    np.savez("IMAGE_NAME.npz", vertices=vertices, faces=faces, pose=pose, pose_repr="axis_angle", betas=betas)
+
+with vertices [M, 6890, 3] in metres in the camera frame (x right, y down, z away from the camera). --joint-regressor
+names the matrix [J, 6890] of their evaluation protocol; joints3d [M, J, 3] in place of it is enough too.
+"""
 
 from __future__ import annotations
 

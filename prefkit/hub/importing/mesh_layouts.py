@@ -63,7 +63,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Found:
-    """What a file holds of one request: bodies by key, or the reason why they cannot be used.
+    """The bodies of one request in a file, by key, or the reason why they cannot be used.
 
     request: its name. extra: its columns, such as keypoints2d. better: the bodies "w" and "l" are a pair. broken: the
     file cannot be read further.
