@@ -3,7 +3,11 @@
 Units and axes: metres in the camera frame, x to the right, y down, z away from the camera. Tensors in the blob:
 joints3d [J, 3] (required), vertices [V, 3], faces [F, 3] int32, pose (rotations [K, ...] in the representation
 `pose_repr`), betas [S], translation [3]; all float32 except faces. The blob's metadata has one entry, MARK, a JSON
-object with body_model, joint_names and pose_repr, so that equal meshes have equal bytes.
+object with body_model, joint_names, pose_repr and units, so that equal meshes have equal bytes.
+
+The units are METRES, or CROP for joints as ADHMR's pair files hold them: (u, v) in pixels of the network's square crop
+of the picture, d the depth behind the pelvis in ADHMR's unit (2000 is the depth of its box). Errors in millimetres
+cannot be computed from CROP joints.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ import numpy as np
 from prefkit.paths import shown
 
 MARK = "prefkit.mesh"
+METRES, CROP = "metres", "crop"
 MAX_ROWS = 2_000_000  # of vertices, faces or joints
 POSE_ROW = {"axis_angle": (3,), "6d": (6,), "quaternion": (4,), "matrix": (3, 3)}
-SHAPES = {"joints3d": "[J, 3]", "vertices": "[V, 3]", "faces": "[F, 3]", "betas": "[S]", "translation": "[3]"}
+SHAPES = {"vertices": "[V, 3]", "joints3d": "[J, 3]", "faces": "[F, 3]", "betas": "[S]", "translation": "[3]"}
 TENSORS = (*SHAPES, "pose")
 
 
@@ -31,7 +36,8 @@ class Mesh:
 
     rotations: the joint rotations relative to their parents, [K, 3] axis-angle in radians, [K, 6] the first two columns
     of the matrix, [K, 4] quaternion (w, x, y, z) or [K, 3, 3], as `pose_repr` says. body_model: "free" for the body
-    that prefkit ships, or any other name; "" if unknown. joint_names: one name for each joint, or empty.
+    that prefkit ships, or any other name; "" if unknown. joint_names: one name for each joint, or empty. units: METRES
+    or CROP.
     """
 
     joints3d: np.ndarray
@@ -43,13 +49,14 @@ class Mesh:
     translation: np.ndarray | None = None
     body_model: str = ""
     joint_names: Sequence[str] = ()
+    units: str = METRES
 
     def pack(self) -> bytes:
         """Return the mesh as a payload. Raises ValueError if `unpack` would refuse it."""
         from safetensors.numpy import save
 
         tensors = checked(self)
-        facts = {"body_model": self.body_model, "joint_names": list(self.joint_names)}
+        facts = {"body_model": self.body_model, "joint_names": list(self.joint_names), "units": self.units}
         if "pose" in tensors:
             facts["pose_repr"] = self.pose_repr
         return save(tensors, {MARK: json.dumps(facts, sort_keys=True)})
@@ -97,6 +104,8 @@ def checked(mesh: Mesh) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         _check_rows(name, array.shape)
         _check_shape(name, array, mesh.pose_repr)
+    if mesh.units not in (METRES, CROP):
+        raise ValueError(f"the units {shown(mesh.units)!r} are unknown; they must be {METRES} or {CROP}")
     if len(mesh.joint_names) not in (0, len(arrays["joints3d"])):
         raise ValueError(f"there are {len(arrays['joints3d'])} joints, but {len(mesh.joint_names)} joint names")
     result = {name: _finite(name, array) for name, array in arrays.items() if name != "faces"}
@@ -160,15 +169,13 @@ def _header(data: bytes) -> dict[str, Any]:
 
 def _facts(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the fields that the blob's metadata states. Raises ValueError if they have the wrong types."""
+    facts: dict[str, Any] = {"body_model": "", "pose_repr": "6d", "units": METRES, "joint_names": []}
     try:
-        facts = json.loads((metadata or {}).get(MARK, "{}"))
-        names, model, pose_repr = (
-            facts.get("joint_names", []),
-            facts.get("body_model", ""),
-            facts.get("pose_repr", "6d"),
-        )
+        given = json.loads((metadata or {}).get(MARK, "{}"))
+        facts |= {name: value for name, value in given.items() if name in facts}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the payload's metadata {MARK} is not a JSON object") from error
-    if not isinstance(names, list) or not all(isinstance(text, str) for text in (*names, model, pose_repr)):
-        raise ValueError(f"the payload's metadata {MARK} must hold texts: body_model, joint_names and pose_repr")
-    return {"joint_names": tuple(names), "body_model": model, "pose_repr": pose_repr}
+    names = facts.pop("joint_names")
+    if not isinstance(names, list) or not all(isinstance(text, str) for text in (*names, *facts.values())):
+        raise ValueError(f"the payload's metadata {MARK} must hold texts: body_model, joint_names, pose_repr and units")
+    return facts | {"joint_names": tuple(names)}

@@ -75,6 +75,7 @@ def test_joints_alone_are_enough_and_become_float32():
         ({"vertices": None}, "faces, but no vertices"),
         ({"pose_repr": "euler"}, "pose_repr 'euler' is unknown; it must be one of axis_angle, 6d, quaternion, matrix"),
         ({"pose_repr": "axis_angle"}, r"pose has the shape \[5, 6\]; it must be \[K, 3\] for axis_angle"),
+        ({"units": "feet"}, "the units 'feet' are unknown; they must be metres or crop"),
         ({"joint_names": ("a",)}, "there are 4 joints, but 1 joint names"),
         ({"vertices": np.array([["x"] * 3])}, "vertices holds <U1; it must hold numbers"),
     ],
