@@ -24,7 +24,7 @@ VERBS = {
     "pair": "scores -> (win, lose) pairs, a Hugging Face dataset",
     "train": "pairs -> an adapter or weights",
     "eval": "the base against the tuned model, on held-out requests",
-    "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm",
+    "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm, mesh",
     "report": "state and counts, and report.html",
     "push": "pairs or a trained model to the Hub, with a card",
     "run": "a whole recipe: every stage, each continuing where it stopped",

@@ -1,0 +1,53 @@
+"""Meshes of candidates: an unreadable one becomes a failed score with the reason, which never stops the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from prefkit.errors import UsageError
+from prefkit.mesh.features import Layout
+from prefkit.mesh.observed import Observed, observed
+from prefkit.mesh.payload import Mesh
+from prefkit.types import Candidate, Score
+
+T = TypeVar("T")
+
+
+def each_mesh(batch: Sequence[Candidate], read: Callable[[Candidate, Mesh], T]) -> list[T | Score]:
+    """Return `read(candidate, mesh)` for each candidate; a failed Score where the payload or `read` has an error."""
+    results: list[T | Score] = []
+    for candidate in batch:
+        try:
+            if candidate.payload is None:
+                raise ValueError("the candidate has no payload, and this scorer needs a mesh there")
+            results.append(read(candidate, Mesh.unpack(candidate.payload)))
+        except (ValueError, UsageError) as error:
+            results.append(Score(None, error=str(error)))
+    return results
+
+
+def requests_of(batch: Sequence[Candidate]) -> Iterator[list[int]]:
+    """Yield the positions of the candidates of each request."""
+    positions: dict[str, list[int]] = {}
+    for n, candidate in enumerate(batch):
+        positions.setdefault(candidate.request_id, []).append(n)
+    yield from positions.values()
+
+
+def hypotheses(batch: Sequence[Candidate], layout: Layout) -> tuple[Observed | None, list[Mesh | Score]]:
+    """Return what one request says, and the mesh of each of its candidates; a failed Score where it is not usable.
+
+    The first is None if the request itself is not usable; all candidates have failed then.
+    """
+    try:
+        seen = observed(batch[0].extra, layout.joints)
+    except (ValueError, UsageError) as error:
+        return None, [Score(None, error=str(error)) for _ in batch]
+
+    def usable(_: Candidate, mesh: Mesh) -> Mesh:
+        layout.check(mesh)
+        seen.check(mesh.joints3d)
+        return mesh
+
+    return seen, each_mesh(batch, usable)

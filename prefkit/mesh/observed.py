@@ -1,0 +1,152 @@
+"""What a request says about the body in its picture: a keypoint and a confidence for each joint, the box, the camera.
+
+A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence]; `keypoint_names`, one of CONVENTIONS or
+a list of joint names; `bbox` [x, y, w, h], by default the extent of the keypoints; `camera`, without which joints are
+projected by the weak-perspective camera that fits best. Functions raise ValueError (for `camera`,
+UsageError) with the reason for invalid values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from prefkit.mesh.body import JOINT_NAMES, LIMBS
+from prefkit.mesh.camera import Camera, weak_perspective_fit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: landmark of BlazePose -> joint; its other landmarks (face, hands, feet) have no joint
+BLAZEPOSE = {
+    11: "LeftArm",
+    12: "RightArm",
+    13: "LeftForeArm",
+    14: "RightForeArm",
+    15: "LeftHand",
+    16: "RightHand",
+    23: "LeftUpLeg",
+    24: "RightUpLeg",
+    25: "LeftLeg",
+    26: "RightLeg",
+    27: "LeftFoot",
+    28: "RightFoot",
+}
+CONVENTIONS: dict[str, tuple[str, ...]] = {
+    "free18": tuple(JOINT_NAMES),
+    "free12": tuple(LIMBS),
+    "blazepose33": tuple(BLAZEPOSE.get(n, "") for n in range(33)),
+}
+#: joints whose midpoint is the root, in order of preference
+ROOTS = (("LeftUpLeg", "RightUpLeg"), ("left_hip", "right_hip"), ("Hips",), ("pelvis",))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Keypoints [J, 2] px of the J joints, confidence [J] (0 = no keypoint), the box's centre [2] and half its longer side."""
+
+    keypoints: Tensor
+    confidence: Tensor
+    centre: Tensor
+    half: float
+    camera: Camera | None
+
+    def check(self, joints: np.ndarray) -> None:
+        """Raise ValueError for joints [J, 3] that the camera does not see."""
+        behind = int((joints[:, 2] <= 0).sum()) if self.camera is not None else 0
+        if behind:
+            raise ValueError(f"{behind} of {len(joints)} joints are behind the camera; joints3d must be in its frame")
+
+    def project(self, joints: Tensor) -> Tensor:
+        """Project joints [M, J, 3] to px [M, J, 2]."""
+        if self.camera is None:
+            return weak_perspective_fit(joints, self.keypoints, self.confidence)
+        return self.camera.project(joints)
+
+    def residuals(self, joints: Tensor) -> Tensor:
+        """Distance of projected joints [M, J, 3] from the keypoints, in half boxes: [M, J, 2], 0 without a keypoint."""
+        offsets = (self.project(joints) - self.keypoints) / self.half
+        return torch.where(self.confidence[:, None] > 0, offsets, 0.0)
+
+    def error(self, residuals: Tensor) -> Tensor:
+        """Confidence-weighted mean length of residuals [M, J, 2], in half boxes: [M]."""
+        return (residuals.norm(dim=-1) * self.confidence).sum(-1) / self.confidence.sum()
+
+
+def names_of(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return the names of `count` joints: the given ones, for 18 joints without names the free body's, else numbers."""
+    if names:
+        return tuple(names)
+    return tuple(JOINT_NAMES) if count == len(JOINT_NAMES) else tuple(map(str, range(count)))
+
+
+def root_of(names: Sequence[str]) -> tuple[int, ...]:
+    """Return the joints whose midpoint is the root; joint 0 where no name is known."""
+    for root in ROOTS:
+        if set(root) <= set(names):
+            return tuple(names.index(name) for name in root)
+    return (0,)
+
+
+def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
+    """Read a request's keypoints, box and camera for the joints `names`."""
+    rows = array(extra, "keypoints2d", 3)
+    labels = _labels(extra.get("keypoint_names"), len(rows), names)
+    keypoints, confidence = np.zeros((len(names), 2), np.float32), np.zeros(len(names), np.float32)
+    for label, (x, y, c) in zip(labels, rows):
+        if label in names and c > 0:
+            keypoints[names.index(label)], confidence[names.index(label)] = (x, y), c
+    if not confidence.any():
+        raise ValueError("no joint of the candidate has a keypoint with a confidence above 0; check keypoint_names")
+    if not np.isfinite(keypoints).all() or not np.isfinite(confidence).all():
+        raise ValueError("keypoints2d has NaN or infinity where the confidence is above 0")
+    centre, half = _box(extra.get("bbox"), keypoints[confidence > 0])
+    place = torch.from_numpy(centre)
+    return Observed(torch.from_numpy(keypoints), torch.from_numpy(confidence), place, half, Camera.of(extra))
+
+
+def array(extra: Mapping[str, Any], key: str, width: int) -> np.ndarray:
+    """Return a request's list of rows as float32 [N, width]; a missing number is NaN."""
+    try:
+        values = np.asarray(extra[key], np.float32)
+    except KeyError:
+        raise ValueError(f"the request has no {key}") from None
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a list of rows of {width} numbers") from None
+    if values.ndim != 2 or values.shape[1] != width or not len(values):
+        raise ValueError(f"{key} must be a list of rows of {width} numbers; its shape is {list(values.shape)}")
+    return values
+
+
+def _labels(convention: Any, count: int, names: Sequence[str]) -> Sequence[str]:
+    """Return the joint of each of `count` keypoints; "" for a keypoint that is no joint."""
+    if convention is None:
+        labels = names if count == len(names) else CONVENTIONS["free18"]
+    elif isinstance(convention, str):
+        if convention not in CONVENTIONS:
+            raise ValueError(f"keypoint_names {convention!r} is unknown; known: {', '.join(CONVENTIONS)}, or a list")
+        labels = CONVENTIONS[convention]
+    else:
+        labels = list(convention)
+    if len(labels) != count:
+        raise ValueError(f"keypoints2d has {count} rows, but keypoint_names stands for {len(labels)} keypoints")
+    return labels
+
+
+def _box(box: Any, keypoints: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the centre and half the longer side of bbox [x, y, w, h], or of the keypoints."""
+    if box is None:
+        low, high = keypoints.min(0), keypoints.max(0)
+    else:
+        x, y, w, h = array({"bbox": [box]}, "bbox", 4)[0]
+        low, high = np.array([x, y], np.float32), np.array([x + w, y + h], np.float32)
+    half = float((high - low).max()) / 2
+    if not half > 0 or not np.isfinite(half):
+        raise ValueError(
+            "bbox must have a width and height above 0" if box is not None else "the keypoints are one point"
+        )
+    return (low + high) / 2, half

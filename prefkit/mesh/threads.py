@@ -1,0 +1,22 @@
+"""One CPU thread for small networks: threads that wait for each other make a step of a small network many times slower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one CPU thread inside the block, and as many as before afterwards.
+
+    Sums then have one order, so that equal seeds give equal bits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
