@@ -24,7 +24,7 @@ VERBS = {
     "pair": "scores -> (win, lose) pairs as a Hugging Face dataset",
     "train": "pairs -> an adapter or weights",
     "eval": "compare the tuned model with the base model on held-out requests",
-    "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm",
+    "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm, mesh",
     "report": "show the state of a run and write report.html",
     "push": "upload pairs or a trained model to the Hub, with a card",
     "run": "run all stages of a recipe; each continues where it stopped",

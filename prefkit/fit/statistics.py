@@ -40,11 +40,12 @@ def correlation(x: np.ndarray, y: np.ndarray, texts: Sequence[str], ranks: bool)
     drawn = [
         np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]) for _ in range(RESAMPLES)
     ]
-    values = [v for rows in drawn if (v := _pearson(x[rows], y[rows], ranks)) is not None]
-    return _interval(_pearson(x, y, ranks), values, len(x))
+    values = [v for rows in drawn if (v := pearson(x[rows], y[rows], ranks)) is not None]
+    return _interval(pearson(x, y, ranks), values, len(x))
 
 
-def _pearson(x: np.ndarray, y: np.ndarray, ranks: bool) -> float | None:
+def pearson(x: np.ndarray, y: np.ndarray, ranks: bool) -> float | None:
+    """Pearson's correlation, or Spearman's with `ranks`; None where x or y is constant."""
     if ranks:
         import pandas as pd
 

@@ -1,7 +1,7 @@
 """What a request says about the body in its picture: a keypoint and a confidence for each joint, the box, the camera.
 
-A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence]; `keypoint_names`, one of CONVENTIONS or
-a list of joint names; `bbox` [x, y, w, h], by default the extent of the keypoints; `camera`, without which joints are
+A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence]; `keypoint_names`, one of CONVENTIONS,
+`joints` (those of the candidate) or a list of names; `bbox` [x, y, w, h], by default the extent of the keypoints; `camera`, without which joints are
 projected by the weak-perspective camera that fits best. Functions raise ValueError (for `camera`,
 UsageError) with the reason for invalid values.
 """
@@ -105,7 +105,8 @@ def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
     if not np.isfinite(keypoints).all() or not np.isfinite(confidence).all():
         raise ValueError("keypoints2d has NaN or infinity where the confidence is above 0")
     centre, half = box_of(extra.get("bbox"), keypoints[confidence > 0])
-    return Observed(*map(torch.from_numpy, (keypoints, confidence, centre)), half, Camera.of(extra))
+    place = torch.from_numpy(centre)
+    return Observed(torch.from_numpy(keypoints), torch.from_numpy(confidence), place, half, Camera.of(extra))
 
 
 def array(extra: Mapping[str, Any], key: str, width: int) -> np.ndarray:
@@ -123,11 +124,15 @@ def array(extra: Mapping[str, Any], key: str, width: int) -> np.ndarray:
 
 def _labels(convention: Any, count: int, names: Sequence[str]) -> Sequence[str]:
     """Return the joint of each of `count` keypoints; "" for a keypoint that is no joint."""
-    if convention is None:
+    if convention == "joints":  # in the order of the candidate's own joints
+        labels = names
+    elif convention is None:
         labels = names if count == len(names) else CONVENTIONS["free18"]
     elif isinstance(convention, str):
         if convention not in CONVENTIONS:
-            raise ValueError(f"keypoint_names {convention!r} is unknown; known: {', '.join(CONVENTIONS)}, or a list")
+            raise ValueError(
+                f"keypoint_names {convention!r} is unknown; known: {', '.join(CONVENTIONS)}, joints, or a list"
+            )
         labels = CONVENTIONS[convention]
     else:
         labels = list(convention)

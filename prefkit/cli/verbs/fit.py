@@ -12,13 +12,14 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described, guarded
 
 KIND = "fitter"
-POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | file.py:Class")
+POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | mesh | file.py:Class")
 #: fitter -> the recipe entry that uses the fitted folder {0}
 USE = {
     "vbpr": "use: vbpr, model: {0}",
     "outfit_compat": "use: outfit_compat, model: {0}",
     "clip_preference": "use: pickscore, model: {0}, processor: {0}",
     "mllm": "use: mllm, model: {0}",
+    "mesh": "use: mesh, model: {0}",
 }
 
 

@@ -1,0 +1,117 @@
+"""A ranking of mesh hypotheses learned from hypotheses with known errors, for the scorer mesh.
+
+`run` is a run whose candidates are meshes (payloads), several for each request, and whose requests have `keypoints2d`. The
+errors are the aspects mpjpe, pa_mpjpe and mpvpe of the scores `score` (made by `use: mesh_error`); without such scores they are
+computed from `true_joints3d`. The loss is that of ADHMR's HMR-Scorer (arXiv 2505.10250), within each request, on each error.
+
+Requests of the split `test` are held out; without any, `test_share` of them. With `group`, requests of equal value (such as
+the clip of a frame) are in one split. Reported on the test: correlation and pair accuracy within requests, the error of the
+selected hypothesis beside the mean and the smallest error, and the pooled correlations that HMR-Scorer reports; each also for
+the rule `mesh_reprojection` (prefkit/fit/ranking_measures.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from prefkit.fit.options import check_fractions, check_positive
+
+
+@dataclass(frozen=True)
+class MeshFit:
+    #: run folder whose candidates are meshes
+    run: str = ""
+    #: generators whose candidates are used; empty = all
+    generators: tuple[str, ...] = ()
+    #: scores of the run with the errors; mesh_error is computed where the run does not have it
+    score: str = "mesh_error"
+    #: pairwise (HMR-Scorer) | listwise (Plackett-Luce)
+    loss: Literal["pairwise", "listwise"] = "pairwise"
+    #: use the rotations where the meshes have them; false = joints only
+    pose: bool = True
+    #: request column whose equal values stay in one split; empty = each request alone
+    group: str = ""
+    width: int = 256
+    dropout: float = 0.1
+    #: maximum number of steps
+    steps: int = 3000
+    #: requests per step
+    batch_size: int = 64
+    learning_rate: float = 0.0005
+    weight_decay: float = 0.01
+    #: validations (one every 50 steps) without a higher pair accuracy before training stops
+    patience: int = 20
+    #: fraction of requests (or groups) for validation
+    validation_share: float = 0.1
+    #: fraction for the test, where no request has the split test
+    test_share: float = 0.1
+    seed: int = 0
+    #: folder to write; empty = fitted/mesh
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        check_positive("mesh", self, "width", "steps", "batch_size", "patience")
+        check_fractions("mesh", self)
+
+
+class MeshFitter:
+    Options = MeshFit
+
+    def __init__(self, options: MeshFit) -> None:
+        self.options = options
+
+    def run(self) -> dict[str, Any]:
+        """Fit and write the folder, unless it already exists. Returns its spec."""
+        from prefkit.fit.folder import FitFolder
+        from prefkit.fit.hypotheses import read_hypotheses
+        from prefkit.mesh.threads import one_thread
+
+        o = self.options
+        with one_thread():
+            data = read_hypotheses(o.run, o.generators, o.score, o.pose, o.group)
+            folder = FitFolder("mesh", o.out, o, {"hypotheses": data.content})
+            present = folder.present()
+            return present if present is not None else self._fit(folder, data)
+
+    def _fit(self, folder: Any, data: Any) -> dict[str, Any]:
+        from prefkit.fit.folder import save_tensors
+        from prefkit.fit.hypotheses import split
+        from prefkit.fit.ranking import train
+        from prefkit.output import warn
+
+        o = self.options
+        splits = split(data, o.validation_share, o.test_share, o.seed)
+        for reason, count in data.left_out.items():
+            warn(f"fit mesh: {count} candidates were left out: {reason}")
+        started = time.monotonic()
+        net, course = train(data, splits, o)
+        course["seconds"] = round(time.monotonic() - started, 1)
+        results = {
+            "features": asdict(data.layout),
+            "measures": list(data.measures),
+            "counts": {"requests": len(data.groups), "hypotheses": int(data.present.sum())}
+            | {name: len(rows) for name, rows in splits.items()}
+            | {"left_out": sum(data.left_out.values())},
+            "training": course,
+            "validation": measured(net, data, splits["test"]),
+        }
+        return folder.write(results, lambda temporary: save_tensors(temporary, net.state_dict()))
+
+
+def measured(net: Any, data: Any, rows: list[int]) -> dict[str, Any]:
+    """Measure the network and the rule on these requests."""
+    import torch
+
+    from prefkit.fit.ranking import scores_of
+    from prefkit.fit.ranking_measures import compared
+
+    numbers = [data.present[n] for n in rows]
+    scores = [s[m].double().numpy() for s, m in zip(scores_of(net, data, torch.tensor(rows)), numbers)]
+    rule = [-data.reprojection[n][m].double().numpy() for n, m in zip(rows, numbers)]
+    errors = [data.errors[n][m].double().numpy() for n, m in zip(rows, numbers)]
+    return compared(scores, rule, errors, data.measures)
+
+
+plugin = MeshFitter

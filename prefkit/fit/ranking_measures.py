@@ -1,0 +1,78 @@
+"""How well scores rank the hypotheses of held-out requests, with 95 % bootstrap intervals over requests.
+
+srcc            Spearman's correlation of score and negative error within a request, mean over requests
+pair_accuracy   fraction of a request's pairs that the score orders as the error does; equal scores count as half
+selected        error of the hypothesis with the highest score; random: the mean; oracle: the smallest error
+selection_gain  random - selected
+pooled_plcc, pooled_srcc   Pearson and Spearman over all hypotheses of all requests, as HMR-Scorer reports them. They mix
+                how hard a picture is with how good a hypothesis is, and say little about ranking within a request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from prefkit.fit.statistics import estimate, pearson
+
+Rows = dict[str, np.ndarray]
+
+
+def within(scores: list[np.ndarray], errors: list[np.ndarray]) -> Rows:
+    """Return the measures within requests, [R] each; srcc and pair_accuracy are NaN where all errors are equal."""
+    rows = [_request(s, e) for s, e in zip(scores, errors)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _request(scores: np.ndarray, errors: np.ndarray) -> dict[str, float]:
+    better = errors[:, None] < errors[None]
+    gaps = scores[:, None] - scores[None]
+    right = (gaps > 0) + 0.5 * (gaps == 0)
+    flat = np.ptp(errors) == 0
+    srcc = 0.0 if np.ptp(scores) == 0 else pearson(scores, -errors, ranks=True)
+    return {
+        "srcc": np.nan if flat or srcc is None else srcc,
+        "pair_accuracy": np.nan if flat else float(right[better].mean()),
+        "selected": float(errors[scores.argmax()]),
+        "random": float(errors.mean()),
+        "oracle": float(errors.min()),
+    }
+
+
+def compared(
+    scores: list[np.ndarray], rule: list[np.ndarray], errors: list[np.ndarray], measures: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the measures of the scores and, under names with `_reprojection`, of the rule.
+
+    scores and rule: M values per request, higher is better; errors: [M, E]. The measures within requests are those of the
+    first error; of the others the SRCC alone.
+    """
+    results: dict[str, Any] = {}
+    first = [e[:, 0] for e in errors]
+    ours, rules = within(scores, first), within(rule, first)
+    for name in ("srcc", "pair_accuracy", "selected"):
+        results[name], results[f"{name}_reprojection"] = _mean(ours[name]), _mean(rules[name])
+        results[f"{name}_difference"] = _mean(ours[name] - rules[name])
+    results |= {"random": _mean(ours["random"]), "oracle": _mean(ours["oracle"])}
+    results["selection_gain"] = _mean(ours["random"] - ours["selected"])
+    results["selection_gain_reprojection"] = _mean(ours["random"] - rules["selected"])
+    for k, measure in enumerate(measures):
+        values = [e[:, k] for e in errors]
+        for suffix, given in (("", scores), ("_reprojection", rule)):
+            if k:
+                results[f"srcc_{measure}{suffix}"] = _mean(within(given, values)["srcc"])
+            results |= {f"{name}_{measure}{suffix}": v for name, v in _pooled(given, values).items()}
+    return results
+
+
+def _mean(values: np.ndarray) -> dict[str, Any]:
+    return estimate(values[~np.isnan(values)])
+
+
+def _pooled(scores: list[np.ndarray], errors: list[np.ndarray]) -> dict[str, Any]:
+    x, y = np.concatenate(scores), -np.concatenate(errors)
+    return {
+        name: {"mean": pearson(x, y, ranks), "n": len(x)}
+        for name, ranks in (("pooled_plcc", False), ("pooled_srcc", True))
+    }

@@ -1,0 +1,90 @@
+"""Rank of a body mesh among the hypotheses of its request, learned from hypotheses with known errors.
+
+A network reads the request's 2D keypoints with confidences, the hypothesis (joints, pose, residuals of its projected joints)
+and how the hypothesis differs from the mean of all hypotheses of the request (prefkit/mesh/features.py). `prefkit fit mesh`
+trains it with the pairwise loss of ADHMR's HMR-Scorer (arXiv 2505.10250) and measures it beside `mesh_reprojection`.
+
+sigmoid(5 (a - b)) is the probability that the hypothesis with value a has the smaller error. Values compare only within one
+request and one set of hypotheses. The score fails for a payload that is no mesh, for other joints than those of the fit, and
+for a mesh without pose if the fit used the pose; such hypotheses do not count in the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefkit.score.fitted import Fitted
+from prefkit.types import Candidate, Score, ScorerSpec
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    #: folder that `prefkit fit mesh` has written
+    model: str = ""
+
+
+class MeshScorer:
+    Options = MeshOptions
+    requires = frozenset({"payload", "keypoints2d"})
+    scope = "within_request"
+
+    def __init__(self, options: MeshOptions) -> None:
+        self.options = options
+        self.fitted = Fitted("mesh", options.model)
+
+    def spec(self) -> ScorerSpec:
+        layout = self.fitted.spec["features"]
+        pose = f"{layout['rotations']} rotations" if layout["rotations"] else "no pose"
+        return ScorerSpec(
+            "mesh",
+            "1",
+            weights=self.fitted.folder.name,
+            revision=self.fitted.revision(),
+            preprocessing=f"{len(layout['joints'])} joints, {pose}, keypoints in half boxes; standardised as fitted",
+            formula="network of request, hypothesis and its difference from the mean hypothesis",
+            scope="within_request",
+            licence="that of the data it was fitted on",
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Raises UsageError for weights of another network."""
+        from prefkit.mesh.features import Layout
+        from prefkit.mesh.ranker import MeshRanker
+
+        stored = self.fitted.spec["features"]
+        self.layout = Layout(tuple(stored["joints"]), stored["rotations"])
+        self.net = MeshRanker.of(self.fitted.state(), str(self.fitted.folder))
+
+    def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        from prefkit.mesh.candidates import requests_of
+        from prefkit.mesh.threads import one_thread
+
+        scores: dict[int, Score] = {}
+        with one_thread():
+            for positions in requests_of(batch):
+                scores |= dict(zip(positions, self._request([batch[n] for n in positions])))
+        return [scores[n] for n in range(len(batch))]
+
+    def _request(self, batch: Sequence[Candidate]) -> list[Score]:
+        """Score the hypotheses of one request."""
+        import torch
+
+        from prefkit.mesh.candidates import hypotheses
+        from prefkit.mesh.features import features
+
+        seen, meshes = hypotheses(batch, self.layout)
+        usable = [mesh for mesh in meshes if not isinstance(mesh, Score)]
+        if seen is None or not usable:
+            return [mesh for mesh in meshes if isinstance(mesh, Score)]
+        with torch.inference_mode():
+            rows, errors = features(seen, usable, self.layout)
+            found = iter(zip(self.net(rows).tolist(), (errors * seen.half).tolist()))
+        return [mesh if isinstance(mesh, Score) else _score(*next(found)) for mesh in meshes]
+
+
+def _score(value: float, pixels: float) -> Score:
+    return Score(value, {"reproj_px": pixels})
+
+
+plugin = MeshScorer
