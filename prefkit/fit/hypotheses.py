@@ -17,9 +17,9 @@ from prefkit.errors import UsageError
 from prefkit.fit.mesh_errors import MEASURES, Errors, known_errors
 from prefkit.fit.preferences import rejected_ids
 from prefkit.mesh.candidates import hypotheses
-from prefkit.mesh.features import Layout, features
 from prefkit.mesh.mirror import can_mirror, mirrored
 from prefkit.mesh.payload import Mesh
+from prefkit.mesh.ranking.features import Layout, features
 from prefkit.store import Store
 from prefkit.store.reader import by_request
 from prefkit.types import Candidate, Score, digest

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import softplus
 
 from prefkit.errors import TrainingError
-from prefkit.mesh.ranker import MeshRanker
+from prefkit.mesh.ranking.ranker import MeshRanker
 from prefkit.output import Progress
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
 def check_generator(model: Model, settings: Generate) -> None:
     """Run the checks of open_generator that need no weights. Raises UsageError, PluginError."""
     if settings.use == "mesh":
-        from prefkit.mesh import generator as mesh
+        from prefkit.mesh.diffusion import generator as mesh
 
         mesh.check(model, settings)
         return
@@ -110,7 +110,7 @@ def open_generator(
     if settings.use == "diffusers":
         return _diffusers(model, settings, inputs or Inputs(model.inputs, None))
     if settings.use == "mesh":
-        from prefkit.mesh import generator as mesh
+        from prefkit.mesh.diffusion import generator as mesh
 
         return mesh.open_generator(
             model, settings, lambda r, seed: seed == candidate_seed(settings.seed, r.request_id, 0)

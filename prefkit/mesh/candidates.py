@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from prefkit.errors import UsageError
-from prefkit.mesh.features import Layout
 from prefkit.mesh.observed import Observed, observed
 from prefkit.mesh.payload import Mesh
+from prefkit.mesh.ranking.features import Layout
 from prefkit.types import Candidate, Score
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ from prefkit.mesh.body import FREE
 from prefkit.mesh.rotations import from_matrix, to_matrix
 
 if TYPE_CHECKING:
-    from prefkit.mesh.features import Layout
     from prefkit.mesh.observed import Observed
     from prefkit.mesh.payload import Mesh
+    from prefkit.mesh.ranking.features import Layout
 
 SIDES = (("Left", "Right"), ("left", "right"))
 FLIP = np.array([-1.0, 1.0, 1.0], np.float32)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefkit.mesh.network import MeshDenoiser, write_model
+from prefkit.mesh.diffusion.network import MeshDenoiser, write_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 

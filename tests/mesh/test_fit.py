@@ -18,11 +18,11 @@ from prefkit.fit.ranking import accuracy, listwise, pairwise
 from prefkit.fit.ranking_measures import compared, within
 from prefkit.mesh.body import JOINT_NAMES, load_body
 from prefkit.mesh.candidates import hypotheses
-from prefkit.mesh.features import Layout, features
 from prefkit.mesh.mirror import can_mirror, mirrored
 from prefkit.mesh.payload import Mesh
+from prefkit.mesh.ranking.features import Layout, features
+from prefkit.mesh.ranking.threads import one_thread
 from prefkit.mesh.rotations import from_matrix, to_matrix
-from prefkit.mesh.threads import one_thread
 from prefkit.score.core import make_scorer
 from prefkit.store import Store
 from prefkit.types import Request

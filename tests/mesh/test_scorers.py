@@ -14,10 +14,10 @@ from prefkit.fit.fitters.mesh import MeshFit
 from prefkit.fit.folder import FitFolder, save_tensors
 from prefkit.mesh.body import HIPS, JOINT_NAMES, LIMBS, load_body
 from prefkit.mesh.candidates import hypotheses
-from prefkit.mesh.features import Layout, features
 from prefkit.mesh.observed import observed
 from prefkit.mesh.payload import Mesh
-from prefkit.mesh.ranker import MeshRanker
+from prefkit.mesh.ranking.features import Layout, features
+from prefkit.mesh.ranking.ranker import MeshRanker
 from prefkit.mesh.rotations import from_matrix, to_matrix
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.types import Candidate

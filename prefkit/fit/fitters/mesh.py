@@ -66,7 +66,7 @@ class MeshFitter:
         """Fit and write the folder, unless it already exists. Returns its spec."""
         from prefkit.fit.folder import FitFolder
         from prefkit.fit.hypotheses import read_hypotheses
-        from prefkit.mesh.threads import one_thread
+        from prefkit.mesh.ranking.threads import one_thread
 
         o = self.options
         with one_thread():

@@ -49,8 +49,8 @@ class MeshScorer:
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError for weights of another network."""
-        from prefkit.mesh.features import Layout
-        from prefkit.mesh.ranker import MeshRanker
+        from prefkit.mesh.ranking.features import Layout
+        from prefkit.mesh.ranking.ranker import MeshRanker
 
         stored = self.fitted.spec["features"]
         self.layout = Layout(tuple(stored["joints"]), stored["rotations"])
@@ -58,7 +58,7 @@ class MeshScorer:
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         from prefkit.mesh.candidates import requests_of
-        from prefkit.mesh.threads import one_thread
+        from prefkit.mesh.ranking.threads import one_thread
 
         scores: dict[int, Score] = {}
         with one_thread():
@@ -71,7 +71,7 @@ class MeshScorer:
         import torch
 
         from prefkit.mesh.candidates import hypotheses
-        from prefkit.mesh.features import features
+        from prefkit.mesh.ranking.features import features
 
         seen, meshes = hypotheses(batch, self.layout)
         usable = [mesh for mesh in meshes if not isinstance(mesh, Score)]

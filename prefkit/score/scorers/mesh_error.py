@@ -46,7 +46,7 @@ class MeshError:
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         from prefkit.mesh.candidates import each_mesh
-        from prefkit.mesh.threads import one_thread
+        from prefkit.mesh.ranking.threads import one_thread
         from prefkit.mesh.truth import errors_of, truth_of
 
         with one_thread():

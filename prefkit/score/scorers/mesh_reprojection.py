@@ -50,7 +50,7 @@ class MeshReprojection:
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         from prefkit.mesh.candidates import each_mesh
-        from prefkit.mesh.threads import one_thread
+        from prefkit.mesh.ranking.threads import one_thread
 
         with one_thread():
             return each_mesh(batch, self._score)

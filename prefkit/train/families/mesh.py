@@ -19,7 +19,7 @@ LEAST, MOST = 0.3, 3.0  # bounds of the signal-to-noise ratio as the weight of a
 
 
 class MeshFamily:
-    """A mesh model (mesh/network.py). Latents are standardised states [130]: 20 rotations as 6D, then 10 betas.
+    """A mesh model (mesh/diffusion/network.py). Latents are standardised states [130]: 20 rotations as 6D, then 10 betas.
 
     A head's error is the mean over all of its entries, masked ones included, as in ADHMR (arXiv 2505.10250): the masks
     `pose_mask` and `shape_mask` of a request set the errors of entries with unknown labels to 0. For x0 prediction, the
@@ -35,7 +35,7 @@ class MeshFamily:
         self, model: Mapping[str, Any], parts: Collection[str] | None = None, wiring: Wiring | None = None
     ) -> None:
         """Load the network of the mesh model folder model["base"] with its adapters. Raises UsageError."""
-        from prefkit.mesh.network import load_model
+        from prefkit.mesh.diffusion.network import load_model
         from prefkit.models.schedule import Schedule
 
         self.net, self.scheduler = load_model(
@@ -52,8 +52,8 @@ class MeshFamily:
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
         """Return each candidate's standardised state [130], float32, CPU. Raises UsageError if it is not such a mesh."""
+        from prefkit.mesh.diffusion.state import state_of
         from prefkit.mesh.payload import Mesh
-        from prefkit.mesh.state import state_of
 
         mean, std = self.net.mean.float().cpu(), self.net.std.float().cpu()
         states = []
@@ -68,7 +68,7 @@ class MeshFamily:
 
     def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[dict[str, Tensor]]:
         """Return each request's keypoints and masks: {"condition": [C], "mask": [130]}. Raises UsageError."""
-        from prefkit.mesh.condition import condition_of, mask_of
+        from prefkit.mesh.diffusion.condition import condition_of, mask_of
 
         conditions = []
         for request in requests:
@@ -95,7 +95,7 @@ class MeshFamily:
 
     def residuals(self, net: Any, latents: Tensor, draw: Draw, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return {"pose": [B, 120], "shape": [B, 10]}: masked and weighted prediction - target, float32."""
-        from prefkit.mesh.network import POSE
+        from prefkit.mesh.diffusion.network import POSE
 
         x_t = self.schedule.add_noise(latents, draw.noise, draw.time)
         target = self.schedule.target(latents, draw.noise, draw.time)
@@ -109,8 +109,8 @@ class MeshFamily:
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
         """Render the meshes of standardised states [B, 130]. size: (height, width), the larger is used; default 256."""
-        from prefkit.mesh.generator import SIZE, picture
-        from prefkit.mesh.state import meshes_of
+        from prefkit.mesh.diffusion.generator import SIZE, picture
+        from prefkit.mesh.diffusion.state import meshes_of
 
         states = latents.float().cpu() * self.net.std.float().cpu() + self.net.mean.float().cpu()
         meshes = meshes_of(states, [None] * len(states), vertices=True)

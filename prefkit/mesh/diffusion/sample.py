@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.mesh.network import STATE
+from prefkit.mesh.diffusion.network import STATE
 
 
 def noise_of(seeds: Sequence[int | None]) -> Tensor:

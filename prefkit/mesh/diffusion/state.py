@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefkit.mesh.body import FREE, JOINT_NAMES, load_body
-from prefkit.mesh.network import POSE, SHAPE
+from prefkit.mesh.diffusion.network import POSE, SHAPE
 from prefkit.mesh.observed import Observed
 from prefkit.mesh.payload import Mesh
 from prefkit.mesh.rotations import from_matrix, to_matrix

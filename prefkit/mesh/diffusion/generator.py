@@ -18,12 +18,12 @@ from prefkit.config import Generate, Model
 from prefkit.distributed import device_of
 from prefkit.errors import UsageError
 from prefkit.mesh.body import JOINT_NAMES, load_body
-from prefkit.mesh.condition import condition_of
-from prefkit.mesh.network import load_model
+from prefkit.mesh.diffusion.condition import condition_of
+from prefkit.mesh.diffusion.network import load_model
+from prefkit.mesh.diffusion.sample import noise_of, sample
+from prefkit.mesh.diffusion.state import meshes_of
 from prefkit.mesh.observed import Observed, observed
 from prefkit.mesh.payload import Mesh
-from prefkit.mesh.sample import noise_of, sample
-from prefkit.mesh.state import meshes_of
 from prefkit.models.precision import dtype_of
 from prefkit.types import Request
 

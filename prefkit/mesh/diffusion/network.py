@@ -28,7 +28,7 @@ TIMES = 128  # width of the time embedding
 PREDICTIONS = ("sample", "epsilon")
 INDEX = {
     "_class_name": "MeshPipeline",
-    "denoiser": ["prefkit.mesh.network", "MeshDenoiser"],
+    "denoiser": ["prefkit.mesh.diffusion.network", "MeshDenoiser"],
     "scheduler": ["diffusers", "DDIMScheduler"],
 }
 

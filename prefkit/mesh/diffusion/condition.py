@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prefkit.mesh.body import FREE
-from prefkit.mesh.network import POSE, SHAPE, STATE
+from prefkit.mesh.diffusion.network import POSE, SHAPE, STATE
 from prefkit.mesh.observed import array, box_of
 
 #: masks of a request -> the number of their entries
