@@ -231,7 +231,7 @@ class Family(Protocol):
     """Supports one kind of model: adds noise to its data and computes the network's prediction errors.
 
     A Tree is a nested dict/list/tuple of tensors, None and scalars. A family whose data has no pixels, such as meshes,
-    sets `from_payload = True`: it then gets the candidates with their payloads, whichever generator made them.
+    sets `from_payload = True`: it then gets all candidates with their payloads, regardless of which generator made them.
     """
 
     net: Any

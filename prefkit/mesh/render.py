@@ -1,7 +1,7 @@
 """Draw meshes and skeletons without a display: a numpy z-buffer with smooth shading, and stick figures by Pillow.
 
 All points are in the camera frame (metres; x right, y down, z forward). A pixel belongs to a triangle if its centre
-lies in the triangle or on its edge; both sides of a triangle are drawn, so meshes may be open or wound either way.
+is in the triangle or on its edge; both sides of a triangle are drawn, so meshes may be open or wound either way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SKIN, LEFT, RIGHT, MIDDLE = (188, 164, 148), (214, 96, 77), (67, 120, 188), (110
 BACKGROUND = (245, 245, 245)
 #: direction to the light, in the camera frame (from above, the left and the camera), and the light's share of colours
 LIGHT, AMBIENT = np.array([-0.4, -0.6, -0.69]), 0.45
-#: bones of a skeleton by the names of their two joints; a bone is drawn if both joints are there
+#: bones of a skeleton by the names of their two joints; a bone is drawn if both joints exist
 BONES = (
     ("Hips", "LeftUpLeg"), ("LeftUpLeg", "LeftLeg"), ("LeftLeg", "LeftFoot"), ("LeftFoot", "LeftToeBase"),
     ("Hips", "RightUpLeg"), ("RightUpLeg", "RightLeg"), ("RightLeg", "RightFoot"), ("RightFoot", "RightToeBase"),
@@ -150,7 +150,7 @@ def _planes(corners: np.ndarray, low: np.ndarray) -> np.ndarray:
 def _inside(
     planes: np.ndarray, triangle: np.ndarray, column: np.ndarray, row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the pixels that lie in their triangles, and the weights of the three corners there."""
+    """Return the indices of the pixels inside their triangles, and the weights of the three corners there."""
     with np.errstate(invalid="ignore"):
         second, third = (
             planes[i][triangle] + planes[i + 1][triangle] * column + planes[i + 2][triangle] * row for i in (0, 3)
@@ -226,7 +226,7 @@ def _colour(names: Sequence[str]) -> tuple[int, int, int]:
 
 
 def in_front(points: np.ndarray) -> np.ndarray:
-    """Return the points [N, 3] as they are if all lie beyond 0.5 m, else moved along z: the nearest lies at 4 m."""
+    """Return the points [N, 3] unchanged if all are beyond 0.5 m, else moved along z so that the nearest is at 4 m."""
     if not len(points) or points[:, 2].min() > 0.5:
         return points
     return points + np.array([0, 0, DISTANCE - points[:, 2].min()], points.dtype)

@@ -1,7 +1,7 @@
 """Condition of the pose denoiser: a request's keypoints as numbers, and the masks of the entries that count in a loss.
 
 The condition of K keypoints has 3 K + 3 numbers: positions relative to the mean keypoint, divided by the largest distance
-from it; confidences; and where the keypoints lie in the box (mean keypoint in half boxes from its centre, and the logarithm
+from it; confidences; and the place of the keypoints in the box (mean keypoint in half boxes from its centre, and the logarithm
 of the largest distance in half boxes).
 """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the features were made of: the joints' names, and the number of rotations used (0 = no pose)."""
+    """Layout of the features: the joints' names, and the number of rotations used (0 = no pose)."""
 
     joints: tuple[str, ...]
     rotations: int

@@ -5,7 +5,7 @@ and how the hypothesis differs from the mean of all hypotheses of the request (p
 trains it with the pairwise loss of ADHMR's HMR-Scorer (arXiv 2505.10250) and measures it beside `mesh_reprojection`.
 
 sigmoid(5 (a - b)) is the probability that the hypothesis with value a has the smaller error. Values compare only within one
-request and one set of hypotheses. The score fails for a payload that is no mesh, for other joints than those of the fit, and
+request and one set of hypotheses. The score fails for a payload that is not a mesh, for other joints than those of the fit, and
 for a mesh without pose if the fit used the pose; such hypotheses do not count in the mean.
 """
 

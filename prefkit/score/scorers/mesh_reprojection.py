@@ -4,7 +4,7 @@
 
 p_j is joint j projected by the request's camera; without a camera, by the weak-perspective camera (scale and offset) that
 fits the keypoints k_j best, weighted by their confidences c_j. Aspects: `reproj_px`, the mean distance in px, and
-`n_visible`, the number of keypoints with a confidence of at least 0.5. The score fails for a payload that is no mesh, for
+`n_visible`, the number of keypoints with a confidence of at least 0.5. The score fails for a payload that is not a mesh, for
 keypoints that match no joint, and for joints behind the camera. Keys of the request: prefkit/mesh/observed.py.
 """
 

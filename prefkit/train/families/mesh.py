@@ -26,7 +26,7 @@ class MeshFamily:
     squared error is weighted by the signal-to-noise ratio, clamped to [0.3, 3].
     """
 
-    from_payload = True  # latents come from the payload, whichever generator made the candidate
+    from_payload = True  # latents come from the payload, regardless of which generator made the candidate
 
     def __init__(self, time_sampling: str | None = None, call: Mapping[str, Any] | None = None) -> None:
         self.time_sampling = time_sampling
