@@ -285,7 +285,7 @@ def test_another_representation_of_the_pose_gives_the_same_features():
 
 def test_a_mesh_without_what_the_fit_used_fails_with_the_remedy(ranking):
     found = score("mesh", mesh(1), request(), model=str(ranking(True)))
-    assert found.value is None and "no rotations" in found.error and "--pose false" in found.error
+    assert found.value is None and "no rotations" in found.error and "without --pose true" in found.error
     renamed = Mesh(person(1)[1][:14], joint_names=[f"j{n}" for n in range(14)])
     assert "14 joints (j0" in score("mesh", renamed, request(), model=str(ranking())).error
     # it does not count in the others' mean

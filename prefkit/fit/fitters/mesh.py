@@ -29,8 +29,8 @@ class MeshFit:
     score: str = "mesh_error"
     #: pairwise (HMR-Scorer) | listwise (Plackett-Luce)
     loss: Literal["pairwise", "listwise"] = "pairwise"
-    #: use the rotations where the meshes have them; false = joints only
-    pose: bool = True
+    #: use the rotations too, which all candidates must then have (no gain was measured); false = joints only
+    pose: bool = False
     #: request column whose equal values stay in one split; empty = each request alone
     group: str = ""
     width: int = 256
@@ -38,7 +38,7 @@ class MeshFit:
     #: maximum number of steps
     steps: int = 3000
     #: requests per step
-    batch_size: int = 64
+    batch_size: int = 32
     learning_rate: float = 0.0005
     weight_decay: float = 0.01
     #: validations (one every 50 steps) without a higher pair accuracy before training stops

@@ -44,8 +44,8 @@ class Layout:
         count = 0 if mesh.rotations is None else len(mesh.rotations)
         if self.rotations and count != self.rotations:
             raise ValueError(
-                f"the mesh has {count or 'no'} rotations; the scorer was fitted on {self.rotations}. Fit again with "
-                "--pose false for candidates with joints only"
+                f"the mesh has {count or 'no'} rotations; the scorer was fitted on {self.rotations}. Fit again without "
+                "--pose true for candidates with joints only"
             )
 
 

@@ -1,8 +1,9 @@
 """Rank of a body mesh among the hypotheses of its request, learned from hypotheses with known errors.
 
-A network reads the request's 2D keypoints with confidences, the hypothesis (joints, pose, residuals of its projected joints)
-and how the hypothesis differs from the mean of all hypotheses of the request (prefkit/mesh/features.py). `prefkit fit mesh`
-trains it with the pairwise loss of ADHMR's HMR-Scorer (arXiv 2505.10250) and measures it beside `mesh_reprojection`.
+A network reads the request's 2D keypoints with confidences, the hypothesis (joints, residuals of its projected joints; its
+pose if the fit used it) and how it differs from the mean of all hypotheses of the request (prefkit/mesh/features.py).
+`prefkit fit mesh` trains it with the pairwise loss of ADHMR's HMR-Scorer (arXiv 2505.10250) and measures it beside
+`mesh_reprojection`.
 
 sigmoid(5 (a - b)) is the probability that the hypothesis with value a has the smaller error. Values compare only within one
 request and one set of hypotheses. The score fails for a payload that is not a mesh, for other joints than those of the fit, and
