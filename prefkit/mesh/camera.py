@@ -1,0 +1,81 @@
+"""Pinhole camera of a picture, and the weak-perspective fit for requests whose camera is unknown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefkit.errors import UsageError
+
+#: points nearer than this (metres), or behind the camera, are projected as if they were at this depth
+NEAR = 0.01
+Points = TypeVar("Points", Tensor, np.ndarray)
+FORM = '{"focal": 500.0, "principal": [128, 128], "size": [256, 256]}'
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion. focal, cx, cy: pixels; width, height: of the picture, pixels."""
+
+    focal: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, extra: Mapping[str, Any]) -> Camera | None:
+        """Return the camera of a request, None if it has none.
+
+        extra: the request's columns; `camera` is {"focal": px, "principal": [cx, cy], "size": [width, height]}.
+        Raises UsageError if a part is missing, is not a number, or is not positive where it must be.
+        """
+        given = extra.get("camera")
+        if given is None:
+            return None
+        try:
+            (cx, cy), (width, height) = given["principal"], given["size"]
+            camera = cls(float(given["focal"]), float(cx), float(cy), int(width), int(height))
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+            raise UsageError(f"invalid `camera` {given!r} of a request; write it as {FORM}") from None
+        if not camera._valid():
+            raise UsageError(f"`camera` {given!r} of a request needs a finite focal length > 0 and a size >= 1")
+        return camera
+
+    def _valid(self) -> bool:
+        finite = all(math.isfinite(value) for value in (self.focal, self.cx, self.cy))
+        return finite and self.focal > 0 and min(self.width, self.height) >= 1
+
+    def project(self, points: Points) -> Points:
+        """Return pixel positions [..., 2] of points [..., 3] in the camera frame, metres. Torch or numpy."""
+        if isinstance(points, Tensor):
+            depth = points[..., 2].clamp_min(NEAR)
+            return torch.stack(self._pixels(points, depth), -1)
+        return np.stack(self._pixels(points, np.maximum(points[..., 2], NEAR)), -1)
+
+    def _pixels(self, points: Any, depth: Any) -> list[Any]:
+        x, y = (points[..., axis] / depth * self.focal for axis in (0, 1))
+        return [x + self.cx, y + self.cy]
+
+
+def weak_perspective_fit(joints: Tensor, keypoints: Tensor, confidence: Tensor) -> Tensor:
+    """Return the joints as a weak-perspective camera would show them best, [M, J, 2] px.
+
+    The scale (>= 0) and the offset of each hypothesis minimise the squared pixel distance to the keypoints, weighted
+    by confidence. joints: [M, J, 3] metres, camera frame; keypoints: [J, 2] px; confidence: [J], >= 0. With a total
+    confidence of 0 the result is NaN.
+    """
+    weight = confidence.to(joints.dtype).unsqueeze(-1)
+    flat, keypoints = joints[..., :2], keypoints.to(joints.dtype)
+    centre = (weight * flat).sum(-2, keepdim=True) / weight.sum()
+    target = (weight * keypoints).sum(-2, keepdim=True) / weight.sum()
+    moved = flat - centre
+    size = (weight * moved.square()).sum((-1, -2)).clamp_min(torch.finfo(joints.dtype).tiny)
+    scale = ((weight * moved * (keypoints - target)).sum((-1, -2)) / size).clamp_min(0.0)
+    return scale[:, None, None] * moved + target
