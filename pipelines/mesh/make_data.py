@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from assets import CLIP_HASHES
-from detector import BlazePose, crop_square
+from detector import MARGIN, BlazePose, square
 from motion import PAIR_CLIPS, TEST_CLIPS, read_clips
 from noise import HIDDEN, VISIBLE, noisy
 from pictures import BODY, Picture, Shot, random_shape, shots, take
@@ -113,7 +113,6 @@ class Maker:
     def row(
         self, number: int, rng: np.random.Generator, mode: str, rotations: np.ndarray, shape: np.ndarray, shot: Shot
     ) -> dict[str, Any]:
-        # of a test set, even numbers are clean; of a set with motion, every second row of each kind would differ
         picture = take(shot, every(number, self.part.occluded), rng)
         name = f"{self.part.name}-{number:06d}"
         return {
@@ -121,16 +120,17 @@ class Maker:
             "prompt": f"person {self.part.stream}{number:06d}",
             "split": self.part.split,
             "domain": "motion" if mode in self.clips else "procedural",
-            "clip" if mode in self.clips else "mode": mode,
+            "clip": mode if mode in self.clips else None,
+            "mode": None if mode in self.clips else mode,
             "occluded": bool(every(number, self.part.occluded)),
             **truth(rotations, shape, shot, picture),
             **self.detected(picture, rng),
-            **({"picture": self.store(picture, name)} if number < self.settings.stored else {}),
+            "picture": self.store(picture, name) if number < self.settings.stored else None,
         }
 
     def detected(self, picture: Picture, rng: np.random.Generator) -> dict[str, Any]:
         if self.blazepose is None:
-            side = crop_square(picture.box)[2]
+            side = square(picture.box, MARGIN).side
             return keypoints("free18", noisy(picture.joints, picture.states, JOINT_NAMES, side, rng))
         found = self.blazepose(picture.image, picture.box)
         outside = {"blazepose3d": rounded(found.world, 4), "person": round(found.person, 4)}

@@ -149,10 +149,10 @@ def outline(box: np.ndarray, joints: np.ndarray, rng: np.random.Generator) -> li
     side = float(max(box[2:]))
     centre = joints[rng.integers(len(joints))] + rng.normal(0, 0.05 * side, 2)
     if rng.random() < 0.4:
-        half = np.array([SIZE * 1.5, rng.uniform(0.05, 0.11) * side])
+        half = np.array([SIZE * 1.5, rng.uniform(0.04, 0.09) * side])
         angle = rng.choice([0, np.pi / 2]) + rng.normal(0, 0.08)
     else:
-        half, angle = rng.uniform(0.1, 0.28, 2) * side, rng.normal(0, 0.25)
+        half, angle = rng.uniform(0.09, 0.23, 2) * side, rng.normal(0, 0.25)
     along = np.array([np.cos(angle), np.sin(angle)]) * half[0]
     across = np.array([-np.sin(angle), np.cos(angle)]) * half[1]
     return [tuple(centre + a * along + b * across) for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))]

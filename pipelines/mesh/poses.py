@@ -158,24 +158,24 @@ MODES: dict[Callable[[Rng], Pose], float] = {
     tucked: 0.03,
     anything: 0.05,
 }
-#: an arm's mode -> the ranges of (arm, raised, spin, elbow)
+#: an arm's mode -> its fraction, and the ranges of (arm, raised, spin, elbow)
 ARMS = {
-    "hanging": ((-25, 25), (0, 25), (-20, 30), (0, 45)),
-    "forward": ((45, 115), (-25, 40), (-30, 40), (0, 95)),
-    "sideways": ((-35, 35), (45, 115), (-60, 60), (0, 110)),
-    "overhead": ((125, 185), (-10, 45), (-40, 40), (0, 80)),
-    "bent": ((-30, 75), (0, 55), (-15, 85), (70, 145)),
-    "any": ((-60, 180), (-10, 100), (-80, 80), (0, 140)),
+    "hanging": (0.25, ((-25, 25), (0, 25), (-20, 30), (0, 45))),
+    "forward": (0.17, ((45, 115), (-25, 40), (-30, 40), (0, 95))),
+    "sideways": (0.13, ((-35, 35), (45, 115), (-60, 60), (0, 110))),
+    "overhead": (0.12, ((125, 185), (-10, 45), (-40, 40), (0, 80))),
+    "bent": (0.19, ((-30, 75), (0, 55), (-15, 85), (70, 145))),
+    "any": (0.14, ((-60, 180), (-10, 100), (-80, 80), (0, 140))),
 }
 
 
 def arms(rng: Rng) -> Pose:
     """Draw a mode for each arm; with the chance .3 both have the same one."""
-    names = list(ARMS)
-    first, second = rng.integers(len(names), size=2)
-    chosen = [names[first], names[first if rng.random() < 0.3 else second]]
-    drawn = np.array([[rng.uniform(*bounds) for bounds in ARMS[name]] for name in chosen])
-    return dict(zip(("arm", "raised", "spin", "elbow"), drawn.T))
+    chosen = rng.choice(len(ARMS), 2, p=[fraction for fraction, _ in ARMS.values()])
+    if rng.random() < 0.3:
+        chosen[1] = chosen[0]
+    ranges = np.array([bounds for _, bounds in ARMS.values()], np.float64)[chosen]
+    return dict(zip(("arm", "raised", "spin", "elbow"), rng.uniform(ranges[..., 0], ranges[..., 1]).T))
 
 
 def mirrored(pose: Pose) -> Pose:
@@ -191,6 +191,7 @@ def draw(rng: Rng) -> tuple[str, Pose]:
     pose |= {"bend": rng.normal(6, 12), "nod": rng.normal(4, 14), "look": rng.normal(0, 22)} | arms(rng) | mode(rng)
     pose["twist"] += rng.uniform(-60, 60) if rng.random() < TWISTED else rng.normal(0, 12)
     pose["side"] += rng.normal(0, 9)
+    pose["ankle"] += rng.normal(-5, 18, 2)
     pose = {name: value + rng.normal(0, NOISE, np.shape(value)) for name, value in pose.items()}
     # a knee or an elbow does not bend the other way
     pose |= {name: np.maximum(pose[name], -3) for name in ("knee", "elbow")}
