@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -170,16 +170,17 @@ def truth(rotations: np.ndarray, shape: np.ndarray, shot: Shot, picture: Picture
     }
 
 
-_makers: dict[str, Maker] = {}
+@cache
+def maker_of(part: Part, settings: Settings) -> Maker:
+    """Return the maker of a set; a process opens the networks and clips of a set once."""
+    torch.set_num_threads(1)
+    return Maker(part, settings)
 
 
 def make_chunk(part: Part, settings: Settings, numbers: range) -> tuple[list[dict[str, Any]], float]:
-    """Return rows and the CPU-seconds they took. A process opens the networks and clips of a set once."""
-    torch.set_num_threads(1)
-    if part.name not in _makers:
-        _makers[part.name] = Maker(part, settings)
-    before = time.process_time()
-    return _makers[part.name].rows(numbers), time.process_time() - before
+    """Return rows and the CPU-seconds they took."""
+    maker, before = maker_of(part, settings), time.process_time()
+    return maker.rows(numbers), time.process_time() - before
 
 
 def chunks(part: Part, settings: Settings, size: int, pool: ProcessPoolExecutor | None) -> Iterator[Any]:
