@@ -135,7 +135,7 @@ class Group:
             self.wait()
 
     def first_to_say(self, text: str) -> bool:
-        """True for the first process to ask, so that a text that each process prints n times appears n times in all."""
+        """True if no other process has asked about this text yet: a text that each process prints n times appears n times."""
         if self.alone:
             return True
         self._printed[text] += 1

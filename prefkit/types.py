@@ -53,8 +53,9 @@ class Candidate:
     """An image for a request.
 
     The image is either `image`, encoded bytes (PNG or lossless WebP), or a file outside the run, given by `path` and
-    `sha256`. If there is no image, `error` is the reason. `payload` is a safetensors blob with the final latents, in
-    the scheduler's layout and the model's dtype.
+    `sha256`. If the candidate failed, `error` is the reason. `payload` is a safetensors blob: with an image, its final
+    latents in the scheduler's layout and the model's dtype; of a mesh, the mesh itself (mesh/payload.py), which may have
+    no image. `sha256` is then that of the payload.
     """
 
     id: str

@@ -84,7 +84,7 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
 def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | None]]:
     """Return {scorer: {scorer: Spearman's rank correlation}} over the images that both scored; None if undefined.
 
-    columns: scorer -> scores by candidate id, with signs chosen so that higher is better.
+    columns: scorer -> scores by candidate id, negated where lower is better, so that higher is always better.
     """
     import pandas as pd
 

@@ -66,6 +66,8 @@ def read_scores(run: str, alias: str) -> tuple[list[Rated], str]:
     for cid, value in frame.itertuples(index=False):
         if cid not in rejected and cid in reader:
             row, image = reader[cid], reader.image(cid)
+            if image is None:  # a mesh that was not rendered
+                continue
             request = row["request_id"]
             rows.append(
                 Rated(Candidate(cid, request, 0, 0, prompts[request], image, sha256=row["sha256"]), float(value))

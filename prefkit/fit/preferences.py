@@ -108,7 +108,9 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
         value = row[f"jpg_{side}"]
         value = value["bytes"] if isinstance(value, dict) else value
         if value is None and run is not None and row.get(f"candidate_{side}"):  # the pairs were written without images
-            return reader(run).image(row[f"candidate_{side}"])
+            value = reader(run).image(row[f"candidate_{side}"])
+        if value is None:
+            raise UsageError(f"{fit}: {folder}, row {image[0]} has no image {side}. Remove the row, or add the image.")
         return value
 
     return Preferences(rows, encoded, digest(list(map(file_sum, files))))

@@ -130,11 +130,15 @@ def _from_class(instance: Any, name: str, requests: Sequence[Request], seeds: Se
         candidates = instance.generate(copies(requests), list(seeds))
     _check_candidates(_same_length(candidates, requests, name), requests, name)
     return [
-        {"image": picture(c.pil()), "encoded": c.image, "payload": c.payload, "extra": copy.deepcopy(dict(c.extra))}
-        if c.error is None
-        else {"error": c.error}
+        _result(c) if c.error is None else {"error": c.error}
         for c in candidates
     ]
+
+
+def _result(c: Candidate) -> dict[str, Any]:
+    """Return a candidate as a result: its image, unless it is a payload without one, its payload and its extra."""
+    image = {} if c.image is None and c.path is None and c.payload is not None else {"image": picture(c.pil())}
+    return {**image, "encoded": c.image, "payload": c.payload, "extra": copy.deepcopy(dict(c.extra))}
 
 
 def _check_candidates(candidates: Sequence[Any], requests: Sequence[Request], name: str) -> None:

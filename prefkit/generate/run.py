@@ -292,11 +292,14 @@ def to_candidate(job: Job, result: dict[str, Any], settings: Generate) -> Candid
     base: dict[str, Any] = {"id": key, "request_id": request.request_id, "index": index, "seed": seed}
     if "error" in result:
         return Candidate(**base, error=result["error"])
+    payload = result.get("payload")
+    if payload is not None and result.get("image") is None:  # a mesh that was not rendered
+        sha256 = hashlib.sha256(payload).hexdigest()
+        return Candidate(**base, sha256=sha256, payload=payload, extra=result.get("extra") or {})
     try:
         image = result.get("encoded") or encoded(result["image"], settings.format)
     except Exception as error:  # Pillow raises various errors for a mode or size that the format does not support
         return Candidate(**base, error=f"the image could not be encoded: {error_summary(error)}")
-    payload = result.get("payload")
     if settings.latents and result.get("latents") is not None:
         payload = latents_payload(result["latents"])
     sha256 = hashlib.sha256(image).hexdigest()

@@ -178,7 +178,8 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
             both["key"] = [digest("shown", r, i) for r, i in zip(both.request_id, both["index"].astype(int))]
             chosen = both.sort_values("key").drop_duplicates("request_id").head(SHOWN)
             readers = [CandidateReader(side, [generator]) for side in sides]
-            return [(readers[1].image(a), readers[0].image(b)) for a, b in zip(chosen.id_tuned, chosen.id_base)]
+            shown = [(readers[1].image(a), readers[0].image(b)) for a, b in zip(chosen.id_tuned, chosen.id_base)]
+            return [(tuned, base) for tuned, base in shown if tuned is not None and base is not None]
     return []
 
 

@@ -2,6 +2,7 @@
 
 epsilon, v   x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise     DDPM, arXiv 2006.11239, eq. 4
              v = sqrt(abar_t) noise - sqrt(1 - abar_t) x0        arXiv 2202.00512, section 4
+sample       the same x_t; the network predicts x0
 flow         x_s = (1 - s) x0 + s noise, velocity noise - x0     rectified flow, arXiv 2209.03003
 """
 
@@ -21,7 +22,10 @@ TIME_SAMPLING = ("uniform", "logit_normal")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A noise schedule. prediction: "epsilon" | "v_prediction" | "flow". alphas_cumprod: [T] float64, None for flow."""
+    """A noise schedule. alphas_cumprod: [T] float64, None for flow.
+
+    prediction: "epsilon" | "v_prediction" | "sample" | "flow", the names of diffusers' prediction types.
+    """
 
     prediction: str
     alphas_cumprod: Tensor | None = None
@@ -66,6 +70,8 @@ class Schedule:
         """Return what a perfect network would predict for x_t, [B, ...]."""
         if self.prediction == "epsilon":
             return noise
+        if self.prediction == "sample":
+            return x0
         if self.prediction == "flow":
             return noise - x0
         signal, amount = self.coefficients(time, x0)
@@ -78,4 +84,6 @@ class Schedule:
             return (x_t - amount * prediction) / signal
         if self.prediction == "flow":
             return x_t - amount * prediction
+        if self.prediction == "sample":
+            return prediction
         return signal * x_t - amount * prediction

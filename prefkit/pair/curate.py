@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from prefkit.config import Pair
 from prefkit.pair.block import blocks
-from prefkit.pair.image_stats import image_stats
+from prefkit.pair.image_stats import NO_IMAGE, image_stats
 from prefkit.pair.pool import Pool
 from prefkit.store import Store
 
@@ -25,7 +25,7 @@ SATURATED = 0.95  # mean saturation, and fraction of pixels with all channels at
 def curate(
     store: Store, pool: Pool, config: Pair, counts: dict[str, Any], write: bool = True
 ) -> tuple[Pool, pd.DataFrame | None]:
-    """Return the curated pool and its image statistics [N], or None if no image was measured; add `counts` per reason.
+    """Return the curated pool and its image statistics [N], or None if not all were measured; add `counts` per reason.
 
     A candidate with the decision `keep` stays, unless its image cannot be read. The first of equal candidates stays.
     write: False reads no image, for a dry run: without stored statistics, none is removed by its looks.
@@ -48,6 +48,9 @@ def curate(
     if table is None:
         return pool, None
     stats = table.reindex(ids)
+    if (stats.error == NO_IMAGE).any():  # meshes that were not rendered: there are no pixels to judge
+        counts["without_image"] = int((stats.error == NO_IMAGE).sum())
+        return pool, None
     reasons = {"unreadable": stats.error.notna().to_numpy()}
     if config.degenerate == "drop":
         reasons |= degenerate(stats)

@@ -103,30 +103,31 @@ def _flipped(win: pa.ChunkedArray, lose: pa.ChunkedArray) -> np.ndarray:
 
 
 def write_pairs(
-    table: PairTable, pairs: pd.DataFrame, folder: Path, image: Callable[[str], bytes] | None
+    table: PairTable, pairs: pd.DataFrame, folder: Path, image: Callable[[str], bytes | None] | None
 ) -> dict[str, int]:
     """Write SPLIT/part-*.parquet and return the rows per split; without `image`, the image columns are null.
 
-    image: candidate id -> encoded bytes. The same pairs give the same bytes; memory does not grow with their number.
+    image: candidate id -> encoded bytes, or None for a candidate without an image. The same pairs give the same bytes; memory does not grow with their number.
     """
     return table.write(
         pairs, folder, pair_schema(table.aliases), lambda part, shards: _embed(table.scalars(part), shards, image)
     )
 
 
-def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes] | None) -> None:
+def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | None] | None) -> None:
     """Write rows with their images, as scorers saw them, which are fetched group by group."""
     if image is None:
         nulls = pa.nulls(len(scalars), pa.binary())
         shards.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls))
         return
     names = [scalars[f"candidate_{i}"].to_pylist() for i in (0, 1)]
-    group: tuple[list[bytes], list[bytes]] = ([], [])
+    group: tuple[list[bytes | None], list[bytes | None]] = ([], [])
     size = start = 0
     for row, sides in enumerate(zip(*names)):
         for column, name in zip(group, sides):
-            column.append(shown(image(name)))
-            size += len(column[-1])
+            encoded = image(name)
+            column.append(None if encoded is None else shown(encoded))
+            size += len(encoded or b"")
         if size >= ROW_GROUP_BYTES or row == len(scalars) - 1:
             part = scalars.slice(start, row + 1 - start)
             for i, column in enumerate(group):

@@ -20,6 +20,8 @@ VERSION = 4  # a new version measures all images again
 SIDE = 128  # pixels of the longer side for brightness, saturation and extremes
 THREADS, ROWS = 4, 4096
 COLUMNS = ["id", "image", "path"]
+#: `error` of a candidate that is a payload only, such as a mesh that was not rendered
+NO_IMAGE = "a payload without an image"
 FEATURES = ("file_size", "sharpness", "brightness", "saturation")
 SCHEMA = pa.schema(
     [("id", pa.string()), ("error", pa.string()), ("hash", pa.uint64()), ("thumb", pa.binary(48))]
@@ -68,6 +70,8 @@ def measure(item: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
     name, data, path = (item[column] for column in COLUMNS)
+    if data is None and path is None:
+        return {"id": name, "error": NO_IMAGE}
     try:
         data = data if data is not None else read_regular(path or "")
         picture, present = rgb(data), traits(data)

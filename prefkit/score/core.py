@@ -100,8 +100,18 @@ def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
 
 
 def check_requires(scorer: Scorer, candidate: Candidate, score_name: str) -> None:
-    """Raise UsageError if the scorer requires a column that the candidate's request lacks."""
+    """Raise UsageError if the scorer requires a column that the request lacks, or what the candidate does not hold."""
     missing = missing_keys(scorer, candidate)
+    if "image" in missing:
+        raise UsageError(
+            f"score.{score_name}: the scorer needs images, but candidate {candidate.id} has none. If it is a mesh, "
+            "generate again without `call: {render: false}`; else remove this score from the recipe."
+        )
+    if "payload" in missing:
+        raise UsageError(
+            f"score.{score_name}: the scorer reads payloads, such as meshes, but candidate {candidate.id} has none. Set "
+            f"score.{score_name}.generators to generators that make them."
+        )
     if missing:
         raise UsageError(
             f"score.{score_name}: the scorer needs {', '.join(missing)}, which request {candidate.request_id} does not "
@@ -137,7 +147,12 @@ def undecodable(error: Exception) -> str:
 
 
 def _read(c: Candidate) -> Candidate:
-    """Decode a candidate's image and hash its bytes; encoders look up cached embeddings by that hash."""
+    """Decode a candidate's image and hash its bytes; encoders look up cached embeddings by that hash.
+
+    A candidate that is a payload without an image is returned as it is.
+    """
+    if c.image is None and c.path is None and c.payload is not None:
+        return c
     data = read_regular(c.path) if c.image is None and c.path is not None else c.image
     image = dataclasses.replace(c, image=data).pil()
     return dataclasses.replace(c, decoded=image, sha256=hashlib.sha256(data or b"").hexdigest())

@@ -53,12 +53,17 @@ class CandidateReader:
             )
         return part.slice(row, 1).to_pylist()[0]
 
-    def image(self, cid: str) -> bytes:
-        """The encoded image. Raises StoreError where the candidate has none, or its file is missing or has changed."""
+    def image(self, cid: str) -> bytes | None:
+        """Return the encoded image; None for a candidate that is a payload without an image, such as a mesh.
+
+        Raises StoreError for a failed candidate, or if the image's file is missing or has changed.
+        """
         row = self[cid]
         if row["image"] is not None:
             return row["image"]
         if row["path"] is None:
+            if row["error"] is None and row["payload"] is not None:
+                return None
             raise StoreError(f"candidate {cid} has no image{': ' + row['error'] if row['error'] else ''}.")
         try:
             data = read_regular(row["path"])

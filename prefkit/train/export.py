@@ -95,7 +95,8 @@ def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
     stored = stored_dtypes(_weight_files(base))
     common = _commonest(stored.values())
     kinds = type(net).__mro__
-    kind: Any = next((kind for kind in kinds if kind.__module__.startswith("diffusers.")), kinds[0])
+    # a network in shards has a class derived from its own
+    kind: Any = next((kind for kind in kinds if kind.__module__.startswith(("diffusers.", "prefkit."))), kinds[0])
     with torch.device("meta"):
         twin = kind.from_config(net.config)
     state = {

@@ -89,4 +89,4 @@ def test_a_huge_product_is_refused_before_it_is_planned(recipe, cli):
     (recipe.parent / "prompts.txt").write_text(lines)
     for more in ([], ["--dry-run"]):
         code, _, err = cli("generate", "-r", recipe, "--n", "10000", "--requests.test_share", "0", *more)
-        assert code == 2 and "25,000,000 candidates, more than the 20,000,000 of a run" in err
+        assert code == 2 and "25,000,000 candidates, more than the limit of 20,000,000" in err

@@ -155,7 +155,7 @@ def test_nasty_prompts_go_all_the_way(drawn, cli):
         ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is an int. Write it as text"),
         ("p.jsonl", '{"prompt": "\\ud800"}\n', "holds half of a character"),
         ("p.jsonl", '{"prompt": "a\\u0000b"}\n', "contains a NUL character"),
-        ("p.jsonl", '{"prompt": "a", "s": "../x"}\n', "'../x' cannot be a split name"),
+        ("p.jsonl", '{"prompt": "a", "s": "../x"}\n', "'../x' cannot name a split"),
     ],
 )
 def test_prompts_that_cannot_be(drawn, cli, name, text, message):

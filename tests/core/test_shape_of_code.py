@@ -18,7 +18,7 @@ LEVELS = [
     {"tiny"},
     {"config"},
     {"distributed"},
-    {"models"},
+    {"models", "mesh"},
     {"hub"},
     {"pair"},
     {"human", "report"},

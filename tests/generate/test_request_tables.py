@@ -175,12 +175,14 @@ def test_the_column_that_names_the_split(tmp_path, generate, capsys):
 def test_a_split_column_that_is_not_there(tmp_path, generate, name, text, columns):
     (tmp_path / name).write_text(text)
     code, err, _ = generate(tmp_path / name, split_column="splt")
-    assert code == 2 and f"no column 'splt'; it has {columns}. Set requests.split_column" in " ".join(err.split())
+    assert code == 2 and f"no column 'splt'; its columns are {columns}. Set requests.split_column" in " ".join(
+        err.split()
+    )
 
 
 def test_columns_of_the_embedded_source():
     for settings in ({"split_column": "splt"}, {"prompt_column": "text"}):
-        with pytest.raises(UsageError, match="it has prompt, split, user"):
+        with pytest.raises(UsageError, match="its columns are prompt, split, user"):
             read_requests(Requests("tiny", **settings))
     assert {r.split for r in read_requests(Requests("tiny", split_column="user"))} == {"mira"}
 

@@ -56,7 +56,7 @@ def test_a_split_column_decides(tmp_path):
         ("p.txt", "   \n\t\n", "holds no prompt"),
         ("p.jsonl", "{not json", r"p.jsonl row 1 \(line 1\): not valid JSON"),
         ("p.jsonl", "[1]", r"p.jsonl row 1 \(line 1\): .* is not an object"),
-        ("p.jsonl", '{"text": "a"}', "no column 'prompt'; it has text. Set requests.prompt_column"),
+        ("p.jsonl", '{"text": "a"}', "no column 'prompt'; its columns are text. Set requests.prompt_column"),
         ("p.csv", "text\na\n", "no column 'prompt'"),
         ("p.parquet", "not parquet", "cannot be read as Parquet"),
         ("p.docx", "x", r"use one of \.csv"),

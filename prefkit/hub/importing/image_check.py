@@ -16,17 +16,19 @@ MAX_PIXELS = 64_000_000
 
 @dataclass(frozen=True)
 class Checked:
-    """The encoded bytes of an image and their SHA-256."""
+    """The encoded bytes of an image and their SHA-256; for a payload without an image, None and the payload's SHA-256."""
 
-    data: bytes
+    data: bytes | None
     sha256: str
 
 
 def check(picture: Picture) -> Checked:
-    """Read the picture's bytes and decode them once.
+    """Read the picture's bytes and decode them once. A payload without an image is only hashed.
 
     Raises ValueError if the image is missing, too large (checked before decoding), truncated, or not an image.
     """
+    if picture.payload is not None and picture.data is None and picture.path is None:
+        return Checked(None, hashlib.sha256(picture.payload).hexdigest())
     data = picture.data if picture.data is not None else _read(picture.path)
     if not data:
         raise ValueError(f"image {picture.key} is empty")

@@ -116,7 +116,8 @@ def _write(store: Store, partial: Path, base: sqlite3.Connection) -> dict[str, i
         pair["strategy"] = "imported verdicts"
         for i, cid in enumerate(sides):
             model = str(json.loads(rows[cid]["extra"] or "{}").get("model", "unknown"))
-            pair |= {f"jpg_{i}": shown(reader.image(cid)), f"label_{i}": float(cid == a), f"candidate_{i}": cid}
+            image = reader.image(cid)
+            pair |= {f"jpg_{i}": image and shown(image), f"label_{i}": float(cid == a), f"candidate_{i}": cid}
             pair |= {f"image_{i}_uid": rows[cid]["sha256"], f"seed_{i}": rows[cid]["seed"], f"model_{i}": model}
         writers[split].put(pair)
     return writers.close()

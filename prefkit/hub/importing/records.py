@@ -12,19 +12,24 @@ from prefkit.types import Comparison, Score
 
 @dataclass(frozen=True)
 class Asked:
-    """The request of an item. split: None to choose it by the hash of the prompt, as everywhere in prefkit."""
+    """The request of an item.
+
+    split: None to choose it by the hash of the prompt, as everywhere in prefkit. request_id: None for the hash of prompt
+    and extra.
+    """
 
     prompt: str
     split: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of an item, as encoded bytes or as the path of a file.
+    """An image of an item, as encoded bytes or as the path of a file; or a payload, with or without an image.
 
     key: its name in the item's comparisons and scores. extra: stored with the candidate (such as the model's name).
-    seed: None if unknown.
+    seed: None if unknown. payload: stored with the candidate (such as a mesh, see prefkit/mesh/payload.py).
     """
 
     key: str
@@ -32,6 +37,7 @@ class Picture:
     path: Path | None = None
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    payload: bytes | None = None
 
 
 @dataclass(frozen=True)

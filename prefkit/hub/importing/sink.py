@@ -94,7 +94,7 @@ class Sink:
     requests: list[dict[str, Any]] = field(default_factory=list)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
     tables: dict[tuple[str, str], Table] = field(default_factory=dict)
-    size: int = 0  # bytes of the images in `rows`
+    size: int = 0  # bytes of the images and payloads in `rows`
     repeated: int = 0  # ratings of images that already have one under this name
 
     def __post_init__(self) -> None:
@@ -138,10 +138,15 @@ class Sink:
         return request
 
     def _candidate(self, picture: Picture, checked: Checked, request: Request) -> str:
-        """Add the image; return its id: its SHA-256, or if another request has it, a hash of SHA-256 and request."""
+        """Add the image or payload; return its id: its SHA-256, or if another request has it, a hash of SHA-256 and request.
+
+        A payload with an image, such as a rendered mesh, has a hash of both as its id: two meshes may look alike.
+        """
         cid = checked.sha256
+        if picture.payload is not None and checked.data is not None:
+            cid = digest(cid, hashlib.sha256(picture.payload).hexdigest(), length=64)
         if self.index.request_of(cid) not in (None, request.request_id):
-            cid = digest(checked.sha256, request.request_id, length=64)
+            cid = digest(cid, request.request_id, length=64)
         index = self.index.next_index(request.request_id)
         if not self.index.add_candidate(cid, request.request_id):
             self.counts["known"] += 1
@@ -155,10 +160,11 @@ class Sink:
             image=None if path else checked.data,
             path=str(path.resolve()) if path else None,
             sha256=checked.sha256,
+            payload=picture.payload,
             extra=picture.extra,
         )
         self._add("candidates", self.name, candidate_row(candidate))
-        self.size += 0 if path else len(checked.data)
+        self.size += len(picture.payload or b"") + (0 if path else len(checked.data or b""))
         return cid
 
     def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str) -> None:
@@ -206,7 +212,7 @@ class Sink:
 
 
 def _request_id(asked: Asked) -> str:
-    return digest(asked.prompt, dict(asked.extra))
+    return asked.request_id or digest(asked.prompt, dict(asked.extra))
 
 
 def _pair_key(row: Mapping[str, Any]) -> str:

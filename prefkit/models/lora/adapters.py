@@ -170,7 +170,7 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
 def _network(net: Any) -> str:
     """Return the name of the network's diffusers class; a sharded network has a class derived from it."""
     kinds = type(net).__mro__
-    return next((kind for kind in kinds if kind.__module__.startswith("diffusers.")), kinds[0]).__name__
+    return next((k for k in kinds if k.__module__.startswith(("diffusers.", "prefkit."))), kinds[0]).__name__
 
 
 def _with_dropout(config: Any, dropout: float) -> Any:
