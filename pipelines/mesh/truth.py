@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from prefkit.mesh.payload import Mesh
 
 from prefkit.mesh.body import JOINT_NAMES
+from prefkit.mesh.payload import Mesh
 from prefkit.types import Candidate, Request
 
 COLUMNS = ("true_joints3d", "true_rotations", "true_betas", "true_translation")

@@ -18,11 +18,25 @@ from PIL import Image
 from prefkit.errors import UsageError
 from prefkit.mesh.body import JOINT_NAMES, load_body
 from prefkit.mesh.camera import Camera
+from prefkit.mesh.payload import Mesh
 from prefkit.mesh.rotations import to_matrix
+from prefkit.types import Request
 
 FOLDER = Path(__file__).parents[2] / "pipelines" / "mesh"
 BODY = load_body()
-MODULES = ("assets", "skeleton", "motion", "poses", "noise", "pictures", "detector", "make_data", "sheet", "measure")
+MODULES = (
+    "assets",
+    "skeleton",
+    "motion",
+    "poses",
+    "noise",
+    "pictures",
+    "detector",
+    "make_data",
+    "sheet",
+    "measure",
+    "truth",
+)
 
 
 @pytest.fixture
@@ -336,3 +350,14 @@ def test_data_is_not_replaced_unasked(study, tmp_path):
         study.make_data.check(ask)
     with pytest.raises(UsageError, match="--cache"):
         study.make_data.check(SimpleNamespace(out=tmp_path / "b", cache=None, detector="blazepose", force=False))
+
+
+def test_the_truth_generator_answers_with_the_labels(study, tmp_path):
+    made(study, tmp_path, train=2)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    requests = [Request(row["request_id"], row["prompt"], extra=row) for row in rows]
+    candidates = study.truth.Truth().generate([*requests, Request("x", "person")], [1, 2, 3])
+    assert [c.error for c in candidates[:2]] == [None, None] and "true_joints3d" in candidates[2].error
+    mesh = Mesh.unpack(candidates[1].payload)
+    np.testing.assert_allclose(mesh.joints3d, rows[1]["true_joints3d"], atol=1e-6)
+    assert mesh.rotations.shape == (20, 6) and mesh.body_model == "free"
