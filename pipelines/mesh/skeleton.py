@@ -51,7 +51,7 @@ def onto_down(direction: np.ndarray) -> np.ndarray:
 
 
 def rest_turns(body: Body) -> dict[str, np.ndarray]:
-    """Return per limb bone the rotation [3, 3] from its direction at rest to straight down, in body axes. A hand lies along
+    """Return per limb bone the rotation [3, 3] from its direction at rest to straight down, in body axes. A hand continues
     its forearm; feet point forward in both skeletons."""
     heads = dict(zip(body.names, body.heads.double().numpy()))
     turns = {bone: onto_down(CAMERA.T @ (heads[end] - heads[bone])) for bone, end in LIMB_ENDS.items()}

@@ -69,7 +69,7 @@ def times(a, b):
 
 
 def hanging(q):
-    """Where quaternions [N, 4] turn a limb that hangs straight down in DeepMimic's axes (y up)."""
+    """Rotate a limb that hangs straight down by quaternions [N, 4], in DeepMimic's axes (y up)."""
     down = np.tile([0.0, 0.0, -1.0, 0.0], (len(q), 1))
     return times(times(q, down), q * [1, -1, -1, -1])[:, 1:]
 
@@ -281,7 +281,7 @@ def test_a_wheel_with_another_file_is_refused(study, wheels, tmp_path, monkeypat
 
 
 def test_a_missing_wheel_is_named(study, tmp_path):
-    with pytest.raises(UsageError, match="no wheel of mediapipe==0.10.21"):
+    with pytest.raises(UsageError, match="does not contain a wheel of mediapipe==0.10.21"):
         study.assets.fetch(tmp_path / "cache", tmp_path)
 
 
