@@ -13,9 +13,9 @@ import torch
 
 from prefkit.errors import UsageError
 from prefkit.fit.fitters.mesh import MeshFit, MeshFitter
-from prefkit.fit.hypotheses import read_hypotheses, split
-from prefkit.fit.ranking import accuracy, listwise, pairwise
-from prefkit.fit.ranking_measures import compared, within
+from prefkit.fit.meshes.hypotheses import read_hypotheses, split
+from prefkit.fit.meshes.measures import compared, within
+from prefkit.fit.meshes.train import accuracy, listwise, pairwise
 from prefkit.mesh.body import JOINT_NAMES, load_body
 from prefkit.mesh.candidates import hypotheses
 from prefkit.mesh.mirror import can_mirror, mirrored

@@ -7,7 +7,7 @@ computed from `true_joints3d`. The loss is that of ADHMR's HMR-Scorer (arXiv 250
 Requests of the split `test` are held out; without any, `test_share` of them. With `group`, requests of equal value (such as
 the clip of a frame) are in one split. Reported on the test: correlation and pair accuracy within requests, the error of the
 selected hypothesis beside the mean and the smallest error, and the pooled correlations that HMR-Scorer reports; each also for
-the rule `mesh_reprojection` (prefkit/fit/ranking_measures.py).
+the rule `mesh_reprojection` (prefkit/fit/meshes/measures.py).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MeshFitter:
     def run(self) -> dict[str, Any]:
         """Fit and write the folder, unless it already exists. Returns its spec."""
         from prefkit.fit.folder import FitFolder
-        from prefkit.fit.hypotheses import read_hypotheses
+        from prefkit.fit.meshes.hypotheses import read_hypotheses
         from prefkit.mesh.ranking.threads import one_thread
 
         o = self.options
@@ -77,8 +77,8 @@ class MeshFitter:
 
     def _fit(self, folder: Any, data: Any) -> dict[str, Any]:
         from prefkit.fit.folder import save_tensors
-        from prefkit.fit.hypotheses import split
-        from prefkit.fit.ranking import train
+        from prefkit.fit.meshes.hypotheses import split
+        from prefkit.fit.meshes.train import train
         from prefkit.output import warn
 
         o = self.options
@@ -104,8 +104,8 @@ def measured(net: Any, data: Any, rows: list[int]) -> dict[str, Any]:
     """Measure the network and the rule on these requests."""
     import torch
 
-    from prefkit.fit.ranking import scores_of
-    from prefkit.fit.ranking_measures import compared
+    from prefkit.fit.meshes.measures import compared
+    from prefkit.fit.meshes.train import scores_of
 
     numbers = [data.present[n] for n in rows]
     scores = [s[m].double().numpy() for s, m in zip(scores_of(net, data, torch.tensor(rows)), numbers)]

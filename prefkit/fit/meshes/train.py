@@ -21,7 +21,7 @@ from prefkit.output import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prefkit.fit.hypotheses import Hypotheses
+    from prefkit.fit.meshes.hypotheses import Hypotheses
 
 SLOPE = 5.0  # of the sigmoid, as published
 VALIDATE_EVERY = 50  # steps

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prefkit.errors import UsageError
-from prefkit.fit.mesh_errors import MEASURES, Errors, known_errors
+from prefkit.fit.meshes.errors import MEASURES, Errors, known_errors
 from prefkit.fit.preferences import rejected_ids
 from prefkit.mesh.candidates import hypotheses
 from prefkit.mesh.mirror import can_mirror, mirrored
