@@ -6,6 +6,8 @@ a    advantage over the reference, r - e, of one image
 Q    the reference point: max(0, mean advantage), without a gradient
 w_y  weight of desirable and undesirable images
 
+ADHMR (arXiv 2505.10250) adds base_loss * e of the desirable images, the loss that its base model was trained with.
+
 Departures: the factor 1/2, so that beta has the same meaning as for DPO. Q is the mean over the global batch of the
 previous step (0 at the first) instead of the current one, so a batch may be split in any way.
 In a pair dataset, every winner is desirable and every loser undesirable; an image that both won and lost is desirable,
@@ -32,6 +34,8 @@ class KTOOptions:
     desirable: float = 1.0
     #: weight of undesirable images
     undesirable: float = 1.0
+    #: weight of the plain loss of desirable images, added to the objective (0.1 in ADHMR)
+    base_loss: float = 0.0
 
 
 class KTO:
@@ -57,7 +61,10 @@ class KTO:
         weight = (advantage * 0 + self.options.desirable).where(good, self.options.undesirable).detach()
         correct = (s > 0).float() + 0.5 * (s == 0).float()
         metrics = {"advantage": advantage, "implicit_accuracy": correct, "point": advantage * 0 + self.point}
-        return weight * (-s).sigmoid(), {name: value.detach() for name, value in metrics.items()}
+        loss = weight * (-s).sigmoid()
+        if self.options.base_loss:
+            loss = loss + self.options.base_loss * policy.mean[order].where(good, 0.0)
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def observe(self, means: Mapping[str, float]) -> None:
         self.point = max(0.0, means["advantage"])
