@@ -17,6 +17,11 @@ GOLDEN = Path(__file__).with_name("golden_body.npz")
 MICROMETRE = 1e-6
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def golden():
     with np.load(GOLDEN, allow_pickle=False) as file:

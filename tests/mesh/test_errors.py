@@ -15,6 +15,11 @@ from prefkit.mesh.errors import mpjpe, mpvpe, pa_mpjpe, procrustes
 MIRROR = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 def joints(*shape, seed=0, noise=0.1):
     """Return predicted and true joints [*shape, 18, 3], float64."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,6 +14,11 @@ from prefkit.mesh.rotations import SIZES, from_matrix, to_matrix
 ANGLES = (0.0, 1e-9, 1e-5, 0.1, 1.0, 3.0, math.pi - 1e-4, math.pi - 1e-7, math.pi)
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 def vectors(dtype=torch.float64):
     """Return axis-angle vectors [9, 30, 3]: every angle of ANGLES about random axes and the coordinate axes."""
     axes = torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
