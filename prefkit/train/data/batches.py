@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,7 @@ class PairData:
     masks: Masks | None = None
     augmentation: Augmentation = Augmentation()
     seed: int = 0
+    condition_keys: dict[tuple[str, tuple[int, int]], str] = field(default_factory=dict, repr=False)
 
     def of(self, groups: Sequence[Any]) -> PairData:
         """Return a PairData of these groups with the same caches."""
@@ -101,8 +102,11 @@ class PairData:
         return next((key for key in self.augmentation.keys(image) if key in self.latents), None)
 
     def condition_key(self, group: Any) -> str:
-        request = self.request(group)
-        return digest(request.prompt, request.extra, self.size(group))
+        request, size = self.request(group), self.size(group)
+        known = request.request_id, size
+        if known not in self.condition_keys:  # kept, because `extra` may be long, as the keypoints of a mesh are
+            self.condition_keys[known] = digest(request.prompt, request.extra, size)
+        return self.condition_keys[known]
 
     def weight_key(self, group: Any, image: PairImage) -> str:
         """Return the key of an image's loss weights; one image may have several masks, one per request."""

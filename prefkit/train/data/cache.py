@@ -23,6 +23,7 @@ from prefkit.store.tensors import load_tensors, save_tensors
 
 #: seconds until a part written by another machine must be visible here; network file systems take up to 60
 VISIBLE = 120.0
+SMALL, MOST_KEPT = 4096, 50_000  # bytes of a tree that is kept in memory, and the number of such trees
 
 
 def in_share(key: str, share: tuple[int, int]) -> bool:
@@ -31,13 +32,18 @@ def in_share(key: str, share: tuple[int, int]) -> bool:
 
 
 class Cache:
-    """A folder of parts, each a safetensors file of serialised trees by key. `notes`: a small JSON value per key."""
+    """A folder of parts, each a safetensors file of serialised trees by key. `notes`: a small JSON value per key.
+
+    Small trees are kept in memory once they have been read, because decoding them takes longer than a step of a small
+    network: the latents and conditions of a mesh have 130 and a few hundred numbers.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.notes: dict[str, Any] = {}
         self._part: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        self._kept: dict[str, Tree] = {}
         self._load(folder.glob("part-*.safetensors"))
 
     def parts(self) -> list[str]:
@@ -58,6 +64,7 @@ class Cache:
 
     def keep(self, names: Collection[str]) -> None:
         """Stop using all parts except these."""
+        self._kept.clear()
         for path in [path for path in self._open if path.name not in names]:
             del self._open[path]
             self._part = {key: part for key, part in self._part.items() if part != path}
@@ -92,7 +99,14 @@ class Cache:
         self._load(self.folder.glob("part-*.safetensors"))
 
     def get(self, key: str) -> Tree:
-        return trees.loads(self._open[self._part[key]].get_tensor(key).numpy().tobytes())
+        """Return the tree; its tensors must not be changed."""
+        if key in self._kept:
+            return self._kept[key]
+        blob = self._open[self._part[key]].get_tensor(key).numpy().tobytes()
+        tree = trees.loads(blob)
+        if len(blob) <= SMALL and len(self._kept) < MOST_KEPT:
+            self._kept[key] = tree
+        return tree
 
 
 def part_path(folder: Path) -> Path:
