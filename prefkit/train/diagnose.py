@@ -1,4 +1,4 @@
-"""Messages about a failed step: its cause, the checkpoint that is kept, and the settings to change."""
+"""Errors about a failed step, with its cause, the checkpoint that is kept, and the settings to change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def not_finite(trainer: Any, quantity: str) -> TrainingError:
     return TrainingError(
         f"train {trainer.folder.name}: {quantity} of step {trainer.step + 1} is not finite (NaN or infinity), so "
         f"training has stopped. {_pair_rows(trainer)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, "
-        f"or precision bf16 or no instead of fp16{', under a new name' if step else ''}; or check the pairs for broken "
-        "latents."
+        f"or precision `bf16` or `no` instead of `fp16`{', under a new name' if step else ''}; or check the pairs for "
+        "broken latents."
     )
 
 
@@ -39,7 +39,7 @@ def _pair_rows(trainer: Any) -> str:
 
 @contextmanager
 def _on_out_of_memory(make_error: Callable[[], TrainingError]) -> Iterator[None]:
-    """Raise the error that `make_error` returns when memory runs out on any device."""
+    """When any device runs out of memory, raise the error that `make_error` returns."""
     try:
         yield
     except Exception as error:
@@ -67,7 +67,9 @@ def _too_large(trainer: Any, where: str) -> TrainingError:
     if config.batch_size > 1:
         divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         smaller, more = config.batch_size // divisor, divisor * config.accumulation
-        on_steps = trainer.objective.shape.startswith("step")  # an update is a share of the round: no accumulation
+        on_steps = trainer.objective.shape.startswith(
+            "step"
+        )  # accumulation has no effect: an update takes a share of the round
         split = f"batch_size {smaller}" + ("" if on_steps else f" with accumulation {more}")
         ways.append(f"{split} (1/{divisor} of the activation memory, same result)")
     if not getattr(trainer.policy.net, "is_gradient_checkpointing", False):

@@ -5,9 +5,9 @@ float32     on CUDA, torch by default computes matrix products exactly but convo
             and TF32 is used only with precision `tf32`
 attention   the name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher
 compile     torch.compile of the network's repeated blocks, or of the full network if it lists none. A transformer
-            repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed. Policy
-            and reference are the same modules with different active adapters; dynamo guards the
-            list of active adapters, so each gets its own graphs
+            repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed.
+            Policy and reference are the same modules with different active adapters; dynamo guards the list of active
+            adapters, so each gets its own graphs
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TF32 = "tf32"
 AUTOCAST = {"no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
 #: limit on the graphs of one block, which has one per role (policy in training, policy in measurements, reference),
-#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8, beyond which code runs uncompiled
+#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8, and more code is not compiled
 GRAPHS = 64
 FORWARD_ONLY = "sage"
 BACKEND: str | None = None  # of torch.compile; None = its default, which needs a C++ compiler

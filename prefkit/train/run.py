@@ -30,7 +30,8 @@ from prefkit.types import digest
 
 REMEDY = (
     "Train under another name, undo the change in the recipe, or remove this folder. With a constant schedule, `steps` "
-    "may be increased. A different `scheme` means a version of prefkit that draws noise or captures pipelines differently."
+    "may be increased. Another `scheme` means another version of prefkit, which draws noise or captures pipelines "
+    "differently."
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
