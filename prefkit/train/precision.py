@@ -39,7 +39,7 @@ def check(name: str, config: Train) -> None:
     device = device_of(config.device)
     if config.precision == TF32 and not device.startswith("cuda"):
         raise UsageError(
-            f"train.{name}.precision: tf32 needs a CUDA device, but this training runs on {device}; set it to no "
+            f"train.{name}.precision: `tf32` needs a CUDA device, but training runs on {device}; set it to `no` "
             "(float32)."
         )
     if config.attention is None:
@@ -50,7 +50,7 @@ def check(name: str, config: Train) -> None:
     if config.attention not in known:
         problem = "has no backward pass" if FORWARD_ONLY in config.attention else "is unknown"
         raise UsageError(
-            f"train.{name}.attention: {config.attention!r} {problem}; choose null (torch's own) or {', '.join(known)}."
+            f"train.{name}.attention: {config.attention!r} {problem}; choose `null` (torch's) or {', '.join(known)}."
         )
     try:
         with attention_backend(config.attention):
@@ -60,7 +60,7 @@ def check(name: str, config: Train) -> None:
 
 
 def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which the denoiser's forward passes run in the precision of the training."""
+    """Return a context in which the denoiser's forward passes run in the configured precision."""
     dtype = AUTOCAST[config.precision]
     return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
@@ -121,7 +121,7 @@ def check_dispatched(net: Any, attention: str | None) -> None:
     if attention is not None and not any(hasattr(processor, "_attention_backend") for processor in modules):
         raise UsageError(
             f"train.*.attention: the attention of {type(net).__name__} does not go through diffusers' dispatcher, so "
-            f"{attention} would have no effect; torch chooses the kernel. Remove `attention`."
+            f"{attention} would have no effect; torch chooses the kernel. Remove train.NAME.attention."
         )
 
 

@@ -24,7 +24,7 @@ PART_ROWS = 100_000
 
 
 class ReferenceErrorCache:
-    """Cache of the reference's errors: keys [N] int64 and, per head, errors [N] float32: 12 bytes per sample at one head.
+    """Cache of the reference's errors: keys [N] int64 and, per head, errors [N] float32 (with one head, 12 bytes each).
 
     A key is the first 64 bits of a hash over the latents, time, noise, loss weights and condition key of a sample. The
     folder's name depends on the model, adapters, call, precision and seed.
