@@ -1,1 +1,1 @@
-"""Evaluation: compares tuned models with the base on held-out requests, with controls for cheap ways to a gain."""
+"""Evaluation: compares tuned models with the base on held-out requests, and checks for trivial causes of a gain."""

@@ -160,7 +160,7 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
     except PluginError as error:
         if not group().lead(lambda: all(folder.scores(alias).parts() for alias in recipe.score)):
             raise
-        warn(f"{error} These requests are left out and counted.")  # the score table holds the reasons
+        warn(f"{error} Requests without scores are left out and counted.")  # the score table holds the reasons
 
 
 def assess(
@@ -219,7 +219,7 @@ def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> 
 
 
 def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:
-    """Return the mean distance between the two models' images of one request and seed, as diversity is measured."""
+    """Return the mean RMS distance of base and tuned thumbnails of the same request and seed; None without any."""
     shared = sorted(base.keys() & tuned.keys())
     return float(np.mean([rms(base[key] / 255.0, tuned[key] / 255.0) for key in shared])) if shared else None
 
@@ -267,7 +267,7 @@ def _overlap(
 def _correlations(
     bases: dict[str, Store], generator: str, aliases: list[str], requests: dict[str, list[Request]]
 ) -> dict[str, Any]:
-    """Return rank correlations between scorers on the base images of all sets; higher is better for each."""
+    """Return rank correlations between scorers on all sets' base images, after negating those where lower is better."""
     import pandas as pd
 
     columns = {}

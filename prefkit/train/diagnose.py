@@ -67,9 +67,8 @@ def _too_large(trainer: Any, where: str) -> TrainingError:
     if config.batch_size > 1:
         divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         smaller, more = config.batch_size // divisor, divisor * config.accumulation
-        on_steps = trainer.objective.shape.startswith(
-            "step"
-        )  # accumulation has no effect: an update takes a share of the round
+        # for these, accumulation has no effect: an update takes a share of the round
+        on_steps = trainer.objective.shape.startswith("step")
         split = f"batch_size {smaller}" + ("" if on_steps else f" with accumulation {more}")
         ways.append(f"{split} (1/{divisor} of the activation memory, same result)")
     if not getattr(trainer.policy.net, "is_gradient_checkpointing", False):

@@ -116,7 +116,7 @@ def reshard(policy: Policy) -> None:
 
 
 def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
-    """Yield (batch, 1) for each batch; if sharded, then (last batch, 0) until all processes have yielded as many."""
+    """Yield (batch, 1) for each batch; if sharded, pad with (last batch, 0) to the same number in all processes."""
     count = processes.max(len(batches)) if policy.sharded else len(batches)
     for number in range(count):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))

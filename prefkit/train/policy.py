@@ -134,7 +134,9 @@ def _checkpointed(net: Any, config: Train) -> bool:
     """True if the recipe asks for gradient checkpointing or, if it sets nothing, if `net` is a transformer on CUDA."""
     offered = bool(getattr(net, "_supports_gradient_checkpointing", False))
     if config.gradient_checkpointing and not offered:
-        raise UsageError(f"train.*.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key.")
+        raise UsageError(
+            f"train.NAME.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key."
+        )
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
     return offered and "Transformer" in type(net).__name__ and device_of(config.device).startswith("cuda")

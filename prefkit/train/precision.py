@@ -1,8 +1,8 @@
 """Numerical settings of a step: autocast, TF32, attention back end, torch.compile. They do not change the method.
 
 float32     on CUDA, torch by default computes matrix products exactly but convolutions in TF32 (10 bits of mantissa).
-            Errors of policy and reference are nearly equal and are subtracted, so precision `no` computes both exactly,
-            and TF32 is used only with precision `tf32`
+            Errors of policy and reference are nearly equal and are subtracted, so with precision `no`, convolutions are
+            exact too, and TF32 is used only with precision `tf32`
 attention   the name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher
 compile     torch.compile of the network's repeated blocks, or of the full network if it lists none. A transformer
             repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed.
@@ -28,7 +28,7 @@ TF32 = "tf32"
 AUTOCAST = {"no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
 #: limit on the graphs of one block, which has one per role (policy in training, policy in measurements, reference),
-#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8, and more code is not compiled
+#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8; code beyond it is not compiled
 GRAPHS = 64
 FORWARD_ONLY = "sage"
 BACKEND: str | None = None  # of torch.compile; None = its default, which needs a C++ compiler
@@ -120,8 +120,8 @@ def check_dispatched(net: Any, attention: str | None) -> None:
     modules = [*processors, *(getattr(module, "processor", None) for module in net.modules())]
     if attention is not None and not any(hasattr(processor, "_attention_backend") for processor in modules):
         raise UsageError(
-            f"train.*.attention: the attention of {type(net).__name__} does not go through diffusers' dispatcher, so "
-            f"{attention} would have no effect; torch chooses the kernel. Remove train.NAME.attention."
+            f"train.NAME.attention: the attention of {type(net).__name__} does not go through diffusers' dispatcher, "
+            f"so {attention} would have no effect; torch chooses the kernel. Remove train.NAME.attention."
         )
 
 

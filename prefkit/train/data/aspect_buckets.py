@@ -1,7 +1,7 @@
 """Aspect buckets for imported images: all images of a request, and so both images of a pair, get the same size.
 
-A bucket is an image size of about resolution x resolution pixels. A request's bucket has about the aspect ratio that is
-the geometric mean of its images' ratios. Each image is scaled without distortion until it covers the bucket, then
+A bucket is an image size of about resolution x resolution pixels. The aspect ratio of a request's bucket is about the
+geometric mean of its images' aspect ratios. Each image is scaled without distortion until it covers the bucket, then
 cropped around the centre.
 """
 

@@ -29,7 +29,7 @@ class Augmentation:
     seed: int = 0
 
     def at(self, group: Any, visit: int) -> Any:
-        """Return the group to use at a visit: mirrored at half of the visits, but not in measurements (below 0)."""
+        """Return the group for a visit: mirrored at half of the visits, never in measurements (visits below 0)."""
         if visit < 0 or not self.flip:
             return group
         drawn = int(digest("view", draw_key(self.seed, group.id, visit), visit), 16)

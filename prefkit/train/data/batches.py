@@ -249,7 +249,7 @@ def fill_latents(
 def _sources(
     missing: Mapping[str, tuple[int, PairImage]], source: PairSource, store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Yield (key, candidate with its image) for each missing key; the caller removes it before asking for more."""
+    """Yield (key, candidate with its image); the caller must remove the key from `missing` before asking for more."""
     if generators:
         yield from _candidates(missing, store, generators)
     if missing:

@@ -4,7 +4,8 @@ wiring      base, family, dtype, inputs, and call arguments except guidance
 latents     base, family, dtype, and the rules for reading images; not adapters, guidance, prompts or quantization
 conditions  base, family, dtype, inputs, and the call arguments that reach the denoiser. These include an embedded
             guidance (FLUX), but not the scale of classifier-free guidance, which is switched off in training
-reference   (errors of the frozen initial model) all of the above, adapters, quantization, precision and train.seed
+reference   (errors of the frozen initial model) the keys of latents and conditions, adapters, quantization, precision
+            and train.seed
 
 The base is identified exactly (by commit or file hash), because stored latents may be used only if this base made them.
 The minor releases of diffusers and transformers count where their code computes the entries: a release may change a VAE

@@ -76,7 +76,7 @@ def image_mask(
     part: tuple[float, float, float, float] = WHOLE,
     flip: bool = False,
 ) -> Tensor:
-    """Return a mask image as weights shaped like the latents `like`: the mean grey level per cell, 0 black to 1 white.
+    """Return a mask image as weights shaped like the latents `like`: each cell's mean grey level, with white as 1.
 
     size: (width, height) in pixels of the masked image; a mask of a different size is stretched over it. part: visible
     part (left, top, right, bottom), as fractions of the mask. flip: mirror the result.

@@ -271,11 +271,11 @@ def _parquet_files(folder: Path) -> list[Path]:
         held_out = [path.name for path in files if path.name.casefold().startswith(HELD_OUT)]
         if held_out and len(held_out) == len(files):
             raise UsageError(
-                f"pairs {folder}: all its Parquet files are held out by name ({', '.join(held_out[:3])}). Rename the "
-                "files to train on to train*.parquet."
+                f"pairs {folder}: the names of all its Parquet files mark them as held out ({', '.join(held_out[:3])})."
+                " Rename the files to train on to train*.parquet."
             )
         if held_out and "train" not in pattern:
-            warn(f"pairs {folder}: {', '.join(held_out[:3])} ignored: held out by name (test, val or eval).")
+            warn(f"pairs {folder}: {', '.join(held_out[:3])} ignored, because their names mark them as held out.")
             files = [path for path in files if path.name not in held_out]
         if files:
             return files

@@ -24,10 +24,10 @@ PART_ROWS = 100_000
 
 
 class ReferenceErrorCache:
-    """Cache of the reference's errors: keys [N] int64 and, per head, errors [N] float32 (with one head, 12 bytes each).
+    """Cache of the reference's errors: keys [N] int64 and, per head, errors [N] float32.
 
-    A key is the first 64 bits of a hash over the latents, time, noise, loss weights and condition key of a sample. The
-    folder's name depends on the model, adapters, call, precision and seed.
+    With one head, a sample takes 12 bytes. A key is the first 64 bits of a hash over the latents, time, noise, loss
+    weights and condition key of a sample. The folder's name depends on the model, adapters, call, precision and seed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class ReferenceErrorCache:
             batch.reference = {head: torch.from_numpy(values[index]) for head, values in self.errors.items()}
 
     def add(self, batch: Batch, errors: Mapping[str, Tensor]) -> None:
-        """Add the reference's errors {head: [B]}. `flush` copies and writes them, so that steps do not wait."""
+        """Add the reference's errors {head: [B]} without waiting for the GPU; `flush` copies and writes them."""
         assert batch.keys is not None
         self.unsaved.append((batch.keys, dict(errors)))
         if len(batch.keys) * len(self.unsaved) >= PART_ROWS:

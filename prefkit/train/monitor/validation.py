@@ -1,4 +1,4 @@
-"""Measures held-out pairs at fixed draws over the whole range of times, since a step's loss is too noisy."""
+"""Measures held-out pairs at fixed draws over the whole range of times, since the loss of a step shows no progress."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
             f"round {number}: before the first update the log-probabilities of training differ from those of sampling "
             f"by {drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. The "
             f"usual causes: precision (`{config.precision}`; try `no`, or `fp16` instead of `bf16`), another batch "
-            "shape (set online.sample_batch to train.batch_size), or guidance or dropout that differs between the passes."
+            "shape (set online.sample_batch to batch_size), or guidance or dropout that differs between the passes."
         )
 
 

@@ -208,7 +208,7 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {"queries": float((round_.number + 1) * total)}
 
     def _of_all(self, values: np.ndarray, local: list[int], total: int) -> np.ndarray:
-        """Combine this process's values with those of the others; return [total], NaN where a value is missing."""
+        """Return the values [total] of all samples, NaN where missing. values: those of the samples `local`, made here."""
         sums, known = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
         sums[local], known[local] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
         sums, known = self.processes.sum(sums), self.processes.sum(known)
