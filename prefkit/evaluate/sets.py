@@ -125,7 +125,7 @@ def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
         raise UsageError(f"eval.scorers: {unknown[0]!r} is not in the recipe; `score:` has {known}.")
     aliases = cfg.scorers or list(recipe.score)
     if not aliases:
-        raise UsageError("eval needs a scorer, but the recipe has none: add one under score.")
+        raise UsageError("eval needs a scorer, but the recipe has none: add one under `score:`.")
     return aliases
 
 

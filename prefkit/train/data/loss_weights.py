@@ -63,11 +63,13 @@ def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: A
     if isinstance(values[0], str):
         mask = values[0]
         if mask not in mask_images:
-            raise UsageError(f"{where}: {name} is {mask[:80]!r}, but the run's inputs hold no such image.")
+            raise UsageError(f"{where}: {name} is {mask[:80]!r}, but the run has no such input image. Fix it.")
         try:
             pixels = rgb(mask_images[mask])
         except (OSError, ValueError) as error:
-            raise UsageError(f"{where}: the mask {mask[:80]} cannot be read as an image ({error}).") from error
+            raise UsageError(
+                f"{where}: the mask {mask[:80]} cannot be read as an image ({error}). Replace it."
+            ) from error
         weight = image_mask(pixels, family.wiring, latents, (width, height), crop_box(image), image.flip)
     else:
         box = _visible(_box(values[0], where), image)

@@ -35,11 +35,9 @@ MINIMUM = 4  # an interval from fewer images is too narrow
 FAR = 1.25
 RESAMPLES = 1000
 COLUMNS = ("id", "request_id", "index", "seed", "error")
-OWN = "skipped: all images of the pairs are candidates of the start"
-NONE = "not measured: no candidates of the start"
-TOO_FEW = (
-    f"not measured: fewer than {MINIMUM} images of the pairs that the start did not make, or fewer candidates of it"
-)
+OWN = "skipped: the initial model made all images of the pairs"
+NONE = "not measured: the run has no candidates made by the initial model"
+TOO_FEW = f"not measured: fewer than {MINIMUM} images that the initial model made, or fewer than {MINIMUM} others"
 MEASURED = "measured"
 
 
@@ -154,11 +152,11 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
     low, high = report["interval"]
     text = (
         f"{label}: error on the pairs' images is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on the "
-        "start's own samples"
+        "initial model's own samples"
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(
-            f"{text}, so they are far from what the start generates, and margins on them say little about its samples. "
+            f"{text}, so they are far from what this model generates, and margins on them say little about its samples. "
             "Train with objective sft on the winners first and continue from that model, use objective mapo, which has "
             "no reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
         )

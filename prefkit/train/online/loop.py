@@ -130,7 +130,7 @@ class OnlineTrainer(TrainingLoop):
             raise TrainingError(
                 f"train {name}: the first update has no gradient, so nothing would be learned. Either every advantage "
                 "is 0 (a reward that is the same for all samples), or lora.targets are layers that the denoiser does "
-                "not run."
+                "not run: change the one that applies."
             )
         if self.average is not None:
             self.average.update()
@@ -208,7 +208,7 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {"queries": float((round_.number + 1) * total)}
 
     def _of_all(self, values: np.ndarray, local: list[int], total: int) -> np.ndarray:
-        """Return the values [total] of all samples, NaN where missing. values: those of the samples `local`, made here."""
+        """Return the values [total] of all samples, NaN where missing. values: those of samples `local`, made here."""
         sums, known = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
         sums[local], known[local] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
         sums, known = self.processes.sum(sums), self.processes.sum(known)
