@@ -83,7 +83,7 @@ def _newest(folder: Path, check: Callable[[Mapping[str, Any]], Any] | None) -> C
 
 
 def load(path: Path) -> Checkpoint:
-    """Load (weights, optimizer, state) of one checkpoint, on the CPU. Raises DamagedError with the file's name."""
+    """Load (weights, optimizer, state) of one checkpoint, on the CPU. Raises DamagedError naming the file."""
     check_folder(path, REMEDY)
     state = read_state(path)
     weights, _ = load_tensors(path / "weights.safetensors", REMEDY)
@@ -91,7 +91,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read state.json of a checkpoint. Raises DamagedError with the file's name."""
+    """Read state.json of a checkpoint. Raises DamagedError naming the file."""
     file = path / "state.json"
     try:
         state = json.loads(read_text(file, REMEDY))

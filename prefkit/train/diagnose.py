@@ -56,7 +56,7 @@ def explain_out_of_memory(name: str, device: Any, doing: str, remedy: str) -> Ab
 def explain_step_out_of_memory(trainer: Any, where: Callable[[], str]) -> AbstractContextManager[None]:
     """Return a context that turns out-of-memory errors into a TrainingError that names the settings to change.
 
-    where: returns a name for the running part of the training, such as "step 7".
+    where: function that names the running part of training, such as "step 7".
     """
     return _on_out_of_memory(lambda: _too_large(trainer, where()))
 

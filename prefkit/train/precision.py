@@ -67,7 +67,7 @@ def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]
 
 @contextmanager
 def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
-    """Context that sets float32 products and attention as configured, and restores the previous settings."""
+    """Context that sets float32 precision and attention back end as configured, and then restores the old settings."""
     with ExitStack() as stack:
         if device.type == "cuda" and config.precision in ("no", TF32):
             stack.enter_context(float32_products(config.precision == TF32))

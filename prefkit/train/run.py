@@ -68,7 +68,7 @@ def check(recipe: Recipe, name: str) -> Any:
 
 
 def check_settings(name: str, config: Train) -> None:
-    """Raise UsageError for settings that are invalid by themselves."""
+    """Raise UsageError for settings that are invalid whatever the rest of the recipe is."""
     where = f"train.{name}"
     fsdp.check_launch(name, config)
     bounds.check(config, where)

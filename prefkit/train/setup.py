@@ -159,7 +159,7 @@ class ModelLoader:
         return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
-        """Return the masks of the pairs' images; later calls return those of the first. None without train.mask."""
+        """Return the masks of the pairs' images; later calls return the first call's. None without train.mask."""
         if self.config.mask is not None and self._masks is None:
             self._masks = Masks(self.config.mask, pairs, self.store)
         return self._masks

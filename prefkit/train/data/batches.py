@@ -291,7 +291,7 @@ def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family
 
 
 def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource) -> tuple[Candidate, list[int]]:
-    """Return (candidate to encode, [height, width]); stored latents are used only unflipped and at their own size."""
+    """Return (candidate to encode, [height, width]); stored latents are used if the image has their size and no flip."""
     if candidate.payload is not None:
         external = candidate.path if candidate.image is None else None
         size = _size(external or candidate.image or b"", source, row)

@@ -37,7 +37,7 @@ RESAMPLES = 1000
 COLUMNS = ("id", "request_id", "index", "seed", "error")
 OWN = "skipped: the initial model made all images of the pairs"
 NONE = "not measured: the run has no candidates made by the initial model"
-TOO_FEW = f"not measured: fewer than {MINIMUM} images that the initial model made, or fewer than {MINIMUM} others"
+TOO_FEW = f"not measured: this needs {MINIMUM} images that the initial model made, and as many others in the pairs"
 MEASURED = "measured"
 
 
@@ -156,7 +156,7 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(
-            f"{text}, so they are far from what this model generates, and margins on them say little about its samples. "
+            f"{text}, so they are far from what this model generates, and margins there say little about its samples. "
             "Train with objective sft on the winners first and continue from that model, use objective mapo, which has "
             "no reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
         )

@@ -75,7 +75,7 @@ class SampleEvaluation:
         return step == self.config.steps or step % self.config.watch_every == 0
 
     def observe(self, metrics: Mapping[str, float], objective: Any) -> None:
-        """Add a step's implicit accuracy. metrics: identical in all processes."""
+        """Include a step's implicit accuracy in the next evaluation. metrics: identical in all processes."""
         if objective.reference != "none" and "implicit_accuracy" in metrics:
             self.accuracy, self.steps = self.accuracy + metrics["implicit_accuracy"], self.steps + 1
 

@@ -128,7 +128,7 @@ class SampleMonitor:
         return float(np.mean(gains)) if gains else 0.0
 
     def improved(self, report: Mapping[str, Any]) -> bool:
-        """True if this evaluation is the best so far: by the watched scorers or, without any, by the reward."""
+        """True if this evaluation is the best so far, by the watched scorers or, if there are none, by the reward."""
         value = report["gain" if self.watched else "reward_gain"]
         better = value > self.best
         self.best = max(self.best, value)

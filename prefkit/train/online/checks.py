@@ -13,7 +13,7 @@ from prefkit.train.online.advantages import KINDS
 
 
 def check_settings(name: str, online: Online) -> None:
-    """Raise UsageError, before anything is loaded, for settings that are invalid by themselves."""
+    """Raise UsageError, before anything is loaded, for settings of train.NAME.online that are invalid."""
     where = f"train.{name}.online"
     bounds.check(online, where)
     for key, known in (("statistics", KINDS), ("normalise", ("batch", *NORMALISATIONS))):

@@ -97,7 +97,7 @@ def stochastic_steps(steps: int, window: int, every: int, seed: int, number: int
 class Rollout:
     """Samples with `pipe` and recomputes the recorded steps. settings: arguments of models.sample.Sampler.
 
-    autocast: dtype in which the denoiser computes, in both passes, or None.
+    autocast: dtype in which the denoiser computes, in sampling and in learning, or None.
     """
 
     def __init__(
