@@ -166,7 +166,7 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:
-    """Return the names under `score` with this scorer's plug-in and options, and those under `compare` with its plug-in."""
+    """Return the `score` entries with this scorer's plug-in and options, and the `compare` entries with its plug-in."""
     scorer = recipe.score.get(alias)
     if scorer is None:
         return {alias}

@@ -35,8 +35,8 @@ class Batch:
     """A batch of samples with one condition signature: all groups' first images, then all second images, and so on.
 
     draw has one entry per sample; the members of a group share one time and one noise. weight: factors of the squared
-    errors, shaped like latents; None = 1 everywhere. With cache_reference, keys are the samples' cache keys,
-    and reference holds the reference's errors by head if all are cached; otherwise both are None.
+    errors, shaped like latents; None = 1 everywhere. keys, reference: None without cache_reference; else the samples'
+    cache keys, and the reference's errors by head if all of them are cached.
     """
 
     latents: torch.Tensor
@@ -291,7 +291,7 @@ def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family
 
 
 def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource) -> tuple[Candidate, list[int]]:
-    """Return (candidate to encode, [height, width]); stored latents are used if the image has their size and no flip."""
+    """Return (candidate to encode, [height, width]); stored latents are used only if size and flip allow it."""
     if candidate.payload is not None:
         external = candidate.path if candidate.image is None else None
         size = _size(external or candidate.image or b"", source, row)

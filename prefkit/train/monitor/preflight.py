@@ -156,7 +156,7 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(
-            f"{text}, so they are far from what this model generates, and margins there say little about its samples. "
+            f"{text}, so they are far from what this model generates, and their margins say little about its samples. "
             "Train with objective sft on the winners first and continue from that model, use objective mapo, which has "
             "no reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
         )
