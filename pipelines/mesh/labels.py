@@ -1,7 +1,6 @@
 """Scores and candidates that need the truth: labels for the base model, perturbed poses for the scorer, and controls.
 
-generate: {perturbed: {use: "pipelines/mesh/labels.py:Perturbed", n: 1}}
-score: {label: {use: "pipelines/mesh/labels.py:Label"}}
+The recipes base.yaml, fit.yaml and study.yaml name them, as in `use: pipelines/mesh/labels.py:Label`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Base against tuned models on held-out requests, with controls for cheap explanations of a gain."""
+"""Evaluation: compares tuned models with the base on held-out requests, and checks for trivial causes of a gain."""

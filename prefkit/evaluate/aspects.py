@@ -1,4 +1,4 @@
-"""Comparison of a scorer's aspects between base and tuned model: means, and differences between a request's seeds."""
+"""Compares a scorer's aspects (named extra values) between base and tuned images: means, and variety among seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], seeds: int) -> pd.DataFrame:
-    """Return a table of request_id, index and the scorer's aspects, one column each; NaN where a candidate has none."""
+    """Return a table with columns request_id, index and one per aspect; NaN where a candidate lacks that aspect."""
     import pandas as pd
 
     candidates = folder.candidates(generator).frame(["id", "request_id", "index"])
@@ -25,7 +25,7 @@ def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], 
 
 
 def compare_aspects(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """Compare aspects as {aspect: {base, tuned, differ_base, differ_tuned}}.
+    """Return {aspect: {base, tuned, differ_base, differ_tuned}} for the aspects that both tables have.
 
     base, tuned: means over requests of the mean over seeds; None for an aspect called which_..., whose values are class
     numbers. differ_base, differ_tuned: means over requests of the probability that two seeds have different values

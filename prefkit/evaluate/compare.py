@@ -26,13 +26,13 @@ def compare(
     samples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare two score tables with the columns request_id, index (the seed's number) and value, in pairs.
+    """Compare two score tables pair by pair. Columns: request_id, index (the seed's number) and value.
 
-    A pair consists of the base and the tuned score of one request and index, both finite. A request without a pair is
+    A pair is the base score and the tuned score of one request and index, both finite. A request without a pair is
     left out and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the paired
     seeds, in the scorer's own units and direction; in all other numbers, higher is better. Base scores without a tuned
     partner enter only `best_of_n`: there, the tuned mean of a request is the mean of all its base scores plus the
-    paired gain, so that base compared with itself is best of 1 for any number of base samples. `best_of_requests` is
+    paired gain, so that the base compared with itself gives N = 1 for any number of base samples. `best_of_requests` is
     the number of requests that `best_of_n` is computed from. Raises StoreError if a table contains a request and index
     twice.
     """
@@ -74,7 +74,7 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
         both = left.merge(right, on=keys, suffixes=("_base", "_tuned"), validate="one_to_one")
     except MergeError as error:
         raise StoreError(
-            "a request of this evaluation has two images with the same index: it was evaluated earlier with a different "
+            "a request of this evaluation has two images with the same index: it was evaluated earlier with another "
             "prompt under the same request_id. Remove the evaluation's folder (eval/NAME), or rename the evaluation in "
             "the recipe."
         ) from error

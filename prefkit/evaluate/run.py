@@ -33,15 +33,16 @@ from prefkit.types import Request
 if TYPE_CHECKING:
     import pandas as pd
 
-#: function (model, scorer, evaluation only) -> True if the scorer chose the model's training pairs, None if unknown
+#: function (model, scorer, evaluation_only) -> whether the scorer chose the model's training pairs; None if unknown
 Used = Callable[[str, str, bool], "bool | None"]
 
 
 def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
     """Evaluate recipe.eval[name], write eval/NAME/result.json atomically, and return its content.
 
-    limit: maximum number of requests per set. Existing images and scores are reused. Raises UsageError (unknown eval,
-    model or scorer, or no requests) and FingerprintError (eval/NAME was made with a different base model or generator).
+    limit: maximum number of requests per set. Existing images and scores are reused. Raises UsageError for an unknown
+    evaluation, model or scorer or a set without requests, and FingerprintError if eval/NAME was made with a different
+    base model or generator.
     """
     cfg, generator, settings, specs = check(recipe, name)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
@@ -53,7 +54,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         processes.lead(lambda: _claim(store, recipe, name, settings))
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
-            note(f"eval {name}: {where.name} on {len(members)} requests of set {where.parent.name}")
+            note(f"eval {name}: model {where.name} on {len(members)} requests of set {where.parent.name}")
             make(folder, part, members, store)
 
         def write_result() -> dict[str, Any]:
@@ -80,7 +81,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
     """Check the recipe; return (eval settings, generator name, generator settings, scorer specs). Raises UsageError."""
     if name not in recipe.eval:
-        raise UsageError(f"eval: {name!r} is not in the recipe; it has {', '.join(recipe.eval) or 'none'}.")
+        raise UsageError(f"eval: {name!r} is not in the recipe; `eval:` has {', '.join(recipe.eval) or 'none'}.")
     cfg = recipe.eval[name]
     sets.check_settings(name, cfg)
     compatibility.check("eval", name, recipe)
@@ -96,10 +97,10 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
-    """Make every check that needs no weights, for a dry run, and return the models to evaluate. Nothing is written.
+    """Run every check that needs no weights, for a dry run, and return the models to evaluate. Nothing is written.
 
-    Raises UsageError (NotYet for a model that is not trained), FingerprintError if existing images or scores were made
-    with settings that differ from the recipe's.
+    Raises UsageError (NotYet for a model that is not trained yet), and FingerprintError if existing images or scores
+    were made with settings other than the recipe's.
     """
     cfg, generator, settings, specs = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
@@ -116,7 +117,7 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[
 def _parts(
     store: Store, recipe: Recipe, name: str, requests: dict[str, list[Request]], jobs: dict[str, tuple[Model, Generate]]
 ) -> Iterator[tuple[Store, Recipe, list[Request]]]:
-    """Yield, for each model in each set, its run folder, the recipe that fills the folder, and its requests."""
+    """Yield, for each model in each set, its run folder, the recipe that fills the folder, and the set's requests."""
     cfg = recipe.eval[name]
     generator, _ = sets.settings_of(recipe, cfg)
     score = {alias: replace(recipe.score[alias], generators=[]) for alias in sets.aliases_of(recipe, cfg)}
@@ -159,13 +160,13 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
     except PluginError as error:
         if not group().lead(lambda: all(folder.scores(alias).parts() for alias in recipe.score)):
             raise
-        warn(f"{error} These requests are left out and counted.")  # the table has the reason of each
+        warn(f"{error} Requests without scores are left out and counted.")  # the score table holds the reasons
 
 
 def assess(
     used: Used, cfg: Eval, generator: str, opened: dict[str, Store], requests: list[Request], aliases: list[str]
 ) -> dict[str, Any]:
-    """Compare each model with the base on one set: {model: {scorer: row}}. opened: run folder by model, base too."""
+    """Return {model: {scorer: row}}, comparing each model with the base on one set. opened: run folders by model."""
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     base_images = thumbnails(base, generator, wanted, cfg.seeds)
@@ -218,7 +219,7 @@ def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> 
 
 
 def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:
-    """Return the mean distance between the two models' images at equal request and seed, in units of `diversity`."""
+    """Return the mean RMS distance of base and tuned thumbnails of the same request and seed; None without any."""
     shared = sorted(base.keys() & tuned.keys())
     return float(np.mean([rms(base[key] / 255.0, tuned[key] / 255.0) for key in shared])) if shared else None
 
@@ -245,16 +246,19 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
 def _overlap(
     store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """Count each set's requests and training prompts; warn about training prompts and models without a record."""
+    """Count each set's requests and training prompts; warn about the latter and models without a training record."""
     counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:
-            warn(f"eval set {name!r}: {count} of {len(requests[name])} prompts are training prompts.")
+            warn(
+                f"eval set {name!r}: {count} of {len(requests[name])} prompts are training prompts, so gains on them "
+                "are not held out."
+            )
     unknown = [name for name, record in records.items() if record is None]
     if unknown:
         warn(
-            f"{', '.join(unknown)}: no record of the training (trained_on.json), so training prompts from outside this "
-            "run are not detected. Train again under another name to get a record."
+            f"{', '.join(unknown)}: trained_on.json, the record of the training prompts, is missing, so training "
+            "prompts from outside this run are not detected. Train again under another name to get a record."
         )
     sizes = {name: len(members) for name, members in requests.items()}
     return {"requests": sizes, "in_training": counts, "training_unknown": unknown}
@@ -263,7 +267,7 @@ def _overlap(
 def _correlations(
     bases: dict[str, Store], generator: str, aliases: list[str], requests: dict[str, list[Request]]
 ) -> dict[str, Any]:
-    """Return rank correlations between scorers on the base images of all sets, with higher being better for each."""
+    """Return rank correlations between scorers on all sets' base images, after negating those where lower is better."""
     import pandas as pd
 
     columns = {}

@@ -1,4 +1,4 @@
-"""Request sets, models and controls of an evaluation."""
+"""The request sets, models and controls of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefkit.types import Request, digest
 if TYPE_CHECKING:
     from prefkit.store import Store
 
-#: kind of control training -> description; the control of a model is named MODEL-KIND (see `train --controls`)
+#: kind of control -> description; the control of a trained model is named MODEL-KIND (see `prefkit train --controls`)
 CONTROLS = {"sft": "SFT on the winners", "flipped": "DPO on randomly flipped pairs"}
 Records = dict[str, dict[str, Any] | None]  # model -> content of its trained_on.json, None if it is missing
 
@@ -22,16 +22,18 @@ Records = dict[str, dict[str, Any] | None]  # model -> content of its trained_on
 def check_settings(name: str, cfg: Eval) -> None:
     """Raise UsageError for invalid numbers and names, before anything is generated."""
     if "base" in cfg.models:
-        raise UsageError("eval.models: `base` is the untrained model, which is always included. Use another name.")
+        raise UsageError(
+            "eval.models: `base` is the untrained model, which is always included. Remove it from the list."
+        )
     bounds.check(cfg, f"eval.{name}")
 
 
 def request_sets(
     store: Store, recipe: Recipe, cfg: Eval, limit: int | None, write: bool = True
 ) -> dict[str, list[Request]]:
-    """Return the requests by set; a limit keeps those with the lowest hashes of the id.
+    """Return {set: requests}. A limit keeps the requests whose ids have the lowest hashes.
 
-    write: if False, no input image is copied into the run, for a dry run. Raises UsageError for an empty set.
+    write: copy input images into the run; False for a dry run. Raises UsageError for an empty set.
     """
     from prefkit.generate.requests import read_requests
 
@@ -51,8 +53,8 @@ def request_sets(
             origin = f" of split {chosen.split!r} in {store.folder}."
         if not requests:
             raise UsageError(
-                f"eval set {name!r} holds no requests{origin} Raise requests.test_share, or name a file of prompts as "
-                "eval.NAME.sets.SET.source."
+                f"eval set {name!r} holds no requests{origin} Raise requests.test_share, or set "
+                "eval.NAME.sets.SET.source to a file of prompts."
             )
         if counts:
             kept = {r.request_id for r in sorted(requests, key=lambda r: digest("eval", r.request_id))[: min(counts)]}
@@ -68,7 +70,7 @@ def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
 
 
 def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> dict[str, tuple[Model, Generate]]:
-    """Return {folder name: (model, generator settings)} of all models to evaluate.
+    """Return {folder name: (model, generator settings)} for all models to evaluate.
 
     These are the base, the trained models and their existing controls, and the base with the guidances and step counts
     of eval.base_guidance and eval.base_steps. Raises UsageError for a model without a trained result.
@@ -96,7 +98,7 @@ def is_control(name: str) -> bool:
 
 
 def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = ()) -> dict[str, Any]:
-    """Report which kinds of controls the evaluation has, and list the missing ones under `missing`.
+    """Return which kinds of controls the evaluation has, and a list of the missing ones under `missing`.
 
     online: models trained online, which have no controls because they have neither pairs to flip nor winners to
     imitate.
@@ -120,10 +122,10 @@ def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
     unknown = [alias for alias in cfg.scorers if alias not in recipe.score]
     if unknown:
         known = ", ".join(recipe.score) or "none"
-        raise UsageError(f"eval.scorers: {unknown[0]!r} is not in the recipe; score has {known}.")
+        raise UsageError(f"eval.scorers: {unknown[0]!r} is not in the recipe; `score:` has {known}.")
     aliases = cfg.scorers or list(recipe.score)
     if not aliases:
-        raise UsageError("eval needs a scorer, but the recipe has none: add one under score.")
+        raise UsageError("eval needs a scorer, but the recipe has none: add one under `score:`.")
     return aliases
 
 
@@ -144,9 +146,9 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
     """True if this scorer chose the pairs that `model` was trained on; None if unknown.
 
     A second name for the same scorer with equal options counts as this scorer. The model's training record decides.
-    Without a record, the pair set that the recipe names as train.MODEL.pairs decides (for a control, that of its
-    model); the answer is None if the recipe has no such pair set. For the base with different guidance or steps, all
-    pair sets of the recipe count. A pair set without weights uses every scorer that is not evaluation-only.
+    Without a record, the pair set that the recipe names as train.MODEL.pairs decides (for a control, that of the model
+    it belongs to); the answer is None if the recipe has no such pair set. For the base with different guidance or
+    steps, all pair sets of the recipe count. A pair set without weights uses every scorer that is not evaluation-only.
     """
     names = same_scorer(recipe, alias)
     if (record := records.get(model)) is not None:
@@ -164,7 +166,7 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:
-    """Return the names under `score` with this scorer's plug-in and options, and under `compare` with its plug-in."""
+    """Return the `score` entries with this scorer's plug-in and options, and the `compare` entries with its plug-in."""
     scorer = recipe.score.get(alias)
     if scorer is None:
         return {alias}

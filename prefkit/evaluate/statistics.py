@@ -15,7 +15,7 @@ import numpy as np
 DETECTABLE_Z = 2.801585
 #: with fewer requests, even a sign test with all outcomes equal (p = 2 / 2^n) does not reach 5 %
 MIN_REQUESTS = 6
-#: a model that moved less than this fraction of the distance between two seeds has not changed
+#: a model whose images moved by less than this fraction of the distance between two seeds counts as unchanged
 UNCHANGED = 0.05
 
 
@@ -29,7 +29,7 @@ def paired_outcomes(base: np.ndarray, tuned: np.ndarray, tie: float = 0.0) -> np
 
 
 def request_means(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
-    """Return the mean per request, [R], of [n] values. requests: [n] request codes 0..R-1, each occurring."""
+    """Return the [R] means per request of [n] values. requests: [n] request codes; each of 0..R-1 must occur."""
     sums = np.bincount(requests, weights=np.asarray(values, np.float64))
     return sums / np.bincount(requests)
 
@@ -37,7 +37,7 @@ def request_means(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Return (low, high) of the mean of [R] per-request values, by a percentile bootstrap over requests.
+    """Return the interval (low, high) for the mean of [R] per-request values, by a percentile bootstrap over requests.
 
     Efron & Tibshirani 1993, chapter 13. Deterministic in `seed`. R must be at least 1.
     """
@@ -78,7 +78,7 @@ def expected_maximum(values: np.ndarray, n: float) -> float:
 
 
 def enough(base: Sequence[np.ndarray]) -> tuple[int, list[int]]:
-    """Return the commonest length m of R >= 1 arrays (on a tie, the smallest), and indices of those with at least m."""
+    """Return m, the commonest length of R >= 1 arrays (on a tie, the smallest), and the indices of those with >= m."""
     lengths, often = np.unique([len(values) for values in base], return_counts=True)
     m = int(lengths[np.argmax(often)])
     return m, [i for i, values in enumerate(base) if len(values) >= m]
@@ -88,10 +88,10 @@ def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | No
     """Return the N for which the best of N base samples, averaged over requests, is as good as the tuned mean.
 
     base: R arrays of base scores (higher is better); tuned: [R] mean tuned scores of the same requests. m is the
-    commonest number of base samples per request. Only requests with at least m samples count (see `enough`), each with
-    the expected best of N of all its samples, so that a request with unusually few or many samples does not decide the
-    result. Returns a number in 1..m, "< 1" if tuned is below the base mean, ">= m" if it is above the best of m, and
-    None without requests.
+    commonest number of base samples per request. Only requests with at least m samples count (see `enough`); each
+    contributes the expected best of N of all its samples, so that a request with unusually few or many samples does not
+    decide the result. Returns a number in 1..m, "< 1" if tuned is below the base mean, ">= m" if it is above the best
+    of m, and None without requests.
     """
     if not len(base):
         return None

@@ -1,4 +1,4 @@
-"""Conversion of result.json to tables for the terminal."""
+"""Converts result.json to tables for the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per model and judge, with base, tuned, wins (95 % interval) and verdict.
+    """Return one row per set, model and judge (scorer), with base, tuned, wins (95 % interval) and verdict.
 
     A judge is marked * if it was the training signal and ? if that is unknown. Held-out judges come first, then unknown
     ones.

@@ -1,1 +1,1 @@
-"""Pairs in, an adapter or new weights out."""
+"""Training: turns pairs or rewards into an adapter or new weights."""

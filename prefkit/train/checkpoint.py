@@ -1,6 +1,6 @@
-"""Training folder: fingerprint, checkpoints and result.
+"""The folder of a training run: fingerprint, checkpoints and result.
 
-A checkpoint is a folder with checksums, written under a temporary name, flushed and renamed. The last two are kept.
+A checkpoint is a folder with checksums, written under a temporary name, flushed and renamed. The two latest are kept.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _newest(folder: Path, check: Callable[[Mapping[str, Any]], Any] | None) -> C
 
 
 def load(path: Path) -> Checkpoint:
-    """Load (weights, optimizer, state) of one checkpoint, on the CPU. Raises DamagedError with the file's name."""
+    """Load (weights, optimizer, state) of one checkpoint, on the CPU. Raises DamagedError naming the file."""
     check_folder(path, REMEDY)
     state = read_state(path)
     weights, _ = load_tensors(path / "weights.safetensors", REMEDY)
@@ -91,12 +91,12 @@ def load(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read state.json of a checkpoint. Raises DamagedError with the file's name."""
+    """Read state.json of a checkpoint. Raises DamagedError naming the file."""
     file = path / "state.json"
     try:
         state = json.loads(read_text(file, REMEDY))
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-            raise ValueError("it has no step")
+            raise ValueError("`step` is missing")
     except (ValueError, RecursionError) as error:
         raise DamagedError(file, f"{file} could not be read: {error}. {REMEDY}") from error
     return state
@@ -106,7 +106,9 @@ def _load_optimizer(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.") from error
+        raise StoreError(
+            f"{path} could not be read: {error.strerror}. Make the file readable for your user."
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # wrong bytes can raise any error in a reader
@@ -124,7 +126,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
 
 
-# -- the folder of a training ---------------------------------------------------------------------------------
+# -- the folder of a training run -----------------------------------------------------------------------------
 def untrained(folder: Path) -> bool:
     return not (folder / "final").exists() and last_step(folder / "checkpoints") == 0
 
@@ -132,9 +134,9 @@ def untrained(folder: Path) -> bool:
 def claim(
     folder: Path, fingerprint: Mapping[str, Any], unit: str, total: int, remedy: str, *, write: bool = True
 ) -> bool:
-    """Record the fingerprint of the training in `folder` as spec.json; return True if the training is done.
+    """Record the fingerprint of a training run in its `folder` as spec.json; return True if the run is finished.
 
-    An unfinished training must continue with the library versions that it began with: a different version may encode
+    An unfinished run must continue with the library versions that it began with: a different version may encode
     images and prompts differently, so that later steps would train on different inputs than earlier ones. unit, total:
     see `finished`; write: see `check_fingerprint`. Raises FingerprintError.
     """
@@ -144,14 +146,14 @@ def claim(
     done = finished(folder, unit, total, remedy, write=write)
     if not done and began != now:
         raise FingerprintError(
-            f"{folder} was begun with {_versions(began or {})}, but {_versions(now)} are installed, and "
-            "these may encode images and prompts differently. Install the earlier versions, or train under another name."
+            f"the training in {folder} began with {_versions(began or {})}, but {_versions(now)} are installed, which "
+            "may encode images and prompts differently. Install the earlier versions, or train under another name."
         )
     return done
 
 
 def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = True) -> bool:
-    """True if the folder holds an undamaged result after `total` units, or one of a training that stopped early.
+    """True if the folder holds an undamaged result of `total` units of training, or of a run that stopped early.
 
     unit: "steps" | "rounds". Raises FingerprintError if the result was trained for more than `total` units.
     """
@@ -166,9 +168,9 @@ def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = 
 
 
 def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
-    """Read result.json of a finished training; None if that file or final/ is missing or damaged.
+    """Return the content of result.json; None if that file or final/ is missing or damaged.
 
-    rename: rename damaged files; the training then resumes from its last checkpoint and exports the result again.
+    rename: rename damaged files; the run then resumes from its last checkpoint and exports the result again.
     """
     path, final = folder / "result.json", folder / "final"
     if not path.exists():
@@ -186,7 +188,7 @@ def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
 
 
 def record_data(folder: Path, captions: set[str], scorers: Any, model: Model, base: str, *, fresh: bool) -> None:
-    """Write trained_on.json, where eval finds prompts and scorers, if the training is fresh or the file is missing."""
+    """Write trained_on.json, in which eval finds training prompts and scorers, if it is missing or the run is new."""
     if fresh or sound_json(folder / TRAINED_ON) is None:
         write_trained_on(folder, captions, scorers, model, base)
 

@@ -1,4 +1,4 @@
-"""Messages about a failed step: its cause, the checkpoint that is kept, and the settings to change."""
+"""Errors about a failed step, with its cause, the checkpoint that is kept, and the settings to change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def not_finite(trainer: Any, quantity: str) -> TrainingError:
     return TrainingError(
         f"train {trainer.folder.name}: {quantity} of step {trainer.step + 1} is not finite (NaN or infinity), so "
         f"training has stopped. {_pair_rows(trainer)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, "
-        f"or precision bf16 or no instead of fp16{', under a new name' if step else ''}; or check the pairs for broken "
-        "latents."
+        f"or precision `bf16` or `no` instead of `fp16`{', under a new name' if step else ''}; or check the pairs for "
+        "broken latents."
     )
 
 
@@ -39,7 +39,7 @@ def _pair_rows(trainer: Any) -> str:
 
 @contextmanager
 def _on_out_of_memory(make_error: Callable[[], TrainingError]) -> Iterator[None]:
-    """Raise the error that `make_error` returns when memory runs out on any device."""
+    """When any device runs out of memory, raise the error that `make_error` returns."""
     try:
         yield
     except Exception as error:
@@ -56,7 +56,7 @@ def explain_out_of_memory(name: str, device: Any, doing: str, remedy: str) -> Ab
 def explain_step_out_of_memory(trainer: Any, where: Callable[[], str]) -> AbstractContextManager[None]:
     """Return a context that turns out-of-memory errors into a TrainingError that names the settings to change.
 
-    where: returns a name for the running part of the training, such as "step 7".
+    where: function that names the running part of training, such as "step 7".
     """
     return _on_out_of_memory(lambda: _too_large(trainer, where()))
 
@@ -67,7 +67,8 @@ def _too_large(trainer: Any, where: str) -> TrainingError:
     if config.batch_size > 1:
         divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         smaller, more = config.batch_size // divisor, divisor * config.accumulation
-        on_steps = trainer.objective.shape.startswith("step")  # an update is a share of the round: no accumulation
+        # for these, accumulation has no effect: an update takes a share of the round
+        on_steps = trainer.objective.shape.startswith("step")
         split = f"batch_size {smaller}" + ("" if on_steps else f" with accumulation {more}")
         ways.append(f"{split} (1/{divisor} of the activation memory, same result)")
     if not getattr(trainer.policy.net, "is_gradient_checkpointing", False):

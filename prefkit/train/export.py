@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefkit.train.trainer import TrainingLoop
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-#: weight files that are not copied if the component also has safetensors
+#: patterns of weight files that are not copied if the component also has safetensors files
 DUPLICATES = ("*.bin", "*.msgpack", "*.h5", "*.ckpt", "*.onnx", "*.pb")
 
 
@@ -48,7 +48,7 @@ def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
 
 
 def write_result(trainer: TrainingLoop, values: dict[str, Any], write: Callable[[Path], Any]) -> dict[str, Any]:
-    """Return the summary of a training; if it is done, first export final/ with `write` and write result.json.
+    """Return the summary of a training run; if the run is done, first export final/ with `write` and write result.json.
 
     values: summary entries specific to the trainer. All processes must call this function.
     """
@@ -91,7 +91,11 @@ def _copy_parts(base: Path, folder: Path, denoiser: str) -> None:
 
 
 def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
-    """Write the network's weights, each in its dtype in the base's files; new names get the commonest dtype."""
+    """Write the network's weights, each in the dtype that it has in the base's files.
+
+    Floating-point weights that are not stored there as float32, float16 or bfloat16 get the commonest of these dtypes,
+    or float32 if there is none.
+    """
     stored = stored_dtypes(_weight_files(base))
     common = _commonest(stored.values())
     kinds = type(net).__mro__

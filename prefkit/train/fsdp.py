@@ -62,7 +62,7 @@ def check_launch(name: str, config: Train) -> None:
     if precision not in ("no", config.precision):
         output.warn(
             f"{where} sets mixed_precision {precision}, which has no effect: the precision is set by the recipe "
-            f"({config.precision}). Set train.{name}.precision to change it."
+            f"(`{config.precision}`). Set train.{name}.precision to change it."
         )
 
 
@@ -116,7 +116,7 @@ def reshard(policy: Policy) -> None:
 
 
 def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
-    """Yield (batch, 1) for each batch; if sharded, then (last batch, 0) until all processes have equally many."""
+    """Yield (batch, 1) for each batch; if sharded, pad with (last batch, 0) to the same number in all processes."""
     count = processes.max(len(batches)) if policy.sharded else len(batches)
     for number in range(count):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))
@@ -124,7 +124,7 @@ def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iter
 
 # -- full tensors, for checkpoints and exports: every process takes part, rank 0 gets them ----------------------
 def full(tree: Tree, main: bool = True) -> Tree:
-    """Return the tree with every sharded tensor replaced by the full one, on the CPU; by None if not main."""
+    """Return the tree with every sharded tensor replaced by the full tensor on the CPU or, if not `main`, by None."""
     if isinstance(tree, DTensor):
         tensor = tree.full_tensor().detach()
         return tensor.cpu() if main else None
@@ -156,7 +156,7 @@ def _shard_as(value: Any, like: Any) -> Any:
 
 
 def gather(policy: Policy, main: bool) -> None:
-    """Gather the full trained parameters on rank 0's CPU, for the export at the end of a training."""
+    """Gather the full trained parameters on rank 0's CPU, for the export at the end of training."""
     if not policy.sharded:
         return
     layers = [layer for _, layer in adapters.lora_layers(policy.net)]

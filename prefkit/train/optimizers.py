@@ -50,18 +50,18 @@ def check(name: str, config: Train) -> None:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
-            f"{where}: {config.optimizer} evaluates the loss several times per step (a closure), but a training step "
-            "has one gradient. Choose another optimizer."
+            f"{where}: {config.optimizer} evaluates the loss several times per step (a closure), but training "
+            "computes it once per step. Choose another optimizer."
         )
     if hasattr(optimizer, "eval"):
         raise UsageError(
-            f"{where}: {config.optimizer} keeps separate weights for evaluation (schedule-free), so the training would "
+            f"{where}: {config.optimizer} keeps separate weights for evaluation (schedule-free), so training would "
             "measure, save and export the wrong ones. Choose another optimizer."
         )
 
 
 def make(config: Train, parameters: Sequence[torch.nn.Parameter], device: str) -> torch.optim.Optimizer:
-    """Create the optimizer of a training. device: cpu | cuda | mps. Raises UsageError, PluginError."""
+    """Create the optimizer. device: cpu | cuda | mps. Raises UsageError, PluginError."""
     arguments: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         arguments["fused"] = device in FUSED_ON  # one kernel for all parameters
@@ -84,7 +84,9 @@ def _load_class(name: str) -> Any:
         )
     kind = registry.load_class("optimizer", path)
     if not issubclass(kind, torch.optim.Optimizer):
-        raise UsageError(f"optimizer {name} is not a subclass of torch.optim.Optimizer.")
+        raise UsageError(
+            f"optimizer {name} is not a subclass of torch.optim.Optimizer. Set train.NAME.optimizer to one."
+        )
     return kind
 
 
@@ -101,14 +103,14 @@ def rate_factor(config: Train, step: int) -> float:
 class PolicyOptimizer:
     """Makes a policy's optimizer steps: learning rate, gradient clipping, fp16 loss scaling, moving reference.
 
-    config.steps: number of optimizer steps in the whole training, for the learning-rate schedule.
+    config.steps: number of optimizer steps in the full training run, for the learning-rate schedule.
     """
 
     def __init__(self, config: Train, policy: Policy, processes: Processes) -> None:
         self.config, self.policy, self.processes = config, policy, processes
         device = processes.device.type
         self.optimizer = make(config, policy.parameters(), device)
-        # a beta of thousands makes gradients large already: the scale starts low and grows by itself
+        # a beta of thousands already makes gradients large, so the scale starts low; it grows by itself
         self.scaler = torch.amp.GradScaler(device, init_scale=256.0, enabled=config.precision == "fp16")
         self.count = self.skipped = self.skipped_in_a_row = 0
 
@@ -116,10 +118,10 @@ class PolicyOptimizer:
         self.scaler.scale(loss).backward()
 
     def step(self) -> dict[str, float] | None:
-        """Clip the gradients, already summed over processes, and step; return gradient norm and learning rate.
+        """Clip the gradients, already summed over processes, and make a step; return gradient norm and learning rate.
 
-        An fp16 step whose gradients overflowed is skipped and counted. Returns None if gradients are not finite for
-        another reason than fp16 overflow.
+        An fp16 step whose gradients overflowed is skipped and counted. Returns None if gradients are not finite for a
+        reason other than fp16 overflow, or at the last of MAX_SKIPPED skipped steps in a row.
         """
         self.scaler.scale(torch.zeros((), device=self.processes.device))  # a process without samples has no scale yet
         rate = self.config.learning_rate * rate_factor(self.config, self.count)

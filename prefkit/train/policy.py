@@ -73,7 +73,7 @@ class Policy:
     def weights_replaced(self, weights: Sequence[Tensor]) -> Iterator[Any]:
         """Context that yields the network with its trained parameters replaced by `weights`, which are not copied.
 
-        A value that needs a gradient must not be computed before this context is entered and used after it is left.
+        Do not enter this context between a forward pass of the network and its backward pass.
         """
         trained = self.parameters()
         before = [parameter.data for parameter in trained]
@@ -93,7 +93,7 @@ class Policy:
         """Return the trained parameters. The selection is fixed before the first step."""
         return self._trained
 
-    # a walk through a network takes about a millisecond, and a step would make several
+    # cached, because a walk through a network takes about a millisecond and a step would make several
     @cached_property
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -103,7 +103,7 @@ class Policy:
         return [layer for _, layer in adapters.lora_layers(self.net)]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the trained weights by name, not copied."""
+        """Return the trained weights by name, without copying them."""
         return adapters.lora_state(self.net) if self.lora is not None else self.net.state_dict()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -117,13 +117,13 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
     """Make `net` trainable as configured; its output does not change.
 
     frozen: if full weights are trained, keep a frozen copy of the network as the reference. Raises TrainingError if no
-    parameter would be trained, UsageError if lora.resume finds no or several adapters to continue.
+    parameter would be trained, UsageError if lora.resume is set and the model does not have exactly one adapter.
     """
     policy = _adapter(net, config) if config.lora is not None else _full(net, frozen)
     if not any(parameter.numel() for parameter in policy.parameters()):
         raise TrainingError(
             "the network has no trainable parameter. Set lora.rank above 0 and lora.targets to layers of this network, "
-            "or lora: null for full weights."
+            "or `lora: null` for full weights."
         )
     if _checkpointed(net, config):
         net.enable_gradient_checkpointing()
@@ -131,10 +131,12 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
 
 
 def _checkpointed(net: Any, config: Train) -> bool:
-    """True if the recipe asks for gradient checkpointing or, if it leaves that open, for transformers on CUDA."""
+    """True if the recipe asks for gradient checkpointing or, if it sets nothing, if `net` is a transformer on CUDA."""
     offered = bool(getattr(net, "_supports_gradient_checkpointing", False))
     if config.gradient_checkpointing and not offered:
-        raise UsageError(f"train.*.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key.")
+        raise UsageError(
+            f"train.NAME.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key."
+        )
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
     return offered and "Transformer" in type(net).__name__ and device_of(config.device).startswith("cuda")
@@ -148,13 +150,13 @@ def _adapter(net: Any, config: Train) -> Policy:
     if dora:
         raise UsageError(
             f"model.adapters: {dora[0]} is a DoRA adapter, which cannot be continued, nor exported together with a new "
-            "adapter. Fuse it into the pipeline (fuse_lora, save_pretrained) and start from that."
+            "adapter. Fuse it into the pipeline (fuse_lora, save_pretrained) and set model.base to that."
         )
     if lora.resume:
         if len(start) != 1:
             raise UsageError(
                 f"train.lora.resume continues the model's only adapter, but the model has {len(start)}. Give it "
-                "exactly one adapter, or set resume: false to stack a new adapter on all of them."
+                "exactly one in model.adapters, or set `resume: false` to stack a new adapter on all of them."
             )
         _check_continued(net, start[0], lora)
         adapters.continue_lora(net, start[0], dropout=lora.dropout)
@@ -185,7 +187,7 @@ def _check_continued(net: Any, start: str, lora: Lora) -> None:
     if differences:
         raise UsageError(
             f"train.lora.resume continues the adapter unchanged, but its {'; its '.join(differences)}. Set lora.rank "
-            f"to {adapter.r} and remove alpha and targets, or set resume: false to stack a new adapter."
+            f"to {adapter.r} and remove alpha and targets, or set `resume: false` to stack a new adapter."
         )
 
 

@@ -1,13 +1,13 @@
 """Numerical settings of a step: autocast, TF32, attention back end, torch.compile. They do not change the method.
 
 float32     on CUDA, torch by default computes matrix products exactly but convolutions in TF32 (10 bits of mantissa).
-            Errors of policy and reference are nearly equal and are subtracted, so precision `no` computes both exactly,
-            and TF32 is used only with precision `tf32`
+            Errors of policy and reference are nearly equal and are subtracted, so with precision `no`, convolutions are
+            exact too, and TF32 is used only with precision `tf32`
 attention   the name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher
 compile     torch.compile of the network's repeated blocks, or of the full network if it lists none. A transformer
-            repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed. Policy
-            and reference are the same modules with different active adapters; dynamo guards the
-            list of active adapters, so each gets its own graphs
+            repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed.
+            Policy and reference are the same modules with different active adapters; dynamo guards the list of active
+            adapters, so each gets its own graphs
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TF32 = "tf32"
 AUTOCAST = {"no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
 #: limit on the graphs of one block, which has one per role (policy in training, policy in measurements, reference),
-#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8, beyond which code runs uncompiled
+#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8; code beyond it is not compiled
 GRAPHS = 64
 FORWARD_ONLY = "sage"
 BACKEND: str | None = None  # of torch.compile; None = its default, which needs a C++ compiler
@@ -39,7 +39,7 @@ def check(name: str, config: Train) -> None:
     device = device_of(config.device)
     if config.precision == TF32 and not device.startswith("cuda"):
         raise UsageError(
-            f"train.{name}.precision: tf32 needs a CUDA device, but this training runs on {device}; set it to no "
+            f"train.{name}.precision: `tf32` needs a CUDA device, but training runs on {device}; set it to `no` "
             "(float32)."
         )
     if config.attention is None:
@@ -50,7 +50,7 @@ def check(name: str, config: Train) -> None:
     if config.attention not in known:
         problem = "has no backward pass" if FORWARD_ONLY in config.attention else "is unknown"
         raise UsageError(
-            f"train.{name}.attention: {config.attention!r} {problem}; choose null (torch's own) or {', '.join(known)}."
+            f"train.{name}.attention: {config.attention!r} {problem}; choose `null` (torch's) or {', '.join(known)}."
         )
     try:
         with attention_backend(config.attention):
@@ -60,14 +60,14 @@ def check(name: str, config: Train) -> None:
 
 
 def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which the denoiser's forward passes run in the precision of the training."""
+    """Return a context in which the denoiser's forward passes run in the configured precision."""
     dtype = AUTOCAST[config.precision]
     return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
 @contextmanager
 def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
-    """Context that sets float32 products and attention as configured, and restores the previous settings."""
+    """Context that sets float32 precision and attention back end as configured, and then restores the old settings."""
     with ExitStack() as stack:
         if device.type == "cuda" and config.precision in ("no", TF32):
             stack.enter_context(float32_products(config.precision == TF32))
@@ -120,8 +120,8 @@ def check_dispatched(net: Any, attention: str | None) -> None:
     modules = [*processors, *(getattr(module, "processor", None) for module in net.modules())]
     if attention is not None and not any(hasattr(processor, "_attention_backend") for processor in modules):
         raise UsageError(
-            f"train.*.attention: the attention of {type(net).__name__} does not go through diffusers' dispatcher, so "
-            f"{attention} would have no effect; torch chooses the kernel. Remove `attention`."
+            f"train.NAME.attention: the attention of {type(net).__name__} does not go through diffusers' dispatcher, "
+            f"so {attention} would have no effect; torch chooses the kernel. Remove train.NAME.attention."
         )
 
 

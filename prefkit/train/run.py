@@ -30,7 +30,8 @@ from prefkit.types import digest
 
 REMEDY = (
     "Train under another name, undo the change in the recipe, or remove this folder. With a constant schedule, `steps` "
-    "may be increased. A different `scheme` means a version of prefkit that draws noise or captures pipelines differently."
+    "may be increased. Another `scheme` means another version of prefkit, which draws noise or captures pipelines "
+    "differently."
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
@@ -44,9 +45,9 @@ CHOICES = {
 
 
 def check(recipe: Recipe, name: str) -> Any:
-    """Check all settings of a training and return its objective. Raises UsageError, PluginError."""
+    """Check all settings of train.NAME and return its objective. Raises UsageError, PluginError."""
     if name not in recipe.train:
-        raise UsageError(f"train: {name!r} is not in the recipe; it has {', '.join(recipe.train) or 'none'}.")
+        raise UsageError(f"train: {name!r} is not in the recipe; `train:` has {', '.join(recipe.train) or 'none'}.")
     config = recipe.train[name]
     check_settings(name, config)
     check_device(config.device or "cpu")
@@ -67,7 +68,7 @@ def check(recipe: Recipe, name: str) -> Any:
 
 
 def check_settings(name: str, config: Train) -> None:
-    """Raise UsageError for settings that are invalid by themselves."""
+    """Raise UsageError for settings that are invalid whatever the rest of the recipe is."""
     where = f"train.{name}"
     fsdp.check_launch(name, config)
     bounds.check(config, where)
@@ -108,7 +109,7 @@ def run_train(
         check_start(recipe, config)
         if controls:
             output.warn(
-                f"train {name}: --controls has no effect online, because control trainings need existing pairs."
+                f"train {name}: --controls has no effect on online training, because controls need existing pairs."
             )
         return run_online(store, recipe, name, objective=objective, limit=limit)
     processes = Processes(config.device)
@@ -124,9 +125,9 @@ def run_train(
 
 
 def checked(store: Store, recipe: Recipe, name: str) -> None:
-    """Make every check that needs the results of earlier stages but no weights, for a dry run. Nothing is written.
+    """Run every check that needs the results of earlier stages but no weights, for a dry run. Nothing is written.
 
-    Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a different training.
+    Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a run with other settings.
     """
     objective, config = check(recipe, name), recipe.train[name]
     if is_online(config, objective):
@@ -146,7 +147,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
 
 
 def _claim(job: Job, loader: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
-    """Record the training's fingerprint; return True if it is done. Raises FingerprintError if the folder's differs."""
+    """Record the job's fingerprint; return True if it is done. Raises FingerprintError if the stored one differs."""
     key = fingerprint(job.config, loader, pairs, processes) | ({"flipped": True} if job.flip else {})
     return checkpoint.claim(loader.store.train(job.name), key, "steps", job.config.steps, REMEDY, write=write)
 
@@ -191,7 +192,7 @@ def make_trainer(loader: ModelLoader, job: Job, data: PairData, processes: Proce
 
 
 def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, limit: int | None) -> dict[str, Any]:
-    remedy = "Free the device, or set precision: bf16, model.quantize or a smaller lora.rank."
+    remedy = "Free the device, or set `precision: bf16`, model.quantize or a smaller lora.rank."
     with diagnose.explain_out_of_memory(job.name, processes.device, "loading the denoiser", remedy):
         setup = build(loader, job, data, processes)
         trainer = Trainer(setup)
@@ -216,7 +217,10 @@ def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, 
 
 
 def _load_best(trainer: Trainer) -> None:
-    """Load the best weights if early stopping or the sample evaluation chose them, not the last ones, as the result."""
+    """Replace the last weights by the best: the sample evaluation's if it stopped training, else early stopping's.
+
+    Without either, the last weights remain the result.
+    """
     evaluation, stopping = trainer.sample_evaluation, trainer.early_stopping
     if evaluation is not None and evaluation.stopped:
         path, say = evaluation.path, output.warn
@@ -257,7 +261,7 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
         "pairs": rows,
     }
     key["scheme"] = {"draws": draws.SCHEME, **{k: cache_keys.SCHEME[k] for k in ("wiring", "latents", "conditions")}}
-    if config.patience:  # measurements that choose the weights of the result, or stop the training
+    if config.patience:  # measurements that choose the weights of the result or stop training
         key["measured"] = {"every": config.validate_every}
     if config.watch and config.stop_drop:
         key["watched"] = {"every": config.watch_every}

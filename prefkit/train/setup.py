@@ -1,4 +1,4 @@
-"""Set-up of an offline training: the model loader, the caches of latents and conditions, and the `Setup`."""
+"""Prepares offline training: the model loader, the caches of latents and conditions, and the `Setup`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from prefkit.types import Request
 
 @dataclass(frozen=True)
 class Job:
-    """One training. flip: swap each training pair's labels with probability 1/2, decided by pair id and train.seed."""
+    """One training run. flip: swap the labels of each pair with probability 1/2, decided by pair id and train.seed."""
 
     name: str
     config: Train
@@ -50,9 +50,9 @@ class Job:
 
 
 def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
-    """Return the training and, with `controls`, SFT on the winners and the same training on randomly flipped pairs.
+    """Return the job of train.NAME and, with `controls`, SFT on the winners and the same job on randomly flipped pairs.
 
-    Controls have the same budget. Their samples are not watched: eval measures how they change the scores.
+    Controls have the same number of steps. Their samples are not watched: eval measures how they change the scores.
     """
     jobs = [Job(name, config)]
     if controls:
@@ -119,7 +119,7 @@ def too_few_pairs(name: str) -> UsageError:
 
 
 class ModelLoader:
-    """Loads the recipe's model for a training, and names the folders of the training's caches."""
+    """Loads the recipe's model for training, and names the cache folders."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
         self.store, self.recipe, self.config, self.folder = store, recipe, config, folder
@@ -134,7 +134,7 @@ class ModelLoader:
         self._masks: Masks | None = None
         self._wiring: Wiring | None = None
         self.frozen_dtype = precision.WEIGHTS[config.precision] if config.lora is not None else "float32"
-        self.caches = folder.parent / ".cache"  # shared by all trainings of the run
+        self.caches = folder.parent / ".cache"  # shared by all entries of `train`
         files = {key: value for key, value in base.items() if key != "quantize"}
         code = registry.code_hash(config.family, "family")
         self._common = [files, config.family, code, self.frozen_dtype, Background.rules()]
@@ -159,7 +159,7 @@ class ModelLoader:
         return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
-        """Return the masks of the pairs' images; later calls return those of the first. None without train.mask."""
+        """Return the masks of the pairs' images; later calls return the first call's. None without train.mask."""
         if self.config.mask is not None and self._masks is None:
             self._masks = Masks(self.config.mask, pairs, self.store)
         return self._masks
@@ -194,8 +194,8 @@ class ModelLoader:
         example = next((request for request in self.store.requests() if keys <= request.extra.keys()), None)
         if example is None:
             raise UsageError(
-                f"model.inputs: no request of {self.store.folder} has {', '.join(sorted(keys))}, so the pipeline "
-                "cannot be captured. Run `prefkit generate` with requests that have them."
+                f"model.inputs: no request of {self.store.folder} has all of {', '.join(sorted(keys))}, so the "
+                "pipeline cannot be captured. Run `prefkit generate` with requests that have them."
             )
         return example
 
@@ -224,13 +224,13 @@ class ModelLoader:
         self._wiring = wiring
 
     def cache_folders(self) -> list[Path]:
-        """Return the folders of latents, of conditions and, if the training uses masks, of loss weights."""
+        """Return the folders of latents, of conditions and, if train.mask is set, of loss weights."""
         weights = loss_weights.folder_of(self.config)
         latents = self.latents_folder()
         return [latents / "latents", self.conditions_folder(), *([latents / weights] if weights is not None else [])]
 
     def check_caches(self) -> None:
-        """Rename damaged files of the caches that this training reads, so that their entries are computed again."""
+        """Rename damaged files in the caches that training will read, so that their entries are computed again."""
         sound_json(self.wiring_file())
         for folder in self.cache_folders():
             check_cache(folder)
@@ -257,8 +257,7 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
     if len(calls) > 1:
         raise UsageError(
             f"train: the generators of this recipe differ in their call ({' against '.join(map(str, calls[:2]))}), but "
-            "training needs the call arguments of the generation. Set train.guidance, and give all generators the same "
-            "`call`."
+            "training uses one set of call arguments. Set train.guidance, and give all generators the same `call`."
         )
     if calls:
         return calls[0]
@@ -266,7 +265,7 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
 
 
 def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> list[Any]:
-    """Return the groups that these trainings visit in any step, mirrored if shown mirrored, and the held-out pairs.
+    """Return the groups that these jobs visit in any step, mirrored if the visit mirrors them, and the held-out pairs.
 
     The order of groups is a function of the position in training, so the visited groups are known in advance.
     """
@@ -353,7 +352,7 @@ def _fill(
     source: PairSource,
     processes: Processes,
 ) -> None:
-    """Encode the images of `wanted`, then the prompts of `prompted`, to load VAE and text encoders only once each."""
+    """Encode the images of `wanted`, then the prompts of `prompted`, so that each model is loaded only once."""
     store, share = loader.store, (processes.rank, processes.count)
     generators = loader.generators
     if getattr(family, "from_payload", False):

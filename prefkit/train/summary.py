@@ -1,4 +1,4 @@
-"""Start-up tables: the numbers of a training, printed to stderr before its first step."""
+"""Start-up tables: the settings and sizes of a training run, printed to stderr before its first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefkit.train.setup import Setup
 
 
 def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, Any]:
-    """Print the table of an offline training and return its rows.
+    """Print the table of an offline training run and return its rows.
 
     validation: number of held-out pairs; elements: number of latent elements of one image.
     """
@@ -44,7 +44,7 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
 def show_online(
     name: str, config: Train, online: Online, objective: Any, model: Mapping[str, Any], processes: int
 ) -> dict[str, Any]:
-    """Print the table of an online training, with its batch arithmetic, and return its rows.
+    """Print the table of an online training run, with its batch arithmetic, and return its rows.
 
     model: rows about the loaded model (see `online_model_rows`), including `sample_batch`.
     """

@@ -1,7 +1,8 @@
 """Training loop of offline and online training, and the offline trainer, which learns from pairs.
 
-A global batch is the same set of (pair, visit) for any split into processes and micro-batches; each pair weighs 1 /
-global batch, and gradients are summed. All randomness is a function of counters, so checkpoints hold no random state.
+A global batch is the same set of (pair, visit) for any split into processes and micro-batches; each pair has the weight
+1 / global batch, and gradients are summed. All randomness is a function of counters, so checkpoints hold no random
+state.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class TrainingLoop:
                     log.write(self.step, metrics | further)
                     means: dict[str, Any] = over_heads(metrics)
                     progress.update(**{name: means[name] for name in self.shown if name in means})
-                # evaluated before it is saved: work that is lost in between is repeated
+                # evaluate before saving, so that after a crash in between, work and evaluation are both repeated
                 self.evaluate(log)
                 stop = bool(self.processes.sum(torch.tensor(float(interrupted.is_set()))) > 0)
                 if stop or self.done or self.step == end or self.step % self.checkpoint_every == 0:
@@ -288,7 +289,7 @@ class Trainer(TrainingLoop):
         """Return the errors of policy or reference on the held-out pairs at their fixed draws."""
         assert self.validation is not None
         with self.measuring(reference) as errors:
-            if self.policy.sharded:  # all processes make the same forwards, and the numbers of rank 0 count
+            if self.policy.sharded:  # all processes make the same passes; those of rank 0 count
                 return self.processes.sum(self.validation.errors(errors, (0, 1)) * self.processes.main)
             return self.processes.sum(self.validation.errors(errors, (self.processes.rank, self.processes.count)))
 

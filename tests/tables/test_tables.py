@@ -151,7 +151,7 @@ def test_the_row_numbers_of_pandas_are_no_column(tmp_path):
         ("p\na red hat, felt\n", r"row 1 \(line 2\) has 2 fields, but the first line names 1 \(p\)\. Put quotes"),
         ("p,u\na,1\nb, c,2\n", r"row 2 \(line 3\) has 3 fields"),
         ("p,u\na,1\n\n\"x\ny\",2\nb\n", r"row 3 \(line 6\) has 1 field, but the first line names 2"),
-        ("p;u\na;1\nb; c;2\n", r"row 2 \(line 3\) has 3 fields.*with semicolons, as in \"b; c;2\""),
+        ("p;u\na;1\nb; c;2\n", r"row 2 \(line 3\) has 3 fields.*that contains semicolons, as in \"b; c;2\""),
         ("p,u\na,1,\nb,2\n", r"row 2 \(line 3\) has 2 fields, but the first row has 3"),
         ("p,u\na,1\nb,2,\n", r"row 2 \(line 3\) has 3 fields"),
         ("p,u\na red hat, felt,\nb, silk,\n", r"row 1 \(line 2\) has 3 fields"),  # a cut prompt, no habit of spreadsheets

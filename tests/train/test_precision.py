@@ -16,7 +16,7 @@ from prefkit.train.run import check_settings
 
 def test_a_back_end_that_is_not_there_or_cannot_train_is_refused_by_name():
     for attention, says in (
-        ("quick", r"'quick' is unknown; choose null .*flash.*xformers"),
+        ("quick", r"'quick' is unknown; choose `null` .*flash.*xformers"),
         ("sage", "no backward pass"),
         ("xformers", "xformers cannot be used here: .*xformers"),
     ):
@@ -25,7 +25,7 @@ def test_a_back_end_that_is_not_there_or_cannot_train_is_refused_by_name():
 
 
 def test_tf32_is_refused_where_there_is_none():
-    with pytest.raises(UsageError, match="tf32 needs a CUDA device, but this training runs on cpu; set it to no"):
+    with pytest.raises(UsageError, match="`tf32` needs a CUDA device, but training runs on cpu; set it to `no`"):
         check_settings("dpo", Train(precision="tf32", device="cpu"))
 
 

@@ -1,7 +1,8 @@
 """Aspect buckets for imported images: all images of a request, and so both images of a pair, get the same size.
 
-The images of a request are fitted to the bucket of about resolution x resolution pixels whose aspect ratio is nearest
-to the geometric mean of theirs: they are scaled without distortion until they cover it, then cropped around the centre.
+A bucket is an image size of about resolution x resolution pixels. The aspect ratio of a request's bucket is about the
+geometric mean of its images' aspect ratios. Each image is scaled without distortion until it covers the bucket, then
+cropped around the centre.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resol
 
 
 def bucket(aspect: float, resolution: int) -> tuple[int, int]:
-    """Return (height, width), multiples of 64 px (less below 512) with about resolution^2 pixels.
+    """Return a bucket's (height, width), with about resolution^2 pixels and multiples of 64 px (less below 512).
 
     aspect: width / height.
     """
@@ -89,7 +90,7 @@ def _visible(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, flo
 
 
 def _sizes(pairs: Sequence[PairRow], source: PairSource, store: Store) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (key, (height, width)) for every readable image, from the header of its file."""
+    """Yield (key, (height, width)) of every readable image."""
     images = {(pair.row, image.column): image for pair in pairs for image in pair.images}
     unread = {image.candidate: image.key for image in images.values() if image.candidate}
     for row, *encoded in source.images():

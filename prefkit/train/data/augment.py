@@ -1,8 +1,8 @@
-"""Horizontal flips as augmentation: half of the visits see all images of a group mirrored.
+"""Horizontal flips as augmentation: at half of its visits, a group is used with all its images mirrored.
 
-Like time and noise, the choice is a function of (train.seed, group, visit), so every process and every resumed training
+Like time and noise, the choice is a function of (train.seed, group, visit), so every process and every resumed run
 makes the same choice. A mirrored image is encoded once and cached under its own key. Measurements (held-out pairs,
-preflight) always see the images unflipped.
+preflight) always use the unflipped images.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random flips of a training. flip: mirror half of the visits; seed: train.seed."""
+    """Random flips of images. flip: mirror the images at half of the visits; seed: train.seed."""
 
     flip: bool = False
     seed: int = 0
 
     def at(self, group: Any, visit: int) -> Any:
-        """Return the group as shown at a visit: mirrored at half of them, never in measurements (visits below 0)."""
+        """Return the group for a visit: mirrored at half of the visits, never in measurements (visits below 0)."""
         if visit < 0 or not self.flip:
             return group
         drawn = int(digest("view", draw_key(self.seed, group.id, visit), visit), 16)
@@ -40,7 +40,7 @@ class Augmentation:
         return [group, mirrored(group)] if self.flip else [group]
 
     def keys(self, image: PairImage) -> Iterator[str]:
-        """Yield the keys under which an image may be cached; all entries have the same size."""
+        """Yield the keys under which an image may be cached; all these entries have the same image size."""
         yield image.key
         if self.flip:
             yield _mirrored(image).key
@@ -63,5 +63,5 @@ def check_prompts(config: Train, pairs: Sequence[PairRow]) -> None:
     if sided:
         warn(
             f"train.flip: {len(sided)} prompts say left or right (such as {min(sided)[:60]!r}), which mirrored images "
-            "contradict. Set flip: false, or remove their pairs."
+            "contradict. Set train.NAME.flip: false, or remove their pairs."
         )

@@ -1,4 +1,4 @@
-"""Micro-batches of pairs: caching of latents and conditions, the order of pairs, batches of one signature."""
+"""Micro-batches of pairs: caches latents and conditions, orders the pairs, and builds batches of one signature."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ PART_ROWS = 256
 
 @dataclass
 class Batch:
-    """Samples whose conditions share a signature: first all groups' first images, then all second images, and so on.
+    """A batch of samples with one condition signature: all groups' first images, then all second images, and so on.
 
     draw has one entry per sample; the members of a group share one time and one noise. weight: factors of the squared
-    errors, shaped like latents; None = 1 everywhere. Only with cache_reference: keys, the samples' cache keys, and
-    reference, the reference's errors by head if all are cached.
+    errors, shaped like latents; None = 1 everywhere. keys, reference: None without cache_reference; else the samples'
+    cache keys, and the reference's errors by head if all of them are cached.
     """
 
     latents: torch.Tensor
@@ -131,7 +131,7 @@ class PairData:
     def batches(
         self, family: Any, visits: Sequence[tuple[Any, int]], time: torch.Tensor | None = None
     ) -> Iterator[Batch]:
-        """Yield batches of (group, visit) pairs, each of one condition signature, latent shape and group size.
+        """Yield batches built from (group, visit) pairs, each of one condition signature, latent shape and group size.
 
         time: [1], used instead of the drawn times.
         """
@@ -225,13 +225,13 @@ def fill_latents(
     generators: Sequence[str],
     share: tuple[int, int],
 ) -> None:
-    """Cache the latents of the `wanted` images that are missing.
+    """Cache the latents of those `wanted` images that are not cached yet.
 
     Latents stored with candidates of `generators` are used; other images are encoded. Pixels come from the source or,
-    if its rows have none, from any candidate. share: (rank, processes); each process handles the images in its share.
-    Raises UsageError with the row of an image that is missing or cannot be encoded.
+    if its row has none, from the image's candidate by any generator. share: (rank, processes); each process handles the
+    images in its share. Raises UsageError with the row of an image that is missing or cannot be encoded.
     """
-    versions: dict[str, list[PairImage]] = {}  # unflipped key -> the wanted images: as it is, mirrored
+    versions: dict[str, list[PairImage]] = {}  # unflipped key -> its wanted versions
     for image in {image.key: image for image in wanted}.values():
         if image.key not in data.latents and in_share(image.key, share):
             versions.setdefault(image.unflipped or image.key, []).append(image)
@@ -259,7 +259,7 @@ def fill_latents(
 def _sources(
     missing: Mapping[str, tuple[int, PairImage]], source: PairSource, store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Yield (key, candidate with its image) of each missing key; the caller removes it before asking for the next."""
+    """Yield (key, candidate with its image); the caller must remove the key from `missing` before asking for more."""
     if generators:
         yield from _candidates(missing, store, generators)
     if missing:
@@ -283,9 +283,9 @@ def _candidates(
 
 
 def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family: Any, source: PairSource) -> None:
-    """Encode (row, image, candidate)s and write their latents as one cache part.
+    """Encode images given as (row, image, candidate); cache their latents as one part, with their sizes as notes.
 
-    The notes are the image sizes, [0, 0] for a family whose data has no pixels.
+    The size is [0, 0] for a family whose data has no pixels.
     """
     latents: dict[str, Tree] = {}
     notes: dict[str, list[int]] = {}
@@ -299,14 +299,14 @@ def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family
             if not own.isfinite().all():
                 raise UsageError(
                     f"pairs {source.name}, row {row}: the latents of image {image.key} are not finite. Remove the row; "
-                    "if every image is refused, the VAE of model.base is broken or overflows: use another one."
+                    "if every image is refused, the VAE of model.base is broken or overflows: use another base."
                 )
             latents[image.key] = {"latents": own}
     cache.append(latents, notes)
 
 
 def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource) -> tuple[Candidate, list[int]]:
-    """Return (candidate to encode, [height, width]); stored latents are used only unflipped and at their own size."""
+    """Return (candidate to encode, [height, width]); stored latents are used only if size and flip allow it."""
     if candidate.payload is not None:
         external = candidate.path if candidate.image is None else None
         size = _size(external or candidate.image or b"", source, row)
@@ -348,8 +348,8 @@ def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None
             for request, condition in zip(requests, conditions, strict=True):
                 if has_nan(condition):
                     raise UsageError(
-                        f"the encoded prompt (or input image) of {request.prompt[:80]!r} is not finite. Set "
-                        "train.precision to bf16 or no, or use another model.base."
+                        f"encoding the prompt {request.prompt[:80]!r} (or its input image) gave NaN. Set "
+                        "train.precision to `bf16` or `no`, or use another model.base."
                     )
             data.conditions.append(dict(zip(block, conditions, strict=True)))
 
@@ -364,5 +364,5 @@ def check_sizes(data: PairData, name: str) -> None:
         raise UsageError(
             f"pairs {name}: in {len(unequal)} of {len(sizes)} pairs the two images differ in size, first in row "
             f"{pair.row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have "
-            "the same size: resize and crop both in the same way, set train.resolution, or remove the pairs."
+            "the same size: resize and crop both in the same way, set train.NAME.resolution, or remove the pairs."
         )

@@ -89,7 +89,7 @@ class Cache:
         return len(self._part)
 
     def append(self, items: Mapping[str, Tree], notes: Mapping[str, Any] | None = None) -> None:
-        """Write the trees by key, and notes by key, as one part."""
+        """Write one part with `items` (key -> tree) and `notes` (key -> JSON value)."""
         if not items:
             return
         blobs = {

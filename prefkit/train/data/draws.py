@@ -1,8 +1,9 @@
-"""Keys of the random draws of a visit: time, noise and flip.
+"""Keys for the random draws at a visit of a group: time, noise and flip.
 
-The draws of a training visit depend on (train.seed, group, visit): trainings with different seeds share no draw, and a
-resumed training, or another split into processes and micro-batches, draws the same. The draws of a measurement (visit
-below 0: held-out pairs, preflight) depend on (group, visit) alone, so that the curves of several seeds are comparable.
+In training, the draws depend only on (train.seed, group, visit). Runs with different seeds share no draws; resuming a
+run, or splitting it differently into processes and micro-batches, does not change them. In measurements (held-out
+pairs and preflight, whose visits are below 0), the draws depend only on (group, visit), so that curves of several
+seeds are comparable.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from prefkit.models.schedule import Schedule
 
-#: version of these rules and of the families' draws; a training begun with a different version cannot be resumed
+#: version of these rules and of the families' draws; a run begun with another version cannot be resumed
 SCHEME = 2
 
 

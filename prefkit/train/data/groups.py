@@ -1,4 +1,4 @@
-"""Groups that an objective learns from: pairs, single images or ranked lists, all made of the same pairs."""
+"""Groups that an objective learns from: pairs, single images or ranked lists, all made from the same pairs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CLOSE = 1e-6  # tolerance between sums of score gaps that should be equal
 
 
 def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | None = None) -> list[Any]:
-    """Convert pairs to groups of the objective's shape. A winner on its own keeps its pair's id, and so the draws.
+    """Convert pairs to groups of the objective's shape. A group of one winner keeps its pair's id, and so the draws.
 
-    flip: None, or a seed; each pair or list is then reversed with probability 1/2.
+    flip: if given, the seed with which each pair or list is reversed with probability 1/2.
     """
     groups: Sequence[Any] = ranked(pairs, name) if objective.shape == "list" else pairs
     if flip is not None:
@@ -29,7 +29,7 @@ def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | N
 
 
 def singles(pairs: Sequence[PairRow]) -> list[Group]:
-    """Return every image of a request once, labelled desirable if it won at least one pair."""
+    """Return one group for every image of a prompt, labelled desirable if the image won at least one pair."""
     winners = {(pair.prompt, pair.win.key) for pair in pairs}
     groups: dict[tuple[str, str], Group] = {}
     for pair in pairs:
@@ -40,7 +40,7 @@ def singles(pairs: Sequence[PairRow]) -> list[Group]:
 
 
 def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
-    """Return one list per request and connected set of pairs, ranked by values that agree with the score gaps.
+    """Return one ranked list of images per request and connected set of pairs; score gaps determine the ranking.
 
     Only the first of several images with equal values is used. Raises UsageError for missing or contradictory gaps.
     """
@@ -48,7 +48,7 @@ def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
     for pair in pairs:
         if pair.score_gap is None:
             raise UsageError(
-                f"pairs {name}, row {pair.row}: no score_gap, which ranks the images of a request. Use an objective "
+                f"pairs {name}, row {pair.row}: no score_gap, by which images are ranked. Use an objective "
                 "for pairs, or pairs that `prefkit pair` made."
             )
         requests.setdefault((pair.request_id, pair.prompt), []).append(pair)
@@ -67,7 +67,7 @@ def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
 
 
 def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]:
-    """Return {image key: value relative to `start`} of all images connected with `start` by pairs, as discovered."""
+    """Return {image key: value relative to `start`} of all images connected with `start` by pairs."""
     values = {start: 0.0}
     grown = True
     while grown:

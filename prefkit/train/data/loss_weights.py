@@ -24,7 +24,7 @@ from prefkit.types import digest
 
 
 def folder_of(config: Train) -> str | None:
-    """Return the cache's folder, relative to that of the latents; None without a mask."""
+    """Return the loss weights' cache folder, relative to the latents' folder; None without train.mask."""
     return None if config.mask is None else f"weights/{digest(config.mask)}"
 
 
@@ -56,25 +56,27 @@ def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: A
         keys = ", ".join(dict.fromkeys(key for extra in data.masks.extras(group, image) for key in extra))
         raise UsageError(
             f"{where}: neither the candidate nor its request has {name!r} in its extra (keys: {keys or 'none'}). Add "
-            "it, or null if the whole image counts."
+            "it; its value is null if the whole image counts."
         )
     if values[0] is None:
         return ones_like(latents)
     if isinstance(values[0], str):
         mask = values[0]
         if mask not in mask_images:
-            raise UsageError(f"{where}: {name} is {mask[:80]!r}, but the run's inputs hold no such image.")
+            raise UsageError(f"{where}: {name} is {mask[:80]!r}, but the run has no such input image. Fix it.")
         try:
             pixels = rgb(mask_images[mask])
         except (OSError, ValueError) as error:
-            raise UsageError(f"{where}: the mask {mask[:80]} cannot be read as an image ({error}).") from error
+            raise UsageError(
+                f"{where}: the mask {mask[:80]} cannot be read as an image ({error}). Replace it."
+            ) from error
         weight = image_mask(pixels, family.wiring, latents, (width, height), crop_box(image), image.flip)
     else:
         box = _visible(_box(values[0], where), image)
         weight = box_mask(box, family.wiring, latents, (width, height)) if box else zeros_like(latents)
     if not weight.any():
         raise UsageError(
-            f"{where}: the mask is 0 in the whole visible part, so nothing would be learned. Fix it or remove the row."
+            f"{where}: the mask is 0 in the whole visible part, so nothing would be learned. Fix it, or remove the row."
         )
     return weight
 
@@ -84,7 +86,7 @@ def _box(value: Any, where: str) -> list[float]:
     if not numbers or not (0 <= value[0] < value[2] <= 1 and 0 <= value[1] < value[3] <= 1):
         raise UsageError(
             f"{where}: {value!r} is neither a box [left, top, right, bottom] in fractions of the image, 0 to 1, nor "
-            "the id of an input."
+            "the id of an input image."
         )
     return [float(v) for v in value]
 

@@ -23,7 +23,7 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class Masks:
-    """Looks up the mask of each image, which is the value of the key `name` in an `extra`.
+    """Looks up each image's mask: the value of the key `name` in an `extra` of its candidate or request.
 
     The candidate's `extra` comes first, then that of the candidate's request, then that of the pair's request. A null
     is used only if no later `extra` has a value.
@@ -76,7 +76,7 @@ def image_mask(
     part: tuple[float, float, float, float] = WHOLE,
     flip: bool = False,
 ) -> Tensor:
-    """Return the mean grey level of a mask image per cell, white being 1, float32, shaped like the latents `like`.
+    """Return a mask image as weights shaped like the latents `like`: each cell's mean grey level, with white as 1.
 
     size: (width, height) in pixels of the masked image; a mask of a different size is stretched over it. part: visible
     part (left, top, right, bottom), as fractions of the mask. flip: mirror the result.

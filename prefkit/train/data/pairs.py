@@ -1,8 +1,8 @@
 """Preference pairs from a run, a folder of Parquet files, or a datasets id; validated before anything is loaded.
 
 Required columns, as in Pick-a-Pic: jpg_0, jpg_1 (encoded images), label_0, label_1 (0 or 1), caption. Optional columns:
-candidate_0/1 (ids of candidates whose stored latents spare the encoding; the image may then be null), request_id,
-image_0/1_uid, score_gap, p.
+candidate_0/1 (ids of candidates whose stored latents are used instead of encoding the image, which may be null),
+request_id, image_0/1_uid, score_gap, p.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REQUIRED = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 OPTIONAL = ("candidate_0", "candidate_1", "request_id", "image_0_uid", "image_1_uid", "score_gap", "p")
 IMAGES = ("jpg_0", "jpg_1")
 SCORE = "score_0_"
-COMPARED = "comparisons"  # the strategy that chooses winners by verdicts
+COMPARED = "comparisons"  # the strategy that chooses winners by comparisons
 HELD_OUT = ("test", "val", "eval")
 
 
@@ -42,8 +42,8 @@ class PairImage:
 
     key: sha256 of the image's bytes, hashed again for each bucket and for the flip; column: 0 or 1, as in jpg_0;
     candidate: id among the run's candidates, if known. bucket: (height, width) that the image is fitted to;
-    original_size: (height, width) before fitting. flip: the image is mirrored, and unflipped is its key without the
-    flip.
+    original_size: (height, width) before fitting. flip: True if the image is mirrored; unflipped is then its
+    key without the flip.
     """
 
     key: str
@@ -57,7 +57,7 @@ class PairImage:
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one request, the best first, that share one time and one noise. labels: 1 desirable, 0 not.
+    """Images of one request, the best first, that share one time and one noise. labels: 1 if desirable, else 0.
 
     row: row of the pair table that the group comes from. Draws of time and noise are keyed by the id.
     """
@@ -98,7 +98,7 @@ class PairSource:
 
     @classmethod
     def find(cls, store: Store, name: str) -> PairSource:
-        """Find the pairs called `name`: an entry of the run's pairs, a folder, or owner/name[:split].
+        """Return the pairs called `name`: a name under the run's pairs/, a folder, or a datasets id owner/name[:split].
 
         Raises UsageError, NotYet.
         """
@@ -127,10 +127,10 @@ class PairSource:
             raise self._damaged(self.files[0], error) from error
 
     def scorers(self) -> list[str] | None:
-        """Return the names of the scores, or of the tables of verdicts, that chose the winners; None if unknown.
+        """Return the names of the scores, or of the comparison tables, that chose the winners; None if unknown.
 
-        They are read from the pairs' own spec.json or, without that file, from the columns score_0_NAME. The latter are
-        not used if verdicts chose the winners (strategy `comparisons`).
+        They are read from the pairs' own spec.json or, without that file, from the columns score_0_NAME. These
+        columns are not used if comparisons chose the winners (strategy `comparisons`).
         """
         path = self.files[0].parent.parent / "spec.json" if self.files else None
         spec = read_json(path).get("spec") or {} if path is not None and path.is_file() else {}
@@ -161,7 +161,7 @@ class PairSource:
         reason = " ".join(str(error).split())[:160].rstrip(".")
         return UsageError(
             f"pairs {self.name}: {path} cannot be read as Parquet with the same columns as the first file: {reason}. "
-            f"Remove {path.parent.parent} and make the pairs again."
+            f"Replace the file or, if `prefkit pair` made it, remove {path.parent.parent} and make the pairs again."
         )
 
     def images(self) -> Iterator[tuple[int, bytes | None, bytes | None]]:
@@ -185,7 +185,7 @@ class PairSource:
 
 
 def request_of(pair: Any, requests: Mapping[str, Request]) -> Request:
-    """Return the pair's request from `requests` (by id) or, if it is missing, a request made of the caption alone."""
+    """Return the pair's request from `requests` (by id); if missing or of another prompt, one made from the caption."""
     known = requests.get(pair.request_id or "")
     return known if known and known.prompt == pair.prompt else Request(digest(pair.prompt), pair.prompt)
 
@@ -196,8 +196,8 @@ def read_pairs(source: PairSource) -> list[PairRow]:
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise UsageError(
-            f"pairs {source.name}: missing columns {', '.join(missing)} (it has {', '.join(columns)}). A pair dataset "
-            "has jpg_0 and jpg_1 (encoded images), label_0 and label_1 (0 or 1) and caption."
+            f"pairs {source.name}: missing columns {', '.join(missing)} (the table has {', '.join(columns)}). A pair "
+            "dataset has jpg_0 and jpg_1 (encoded images), label_0 and label_1 (0 or 1) and caption."
         )
     rows = list(source.rows([name for name in (*REQUIRED, *OPTIONAL) if name in columns and name not in IMAGES]))
     if not rows:
@@ -230,16 +230,18 @@ def _check_labels(name: str, rows: Sequence[dict[str, Any]]) -> None:
         )
     for number, (row, pair) in enumerate(zip(rows, labels, strict=True)):
         if None in pair or set(pair) != {0, 1}:
-            raise UsageError(f"pairs {name}, row {number}: labels {pair[0]} and {pair[1]}; one must be 1, the other 0.")
+            raise UsageError(
+                f"pairs {name}, row {number}: labels {pair[0]} and {pair[1]}; one must be 1 and the other 0."
+            )
         if not isinstance(row["caption"], str):
             raise UsageError(f"pairs {name}, row {number}: the caption is not a string. Fill it in or remove the row.")
         p = row.get("p")
         if p is not None and not 0 <= p <= 1:
-            raise UsageError(f"pairs {name}, row {number}: p is {p}; it must be a probability between 0 and 1.")
+            raise UsageError(f"pairs {name}, row {number}: `p` is {p}; it must be a probability from 0 to 1.")
 
 
 def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return (key of image 0, key of image 1) per row: the stored sha256, or one computed for pairs from elsewhere."""
+    """Return (key of image 0, key of image 1) per row: the stored sha256 if every row has it, else a computed one."""
     stored = [(str(row.get("image_0_uid")), str(row.get("image_1_uid"))) for row in rows]
     if all(re.fullmatch("[0-9a-f]{64}", uid) for uids in stored for uid in uids):
         return stored
@@ -269,15 +271,15 @@ def _parquet_files(folder: Path) -> list[Path]:
         held_out = [path.name for path in files if path.name.casefold().startswith(HELD_OUT)]
         if held_out and len(held_out) == len(files):
             raise UsageError(
-                f"pairs {folder}: all its Parquet files are held out by name ({', '.join(held_out[:3])}). Rename those "
-                "to train on to train*.parquet."
+                f"pairs {folder}: the names of all its Parquet files mark them as held out ({', '.join(held_out[:3])})."
+                " Rename the files to train on to train*.parquet."
             )
         if held_out and "train" not in pattern:
-            warn(f"pairs {folder}: {', '.join(held_out[:3])} ignored: held out by name.")
+            warn(f"pairs {folder}: {', '.join(held_out[:3])} ignored, because their names mark them as held out.")
             files = [path for path in files if path.name not in held_out]
         if files:
             return files
-    raise UsageError(f"pairs {folder}: no Parquet files in it (looked for train/*.parquet and *.parquet).")
+    raise UsageError(f"pairs {folder}: no Parquet files in this folder (looked for train/*.parquet and *.parquet).")
 
 
 def _from_hub(name: str) -> pa.Table:

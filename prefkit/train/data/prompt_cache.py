@@ -1,8 +1,9 @@
-"""`text_cache`: where a training keeps its prompt conditions, each of which can take megabytes.
+"""`text_cache`: where training keeps its prompt conditions, each of which can take megabytes.
 
-full  all of them on disk before the first step; no text encoder is in memory while training
-off   those of the current step in memory; the text encoders stay on the device next to the denoiser
-In both modes the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them.
+full  on disk: all are encoded before the first step, and no text encoder is in memory while training
+off   in memory: each step encodes its own, and the text encoders stay on the device next to the denoiser
+
+In both modes, the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them.
 Each condition is encoded on its own, so training is bit-identical in both modes.
 """
 
@@ -24,7 +25,7 @@ CACHES = ("full", "off")
 class PromptEmbeddingCache:
     """Keeps conditions of the current step in memory and reads others from `disk`; has the interface of a Cache.
 
-    load: function that loads a family with its text encoders on the device.
+    load: function that returns a family with its text encoders on the device.
     """
 
     def __init__(self, disk: Cache, load: Callable[[], Any]) -> None:
@@ -51,12 +52,12 @@ class PromptEmbeddingCache:
 
 
 def encoded_ahead(config: Train, data: PairData, visited: PairData) -> PairData:
-    """Return the pairs whose conditions are encoded before the first step. visited: those that training reads."""
+    """Return the pairs whose conditions are encoded before the first step. visited: the pairs that training uses."""
     return visited if config.text_cache == "full" else data.of(validation.split(data.pairs, config.validation)[1])
 
 
 def with_text_cache(plan: Any, data: PairData, device: Any) -> PairData:
-    """Return the same pairs; with text_cache: off, their conditions will be encoded at every step."""
+    """Return the same pairs; with `text_cache: off`, each step will encode the conditions that it needs."""
     if plan.config.text_cache == "full":
         return data
 
@@ -70,7 +71,7 @@ def with_text_cache(plan: Any, data: PairData, device: Any) -> PairData:
 
 
 def prefetch(loop: Any, steps: Sequence[int]) -> Iterator[Any]:
-    """Yield loop.micro_batches of each step, prepared in a thread in advance unless text_cache is off."""
+    """Yield loop.micro_batches(step) for each step, prepared ahead in a thread unless text_cache is `off`."""
     conditions = loop.data.conditions
     if not isinstance(conditions, PromptEmbeddingCache):
         yield from ahead(loop.micro_batches, steps)

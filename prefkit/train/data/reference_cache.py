@@ -1,8 +1,8 @@
-"""Errors of the frozen reference on disk, keyed by the network's inputs, so that later trainings of a sweep reuse them.
+"""Errors of the frozen reference on disk, keyed by the network's inputs, so that a sweep computes them only once.
 
 For one train.seed, visit n of a pair has the same draw (t, noise) under any beta, learning rate or objective. The first
-training computes the reference's errors along with its policy's and stores them; later trainings of the same run and
-seed look them up and save one forward pass per step. The draws stay the same, so nothing about a training changes.
+entry of `train` that runs computes the reference's errors along with its policy's and stores them; later entries with
+this seed look them up and save one forward pass per step. Draws and results are the same as without the cache.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PART_ROWS = 100_000
 
 
 class ReferenceErrorCache:
-    """Cache of parts with keys [N] int64 and, by head, errors [N] float32: 12 bytes per sample with one head.
+    """Cache of the reference's errors: keys [N] int64 and, per head, errors [N] float32.
 
-    A key is the first 64 bits of a hash over the latents, time, noise, loss weights and condition key of a sample. The
-    folder's name depends on the model, adapters, call, precision and seed.
+    With one head, a sample takes 12 bytes. A key is the first 64 bits of a hash over the latents, time, noise, loss
+    weights and condition key of a sample. The folder's name depends on the model, adapters, call, precision and seed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class ReferenceErrorCache:
             batch.reference = {head: torch.from_numpy(values[index]) for head, values in self.errors.items()}
 
     def add(self, batch: Batch, errors: Mapping[str, Tensor]) -> None:
-        """Add the reference's errors by head, [B]. `flush` writes them, so that a step does not wait for the GPU."""
+        """Add the reference's errors {head: [B]} without waiting for the GPU; `flush` copies and writes them."""
         assert batch.keys is not None
         self.unsaved.append((batch.keys, dict(errors)))
         if len(batch.keys) * len(self.unsaved) >= PART_ROWS:

@@ -29,11 +29,11 @@ class DiffusersFamily:
     """A diffusers pipeline. Latents have the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
 
     time_sampling  None (uniform for epsilon and v, logit-normal for flow) | "uniform" | "logit_normal"
-    call           call arguments of the generation; an embedded guidance keeps its value in training, height and
-                   width are used for the capture
+    call           call arguments used in generation; training keeps the value of an embedded guidance, and the capture
+                   uses height and width
     encode_batch   number of images encoded at once; it is halved when the device runs out of memory
-    inputs         call inputs that are taken from each request (model.inputs); the attribute `example` must then be a
-                   request for the capture
+    inputs         call inputs that are taken from each request (model.inputs); the capture then takes them from the
+                   request in the attribute `example`
     """
 
     def __init__(

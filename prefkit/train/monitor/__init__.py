@@ -1,1 +1,1 @@
-"""Monitoring of a training: metrics, held-out pairs, preflight, sample evaluation and early stopping."""
+"""Monitoring of a training run: metrics, held-out pairs, preflight, sample evaluation and early stopping."""

@@ -1,4 +1,4 @@
-"""Early stopping on the held-out pairs, and the files with the best weights so far."""
+"""Early stopping by the accuracy on held-out pairs, and the files with the best weights so far."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ BEST, BEST_SAMPLES = "best", "best-look"  # file name prefixes: best by held-out
 
 
 class EarlyStopping:
-    """Stops after `patience` measurements in a row without a new best accuracy; the best weights are the result.
+    """Stops after `patience` measurements in a row without a new best accuracy; the best weights become the result.
 
     The accuracy is the mean over the held-out pairs and their time bins, with ties counting half, so it is 0.5 at the
-    start. folder: the training's folder, where best-STEP.safetensors is written.
+    start. folder: train/NAME, where best-STEP.safetensors is written.
     """
 
     def __init__(self, patience: int, folder: Path) -> None:
@@ -52,17 +52,21 @@ class EarlyStopping:
 
 
 def weights_path(folder: Path, name: str, step: int) -> Path:
-    """Return the file for a step's weights. Each step has its own, as a crash may come before the best's checkpoint."""
+    """Return the path for the weights of a step that was the best so far.
+
+    Each step has its own file: new best weights are written before the next checkpoint, and after a crash in between,
+    training resumes from the previous checkpoint, which needs the previous best weights.
+    """
     return folder / f"{name}-{step:08d}.safetensors"
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Load the weights in a file of `weights_path`. Raises DamagedError with the path."""
+    """Load best weights from their file. Raises DamagedError with the path."""
     return load_tensors(path, "Run `prefkit train` again: it continues from the previous checkpoint.")[0]
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the weights of former bests, to which no checkpoint in `folder` refers."""
+    """Remove the files of former best weights, to which no checkpoint in `folder` refers any longer."""
     best: set[Path] = set()
     for path in folder.glob("checkpoints/step-*/state.json"):
         with suppress(DamagedError):  # a checkpoint that cannot be used needs no weights
@@ -72,7 +76,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def check_weights(folder: Path, state: Mapping[str, Any]) -> None:
-    """Raise DamagedError if the best weights of a checkpoint's state cannot be read, and rename their file."""
+    """Rename a file of best weights that a checkpoint's state refers to if it is damaged, and raise DamagedError."""
     for path in _best(folder, state):
         try:
             load_weights(path)

@@ -17,7 +17,7 @@ BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Writes metrics.jsonl. Opening it at `step` drops the lines of later steps, to be repeated; step 0 clears it."""
+    """Writes metrics.jsonl. Opening it at `step` drops the lines of later steps; opening it at step 0 clears it."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
@@ -57,12 +57,12 @@ def _board(folder: Path, step: int, report_to: str) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError("train.report_to: tensorboard is not installed: pip install tensorboard") from error
+        raise UsageError("train.report_to: tensorboard is not installed. Run `pip install tensorboard`.") from error
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 class WinnerRegressionWarning:
-    """Warns while the winners' smoothed advantage is negative: the policy is then worse at them than its start."""
+    """Warns while the winners' smoothed advantage is negative, so the policy fits them worse than at the start."""
 
     def __init__(self) -> None:
         self.smooth, self.below = 0.0, 0
@@ -73,8 +73,8 @@ class WinnerRegressionWarning:
         if self.below and self.below % PATIENCE == 0:
             warn(
                 f"step {step}: for {self.below} steps the model has been worse at the winners than before training "
-                f"(smoothed advantage {self.smooth:.2e}): the margin grows only because the losers become even worse. Try "
-                "a larger beta, a smaller learning rate, or fewer steps."
+                f"(smoothed advantage {self.smooth:.2e}); the margin grows only because the losers become even "
+                "worse. Try a larger beta, a smaller learning_rate, or fewer steps."
             )
 
     def state(self) -> dict[str, float]:

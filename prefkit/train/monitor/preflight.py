@@ -1,16 +1,17 @@
 """Preflight: compares the initial model's error on the pairs' images with its error on its own samples.
 
-Offline objectives compare the policy with the initial model (the start) at noised images of the pairs. If the start did
-not make these images and cannot denoise them, winners and losers are both far from its samples, and a margin says
-little about samples.
+Offline objectives compare the policy with the initial model (the start) on noised images of the pairs. If the start did
+not make these images and cannot denoise them, winners and losers are both far from its samples, and the margin between
+them says little about its samples.
 
 The start's errors are measured on at most 16 of the pairs' images that it did not make, and on at most 16 of its
 candidates in the run (of the same requests where possible), at one fixed draw per image and time bin; the i-th images
 of both sets share their noise. The ratio is the geometric mean over the bins of mean error / mean error on own samples;
-its 95 % interval comes from a bootstrap over the images of either set. The images are far if the ratio is above 1.25
-and the whole interval above 1. The 1.25 is a rule of thumb, not a measured limit; sets of fewer than 4 images are not
-compared. A ratio below 1 does not cause a warning: the embedded `tiny` model's error on renders like those that it was trained
-on is below its error on its own samples. The guidance of the candidates is not corrected for, and masks are ignored.
+its 95 % interval comes from a bootstrap over the images of either set. The pairs' images count as far if the ratio is
+above 1.25 and the whole interval above 1. The 1.25 is a rule of thumb, not a measured limit; sets of fewer than 4
+images are not compared. A ratio below 1 does not cause a warning: the embedded `tiny` model has a lower error on
+renders like its training images than on its own samples. The guidance of the candidates is not corrected for, and masks
+are ignored.
 """
 
 from __future__ import annotations
@@ -34,16 +35,14 @@ MINIMUM = 4  # an interval from fewer images is too narrow
 FAR = 1.25
 RESAMPLES = 1000
 COLUMNS = ("id", "request_id", "index", "seed", "error")
-OWN = "skipped: all images of the pairs are candidates of the start"
-NONE = "not measured: no candidates of the start"
-TOO_FEW = (
-    f"not measured: fewer than {MINIMUM} images of the pairs that the start did not make, or fewer candidates of it"
-)
+OWN = "skipped: the initial model made all images of the pairs"
+NONE = "not measured: the run has no candidates made by the initial model"
+TOO_FEW = f"not measured: this needs {MINIMUM} images that the initial model made, and as many others in the pairs"
 MEASURED = "measured"
 
 
 def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairData]:
-    """Return (state, the pairs' images, own samples), both sets as groups of one image; empty unless measured.
+    """Return (state, the pairs' images, own samples). Both sets are groups of one image, and empty unless measured.
 
     The groups use the caches of `data`. Own samples are fitted to the size of the pairs' images, whose latents must be
     cached.
@@ -61,7 +60,7 @@ def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairDat
 
 
 def foreign(plan: Any, data: PairData) -> list[Group]:
-    """Return the pairs' images to measure, visited by a step or not; empty if the run has no images of the start."""
+    """Return the pairs' images to measure, even if no step visits them; empty if the run has no images of the start."""
     own = _own_candidates(plan)
     groups = [group for group in singles(data.pairs) if group.images[0].candidate not in own] if own else []
     requests = set(own.values())
@@ -104,7 +103,7 @@ def _group(candidate: Candidate, size: tuple[int, int]) -> Group:
 
 
 def compare(foreign: np.ndarray, own: np.ndarray) -> dict[str, Any]:
-    """Compare errors [images, bins] of both sets: means and ratios by bin, overall ratio, its interval, and `far`."""
+    """Compare errors [images, bins]; return means and ratios by bin, the overall ratio, its interval, and `far`."""
     rng = np.random.default_rng(0)
     draws = [_log_ratio(rng.choice(foreign, len(foreign)), rng.choice(own, len(own))).mean() for _ in range(RESAMPLES)]
     logs = _log_ratio(foreign, own)
@@ -153,13 +152,13 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
     low, high = report["interval"]
     text = (
         f"{label}: error on the pairs' images is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on the "
-        "start's own samples"
+        "initial model's own samples"
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(
-            f"{text}, so they are far from what the start generates, and margins on them say little about its samples. "
-            "Train with objective sft on the winners first and continue from that model, use objective mapo, which has no "
-            "reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
+            f"{text}, so they are far from what this model generates, and their margins say little about its samples. "
+            "Train with objective sft on the winners first and continue from that model, use objective mapo, which has "
+            "no reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
         )
     else:
         output.note(f"{text}.")

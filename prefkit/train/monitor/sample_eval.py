@@ -1,4 +1,4 @@
-"""Over-optimisation alarm of offline training, based on samples for requests that are not trained on.
+"""Over-optimisation alarm for offline training, based on samples for requests that are not trained on.
 
 At the start and every `watch_every` steps the policy samples at fixed seeds, with the settings of the recipe's
 generator. The scorers of `train.watch` score the images, and their diversity within a request is measured as in eval.
@@ -7,7 +7,7 @@ three quarters of its value at the start, while the implicit accuracy on the tra
 above 0.5. Objectives without a reference have no implicit accuracy, so for them a fall alone raises the alarm.
 
 Training keeps only the denoiser in memory. For an evaluation, rank 0 loads the VAE, the text encoders and the scorers,
-and releases them afterwards. An evaluation uses no random state of the training and changes no weight.
+and releases them afterwards. An evaluation does not touch the random state of training and changes no weight.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ from prefkit.train.monitor.sample_monitor import EVALUATIONS, SEEDS, SampleMonit
 from prefkit.train.policy import without_dropout
 from prefkit.types import Candidate, Request, caption_key, digest
 
-FIT = "It loads the VAE, the text encoders and the scorers next to the denoiser: free the device, or remove `watch`."
+FIT = (
+    "It loads the VAE, the text encoders and the scorers next to the denoiser: free the device, or remove "
+    "train.NAME.watch."
+)
 DROP = 0.5  # std, if stop_drop is 0
 DIVERSITY = 0.75  # fraction of the start's diversity below which it counts as fallen
 
@@ -48,7 +51,7 @@ DIVERSITY = 0.75  # fraction of the start's diversity below which it counts as f
 class SampleEvaluation:
     """Evaluates samples during an offline training. plan: loads the models; folder: train/<name>.
 
-    stopped: the reason to end the training, "" as long as there is none.
+    stopped: the reason to end training, "" as long as there is none.
     """
 
     def __init__(self, plan: Any, config: Train, requests: Sequence[Request], folder: Path) -> None:
@@ -72,7 +75,7 @@ class SampleEvaluation:
         return step == self.config.steps or step % self.config.watch_every == 0
 
     def observe(self, metrics: Mapping[str, float], objective: Any) -> None:
-        """Add a step's implicit accuracy. metrics: identical in all processes."""
+        """Include a step's implicit accuracy in the next evaluation. metrics: identical in all processes."""
         if objective.reference != "none" and "implicit_accuracy" in metrics:
             self.accuracy, self.steps = self.accuracy + metrics["implicit_accuracy"], self.steps + 1
 
@@ -92,7 +95,8 @@ class SampleEvaluation:
             if loop.step == 0:
                 output.note(
                     f"train {self.folder.name}: evaluating {len(self.requests)} requests, {SEEDS} images each, took "
-                    f"{output.duration(time.monotonic() - begun)}; repeated every {self.config.watch_every} steps."
+                    f"{output.duration(time.monotonic() - begun)}; this is repeated every {self.config.watch_every} "
+                    "steps."
                 )
         # best_step: all processes may have to load its weights
         self.stopped, self.best_step = loop.processes.group.broadcast([self.stopped, self.best_step])
@@ -153,7 +157,10 @@ class SampleEvaluation:
             return False
         where = f"train {self.folder.name}, step {loop.step}"
         if math.isnan(report["gain"]):
-            output.warn(f"{where}: all watched scores failed, so over-optimisation cannot be detected.")
+            output.warn(
+                f"{where}: all watched scores failed, so over-optimisation cannot be detected. Find out "
+                "why with `prefkit score`."
+            )
         fallen = []
         if report["gain"] <= -(self.config.stop_drop or DROP):
             fallen.append(f"held-out scores fell by {-report['gain']:.2f} std ({', '.join(self.config.watch)})")
@@ -165,7 +172,7 @@ class SampleEvaluation:
             reason = " and ".join(fallen)
             rising = "" if accuracy is None else f" while the implicit accuracy on the training pairs is {accuracy:.2f}"
             output.warn(
-                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit the pairs alone: look at the "
+                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit only the pairs: look at the "
                 f"images in {self.folder / 'watch'}, and try fewer steps, a larger beta or a smaller learning_rate."
             )
             if self.config.stop_drop and self.below >= EVALUATIONS:
@@ -187,14 +194,14 @@ class SampleEvaluation:
 def sample_evaluation(
     plan: Any, config: Train, data: PairData, training: Sequence[PairRow], held: Sequence[PairRow], folder: Path
 ) -> SampleEvaluation | None:
-    """Return the evaluation of the watched scores train.watch, or None if there are none. Raises UsageError."""
+    """Return the evaluation of samples by the scorers in train.watch, or None if there are none. Raises UsageError."""
     if not config.watch:
         return None
     where = f"train.{folder.name}.watch"
     requests = not_trained_on(plan.store.requests(), data, training, held)[: config.watch_requests]
     if not requests:
         raise UsageError(
-            f"{where}: every request is trained on. Hold out pairs (validation above 0), or add requests "
+            f"{where}: every request is trained on. Hold out pairs (train.NAME.validation above 0), or add requests "
             "without pairs to the run."
         )
     chose = set((trained_on(folder) or {}).get("scorers") or ()) & set(config.watch)

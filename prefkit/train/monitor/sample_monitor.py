@@ -1,4 +1,4 @@
-"""Evaluation of samples for requests that are not trained on, at fixed seeds, by the watched scorers."""
+"""Evaluation of samples by the watched scorers, at fixed seeds, for requests that are not trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prefkit.types import Candidate, Request
 
 SEEDS = 2
 COLUMNS = 8  # of the picture
-EVALUATIONS = 2  # alarms in a row that stop a training
+EVALUATIONS = 2  # alarms in a row that stop training
 OUT_OF_MEMORY = "Free the device, or sample smaller images (generate.NAME.height and width)."
 
 
@@ -39,7 +39,7 @@ class SampleSpec:
 
 
 def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
-    """Return a sample as a candidate, failed if the sample is not finite. latents: store its latents as the payload."""
+    """Return a sample as a candidate (failed if it is not finite). latents: store its latents as the payload."""
     request, index, seed = spec.request, spec.index, spec.seed
     id = candidate_id(dict(settings), request, index, seed)
     candidate = Candidate(id, request.request_id, index, seed, prompt=request.prompt, extra=request.extra)
@@ -128,7 +128,7 @@ class SampleMonitor:
         return float(np.mean(gains)) if gains else 0.0
 
     def improved(self, report: Mapping[str, Any]) -> bool:
-        """True if this evaluation is the best so far: by the watched scorers or, without any, by the reward."""
+        """True if this evaluation is the best so far, by the watched scorers or, if there are none, by the reward."""
         value = report["gain" if self.watched else "reward_gain"]
         better = value > self.best
         self.best = max(self.best, value)
@@ -143,7 +143,7 @@ class SampleMonitor:
 
 
 class StopRule:
-    """Stops when the watched scores fall while the reward rises: the policy then learns to please the reward alone.
+    """Stops when the watched scores fall while the reward rises: the policy is then improving only the reward.
 
     drop: smallest fall that counts, in stds of the watched scores at the first evaluation; training stops after
     EVALUATIONS such falls in a row.

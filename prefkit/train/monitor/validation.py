@@ -1,4 +1,4 @@
-"""Held-out pairs, measured at fixed draws over the whole range of times, since a step's loss shows no progress."""
+"""Measures held-out pairs at fixed draws over the whole range of times, since the loss of a step shows no progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_FRACTION = 0.2
 
 
 def split(pairs: Sequence[PairRow], count: int) -> tuple[list[PairRow], list[PairRow]]:
-    """Split into (training, held out): whole prompts are held out, in the order of a hash, up to about `count` pairs.
+    """Split into (training, held out): whole prompts are held out, in the order of a hash, up to `count` pairs.
 
     At most a fifth of the pairs is held out; no prompt is in both parts.
     """
@@ -37,7 +37,7 @@ def split(pairs: Sequence[PairRow], count: int) -> tuple[list[PairRow], list[Pai
 
 
 def time_bins(schedule: Any) -> tuple[list[Tensor], list[str]]:
-    """Return (midpoints in the schedule's units, [1] each; names for the log) of BINS equal parts of the time axis."""
+    """Divide the time axis into BINS equal parts; return their midpoints ([1] each, in schedule units) and names."""
     edges = [i / BINS for i in range(BINS + 1)]
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
     if schedule.alphas_cumprod is None:
@@ -51,7 +51,7 @@ def time_bins(schedule: Any) -> tuple[list[Tensor], list[str]]:
 def errors_by_bin(
     family: Any, data: PairData, groups: Sequence[Any], measure: Callable[[Batch], Tensor], batch_size: int
 ) -> Tensor:
-    """Return errors at one fixed draw per group and time bin: [groups, BINS, images per group] float64.
+    """Return errors [groups, BINS, images per group] float64, at one fixed draw per group and time bin.
 
     measure: function from a batch of G groups to errors [images * G], summed over heads.
     """
@@ -92,7 +92,7 @@ class Validation:
         return errors
 
     def report(self, policy: Tensor) -> dict[str, Any]:
-        """Return means over the pairs, by time bin. policy: the policy's errors on all pairs."""
+        """Return the margin, accuracy and advantages by time bin. policy: the policy's errors on all pairs."""
         assert self.reference is not None
         advantage = self.reference - policy
         gap = advantage[..., 0] - advantage[..., 1]

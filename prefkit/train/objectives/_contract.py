@@ -25,7 +25,7 @@ def loss_of(objective: Any, count: int, *arguments: Any) -> tuple[Tensor, dict[s
     with guarded(f"objective {name}", "failed"):
         result = objective.loss(*arguments)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-        raise PluginError(f"objective {name} returned {described(result)}; it must return (loss [G], metrics by name).")
+        raise PluginError(f"objective {name} returned {described(result)}; it must return (loss [G], dict of metrics).")
     loss, metrics = result
     for key, value in {"loss": loss, **metrics}.items():
         if not isinstance(value, Tensor) or value.shape != (count,) or value.is_complex():

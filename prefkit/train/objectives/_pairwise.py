@@ -5,13 +5,13 @@
 e_w, e_l  the policy's squared error on winner and loser, means over the latent elements, at one time and one noise
 r_w, r_l  the reference's errors, at the policy's time and noise
 a         advantage over the reference: above 0 where the policy is better than it
-beta      how strongly the policy is held to the reference: its meaning does not depend on the function of z
+beta      how strongly the policy is held to the reference, with the same meaning for every function of z
 sft       weight of the winner's own error, so that winners do not get worse while the margin grows
 
 auto_beta: beta is lowered as margins grow, so that sigma(-z), by which DPO's gradient is scaled, stays near AIM for the
 average pair: beta_k = 2 logit(1 - AIM) / m_k, between beta / 100 and beta. m_k is the mean of |h| over the global
 batches before step k, so beta does not depend on the split into micro-batches or processes. SimpleTuner has a similar
-option, on sums and starting from the other end; no paper describes it.
+option on summed errors; no paper describes it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ LOWEST = 0.01
 
 @dataclass(frozen=True)
 class PairOptions:
-    #: strength of the pull to the reference, on errors that are means over the latent elements
+    #: strength of the pull to the reference, for errors that are means over the latent elements
     beta: float = 2000.0
-    #: weight of an SFT term, the winner's own error
+    #: weight of an SFT term, which is the winner's own error
     sft: float = 0.0
     #: lower beta as margins grow, so that the gradient's factor stays near 0.2; beta is then the upper limit
     auto_beta: bool = False
@@ -82,7 +82,7 @@ class Pairwise:
         self.gap = 0.0  # running mean of |h|
 
     def of_z(self, terms: Terms) -> Tensor:
-        """Loss [G] of G pairs; the only method that a subclass has to define."""
+        """Return the loss [G] of G pairs. This is the only method that a subclass has to define."""
         raise NotImplementedError
 
     @property

@@ -5,9 +5,9 @@
 R_ca  the calibrated reward of an image: the probability that it beats another image of the same request
 z     the margin of train/objectives/_pairwise.py
 
-Departures: within a pair the only other image is its partner, so R = p - (1 - p) = 2 p - 1 from the pair's p; with
-`target: score_gap` R is the pair's score_gap, for pairs whose scores are win rates already. The paper's weight by
-noise level is left out: time sampling is an option of the training.
+Departures: in a pair, an image has only one other image to beat, so R = p - (1 - p) = 2 p - 1, with the pair's p. With
+`target: score_gap`, R is the pair's score_gap, for pairs whose scores are already win rates. The paper's weight by
+noise level is left out; use train.NAME.time_sampling instead.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CaPO(Pairwise):
     def of_z(self, terms: Terms) -> Tensor:
         target = 2 * terms.p - 1 if self.options.target == "p" else terms.score_gap
         if target.isnan().any():
-            raise UsageError("capo: a pair has no score_gap. Use target: p, or pairs with the column score_gap.")
+            raise UsageError("capo: a pair has no score_gap. Use `target: p`, or pairs with the column score_gap.")
         return (target - terms.z).square()
 
 

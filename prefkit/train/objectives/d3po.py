@@ -7,9 +7,9 @@ With beta 0.1 and eps 0.1 (the values of FashionDPO, arXiv 2504.12900, and of D3
 the loss is not informative: watch implicit_accuracy, log_ratio and clamped instead. The clamp is the trust region: a
 step beyond it has no gradient, and without the clamp images disintegrate (D3PO's authors).
 
-Mistakes of published code that are not copied: an optimizer step after every timestep of a pair, which changes the
-policy within the pair (here gradients are averaged over timesteps); another guidance in training than in sampling
-(here one recorded guidance serves both); checkpoints written before the epoch that they are named after.
+Mistakes in published code that are not copied: an optimizer step after every timestep of a pair, which changes the
+policy within the pair (here gradients are averaged over timesteps); a guidance in training that differs from sampling
+(here the recorded guidance is used in both); checkpoints written before the epoch that they are named after.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     r = exp(log p_new - log p_old),    loss = max(-A r, -A clip(r, 1 - clip, 1 + clip))
 
 Log-probabilities are means over the elements of a sample, as in the released code, so that a clip of 1e-4 is the
-published one. With one update per round r is 1 and the gradient is the score-function estimate (SF, eq. 5);
+published one. With one update per round, r is 1 and the gradient is the score-function estimate (SF, eq. 5);
 `online.updates` above 1 makes it the importance-sampled estimate (IS). `clip: null` disables the clip.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DDPOOptions:
-    #: the ratio is clipped to 1 - clip .. 1 + clip; null = no clip
+    #: the ratio is clipped to 1 - clip .. 1 + clip; `null` disables the clip
     clip: float | None = 1e-4
 
 

@@ -15,7 +15,7 @@ labels: margin        l((2 p - 1) z)                                            
 Departures from the paper's text: errors are means over the latent elements, as in the released code, not squared norms
 (a beta on means equals beta / elements on sums); the factor 1/2 of the derivation is explicit; omega and T are constant
 and part of beta. For flow models the error is that of the velocity, with a constant beta: arXiv 2501.13918 found
-beta (1 - t)^2 worse.
+beta (1 - t)^2 to be worse.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ LABELS = ("hard", "soft", "margin")
 class DPOOptions(PairOptions):
     #: assumed fraction of wrong labels, from 0 to below 0.5
     label_smoothing: float = 0.0
-    #: the unbiased form of label smoothing instead of the conservative one
+    #: use the unbiased form of label smoothing instead of the conservative one
     robust: bool = False
-    #: hard | soft | margin: use of the pairs' p; hard ignores it
+    #: hard | soft | margin: how the pairs' p is used; hard ignores p
     labels: str = "hard"
 
 
@@ -56,7 +56,7 @@ class DPO(Pairwise):
         if options.labels not in LABELS:
             raise UsageError(f"dpo: labels: {options.labels!r} is unknown; choose {', '.join(LABELS)}.")
         if options.robust and (options.labels == "soft" or not options.label_smoothing):
-            raise UsageError("dpo: robust needs label_smoothing above 0 and labels hard or margin.")
+            raise UsageError("dpo: robust needs label_smoothing above 0 and labels `hard` or `margin`.")
 
     def of_z(self, terms: Terms) -> Tensor:
         from torch.nn.functional import logsigmoid

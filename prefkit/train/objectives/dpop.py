@@ -5,7 +5,7 @@
 z, a_w    the margin and the winner's advantage, of train/objectives/_pairwise.py
 strength  the paper's lambda: the cost of a policy that is worse at a winner than the reference
 
-Departure: the paper's log ratio of likelihoods is the advantage a_w, with the beta / 2 that z has.
+Departure: a_w, with the factor beta / 2 that z has, replaces the paper's log ratio of likelihoods.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class DPOP(Pairwise):
     def __init__(self, options: DPOPOptions) -> None:
         super().__init__(options)
         if options.strength < 0:
-            raise UsageError(f"dpop: strength is {options.strength:g}; below 0 it would reward winners that get worse.")
+            raise UsageError(
+                f"dpop: strength is {options.strength:g}; a value below 0 would reward winners that get worse."
+            )
 
     def of_z(self, terms: Terms) -> Tensor:
         from torch.nn.functional import logsigmoid

@@ -9,8 +9,8 @@ trust  the method that keeps an update near the policy that sampled:
   clip   PPO's clip, as above
   guard  GRPO-Guard (arXiv 2510.22319): r = exp((log r + |dmean|^2 / (2 std^2)) std), whose mean over samples stays 1
          at every step, and the loss is divided by the step's size
-  dppo   Flow-DPPO (arXiv 2606.11025): no clip; a term is dropped where |dmean|^2 / (2 std^2) reaches `limit` and it
-         would move further away (r > 1 with A > 0, r < 1 with A < 0)
+  dppo   Flow-DPPO (arXiv 2606.11025): no clip; a term is dropped where |dmean|^2 / (2 std^2) reaches `limit` and the
+         term would move further away (r > 1 with A > 0, r < 1 with A < 0)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class FlowGRPOOptions:
     #: the ratio is clipped to 1 - clip .. 1 + clip (trust: clip and guard)
     clip: float = 1e-4
-    #: weight of the divergence from the reference; 0 = none, and no reference is run
+    #: weight of the divergence from the reference; with 0, the reference is not run
     kl: float = 0.04
     #: clip | guard | dppo: trust region
     trust: Literal["clip", "guard", "dppo"] = "clip"

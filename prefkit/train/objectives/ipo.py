@@ -2,10 +2,10 @@
 
     loss = (z - 1/2)^2        with z of train/objectives/_pairwise.py instead of h
 
-z  the margin, (beta / 2) times the difference of advantages; its optimum is finite, so no pair is pushed without end
+z  the margin, (beta / 2) times the difference of advantages; its optimum is finite, so no pair is pushed without limit
 
-Departure: the paper has (h - 1 / (2 tau))^2. Divided by its constant, with z = tau h, that is (z - 1/2)^2, and beta
-has the same meaning as for DPO.
+Departure: the paper has (h - 1 / (2 tau))^2. With z = tau h, this is (z - 1/2)^2 up to a constant factor, and
+beta has the same meaning as for DPO.
 """
 
 from __future__ import annotations

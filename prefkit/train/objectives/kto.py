@@ -9,7 +9,7 @@ w_y  weight of desirable and undesirable images
 ADHMR (arXiv 2505.10250) adds base_loss * e of the desirable images, the loss that its base model was trained with.
 
 Departures: the factor 1/2, so that beta has the same meaning as for DPO. Q is the mean over the global batch of the
-previous step (0 at the first) instead of the current one, so a batch may be split in any way.
+previous step (0 at the first) instead of the current one, so any split of a batch gives the same result.
 In a pair dataset, every winner is desirable and every loser undesirable; an image that both won and lost is desirable,
 as in the paper ("preferred at least once").
 """

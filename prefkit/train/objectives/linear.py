@@ -4,7 +4,7 @@
 
 e_w, e_l  the policy's squared error on winner and loser
 z         the margin of train/objectives/_pairwise.py, against the exponential moving average of the policy
-slope     0.4 on z is the paper's 0.2 on beta h, for z = (beta / 2) h
+slope     0.4 on z equals the paper's 0.2 on beta h, since z = (beta / 2) h
 least     w stays between least and 1 - least
 
 The loss has no factor beta: use a learning rate as for SFT.
@@ -47,7 +47,7 @@ class Linear:
 
     def __init__(self, options: LinearOptions) -> None:
         if not 0 <= options.least < 0.5 or not 0 <= options.decay < 1:
-            raise UsageError("linear: least must be at least 0 and below 0.5, and decay at least 0 and below 1.")
+            raise UsageError("linear: `least` must be at least 0 and below 0.5, and `decay` at least 0 and below 1.")
         self.options, self.decay = options, options.decay
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,11 +1,11 @@
-"""Diffusion-LPO (experimental): ranked lists by Plackett and Luce; arXiv 2510.01540. For two images it equals DPO.
+"""Diffusion-LPO (experimental): Plackett-Luce loss for ranked lists; arXiv 2510.01540. For two images it equals DPO.
 
     s_j = (beta / 2) a_j,    loss = sum over j of [ -s_j + log sum over k >= j of exp(s_k) ],    best first
 
 a_j   advantage over the reference, r - e, of the j-th best image; one time and one noise for the whole list
 beta  as in dpo
 
-Lists are made from the pairs of a request, by their score gaps (train/data/groups.py).
+The lists are made from the score gaps of each request's pairs (train/data/groups.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 e_w, e_l  the policy's squared error on winner and loser
 phi       a decreasing function of the error, 1 at 0: the image's likelihood under the model
 weight    the paper's beta (0.1), renamed because it is not the beta of z
-steps     T of the paper, 1000;  s  its scale, 0.5
+steps     the paper's T, 1000;  s  the paper's scale, 0.5
 
 The loss is a plain sum that includes the SFT term on winners. It needs no forward pass of a reference, which saves a
 third of the compute and the memory of a second network.

@@ -8,7 +8,7 @@ over: area       the sum inside the box divided by the box's number of elements,
 The box comes from `online.mask`: the name of a score whose aspects are box_left, box_top, box_right and box_bottom as
 fractions of the image (a detector). For an image without a box, the full image counts.
 
-Mistakes of the published code that are not copied: its loss is the mean of a 2 x 2 table, and only one entry of the
+Mistakes in the published code that are not copied: its loss is the mean of a 2 x 2 table, and only one entry of the
 table depends on the policy (a quarter of the gradient, and a logged loss that cannot fall below 0.551); its SDE has -x
 in the drift instead of the +x of the marginal-preserving form (see online/noise.py, whose `sde` is used here); its
 optimizer steps at every timestep unless a run is resumed.

@@ -3,7 +3,7 @@
     loss = -log sigmoid(z) with the gradient through e_l scaled, per pair, by
     share = clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1) where <g_w, g_l> > 0, else 1
 
-g_w, g_l  gradients of the two errors with respect to the network's output, prediction - target up to a common factor
+g_w, g_l  gradients of the two errors with respect to the network's output: up to a common factor, prediction - target
 mu        safety margin in 0..1: to first order, a step lowers the winner's error by mu times what
           a step on winners alone would
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class SDPOOptions:
     #: strength of the pull to the reference, as in dpo
     beta: float = 2000.0
-    #: 0 to 1: 0.9 was used for Stable Diffusion 1.5, 0.6 for SDXL; 1 ignores the loser where the two gradients agree
+    #: safety margin, 0 to 1 (0.9 was used for SD 1.5, 0.6 for SDXL); 1 ignores losers where the two gradients agree
     mu: float = 0.6
 
 

@@ -4,7 +4,8 @@
 
 e_w  the policy's squared error on the winner, a mean over the latent elements
 
-Losers and the reference are unused. As a control, this shows how much of a gain good images alone explain.
+The losers and the reference are unused. As a control, this shows how much of an improvement comes from training on good
+images alone, without preferences.
 """
 
 from __future__ import annotations

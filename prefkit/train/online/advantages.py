@@ -1,7 +1,7 @@
 """Advantages computed from rewards, in float64. A missing reward (NaN) has no advantage (NaN).
 
 running   DDPO, arXiv 2305.13301, section 4.3: per request the mean and std of its last `buffer` rewards, including the
-          new ones; a request with fewer than `minimum` uses those of the whole round. 1e-6 is added to the std.
+          new ones; a request with fewer than `minimum` uses the whole round's. 1e-6 is added to the std.
 global    mean and std of the whole round, + 1e-8
 group     mean and std of the request's samples of this round, + 1e-4 (GRPO, arXiv 2402.03300)
 grouped   the request's mean, the whole round's std, + 1e-4 (Flow-GRPO's released code, arXiv 2505.05470)
@@ -22,7 +22,7 @@ RELATIVE = ("group", "grouped")
 
 
 class AdvantageStatistics:
-    """Turns rewards into advantages, with the history that `running` needs. buffer, minimum: rewards per request."""
+    """Turns rewards into advantages, with the history that `running` needs. buffer, minimum: numbers of rewards."""
 
     def __init__(self, kind: str, buffer: int = 16, minimum: int = 16) -> None:
         self.kind, self.buffer, self.minimum = kind, buffer, minimum

@@ -1,4 +1,4 @@
-"""Checks of an online training: its settings before anything is loaded, drift and missing rewards while it runs."""
+"""Checks for online training: settings before anything is loaded, drift and missing rewards during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefkit.train.online.advantages import KINDS
 
 
 def check_settings(name: str, online: Online) -> None:
-    """Raise UsageError, before anything is loaded, for settings that are invalid by themselves."""
+    """Raise UsageError, before anything is loaded, for settings of train.NAME.online that are invalid."""
     where = f"train.{name}.online"
     bounds.check(online, where)
     for key, known in (("statistics", KINDS), ("normalise", ("batch", *NORMALISATIONS))):
@@ -27,8 +27,8 @@ def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
         raise TrainingError(
             f"round {number}: before the first update the log-probabilities of training differ from those of sampling "
             f"by {drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. The "
-            f"usual causes: precision ({config.precision}; try no, or fp16 instead of bf16), another batch shape (set "
-            "online.sample_batch to train.batch_size), or a guidance or dropout that differs between the passes."
+            f"usual causes: precision (`{config.precision}`; try `no`, or `fp16` instead of `bf16`), another batch "
+            "shape (set online.sample_batch to batch_size), or guidance or dropout that differs between the passes."
         )
 
 
@@ -38,7 +38,7 @@ def count_missing(values: np.ndarray, limit: float, errors: Sequence[str], numbe
     if missing > limit * len(values) or missing == len(values):
         raise TrainingError(
             f"round {number}: {missing} of {len(values)} rewards are missing, more than online.max_failed {limit:g} "
-            f"allows. The first: {errors[0] if errors else 'no reason given'}. Fix the cause and run the same command: "
-            "it resumes at the start of the round."
+            f"allows. The first error: {errors[0] if errors else 'no reason given'}. Fix the cause and run the same "
+            "command: it resumes at the start of the round."
         )
     return missing

@@ -124,13 +124,13 @@ class OnlineTrainer(TrainingLoop):
         if metrics is None:
             raise TrainingError(
                 f"train {name}: the gradient of update {number} is not finite, so training has stopped; it resumes at "
-                "the start of the round. Try a smaller learning_rate, or precision bf16 or no instead of fp16."
+                "the start of the round. Try a smaller learning_rate, or precision `bf16` or `no` instead of `fp16`."
             )
         if number == 1 and metrics["grad_norm"] == 0.0:
             raise TrainingError(
                 f"train {name}: the first update has no gradient, so nothing would be learned. Either every advantage "
                 "is 0 (a reward that is the same for all samples), or lora.targets are layers that the denoiser does "
-                "not run."
+                "not run: change the one that applies."
             )
         if self.average is not None:
             self.average.update()
@@ -172,7 +172,7 @@ class OnlineTrainer(TrainingLoop):
         return images
 
     def _collect(self, round_: Round, waiting: Waiting) -> Scores:
-        """Wait for the scores of this process's samples, and derive their masks if an objective uses them."""
+        """Wait for the scores of this process's samples, and make the samples' masks if online.mask is set."""
         scores: Scores = {name: [] for name in self.scorer_set.scorers}
         limit = self.online.reward_timeout
         for groups, future in waiting:
@@ -191,7 +191,7 @@ class OnlineTrainer(TrainingLoop):
         return scores
 
     def _reward(self, round_: Round, scores: Scores) -> dict[str, float]:
-        """Compute rewards and advantages of the full round, the same in every process; returns metrics about them."""
+        """Compute rewards and advantages of the full round, identically in every process; return metrics about them."""
         online, total = self.online, len(round_.samples)
         columns = {name: self._of_all(values_of(scores, name), round_.local, total) for name in self.scorer_set.scorers}
         round_.scores = columns
@@ -208,7 +208,7 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {"queries": float((round_.number + 1) * total)}
 
     def _of_all(self, values: np.ndarray, local: list[int], total: int) -> np.ndarray:
-        """Combine the values of this process's samples with those of all others: [total]; NaN = missing."""
+        """Return the values [total] of all samples, NaN where missing. values: those of samples `local`, made here."""
         sums, known = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
         sums[local], known[local] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
         sums, known = self.processes.sum(sums), self.processes.sum(known)

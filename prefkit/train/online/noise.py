@@ -1,17 +1,17 @@
 """One denoising step as a Gaussian: its mean, its standard deviation, and the log-probability of the sampled step.
 
-ddim   epsilon and v. With alpha-bar a at this time and a' at the next: sigma^2 = (1 - a') / (1 - a) (1 - a / a'),
+ddim   for epsilon and v. With alpha-bar a at this time and a' at the next: sigma^2 = (1 - a') / (1 - a) (1 - a / a'),
        std = eta sigma, mean = sqrt(a') x0 + sqrt(1 - a' - std^2) eps. eta = 1 is DDPM's ancestral noise, 0 is DDIM
        (arXiv 2010.02502, eq. 12 and 16). After the last step the next time is the scheduler's final one, as in
        diffusers.
-sde    flow. The SDE with the marginals of the ODE dx = v dt: dx = [v + s^2 / (2 t) (x + (1 - t) v)] dt + s dw with
+sde    for flow. The SDE with the marginals of the ODE dx = v dt: dx = [v + s^2 / (2 t) (x + (1 - t) v)] dt + s dw with
        s = level sqrt(t / (1 - t)) (Flow-GRPO, arXiv 2505.05470); at t = 1 the next sigma replaces t in 1 - t.
-dance  flow. std = level sqrt(dt), mean = x + v dt - level^2 / 2 score dt (DanceGRPO, arXiv 2505.07818).
-cps    flow. std = t' sin(level pi / 2), mean = (1 - t') x0 + sqrt(t'^2 - std^2) eps, which adds no excess noise (as in
-       Flow-GRPO's later code); the log-probability is -|x' - mean|^2, without a normaliser.
+dance  for flow. std = level sqrt(dt), mean = x + v dt - level^2 / 2 score dt (DanceGRPO, arXiv 2505.07818).
+cps    for flow. std = t' sin(level pi / 2), mean = (1 - t') x0 + sqrt(t'^2 - std^2) eps, which adds no excess noise
+       (as in Flow-GRPO's later code); the log-probability is -|x' - mean|^2, without a normaliser.
 
 All computations are float32 on [B, ...]. Log-probabilities are means over the elements of a sample, as in DDPO's
-released code, so that a clip of 1e-4 means the same.
+released code, so that a clip of 1e-4 has the same meaning as there.
 """
 
 from __future__ import annotations
@@ -126,24 +126,24 @@ class Noise:
 
     @classmethod
     def of(cls, kind: str | None, level: float | None, scheduler: Any, prediction: str) -> Noise:
-        """Return the noise model for a scheduler. kind: None = ddim, or sde for flow. Raises UsageError."""
+        """Return the noise model for a scheduler. kind: None selects ddim or, for flow, sde. Raises UsageError."""
         kinds = list(FLOW) if prediction == "flow" else ["ddim"]
         kind = kind or kinds[0]
         if kind not in kinds:
             raise UsageError(
                 f"online.noise: {kind!r} does not fit a model that predicts {prediction}; choose {', '.join(kinds)}, "
-                "or leave it out."
+                "or remove the key."
             )
         if getattr(scheduler.config, "thresholding", False):
             raise UsageError(
-                "the model's scheduler uses dynamic thresholding, and its steps have no simple density. Set "
+                "the model's scheduler uses dynamic thresholding, so the density of its steps is unknown. Set "
                 "thresholding to false in the model's scheduler_config.json."
             )
         clip = scheduler.config.clip_sample_range if getattr(scheduler.config, "clip_sample", False) else None
         return cls(kind, LEVELS[kind] if level is None else level, prediction, clip)
 
     def step(self, x: Tensor, prediction: Tensor, times: Times, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean [B, ...], std [B] and dt [B]. active: [B] bool; the other steps are deterministic, with std 0.
+        """Return mean [B, ...], std [B] and dt [B]. active: [B] bool; where False, the step is deterministic (std 0).
 
         x, prediction: [B, ...] float32, in the scheduler's layout; the prediction is after guidance.
         """

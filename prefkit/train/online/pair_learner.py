@@ -28,7 +28,7 @@ REWARD = "reward"
 
 
 def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
-    """Return the `pair` entry of online training, with the rewards' weights if it has none. Raises UsageError."""
+    """Return the `pair` entry of online training, with the rewards' weights if that has none. Raises UsageError."""
     if online.pair is not None and online.pair not in recipe.pair:
         raise UsageError(
             f"{where}.pair: {online.pair!r} is not in the recipe; `pair:` has {', '.join(recipe.pair) or 'none'}."
@@ -71,12 +71,13 @@ class PairChooser:
         if not 2 <= needs <= online.samples:
             raise UsageError(
                 f"{where}.pair: {pair.use} needs {needs} samples per request, but online.samples is {online.samples}. "
-                "Change one of the two."
+                "Change online.samples or the strategy."
             )
         unknown = [name for name in pair.ties if name not in pair.weights]
         if unknown:
             raise UsageError(
-                f"pair.{name}.ties contains {', '.join(unknown)}, but the pairs are made by {', '.join(pair.weights)}."
+                f"pair.{name}.ties contains {', '.join(unknown)}, but the pairs are made by {', '.join(pair.weights)}. "
+                "Remove it."
             )
         # a trial on random scores of two requests, with a strategy of its own, finds errors before anything is sampled
         trial = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
@@ -86,7 +87,7 @@ class PairChooser:
         return cls(strategy, None if online.pair is None else pair, signs, online.samples)
 
     def choose(self, round_: Round) -> list[tuple[int, int, float]]:
-        """Return (winner, loser, gap) by sample index, each within one group; identical in every process."""
+        """Return pairs within groups as (winner's index, loser's index, score gap); identical in every process."""
         columns, signs, pair = round_.scores, self.directions, self.settings
         if pair is None:
             columns, signs = {REWARD: round_.rewards}, {REWARD: 1.0}
@@ -104,7 +105,7 @@ class PairChooser:
 
 
 class PairLearner:
-    """Learns from pairs of each round by any offline objective, whose losses `trainer` computes."""
+    """Learns from each round's pairs with any offline objective; `trainer` computes the losses."""
 
     records = False
 
@@ -115,8 +116,8 @@ class PairLearner:
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make `updates` x `epochs` optimizer steps on global batches of the round's pairs; return the mean metrics.
 
-        update: makes the optimizer step, called with the gradients in place. Raises UsageError if a list objective
-        cannot rank the images of the pairs.
+        update: function that makes the optimizer step; called once the gradients are computed. Raises UsageError
+        if a list objective cannot rank the images of the pairs.
         """
         trainer = self.trainer
         store = Store(round_folder(trainer.folder, round_.number))
@@ -144,7 +145,7 @@ class PairLearner:
         return {key: value / steps for key, value in sums.items()} | {"pairs": len(pairs)}
 
     def _pairs(self, store: Store) -> list[PairRow]:
-        """Return the round's pairs; their ids and order depend on the requests alone, not on pixels or processes."""
+        """Return the round's pairs; ids and order depend on prompts and candidate ids, not on pixels or processes."""
         pairs = []
         for pair in read_pairs(PairSource.find(store, NAME)):
             images = tuple(replace(image, key=str(image.candidate)) for image in pair.images)

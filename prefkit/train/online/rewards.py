@@ -1,4 +1,4 @@
-"""Rewards: scorers that run in parallel with the sampling, and one number per sample from their scores."""
+"""Rewards: runs the scorers in parallel with the sampling, and combines their scores to one number per sample."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class BackgroundWorker:
 
 def timed_out(count: int, names: Sequence[str], running: str, seconds: float) -> Scores:
     """Return failed scores for `count` samples that were not scored in time. running: the scorer that is running."""
-    text = f"no answer within {seconds:g} s (at work: {running})"
+    text = f"no answer within {seconds:g} s (running: {running})"
     warn(f"rewards: {text}; {count} samples are left out.")
     return {name: [Score(None, error=text)] * count for name in names}
 
@@ -81,7 +81,7 @@ def rewards(
     groups: np.ndarray,
     how: str,
 ) -> np.ndarray:
-    """One reward per sample, [N] float64; NaN if any weighted score is missing, which drops the sample from its group.
+    """Return rewards [N] float64; NaN if any weighted score of a sample is missing, which drops it from its group.
 
     how  none     the weighted sum of the raw scores
          batch    each score minus its mean over all samples, divided by its std

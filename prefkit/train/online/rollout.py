@@ -1,8 +1,8 @@
-"""Recording of every denoising step while the pipeline samples, and recomputation of these steps under a network.
+"""Records every denoising step while the pipeline samples, and recomputes these steps under a network.
 
-The pipeline does the encoding, the packing, the guidance inputs and the calls in their order. The denoiser's inputs
-other than sample and time are recorded as the condition. The same float32 code turns the denoiser's output into a
-prediction in sampling and in training; its result is checked against the pipeline's own combination.
+The pipeline itself encodes, packs, prepares the guidance inputs and calls the denoiser. The denoiser's inputs other
+than sample and time are recorded as the condition. The same float32 code turns the denoiser's output into a prediction
+in sampling and in training; the prediction is checked against the one that the pipeline passes to its scheduler.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Chains:
     seeds: list[int]
 
     def learnable(self, sample: int) -> Tensor:
-        """Indices of the steps that have a density."""
+        """Return the indices of the sample's stochastic steps; a deterministic one has no density to learn from."""
         return (self.std[sample] > SMALLEST_STD).nonzero().flatten()
 
     def times(self, steps: Tensor, device: torch.device) -> Times:
@@ -97,7 +97,7 @@ def stochastic_steps(steps: int, window: int, every: int, seed: int, number: int
 class Rollout:
     """Samples with `pipe` and recomputes the recorded steps. settings: arguments of models.sample.Sampler.
 
-    autocast: dtype in which the denoiser computes, in both passes, or None.
+    autocast: dtype in which the denoiser computes, in sampling and in learning, or None.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Rollout:
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Return steps `steps` [B] of samples `rows`, all of one condition signature: under `net`, and as sampled.
+        """Return step steps[i] of sample rows[i] for B rows of one condition signature: under `net`, and as sampled.
 
         keep_mean: give the sampled steps the means of the sampling policy; otherwise those of `net`.
         """
@@ -255,8 +255,8 @@ class _Tape:
         if not same(model_output, prediction, tolerance):
             raise CaptureError(
                 f"{type(pipe).__name__}: its scheduler does not receive negative + {self.guidance:g} (positive - "
-                "negative) of the denoiser's output. Switch guidance_rescale and similar options off for online "
-                "training."
+                "negative) of the denoiser's output. Remove guidance_rescale and similar options from "
+                "generate.NAME.call."
             )
         return prediction
 
@@ -271,7 +271,7 @@ def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> T
     """Return the condition of sample i of a batch; the inverse of models.capture.conditions.joined."""
     rule = rules.get(path)
     if isinstance(rule, int):
-        return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # a whole round's: too many for a GPU
+        return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # those of a full round may not fit on the GPU
     if rule == "list":
         return [map_tensors(lambda t: t.detach().to("cpu", copy=True), tree[i])]
     if rule == "shared":
@@ -284,7 +284,7 @@ def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> T
 
 
 def step_times(scheduler: Any, prediction: str, timestep: Any, number: int) -> tuple[float, float, Tensor, float]:
-    """Return (now, then, schedule time [], the sigma for t = 1 in 1 - t) of the scheduler's step `number`."""
+    """Return (now, then, schedule time [], the sigma that replaces t = 1 in 1 - t) of step `number`."""
     if prediction == "flow":
         sigmas = scheduler.sigmas
         return float(sigmas[number]), float(sigmas[number + 1]), sigmas[number].detach().cpu().float(), float(sigmas[1])

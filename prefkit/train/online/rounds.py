@@ -1,4 +1,4 @@
-"""Rounds of online training: their samples, and their folders train/NAME/rounds/NNNN. Each folder is itself a run."""
+"""Rounds of online training: their samples, and their folders train/NAME/rounds/NNNN, which are run folders."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Round:
 
     @property
     def groups(self) -> np.ndarray:
-        """Group index of each sample, [N]."""
+        """The group index of each sample, [N]."""
         ids = list(dict.fromkeys(self.request_ids))
         return np.array([ids.index(request_id) for request_id in self.request_ids])
 
@@ -55,12 +55,12 @@ class Round:
 
     @property
     def rows(self) -> dict[int, int]:
-        """Row of each local sample in chains and candidates, by sample index."""
+        """The row of each local sample in chains and candidates, by sample index."""
         return {index: row for row, index in enumerate(self.local)}
 
 
 def split_watched(requests: Sequence[Request], count: int) -> tuple[list[Request], list[Request]]:
-    """Split into (trained on, watched): `count` requests by the hash of their prompt, at most a fifth, are watched."""
+    """Split into (trained on, watched). In the order of a hash, `count` requests but at most a fifth are watched."""
     most = min(count, int(LARGEST_SHARE * len(requests)))
     ordered = sorted(requests, key=lambda r: digest("watch", r.prompt, r.request_id))
     watched = {r.request_id for r in ordered[:most]}

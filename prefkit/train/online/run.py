@@ -45,7 +45,7 @@ Requests = tuple[list[Request], list[Request]]  # (trained on, watched)
 
 
 def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit: int | None = None) -> dict[str, Any]:
-    """Train recipe.train[name] by rewards into store.train(name), resuming at the start of the last round.
+    """Train recipe.train[name] on rewards into store.train(name), resuming at the start of the last round.
 
     limit: maximum number of further rounds. Returns a summary: name, rounds, queries, last, done, final (path or None).
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after the current round is saved.
@@ -84,7 +84,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
 
 
 def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
-    """Make every check that needs no weights, without writing. Raises UsageError, FingerprintError."""
+    """Run every check that needs no weights, without writing. Raises UsageError, FingerprintError."""
     online = recipe.train[name].online or Online()
     scorer_set, _ = check_recipe(recipe, name, objective)
     known = store.requests()
@@ -118,7 +118,7 @@ def _split_requests(requests: Sequence[Request], online: Online) -> Requests:
     trained, watched = split_watched(usable, online.watch_requests if online.watch_every else 0)
     if len(trained) < online.requests:
         raise UsageError(
-            f"a round needs {online.requests} requests, but the split train has {len(trained)}, not counting the "
+            f"a round needs {online.requests} requests, but the split `train` has {len(trained)}, not counting the "
             f"{len(watched)} watched ones. Lower online.requests, or add prompts."
         )
     return trained, watched
@@ -133,7 +133,7 @@ def _generator(recipe: Recipe, online: Online) -> Generate:
 def _loader_and_fingerprint(
     store: Store, recipe: Recipe, name: str, requests: list[Request], scorer_set: ScorerSet
 ) -> tuple[ModelLoader, dict[str, Any]]:
-    """Return the model loader and all that the result depends on (at a constant rate, without the number of rounds)."""
+    """Return the model loader and the fingerprint (at a constant learning rate, without the number of rounds)."""
     config = recipe.train[name]
     online = config.online or Online()
     settings = _generator(recipe, online)
@@ -161,7 +161,7 @@ def make_trainer(
     requests: Requests,
     processes: Processes,
 ) -> OnlineTrainer:
-    """Load the full pipeline and the scorers, and make the denoiser trainable."""
+    """Return the trainer, with pipeline and scorers loaded and the denoiser made trainable."""
     config, recipe, folder = loader.config, loader.recipe, loader.folder
     online, settings = config.online or Online(), recipe.generate["policy"]
     sampled = replace(settings, steps=online.steps or settings.steps)

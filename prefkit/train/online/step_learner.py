@@ -22,7 +22,7 @@ from prefkit.train.online.rollout import Rollout
 from prefkit.train.online.rounds import Round
 from prefkit.train.optimizers import PolicyOptimizer
 
-#: metrics that an objective may log, in the order in which all processes sum them, including those without samples
+#: metrics that an objective may log, in the order in which all processes, even those without samples, sum them
 LOGGED = (
     "loss",
     "ratio",
@@ -39,7 +39,7 @@ Unit = tuple[int, ...]  # indices of the samples that share a loss: one, or winn
 
 
 class StepLearner:
-    """Learns by objectives of shape "step" or "step_pair". pairs: chooser of the pairs for "step_pair"."""
+    """Learns with objectives of shape "step" or "step_pair". pairs: chooser of the pairs for "step_pair"."""
 
     records = True
 
@@ -60,8 +60,8 @@ class StepLearner:
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make all updates of a round and return the means of their metrics.
 
-        update: makes the optimizer step, called with the gradients in place. Raises TrainingError if log-probabilities
-        in training drift from those in sampling.
+        update: function that makes the optimizer step; called once the gradients are computed. Raises
+        TrainingError if log-probabilities in training drift from those in sampling.
         """
         units = self._units(round_)
         sums: dict[str, float] = {}
@@ -102,7 +102,7 @@ class StepLearner:
                 sums[key] = sums.get(key, torch.zeros((), device=device)) + (value * weights).sum()
         zero = torch.zeros((), device=device)
         local = torch.stack([torch.stack([sums.get(key, zero), zero + (key in sums)]) for key in LOGGED])
-        totals = processes.sum(local).tolist()  # sum over all processes, and the number of those that know it
+        totals = processes.sum(local).tolist()  # each metric's sum, and the number of processes that have it
         largest = max(processes.sum(drifts).tolist())
         processes.sum_gradients(self.policy.parameters())
         return {key: total for key, (total, known) in zip(LOGGED, totals, strict=True) if known}, largest
@@ -110,7 +110,7 @@ class StepLearner:
     def _micro_batches(
         self, round_: Round, chunk: Sequence[Unit], epoch: int
     ) -> Iterator[tuple[list[Unit], Tensor, Tensor]]:
-        """Yield (units, step of each, 1 / number of its steps) for micro-batches of one condition signature."""
+        """Yield micro-batches of one condition signature as (units, one step of each, 1 / number of steps of each)."""
         rows = round_.rows  # empty if there are more processes than groups
         buckets: dict[str, list[Unit]] = {}
         for unit in chunk:

@@ -168,7 +168,10 @@ def test_files_held_out_by_name_are_not_trained_on(tmp_path, pair_rows, capsys):
     assert [pair.prompt for pair in read(tmp_path)] == captions[:1]
     (tmp_path / "train.parquet").unlink()
     assert [pair.prompt for pair in read(tmp_path)] == captions[4:5]
-    assert "Eval.parquet, test.parquet, validation-0.parquet ignored: held out by name" in capsys.readouterr().err
+    assert (
+        "Eval.parquet, test.parquet, validation-0.parquet ignored, because their names mark them"
+        in capsys.readouterr().err
+    )
     (tmp_path / "more.parquet").unlink()
     with pytest.raises(UsageError, match="held out"):
         read(tmp_path)

@@ -95,7 +95,7 @@ def test_no_warning_without_a_reference_but_the_numbers_are_kept(trained, png, c
     rng = np.random.default_rng(0)
     found = trained("winners", lambda candidate: png(rng, (64, 64), smooth=False), objective=Choice("sft"))
     assert found["far"]
-    assert "far from what the start generates" not in capsys.readouterr().err
+    assert "far from what this model generates" not in capsys.readouterr().err
 
 
 def test_pairs_of_own_candidates_are_not_measured(trained, capsys):

@@ -284,7 +284,7 @@ def test_a_reward_that_never_comes_costs_its_samples_alone(make, tmp_path):
     (row,) = lines(store)
     assert row["failed"] == 2 and row["grad_norm"] > 0
     frame = Store(store.train("up") / "rounds" / "0000").scores("mine").frame()
-    assert frame.error.dropna().unique().tolist() == ["no answer within 1 s (at work: mine)"]
+    assert frame.error.dropna().unique().tolist() == ["no answer within 1 s (running: mine)"]
 
 
 @pytest.mark.parametrize(("name", "said"), [("broken", "out of order"), ("silent", "no answer within 0.5 s")])
