@@ -24,6 +24,8 @@ from evaluate import TestSet, hypotheses, measured, outside
 from new_model import new_model
 from tables import write_tables
 
+from prefkit.cli.main import run as run_prefkit
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 STEPS = (4, 10)
@@ -40,9 +42,14 @@ class Study:
     fast: bool = False
 
     def prefkit(self, *words: object, steps: int | None = None, trains: Sequence[str] = ()) -> None:
-        """Run a command of prefkit on one thread. steps: of the trainings `trains`, in a fast study."""
-        if self.fast and steps is not None:
-            words += tuple(f"--train.{name}.{key}={value}" for name in trains for key, value in short(steps).items())
+        """Run a command of prefkit on one thread; a fast study runs it in this process, and lets `trains` take `steps`."""
+        if self.fast:
+            if steps is not None:
+                words += tuple(f"--train.{name}.{key}={value}" for name in trains for key, value in short(steps).items())
+            os.chdir(ROOT)  # the recipes name files from there
+            if code := run_prefkit([*map(str, words), "-q"]):
+                raise SystemExit(code)
+            return
         command = [sys.executable, "-m", "prefkit", *map(str, words), "-q"]
         path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -148,6 +155,12 @@ def errors(study: Study, seed: int) -> None:
 def run(study: Study, seeds: Sequence[int], workers: int) -> None:
     study.work.mkdir(parents=True, exist_ok=True)
     labels(study)
+    if study.fast:
+        for seed in seeds:
+            seed_of(study, seed)
+            errors(study, seed)
+        write_tables(study.work, study.data, seeds)
+        return
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(partial(seed_of, study), seeds))
         measure = [sys.executable, __file__, study.data, study.work, "--measure"]

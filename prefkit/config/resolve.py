@@ -59,7 +59,7 @@ def resolve(
         _apply_fast(tree, source)
     tree |= copy.deepcopy(dict(sections or {}))
     for key, text in _plugins_first(flags):
-        place = _absolute(tree, key, text, verb, names)
+        place = _absolute(tree, _as_named(tree, key), text, verb, names)
         if place is not None:
             reader.overlay(tree, place, text)
     if verb in DEFAULT_NAME and not tree.get(verb):
@@ -132,6 +132,16 @@ def _apply_fast(tree: dict[str, Any], source: str | None) -> None:
         )
     for key, value in changes.items():
         reader.place(tree, key.split("."), value)
+
+
+def _as_named(tree: Mapping[str, Any], key: str) -> str:
+    """Return the key of a flag with the names of entries as the recipe writes them.
+
+    The dashes of a flag arrive as underscores, but an entry may be called dpo-rank, or dpo_rank.
+    """
+    entries = {str(name) for section in tree.values() if isinstance(section, Mapping) for name in section}
+    dashed = {name.replace("-", "_"): name for name in entries if "-" in name}
+    return ".".join(part if part in entries else dashed.get(part, part) for part in key.split("."))
 
 
 def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Sequence[str]) -> str | None:

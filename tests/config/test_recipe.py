@@ -131,3 +131,16 @@ def test_an_option_of_a_plug_in_that_is_named_alone_keeps_the_name(tmp_path):
     path = write(tmp_path, "run: x\nscore: {size: jpeg}\ntrain: {a: {objective: ipo}}")
     found = resolve(None, str(path), "score", [("size.direction", "expand"), ("train.a.objective.sft", "0.5")])
     assert (found.score["size"].use, found.train["a"].objective.use) == ("jpeg", "ipo")
+
+
+def test_flags_reach_entries_whose_names_have_dashes(tmp_path):
+    from prefkit.config import resolve
+
+    path = tmp_path / "r.yaml"
+    path.write_text("run: r\ntrain:\n  dpo-all: {pairs: p}\n  dpo_few: {pairs: p}\n")
+    flags = [("train.dpo_all.steps", "3"), ("dpo_all.seed", "4"), ("dpo_few.steps", "5")]
+    recipe = resolve.resolve(None, str(path), "train", flags)
+    assert {name: (entry.steps, entry.seed) for name, entry in recipe.train.items()} == {
+        "dpo-all": (3, 4),
+        "dpo_few": (5, recipe.train["dpo_few"].seed),
+    }
