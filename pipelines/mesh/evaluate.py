@@ -32,6 +32,7 @@ from prefkit.mesh.observed import Observed, observed
 from prefkit.mesh.rotations import to_matrix
 from prefkit.types import Candidate, digest
 
+SETS = ("test_procedural", "test_motion")
 COUNT = 8  # hypotheses per picture
 CHUNK = 64  # pictures at a time
 PLACES = [JOINT_NAMES.index(name) for name in LIMBS]
@@ -67,6 +68,11 @@ class TestSet:
         joints = torch.tensor([row["true_joints3d"] for row in rows])[:, PLACES]
         seen = [observed(row, JOINT_NAMES) for row in rows]
         return cls(path.stem, rows, joints, torch.cat(vertices), roots, visible, seen, _outside(rows))
+
+
+def sets(data: Path) -> list[Path]:
+    """Return the files of the held-out sets; data made without motion clips has one."""
+    return [path for name in SETS if (path := data / f"{name}.parquet").exists()]
 
 
 def _outside(rows: Sequence[dict[str, Any]]) -> Tensor | None:

@@ -33,10 +33,11 @@ class Perturbed:
         ]
 
 
-def perturbed(mesh: Mesh, seed: int) -> Mesh:
-    """Return the mesh with noise on every rotation; the root stays where it was."""
+def perturbed(mesh: Mesh, seed: int, size: float | None = None) -> Mesh:
+    """Return the mesh with noise of `size` radians (drawn from NOISE if None) on every rotation, its root in place."""
     rng = torch.Generator().manual_seed(seed)
-    size = NOISE[int(torch.randint(len(NOISE), (), generator=rng))]
+    drawn = NOISE[int(torch.randint(len(NOISE), (), generator=rng))]
+    size = drawn if size is None else size
     noise = to_matrix(size * torch.randn(len(FREE), 3, generator=rng), "axis_angle")
     turns = to_matrix(torch.from_numpy(np.asarray(mesh.rotations)), "6d") @ noise
     betas, place = torch.from_numpy(np.asarray(mesh.betas)), torch.from_numpy(np.asarray(mesh.translation))

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from evaluate import TestSet, hypotheses, measured, outside
+from evaluate import TestSet, hypotheses, measured, outside, sets
 from new_model import new_model
 from tables import write_tables
 
@@ -32,7 +32,6 @@ STEPS = (4, 10)
 TUNED = (
     "dpo-rank", "dpo-reprojection", "dpo-chance", "dpo-truth", "kto-rank", "lpo-rank", "sft-rank", "sft-chance", "more",
 )  # fmt: skip
-SETS = ("test_procedural", "test_motion")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,9 @@ class Study:
         """Run a command of prefkit on one thread; a fast study runs it in this process, and lets `trains` take `steps`."""
         if self.fast:
             if steps is not None:
-                words += tuple(f"--train.{name}.{key}={value}" for name in trains for key, value in short(steps).items())
+                words += tuple(
+                    f"--train.{name}.{key}={value}" for name in trains for key, value in short(steps).items()
+                )
             os.chdir(ROOT)  # the recipes name files from there
             if code := run_prefkit([*map(str, words), "-q"]):
                 raise SystemExit(code)
@@ -139,8 +140,8 @@ def errors(study: Study, seed: int) -> None:
     scorer = make_scorer("mesh", {"model": str(study.work / f"scorer-{seed}")})
     scorer.load("cpu", "float32")
     found: dict[str, np.ndarray] = {}
-    for name in SETS:
-        test = TestSet.read(study.data / f"{name}.parquet")
+    for file in sets(study.data):
+        test, name = TestSet.read(file), file.stem
         for row, model in models(study, seed).items():
             for steps in STEPS:
                 columns = measured(test, hypotheses(model, test, steps, seed), scorer)
@@ -159,7 +160,7 @@ def run(study: Study, seeds: Sequence[int], workers: int) -> None:
         for seed in seeds:
             seed_of(study, seed)
             errors(study, seed)
-        write_tables(study.work, study.data, seeds)
+        write_tables(study.work, study.data, seeds, "Made with --fast: the numbers mean nothing.")
         return
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(partial(seed_of, study), seeds))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from evaluate import sets
 
 COLUMNS = (
     "zero", "mean", "best", "joint_mean", "selected", "ruled", "pa", "mpvpe", "px", "spread", "zero_seen", "zero_hidden",
@@ -99,12 +100,13 @@ def scorers(work: Path, seeds: Sequence[int]) -> list[str]:
     return lines
 
 
-def write_tables(work: Path, data: Path, seeds: Sequence[int]) -> None:
-    """Write WORK/results.md."""
+def write_tables(work: Path, data: Path, seeds: Sequence[int], note: str = "") -> None:
+    """Write WORK/results.md. note: a first line."""
     errors = Errors(work, seeds)
-    lines: list[str] = []
-    for name, title in TITLES.items():
-        occluded = np.array(pq.read_table(data / f"{name}.parquet", columns=["occluded"])["occluded"].to_pylist(), bool)
+    lines = [note, ""] if note else []
+    for file in sets(data):
+        name, title = file.stem, TITLES[file.stem]
+        occluded = np.array(pq.read_table(file, columns=["occluded"])["occluded"].to_pylist(), bool)
         for label, mask in (("clean", ~occluded), ("occluded", occluded)):
             for steps in (4, 10):
                 lines += [f"### {title}, {label}, {steps} steps", "", *table(errors, f"{name}/{steps}", mask), ""]
