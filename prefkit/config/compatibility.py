@@ -78,8 +78,8 @@ class Case:
         """The first setting that the generator or family mesh does not read; "" if all of them have an effect."""
         if "mesh" not in (getattr(self.entry, "use", ""), getattr(self.entry, "family", "")):
             return ""
-        keys = ("guidance", "width", "negative_prompt", "scheduler", "compile") if hasattr(self.entry, "use") else ()
-        keys += ("height",) if keys and self.entry.call.get("render") is False else ()
+        keys = ["guidance", "width", "negative_prompt", "scheduler", "compile"] if hasattr(self.entry, "use") else []
+        keys += ["height"] if keys and self.entry.call.get("render") is False else []
         model = next((f".model.{key}" for key in MESH_MODEL if getattr(self.model, key)), "")
         return next((key for key in keys if getattr(self.entry, key) not in (None, False)), model)
 
