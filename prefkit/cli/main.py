@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import logging
 import os
 import re
 import sys
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command in this process and return its exit code; errors are printed on stderr."""
+    # bitsandbytes logs, on its import, that an optional kernel is missing
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with interrupts.handled(at_once=True), output.one_command():
         try:
             return _command(argv)

@@ -17,6 +17,7 @@ from prefkit.output import warn
 STEADY = 12  # training with smaller groups collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
 MOST_SAMPLES = 1_000_000  # per round; its images stay in memory until training has used them
 SINGLE_FILES = (".safetensors", ".ckpt")
+MESH_MODEL = ("revision", "config", "quantize", "vae_tiling", "inputs", "trust_remote_code")  # not read for mesh models
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ class Case:
         return next((key for key in keys if getattr(self.entry, key)), "")
 
     @cached_property
+    def unread(self) -> str:
+        """The first setting that the generator or family mesh does not read; "" if all of them have an effect."""
+        if "mesh" not in (getattr(self.entry, "use", ""), getattr(self.entry, "family", "")):
+            return ""
+        keys = ["guidance", "width", "negative_prompt", "scheduler", "compile"] if hasattr(self.entry, "use") else []
+        keys += ["height"] if keys and self.entry.call.get("render") is False else []
+        model = next((f".model.{key}" for key in MESH_MODEL if getattr(self.model, key)), "")
+        return next((key for key in keys if getattr(self.entry, key) not in (None, False)), model)
+
+    @cached_property
     def samples_model(self) -> bool:
         """True if a generator of the recipe samples `model` itself."""
         return any(g.use == "diffusers" and g.model is None for g in self.recipe.generate.values())
@@ -85,6 +96,13 @@ Rows = Mapping[str, Callable[[Case], Any]]
 MODEL: Rows = {
     ".model.quantize is {model.quantize}, but {model.base} is a single file. Set model.quantize to null, or model.base "
     "to a pipeline folder or a Hub id.": lambda c: c.model.quantize and c.model.base.endswith(SINGLE_FILES),
+}
+MESH: Rows = {
+    "{c.unread} is set, but has no effect on a mesh model with these settings. Remove the key.": lambda c: c.unread,
+    "objective {entry.objective.use} trains online, which samples images, but the family is mesh. Make candidates with "
+    "`prefkit generate`, and train on pairs of them with an offline objective and without `online`.": lambda c: (
+        c.online and c.entry.family == "mesh"
+    ),
 }
 GENERATE: Rows = {
     "model is {entry.model}, a trained model, which {entry.use} would not load. Set use to diffusers or mesh, or remove "
@@ -99,6 +117,10 @@ PAIR: Rows = {
     ),
 }
 EVAL: Rows = {
+    "eval compares images, but the recipe has no generator of images. For meshes, add entries under generate with use: "
+    "mesh, one with model: NAME for each training to compare, and score them with mesh_error.": (
+        lambda c: c.generator is None and any(g.use == "mesh" for g in c.recipe.generate.values())
+    ),
     "generator is unset, and no entry under generate has use: diffusers, which base and trained models need. Add "
     "one.": (lambda c: c.generator is None and c.entry.generator is None),
     "generator is {entry.generator}, which is not an entry under generate. Choose an entry with use: diffusers.": (
@@ -212,10 +234,10 @@ WARNINGS: Rows = {
     ),
 }
 TABLE = {
-    "generate": {**GENERATE, **MODEL},
+    "generate": {**MESH, **GENERATE, **MODEL},
     "compare": COMPARE,
     "pair": PAIR,
-    "train": {**MODEL, **TRAIN},
+    "train": {**MESH, **MODEL, **TRAIN},
     "eval": {**EVAL, **MODEL},
 }
 

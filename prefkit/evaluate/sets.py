@@ -23,7 +23,8 @@ def check_settings(name: str, cfg: Eval) -> None:
     """Raise UsageError for invalid numbers and names, before anything is generated."""
     if "base" in cfg.models:
         raise UsageError(
-            "eval.models: `base` is the untrained model, which is always included. Remove it from the list."
+            "eval.models: `base` is the untrained model, which is always included. Remove it from the list; rename a "
+            "training that is called base."
         )
     bounds.check(cfg, f"eval.{name}")
 

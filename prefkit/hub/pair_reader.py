@@ -116,7 +116,10 @@ class Pairs:
         for i in (0, 1):
             image = pair_image(values, i, self._candidate_image)
             if image is None:
-                raise UsageError(f"export: {where} has no image in jpg_{i}. Remove the row, or add the image.")
+                raise UsageError(
+                    f"export: {where} has no image in jpg_{i}. Remove the row, or add the image; generate meshes with the "
+                    "call option render: true."
+                )
             images.append(image)
         label, other = values["label_0"], values.get("label_1")
         if label not in (0, 1) or (other is not None and other != 1 - label):

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefkit.errors import UsageError
+from prefkit.paths import shown
 
 #: points nearer than this (metres), or behind the camera, are projected as if they were at this depth
 NEAR = 0.01
+LARGEST = 16_384  # px of a picture's width or height
 Points = TypeVar("Points", Tensor, np.ndarray)
 FORM = '{"focal": 500.0, "principal": [128, 128], "size": [256, 256]}'
 
@@ -34,7 +35,7 @@ class Camera:
         """Return the camera of a request, None if it has none.
 
         extra: the request's columns; `camera` is {"focal": px, "principal": [cx, cy], "size": [width, height]}.
-        Raises UsageError if a part is missing, is not a number, or is not positive where it must be.
+        Raises ValueError if a part is missing, is not a number, or is out of range.
         """
         given = extra.get("camera")
         if given is None:
@@ -43,14 +44,17 @@ class Camera:
             (cx, cy), (width, height) = given["principal"], given["size"]
             camera = cls(float(given["focal"]), float(cx), float(cy), int(width), int(height))
         except (TypeError, ValueError, KeyError, IndexError, OverflowError):
-            raise UsageError(f"invalid `camera` {given!r} of a request; write it as {FORM}") from None
+            raise ValueError(f"invalid `camera` {shown(repr(given))} of a request; write it as {FORM}") from None
         if not camera._valid():
-            raise UsageError(f"`camera` {given!r} of a request needs a finite focal length > 0 and a size >= 1")
+            raise ValueError(
+                f"`camera` {shown(repr(given))} of a request needs a finite focal length above 0 and a size of 1 to "
+                f"{LARGEST:,} px"
+            )
         return camera
 
     def _valid(self) -> bool:
         finite = all(math.isfinite(value) for value in (self.focal, self.cx, self.cy))
-        return finite and self.focal > 0 and min(self.width, self.height) >= 1
+        return finite and self.focal > 0 and all(1 <= side <= LARGEST for side in (self.width, self.height))
 
     def project(self, points: Points) -> Points:
         """Return pixel positions [..., 2] of points [..., 3] in the camera frame, metres. Torch or numpy."""

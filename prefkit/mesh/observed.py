@@ -2,8 +2,8 @@
 
 A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence]; `keypoint_names`, one of CONVENTIONS,
 `joints` (those of the candidate) or a list of names; `bbox` [x, y, w, h], by default the extent of the keypoints; `camera`,
-without which joints are projected by the weak-perspective camera that fits best. Functions raise ValueError (for `camera`,
-UsageError) with the reason for invalid values.
+without which joints are projected by the weak-perspective camera that fits best. Functions raise ValueError with the reason
+for invalid values.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from prefkit.mesh.body import JOINT_NAMES, LIMBS
 from prefkit.mesh.camera import Camera, weak_perspective_fit
+from prefkit.paths import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,10 +135,15 @@ def _labels(convention: Any, count: int, names: Sequence[str]) -> Sequence[str]:
                 f"keypoint_names {convention!r} is unknown; known: {', '.join(CONVENTIONS)}, joints, or a list"
             )
         labels = CONVENTIONS[convention]
-    else:
+    elif isinstance(convention, Sequence | np.ndarray):
         labels = list(convention)
+    else:
+        raise ValueError(f"keypoint_names {convention!r} must be one of {', '.join(CONVENTIONS)}, joints, or a list")
     if len(labels) != count:
-        raise ValueError(f"keypoints2d has {count} rows, but keypoint_names stands for {len(labels)} keypoints")
+        default = " (unset: free18)" if convention is None else ""
+        raise ValueError(
+            f"keypoints2d has {count} rows, but keypoint_names{default} stands for {len(labels)} keypoints"
+        )
     return labels
 
 
@@ -146,11 +152,14 @@ def box_of(box: Any, keypoints: np.ndarray) -> tuple[np.ndarray, float]:
     if box is None:
         low, high = keypoints.min(0), keypoints.max(0)
     else:
-        x, y, w, h = array({"bbox": [box]}, "bbox", 4)[0]
+        try:
+            x, y, w, h = np.asarray(box, np.float32)
+        except (TypeError, ValueError):
+            raise ValueError(f"bbox must be four numbers [x, y, width, height]; it is {shown(str(box))}") from None
         low, high = np.array([x, y], np.float32), np.array([x + w, y + h], np.float32)
     half = float((high - low).max()) / 2
-    if not half > 0 or not np.isfinite(half):
-        raise ValueError(
-            "bbox must have a width and height above 0" if box is not None else "the keypoints are one point"
-        )
+    if box is not None and not (np.isfinite([*low, *high]).all() and (high > low).all()):
+        raise ValueError(f"bbox must be [x, y, width, height] with a width and height above 0; it is {shown(str(box))}")
+    if not half > 0:
+        raise ValueError("all keypoints are at one point, so the request needs a bbox")
     return (low + high) / 2, half

@@ -48,9 +48,10 @@ def check_scorer(
         raise UsageError("a scorer can only be checked with at least two candidates.")
     missing = sorted({key for c in batch for key in missing_keys(scorer, c)})
     if missing:
+        add = "" if "payload" in missing else "Add columns with --extra '{\"name\": value}', or use"
         raise UsageError(
-            f"the scorer needs {', '.join(missing)}, which the test images lack. Add columns with "
-            "--extra '{\"name\": value}', or use a run whose candidates have them: prefkit score RUN --check NAME."
+            f"the scorer needs {', '.join(missing)}, which the test images lack. {add or 'Use'} a run whose candidates have "
+            "them: prefkit score RUN --check NAME."
         )
     checks: dict[str, Callable[[Any, Sequence[Candidate]], Answer]] = {
         "spec": _check_spec,

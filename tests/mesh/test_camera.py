@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from prefkit.errors import UsageError
 from prefkit.mesh.camera import NEAR, Camera, weak_perspective_fit
 
 CAMERA = Camera(500.0, 120.0, 130.0, 256, 200)
@@ -46,12 +45,13 @@ def test_a_request_states_its_camera_or_has_none():
         {"focal": float("nan"), "principal": [120, 130], "size": [256, 200]},
         {"focal": 500, "principal": [120, 130], "size": [256, 0]},
         {"focal": 500, "principal": [120, 130], "size": [float("inf"), 200]},
+        {"focal": 500, "principal": [120, 130], "size": [100_000, 100_000]},
         "pinhole",
         [500],
     ],
 )
 def test_an_invalid_camera_is_named(camera):
-    with pytest.raises(UsageError, match="`camera` .* of a request"):
+    with pytest.raises(ValueError, match="`camera` .* of a request"):
         Camera.of({"camera": camera})
 
 

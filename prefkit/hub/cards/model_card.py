@@ -52,6 +52,7 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
         "name": name,
         "source": source,
         "adapter": adapter,
+        "mesh": training.get("family") == "mesh",
         "base": facts.base_of(recipe),
         "base_source": str(model.get("base") or "unknown"),
         "revision": model.get("revision"),
@@ -98,8 +99,12 @@ def _metadata(
     pairs = str(training.get("pairs") or "").partition(":")[0]
     if _on_hub(pairs):
         metadata["datasets"] = [pairs]
-    metadata |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    return metadata | {"tags": ["prefkit", "text-to-image", "preference", *(["lora"] if adapter else [])]}
+    task = "text-to-image"
+    if training.get("family") == "mesh":  # the Hub has no task for meshes of people, and only prefkit loads the model
+        metadata, task = metadata | {"library_name": "prefkit"}, "human-mesh-recovery"
+    else:
+        metadata |= {"library_name": "diffusers", "pipeline_tag": task}
+    return metadata | {"tags": ["prefkit", task, "preference", *(["lora"] if adapter else [])]}
 
 
 def _on_hub(name: str) -> bool:

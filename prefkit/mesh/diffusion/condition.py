@@ -52,10 +52,13 @@ def mask_of(extra: Mapping[str, Any]) -> Tensor:
     """
     values = {}
     for name, count in MASKS.items():
-        given = torch.ones(count) if extra.get(name) is None else torch.tensor(extra[name], dtype=torch.float32)
-        values[name] = given.reshape(-1)
-        if len(values[name]) != count or not ((values[name] == 0) | (values[name] == 1)).all():
-            raise ValueError(f"{name} must be {count} number{'s' * (count > 1)}, each 0 or 1")
+        given = np.ones(count) if extra.get(name) is None else extra[name]
+        try:
+            values[name] = torch.from_numpy(np.array(given, np.float32).reshape(count))
+        except (TypeError, ValueError):
+            values[name] = torch.full((count,), torch.nan)
+        if not ((values[name] == 0) | (values[name] == 1)).all():
+            raise ValueError(f"{name} must be {'0 or 1' if count == 1 else f'{count} numbers, each 0 or 1'}")
     mask = torch.cat([values["pose_mask"].repeat_interleave(POSE // len(FREE)), values["shape_mask"].repeat(SHAPE)])
     assert len(mask) == STATE
     return mask

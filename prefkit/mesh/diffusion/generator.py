@@ -51,6 +51,8 @@ def open_generator(
     first: (request, seed) -> whether the seed is that of the request's candidate 0, which starts from zeros.
     """
     net, scheduler = load_model(model.base, model.adapters, device_of(settings.device), dtype_of(settings.dtype))
+    if settings.steps > (most := scheduler.config.num_train_timesteps):
+        raise UsageError(f"generate: steps is {settings.steps}, but the model has {most} timesteps. Lower `steps`.")
     return partial(_answer, net, scheduler, settings, first)
 
 

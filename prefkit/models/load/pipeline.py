@@ -197,6 +197,10 @@ def _from_pretrained(
                 **arguments(),
             )
     except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+        if "MeshPipeline" in str(error):
+            raise UsageError(
+                f"{source} is a mesh model, not a pipeline for images: set use: mesh in generate, family: mesh in train."
+            ) from error
         raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}") from error
 
 

@@ -38,6 +38,7 @@ class MeshError:
             formula="-MPJPE in mm",
             range=(None, 0.0),
             licence="Apache-2.0",
+            verified=True,
             evaluation_only=True,
         )
 

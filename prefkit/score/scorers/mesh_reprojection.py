@@ -43,6 +43,7 @@ class MeshReprojection:
             formula="-confidence-weighted mean distance / half box",
             range=(None, 0.0),
             licence="Apache-2.0",
+            verified=True,
         )
 
     def load(self, device: str, dtype: str) -> None:
