@@ -45,7 +45,9 @@ class Study:
         """Run a command of prefkit on one thread; a fast study runs it in this process, and lets `trains` take `steps`."""
         if self.fast:
             if steps is not None:
-                words += tuple(f"--train.{name}.{key}={value}" for name in trains for key, value in short(steps).items())
+                words += tuple(
+                    f"--train.{name}.{key}={value}" for name in trains for key, value in short(steps).items()
+                )
             os.chdir(ROOT)  # the recipes name files from there
             if code := run_prefkit([*map(str, words), "-q"]):
                 raise SystemExit(code)
