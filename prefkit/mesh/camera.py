@@ -31,7 +31,7 @@ class Camera:
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> Camera | None:
-        """Return the camera of a request, None if it has none.
+        """Return a request's camera, or None if the request has none.
 
         extra: the request's columns; `camera` is {"focal": px, "principal": [cx, cy], "size": [width, height]}.
         Raises UsageError if a part is missing, is not a number, or is not positive where it must be.
@@ -43,9 +43,9 @@ class Camera:
             (cx, cy), (width, height) = given["principal"], given["size"]
             camera = cls(float(given["focal"]), float(cx), float(cy), int(width), int(height))
         except (TypeError, ValueError, KeyError, IndexError, OverflowError):
-            raise UsageError(f"invalid `camera` {given!r} of a request; write it as {FORM}") from None
+            raise UsageError(f"a request's `camera` {given!r} is invalid; write it as {FORM}") from None
         if not camera._valid():
-            raise UsageError(f"`camera` {given!r} of a request needs a finite focal length > 0 and a size >= 1")
+            raise UsageError(f"a request's `camera` {given!r} needs a finite focal length > 0 and a size >= 1")
         return camera
 
     def _valid(self) -> bool:
@@ -65,7 +65,7 @@ class Camera:
 
 
 def weak_perspective_fit(joints: Tensor, keypoints: Tensor, confidence: Tensor) -> Tensor:
-    """Return the joints as a weak-perspective camera would show them best, [M, J, 2] px.
+    """Project joints with the weak-perspective camera that fits the keypoints best: [M, J, 2] px.
 
     The scale (>= 0) and the offset of each hypothesis minimise the squared pixel distance to the keypoints, weighted
     by confidence. joints: [M, J, 3] metres, camera frame; keypoints: [J, 2] px; confidence: [J], >= 0. With a total
