@@ -8,7 +8,7 @@ summed over the errors.
 Requests of the split `test` are held out; if there are none, the fraction `test_share` is. Requests with equal values
 in the column `group` (such as the clip that a frame is from) stay in one split. The test requests give the correlation
 and pair accuracy within requests, the error of the selected hypothesis beside the mean and the smallest error, and the
-pooled correlations that HMR-Scorer reports; each also for the rule `mesh_reprojection` (prefkit/fit/meshes/measures.py).
+pooled correlations that HMR-Scorer reports; all also for the rule `mesh_reprojection` (prefkit/fit/meshes/measures.py).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Rows = dict[str, np.ndarray]
 
 
 def within(scores: list[np.ndarray], errors: list[np.ndarray]) -> Rows:
-    """Return each measure within requests, [R]; srcc and pair_accuracy are NaN for requests whose errors are all equal."""
+    """Return each measure within requests, [R]; srcc and pair_accuracy are NaN where all errors are equal."""
     rows = [_request(s, e) for s, e in zip(scores, errors)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

@@ -48,7 +48,7 @@ LOSSES = {"pairwise": pairwise, "listwise": listwise}
 
 
 def accuracy(scores: Tensor, errors: Tensor) -> float:
-    """Return the fraction of pairs, of all requests and measures, whose better one has the higher score; a tie is half."""
+    """Return the fraction of pairs (of all requests and measures) that scores [R, M] rank correctly; a tie is half."""
     better = (errors[:, :, None] < errors[:, None]).sum(-1)
     right = (scores[:, :, None] > scores[:, None]) + 0.5 * (scores[:, :, None] == scores[:, None])
     return float((right * better).sum() / better.sum())

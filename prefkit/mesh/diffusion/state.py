@@ -57,7 +57,7 @@ def placed(joints: Tensor, seen: Observed | None) -> Tensor:
     """Return the translation [3] that brings the joints [J, 3] onto their keypoints, by weighted linear least squares.
 
     With f (X + t_x) = u (Z + t_z), and the same for y, where u is a keypoint's distance from the principal point, each
-    keypoint gives two linear equations in t. Without a camera, or if a joint would be nearer than 1 m, it is put at 4 m.
+    keypoint gives two linear equations in t. Without a camera, or with a joint nearer than 1 m, it is put at 4 m.
     """
     if seen is None or seen.camera is None:
         return torch.tensor([0.0, 0.0, DISTANCE])

@@ -112,7 +112,7 @@ class MeshFamily:
         return {"pose": residual[:, :POSE], "shape": residual[:, POSE:]}
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-        """Render the meshes of standardised states [B, 130]. size: (height, width), of which the larger is used."""
+        """Render the meshes of standardised states [B, 130]. size: (height, width); the larger is used, or 256."""
         from prefkit.mesh.diffusion.generator import SIZE, picture
         from prefkit.mesh.diffusion.state import meshes_of
 
