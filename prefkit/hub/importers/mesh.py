@@ -193,7 +193,7 @@ class MeshImporter:
 
     @cached_property
     def _requests(self) -> dict[str, Asked] | None:
-        """Map each request_id (the prompt if a row has none) to its request. Raises UsageError for an unusable table."""
+        """Map each request_id (the prompt if a row has none) to its request. Raises UsageError for an invalid table."""
         if self.options.requests is None:
             return None
         path = user_path(self.options.requests, "--requests")
