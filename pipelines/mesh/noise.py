@@ -1,6 +1,6 @@
 """Keypoints made without a pose network (convention "free18"): projected joints with the errors of such a network.
 
-It reproduces errors measured on renders with BlazePose (full) at 256 px of the crop: medians of 5, 9 and 21 px for
+The noise is modelled on BlazePose (full) on renders, at 256 px of the crop: median errors of 5, 9 and 21 px for
 visible, self-occluded and hidden joints; 12, 27 and 62 % of their errors exceed 15 px. The errors in one picture are
 correlated, left and right are swapped in 2 to 9 % of the pictures, and the confidence of hidden joints is hardly lower.
 """

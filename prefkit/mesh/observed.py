@@ -47,7 +47,7 @@ ROOTS = (("LeftUpLeg", "RightUpLeg"), ("left_hip", "right_hip"), ("Hips",), ("pe
 
 @dataclass(frozen=True)
 class Observed:
-    """Keypoints [J, 2] px of the J joints, confidence [J] (0 = no keypoint), and the box that holds them.
+    """Keypoints [J, 2] px of the J joints, confidence [J] (0 = no keypoint), and the box.
 
     centre: the box's centre [2] px. half: half the box's longer side in px, the unit of residuals and errors.
     """

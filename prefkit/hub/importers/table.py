@@ -1,4 +1,4 @@
-"""Any table (csv, jsonl, json, Parquet, datasets id), with --map prompt=...,image_a=...,image_b=...,winner=..."""
+"""Any table (csv, jsonl, json, Parquet, Hub dataset), with --map prompt=...,image_a=...,image_b=...,winner=..."""
 
 from __future__ import annotations
 

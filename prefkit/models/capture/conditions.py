@@ -104,7 +104,7 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
         return stop.value
     finally:
         pipe.maybe_free_model_hooks()
-    raise CaptureError(f"{type(pipe).__name__}: its call ended without reaching its denoiser and its scheduler.")
+    raise CaptureError(f"{type(pipe).__name__}: the pipeline's call ended without reaching denoiser and scheduler.")
 
 
 def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
