@@ -7,7 +7,7 @@ PrefkitError                 exit code 1
 ├── StoreError               a run folder cannot be read or written
 │   ├── DamagedError         a file's content differs from what was written
 │   └── FingerprintError     a stored table was made with settings that differ from the current ones
-├── CaptureError             the wiring of a pipeline could not be proven
+├── CaptureError             a pipeline works in a way that prefkit does not support or could not verify
 ├── ProcessError             another process of the launch failed or was killed
 ├── PluginError              a plug-in (scorer, strategy, objective, family, generator) broke its contract
 ├── TrainingError            a loss that is not finite, nothing to train, and the like

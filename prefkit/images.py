@@ -98,8 +98,8 @@ def native(source: Source) -> Image | None:
 
 
 def storable(image: Image, kind: str) -> Image:
-    """Return a decoded image in a mode that `kind` ("png" or "webp") supports: unchanged if possible, else in 8 bits by
-    the rules above. Raises ValueError for values that are not finite."""
+    """Return a decoded image in a mode that `kind` ("png" or "webp") supports: unchanged if its mode is supported, else
+    converted to 8 bits by the rules in the module docstring. Raises ValueError for values that are not finite."""
     import numpy as np
 
     supported = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") if kind == "png" else ("RGB", "RGBA")

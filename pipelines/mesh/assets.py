@@ -4,8 +4,9 @@
 
 Downloads the wheels of mediapipe 0.10.21 (36 MB) and pybullet 3.2.7 (103 MB) with pip, without their dependencies, and
 unpacks 17 files (11 MB) into CACHE. Nothing is installed: mediapipe needs numpy < 2, and its own code is not used. Every
-file is checked against its sha256. --from: a folder that already holds the wheels; nothing is downloaded then.
-Licences: MediaPipe Apache-2.0; Bullet zlib, its humanoid clips come from DeepMimic (MIT).
+file is checked against its sha256. With --from, a folder
+that already holds the wheels, nothing is downloaded.
+Licences: MediaPipe Apache-2.0; Bullet zlib; its humanoid clips, which come from DeepMimic, MIT.
 """
 
 from __future__ import annotations

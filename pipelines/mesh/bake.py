@@ -78,7 +78,7 @@ def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stand_ins(points: np.ndarray, faces: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """Return a vertex of the template for each point: different ones, near, and such that no triangle turns over."""
+    """Return a nearby template vertex for each point, all distinct, such that no triangle turns over."""
     distance, near = cKDTree(template).query(points, k=CANDIDATES)
     rows = np.repeat(np.arange(len(points)), CANDIDATES)
     graph = csr_matrix((distance.ravel() + 1e-6, (rows, near.ravel())), shape=(len(points), len(template)))
@@ -97,7 +97,7 @@ def stand_ins(points: np.ndarray, faces: np.ndarray, template: np.ndarray) -> np
 def straightest(
     vertex: int, kept: np.ndarray, faces: np.ndarray, template: np.ndarray, wanted: np.ndarray, near: np.ndarray
 ) -> int:
-    """Return the candidate for a vertex with which the triangles around it keep their directions best."""
+    """Return the candidate that, put at a vertex, best keeps the directions of the triangles around it."""
     around = (faces == vertex).any(1)
     trial, taken = kept.copy(), set(kept) - {kept[vertex]}
 
@@ -145,7 +145,7 @@ def body_arrays(anny: Any, kept: np.ndarray, faces: np.ndarray) -> dict[str, np.
     _, values, vectors = np.linalg.svd((points - mean).reshape(BODIES, -1), full_matrices=False)
     components = (vectors[:COMPONENTS] * values[:COMPONENTS, None] / np.sqrt(BODIES - 1)).reshape(COMPONENTS, -1, 3)
     head = len(kept) + anny.bone_labels.index("Head")
-    components *= -np.sign(components[:, head, 1])[:, None, None]  # more of a component: a higher head
+    components *= -np.sign(components[:, head, 1])[:, None, None]  # sign: a larger component raises the head
     variance = (values[:COMPONENTS] ** 2).cumsum() / (values**2).sum()
     print("cumulative variance:", " ".join(f"{100 * value:.2f}%" for value in variance))
     return {
@@ -181,7 +181,7 @@ def anny_posed(anny: Any, axis_angles: np.ndarray, coeffs: torch.Tensor, kept: n
 
 
 def golden_arrays(anny: Any, kept: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the arrays of the golden file: poses, and of each pose 61 of Anny's vertices and all bone heads.
+    """Return the arrays of the golden file: poses, and for each pose 61 of Anny's vertices and all bone heads.
 
     Pose i keeps the vertices (61 i + k) mod 1229, so the hundred poses cover every vertex about five times.
     """

@@ -19,7 +19,8 @@ from PIL import Image
 
 from prefkit.errors import UsageError
 
-#: landmarks of the body; numbers per landmark: x, y, z (px of the crop), visibility and presence (logits); 39 are given
+#: landmarks of the body; numbers per landmark: x, y, z (px of the crop), visibility and presence (logits); landmarks
+#: that the network returns
 POINTS, VALUES, ALL = 33, 5, 39
 #: side of a network's input in px
 LANDMARK_SIDE, DETECTION_SIDE = 256, 224

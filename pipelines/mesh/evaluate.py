@@ -2,12 +2,12 @@
 
 Every error is over the 12 limb joints, in millimetres of the free body, with the midpoints of the hips aligned. Columns:
 zero          MPJPE of hypothesis 0, which starts from zeros
-zero_seen, zero_hidden   the same over joints that the picture shows, and that something hides
+zero_seen, zero_hidden   the same over the joints that are visible in the picture, and over the hidden ones
 mean, best    mean and smallest MPJPE of the hypotheses (best needs the truth)
 joint_mean    MPJPE of the mean hypothesis
-selected      MPJPE of the hypothesis that the scorer `mesh` prefers; `ruled`: that mesh_reprojection prefers
-pa, mpvpe     PA-MPJPE of hypothesis 0; its MPVPE (all vertices)
-px, spread    its reprojection error (px of 256); root mean square distance of the hypotheses from their mean (mm)
+selected      MPJPE of the hypothesis that the scorer `mesh` prefers; `ruled`: of the one that mesh_reprojection prefers
+pa, mpvpe     PA-MPJPE and MPVPE (all vertices) of hypothesis 0
+px, spread    reprojection error of hypothesis 0 (px of 256); RMS distance of the hypotheses from their mean (mm)
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ def hypotheses(model: Path, test: TestSet, steps: int, seed: int = 0) -> Tensor:
 
 
 def measured(test: TestSet, states: Tensor, scorer: Any = None) -> dict[str, np.ndarray]:
-    """Return each column [N] for states [N, 8, 130]. scorer: a loaded scorer `mesh`, or None to leave out `selected`."""
+    """Return the columns listed above, [N] each, for states [N, 8, 130].
+
+    scorer: a loaded scorer `mesh`, or None to leave out `selected`.
+    """
     body = load_body()
     turns = to_matrix(states[..., :POSE].unflatten(-1, (-1, 6)), "6d")
     joints = body.joints_of(turns.flatten(0, 1), states[..., POSE:].flatten(0, 1))[:, PLACES].unflatten(0, (-1, COUNT))

@@ -1,4 +1,4 @@
-"""Scores and candidates that need the truth: labels for the base model, perturbed poses for the scorer, and controls.
+"""Scorers and generators that need the truth: labels for the base model, perturbed poses for the scorer, and controls.
 
 The recipes base.yaml, fit.yaml and study.yaml name them, as in `use: pipelines/mesh/labels.py:Label`.
 """
@@ -46,7 +46,7 @@ def perturbed(mesh: Mesh, seed: int, size: float | None = None) -> Mesh:
 
 
 class _Payload:
-    """Base of scorers that give each payload a number."""
+    """Base class of scorers that give each payload a number."""
 
     requires = frozenset({"payload"})
     scope = "absolute"
@@ -87,7 +87,7 @@ class Chance(_Payload):
 
 
 class TrueError(MeshError):
-    """The score mesh_error, allowed as the score to pair by: the upper bound of the scorers."""
+    """The scorer mesh_error, but allowed for making pairs: the upper bound of the scorers."""
 
     def spec(self) -> ScorerSpec:
         return replace(super().spec(), name="true_error", evaluation_only=False)

@@ -2,7 +2,7 @@
 
     python pipelines/mesh/make_data.py OUT --cache CACHE [--detector noise] [--workers 2] [--fast]
 
-OUT gets a Parquet file of requests per set:
+One Parquet file of requests per set is written to OUT:
 train             labelled, procedural poses, nothing in front of the body: for the base model
 fit               labelled, procedural poses, half of them occluded: for the scorer
 pairs             occluded, half procedural and half from 10 motion clips; its labels are for controls only
@@ -11,7 +11,7 @@ test_motion       frames of 5 other clips, every second picture occluded
 CACHE: the folder of assets.py; BlazePose also needs the package ai-edge-litert. With `--detector noise` the keypoints are
 projected joints with a network's errors, and only the motion clips are read from CACHE; without --cache, no row is from a clip.
 Pictures are not stored, except the first few of each set. sheet.png shows some of them with their keypoints.
-A row depends on --seed, its set and its number only, not on the sizes or on --workers.
+A row depends only on --seed, its set and its number, not on the sizes of the sets or on --workers.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ FAST = {"train": 64, "fit": 32, "pairs": 24, "test": 16}
 
 @dataclass(frozen=True)
 class Part:
-    """One set of rows. stream: its part of the seed. motion: fraction of the rows from clips. occluded: of rows with
-    objects in front of the body; both are spread evenly over the numbers."""
+    """One set of rows. stream: the set's own number in the random seed. motion: fraction of rows from clips. occluded:
+    fraction of rows with objects in front of the body. Rows of both kinds are spread evenly over the set."""
 
     name: str
     stream: int
@@ -63,7 +63,7 @@ class Part:
     clips: tuple[str, ...] = ()
 
 
-#: option with the size -> the sets of that size
+#: option that gives a size -> the sets of that size
 SETS = {
     "train": [Part("train", 0, "train", 0.0)],
     "fit": [Part("fit", 1, "train", 0.5)],
@@ -152,7 +152,7 @@ def keypoints(names: str, points: np.ndarray) -> dict[str, Any]:
 
 
 def truth(rotations: np.ndarray, shape: np.ndarray, shot: Shot, picture: Picture) -> dict[str, Any]:
-    """The labels of a picture, its box and its camera; see the columns in prefkit/mesh."""
+    """Return the columns with a picture's labels, box and camera (see prefkit/mesh/truth.py and observed.py)."""
     camera = shot.camera
     return {
         "bbox": rounded(picture.box, 2),
@@ -178,7 +178,7 @@ def maker_of(part: Part, settings: Settings) -> Maker:
 
 
 def make_chunk(part: Part, settings: Settings, numbers: range) -> tuple[list[dict[str, Any]], float]:
-    """Return rows and the CPU-seconds they took."""
+    """Return the rows with these numbers, and the CPU-seconds that they took."""
     maker, before = maker_of(part, settings), time.process_time()
     return maker.rows(numbers), time.process_time() - before
 
@@ -190,7 +190,7 @@ def chunks(part: Part, settings: Settings, size: int, pool: ProcessPoolExecutor 
 
 
 def make_set(part: Part, settings: Settings, size: int, pool: ProcessPoolExecutor | None) -> dict[str, Any]:
-    """Write a set's Parquet file. Returns its facts."""
+    """Write a set's Parquet file. Returns the facts about it for data.json."""
     rows: list[dict[str, Any]] = []
     cpu = 0.0
     for some, seconds in chunks(part, settings, size, pool):
@@ -230,7 +230,7 @@ def parse() -> argparse.Namespace:
 
 
 def make(args: argparse.Namespace) -> dict[str, Any]:
-    """Write every set. Returns the facts that data.json holds."""
+    """Write every set. Returns the content of data.json."""
     settings = Settings(args.out, args.cache, args.detector, args.seed, args.stored)
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = [(part, getattr(args, option)) for option, parts in SETS.items() for part in parts]

@@ -2,8 +2,9 @@
 
     python pipelines/mesh/measure.py DATA
 
-Every number is over the 12 limb joints. px: of a picture of 256 px. MPJPE: midpoints of the hips aligned; PA: after the
-best similarity transform; millimetres of the free body, which are not those of 3DPW or H36M.
+Every number is over the 12 limb joints. px refer to a picture of 256 px. MPJPE is after aligning the midpoints of
+the hips, PA after the best similarity transform; both are in millimetres of the free body, which are not those of 3DPW
+or H36M.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def pixel_table(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def outside_table(rows: list[tuple[str, dict[str, Any]]]) -> pd.DataFrame:
-    """Return MPJPE and PA-MPJPE of the detector's own 3D landmarks; [0 rows] without them."""
+    """Return MPJPE and PA-MPJPE of the detector's own 3D landmarks; an empty table without them."""
     records = [{"set": name} | {key: row[key] for key in BY[1:]} for name, row in rows if row.get("blazepose3d")]
     if not records:
         return pd.DataFrame()

@@ -53,7 +53,7 @@ def read_clip(path: Path) -> np.ndarray:
 
 
 def quaternion_part(quaternions: np.ndarray, fraction: float) -> np.ndarray:
-    """Return the rotations [..., 3, 3] by `fraction` of the angles of quaternions [..., 4] (w, x, y, z), the short way."""
+    """Return rotations [..., 3, 3] by `fraction` of the angles of quaternions [..., 4] (w, x, y, z), the short way."""
     matrices = to_matrix(torch.from_numpy(quaternions), "quaternion")
     return to_matrix(from_matrix(matrices, "axis_angle") * fraction, "axis_angle").numpy()
 

@@ -1,6 +1,6 @@
-"""Projected joints with a pose network's errors, for use without one: keypoints of the convention "free18".
+"""Keypoints made without a pose network (convention "free18"): projected joints with the errors of such a network.
 
-The model repeats errors measured on renders with BlazePose (full) at 256 px of the crop: medians of 5, 9 and 21 px for
+The noise is modelled on BlazePose (full) on renders, at 256 px of the crop: median errors of 5, 9 and 21 px for
 visible, self-occluded and hidden joints; 12, 27 and 62 % of their errors exceed 15 px. The errors in one picture are
 correlated, left and right are swapped in 2 to 9 % of the pictures, and the confidence of hidden joints is hardly lower.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 VISIBLE, SELF_OCCLUDED, HIDDEN = 0, 1, 2
-#: by state: std per axis in px of a crop of 256 px, and mean confidence
+#: state -> std per axis in px of a crop of 256 px, and mean confidence
 STD = np.array([4.5, 7.6, 17.5])
 CONFIDENCE = np.array([0.94, 0.73, 0.71])
 CROP = 256.0
@@ -34,9 +34,9 @@ def swapped(names: tuple[str, ...]) -> list[int]:
 def noisy(
     joints: np.ndarray, states: np.ndarray, names: tuple[str, ...], crop: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return keypoints [J, 3] (x, y px, confidence 0..1) of projected joints [J, 2].
+    """Return keypoints [J, 3] (x, y px, confidence 0..1) made from projected joints [J, 2].
 
-    states: [J] of VISIBLE, SELF_OCCLUDED, HIDDEN. names: of the joints. crop: side of the body's crop in px.
+    states: [J] of VISIBLE, SELF_OCCLUDED, HIDDEN. names: the joints' names. crop: side of the body's crop in px.
     """
     factor = np.exp(rng.normal(0, SPREAD)) * crop / CROP
     offsets = rng.normal(0, 1, joints.shape) * STD[states][:, None] * factor

@@ -1,6 +1,6 @@
 """Pictures of one dressed body each: random skin, clothes, light, background and flat objects in front of the body.
 
-Every picture depends on its pose and its random generator only, and comes with labels: projected joints, the box around
+Every picture depends only on its pose and its random generator, and comes with labels: projected joints, the box around
 the body, and for each joint whether it is visible, behind the body itself, or hidden by an object.
 """
 
@@ -26,7 +26,7 @@ FACES = BODY.faces.numpy()
 SIZE = 256
 #: metres from the camera; the focal length, not the distance, follows from the body's extent in the picture
 DISTANCE = (3.0, 5.0)
-#: longer side of the body, as a fraction of the picture, and the least extent in metres that is magnified to it
+#: longer side of the body as a fraction of the picture; a body of less than LEAST metres counts as that long
 FILL, LEAST = (0.55, 0.82), 0.9
 #: a joint this far (m) behind the surface is behind another part of the body; joints of the trunk are deep inside it
 LIMB_DEPTH, TRUNK_DEPTH = 0.14, 0.25
@@ -115,7 +115,7 @@ def clothes(rng: np.random.Generator) -> np.ndarray:
 
 
 def normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Return unit normals [V, 3], the mean of the adjacent faces' weighted by area."""
+    """Return unit normals [V, 3]: the area-weighted means of the adjacent faces' normals."""
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
     sums = np.zeros_like(vertices)
     np.add.at(sums, faces.ravel(), np.repeat(np.cross(b - a, c - a), 3, axis=0))

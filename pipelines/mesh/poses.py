@@ -20,7 +20,7 @@ from skeleton import SIDES, about, free_rotations
 
 Pose = dict[str, Any]
 Rng = np.random.Generator
-#: of the torso, and of each limb
+#: names of the angles of the torso, and of each limb
 TORSO = ("pitch", "roll", "bend", "side", "twist", "nod", "tilt", "look")
 LIMBS = ("hip", "spread", "turn", "knee", "ankle", "arm", "raised", "spin", "elbow", "wrist", "shrug")
 #: std of the noise on every angle, degrees
@@ -52,13 +52,13 @@ def walking(rng: Rng) -> Pose:
 
 
 def sitting(rng: Rng) -> Pose:
-    """On a chair, or on the floor with any bend of the knees."""
+    """Sitting on a chair, or on the floor with any bend of the knees."""
     knee = both(rng, 60, 110) if rng.random() < 0.6 else both(rng, 0, 120)
     return {"hip": both(rng, 60, 115), "spread": both(rng, 0, 40), "knee": knee, "pitch": rng.uniform(-25, 20)}
 
 
 def reclining(rng: Rng) -> Pose:
-    """On the floor, leaning back on the hands or getting up."""
+    """Reclining on the floor, leaning back on the hands or getting up."""
     arms = {"arm": both(rng, -70, 10), "raised": both(rng, 0, 40), "elbow": both(rng, 0, 60)}
     legs = {"hip": both(rng, 20, 110), "spread": both(rng, 0, 35), "knee": both(rng, 0, 130)}
     return legs | arms | {"pitch": rng.uniform(-75, -15), "roll": rng.normal(0, 20), "bend": rng.uniform(0, 45)}
@@ -111,7 +111,7 @@ def lying_on_side(rng: Rng) -> Pose:
 
 
 def crawling(rng: Rng) -> Pose:
-    """On hands or elbows and knees, on hands and feet, or in a push-up."""
+    """Crawling on hands or elbows and knees, on hands and feet, or in a push-up."""
     kneeling = rng.random() < 0.6
     legs = {"hip": both(rng, 45, 120), "knee": both(rng, 55, 130)} if kneeling else {}
     feet = {"hip": both(rng, -15, 75), "knee": both(rng, 0, 60)}
@@ -170,7 +170,7 @@ ARMS = {
 
 
 def arms(rng: Rng) -> Pose:
-    """Draw a mode for each arm; with the chance .3 both have the same one."""
+    """Draw a mode for each arm; with probability 0.3 both have the same one."""
     chosen = rng.choice(len(ARMS), 2, p=[fraction for fraction, _ in ARMS.values()])
     if rng.random() < 0.3:
         chosen[1] = chosen[0]
@@ -199,7 +199,7 @@ def draw(rng: Rng) -> tuple[str, Pose]:
 
 
 def doll(pose: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the rotations [N, 3, 3] per bone, in body axes, of angles [N] (torso) and [N, 2] (limbs) in degrees."""
+    """Return the rotations [N, 3, 3] per bone, in body axes, for angles [N] (torso) and [N, 2] (limbs) in degrees."""
     a = {name: np.deg2rad(value) for name, value in pose.items()}
     spine = about(0, a["bend"] / 3) @ about(1, a["side"] / 3) @ about(2, a["twist"] / 3)
     neck = about(0, a["nod"] / 2) @ about(1, a["tilt"] / 2) @ about(2, a["look"] / 2)

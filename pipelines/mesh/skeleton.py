@@ -1,4 +1,4 @@
-"""Rotations of the free body's 20 bones from the joint rotations of a doll whose arms and legs hang straight down.
+"""Convert the joint rotations of a doll whose arms and legs hang straight down to the free body's 20 rotations.
 
 Motion clips and procedural poses describe a body in this way. Body axes: x = the body's left, y = back, z = up.
 """
@@ -51,15 +51,15 @@ def onto_down(direction: np.ndarray) -> np.ndarray:
 
 
 def rest_turns(body: Body) -> dict[str, np.ndarray]:
-    """Return per limb bone the rotation [3, 3] from its direction at rest to straight down, in body axes. A hand continues
-    its forearm; feet point forward in both skeletons."""
+    """Return for each limb bone the rotation [3, 3] from its direction at rest to straight down, in body axes. A hand
+    continues its forearm; feet point forward in both skeletons."""
     heads = dict(zip(body.names, body.heads.double().numpy()))
     turns = {bone: onto_down(CAMERA.T @ (heads[end] - heads[bone])) for bone, end in LIMB_ENDS.items()}
     return turns | {f"{side}Hand": turns[f"{side}ForeArm"] for side in SIDES}
 
 
 def free_rotations(doll: Mapping[str, np.ndarray], rest: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the rotations [N, 20, 3, 3] of FREE in camera axes, float32, of a doll's joint rotations.
+    """Return the rotations [N, 20, 3, 3] of FREE in camera axes, float32, for a doll's joint rotations.
 
     doll: name of a bone -> [N, 3, 3] in body axes, relative to the parent; an absent bone is not rotated. rest: from
     `rest_turns`. Each limb bone is first turned to the doll's zero pose, and that turn of its parent is undone.

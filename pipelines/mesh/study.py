@@ -3,8 +3,9 @@
     python pipelines/mesh/make_data.py DATA --cache CACHE
     python pipelines/mesh/study.py DATA WORK [--seeds 3] [--workers 2] [--fast]
 
-WORK gets the runs, errors.npz (each column per test picture), and results.md, the tables of docs/results/mesh.md. Every step
-continues where an interrupted study stopped. --fast makes tiny trainings, whose numbers mean nothing.
+Writes to WORK the runs, errors-SEED.npz (every column for each test picture), and results.md, the tables of
+docs/results/mesh.md. Every step continues where an interrupted study stopped. --fast makes tiny training runs, whose
+numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Study:
     fast: bool = False
 
     def prefkit(self, *words: object, steps: int | None = None, trains: Sequence[str] = ()) -> None:
-        """Run a command of prefkit on one thread; a fast study runs it in this process, and lets `trains` take `steps`."""
+        """Run a command of prefkit on one thread; a fast study runs it in this process, with `steps` for `trains`."""
         if self.fast:
             if steps is not None:
                 words += tuple(
@@ -106,7 +107,7 @@ def fitted(study: Study, seed: int) -> Path:
 
 
 def tune(study: Study, seed: int, scorer: Path) -> None:
-    """Sample and score hypotheses of the unlabelled pictures, make the pairs, and run all trainings of a seed."""
+    """Sample and score hypotheses of the unlabelled pictures, make the pairs, and run all training runs of a seed."""
     run, trains = study.work / f"seed-{seed}", [name for name in TUNED if name != "more"]
     recipe: list[object] = ["-r", HERE / "study.yaml", "--model.base", study.base_model(seed)]
     recipe += ["--requests.source", study.data / "pairs.parquet", "--score.rank.model", scorer]
@@ -121,7 +122,7 @@ def tune(study: Study, seed: int, scorer: Path) -> None:
 
 
 def models(study: Study, seed: int) -> dict[str, Path]:
-    """Return row -> model folder."""
+    """Return {row of the tables: model folder}."""
     run = study.work / f"seed-{seed}" / "train"
     found = {name: run / name / "final" for name in TUNED if name != "more"}
     return {"base": study.base_model(seed)} | found | {"more": study.work / "base" / "train" / f"more-{seed}" / "final"}

@@ -67,7 +67,7 @@ def table(errors: Errors, where: str, mask: np.ndarray) -> list[str]:
 
 
 def per_seed(errors: Errors, where: str, row: str, mask: np.ndarray) -> str:
-    """Return the change of `zero` per seed; of the base, its values."""
+    """Return the change of `zero` for each seed; for the base, its values."""
     values, base = errors.of(where, row, "zero"), errors.of(where, "base", "zero")
     assert values is not None and base is not None
     if row == "base":
@@ -76,7 +76,7 @@ def per_seed(errors: Errors, where: str, row: str, mask: np.ndarray) -> str:
 
 
 def blazepose(errors: Errors, name: str, mask: np.ndarray) -> str:
-    """Return a sentence with the errors of the detector's own 3D joints beside the base's."""
+    """Return a sentence that compares the errors of the detector's own 3D joints with those of the base model."""
     rng = np.random.default_rng(0)
     parts = []
     for column in ("zero", "pa"):

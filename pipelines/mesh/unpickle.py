@@ -2,9 +2,9 @@
 
     python pipelines/mesh/unpickle.py dataset.npz plain.npz
 
-Unpickling can run any code that the file's author chose, so prefkit itself never does it. IN is an .npz that needs
-pickle (such as HumanData) or a .pkl (such as 3DPW's). Dictionaries are flattened with dots (smpl.body_pose), lists of equal
-shape become one array, and what is neither numbers nor text is left out and listed.
+Unpickling can run any code that the file's author chose, so prefkit itself never does it. The input is an .npz that
+needs pickle (such as HumanData) or a .pkl (such as 3DPW's). Dictionaries are flattened with dots
+(smpl.body_pose), lists of equal shape become one array, and what is neither numbers nor text is left out and listed.
 """
 
 from __future__ import annotations

@@ -318,7 +318,8 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the results of a stage as table rows. Except for eval, each entry has one row with its scalar counts."""
+    """Return the results of a stage as table rows: for eval, one per set, model and scorer; for other stages, one per
+    recipe entry, with the entry's scalar counts."""
     if name == "eval":
         from prefkit.evaluate.summary import flat_rows
 

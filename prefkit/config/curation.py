@@ -34,7 +34,7 @@ class Model:
 @dataclass(frozen=True)
 class Requests:
     #: table of requests: .txt (one prompt per line), .csv or .tsv (all values are strings), .jsonl, .json, .parquet,
-    #: or a datasets id (owner/name[:split])
+    #: or a Hub dataset (owner/name[:split])
     source: str = ""
     #: column of the prompt; other columns become `extra`
     prompt_column: str = "prompt"

@@ -104,7 +104,7 @@ class Online:
 
 @dataclass(frozen=True)
 class Train:
-    #: a name under `pair`, a folder, or a datasets id; unset = the run's only pair set, in the recipe or on disk
+    #: a name under `pair`, a folder, or a Hub dataset; unset = the run's only pair set, in the recipe or on disk
     pairs: str = ""
     #: the objective and its options (beta, ...)
     objective: Choice = field(default_factory=lambda: Choice("dpo"))

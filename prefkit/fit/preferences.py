@@ -85,7 +85,7 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
         raise UsageError(f"{fit}.pairs: {pairs} contains no Parquet files (train/*.parquet or *.parquet).")
     try:  # memory-mapped: the images stay on disk
         for file in files:
-            open_sealed(file).close()  # datasets does not verify prefkit's checksums
+            open_sealed(file).close()  # `datasets` does not verify prefkit's checksums
         table: Any = datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train")
     except (pa.ArrowException, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"{fit}.pairs: {pairs} cannot be read: {message(str(error), 200)}.") from error

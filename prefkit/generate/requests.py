@@ -87,8 +87,8 @@ def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str |
         )
         if changed:
             raise UsageError(
-                f"the request {new.request_id!r} of {where} has another {' and another '.join(changed)} now "
-                f"({_brief(new)} instead of {_brief(before)}), but its images and scores belong to the old one. "
+                f"the {' and '.join(changed)} of request {new.request_id!r} in {where} changed (before: "
+                f"{_brief(before)}; now: {_brief(new)}), but the images and scores there belong to the old request. "
                 "Restore the old request, give the new one its own request_id, or use a new run (or evaluation) name."
             )
     moved = sum(old.get(r.request_id, r).split != r.split for r in wanted)

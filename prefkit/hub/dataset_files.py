@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 #: folders under pairs/NAME that are configs, not splits
 FURTHER = ("ties", "lists")
-SPLIT = re.compile(r"\w+(\.\w+)*")  # split names that datasets accepts
+SPLIT = re.compile(r"\w+(\.\w+)*")  # split names that Hugging Face `datasets` accepts
 SHOWN = 12
-DTYPES = {"double": "float64", "float": "float32"}  # Arrow's dtype names -> those of datasets
+DTYPES = {"double": "float64", "float": "float32"}  # Arrow's dtype names -> those of `datasets`
 
 
 @dataclass
@@ -34,7 +34,7 @@ class StagedDataset:
     """The row counts and columns written for each config, and facts about the pairs for the card."""
 
     rows: dict[str, dict[str, int]] = field(default_factory=dict)  # config -> split -> rows
-    columns: dict[str, dict[str, str]] = field(default_factory=dict)  # config -> column -> datasets' dtype
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)  # config -> column -> dtype in `datasets`
     gaps: list[float] = field(default_factory=list)
     requests: set[str] = field(default_factory=set)
     dropped: dict[str, int] = field(default_factory=dict)  # config -> rows left out by takedowns
@@ -44,7 +44,7 @@ class StagedDataset:
 def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> StagedDataset:
     """Write every config of the pairs `name` under `folder`, without rows that hold a removed image.
 
-    Raises UsageError for unknown pairs, for a split name that datasets does not accept, and if no pair is left;
+    Raises UsageError for unknown pairs, for a split name that `datasets` does not accept, and if no pair is left;
     StoreError for damaged files.
     """
     stage = _Stage(store, folder, removed)
@@ -113,9 +113,9 @@ class _Stage:
     def write(self, config: str, split: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
         if not SPLIT.fullmatch(split):  # one invalid split name makes every config unloadable
             raise UsageError(
-                f"{'pairs' if config == 'default' else config}: datasets does not accept {split!r} as a split name "
-                "(use letters, digits, underscores). Rename it in the requests' source and run `prefkit generate` "
-                "and `prefkit pair` again."
+                f"{'pairs' if config == 'default' else config}: Hugging Face datasets does not accept {split!r} "
+                "as a split name (use letters, digits, underscores). Rename it in the requests' source and run "
+                "`prefkit generate` and `prefkit pair` again."
             )
         self.staged.columns[config] = {f.name: DTYPES.get(str(f.type), str(f.type)) for f in schema}
         folder = self.folder / split if config == "default" else self.folder / config / split

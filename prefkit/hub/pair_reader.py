@@ -130,7 +130,7 @@ class Pairs:
 
 
 def pair_image(row: Mapping[str, Any], i: int, candidate_image: Callable[[str], bytes | None]) -> bytes | None:
-    """Return image i of a pair: jpg_i (bytes, or {bytes, path} as in datasets) or, without it, candidate_i's image."""
+    """Return image i of a pair: jpg_i (bytes, or {bytes, path} as in `datasets`) or, if absent, candidate_i's image."""
     image = row.get(f"jpg_{i}")
     if isinstance(image, dict):
         image = image.get("bytes")

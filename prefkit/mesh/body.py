@@ -40,7 +40,7 @@ LIMBS = (
 )  # fmt: skip
 #: positions in JOINT_NAMES of the two hip joints; their midpoint is the root of MPJPE
 HIPS = (JOINT_NAMES.index("LeftUpLeg"), JOINT_NAMES.index("RightUpLeg"))
-#: body axes (x left, y back, z up) to camera axes: p_camera = CAMERA_FROM_BODY @ p_body, R likewise M R M^T
+#: body axes (x left, y back, z up) to camera axes: with this matrix M, p_camera = M p_body and R_camera = M R M^T
 CAMERA_FROM_BODY = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
 ASSET = Path(__file__).with_name("body.npz")
 
@@ -112,7 +112,7 @@ class Body:
         return _moved(self._joints(*self._chain(rotations, shape)), translation)
 
     def _chain(self, rotations: Tensor, shape: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the global rotations [B, 20, 3, 3] and head places [B, 20, 3] of FREE, and all rest heads [b, 31, 3]."""
+        """Return global rotations [B, 20, 3, 3] and heads [B, 20, 3] of FREE, and all heads at rest [b, 31, 3]."""
         _check(rotations, shape)
         heads = _shaped(self.heads, self.head_components, shape)
         turns, places = [rotations[:, 0]], [heads[:, 0].expand(len(rotations), 3)]
@@ -153,7 +153,7 @@ def carriers(names: tuple[str, ...], parents: tuple[int, ...]) -> list[int]:
 
 
 def _shaped(mean: Tensor, components: Tensor, shape: Tensor | None) -> Tensor:
-    """Return the mean [N, 3] plus shape [B, 10] times the components [10, N, 3], as [B, N, 3]; [1, N, 3] without."""
+    """Return mean [N, 3] plus shape [B, 10] times components [10, N, 3], as [B, N, 3]; without shape, [1, N, 3]."""
     if shape is None:
         return mean.unsqueeze(0)
     return mean + (shape @ components.flatten(1)).unflatten(-1, (-1, 3))

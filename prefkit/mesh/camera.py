@@ -32,7 +32,7 @@ class Camera:
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> Camera | None:
-        """Return the camera of a request, None if it has none.
+        """Return a request's camera, or None if the request has none.
 
         extra: the request's columns; `camera` is {"focal": px, "principal": [cx, cy], "size": [width, height]}.
         Raises ValueError if a part is missing, is not a number, or is out of range.
@@ -44,10 +44,10 @@ class Camera:
             (cx, cy), (width, height) = given["principal"], given["size"]
             camera = cls(float(given["focal"]), float(cx), float(cy), int(width), int(height))
         except (TypeError, ValueError, KeyError, IndexError, OverflowError):
-            raise ValueError(f"invalid `camera` {shown(repr(given))} of a request; write it as {FORM}") from None
+            raise ValueError(f"a request's `camera` {shown(repr(given))} is invalid; write it as {FORM}") from None
         if not camera._valid():
             raise ValueError(
-                f"`camera` {shown(repr(given))} of a request needs a finite focal length above 0 and a size of 1 to "
+                f"a request's `camera` {shown(repr(given))} needs a finite focal length above 0 and a size of 1 to "
                 f"{LARGEST:,} px"
             )
         return camera
@@ -69,7 +69,7 @@ class Camera:
 
 
 def weak_perspective_fit(joints: Tensor, keypoints: Tensor, confidence: Tensor) -> Tensor:
-    """Return the joints as a weak-perspective camera would show them best, [M, J, 2] px.
+    """Project joints with the weak-perspective camera that fits the keypoints best: [M, J, 2] px.
 
     The scale (>= 0) and the offset of each hypothesis minimise the squared pixel distance to the keypoints, weighted
     by confidence. joints: [M, J, 3] metres, camera frame; keypoints: [J, 2] px; confidence: [J], >= 0. With a total

@@ -1,4 +1,4 @@
-"""Meshes of candidates: an unreadable one becomes a failed score with the reason, which never stops the others."""
+"""Read the meshes of candidates: one that cannot be read becomes a failed score, and does not stop the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def each_mesh(batch: Sequence[Candidate], read: Callable[[Candidate, Mesh], T]) -> list[T | Score]:
-    """Return `read(candidate, mesh)` for each candidate; a failed Score where the payload or `read` has an error."""
+    """Return `read(candidate, mesh)` for each candidate; a failed Score if there is no mesh or `read` fails."""
     results: list[T | Score] = []
     for candidate in batch:
         try:
@@ -28,7 +28,7 @@ def each_mesh(batch: Sequence[Candidate], read: Callable[[Candidate, Mesh], T]) 
 
 
 def requests_of(batch: Sequence[Candidate]) -> Iterator[list[int]]:
-    """Yield the positions of the candidates of each request."""
+    """Yield, for each request, the positions of its candidates in `batch`."""
     positions: dict[str, list[int]] = {}
     for n, candidate in enumerate(batch):
         positions.setdefault(candidate.request_id, []).append(n)
@@ -36,9 +36,9 @@ def requests_of(batch: Sequence[Candidate]) -> Iterator[list[int]]:
 
 
 def hypotheses(batch: Sequence[Candidate], layout: Layout) -> tuple[Observed | None, list[Mesh | Score]]:
-    """Return what one request says, and the mesh of each of its candidates; a failed Score where it is not usable.
+    """Return one request's observation and, for each candidate, the mesh, or a failed Score if it is not usable.
 
-    The first is None if the request itself is not usable; all candidates have failed then.
+    If the request itself is not usable, the observation is None, and every candidate gets a failed Score.
     """
     try:
         seen = observed(batch[0].extra, layout.joints)

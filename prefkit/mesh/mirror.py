@@ -22,7 +22,10 @@ FLIP = np.array([-1.0, 1.0, 1.0], np.float32)
 
 
 def partners(names: Sequence[str]) -> list[int] | None:
-    """Return the index of each name's counterpart on the other side; None where a side has no counterpart, or none exist."""
+    """Return the index of each name's counterpart on the other side; a name without a side is its own counterpart.
+
+    None if a counterpart is missing, or if no name has a side.
+    """
     found = []
     for name in names:
         other = name
@@ -35,12 +38,12 @@ def partners(names: Sequence[str]) -> list[int] | None:
 
 
 def can_mirror(layout: Layout) -> bool:
-    """True where the sides of all joints are known, and the rotations are none or those of the free body."""
+    """True if the names tell the joints' sides, and the features use no rotations or those of the free body."""
     return partners(layout.joints) is not None and layout.rotations in (0, len(FREE))
 
 
 def mirrored(seen: Observed, meshes: Sequence[Mesh], layout: Layout) -> tuple[Observed, list[Mesh]]:
-    """Return the request and the hypotheses as in the mirrored picture: x to -x, left to right."""
+    """Return the request and its hypotheses as seen in the mirrored picture: x becomes -x, and left and right swap."""
     swap = partners(layout.joints) or []
     twice = 2 * (seen.camera.cx if seen.camera is not None else float(seen.centre[0]))
     flip, offset = torch.tensor([-1.0, 1.0]), torch.tensor([twice, 0.0])

@@ -1,7 +1,7 @@
-"""Reader of triangle meshes from .obj and .ply files that may come from anywhere: vertices and faces, nothing else.
+"""Read vertices and faces of meshes from untrusted .obj and .ply files; everything else in a file is ignored.
 
 PLY: ascii, binary_little_endian and binary_big_endian, with any further properties and elements. OBJ: `v` and `f` lines.
-Polygons are cut into triangles as fans around their first corner.
+A polygon is split into a fan of triangles around its first corner.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ TYPES |= {"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "
 TYPES |= {"float64": "f8"}
 ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 CORNERS = ("vertex_indices", "vertex_index")
-TRUNCATED = "the file is truncated: it ends before the {} of its header"
+TRUNCATED = "the file is truncated: it ends before the {} that its header states"
 Surface = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class Property:
-    """A property of a PLY element. kind: numpy's type of its values. length: type of a list's length, None for a scalar."""
+    """A property of a PLY element. kind: type of the values. length: type of a list's length, None for a scalar."""
 
     name: str
     kind: str
@@ -55,7 +55,7 @@ class Element:
 
 
 def read_surface(path: Path) -> Surface:
-    """Return (vertices [V, 3] float32, faces [F, 3] int or None) of an .obj or .ply file. Indices are not checked.
+    """Return (vertices [V, 3] float32, faces [F, 3] int or None) of an .obj or .ply file. Face indices are not checked.
 
     Raises ValueError if the file is not a mesh, is truncated, or has more than 2 million vertices or faces (in a PLY
     header, before the rest is read); OSError if it cannot be read.
@@ -72,7 +72,7 @@ def read_surface(path: Path) -> Surface:
 
 
 def triangles(polygons: np.ndarray | Sequence[Any]) -> np.ndarray:
-    """Return triangles [F, 3] of polygons, each a sequence of vertex indices."""
+    """Split polygons, each a sequence of vertex indices, into triangles [F, 3]."""
     if not isinstance(polygons, np.ndarray):
         polygons = np.array([(p[0], p[i], p[i + 1]) for p in polygons for i in range(1, len(p) - 1)]).reshape(-1, 3)
     elif polygons.shape[1] != 3:
@@ -131,7 +131,7 @@ def _header(data: bytes) -> tuple[str, list[Element], int]:
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"the PLY header has an invalid line: {shown(line)}") from error
     if order is None or not any(e.name == "vertex" for e in elements) or any(e.count < 0 for e in elements):
-        raise ValueError("the PLY header lacks its format or its vertices")
+        raise ValueError("the PLY header has no format line or no valid element `vertex`")
     for element in elements:
         _check_count({"vertex": "vertices", "face": "faces"}.get(element.name, shown(element.name)), element.count)
     return order, elements, stop
@@ -153,7 +153,7 @@ def _ply(data: bytes, order: str, elements: list[Element], start: int) -> tuple[
             raise ValueError(TRUNCATED.format(f"{element.count:,} rows of {shown(element.name)}")) from error
         if element.name == "vertex":
             if not {"x", "y", "z"} <= scalars.keys():
-                raise ValueError("the PLY header lists no x, y and z of its vertices")
+                raise ValueError("the element `vertex` in the PLY header lacks a property x, y or z")
             vertices = np.stack([scalars[axis] for axis in "xyz"], 1).astype(np.float32)
         elif element.name == "face":
             polygons = next((lists[name] for name in CORNERS if name in lists), polygons)
@@ -192,7 +192,7 @@ def _binary(data: bytes, start: int, order: str) -> Callable[[Element], Values]:
 
 
 def _table(element: Element, data: bytes, position: int, order: str, length: int | None) -> np.ndarray | None:
-    """Return the element's rows as a structured array; None if the data end, or if a list does not have `length` items."""
+    """Return the element's rows as a structured array; None if the data end early, or a list is not `length` long."""
     fields: list[Any] = []
     for p in element.properties:
         if p.length is None:
@@ -207,7 +207,7 @@ def _table(element: Element, data: bytes, position: int, order: str, length: int
 
 
 class _Rows:
-    """Values of a binary PLY file, one by one, for lists of different lengths."""
+    """Reader of single values from a binary PLY file, for lists of different lengths."""
 
     def __init__(self, data: bytes, position: int, order: str) -> None:
         self.data, self.position, self.order = data, position, order

@@ -1,9 +1,9 @@
-"""The body in a request's picture as the request describes it: a keypoint and a confidence for each joint, the box, the camera.
+"""The body in a request's picture: a keypoint and a confidence for each joint, the box and the camera.
 
 A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence]; `keypoint_names`, one of CONVENTIONS,
-`joints` (those of the candidate) or a list of names; `bbox` [x, y, w, h], by default the extent of the keypoints; `camera`,
-without which joints are projected by the weak-perspective camera that fits best. Functions raise ValueError with the reason
-for invalid values.
+`joints` (the candidate's own) or a list of names; `bbox` [x, y, w, h], by default the extent of the keypoints; and
+`camera`; without it, joints are projected by the weak-perspective camera that fits the keypoints best. For invalid
+values, functions raise ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ ROOTS = (("LeftUpLeg", "RightUpLeg"), ("left_hip", "right_hip"), ("Hips",), ("pe
 
 @dataclass(frozen=True)
 class Observed:
-    """Keypoints [J, 2] px of the J joints, confidence [J] (0 = no keypoint), the box's centre [2] and half its longer side."""
+    """Keypoints [J, 2] px of the J joints, confidence [J] (0 = no keypoint), and the box.
+
+    centre: the box's centre [2] px. half: half the box's longer side in px, the unit of residuals and errors.
+    """
 
     keypoints: Tensor
     confidence: Tensor
@@ -57,10 +60,12 @@ class Observed:
     camera: Camera | None
 
     def check(self, joints: np.ndarray) -> None:
-        """Raise ValueError for joints [J, 3] that the camera does not see."""
+        """Raise ValueError if any of the joints [J, 3] is behind the camera."""
         behind = int((joints[:, 2] <= 0).sum()) if self.camera is not None else 0
         if behind:
-            raise ValueError(f"{behind} of {len(joints)} joints are behind the camera; joints3d must be in its frame")
+            raise ValueError(
+                f"{behind} of {len(joints)} joints are behind the camera; joints3d must be in the camera frame"
+            )
 
     def project(self, joints: Tensor) -> Tensor:
         """Project joints [M, J, 3] to px [M, J, 2]."""
@@ -69,24 +74,24 @@ class Observed:
         return self.camera.project(joints)
 
     def residuals(self, joints: Tensor) -> Tensor:
-        """Distance of projected joints [M, J, 3] from the keypoints, in half boxes: [M, J, 2], 0 without a keypoint."""
+        """Return the offsets [M, J, 2] of joints [M, J, 3] from their keypoints (0 without one), in units of `half`."""
         offsets = (self.project(joints) - self.keypoints) / self.half
         return torch.where(self.confidence[:, None] > 0, offsets, 0.0)
 
     def error(self, residuals: Tensor) -> Tensor:
-        """Confidence-weighted mean length of residuals [M, J, 2], in half boxes: [M]."""
+        """Return the confidence-weighted mean length [M] of residuals [M, J, 2], in units of `half`."""
         return (residuals.norm(dim=-1) * self.confidence).sum(-1) / self.confidence.sum()
 
 
 def names_of(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """Return the names of `count` joints: the given ones, for 18 joints without names the free body's, else numbers."""
+    """Return the names of `count` joints: those given; if none are, the free body's for 18 joints, else numbers."""
     if names:
         return tuple(names)
     return tuple(JOINT_NAMES) if count == len(JOINT_NAMES) else tuple(map(str, range(count)))
 
 
 def root_of(names: Sequence[str]) -> tuple[int, ...]:
-    """Return the joints whose midpoint is the root; joint 0 where no name is known."""
+    """Return the indices of the joints whose midpoint is the root (see ROOTS); joint 0 if no name is known."""
     for root in ROOTS:
         if set(root) <= set(names):
             return tuple(names.index(name) for name in root)
@@ -111,7 +116,7 @@ def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
 
 
 def array(extra: Mapping[str, Any], key: str, width: int) -> np.ndarray:
-    """Return a request's list of rows as float32 [N, width]; a missing number is NaN."""
+    """Return the list of rows in a request's column `key` as float32 [N, width]; a missing number is NaN."""
     try:
         values = np.asarray(extra[key], np.float32)
     except KeyError:
@@ -124,7 +129,7 @@ def array(extra: Mapping[str, Any], key: str, width: int) -> np.ndarray:
 
 
 def _labels(convention: Any, count: int, names: Sequence[str]) -> Sequence[str]:
-    """Return the joint of each of `count` keypoints; "" for a keypoint without a joint."""
+    """Return the name of each keypoint's joint; "" for a keypoint without a joint."""
     if convention == "joints":  # in the order of the candidate's own joints
         labels = names
     elif convention is None:
@@ -132,7 +137,7 @@ def _labels(convention: Any, count: int, names: Sequence[str]) -> Sequence[str]:
     elif isinstance(convention, str):
         if convention not in CONVENTIONS:
             raise ValueError(
-                f"keypoint_names {convention!r} is unknown; known: {', '.join(CONVENTIONS)}, joints, or a list"
+                f"keypoint_names {convention!r} is unknown; use {', '.join(CONVENTIONS)}, joints, or a list of names"
             )
         labels = CONVENTIONS[convention]
     elif isinstance(convention, Sequence | np.ndarray):

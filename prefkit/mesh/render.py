@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: colours of a mesh without colours, and of a skeleton's left, right and middle bones
 SKIN, LEFT, RIGHT, MIDDLE = (188, 164, 148), (214, 96, 77), (67, 120, 188), (110, 110, 110)
 BACKGROUND = (245, 245, 245)
-#: direction to the light, in the camera frame (from above, the left and the camera), and the light's share of colours
+#: direction to the light in the camera frame (up, left, towards the camera), and the brightness without direct light
 LIGHT, AMBIENT = np.array([-0.4, -0.6, -0.69]), 0.45
 #: bones of a skeleton by the names of their two joints; a bone is drawn if both joints exist
 BONES = (
@@ -29,7 +29,7 @@ BONES = (
     ("LeftForeArm", "LeftHand"), ("Neck", "RightArm"), ("RightArm", "RightForeArm"), ("RightForeArm", "RightHand"),
 )  # fmt: skip
 CHUNK = 2_000_000  # pixels that are tested at once: bounds the memory, about 100 bytes each
-EDGE = 1e-5  # by this much a barycentric weight may be negative, or rounding would leave gaps between neighbours
+EDGE = 1e-5  # how far below 0 a barycentric weight may be, lest rounding leave gaps between neighbours
 DISTANCE = 4.0  # metres: depth of the nearest point of a mesh that had to be moved in front of the camera
 
 
@@ -52,7 +52,7 @@ def render(
     """Return a shaded picture of a mesh, RGB of the camera's size.
 
     vertices: [V, 3]; faces: [F, 3] indices; camera: None for one that frames the mesh. colours: [F, 3] of 0 to 255.
-    background: one colour, or an array [H, W, 3]. Faces with a corner nearer than 1 cm are not drawn.
+    background: one colour, or an array [H, W, 3]. Faces with a corner nearer than 1 cm to the camera are not drawn.
     """
     from PIL import Image as pil
 
@@ -72,7 +72,7 @@ def render(
 
 
 def depth(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
-    """Return the depth of the nearest surface per pixel, [H, W] float32 metres; inf where there is none."""
+    """Return the depth of the nearest surface per pixel, [H, W] float32 metres; inf where no surface is."""
     inverse = rasterise(np.asarray(vertices, np.float32), np.asarray(faces), camera).inverse_depth
     return np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0)
 
@@ -103,7 +103,7 @@ def _boxes(corners: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]
 
 
 def _chunks(areas: np.ndarray) -> Iterator[slice]:
-    """Cut the triangles into runs with at most CHUNK pixels in their boxes, at least one triangle each."""
+    """Split the triangles into runs of one or more, with at most CHUNK pixels in the boxes of a run."""
     ends, start = areas.cumsum(), 0
     while start < len(areas):
         before = ends[start - 1] if start else 0
@@ -126,7 +126,7 @@ def _draw(
     triangle = triangle[inside]
     x, y = low[triangle, 0] + column[inside], low[triangle, 1] + row[inside]
     near = (weights * inverse[triangle]).sum(1)
-    order = np.argsort(near, kind="stable")  # of equal pixels the last, nearest, stays
+    order = np.argsort(near, kind="stable")  # nearest last: where triangles overlap, it overwrites the others
     order = order[near[order] > raster.inverse_depth[y[order], x[order]]]
     x, y = x[order], y[order]
     raster.inverse_depth[y, x] = near[order]
@@ -135,9 +135,9 @@ def _draw(
 
 
 def _planes(corners: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Return, for the weights of the second and the third corner, the value at pixel `low` and the slopes: [6, T].
+    """Return the barycentric weights of the second and the third corner as linear functions of the pixel: [6, T].
 
-    The six are value, change per column, change per row, of either weight. NaN or inf for a triangle without an area.
+    Per weight: the value at pixel `low`, the change per column and per row. NaN or inf for a triangle without area.
     """
     (ax, ay), (bx, by), (cx, cy) = corners.transpose(1, 2, 0).astype(np.float64)
     right, down = low[:, 0] + 0.5 - ax, low[:, 1] + 0.5 - ay
@@ -161,7 +161,7 @@ def _inside(
 
 
 def _brightness(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Return the factor [V] that shading applies to the colour, from vertex normals turned towards the camera."""
+    """Return the factors [V] that shading applies to the colours, from vertex normals turned towards the camera."""
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
     normal = np.cross(b - a, c - a)  # as long as twice the area: large faces count more
     sums = [np.bincount(faces.ravel(), np.repeat(normal[:, axis], 3), len(vertices)) for axis in range(3)]
@@ -180,7 +180,7 @@ def render_joints(
     """Return a picture of a skeleton: left limbs red, right limbs blue, farther parts drawn first.
 
     joints: [J, 3]; camera: None for one that frames the joints. names: [J]; BONES are drawn between the names they
-    list, other joints as dots. Joints nearer than 1 cm are not drawn.
+    list, other joints as dots. Joints nearer than 1 cm to the camera are not drawn.
     """
     from PIL import Image as pil
     from PIL import ImageDraw
@@ -233,7 +233,7 @@ def in_front(points: np.ndarray) -> np.ndarray:
 
 
 def default_camera(points: np.ndarray, size: int = 256, margin: float = 0.1) -> Camera:
-    """Return a square camera in which the points [N, 3] fill the picture but for a margin (a fraction of its side).
+    """Return a square camera in which the points [N, 3] fill the picture except for a margin (a fraction of its side).
 
     The camera stands at the origin and looks along z; the principal point is shifted to centre the points. Points
     behind the camera are ignored; without any in front, the focal length is one picture side.

@@ -30,7 +30,7 @@ def to_matrix(values: Tensor, repr: str) -> Tensor:
 
 
 def from_matrix(matrices: Tensor, repr: str) -> Tensor:
-    """Return rotation matrices [..., 3, 3] in a representation of `to_matrix`.
+    """Convert rotation matrices [..., 3, 3] to a representation of `to_matrix`.
 
     Quaternions have w >= 0, so axis-angle vectors are at most pi long. Raises UsageError as `to_matrix` does.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Truth:
-    """joints [J, 3] in metres; visible [J] bool; vertices [V, 3] with the root point [3] of the same body."""
+    """A true body: joints [J, 3] in metres, visible [J] bool, and vertices [V, 3] with their root point [3]."""
 
     joints: Tensor
     visible: Tensor | None
@@ -37,11 +37,11 @@ class Truth:
 
 
 def truth_of(extra: Mapping[str, Any], mesh: Mesh) -> Truth:
-    """Read the truth that belongs to a candidate's mesh."""
+    """Read the request's truth for a candidate's mesh."""
     joints = _finite(array(extra, "true_joints3d", 3), "true_joints3d")
     count = len(mesh.joints3d)
     if len(joints) != count:
-        raise ValueError(f"true_joints3d has {len(joints)} joints, and the candidate has {count}")
+        raise ValueError(f"true_joints3d has {len(joints)} joints, but the candidate has {count}")
     visible = extra.get("visible")
     if visible is not None and (not isinstance(visible, Sequence) or len(visible) != count):
         raise ValueError(f"`visible` must be a list of {count} numbers, one for each joint")
@@ -51,7 +51,7 @@ def truth_of(extra: Mapping[str, Any], mesh: Mesh) -> Truth:
 
 
 def _surface(extra: Mapping[str, Any], mesh: Mesh, root: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return the true vertices and their root point; (None, None) where the request does not hold them."""
+    """Return the true vertices and their root point; (None, None) if the request has none for this mesh."""
     if extra.get("true_vertices") is not None:
         return _finite(array(extra, "true_vertices", 3), "true_vertices"), root
     if extra.get("true_rotations") is None or not _is_free(mesh):
@@ -71,7 +71,7 @@ def posed(rotations: Tensor, pose_repr: str, betas: Tensor | None) -> tuple[Tens
 
 
 def surface_of(mesh: Mesh) -> tuple[Tensor, Tensor] | None:
-    """Return a mesh's vertices and root point: stored, or of the free body in its pose; None where neither is possible."""
+    """Return a mesh's vertices and root point: those stored, else those of the free body in its pose, else None."""
     if mesh.vertices is not None:
         joints = torch.from_numpy(mesh.joints3d)
         root = joints[list(root_of(names_of(mesh.joint_names, len(joints))))].mean(0)
@@ -87,8 +87,8 @@ def _is_free(mesh: Mesh) -> bool:
 
 
 def errors_of(meshes: Sequence[Mesh], truths: Sequence[Truth]) -> list[dict[str, float]]:
-    """Return the errors of each mesh in mm: mpjpe and pa_mpjpe; where they can be computed, mpvpe, mpjpe_visible and
-    mpjpe_hidden. Meshes with equal joints are computed together."""
+    """Return the errors of each mesh in mm: mpjpe, pa_mpjpe and, where they can be computed, mpvpe, mpjpe_visible and
+    mpjpe_hidden. Meshes with the same joint names are computed together."""
     found: list[dict[str, float]] = [{} for _ in meshes]
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for n, mesh in enumerate(meshes):

@@ -123,7 +123,7 @@ class Sampler:
                 return stopped.value
             finally:
                 self.pipe.maybe_free_model_hooks()
-            raise CaptureError(f"{type(self.pipe).__name__}: its call ended without reaching its scheduler.")
+            raise CaptureError(f"{type(self.pipe).__name__}: the pipeline's call ended without reaching the scheduler.")
 
         try:
             both = initial_noise(2)

@@ -19,9 +19,9 @@ LARGEST = 1e300
 def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "request") -> np.ndarray:
     """Normalise values [N] float64 (NaN = missing) and keep their ranking; groups [N] int: the request of each value.
 
-    centred  minus the request's mean, divided by the pooled within-request standard deviation
-             sqrt(sum of squares / sum of (n_r - 1)): a request that is only noise stays small
-    zscore   minus the request's mean, divided by the request's own standard deviation
+    centred  (v - the request's mean) / s, with s = sqrt(sum of squares / sum of (n_r - 1)), the standard deviation
+             pooled over all requests: values that differ by noise alone within a request stay close to 0
+    zscore   (v - the request's mean) / the request's own standard deviation
     minmax   (v - min) / (max - min)
     rank     mean rank among equals, from 0 (worst) to 1 (best)
     softmax  exp(v) / sum exp

@@ -111,7 +111,9 @@ def lines(
     zero: float | None = None,
     ordered: bool = False,
 ) -> str:
-    """Draw the curves in `series`, name -> (x, y), with a gap at each y that is not finite; one y must be finite.
+    """Draw the curves in `series`, name -> (x, y), with a gap at each y that is not finite.
+
+    At least one y of all the curves together must be finite.
 
     zero: y of a horizontal reference line. ordered: draw the curves (timestep bins) from pale to dark instead of in
     distinct styles. Long curves are averaged down to 300 points.

@@ -72,7 +72,7 @@ class FunctionScorer:
 
 
 def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
-    """Create the scorer called `use` without loading weights. Raises UsageError, PluginError."""
+    """Create the scorer that `use` names, without loading weights. Raises UsageError, PluginError."""
     plugin = registry.load("scorer", use)
     if inspect.isfunction(plugin):
         if options:

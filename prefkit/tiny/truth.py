@@ -109,7 +109,7 @@ def _best(pixels: np.ndarray, ground: np.ndarray, fit: np.ndarray) -> tuple[str 
 
 
 def _pairs(poses: list[Pose], colours: list[str]) -> list[tuple[Pose, str]]:
-    """Return every pose with the most likely colour, and the best pose with the second most likely colour."""
+    """Return the (pose, colour) pairs to try: each pose in the likeliest colour, the best pose also in the second."""
     return [(pose, colours[0]) for pose in poses] + [(poses[0], colours[1])]
 
 

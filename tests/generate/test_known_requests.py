@@ -41,9 +41,9 @@ def test_a_known_request_keeps_its_split_and_it_is_said(run, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": "a dog"}, "another prompt now"),
-        ({"user": {"id": 2}}, "another extra now"),
-        ({"prompt": "a dog", "user": None}, "another prompt and another extra now"),
+        ({"prompt": "a dog"}, "the prompt of request 'r0' in .* changed"),
+        ({"user": {"id": 2}}, "the extra of request 'r0' in .* changed"),
+        ({"prompt": "a dog", "user": None}, "the prompt and extra of request 'r0' in .* changed"),
     ],
 )
 def test_another_request_under_a_known_id_is_refused(run, change, message):

@@ -180,7 +180,7 @@ def test_a_split_that_datasets_refuses_is_named_before_anything_is_pushed(render
         row = Candidate("odd", "x", 0, 0, image=image.image, sha256=image.sha256)
         store.candidates("own").append([candidate_row(row)])
 
-    with pytest.raises(UsageError, match="candidates: datasets does not accept 'held-out'"):
+    with pytest.raises(UsageError, match="candidates: Hugging Face datasets does not accept 'held-out'"):
         render(odd, pairs="main")
 
 

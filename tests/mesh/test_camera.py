@@ -51,7 +51,7 @@ def test_a_request_states_its_camera_or_has_none():
     ],
 )
 def test_an_invalid_camera_is_named(camera):
-    with pytest.raises(ValueError, match="`camera` .* of a request"):
+    with pytest.raises(ValueError, match="a request's `camera` .* (is invalid|needs)"):
         Camera.of({"camera": camera})
 
 

@@ -221,7 +221,7 @@ def test_what_is_no_mesh_or_stands_alone_is_left_out_and_counted(tmp_path):
     assert read(store.folder, ("base",)).content == data.content  # what is left out does not count
     with pytest.raises(UsageError, match="no other; it has base, extra"):
         read(store.folder, ("other",))
-    with pytest.raises(UsageError, match="no request with two meshes of known error: .*not a mesh"):
+    with pytest.raises(UsageError, match="no request with two meshes of known error. Left out: .*not a mesh"):
         lone = Store.create(tmp_path / "lone")
         lone.write_requests([Request("r000", "p")])
         lone.candidates("base").append([row("r000", 0, b"rubbish")])

@@ -138,7 +138,7 @@ def test_a_batch_of_several_bodies_and_requests():
     "change, reason",
     [
         ({"true_joints3d": None}, "no true_joints3d"),
-        ({"true_joints3d": [[0, 0, 4]] * 14}, "14 joints, and the candidate has 18"),
+        ({"true_joints3d": [[0, 0, 4]] * 14}, "14 joints, but the candidate has 18"),
         ({"true_joints3d": [[0, 0, None]] * 18}, "true_joints3d has NaN"),
         ({"true_joints3d": "unknown"}, "true_joints3d must be a list of rows"),
         ({"visible": [1, 0]}, "list of 18 numbers"),
@@ -303,7 +303,7 @@ def test_weights_of_something_else_are_refused(ranking, tmp_path):
         {"features": {"joints": list(JOINT_NAMES), "rotations": 0}},
         lambda place: save_tensors(place, {"head": torch.zeros(2)}),
     )
-    with pytest.raises(UsageError, match="no network of the scorer mesh"):
+    with pytest.raises(UsageError, match="no usable network of the scorer `mesh`"):
         make_scorer("mesh", {"model": str(tmp_path / "odd")}).load("cpu", "float32")
     with pytest.raises(UsageError, match="`model` is not set"):
         make_scorer("mesh", {})

@@ -141,7 +141,10 @@ def test_sd2_from_generation_to_evaluation(tmp_path):
             {"image": "extra.note", "mask_image": "extra.mask_image"},
             "model.inputs gave image = 'a coat', which is neither an image",
         ),
-        ({"imag": "extra.image"}, r"takes no argument imag \(from model.inputs, or .*Did you mean 'image'"),
+        (
+            {"imag": "extra.image"},
+            r"takes no argument imag \(from model.inputs, generate.NAME or .*Did you mean 'image'",
+        ),
         ({"image": "extra.imag"}, r"extra.imag is missing .* Did you mean 'image'"),
     ],
 )

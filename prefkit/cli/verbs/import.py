@@ -10,7 +10,7 @@ from prefkit import output
 from prefkit.config.reader import use_background
 from prefkit.errors import TooManyFailures, UsageError
 
-POSITIONAL = ("SOURCE", "file, folder, or datasets id (which needs --as)")
+POSITIONAL = ("SOURCE", "file, folder, or Hub dataset (which needs --as)")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""score --check NAME: the conformance test of a scorer, with its options as flags."""
+"""score --check NAME: the conformance test of a scorer. The scorer's options are given as flags."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class ClipPreferenceFitter:
 
     def __init__(self, options: ClipPreferenceFit) -> None:
         if not options.model:
-            raise UsageError("clip_preference: --model is not set: name the CLIP to tune.")
+            raise UsageError("clip_preference: --model is not set. Give the CLIP model to tune.")
         if options.library == "open_clip" and options.model.startswith("hf-hub:"):
             raise UsageError(
                 f"clip_preference: --model {options.model}: an open_clip model named hf-hub:... cannot be tuned. "

@@ -1,13 +1,14 @@
-"""A ranking of mesh hypotheses learned from hypotheses with known errors, for the scorer mesh.
+"""Fit the scorer `mesh`: learn to rank mesh hypotheses from hypotheses with known errors.
 
 `run` is a run whose candidates are meshes (payloads), several for each request, and whose requests have `keypoints2d`. The
 errors are the aspects mpjpe, pa_mpjpe and mpvpe of the scores `score` (made by `use: mesh_error`); without such scores they are
-computed from `true_joints3d`. The loss is that of ADHMR's HMR-Scorer (arXiv 2505.10250), within each request, on each error.
+computed from `true_joints3d`. The loss is that of ADHMR's HMR-Scorer (arXiv 2505.10250), within each request,
+summed over the errors.
 
-Requests of the split `test` are held out; without any, `test_share` of them. With `group`, requests of equal value (such as
-the clip of a frame) are in one split. Reported on the test: correlation and pair accuracy within requests, the error of the
-selected hypothesis beside the mean and the smallest error, and the pooled correlations that HMR-Scorer reports; each also for
-the rule `mesh_reprojection` (prefkit/fit/meshes/measures.py).
+Requests of the split `test` are held out; if there are none, the fraction `test_share` is. Requests with equal values
+in the column `group` (such as the clip that a frame is from) stay in one split. The test requests give the correlation
+and pair accuracy within requests, the error of the selected hypothesis beside the mean and the smallest error, and the
+pooled correlations that HMR-Scorer reports; all also for the rule `mesh_reprojection` (prefkit/fit/meshes/measures.py).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ class MeshFit:
     run: str = ""
     #: generators whose candidates are used; empty = all
     generators: tuple[str, ...] = ()
-    #: scores of the run with the errors; mesh_error is computed where the run does not have it
+    #: the run's score table with the errors; mesh_error is computed if the run does not have it
     score: str = "mesh_error"
     #: pairwise (HMR-Scorer) | listwise (Plackett-Luce)
     loss: Literal["pairwise", "listwise"] = "pairwise"
     #: use the rotations too, which all candidates must then have (no gain was measured); false = joints only
     pose: bool = False
-    #: request column whose equal values stay in one split; empty = each request alone
+    #: request column; requests with equal values stay in one split; empty = each request by itself
     group: str = ""
     width: int = 256
     dropout: float = 0.1
@@ -45,7 +46,7 @@ class MeshFit:
     patience: int = 20
     #: fraction of requests (or groups) for validation
     validation_share: float = 0.1
-    #: fraction for the test, where no request has the split test
+    #: fraction of requests (or groups) for testing, if no request has the split test
     test_share: float = 0.1
     seed: int = 0
     #: folder to write; empty = fitted/mesh
@@ -101,7 +102,7 @@ class MeshFitter:
 
 
 def measured(net: Any, data: Any, rows: list[int]) -> dict[str, Any]:
-    """Measure the network and the rule on these requests."""
+    """Measure the network and the rule mesh_reprojection on the requests `rows`."""
     import torch
 
     from prefkit.fit.meshes.measures import compared

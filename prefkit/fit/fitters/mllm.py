@@ -95,7 +95,7 @@ class MllmFitter:
                 "mllm: give one of --ratings TABLE, --pairs FOLDER, --run RUN --scores NAME or --run RUN --votes NAME."
             )
         if not options.model:
-            raise UsageError("mllm: --model is not set: name the image-text-to-text model to tune.")
+            raise UsageError("mllm: --model is not set. Give the image-text-to-text model to tune.")
         self.options = options
 
     def run(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from prefkit.fit.options import check_fractions, check_positive
 class OutfitCompatFit:
     #: .csv, .jsonl or .parquet with the columns outfit, image, category and optionally item, split
     outfits: str = ""
-    #: encoder; open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny; transformers: folder or Hub id
+    #: encoder; open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name, or `tiny`; transformers: folder or Hub id
     encoder: str = ""
     #: open_clip tag or checkpoint file, if the encoder is an architecture
     pretrained: str | None = None
@@ -63,7 +63,11 @@ class OutfitCompatFitter:
 
     def __init__(self, options: OutfitCompatFit) -> None:
         if not options.encoder:
-            raise UsageError("outfit_compat: --encoder is not set: name an encoder (with --pretrained), or tiny.")
+            raise UsageError(
+                "outfit_compat: --encoder is not set. Give an open_clip architecture with --pretrained, "
+                "local-dir:FOLDER, hf-hub:owner/name or `tiny` (the embedded one); with --library transformers, a "
+                "folder or Hub id."
+            )
         self.options = options
 
     def run(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class VbprFit:
     #: alternative: features, as .npy or .safetensors [N, D] next to a .txt file of the same name with one item id per
     #: line, or as .parquet with the columns item and features
     features: str = ""
-    #: image encoder. open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name or tiny;
+    #: image encoder. open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name or `tiny`;
     #: transformers: folder or Hub id. Required unless `features` is set
     encoder: str = ""
     #: open_clip tag or checkpoint file, if the encoder is an architecture
@@ -94,7 +94,10 @@ class VbprFitter:
                 f"vbpr: give one of --images, --items and --features, not {' and '.join(sources) or 'none'}."
             )
         if not options.encoder and not options.features:
-            raise UsageError("vbpr: --encoder is not set: name an encoder (with --pretrained), or tiny.")
+            raise UsageError(
+                "vbpr: --encoder is not set. Give an open_clip architecture with --pretrained, local-dir:FOLDER, "
+                "hf-hub:owner/name or `tiny` (the embedded one); with --library transformers, a folder or Hub id."
+            )
         self.options = options
 
     def run(self) -> dict[str, Any]:

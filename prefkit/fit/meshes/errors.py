@@ -12,17 +12,18 @@ from prefkit.store import Store
 from prefkit.types import Candidate, Score
 
 DEFAULT = "mesh_error"
-#: aspects of mesh_error, in mm; `error` is what another score's value says
+#: the aspects of mesh_error, in mm; `error`: the error that the value of any other score stands for
 MEASURES = ("mpjpe", "pa_mpjpe", "mpvpe", "error")
 Errors = dict[str, float]
 Member = tuple[Candidate, Mesh]
 
 
 def known_errors(store: Store, run: str, score: str) -> Callable[[Sequence[Member]], list[Errors | Score]]:
-    """Return a function that gives the errors of candidates with their meshes, a failed Score for one without.
+    """Return a function (candidates and meshes) -> the errors of each candidate, or a failed Score without errors.
 
-    The errors are the aspects of the score table `score`, or its value where it has no such aspects. Without a table of the
-    default name they are computed. Raises UsageError for another table that the run does not have.
+    The errors are the aspects in the score table `score`, or, where it has none of MEASURES, its value (negated if
+    higher is better). If `score` is DEFAULT and the run has no such table, they are computed. Raises UsageError for any
+    other table that the run does not have.
     """
     if score == DEFAULT and score not in store.names("scores"):
         return _computed

@@ -1,4 +1,4 @@
-"""Mesh hypotheses of a run with known errors, as features and errors per request: the data of `prefkit fit mesh`."""
+"""The data of `prefkit fit mesh`: a run's mesh hypotheses with known errors, as features and errors per request."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ COLUMNS = ("id", "request_id", "index", "seed", "sha256", "payload", "extra", "e
 class Hypotheses:
     """R requests of up to M hypotheses.
 
-    features and mirrored (of the mirror images, see prefkit/mesh/mirror.py): [R, M, F]; errors: [R, M, E] of `measures`, NaN for missing hypotheses; reprojection: [R, M], in half boxes;
-    groups: the group of each request; tests: whether its split is `test`; left_out: reason -> number of candidates;
-    content: a digest of all candidates and errors.
+    features, and mirrored, those of the mirror images (prefkit/mesh/mirror.py): [R, M, F]. errors: [R, M, E] for the E
+    `measures`, NaN for missing hypotheses. reprojection: errors [R, M] in units of half the box's longer side
+    (Observed.half). groups: the group of each request. tests: True for each request whose split is `test`. left_out:
+    reason -> number of candidates. content: a digest of all candidates and errors.
     """
 
     features: Tensor
@@ -69,7 +70,7 @@ class Hypothesis:
 class Ranked:
     """The usable candidates of one request, with features and mirrored features [M, F], and reprojection errors [M].
 
-    Bodies whose sides are unknown have their features as mirrored features.
+    If the sides of the joints are unknown, `mirrored` equals `features`.
     """
 
     members: list[Hypothesis]
@@ -83,14 +84,14 @@ class Ranked:
 
 
 def read_hypotheses(run: str, generators: Sequence[str], score: str, pose: bool, group: str) -> Hypotheses:
-    """Read a run's mesh candidates that have errors, in the score table `score` or computed from the requests' truth.
+    """Read a run's mesh candidates with their errors, from the table `score` or computed from the requests' truth.
 
-    pose: use the rotations, if the first mesh has any. group: request column whose values are the groups; "" makes each
-    request a group. Requests with fewer than two hypotheses are left out. Raises UsageError.
+    pose: use the rotations, if the first mesh has any. group: request column whose equal values form a group; "" makes
+    each request its own group. Requests with fewer than two usable hypotheses are left out. Raises UsageError.
     """
     store = Store(Path(run).expanduser())
     if not store.exists():
-        raise UsageError(f"mesh.run: {run or 'empty'}; set --run to the folder of a run whose candidates are meshes.")
+        raise UsageError(f"mesh: --run {run!r} is not a run. Give the folder of a run whose candidates are meshes.")
     of = known_errors(store, run, score)
     left_out: Counter[str] = Counter()
     layout: Layout | None = None
@@ -101,17 +102,19 @@ def read_hypotheses(run: str, generators: Sequence[str], score: str, pose: bool,
         found += [] if ranked is None else [ranked]
     if layout is None or not found:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3)) or "no candidates"
-        raise UsageError(f"mesh.run: {run} has no request with two meshes of known error: {reasons}.")
+        raise UsageError(f"mesh: the run {run} has no request with two meshes of known error. Left out: {reasons}.")
     tests = {request.request_id for request in store.requests() if request.split == "test"}
     return _collected(found, layout, group, tests, left_out)
 
 
 def _batches(store: Store, generators: Sequence[str]) -> Iterator[list[Candidate]]:
-    """Yield the candidates of each request, without failed and rejected ones."""
+    """Yield the candidates of each request, except failed and rejected ones."""
     names = store.names("candidates")
     unknown = sorted(set(generators) - set(names))
     if unknown:
-        raise UsageError(f"mesh.generators: the run has no {', '.join(unknown)}; it has {', '.join(names) or 'none'}.")
+        raise UsageError(
+            f"mesh: --generators: the run has no {', '.join(unknown)}; it has {', '.join(names) or 'none'}."
+        )
     ids: set[str] = set()
     for name in generators or names:
         frame = store.candidates(name).frame(["id", "error"])
@@ -120,7 +123,7 @@ def _batches(store: Store, generators: Sequence[str]) -> Iterator[list[Candidate
 
 
 def _layout(batch: Sequence[Candidate], pose: bool) -> Layout | None:
-    """Return the layout of the first candidate that is a mesh; None without one."""
+    """Return the layout of the first candidate whose payload is a mesh; None if there is no such candidate."""
     for candidate in batch:
         try:
             return Layout.of(Mesh.unpack(candidate.payload or b""), pose)
@@ -130,7 +133,7 @@ def _layout(batch: Sequence[Candidate], pose: bool) -> Layout | None:
 
 
 def _ranked(batch: Sequence[Candidate], of: Any, layout: Layout | None, left_out: Counter[str]) -> Ranked | None:
-    """Return a request's usable candidates, None for fewer than two. Counts the others in `left_out`.
+    """Return a request's usable candidates, or None if there are fewer than two. Counts the rest in `left_out`.
 
     of: the function that `known_errors` returns.
     """
@@ -152,14 +155,16 @@ def _ranked(batch: Sequence[Candidate], of: Any, layout: Layout | None, left_out
 
 
 def _collected(found: list[Ranked], layout: Layout, group: str, tests: set[str], left_out: Counter[str]) -> Hypotheses:
-    """Stack the requests, padded to the longest."""
+    """Stack the tensors of all requests, padded to the largest number of hypotheses."""
     common = set.intersection(*(set(member.errors) for ranked in found for member in ranked.members))
     measures = tuple(name for name in MEASURES if name in common)
     if not measures:
-        raise UsageError("mesh.score: some scores have the aspect mpjpe and others do not; score all candidates again.")
+        raise UsageError(
+            "mesh: --score: some candidates have the aspect mpjpe and others do not. Score all candidates again."
+        )
     missing = [ranked.first.request_id for ranked in found if group and group not in ranked.first.extra]
     if missing:
-        raise UsageError(f"mesh.group: request {missing[0]} has no column {group!r}.")
+        raise UsageError(f"mesh: --group: request {missing[0]} has no column {group!r}. Add it, or leave out --group.")
     errors = [torch.tensor([[member.errors[m] for m in measures] for member in ranked.members]) for ranked in found]
     return Hypotheses(
         features=pad_sequence([ranked.features for ranked in found], batch_first=True),
@@ -176,16 +181,19 @@ def _collected(found: list[Ranked], layout: Layout, group: str, tests: set[str],
 
 
 def split(data: Hypotheses, validation: float, test: float, seed: int) -> dict[str, list[int]]:
-    """Return the requests of train, validation and test; a group is in one of them.
+    """Return the indices of the train, validation and test requests; a group is never divided between them.
 
-    Requests of the split `test` are the test; without any, the fraction `test` of the groups. Raises UsageError.
+    The test requests are the groups with a request of the split `test`; if there are none, the fraction `test` of the
+    groups. Raises UsageError.
     """
     held = {group for group, is_test in zip(data.groups, data.tests) if is_test}
     order = sorted(set(data.groups) - held, key=lambda group: digest("split", seed, group))
     n_test = 0 if held else max(1, round(test * len(order)))
     n_validation = max(1, round(validation * len(order)))
     if len(order) < n_test + n_validation + 1:
-        raise UsageError(f"mesh: {len(order)} groups of requests are too few to train, validate and test on.")
+        raise UsageError(
+            f"mesh: {len(order)} groups of requests are too few to train, validate and test on; use a run with more."
+        )
     part = dict.fromkeys(held, "test") | dict.fromkeys(order, "train")
     part |= dict.fromkeys(order[:n_test], "test") | dict.fromkeys(order[n_test : n_test + n_validation], "validation")
     return {

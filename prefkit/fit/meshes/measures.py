@@ -1,8 +1,9 @@
 """Measures of how well scores rank the hypotheses of held-out requests, with 95 % bootstrap intervals over requests.
 
 srcc            Spearman's correlation of score and negative error within a request, mean over requests
-pair_accuracy   fraction of a request's pairs that the score orders as the error does; equal scores count as half
-selected        error of the hypothesis with the highest score; random: the mean; oracle: the smallest error
+pair_accuracy   fraction of a request's pairs of hypotheses in which the better one has the higher score; a tie is half
+selected        error of the hypothesis with the highest score
+random, oracle  mean error of a request's hypotheses, and their smallest error
 selection_gain  random - selected
 pooled_plcc, pooled_srcc   Pearson and Spearman over all hypotheses of all requests, as HMR-Scorer reports them. They mix
                 how hard a picture is with how good a hypothesis is, and say little about ranking within a request.
@@ -20,7 +21,7 @@ Rows = dict[str, np.ndarray]
 
 
 def within(scores: list[np.ndarray], errors: list[np.ndarray]) -> Rows:
-    """Return the measures within requests, [R] each; srcc and pair_accuracy are NaN where all errors are equal."""
+    """Return each measure within requests, [R]; srcc and pair_accuracy are NaN where all errors are equal."""
     rows = [_request(s, e) for s, e in zip(scores, errors)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -43,10 +44,10 @@ def _request(scores: np.ndarray, errors: np.ndarray) -> dict[str, float]:
 def compared(
     scores: list[np.ndarray], rule: list[np.ndarray], errors: list[np.ndarray], measures: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return the measures of the scores and, under names with `_reprojection`, of the rule.
+    """Return the measures of the scores and, under names with `_reprojection`, of the rule mesh_reprojection.
 
-    scores and rule: M values per request, higher is better; errors: [M, E]. The measures within requests are those of the
-    first error; of the others the SRCC alone.
+    scores, rule: M values per request, higher is better; errors: [M, E] per request. The measures within requests are
+    computed on the first of the E errors; on the others, only srcc is.
     """
     results: dict[str, Any] = {}
     first = [e[:, 0] for e in errors]

@@ -1,9 +1,10 @@
-"""Training of a network that ranks the hypotheses of a request: the losses, the steps and the choice of the best weights.
+"""Train a network that ranks the hypotheses of a request: the losses, the steps and the choice of the best weights.
 
     pairwise   sum over the pairs of a request of -ln sigmoid(5 (s_better - s_worse)), as HMR-Scorer (ADHMR, arXiv 2505.10250)
     listwise   -ln of the Plackett-Luce probability of the true order, with scores 5 s (ListMLE, Xia et al., ICML 2008)
 
-Both are summed over the error measures and averaged over requests. Half of the requests of a step are mirror images.
+Both are summed over the error measures and averaged over requests. Each request in a step is mirrored
+with probability 0.5.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
     from prefkit.fit.meshes.hypotheses import Hypotheses
 
-SLOPE = 5.0  # of the sigmoid, as published
+SLOPE = 5.0  # slope of the sigmoid, as published
 VALIDATE_EVERY = 50  # steps
 
 
 def pairwise(scores: Tensor, errors: Tensor) -> Tensor:
-    """Return the loss of scores [R, M] for errors [R, M, E], which are NaN for missing hypotheses. Ties do not count."""
+    """Return the loss of scores [R, M] for errors [R, M, E], NaN for missing hypotheses. Equal errors do not count."""
     better = errors[:, :, None] < errors[:, None]  # False for NaN
     gaps = scores[:, :, None] - scores[:, None]
     return (softplus(-SLOPE * gaps) * better.sum(-1)).sum((1, 2)).mean()
@@ -39,7 +40,7 @@ def listwise(scores: Tensor, errors: Tensor) -> Tensor:
     order = errors.nan_to_num(nan=torch.inf).argsort(dim=1)
     present = ~errors.isnan()
     sorted_scores = torch.where(present, SLOPE * scores[..., None], -1e9).gather(1, order)
-    rest = sorted_scores.flip(1).logcumsumexp(1).flip(1)  # of this hypothesis and all worse ones
+    rest = sorted_scores.flip(1).logcumsumexp(1).flip(1)  # log-sum-exp over this hypothesis and all worse ones
     return torch.where(present.gather(1, order), rest - sorted_scores, 0.0).sum((1, 2)).mean()
 
 
@@ -47,17 +48,17 @@ LOSSES = {"pairwise": pairwise, "listwise": listwise}
 
 
 def accuracy(scores: Tensor, errors: Tensor) -> float:
-    """Return the fraction of pairs (of all requests and measures) that scores [R, M] order rightly; equal scores are half."""
+    """Return the fraction of pairs (of all requests and measures) that scores [R, M] rank correctly; a tie is half."""
     better = (errors[:, :, None] < errors[:, None]).sum(-1)
     right = (scores[:, :, None] > scores[:, None]) + 0.5 * (scores[:, :, None] == scores[:, None])
     return float((right * better).sum() / better.sum())
 
 
 def train(data: Hypotheses, splits: dict[str, list[int]], o: Any) -> tuple[MeshRanker, dict[str, Any]]:
-    """Train until the pair accuracy on validation requests stops rising, and return the best network and the course.
+    """Train until the pair accuracy on validation requests stops rising; return the best network and the curve.
 
-    o: loss, steps, batch_size, learning_rate, width, dropout, weight_decay, patience, seed. Raises TrainingError for a loss
-    that is not finite.
+    o: the options loss, steps, batch_size, learning_rate, width, dropout, weight_decay, patience and seed. Raises
+    TrainingError for a loss that is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(o.seed)
@@ -94,7 +95,7 @@ def _steps(net: MeshRanker, data: Hypotheses, rows: Tensor, held: Tensor, o: Any
 
 @torch.inference_mode()
 def scores_of(net: MeshRanker, data: Hypotheses, rows: Tensor) -> Tensor:
-    """Return the scores [R, M] of these requests' hypotheses; those of missing ones mean nothing."""
+    """Return the scores [R, M] of the hypotheses of requests `rows`; entries of missing hypotheses are meaningless."""
     training = net.training
     scores = net.eval()(data.features[rows])
     net.train(training)

@@ -12,7 +12,7 @@
 
     plugin = Mine
 
-`read` opens `source` (a path, or a datasets id if the importer supports one) and yields one `Item` per row. The order
+`read` opens `source` (a path, or a Hub dataset if the importer supports one) and yields one `Item` per row. The order
 must be the same at every call, and only a few rows may be in memory. For a row that cannot be used, yield an Item with
 an `error`; for a source that cannot be used at all, raise UsageError. The core (prefkit/hub/importing/run.py) numbers
 the items, checks and hashes the images, makes ids, writes batches, skips stored rows, resumes, and counts failures. An

@@ -3,13 +3,13 @@
 prefkit/hub/importing/mesh_layouts.py lists the keys of each layout. A candidate's payload is the mesh
 (prefkit/mesh/payload.py); it has an image only with --render true.
 
-prefkit does not contain or read SMPL. Its users pose the bodies with their own copy and export what comes out, for M
-hypotheses of one picture:
+prefkit neither contains nor reads SMPL. Pose the bodies with your own copy of SMPL and export the result, for the M
+hypotheses of one picture, with
 
     np.savez("IMAGE_NAME.npz", vertices=vertices, faces=faces, pose=pose, pose_repr="axis_angle", betas=betas)
 
-with vertices [M, 6890, 3] in metres in the camera frame (x right, y down, z away from the camera). --joint-regressor
-names the matrix [J, 6890] of their evaluation protocol; joints3d [M, J, 3] in place of it is enough too.
+where vertices [M, 6890, 3] are in metres in the camera frame (x right, y down, z away from the camera). Then give the
+matrix [J, 6890] of your evaluation protocol with --joint-regressor, or export joints3d [M, J, 3] instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from prefkit.mesh.payload import Mesh
 
 MESHES, PAIRS = (".ply", ".obj", ".npz"), (".json",)  # a .json beside meshes is not read: it may hold anything
-MAX_EXTENT = 10.0  # metres between joints; a larger body is in other units
+MAX_EXTENT = 10.0  # metres between joints; a larger extent means that the units are not metres
 SIDE = 256  # pixels of the longer side of a render
 
 
@@ -52,7 +52,8 @@ class MeshOptions:
     body_model: str = ""
     #: factor that converts the files' units to metres (0.001 for millimetres)
     scale: float = 1.0
-    #: table of requests (prompt, request_id and further columns such as keypoints2d), looked up by request_id or prompt; null: a file's name becomes the prompt
+    #: table of requests (prompt, request_id and further columns such as keypoints2d), looked up by request_id or
+    #: prompt; null: a file's name becomes the prompt
     requests: str | None = None
     #: folder that the picture paths in SPIN, HumanData and ADHMR files are relative to
     pictures: str | None = None
@@ -124,7 +125,7 @@ class MeshImporter:
         return Picture(key, image, extra=body.extra, payload=payload)
 
     def _mesh(self, fields: Mapping[str, Any]) -> Mesh:
-        """Return the mesh of the fields that a file has. Raises ValueError if they do not fit the options."""
+        """Return the mesh made of a file's fields and the options. Raises ValueError if these do not fit together."""
         import numpy as np
 
         from prefkit.mesh.payload import CROP, POSE_ROW, Mesh
@@ -135,8 +136,10 @@ class MeshImporter:
         if self._regressor is not None and "vertices" in known:
             known["joints3d"] = self._regress(known["vertices"])
         if "joints3d" not in known:
-            only = "vertices; give --joint-regressor" if "vertices" in known else "pose or shape, of a body model that "
-            only += "" if "vertices" in known else "prefkit does not have; export joints or vertices with it"
+            only = (
+                "vertices; give --joint-regressor" if "vertices" in known else "a pose or shape of a body model that "
+            )
+            only += "" if "vertices" in known else "prefkit does not have; export joints or vertices with that model"
             raise ValueError(f"there are no joints, only {only}")
         if self._names:
             known["joint_names"] = self._names
@@ -161,7 +164,7 @@ class MeshImporter:
 
     @cached_property
     def _regressor(self) -> np.ndarray | None:
-        """The joint regressor [J, V], float64. Raises UsageError if the file holds no such matrix."""
+        """Return the joint regressor [J, V] (float64), or None without one. Raises UsageError for an unusable file."""
         import numpy as np
 
         if self.options.joint_regressor is None:
@@ -171,7 +174,7 @@ class MeshImporter:
             matrix = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UsageError(
-                f"{name}: {path} is not a .npy file without pickle: {shown(error)}. Use numpy.save."
+                f"{name}: {path} is not a .npy file that loads without pickle: {shown(error)}. Use numpy.save."
             ) from error
         if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
             raise UsageError(f"{name}: {path} must hold one matrix [joints, vertices] of numbers.")
@@ -190,7 +193,7 @@ class MeshImporter:
 
     @cached_property
     def _requests(self) -> dict[str, Asked] | None:
-        """Map each request_id, and each prompt without one, to its request. Raises UsageError for a table without prompts."""
+        """Map each request_id (the prompt if a row has none) to its request. Raises UsageError for an invalid table."""
         if self.options.requests is None:
             return None
         path = user_path(self.options.requests, "--requests")
@@ -235,7 +238,7 @@ def _check_units(joints: np.ndarray) -> None:
 
 
 def _rendered(mesh: Mesh, extra: Mapping[str, Any]) -> bytes | None:
-    """Return a PNG of a mesh through the request's camera, at most 256 px; None for joints that are not in metres."""
+    """Return a PNG of a mesh seen through the request's camera, at most 256 px; None if the units are not metres."""
     from prefkit.mesh.camera import Camera
     from prefkit.mesh.payload import METRES
     from prefkit.mesh.render import render, render_joints

@@ -1,4 +1,4 @@
-"""Any table (csv, jsonl, json, Parquet, datasets id), with --map prompt=...,image_a=...,image_b=...,winner=..."""
+"""Any table (csv, jsonl, json, Parquet, Hub dataset), with --map prompt=...,image_a=...,image_b=...,winner=..."""
 
 from __future__ import annotations
 
@@ -127,7 +127,10 @@ def _assignments(text: str, flag: str, places: tuple[str, ...]) -> dict[str, str
         place, equals, column = part.partition("=")
         rating = flag == "map" and place.startswith("score.") and len(place) > len("score.")
         if not equals or (place not in places and not rating):
-            raise UsageError(f"import: --{flag} {part!r} is invalid: write PLACE=... with one of {', '.join(places)}.")
+            raise UsageError(
+                f"import: --{flag} {part!r} is invalid: write KEY=..., where KEY is one of {', '.join(places)}"
+                f"{' or score.NAME' if flag == 'map' else ''}."
+            )
         if place in columns:
             raise UsageError(f"import: --{flag} contains {place} twice. Remove one.")
         columns[place] = nfc(column)

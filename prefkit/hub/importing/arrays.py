@@ -1,4 +1,4 @@
-"""Arrays of an untrusted .npz file: nothing is unpickled, headers are checked first, rows are read one at a time."""
+"""Read arrays from an untrusted .npz file: headers are checked first, nothing is unpickled, rows come one at a time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from prefkit.paths import open_regular, shown
 
 MAX_ROW = 64 << 20  # bytes of one row, or of an array that is read whole
-MAX_RATIO = 200  # of an array's size to its compressed size
-FREE_RATIO_BYTES = 64 << 20  # smaller arrays may compress better: masks, zeros
+MAX_RATIO = 200  # largest ratio of an array's size to its compressed size
+FREE_RATIO_BYTES = 64 << 20  # arrays up to this size may compress better (masks, zeros)
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
@@ -40,7 +40,7 @@ class Column:
 
 
 class Arrays:
-    """An open .npz file; a context manager. `columns` maps the names of its arrays to their headers.
+    """An open .npz file, for use in a `with` block. `columns` maps the names of its arrays to their headers.
 
     All methods raise ValueError, with the reason, for a file that is damaged, truncated or not an .npz file.
     """
@@ -68,18 +68,18 @@ class Arrays:
         self.stack.close()
 
     def pickled(self) -> list[str]:
-        """Return the names of the arrays that only pickle could read, and those in a format of other programs."""
+        """Return the names of the arrays of Python objects, which only pickle could read."""
         return [name for name, column in self.columns.items() if column.dtype.hasobject]
 
     def whole(self, name: str) -> np.ndarray:
-        """Return an array of at most 64 MB."""
+        """Return a whole array. Raises ValueError if it is larger than 64 MB."""
         column = self.columns[name]
         if column.size > MAX_ROW:
-            raise ValueError(f"{name} has {column.size >> 20:,} MB; at most {MAX_ROW >> 20} MB are allowed")
+            raise ValueError(f"{name} takes {column.size >> 20:,} MB; at most {MAX_ROW >> 20} MB are allowed")
         return self._read(name, column)
 
     def rows(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the rows of several arrays together. Raises ValueError if they do not have equally many."""
+        """Yield the rows of several arrays together. Raises ValueError if the arrays differ in their number of rows."""
         counts = {name: (self.columns[name].shape or (0,))[0] for name in names}
         if len(set(counts.values())) > 1:
             raise ValueError(
@@ -101,7 +101,7 @@ class Arrays:
             return
         if column.row_bytes > MAX_ROW:
             raise ValueError(
-                f"a row of {name} has {column.row_bytes >> 20:,} MB; at most {MAX_ROW >> 20} MB are allowed"
+                f"a row of {name} takes {column.row_bytes >> 20:,} MB; at most {MAX_ROW >> 20} MB are allowed"
             )
         stream = stack.enter_context(self.zip.open(column.member))
         _exactly(stream, column.start)
@@ -118,7 +118,7 @@ class Arrays:
         return values.reshape(column.shape, order="F" if column.fortran else "C")
 
     def _column(self, info: zipfile.ZipInfo) -> Column:
-        """Return the header of a member. Raises ValueError if it is invalid or claims a size that it does not have."""
+        """Return the header of a zip member. Raises ValueError if it is invalid or states a wrong size."""
         name = shown(info.filename)
         with self.zip.open(info) as stream:
             version = np.lib.format.read_magic(stream)
@@ -128,7 +128,7 @@ class Arrays:
         if not dtype.hasobject and column.start + column.size != info.file_size:
             raise ValueError(f"{name} is truncated: its header states {column.size:,} bytes")
         if info.file_size > max(FREE_RATIO_BYTES, MAX_RATIO * info.compress_size):
-            raise ValueError(f"{name} unpacks to more than {MAX_RATIO} times its size, like a zip bomb")
+            raise ValueError(f"{name} unpacks to more than {MAX_RATIO} times its compressed size, like a zip bomb")
         return column
 
 

@@ -37,7 +37,7 @@ PER_ROW = {
     "transl": "translation",
 }
 PER_ROW |= {"translation": "translation"}
-#: 3D and 2D keypoints of SPIN and ProHMR files in the same order
+#: columns of SPIN and ProHMR files: 3D keypoints, and 2D keypoints in the same order
 SPIN_POINTS = (("S", "part"), ("body_keypoints_3d", "body_keypoints_2d"), ("extra_keypoints_3d", "extra_keypoints_2d"))
 SPIN_FIELDS = {
     "pose": "rotations",
@@ -55,7 +55,7 @@ PICKLED = (
 
 @dataclass(frozen=True)
 class Body:
-    """Fields of a `Mesh`, and what is stored with the candidate."""
+    """The fields of a `Mesh`, and the columns `extra` stored with its candidate."""
 
     fields: Mapping[str, Any]
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -65,8 +65,8 @@ class Body:
 class Found:
     """The bodies of one request in a file, by key, or the reason why they cannot be used.
 
-    request: its name. extra: its columns, such as keypoints2d. better: the bodies "w" and "l" are a pair. broken: the
-    file cannot be read further.
+    request: the request's name. extra: the request's columns, such as keypoints2d. better: True if body "w" is
+    preferred to body "l". broken: True if the rest of the file cannot be read.
     """
 
     where: str
@@ -79,11 +79,11 @@ class Found:
 
 
 def read_bodies(path: Path, folder: Path) -> Iterator[Found]:
-    """Yield what a file holds; names of requests are relative to `folder`. A file that cannot be used is one error."""
+    """Yield the requests in a file, named relative to `folder`. An unusable file yields one `Found` with the error."""
     readers = {".npz": _npz, ".json": _pairs}
     try:
         yield from readers.get(path.suffix.lower(), _surface)(path, folder)
-    except (*FAULTS, UsageError) as error:  # a UsageError of a damaged JSON file
+    except (*FAULTS, UsageError) as error:  # a damaged JSON file raises UsageError
         text = reason(error).removeprefix(str(path)).strip()
         yield Found(str(path), "", error=text, broken=True)
 
@@ -114,7 +114,7 @@ def _npz(path: Path, folder: Path) -> Iterator[Found]:
 
 
 def _rows(arrays: Arrays, names: list[str], build: Callable[[int, dict[str, Any]], Found]) -> Iterator[Found]:
-    """Yield build(number, row) for each row of the named arrays; a row that it refuses becomes an error."""
+    """Yield build(number, row) for each row of the named arrays; a refused row yields a `Found` with the error."""
     if wanted := sorted(set(arrays.pickled()) & set(names)):
         raise ValueError(PICKLED.format(" and ".join(wanted)))
     for number, row in enumerate(arrays.rows(names)):
@@ -203,7 +203,10 @@ def _human_data(arrays: Arrays) -> Iterator[Found]:
 
 
 def _chosen(arrays: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (places, numbers) of the keypoints that HumanData's mask marks; a compressed file stores no others."""
+    """Return the positions in the array of the keypoints that HumanData's mask marks, and their HumanData numbers.
+
+    A compressed file stores only the marked keypoints.
+    """
     count, mask = arrays.columns[name].shape[1], f"{name}_mask"
     numbers = np.flatnonzero(arrays.whole(mask)) if mask in arrays.columns else np.arange(count)
     compressed = len(numbers) == count or (len(numbers) and numbers[-1] >= count)
@@ -218,7 +221,7 @@ def _camera(focal: Any, principal: Any, width: Any, height: Any) -> dict[str, An
 
 
 def _keypoints(joints: Any, flat: Any) -> dict[str, Any]:
-    """Return the request's columns for keypoints in the candidate's own joint order, and which joints are labelled."""
+    """Return the request's columns keypoints2d (in the candidate's own joint order), keypoint_names and visible."""
     extra: dict[str, Any] = {}
     if flat is not None:
         ones = np.ones((len(flat), 1)) if flat.shape[1] == 2 else flat[:, 2:3]
@@ -253,9 +256,9 @@ def _pair(where: str, record: Mapping[str, Any]) -> Found:
     for side in "wl":
         joints, twist = (_array(record, f"{side}_{name}") for name in ("joints", "twist"))
         if twist.ndim != 2 or twist.shape[1] != 2:
-            raise ValueError(f"{side}_twist has the shape {list(twist.shape)}; it must be [K, 2], cosine and sine")
+            raise ValueError(f"{side}_twist has the shape {list(twist.shape)}; it must be [K, 2]: cosine and sine")
         bodies[side] = Body({"joints3d": joints, "units": CROP}, {"twist": twist.tolist(), **crop})
     picture = record["img_path"]
     if not isinstance(picture, str):
-        raise ValueError("img_path must be a text")
+        raise ValueError("img_path must be text")
     return Found(where, picture, bodies, {"picture": picture}, better=True)

@@ -37,14 +37,14 @@ class Row(NamedTuple):
 
 
 def rows(source: str, columns: list[str] | None = None) -> Iterator[Row]:
-    """Yield the rows of a file, of all tables under a folder (sorted by name), or of a datasets id (name[:split]).
+    """Yield the rows of a file, of all tables under a folder (sorted by name), or of a Hub dataset (name[:split]).
 
     A row that cannot be used has an error. Raises UsageError naming the file and row where reading stopped.
     """
     path = user_path(source, "import")
     if not path.exists():
         if not HUB.fullmatch(source):
-            raise UsageError(f"import: {source} is neither a file, a folder, nor a datasets id such as owner/name.")
+            raise UsageError(f"import: {source} is neither a file, a folder, nor a Hub dataset such as owner/name.")
         yield from _hub(source)
         return
     if is_saved(path):
@@ -73,7 +73,7 @@ def files(path: Path) -> list[Path]:
 
 
 def is_saved(folder: Path) -> bool:
-    """True if the folder was written by `save_to_disk` of datasets."""
+    """True if the folder was written by `save_to_disk` of Hugging Face `datasets`."""
     return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
@@ -139,7 +139,7 @@ def _hub(source: str) -> Iterator[Row]:
             yield from _dataset(table, f"{name}:{split}", split, None)
     except UsageError:
         raise
-    except Exception as error:  # datasets raises its own, the Hub's and the network's errors
+    except Exception as error:  # `datasets` raises its own, the Hub's and the network's errors
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"import: {source} is neither a local path nor a loadable dataset: {text}") from error
 

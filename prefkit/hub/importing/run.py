@@ -52,8 +52,8 @@ def run_import(
     layout = layout or sniff(source)
     path = Path(source).expanduser()
     hub = HUB.fullmatch(source) and path.suffix.lower() not in SUFFIXES and not path.parent.is_dir()
-    if not path.exists() and not hub:  # a datasets id is checked when it is read
-        raise UsageError(f"import: {source} was not found. Give a file, a folder, or a datasets id such as owner/name.")
+    if not path.exists() and not hub:  # a Hub dataset is checked when it is read
+        raise UsageError(f"import: {source} was not found. Give a file, a folder, or a Hub dataset such as owner/name.")
     plugin = registry.load_class("importer", layout)
     options = plugin_options.options(plugin, dict(flags or {}), f"import --as {layout}")
     name = checked(name or layout)
@@ -92,7 +92,7 @@ def sniff(source: str) -> str:
     names = ", ".join(sorted(registry.builtin("importer")))
     path = Path(source).expanduser()
     if not path.exists():
-        raise UsageError(f"import: {source} was not found. For a datasets id, choose the layout with --as: {names}.")
+        raise UsageError(f"import: {source} was not found. For a Hub dataset, choose the layout with --as: {names}.")
     fits = {n: why for n in registry.builtin("importer") if (why := registry.load("importer", n).sniff(path))}
     if not fits:
         raise UsageError(f"import: could not detect the layout of {source}; choose one with --as: {names}.")

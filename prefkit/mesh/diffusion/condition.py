@@ -1,8 +1,8 @@
-"""Condition of the pose denoiser: a request's keypoints as numbers, and the masks of the entries that count in a loss.
+"""The pose denoiser's condition, made from a request's keypoints, and the mask of state entries that count in a loss.
 
-The condition of K keypoints has 3 K + 3 numbers: positions relative to the mean keypoint, divided by the largest distance
-from it; confidences; and the place of the keypoints in the box (mean keypoint in half boxes from its centre, and the logarithm
-of the largest distance in half boxes).
+The condition of K keypoints has 3 K + 3 numbers: their positions relative to the mean keypoint, divided by the largest
+distance from it; their confidences; and their place in the box: the mean keypoint relative to the box's centre, and the
+logarithm of that largest distance, both in units of half the box's longer side.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from prefkit.mesh.body import FREE
 from prefkit.mesh.diffusion.network import POSE, SHAPE, STATE
 from prefkit.mesh.observed import array, box_of
 
-#: masks of a request -> the number of their entries
+#: a request's mask columns -> the number of their entries
 MASKS = {"pose_mask": len(FREE), "shape_mask": 1}
 
 
 def condition_of(extra: Mapping[str, Any], keypoints: int) -> Tensor:
-    """Return the condition [3 * keypoints + 3] of a request. Raises ValueError if its keypoints are invalid, or too many or few."""
+    """Return the condition [3 * keypoints + 3] of a request. Raises ValueError if its keypoints are unusable."""
     rows = array(extra, "keypoints2d", 3)
     if len(rows) != keypoints:
         raise ValueError(
@@ -45,10 +45,10 @@ def condition_of(extra: Mapping[str, Any], keypoints: int) -> Tensor:
 
 
 def mask_of(extra: Mapping[str, Any]) -> Tensor:
-    """Return the weights [130] of a request's state entries in a loss: 0 where its masks say that a label is unknown.
+    """Return the loss weights [130] of the state entries: 0 where the request's masks mark a label as unknown, else 1.
 
-    `pose_mask` has 20 numbers, one per rotation, and `shape_mask` one; without them every entry counts. Raises
-    ValueError for other numbers.
+    `pose_mask` has 20 numbers, one per rotation, and `shape_mask` one; without a mask its entries all count. Raises
+    ValueError unless the numbers are 0 or 1, and as many as stated.
     """
     values = {}
     for name, count in MASKS.items():

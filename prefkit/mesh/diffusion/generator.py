@@ -1,7 +1,7 @@
 """Generator of mesh hypotheses, `use: mesh`: conditional diffusion over pose and shape, given a request's keypoints.
 
 `call` takes two options: `render: false` stores no picture of the mesh, and `vertices: true` stores the skinned vertices
-with it. A picture is shown through the request's camera if it has one; `height` is its size otherwise (default 256 px).
+with the mesh. The picture is seen through the request's camera; without one, its sides are `height` (default 256 px).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SIZE = 256  # px of a picture without a camera
 
 
 def check(model: Model, settings: Generate) -> None:
-    """Check the options and that the model is a mesh model; its weights are not read. Raises UsageError."""
+    """Check the options, and that the model is a mesh model, without reading its weights. Raises UsageError."""
     unknown = sorted(set(settings.call) - set(CALL))
     if unknown or not all(isinstance(value, bool) for value in settings.call.values()):
         raise UsageError(
-            f"the generator mesh takes the call options {' and '.join(CALL)}, each true or false, not "
+            f"the generator `mesh` takes the options {' and '.join(CALL)} in `call`, each true or false, not "
             f"{', '.join(f'{key}: {value}' for key, value in settings.call.items())}."
         )
     if not (Path(model.base).expanduser() / "denoiser").is_dir():
@@ -46,9 +46,9 @@ def check(model: Model, settings: Generate) -> None:
 def open_generator(
     model: Model, settings: Generate, first: Callable[[Request, int], bool]
 ) -> Callable[[Sequence[Request], Sequence[int]], list[dict[str, Any]]]:
-    """Load the model; return a function (requests, seeds) -> one result per request, as generate.generators expects.
+    """Load the model; return a function (requests, seeds) -> one result per request (see generate.generators).
 
-    first: (request, seed) -> whether the seed is that of the request's candidate 0, which starts from zeros.
+    first: (request, seed) -> True if the seed is that of the request's candidate 0, which starts from zeros.
     """
     net, scheduler = load_model(model.base, model.adapters, device_of(settings.device), dtype_of(settings.dtype))
     if settings.steps > (most := scheduler.config.num_train_timesteps):
@@ -80,7 +80,7 @@ def _result(mesh: Mesh, seen: Observed, options: dict[str, bool], settings: Gene
 
 
 def picture(mesh: Mesh, seen: Observed | None, size: int) -> Any:
-    """Render a mesh with vertices through the request's camera, or framed in size x size px. Returns a PIL image."""
+    """Render a mesh with vertices through the request's camera, or without one, framed in size x size px."""
     from prefkit.mesh.render import default_camera, render
 
     assert mesh.vertices is not None

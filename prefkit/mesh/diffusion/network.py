@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class MeshDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """MLP on the state. keypoints: number of keypoints of the condition, 3 * keypoints + 3 numbers (condition.py)."""
+    """MLP on the state. keypoints: their number K; the condition has 3 K + 3 numbers (condition.py)."""
 
     @register_to_config
     def __init__(self, keypoints: int = 18, width: int = 256, hidden: int = 512, depth: int = 3) -> None:
@@ -102,8 +102,8 @@ def load_model(
     missing = [name for name in ("denoiser/config.json", "scheduler") if not (folder / name).exists()]
     if missing:
         raise UsageError(
-            f"model.base {base} is not a folder with a mesh model: {', '.join(missing)} is missing. Give the folder that "
-            "pipelines/mesh/new_model.py, or `prefkit train` with family: mesh, has written."
+            f"model.base {base} is not a folder with a mesh model: {', '.join(missing)} is missing. Give a folder "
+            "written by pipelines/mesh/new_model.py, or by `prefkit train` with `family: mesh`."
         )
     try:
         net = MeshDenoiser.from_pretrained(folder / "denoiser", torch_dtype=dtype)

@@ -12,7 +12,7 @@ from prefkit.mesh.diffusion.network import STATE
 
 
 def noise_of(seeds: Sequence[int | None]) -> Tensor:
-    """Return the initial states [B, 130]: standard normal by seed, zeros for None."""
+    """Return the initial states [B, 130]: standard normal noise from each seed, zeros for None."""
     rows = [torch.zeros(STATE) if seed is None else _normal(seed) for seed in seeds]
     return torch.stack(rows)
 
@@ -23,9 +23,9 @@ def _normal(seed: int) -> Tensor:
 
 @torch.no_grad()
 def sample(net: Any, scheduler: Any, noise: Tensor, condition: Tensor, steps: int) -> Tensor:
-    """Return states [B, 130], not standardised, float32, on the CPU.
+    """Sample states [B, 130] with the denoiser; return them no longer standardised, float32, on the CPU.
 
-    noise: [B, 130]; condition: [B, C]; steps: network calls. The scheduler's own spacing chooses the timesteps.
+    noise: [B, 130]; condition: [B, C]; steps: number of network calls. The scheduler chooses the timesteps.
     """
     parameter = next(net.parameters())
     scheduler.set_timesteps(steps)

@@ -15,11 +15,11 @@ from prefkit.mesh.observed import Observed
 from prefkit.mesh.payload import Mesh
 from prefkit.mesh.rotations import from_matrix, to_matrix
 
-DISTANCE = 4.0  # metres from the camera, if nothing tells it
+DISTANCE = 4.0  # metres from the camera, where the distance cannot be estimated
 
 
 def state_of(mesh: Mesh) -> Tensor:
-    """Return the state [130] of a mesh, not standardised. Raises ValueError for another body, or a mesh without a pose."""
+    """Return a mesh's state [130], not standardised. Raises ValueError if it has no pose of 20 rotations."""
     if mesh.rotations is None or len(mesh.rotations) != len(FREE):
         held = "no pose" if mesh.rotations is None else f"a pose of {len(mesh.rotations)} rotations"
         raise ValueError(f"the mesh has {held}, but training needs the {len(FREE)} rotations of the free body")
@@ -34,9 +34,9 @@ def state_of(mesh: Mesh) -> Tensor:
 
 
 def meshes_of(states: Tensor, seen: Sequence[Observed | None], vertices: bool = False) -> list[Mesh]:
-    """Return the meshes of states [B, 130], not standardised, placed where their keypoints are seen best.
+    """Return the meshes of states [B, 130], not standardised, each placed where its joints fit the keypoints best.
 
-    seen: the observation of each state's request, or None. vertices: skin the body too.
+    seen: the observation of each state's request, or None. vertices: also compute the skinned vertices.
     """
     body = load_body()
     rotations = to_matrix(states[:, :POSE].unflatten(-1, (len(FREE), 6)), "6d")
@@ -57,7 +57,7 @@ def placed(joints: Tensor, seen: Observed | None) -> Tensor:
     """Return the translation [3] that brings the joints [J, 3] onto their keypoints, by weighted linear least squares.
 
     With f (X + t_x) = u (Z + t_z), and the same for y, where u is a keypoint's distance from the principal point, each
-    keypoint gives two linear equations in t. A body that would come nearer than 1 m, or without a camera, is put at 4 m.
+    keypoint gives two linear equations in t. Without a camera, or with a joint nearer than 1 m, it is put at 4 m.
     """
     if seen is None or seen.camera is None:
         return torch.tensor([0.0, 0.0, DISTANCE])

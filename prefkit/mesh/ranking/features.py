@@ -1,10 +1,12 @@
 """Features of one request's M mesh hypotheses, for the learned scorer `mesh`.
 
-    request      keypoints in half boxes from the box's centre, confidences, the box's place and size seen from the camera
-    hypothesis   joints from the root (metres), pose (6D) if used, residuals of the projected joints, their mean length
-    consensus    joints minus the mean hypothesis of the request, their mean length, mean residual minus the request's
+    request      keypoints relative to the box's centre, confidences, place and size of the box as seen from the camera
+    hypothesis   joints from the root (metres), pose (6D) if used, residuals of the projected joints, their lengths
+                 and confidence-weighted mean length
+    consensus    joints minus the request's mean hypothesis, their mean length, mean residual minus the request's mean
 
-The last line compares a hypothesis with the others of its request, so its values depend on which these are.
+Keypoints and residuals are in units of half the box's longer side (prefkit/mesh/observed.py). The last line compares a
+hypothesis with all hypotheses of its request, so its values depend on which these are.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Layout:
         if self.rotations and count != self.rotations:
             raise ValueError(
                 f"the mesh has {count or 'no'} rotations; the scorer was fitted on {self.rotations}. Fit again without "
-                "--pose true for candidates with joints only"
+                "--pose true for candidates that have only joints"
             )
 
 
@@ -54,7 +56,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def features(seen: Observed, meshes: Sequence[Mesh], layout: Layout) -> tuple[Tensor, Tensor]:
-    """Return the features [M, F] of one request's hypotheses, and their reprojection errors [M] in half boxes."""
+    """Return the features [M, F] of one request's hypotheses, and reprojection errors [M] in units of `seen.half`."""
     joints = torch.stack([torch.from_numpy(mesh.joints3d) for mesh in meshes])
     residuals = seen.residuals(joints)
     error = seen.error(residuals)
@@ -76,7 +78,7 @@ def features(seen: Observed, meshes: Sequence[Mesh], layout: Layout) -> tuple[Te
 
 
 def _request(seen: Observed) -> Tensor:
-    """Return what is equal for all hypotheses: [3 J + 4]."""
+    """Return the features that all hypotheses of a request share: [3 J + 4]."""
     known = seen.confidence > 0
     keypoints = torch.where(known[:, None], (seen.keypoints - seen.centre) / seen.half, 0.0)
     camera = torch.zeros(4)

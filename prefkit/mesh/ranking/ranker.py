@@ -12,7 +12,7 @@ from prefkit.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 10.0  # standardised features are cut at +- this, so that an outlier cannot dominate
+LIMIT = 10.0  # standardised features are clamped to +- this, so that an outlier cannot dominate
 
 
 class MeshRanker(nn.Module):
@@ -42,12 +42,14 @@ class MeshRanker(nn.Module):
 
     @classmethod
     def of(cls, state: dict[str, Tensor], where: str) -> MeshRanker:
-        """Build a network from its weights. Raises UsageError for other tensors."""
+        """Build a network from its weights. Raises UsageError if the tensors do not fit it."""
         try:
             width, features = state["layers.0.weight"].shape
             net = cls(features, width)
             net.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
-            raise UsageError(f"{where} has no network of the scorer mesh: {text}.") from error
+            raise UsageError(
+                f"{where} has no usable network of the scorer `mesh`: {text}. Fit it again with `prefkit fit mesh`."
+            ) from error
         return net.eval()

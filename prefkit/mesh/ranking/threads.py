@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one CPU thread inside the block, and as many as before afterwards.
+    """Let torch use one CPU thread inside the block, and its previous number afterwards.
 
     Sums then have one order, so that equal seeds give equal bits.
     """

@@ -104,7 +104,7 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
         return stop.value
     finally:
         pipe.maybe_free_model_hooks()
-    raise CaptureError(f"{type(pipe).__name__}: its call ended without reaching its denoiser and its scheduler.")
+    raise CaptureError(f"{type(pipe).__name__}: the pipeline's call ended without reaching denoiser and scheduler.")
 
 
 def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
@@ -190,7 +190,10 @@ def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
         elif type(one) is type(two) and one == two:
             rules[path] = "shared"
         else:
-            raise CaptureError(f"{owner}: {path} is {one!r} for one prompt and {two!r} for the same prompt twice.")
+            raise CaptureError(
+                f"{owner}: {path} is {one!r} for one sample of a prompt and {two!r} for two samples; it is neither "
+                "equal for both nor a list with one entry per sample. Such a condition cannot be batched."
+            )
 
     visit(once, twice, "")
     return rules
@@ -203,8 +206,8 @@ def _tensor_rule(one: Tensor, two: Tensor, name: str) -> int | str:
     if len(grown) == 1 and one.shape[grown[0]] == 1 and two.shape[grown[0]] == 2:
         return grown[0]
     raise CaptureError(
-        f"{name}: shape {tuple(one.shape)} for one prompt and {tuple(two.shape)} for the same prompt twice; neither "
-        "does exactly one dimension double, nor are the values equal. Such a condition cannot be batched."
+        f"{name} has the shape {tuple(one.shape)} for one sample of a prompt and {tuple(two.shape)} for two samples; "
+        "neither does exactly one dimension double, nor are the values equal. Such a condition cannot be batched."
     )
 
 

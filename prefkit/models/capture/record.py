@@ -81,8 +81,8 @@ def check_call_arguments(pipe: Any, names: Iterable[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise UsageError(
-            f"{kind.__name__} takes no argument {', '.join(unknown)} (from model.inputs, or generate.NAME and its "
-            f"call).{nearest(unknown[0], known)} It takes {', '.join(known)}."
+            f"{kind.__name__} takes no argument {', '.join(unknown)} (from model.inputs, generate.NAME or "
+            f"generate.NAME.call).{nearest(unknown[0], known)} It takes {', '.join(known)}."
         )
 
 

@@ -1,13 +1,15 @@
 """ImageReward: a reward learned from experts' rankings of images for their prompts (Xu et al., arXiv 2304.05977).
 
-    value = (head(CLS of the prompt, read with the image by BLIP's text encoder) - 0.16717) / 1.03334
+    value = (head(CLS) - 0.16717) / 1.03334
 
-with mean 0 and standard deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published. This is a port
-to the BLIP classes of transformers (prefkit/score/embed/blip.py) that reads the published checkpoint.
+CLS is the first output token of BLIP's text encoder, which reads the prompt with cross-attention to the image. The
+constants give mean 0 and standard deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published.
+This is a port to the BLIP classes of transformers (prefkit/score/embed/blip.py) that reads the published checkpoint.
 
-Images are prepared as in the published code: resized in their own mode (so that a palette is not interpolated), cropped,
-then RGB. prefkit differs in two points: it composites transparency on white (`background`) and converts colour profiles to
-sRGB first, because the published code scores the hidden colours of transparent pixels.
+Images are prepared as in the published code: resized in their own mode (so that a palette is not interpolated),
+cropped, then converted to RGB. prefkit differs in two points, both before the resize: it composites transparency on
+`background` (white by default), where the published code scores the hidden colours of transparent pixels; and it
+converts colour profiles to sRGB.
 """
 
 from __future__ import annotations

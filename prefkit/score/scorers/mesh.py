@@ -1,13 +1,14 @@
-"""Rank of a body mesh among the hypotheses of its request, learned from hypotheses with known errors.
+"""A learned score that ranks a body mesh among the hypotheses of its request.
 
 A network reads the request's 2D keypoints with confidences, the hypothesis (joints, residuals of its projected joints; its
 pose if the fit used it) and how it differs from the mean of all hypotheses of the request (prefkit/mesh/features.py).
-`prefkit fit mesh` trains it with the pairwise loss of ADHMR's HMR-Scorer (arXiv 2505.10250) and measures it beside
-`mesh_reprojection`.
+`prefkit fit mesh` trains it on hypotheses with known errors, with the pairwise loss of ADHMR's HMR-Scorer (arXiv
+2505.10250), and measures it beside `mesh_reprojection`.
 
-sigmoid(5 (a - b)) is the probability that the hypothesis with value a has the smaller error. Values compare only within one
-request and one set of hypotheses. The score fails for a payload that is not a mesh, for other joints than those of the fit, and
-for a mesh without pose if the fit used the pose; such hypotheses do not count in the mean.
+sigmoid(5 (a - b)) is the probability that the hypothesis with value a has a smaller error than the one with value b.
+Values are comparable only within one request and one set of hypotheses. The score fails for a payload that is not a
+mesh, for joints that differ from those of the fit, and for a mesh without pose if the fit used the pose; such
+hypotheses do not count in the mean.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from prefkit.types import Candidate, Score, ScorerSpec
 
 @dataclass(frozen=True)
 class MeshOptions:
-    #: folder that `prefkit fit mesh` has written
+    #: folder written by `prefkit fit mesh`
     model: str = ""
 
 
@@ -42,14 +43,15 @@ class MeshScorer:
             "1",
             weights=self.fitted.folder.name,
             revision=self.fitted.revision(),
-            preprocessing=f"{len(layout['joints'])} joints, {pose}, keypoints in half boxes; standardised as fitted",
-            formula="network of request, hypothesis and its difference from the mean hypothesis",
+            preprocessing=f"{len(layout['joints'])} joints, {pose}, keypoints in units of half the box's longer side; "
+            "standardised as fitted",
+            formula="network on the request, the hypothesis and its difference from the request's mean hypothesis",
             scope="within_request",
             licence="that of the data it was fitted on",
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights of another network."""
+        """Load the network. Raises UsageError if the weights do not fit it."""
         from prefkit.mesh.ranking.features import Layout
         from prefkit.mesh.ranking.ranker import MeshRanker
 

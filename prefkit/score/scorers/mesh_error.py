@@ -1,7 +1,7 @@
 """Error of a body mesh against the ground truth in the request: MPJPE, with PA-MPJPE and MPVPE as aspects, in mm.
 
-    value = -MPJPE    mean distance of the joints, after moving the roots (midpoint of the hips) onto each other
-    aspects           mpjpe; pa_mpjpe (after the best similarity transform); mpvpe (vertices, roots on each other);
+    value = -MPJPE    mean distance of the joints, with the roots (midpoints of the hips) aligned
+    aspects           mpjpe; pa_mpjpe (after the best similarity transform); mpvpe (vertices, roots aligned);
                       mpjpe_visible and mpjpe_hidden, over the joints that `visible` marks with 1 and with 0
 
 For evaluation, and to label the candidates that `prefkit fit mesh` learns from. The candidate's payload is a mesh

@@ -40,7 +40,7 @@ class MeshReprojection:
             "mesh_reprojection",
             "1",
             preprocessing="joints3d in metres, keypoints in px",
-            formula="-confidence-weighted mean distance / half box",
+            formula="-confidence-weighted mean distance / half the box's longer side",
             range=(None, 0.0),
             licence="Apache-2.0",
             verified=True,
@@ -57,7 +57,7 @@ class MeshReprojection:
             return each_mesh(batch, self._score)
 
     def _score(self, candidate: Candidate, mesh: Mesh) -> Score:
-        """Raises ValueError."""
+        """Return the score. Raises ValueError if the mesh or the request is unusable."""
         import torch
 
         from prefkit.mesh.observed import names_of, observed

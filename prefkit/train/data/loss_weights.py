@@ -76,7 +76,8 @@ def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: A
         weight = box_mask(box, family.wiring, latents, (width, height)) if box else zeros_like(latents)
     if not weight.any():
         raise UsageError(
-            f"{where}: the mask is 0 in the whole visible part, so nothing would be learned. Fix it, or remove the row."
+            f"{where}: the mask is 0 everywhere in the part of the image that remains after cropping, so nothing "
+            "would be learned. Fix the mask, or remove the row."
         )
     return weight
 

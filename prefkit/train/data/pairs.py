@@ -1,4 +1,4 @@
-"""Preference pairs from a run, a folder of Parquet files, or a datasets id; validated before anything is loaded.
+"""Preference pairs from a run, a folder of Parquet files, or the Hugging Face Hub; validated before anything is loaded.
 
 Required columns, as in Pick-a-Pic: jpg_0, jpg_1 (encoded images), label_0, label_1 (0 or 1), caption. Optional columns:
 candidate_0/1 (ids of candidates whose stored latents are used instead of encoding the image, which may be null),
@@ -98,7 +98,7 @@ class PairSource:
 
     @classmethod
     def find(cls, store: Store, name: str) -> PairSource:
-        """Return the pairs called `name`: a name under the run's pairs/, a folder, or a datasets id owner/name[:split].
+        """Return the pairs called `name`: a name under the run's pairs/, a folder, or a Hub id owner/name[:split].
 
         Raises UsageError, NotYet.
         """
@@ -106,13 +106,13 @@ class PairSource:
             f"a name under {store.folder / 'pairs'} ({', '.join(store.names('pairs')) or 'empty: run prefkit pair'})"
         )
         if not name:
-            raise UsageError(f"train.pairs is not set: give {entry}, a folder, or a datasets id such as owner/name.")
+            raise UsageError(f"train.pairs is not set: give {entry}, a folder, or a Hub dataset such as owner/name.")
         folders = [folder for folder in (store.folder / "pairs" / name, Path(name)) if folder.is_dir()]
         if folders:
             return cls(name, files=_parquet_files(folders[0]), run=run_of(folders[0]))
         if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
             return cls(name, table=_from_hub(name))
-        text = f"train.pairs: {name!r} is neither {entry}, nor a folder, nor a datasets id such as owner/name."
+        text = f"train.pairs: {name!r} is neither {entry}, nor a folder, nor a Hub dataset such as owner/name."
         raise NotYet(text, "pair", [name])
 
     def columns(self) -> list[str]:
@@ -179,7 +179,7 @@ class PairSource:
             if not all(image is None or isinstance(image, bytes) for image in images):
                 raise UsageError(
                     f"pairs {self.name}, row {number}: jpg_0 and jpg_1 must hold encoded images (bytes, or the image "
-                    f"type of datasets), not {type(images[0]).__name__}."
+                    f"type of Hugging Face datasets), not {type(images[0]).__name__}."
                 )
             yield number, images[0], images[1]
 
@@ -255,7 +255,7 @@ def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tupl
 
 
 def _encoded(value: Any) -> bytes | None:
-    """Return the bytes of an image column: plain binary, or the struct in which datasets stores an image."""
+    """Return the bytes of an image column: plain binary, or the struct in which `datasets` stores an image."""
     if not isinstance(value, dict):
         return value
     if value.get("bytes") is not None or value.get("path") is None:
@@ -265,7 +265,10 @@ def _encoded(value: Any) -> bytes | None:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    """Return the files of the training split, in the folder layouts of datasets and of prefkit. Raises UsageError."""
+    """Return the Parquet files of the training split, in the folder layout of prefkit or of Hugging Face `datasets`.
+
+    Raises UsageError.
+    """
     for pattern in ("train/*.parquet", "data/train*.parquet", "train*.parquet", "*.parquet"):
         files = sorted(folder.glob(pattern))
         held_out = [path.name for path in files if path.name.casefold().startswith(HELD_OUT)]

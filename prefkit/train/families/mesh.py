@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-LEAST, MOST = 0.3, 3.0  # bounds of the signal-to-noise ratio as the weight of an x0 error
+LEAST, MOST = 0.3, 3.0  # bounds of the signal-to-noise ratio, the weight of an x0 error
 
 
 class MeshFamily:
@@ -51,7 +51,7 @@ class MeshFamily:
         )  # fmt: skip
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
-        """Return each candidate's standardised state [130], float32, CPU. Raises UsageError if it is not such a mesh."""
+        """Return each candidate's standardised state [130], float32, CPU. Raises UsageError without such a mesh."""
         from prefkit.mesh.diffusion.state import state_of
         from prefkit.mesh.payload import Mesh
 
@@ -60,7 +60,7 @@ class MeshFamily:
         for candidate in candidates:
             try:
                 if candidate.payload is None:
-                    raise ValueError("it has no payload; the pairs must name candidates of this run")
+                    raise ValueError("it has no payload; the pairs must be made from candidates of this run")
                 states.append((state_of(Mesh.unpack(candidate.payload)) - mean) / std)
             except ValueError as error:
                 raise UsageError(f"candidate {candidate.id} cannot be trained on: {error}.") from error
@@ -86,7 +86,7 @@ class MeshFamily:
         return {key: torch.stack([each[key] for each in conditions]) for key in conditions[0]}
 
     def signature(self, condition: Mapping[str, Tensor]) -> str:
-        """Return "mesh": all conditions of a model have one shape."""
+        """Return "mesh": all conditions of a model have the same shape."""
         return "mesh"
 
     def draw(self, group: str, visit: int, like: Tensor) -> Draw:
@@ -94,7 +94,11 @@ class MeshFamily:
         return drawn(self.schedule, group, visit, like, self.time_sampling)
 
     def residuals(self, net: Any, latents: Tensor, draw: Draw, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return {"pose": [B, 120], "shape": [B, 10]}: masked and weighted prediction - target, float32."""
+        """Return (prediction - target) in float32, masked: {"pose": [B, 120], "shape": [B, 10]}.
+
+        If the network predicts the sample, the difference is also multiplied by the square root of the signal-to-noise
+        ratio, clamped to LEAST..MOST.
+        """
         from prefkit.mesh.diffusion.network import POSE
 
         x_t = self.schedule.add_noise(latents, draw.noise, draw.time)
@@ -108,7 +112,7 @@ class MeshFamily:
         return {"pose": residual[:, :POSE], "shape": residual[:, POSE:]}
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-        """Render the meshes of standardised states [B, 130]. size: (height, width), the larger is used; default 256."""
+        """Render the meshes of standardised states [B, 130]. size: (height, width); the larger is used, or 256."""
         from prefkit.mesh.diffusion.generator import SIZE, picture
         from prefkit.mesh.diffusion.state import meshes_of
 

@@ -1,15 +1,15 @@
 """Preflight: compares the initial model's error on the pairs' images with its error on its own samples.
 
-Offline objectives compare the policy with the initial model (the start) on noised images of the pairs. If the start did
-not make these images and cannot denoise them, winners and losers are both far from its samples, and the margin between
-them says little about its samples.
+Offline objectives compare the policy with the initial model on noised images of the pairs. If the initial model did not
+make these images and cannot denoise them, winners and losers are both far from its samples, and the margin between them
+says little about its samples.
 
-The start's errors are measured on at most 16 of the pairs' images that it did not make, and on at most 16 of its
-candidates in the run (of the same requests where possible), at one fixed draw per image and time bin; the i-th images
-of both sets share their noise. The ratio is the geometric mean over the bins of mean error / mean error on own samples;
-its 95 % interval comes from a bootstrap over the images of either set. The pairs' images count as far if the ratio is
-above 1.25 and the whole interval above 1. The 1.25 is a rule of thumb, not a measured limit; sets of fewer than 4
-images are not compared. A ratio below 1 does not cause a warning: the embedded `tiny` model has a lower error on
+The initial model's errors are measured on at most 16 of the pairs' images that it did not make, and on at most 16 of
+its candidates in the run (for the same requests where possible), at one fixed draw per image and time bin; the i-th
+images of both sets share their noise. The ratio is the geometric mean over the bins of mean error / mean error on own
+samples; its 95 % interval comes from a bootstrap over the images of each set. The pairs' images count as far if the
+ratio is above 1.25 and the whole interval above 1. The 1.25 is a rule of thumb, not a measured limit; sets of fewer
+than 4 images are not compared. A ratio below 1 does not cause a warning: the embedded `tiny` model has a lower error on
 renders like its training images than on its own samples. The guidance of the candidates is not corrected for, and masks
 are ignored.
 """
@@ -37,15 +37,15 @@ RESAMPLES = 1000
 COLUMNS = ("id", "request_id", "index", "seed", "error")
 OWN = "skipped: the initial model made all images of the pairs"
 NONE = "not measured: the run has no candidates made by the initial model"
-TOO_FEW = f"not measured: this needs {MINIMUM} images that the initial model made, and as many others in the pairs"
+TOO_FEW = f"not measured: this needs {MINIMUM} images that the initial model made, and {MINIMUM} others in the pairs"
 MEASURED = "measured"
 
 
 def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairData]:
-    """Return (state, the pairs' images, own samples). Both sets are groups of one image, and empty unless measured.
+    """Return (state, the pairs' images to measure, the initial model's own samples to measure).
 
-    The groups use the caches of `data`. Own samples are fitted to the size of the pairs' images, whose latents must be
-    cached.
+    Both sets hold one group per image and use the caches of `data`; they are empty unless the state is MEASURED. Own
+    samples are fitted to the size of the pairs' images; the latents of the pairs' images must be cached.
     """
     requests, groups = _own_candidates(plan), foreign(plan, data)
     if min(len(requests), len(groups)) < MINIMUM:
@@ -60,7 +60,10 @@ def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairDat
 
 
 def foreign(plan: Any, data: PairData) -> list[Group]:
-    """Return the pairs' images to measure, even if no step visits them; empty if the run has no images of the start."""
+    """Return the pairs' images to measure, one per group: at most 16 that the initial model did not make.
+
+    Images count even if no training step visits them. Empty if the run has no images made by the initial model.
+    """
     own = _own_candidates(plan)
     groups = [group for group in singles(data.pairs) if group.images[0].candidate not in own] if own else []
     requests = set(own.values())
@@ -75,13 +78,13 @@ def complete(plan: Any, data: PairData) -> bool:
 
 
 def _numbered(data: PairData, groups: list[Group]) -> PairData:
-    """Return the groups with ids made from their number, so that the i-th images of two sets share their draws."""
+    """Return the groups with ids made from their position, so that the i-th images of two sets share their draws."""
     numbered = [replace(group, id=digest("preflight", i), row=i) for i, group in enumerate(groups)]
     return PairData(numbered, data.latents, data.conditions, data.requests)
 
 
 def _own_candidates(plan: Any) -> dict[str, str]:
-    """Return {candidate id: request id} of all candidates that the start itself made."""
+    """Return {candidate id: request id} of all candidates without an error that the initial model itself made."""
     requests: dict[str, str] = {}
     for name in _own_generators(plan):
         frame = plan.store.candidates(name).frame(["id", "request_id", "error"])
@@ -91,7 +94,7 @@ def _own_candidates(plan: Any) -> dict[str, str]:
 
 
 def _own_generators(plan: Any) -> list[str]:
-    """Return the generators with the start's base, adapters and quantization, all of which affect its images."""
+    """Return the generators that use the initial model: the same base, adapters and quantization."""
     start, bits = dict(plan.revision["adapters"]), plan.revision.get("quantize")
     specs = {name: plan.store.candidates(name).spec() or {} for name in plan.generators}
     return [n for n, spec in specs.items() if spec.get("adapters", {}) == start and spec.get("quantize") == bits]
@@ -103,7 +106,11 @@ def _group(candidate: Candidate, size: tuple[int, int]) -> Group:
 
 
 def compare(foreign: np.ndarray, own: np.ndarray) -> dict[str, Any]:
-    """Compare errors [images, bins]; return means and ratios by bin, the overall ratio, its interval, and `far`."""
+    """Compare the errors [images, bins] on the pairs' images (`foreign`) with those on own samples (`own`).
+
+    Returns the mean errors and their ratio by bin, the overall ratio, its 95 % interval, and `far`: True if the ratio
+    is above FAR and the whole interval is above 1.
+    """
     rng = np.random.default_rng(0)
     draws = [_log_ratio(rng.choice(foreign, len(foreign)), rng.choice(own, len(own))).mean() for _ in range(RESAMPLES)]
     logs = _log_ratio(foreign, own)
@@ -119,7 +126,7 @@ def _log_ratio(foreign: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
-    """Measure the initial model once, write <folder>/preflight.json, and warn if the images are far from its samples.
+    """Measure the initial model once, write <folder>/preflight.json, and warn if the pairs are far from its samples.
 
     All processes measure, since a sharded network needs all of them; rank 0 writes and prints.
     """

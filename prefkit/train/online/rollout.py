@@ -305,8 +305,8 @@ def set_recordable_scheduler(pipe: Any, prediction: str) -> None:
     if prediction == "flow":
         if kind != "FlowMatchEulerDiscreteScheduler":
             raise UsageError(
-                f"online training of flow models samples with FlowMatchEulerDiscreteScheduler, not {kind}. Remove "
-                "generate.NAME.scheduler."
+                f"online training of a flow model draws its samples with FlowMatchEulerDiscreteScheduler, but the "
+                f"pipeline has {kind}. Remove generate.NAME.scheduler."
             )
         return
     if kind != "DDIMScheduler":
