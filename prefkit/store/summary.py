@@ -84,10 +84,10 @@ def without_images(store: Store) -> set[str]:
     """
     names = set()
     for name in store.names("candidates"):
-        columns = ["id", "request_id", "index", "seed", "image", "path", "error"]
+        columns = ["id", "request_id", "index", "seed", "image", "path", "payload", "error"]
         made = (c for c in store.iter_candidates([name], columns=columns) if c.error is None)
         first = next(made, None)
-        if first is not None and first.image is None and first.path is None:
+        if first is not None and first.image is None and first.path is None and first.payload is not None:
             names.add(name)
     return names
 

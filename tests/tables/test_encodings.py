@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: open() of other things than files: images, archives, repositories, progress
-OTHERS = {"os", "Image", "tarfile", "archive", "remote", "Progress", "cls", "self.data", "webbrowser"}
+OTHERS = {"self.zip", "os", "Image", "tarfile", "archive", "remote", "Progress", "cls", "self.data", "webbrowser"}
 
 
 def unencoded(text: str) -> list[int]:

@@ -48,6 +48,6 @@ def test_a_condition_of_nan_is_named(tmp_path):
             return Request(pair, f"a hat {pair}")
 
     pairs = Pairs(["a"], Cache(tmp_path / "latents"), Cache(tmp_path / "conditions"), {})
-    with pytest.raises(UsageError, match="'a hat a' is not finite"):
+    with pytest.raises(UsageError, match="the prompt 'a hat a' .* gave NaN"):
         data.fill_conditions(pairs, Family(), (0, 1))
     assert not len(pairs.conditions)

@@ -177,9 +177,7 @@ def test_a_training_of_another_scheme_is_not_continued(run):
     run_train(store, recipe, "dpo", limit=2)
     path = store.train("dpo") / "spec.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "scheme"})
-    with pytest.raises(
-        FingerprintError, match="a version of prefkit that draws noise or captures pipelines differently"
-    ):
+    with pytest.raises(FingerprintError, match="another version of prefkit, which draws noise or captures pipelines"):
         run_train(store, recipe, "dpo")
 
 
@@ -194,7 +192,7 @@ def test_another_minor_release_continues_no_training_but_reports_a_finished_one(
     monkeypatch.setattr(DiffusersFamily, "latents", lambda *given: pytest.fail("encoded again"))
     for attempt in (run_train, checked):
         with pytest.raises(
-            FingerprintError, match=f"begun with .*{library} {minor(library)}.* but .*{library} 99.0.* are installed"
+            FingerprintError, match=f"began with .*{library} {minor(library)}.* but .*{library} 99.0.* are installed"
         ):
             attempt(store, recipe, "dpo")
     monkeypatch.setattr(cache_keys, "_minor", minor)

@@ -121,7 +121,11 @@ def test_masks_by_inputs_id_and_those_that_make_no_sense(run, pair_rows, loop_of
     _, shown, gradient = first_step(store, recipe)
     _, own, other = first_step(*masked(run, pair_rows, {"where": [0, 0, 0.5, 1]}, where="box"))
     assert own == shown and torch.equal(other, gradient)
-    wrong = [({}, "has 'where'"), ({"where": "gone"}, "no such image"), ({"where": [0.5, 0, 0.2, 1]}, "neither a box")]
+    wrong = [
+        ({}, "has 'where'"),
+        ({"where": "gone"}, "no such input image"),
+        ({"where": [0.5, 0, 0.2, 1]}, "neither a box"),
+    ]
     for number, (extra, message) in enumerate(wrong):
         with pytest.raises(UsageError, match=message):
             loop_of(*masked(run, pair_rows, extra, where=f"wrong{number}"))
