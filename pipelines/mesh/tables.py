@@ -21,6 +21,10 @@ COLUMNS = (
     "zero", "mean", "best", "joint_mean", "selected", "ruled", "pa", "mpvpe", "px", "spread", "zero_seen", "zero_hidden",
 )  # fmt: skip
 SAMPLES = 2000
+MEASURES = (
+    "srcc", "srcc_reprojection", "pair_accuracy", "pair_accuracy_reprojection", "selected", "selected_reprojection", "random",
+    "oracle", "pooled_plcc_mpjpe", "pooled_plcc_mpjpe_reprojection", "pooled_srcc_mpjpe", "pooled_srcc_mpjpe_reprojection",
+)  # fmt: skip
 TITLES = {"test_procedural": "Held-out procedural poses", "test_motion": "Motion clips"}
 
 
@@ -92,12 +96,19 @@ def blazepose(errors: Errors, name: str, mask: np.ndarray) -> str:
 
 
 def scorers(work: Path, seeds: Sequence[int]) -> list[str]:
-    """Return the held-out measures of the fitted scorers, as written by `prefkit fit mesh`."""
-    lines = []
-    for seed in seeds:
-        spec = json.loads((work / f"scorer-{seed}" / "spec.json").read_text(encoding="utf-8"))
-        lines.append(f"seed {seed}: `{json.dumps(spec.get('test', spec.get('validation')))}`")
+    """Return a table of the held-out measures of the fitted scorers, as `prefkit fit mesh` wrote them."""
+    lines = ["| measure | " + " | ".join(f"seed {seed}" for seed in seeds) + " |", "|---" * (len(seeds) + 1) + "|"]
+    specs = [json.loads((work / f"scorer-{seed}" / "spec.json").read_text(encoding="utf-8")) for seed in seeds]
+    for name in MEASURES:
+        cells = [interval_of(spec["validation"][name]) for spec in specs if name in spec["validation"]]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def interval_of(value: dict[str, float]) -> str:
+    digits = 1 if abs(value["mean"]) > 2 else 3
+    text = f"{value['mean']:.{digits}f}"
+    return f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" if "low" in value else text
 
 
 def write_tables(work: Path, data: Path, seeds: Sequence[int], note: str = "") -> None:
