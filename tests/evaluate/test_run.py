@@ -198,7 +198,7 @@ def test_a_changed_prompt_under_its_id_is_refused_before_anything_is_made(run, t
     recipe = run[1]
     folder = Store.create(tmp_path / "base")
     folder.write_requests([Request("r0", "a cat", "test")])
-    with pytest.raises(UsageError, match="another prompt now"):
+    with pytest.raises(UsageError, match="the prompt of request 'r0' in .* changed"):
         wanted = [Request("r0", "a dog", "test")]
         make(folder, recipe, wanted, folder)
     assert not folder.names("candidates")

@@ -55,7 +55,7 @@ def recipe(tmp_path, mesh_model):
         ({"bbox": [1, 2, -5, 10]}, "bbox must be .x, y, width, height. with a width and height above 0"),
         ({"bbox": [1, 2, 3]}, "bbox must be four numbers"),
         ({"bbox": "wide"}, "bbox must be four numbers"),
-        ({"camera": "pinhole"}, "invalid `camera`"),
+        ({"camera": "pinhole"}, "`camera` .* is invalid"),
         (
             {"keypoints2d": [[1, 2, 1]] * 12},
             "keypoints2d has 12 rows, but keypoint_names .unset: free18. stands for 18",
