@@ -58,7 +58,7 @@ class Study:
         subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
     def base(self) -> Path:
-        """Return the run of the base models; make its labelled pairs if they are missing."""
+        """Return the run of the base models; write the untrained model that they start from if it is missing."""
         start = self.work / "start"
         if not start.exists():
             new_model(self.data / "train.parquet", start)

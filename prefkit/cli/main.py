@@ -301,8 +301,15 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     output.emit(counts, known.json, rows_of(name, counts))
     if name in NOTES:
         output.note(NOTES[name])
-    output.hint(f"next: prefkit {NEXT[name]} {output.shell_quoted(run.folder)}")
+    output.hint(f"next: prefkit {next_verb(name, run.recipe)} {output.shell_quoted(run.folder)}")
     return 0
+
+
+def next_verb(name: str, recipe: Any) -> str:
+    """Return the verb to suggest after a stage: report instead of eval if no generator makes images with diffusers."""
+    generators = [settings.use for settings in recipe.generate.values()]
+    evaluated = not generators or "diffusers" in generators
+    return NEXT[name] if NEXT[name] != "eval" or evaluated else "report"
 
 
 def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) -> int:

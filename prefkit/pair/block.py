@@ -53,7 +53,7 @@ class BlockStrategy:
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
         """Choose pairs from R requests of N candidates: value [R, N], scores [R, N, S]."""
-        raise NotImplementedError
+        raise NotImplementedError  # each strategy defines it; this class only gives `pairs` on top of it
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
         """Choose (winner, loser, gap >= 0) from one request: value [N] (NaN: skip the candidate), scores [N, S]."""

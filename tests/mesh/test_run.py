@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from prefkit.cli.main import run as main
 from prefkit.errors import StoreError
 from prefkit.mesh.payload import Mesh
 from prefkit.store import Store
+from prefkit.train.setup import load_objective
 
 RECIPE = """
 run: RUN
@@ -147,3 +149,22 @@ def test_an_image_scorer_says_that_meshes_without_a_picture_have_none(made, tmp_
     (tmp_path / "r.yaml").write_text(text)
     assert main(["score", "-r", str(tmp_path / "r.yaml"), "--name", "size"]) == 2
     assert "render: false" in capsys.readouterr().err
+
+
+def test_training_on_meshes_suggests_no_evaluation_of_images(made, capsys):
+    _, recipe = made
+    assert main(["train", "-r", str(recipe), "--name", "dpo"]) == 0
+    said = capsys.readouterr().err
+    assert "next: prefkit report" in said and "prefkit eval" not in said
+
+
+def test_the_recipe_of_the_docs_is_valid(tmp_path):
+    from prefkit.config import compatibility, resolve
+
+    page = (Path(__file__).parents[2] / "docs" / "mesh.md").read_text(encoding="utf-8")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    recipe = resolve.resolve(None, str(path), "generate", [])
+    compatibility.check("generate", "hypotheses", recipe)
+    compatibility.check("pair", "main", recipe)
+    compatibility.check("train", "dpo", recipe, recipe.train["dpo"], load_objective("dpo", recipe.train["dpo"]))

@@ -22,7 +22,10 @@ def state_of(mesh: Mesh) -> Tensor:
     """Return a mesh's state [130], not standardised. Raises ValueError if it has no pose of 20 rotations."""
     if mesh.rotations is None or len(mesh.rotations) != len(FREE):
         held = "no pose" if mesh.rotations is None else f"a pose of {len(mesh.rotations)} rotations"
-        raise ValueError(f"the mesh has {held}, but training needs the {len(FREE)} rotations of the free body")
+        raise ValueError(
+            f"the mesh has {held}, but training needs the {len(FREE)} rotations of the free body: "
+            "make the pairs from generators that store them"
+        )
     pose = torch.from_numpy(np.asarray(mesh.rotations, np.float32))
     if mesh.pose_repr != "6d":
         pose = from_matrix(to_matrix(pose, mesh.pose_repr), "6d")

@@ -56,7 +56,7 @@ class RemoteScorer:
 
     def connect(self) -> Hello:
         """Fetch the hello. Raises PluginError if it is missing or invalid."""
-        raise NotImplementedError
+        raise NotImplementedError  # each transport (process.py, web.py) defines it
 
     @cached_property
     def hello(self) -> Hello:
