@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from evaluate import TestSet, hypotheses, measured, sets
 from labels import perturbed
+from new_model import new_model
 from study import Study
 from tables import interval
 from truth import true_mesh
@@ -45,9 +46,18 @@ class Cleaning:
     def run(self, name: str) -> Path:
         return self.study.work / "clean" / name
 
+    def start(self) -> Path:
+        """Return the untrained model of all trainings, standardised by all labels; write it if it is missing.
+
+        Standardised by the clean labels, an entry that hardly varies there would turn the noise of a corrupted label into
+        a value of hundreds, whose loss outweighs all others.
+        """
+        folder = self.study.work / "clean" / "start"
+        return folder if folder.exists() else new_model(self.source("all"), folder)
+
     def train(self, name: str, source: str) -> Path:
         """Train a base model on the labels of `source` that the run's decisions leave; return its folder."""
-        recipe = ["-r", Path(__file__).with_name("base.yaml"), "--model.base", self.study.work / "start"]
+        recipe = ["-r", Path(__file__).with_name("base.yaml"), "--model.base", self.start()]
         recipe += ["--requests.source", self.source(source)]
         for verb in ("generate", "score", "pair"):
             self.study.prefkit(verb, self.run(name), *recipe)
@@ -94,7 +104,7 @@ def cleanliness(cleaning: Cleaning, model: Path, names: list[str]) -> dict[str, 
 
 def reject(cleaning: Cleaning, name: str, worst: list[str]) -> None:
     """Make the labels of the run `name`, and reject those of the requests `worst`."""
-    recipe = ["-r", Path(__file__).with_name("base.yaml"), "--model.base", cleaning.study.work / "start"]
+    recipe = ["-r", Path(__file__).with_name("base.yaml"), "--model.base", cleaning.start()]
     run = cleaning.run(name)
     cleaning.study.prefkit("generate", run, *recipe, "--requests.source", cleaning.source("all"))
     frame = Store(run).candidates("truth").frame(["id", "request_id"])
@@ -158,7 +168,6 @@ def main() -> None:
     torch.set_num_threads(1)
     work = args.work.resolve()
     study = Study(args.data.resolve(), work, args.fast)
-    study.base()
     clean(Cleaning(study, (args.scorer or work / "scorer-0").resolve(), args.labels, args.steps))
 
 
