@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-#: the name in recipes: `model: {base: tiny}`, `requests: {source: tiny}`, `clip` with `model: tiny`
+#: the name in recipes: `model: {base: tiny}`, `requests: {source: tiny}`, `clip` or `mllm` with `model: tiny`
 NAME = "tiny"
 FOLDER = Path(__file__).parent
-#: folders of a StableDiffusionPipeline and of an open_clip model
-PIPELINE, CLIP = FOLDER / "sd", FOLDER / "clip"
+#: folders of a StableDiffusionPipeline, of an open_clip model and of an image-text-to-text model of transformers
+PIPELINE, CLIP, JUDGE = FOLDER / "sd", FOLDER / "clip", FOLDER / "judge"
 #: images that a fictitious user likes: a table with the columns user, image, category
 HISTORY = FOLDER / "history" / "history.csv"
 

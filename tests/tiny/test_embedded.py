@@ -96,4 +96,4 @@ def test_everything_embedded_stays_small_and_without_pickle():
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     assert (tiny.FOLDER / "NOTICE").is_file() and (tiny.PIPELINE / "README.md").is_file()
-    assert (tiny.CLIP / "README.md").is_file()
+    assert (tiny.CLIP / "README.md").is_file() and (tiny.JUDGE / "README.md").is_file()

@@ -12,8 +12,8 @@ def make_backend(options: JudgeOptions, name: str) -> Backend:
     """Create the back end of scorer `name` without loading weights. Raises UsageError for invalid options."""
     if not options.model:
         raise UsageError(
-            f"{name}: `model` is not set; set it to the folder or Hub id of an image-text-to-text model, or set `server` and "
-            "the name of a model there."
+            f"{name}: `model` is not set; set it to the folder or Hub id of an image-text-to-text model or to tiny (the "
+            "embedded one), or set `server` and the name of a model there."
         )
     if options.server:
         return ServerBackend(options)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.score.judge.question import JudgeOptions, Question, Reply, reads_as
 from prefkit.types import digest
@@ -22,6 +23,8 @@ class LocalBackend:
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
         self.ids: dict[tuple[str, ...], list[torch.Tensor]] = {}
+        path = tiny.JUDGE if options.model == tiny.NAME else Path(options.model).expanduser()
+        self.folder = path if path.exists() else None  # None for a Hub id
 
     def close(self) -> None:
         """Do nothing: a local model has no pending requests."""
@@ -29,10 +32,10 @@ class LocalBackend:
     def about(self) -> dict[str, Any]:
         from prefkit.models.load.revision import weights_revision
 
-        o, path = self.options, Path(self.options.model).expanduser()
+        o, path = self.options, self.folder
         return {
-            "weights": o.model if not Path(o.model).exists() else Path(o.model).name,
-            "revision": weights_revision(path) if path.exists() else weights_revision(o.model, o.revision),
+            "weights": path.name if path and o.model != tiny.NAME else o.model,
+            "revision": weights_revision(path) if path else weights_revision(o.model, o.revision),
             "preprocessing": "RGB; the model's own processor (Pillow) and chat template",
         }
 
@@ -44,8 +47,8 @@ class LocalBackend:
         from prefkit.models.precision import dtype_of
 
         silence_bars()
-        o, path = self.options, Path(self.options.model).expanduser()
-        source = str(path) if path.exists() else o.model
+        o = self.options
+        source = str(self.folder or o.model)
         options: dict[str, Any] = {"revision": o.revision, "trust_remote_code": o.trust_remote_code}
         processors: Any = transformers.AutoProcessor
         models: Any = transformers.AutoModelForImageTextToText

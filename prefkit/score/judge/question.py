@@ -13,7 +13,7 @@ from prefkit.types import Candidate
 class JudgeOptions:
     """Common options of scorers that ask a multimodal language model."""
 
-    #: folder or Hub id of an image-text-to-text model; with `server`, the model's name on the server
+    #: folder or Hub id of an image-text-to-text model, or `tiny` (embedded); with `server`, the model's name on the server
     model: str = ""
     #: Hub revision (branch, tag or commit)
     revision: str | None = None
