@@ -64,7 +64,7 @@ class Generate:
     dtype: str = "float32"
     #: seed of the run; each candidate's seed is derived from it, the request and the candidate's index
     seed: int = 0
-    #: name of a trained model of this run (train/<name>) to use instead of `model` itself (use: diffusers)
+    #: name of a trained model of this run (train/<name>) to use instead of `model` itself (use: diffusers or mesh)
     model: str | None = None
     #: further arguments of the pipeline's call
     call: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The eval stage: generates images with base and tuned models at equal seeds, scores them and compares the scores."""
+"""The eval stage: samples base and tuned models at equal seeds, scores the candidates and compares the scores."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Used = Callable[[str, str, bool], "bool | None"]
 def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
     """Evaluate recipe.eval[name], write eval/NAME/result.json atomically, and return its content.
 
-    limit: maximum number of requests per set. Existing images and scores are reused. Raises UsageError for an unknown
+    limit: maximum number of requests per set. Existing candidates and scores are reused. Raises UsageError for an unknown
     evaluation, model or scorer or a set without requests, and FingerprintError if eval/NAME was made with a different
     base model or generator.
     """
@@ -86,6 +86,7 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     sets.check_settings(name, cfg)
     compatibility.check("eval", name, recipe)
     generator, settings = sets.settings_of(recipe, cfg)
+    compatibility.check("generate", generator, recipe)
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     check_generator(recipe.model, settings)
@@ -142,7 +143,7 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
 
 
 def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
-    """Generate and score images for `requests` in one model's folder. inputs: the run that holds the input images."""
+    """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images."""
     (generator,) = recipe.generate
 
     def begin() -> None:

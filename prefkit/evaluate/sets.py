@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds
+from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds, compatibility
 from prefkit.errors import UsageError
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
@@ -66,7 +66,8 @@ def request_sets(
 
 def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
     """Return (name, settings) of the generator that the evaluation samples with."""
-    name = cfg.generator or next(name for name, settings in recipe.generate.items() if settings.use == "diffusers")
+    name = cfg.generator or compatibility.first_sampler(recipe)
+    assert name is not None  # compatibility.check("eval") comes first
     return name, replace(recipe.generate[name], model=None, device=cfg.device, batch_size=cfg.batch_size)
 
 
