@@ -33,6 +33,7 @@ from prefkit.types import Request
 if TYPE_CHECKING:
     import pandas as pd
 
+DRAWN = 64  # px of a mesh that was not rendered, drawn to measure how much models and seeds differ
 #: function (model, scorer, evaluation_only) -> whether the scorer chose the model's training pairs; None if unknown
 Used = Callable[[str, str, bool], "bool | None"]
 
@@ -71,7 +72,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             made_with |= {"model": plain(recipe.model), "limit": limit}
             result["settings"] = made_with | _overlap(store, requests, records)
             online = {n for n, train in recipe.train.items() if train.online is not None}
-            result["controls"] = sets.controls_report(cfg, jobs, online)
+            result["controls"] = sets.controls_report(cfg, jobs, online, guided=settings.use != "mesh")
             write_json(store.eval(name) / "result.json", result)
             return result
 
@@ -208,14 +209,25 @@ def assess_scorer(
 
 
 def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> dict[tuple[str, int], np.ndarray]:
-    """Return thumbnails by (request id, index), for the readable images of these requests with index < seeds."""
-    images = {}
-    columns = ["id", "request_id", "index", "seed", "image", "path"]
-    for candidate in store.iter_candidates([generator], columns=columns):
-        wanted = candidate.request_id in requests and candidate.index < seeds
-        if wanted and (candidate.image is not None or candidate.path is not None):
-            with suppress(OSError, ValueError):
-                images[candidate.request_id, candidate.index] = thumbnail(candidate.pil())
+    """Return thumbnails by (request id, index), for the readable images of these requests with index < seeds.
+
+    Meshes that were not rendered are drawn.
+    """
+    from prefkit.mesh.picture import picture_of_payload
+
+    images, bare = {}, set()
+    columns = ["id", "request_id", "index", "seed"]
+    for candidate in store.iter_candidates([generator], columns=[*columns, "image", "path"]):
+        if candidate.request_id not in requests or candidate.index >= seeds:
+            continue
+        if candidate.image is None and candidate.path is None:
+            bare.add(candidate.id)
+            continue
+        with suppress(OSError, ValueError):
+            images[candidate.request_id, candidate.index] = thumbnail(candidate.pil())
+    for candidate in store.iter_candidates([generator], bare, [*columns, "payload"]) if bare else ():
+        if (drawn := picture_of_payload(candidate.payload, candidate.extra, DRAWN)) is not None:
+            images[candidate.request_id, candidate.index] = thumbnail(drawn)
     return images
 
 

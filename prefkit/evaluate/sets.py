@@ -99,11 +99,13 @@ def is_control(name: str) -> bool:
     return name.endswith(tuple(f"-{kind}" for kind in CONTROLS))
 
 
-def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = ()) -> dict[str, Any]:
+def controls_report(
+    cfg: Eval, jobs: dict[str, Any], online: Collection[str] = (), guided: bool = True
+) -> dict[str, Any]:
     """Return which kinds of controls the evaluation has, and a list of the missing ones under `missing`.
 
     online: models trained online, which have no controls because they have neither pairs to flip nor winners to
-    imitate.
+    imitate. guided: False if the generator has no guidance, as that of meshes.
     """
     report: dict[str, Any] = {}
     missing = []
@@ -112,7 +114,7 @@ def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = (
         report[kind] = all(f"{name}-{kind}" in jobs for name in paired) if paired else None
         missing += [f"{name}-{kind}: {meaning}" for name in paired if f"{name}-{kind}" not in jobs]
     report |= {"base_guidance": bool(cfg.base_guidance), "base_steps": bool(cfg.base_steps)}
-    if not cfg.base_guidance:
+    if guided and not cfg.base_guidance:
         missing.append("base with different guidance (eval.base_guidance)")
     if not cfg.base_steps:
         missing.append("base with different step counts (eval.base_steps)")
