@@ -225,7 +225,9 @@ def test_spin(tmp_path):
     assert code == 0 and [c.prompt for c in candidates] == ["a/1.jpg", "a/2.jpg"]
     extra = {r.prompt: r.extra for r in Store(tmp_path / "run").requests()}["a/1.jpg"]
     assert extra["bbox"] == [0, 10, 100, 100] and extra["picture"] == str(tmp_path.resolve() / "a/1.jpg")
-    assert extra["visible"] == [0] * 3 + [1] * 21 and np.allclose(np.array(extra["keypoints2d"])[:, :2], flat[0, :, :2], atol=1e-3)
+    assert extra["visible"] == [0] * 3 + [1] * 21 and np.allclose(
+        np.array(extra["keypoints2d"])[:, :2], flat[0, :, :2], atol=1e-3
+    )
     assert [c for _, _, c in extra["keypoints2d"]] == [1, 1, 0] + [0.7] * 21
     first, second = meshes(candidates)
     assert np.allclose(first.joints3d, joints[0, :, :3]) and first.rotations.shape == (24, 3)
