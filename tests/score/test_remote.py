@@ -473,7 +473,7 @@ def test_prefkit_serves_itself_over_standard_input():
 
 def test_wrong_answers_of_a_scorer_server_are_failures(faulty):
     answers = [
-        ({"scores": [1.0]}, "1 scores for 2 images"),
+        ({"scores": [1.0]}, "1 scores for 2 candidates"),
         ({"scores": "12"}, "no list of scores"),
         ([1, 2], "no list of scores"),
         ({"error": "out of memory"}, "out of memory"),
