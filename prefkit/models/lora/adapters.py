@@ -71,7 +71,8 @@ def add_lora(
             f"{type(net).__name__} does not support adapters in diffusers. Train full weights: lora: null."
         )
     start, endings = active_adapters(net), _linear_endings(net)
-    chosen = list(targets or getattr(net, "lora_targets", TARGETS))
+    own: Sequence[str] = getattr(net, "lora_targets", TARGETS)
+    chosen = list(targets or own)
     _check_targets(net, chosen, endings, every=bool(targets))
     config = LoraConfig(
         r=rank,

@@ -76,7 +76,7 @@ class RemoteScorer:
 
     @property
     def requires(self) -> frozenset[str]:
-        """What the candidates must have; the arrays that an item may hold are those of the payload."""
+        """Return what the candidates must have: a payload, if the scorer asks for its arrays."""
         asked = self.hello.requires
         return asked - {"arrays"} | {"payload"} if "arrays" in asked else asked
 
