@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.verified import claim
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +55,17 @@ def file_revision(source: str, name: str) -> str:
         if not isinstance(cached, str):
             raise
         return Path(cached).parts[Path(cached).parts.index("snapshots") + 1]
+
+
+def verified_as(known: Mapping[str, Sequence[str]], files: Iterable[Path]) -> str:
+    """Return the claim of the entry of `known` whose hashes are exactly those of `files`, else "".
+
+    known: the scorer's VERIFIED, {what was verified: SHA-256 of each weight file}; see prefkit/verified.py.
+    """
+    from prefkit.models.load.revision import file_hash
+
+    found = {file_hash(path) for path in files}
+    return next((claim(what, hashes) for what, hashes in known.items() if set(hashes) == found), "")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
