@@ -83,7 +83,7 @@ class OutfitCompatFitter:
         table = read_table("outfit_compat.outfits", o.outfits, columns, ids, optional=("split",))
         catalogue, splits, short = read_outfits(table, (o.validation_share, o.test_share))
         files = named_files("outfit_compat.outfits", o.outfits, catalogue.files)
-        encoder = Encoder(o.encoder, o.pretrained, library=o.library)
+        encoder = Encoder(o.encoder, o.pretrained, library=o.library, needs_text=False)
         data = {"outfits": frame_digest(table), "images": files_digest(files)}
         folder = FitFolder("outfit_compat", o.out, o, data, describe(encoder))
         present = folder.present()

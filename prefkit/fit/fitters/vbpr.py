@@ -113,7 +113,7 @@ class VbprFitter:
         needed = ("user", "item")
         table = read_table("vbpr.interactions", o.interactions, needed, ids=needed, optional=("time",))
         source = Source.find(o, table)
-        encoder = Encoder(o.encoder, o.pretrained, library=o.library) if o.encoder else None
+        encoder = Encoder(o.encoder, o.pretrained, library=o.library, needs_text=False) if o.encoder else None
         content = {"interactions": frame_digest(table), "features": source.digest()}
         folder = FitFolder("vbpr", o.out, o, content, describe(encoder) if encoder else None)
         present = folder.present()

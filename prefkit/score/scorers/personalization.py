@@ -69,7 +69,7 @@ class Personalization:
         self.options = options
         history = str(tiny.HISTORY) if options.history == tiny.NAME else options.history
         self.path = user_path(history, "personalization.history")
-        self.encoder = Encoder(options.model, options.pretrained)
+        self.encoder = Encoder(options.model, options.pretrained, needs_text=False)
         self.tastes: dict[tuple[Any, ...], Tensor | None] = {}
 
     def spec(self) -> ScorerSpec:
