@@ -108,7 +108,8 @@ def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
     if not rows:
         return ""
     head = ["Model", "Diversity of base", "Diversity of model"]
-    caption = f"Diversity by {rows[0][1]['encoder']}: mean cosine distance between the images of a request, 0 to 2"
+    encoder = html.text(rows[0][1]["encoder"], 80)
+    caption = f"Diversity by {encoder}: mean cosine distance between the images of a request, 0 to 2"
     cells = [[html.text(model, 60), html.number(row["base"]), html.number(row["tuned"])] for model, row in rows]
     return html.table(head, cells, caption)
 
