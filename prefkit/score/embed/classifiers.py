@@ -1,4 +1,4 @@
-"""Image classifiers of torchvision and timm as image encoders, with weights from a local file.
+"""Image classifiers of torchvision and timm, also as image encoders, with weights from a local file.
 
 An embedding is the pooled input of the classifier's last layer. The number of classes is that of the file, so heads of
 fine-tuned models are read too. `torchvision:NAME` is a model of torchvision.models, `timm:NAME` one of timm.create_model.
@@ -28,11 +28,14 @@ OPTIONAL = re.compile(r"\.num_batches_tracked$|^(aux\d|AuxLogits)\.")
 
 
 class ImageNetwork:
-    """A classifier without its last layer, and its evaluation transform (Pillow). It has no texts, so no scale."""
+    """A classifier without its last layer, and its evaluation transform (Pillow). It has no texts, so no scale.
+
+    head: keep the last layer, so that `images` returns logits and `width` is the number of classes
+    """
 
     scale, bias = 1.0, 0.0
 
-    def __init__(self, model: str, path: Path, device: str, dtype: str) -> None:
+    def __init__(self, model: str, path: Path, device: str, dtype: str, head: bool = False) -> None:
         """Raises UsageError for weights that do not fit the model."""
         import torch
         from PIL import Image
@@ -42,7 +45,7 @@ class ImageNetwork:
         library, name = _parts(model)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of initial weights, which are overwritten
-            net, self.transform = (_torchvision if library == "torchvision" else _timm)(name, path)
+            net, self.transform = (_torchvision if library == "torchvision" else _timm)(name, path, head)
         self.device, self.dtype = device, dtype_of(dtype)
         self.model: Any = net.to(self.device, self.dtype).eval()
         shape = self.images([Image.new("RGB", (8, 8))]).shape
@@ -95,6 +98,12 @@ def preprocessing(model: str, path: Path) -> str:
     return f"torchvision's evaluation transform of {weights} ({sizes}), Pillow"
 
 
+def class_names(model: str, path: Path) -> list[str]:
+    """Return the names of the published model's classes; [] if the library does not list them."""
+    library, name = _parts(model)
+    return list(_published(name, path).meta.get("categories", ())) if library == "torchvision" else []
+
+
 def _parts(model: str) -> tuple[str, str]:
     library, _, name = model.partition(":")
     return library, name
@@ -140,7 +149,7 @@ def _published(name: str, path: Path) -> Any:
     return by_hash[0] if by_hash else files.get(path.name, table.DEFAULT)
 
 
-def _torchvision(name: str, path: Path) -> tuple[nn.Module, Callable[[Image], Tensor]]:
+def _torchvision(name: str, path: Path, head: bool) -> tuple[nn.Module, Callable[[Image], Tensor]]:
     from torch.nn import Identity
     from torchvision import models
 
@@ -155,7 +164,8 @@ def _torchvision(name: str, path: Path) -> tuple[nn.Module, Callable[[Image], Te
     if hasattr(model, "transform_input"):
         model.transform_input = True  # of Inception and GoogLeNet: published weights expect another normalisation
     load(model, state, path, f"torchvision:{name}")
-    model.set_submodule(last, Identity())
+    if not head:
+        model.set_submodule(last, Identity())
     return model, weights.transforms()
 
 
@@ -167,7 +177,7 @@ def _last_layer(model: nn.Module) -> tuple[str, int]:
     return name, int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
-def _timm(name: str, path: Path) -> tuple[nn.Module, Callable[[Image], Tensor]]:
+def _timm(name: str, path: Path, head: bool) -> tuple[nn.Module, Callable[[Image], Tensor]]:
     import timm
 
     state = read_state(path)
@@ -178,7 +188,8 @@ def _timm(name: str, path: Path) -> tuple[nn.Module, Callable[[Image], Tensor]]:
     if found != model.num_classes:
         model = timm.create_model(name, num_classes=found)
     load(model, state, path, f"timm:{name}")
-    model.reset_classifier(0)
+    if not head:
+        model.reset_classifier(0)
     return model, timm.data.create_transform(**_timm_config(name))
 
 
