@@ -48,7 +48,7 @@ def base_revision(model: Model) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, from a cache while its size and time are unchanged."""
+    """Return the SHA-256 of a file; cached until the file changes."""
     status = path.stat()
     return _content_hash(str(path.resolve()), status.st_size, status.st_mtime_ns)
 
