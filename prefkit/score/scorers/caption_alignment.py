@@ -61,7 +61,7 @@ class CaptionAlignment(JudgeScorer):
         about["weights"] = f"{about['weights']}; encoder {local.name if local.exists() else o.encoder}"
         return ScorerSpec(
             "caption_alignment",
-            "1",
+            "2",  # 1 kept spaces around the caption, which some tokenizers see
             **about,
             formula=f"BERTScore recall, hidden state {'last' if o.layer is None else o.layer}, of the answer to "
             f"{o.question!r} ({o.max_tokens} tokens) against {o.reference!r}",
