@@ -126,7 +126,9 @@ class Classify:
         if _key(label) in self.index:
             return ""
         near = get_close_matches(_key(label), self.index, 3, 0.5)
-        return f"{self.options.model} has no class {label!r}." + (f" Similar: {', '.join(near)}." if near else "")
+        return f"{self.options.model} has no class {label!r}." + (
+            f" Similar: {', '.join(map(repr, near))}." if near else ""
+        )
 
 
 class _Transformers:

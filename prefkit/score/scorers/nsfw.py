@@ -101,7 +101,7 @@ def prepared(image: Image) -> np.ndarray:
     edge = (SIDE - CROP) // 2
     with pillow.open(buffer) as encoded:
         rgb = np.asarray(encoded, np.float32)[edge : edge + CROP, edge : edge + CROP]
-    return rgb[:, :, ::-1] - np.float32(MEAN_BGR)
+    return rgb[:, :, ::-1] - np.array(MEAN_BGR, np.float32)
 
 
 plugin = Nsfw

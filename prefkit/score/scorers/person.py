@@ -6,7 +6,7 @@
     share    fraction of the image that the people cover: the union of the landmark network's masks, on a 128 x 128 grid
 
 `measure` chooses the value; the other two and `score`, the highest score of the detector, are aspects. All are 0 if no person
-is found. This is no reward for anatomy: the landmark network reports a body whose halves were swapped with a
+is found. The scorer does not reward correct anatomy: the landmark network reports a body whose halves were swapped with a
 confidence of 0.99, and one without legs with 1.00. The detector expects people that fill a good part of the image.
 
 The networks are those of MediaPipe. `models` is a folder with pose_detection.tflite and pose_landmark_full.tflite, which
@@ -95,7 +95,7 @@ class Person:
         return [folder / DETECTION, folder / LANDMARKS]
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError if the package or a file is missing, or a file is no network. They run on the CPU."""
+        """Raises UsageError if the package or a file is missing, or a file cannot be read. The networks run on the CPU."""
         from prefkit.score.embed.blazepose import Detector, LandmarkNetwork
 
         detection, landmarks = self.files()
