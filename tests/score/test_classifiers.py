@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from classifier_files import saved
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -13,6 +12,7 @@ from prefkit.errors import UsageError
 from prefkit.score.core import make_scorer
 from prefkit.score.embed import classifiers
 from prefkit.score.embed.encoder import Encoder
+from tests.classifier_files import saved
 
 #: name -> node that torchvision's own feature extraction reads: the input of the last layer
 NODES = {
