@@ -199,7 +199,7 @@ def test_the_page_of_verified_weights_has_every_claim(cli):
     page = (README.parent / "docs/verification.md").read_text()
     claims = [row["verified"] for row in json.loads(cli("plugins", "--json")[1]) if row["kind"] == "scorer"]
     hashes = {word for claim in claims for word in re.findall(r"\b[0-9a-f]{8}\b", claim)}
-    assert hashes and hashes == set(re.findall(r"`([0-9a-f]{8})`", page))
+    assert hashes and hashes <= set(re.findall(r"`([0-9a-f]{8})`", page))
 
 
 def test_a_claim_belongs_to_the_files_that_are_loaded(tmp_path):
