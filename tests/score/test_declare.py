@@ -195,6 +195,13 @@ def test_the_readme_says_what_plugins_says_was_verified(cli):
     assert said == {name: re.sub(r", sha256 [0-9a-f ]+", "", row["verified"]) for name, row in rows.items()}
 
 
+def test_the_page_of_verified_weights_has_every_claim(cli):
+    page = (README.parent / "docs/verification.md").read_text()
+    claims = [row["verified"] for row in json.loads(cli("plugins", "--json")[1]) if row["kind"] == "scorer"]
+    hashes = {word for claim in claims for word in re.findall(r"\b[0-9a-f]{8}\b", claim)}
+    assert hashes and hashes <= set(re.findall(r"`([0-9a-f]{8})`", page))
+
+
 def test_a_claim_belongs_to_the_files_that_are_loaded(tmp_path):
     first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
     first.write_bytes(b"one"), second.write_bytes(b"two")

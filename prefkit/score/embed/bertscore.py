@@ -12,7 +12,8 @@ from prefkit.errors import UsageError
 class BertScore:
     """BERTScore on hidden state `layer`, where 0 is the embeddings and None the last.
 
-    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large.
+    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large. With transformers 5 it no longer
+    puts a space before a text for RoBERTa and GPT-2; neither does this class.
     """
 
     def __init__(self, model: str, layer: int | None, longest: int = 512) -> None:
