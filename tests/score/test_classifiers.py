@@ -182,7 +182,10 @@ def test_personalization(tmp_path):
     with pytest.raises(UsageError, match="which is not a file"):
         make_scorer("personalization", options)  # the default `pretrained` belongs to a CLIP
     scorer = make_scorer("personalization", {**options, "pretrained": str(path)})
-    assert "ResNet18_Weights.IMAGENET1K_V1" in scorer.spec().preprocessing
+    spec = scorer.spec()
+    assert (
+        "ResNet18_Weights.IMAGENET1K_V1" in spec.preprocessing and spec.weights == "torchvision:resnet18 resnet18.pth"
+    )
     scorer.load("cpu", "float32")
     new = Image.new("RGB", (64, 64), (250, 120, 20))
     data = io.BytesIO()

@@ -124,7 +124,7 @@ def _source(name: str, library: str) -> str:
     if library == "torchvision":
         from torchvision import models
 
-        return f"torchvision's are at {models.get_model_weights(name).DEFAULT.url}."
+        return f"The default weights of torchvision are at {models.get_model_weights(name).DEFAULT.url}."
     import timm
 
     config: Any = timm.get_pretrained_cfg(name)
@@ -232,6 +232,6 @@ def load(model: Any, state: dict[str, Tensor], path: Path, shown: str) -> None:
             f"{path} does not fit {shown}: {'; '.join(differences)}. Give weights of this model, or another model."
         )
     if not hasattr(state, "_metadata"):
-        state = OrderedDict(state)  # type: ignore[assignment]
+        state = OrderedDict(state)
         state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # safetensors has none
     model.load_state_dict(state, strict=False)

@@ -50,7 +50,8 @@ class Encoder:
         openai: bool = False,
         needs_text: bool = True,
     ) -> None:
-        self.library, self.shown = library, model
+        self.library: str = library
+        self.shown = model
         self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME and library == "open_clip" else model
         self.pretrained = None if ":" in self.name or library == "transformers" else pretrained
         self.processor = processor or model
@@ -74,6 +75,8 @@ class Encoder:
         """The weights, for a spec."""
         if self.library == "transformers":
             return self.shown + (f", processor {self.processor}" if self.processor != self.shown else "")
+        if classifiers.is_classifier(self.name):
+            return f"{self.shown} {self._file().name}"
         return f"{self.shown} {self.pretrained or ''}".strip()
 
     def revision(self) -> str | None:
