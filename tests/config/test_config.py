@@ -37,6 +37,7 @@ CONTENT = {
         "ties",
         "top_pairs",
         "generators",
+        "filter",
         "duplicates",
         "degenerate",
         "lists",
