@@ -57,11 +57,14 @@ def _source(kind: str, name: str) -> ast.Module:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """Return the constants in a built-in scorer's ScorerSpec (licence, verified), read from its source code."""
-    calls = (n for n in ast.walk(_source(kind, name)) if isinstance(n, ast.Call))
+    """Return the constants in a built-in scorer's ScorerSpec (licence, verified), and its VERIFIED, from its source code."""
+    tree = _source(kind, name)
+    assigned = (n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "VERIFIED")
+    known = [("VERIFIED", ast.literal_eval(node.value)) for node in assigned]
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call))
     specs = (call for call in calls if getattr(call.func, "id", "") == "ScorerSpec")
     keywords = (k for spec in specs for k in spec.keywords)
-    return {k.arg: k.value.value for k in keywords if k.arg and isinstance(k.value, ast.Constant)}
+    return dict(known) | {k.arg: k.value.value for k in keywords if k.arg and isinstance(k.value, ast.Constant)}
 
 
 def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:

@@ -101,7 +101,11 @@ class Score:
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """The definition of a score. Two specs that differ in any field define two different scores."""
+    """The definition of a score. Two specs that differ in any field but `verified` define two different scores.
+
+    verified: the published weights with which this scorer was verified, with their hash (see prefkit/verified.py);
+    "no weights" if it has none, "" if it was not verified.
+    """
 
     name: str
     version: str
@@ -114,7 +118,7 @@ class ScorerSpec:
     range: tuple[float | None, float | None] = (None, None)
     scope: str = "absolute"
     licence: str = ""
-    verified: bool = False
+    verified: str = ""
     evaluation_only: bool = False
 
 

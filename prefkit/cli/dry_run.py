@@ -96,6 +96,7 @@ def _settings_score(recipe: Recipe, name: str) -> None:
 def _settings_pair(recipe: Recipe, name: str) -> None:
     """Check the settings of a pair entry against the scores and candidates that earlier stages will have made."""
     from prefkit.pair.run import check_size, no_scores, settings_of
+    from prefkit.store.query import check_query
 
     config, strategy = settings_of(recipe, name)
     if hasattr(strategy, "compared"):
@@ -105,6 +106,8 @@ def _settings_pair(recipe: Recipe, name: str) -> None:
     missing = [score for score in config.weights if score not in scores]
     if missing and recipe.score:
         raise UsageError(no_scores(missing, scores))
+    if config.filter and scores:
+        check_query(config.filter, scores, f"pair.{name}.filter")
     sizes = [g.n for name, g in recipe.generate.items() if not config.generators or name in config.generators]
     if sizes and not set(store.names("candidates")) - set(recipe.generate):
         check_size(strategy, sum(sizes), name, config)

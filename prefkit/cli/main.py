@@ -306,9 +306,10 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
 
 
 def next_verb(name: str, recipe: Any) -> str:
-    """Return the verb to suggest after a stage: report instead of eval if no generator makes images with diffusers."""
-    generators = [settings.use for settings in recipe.generate.values()]
-    evaluated = not generators or "diffusers" in generators
+    """Return the verb to suggest after a stage: report instead of eval if no generator samples trained models."""
+    from prefkit.config.compatibility import first_sampler
+
+    evaluated = not recipe.generate or first_sampler(recipe) is not None
     return NEXT[name] if NEXT[name] != "eval" or evaluated else "report"
 
 

@@ -5,7 +5,7 @@ To refuse a combination, add a row to the stage's table. Limits of single number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from prefkit.output import warn
 STEADY = 12  # training with smaller groups collapsed in Flow-GRPO's ablation (arXiv 2505.05470)
 MOST_SAMPLES = 1_000_000  # per round; its images stay in memory until training has used them
 SINGLE_FILES = (".safetensors", ".ckpt")
+SAMPLERS = ("diffusers", "mesh")  # generators that sample `model`, or a model trained from it
 MESH_MODEL = ("revision", "config", "quantize", "vae_tiling", "inputs", "trust_remote_code")  # not read for mesh models
 
 
@@ -63,9 +64,10 @@ class Case:
     @cached_property
     def generator(self) -> Any:
         """The entry of `generate` to sample with; None if the recipe has none."""
-        name = (self.entry if isinstance(self.entry, Eval) else self.online).generator
-        samplers = [g for g in self.recipe.generate.values() if g.use == "diffusers"]
-        return self.recipe.generate.get(name) if name else next(iter(samplers), None)
+        evaluated = isinstance(self.entry, Eval)
+        name = (self.entry if evaluated else self.online).generator
+        name = name or first_sampler(self.recipe, SAMPLERS if evaluated else ("diffusers",))
+        return self.recipe.generate.get(name) if name else None
 
     @cached_property
     def for_images(self) -> str:
@@ -117,17 +119,14 @@ PAIR: Rows = {
     ),
 }
 EVAL: Rows = {
-    "eval compares images, but the recipe has no generator of images. For meshes, add entries under generate with use: "
-    "mesh, one with model: NAME for each training to compare, and score them with mesh_error.": (
-        lambda c: c.generator is None and any(g.use == "mesh" for g in c.recipe.generate.values())
-    ),
-    "generator is unset, and no entry under generate has use: diffusers, which base and trained models need. Add "
-    "one.": (lambda c: c.generator is None and c.entry.generator is None),
-    "generator is {entry.generator}, which is not an entry under generate. Choose an entry with use: diffusers.": (
-        lambda c: c.generator is None
-    ),
-    "generator is {entry.generator}, but {c.generator.use} loads no trained model. Choose one with use: diffusers.": (
-        lambda c: c.generator.use != "diffusers"
+    "generator is unset, and no entry under generate has use: diffusers or use: mesh, which sample base and trained "
+    "models. Add one.": (lambda c: c.generator is None and c.entry.generator is None),
+    "generator is {entry.generator}, which is not an entry under generate. Choose an entry with use: diffusers or "
+    "use: mesh.": (lambda c: c.generator is None),
+    "generator is {entry.generator}, but {c.generator.use} loads no trained model. Choose one with use: diffusers or "
+    "use: mesh.": (lambda c: c.generator.use not in SAMPLERS),
+    "base_guidance is {entry.base_guidance}, but the generator mesh has no guidance. Remove the key.": (
+        lambda c: c.generator.use == "mesh" and c.entry.base_guidance
     ),
 }
 TRAIN: Rows = {
@@ -240,6 +239,11 @@ TABLE = {
     "train": {**MESH, **MODEL, **TRAIN},
     "eval": {**EVAL, **MODEL},
 }
+
+
+def first_sampler(recipe: Recipe, uses: Collection[str] = SAMPLERS) -> str | None:
+    """Return the name of the first entry of `generate` with one of these generators; None if there is none."""
+    return next((name for name, settings in recipe.generate.items() if settings.use in uses), None)
 
 
 def check(stage: str, name: str, recipe: Recipe, entry: Any = None, objective: Any = None) -> None:

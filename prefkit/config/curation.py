@@ -64,7 +64,7 @@ class Generate:
     dtype: str = "float32"
     #: seed of the run; each candidate's seed is derived from it, the request and the candidate's index
     seed: int = 0
-    #: name of a trained model of this run (train/<name>) to use instead of `model` itself (use: diffusers)
+    #: name of a trained model of this run (train/<name>) to use instead of `model` itself (use: diffusers or mesh)
     model: str | None = None
     #: further arguments of the pipeline's call
     call: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +136,8 @@ class Pair:
     use: str = "topk_bottomk"
     #: options of the strategy; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
-    #: score name -> weight (only proportions matter); empty = every score that is not evaluation-only, with weight 1
+    #: score name -> weight (only proportions matter); empty = every score with weight 1, except for evaluation-only
+    #: scores and those in `filter`
     weights: dict[str, float] = field(default_factory=dict)
     #: normalisation of scores: centred (per request, divided by the pooled within-request standard deviation) | none
     #: | minmax | zscore | rank | softmax | winrate (mean sigmoid of differences)
@@ -156,6 +157,9 @@ class Pair:
     top_pairs: int | None = None
     #: entries of `generate` whose candidates are paired; empty = all
     generators: list[str] = field(default_factory=list)
+    #: condition on scores, index, seed or generator that candidates must meet to be paired, such as "nsfw < 0.5"; a
+    #: candidate without a score in it is not paired; empty = all
+    filter: str = ""
     #: duplicates to drop within a request: near (images that look the same) | exact (the same bytes) | keep (none)
     duplicates: str = "near"
     #: drop or keep images of one colour, black images, and images with all colours at their extremes: drop | keep

@@ -23,21 +23,26 @@ class Eval:
     models: list[str] = field(default_factory=list)
     #: score names; empty = all
     scorers: list[str] = field(default_factory=list)
-    #: images per request and model
+    #: candidates per request and model
     seeds: int = runtime(4)
     #: name -> set of requests; empty = the run's own held-out requests
     sets: dict[str, Set] = field(default_factory=dict)
-    #: entry of `generate` (use: diffusers) whose sampling settings are used; null = the first such entry
+    #: entry of `generate` (use: diffusers or mesh) whose sampling settings are used; null = the first such entry
     generator: str | None = None
     #: further guidance values, and step counts, with which the base model is sampled and compared with the tuned models
     base_guidance: list[float] = field(default_factory=list)
     base_steps: list[int] = field(default_factory=list)
-    #: N of best-of-N sampling with the base model: images per request; 0 = as many as `seeds`
+    #: N of best-of-N sampling with the base model: candidates per request; 0 = as many as `seeds`
     best_of: int = runtime(0)
     #: largest score difference that counts as a tie
     tie: float = 0.0
     #: requests per set; null = all
     max_requests: int | None = runtime(None)
+    #: diversity of a request's images: pixels, or an image encoder, which adds the mean cosine distance of embeddings:
+    #: torchvision:NAME, timm:NAME, open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, tiny (embedded)
+    diversity: str = "pixels"
+    #: weights of that encoder: a file (torchvision, timm, open_clip) or an open_clip tag
+    diversity_pretrained: str | None = None
     bootstrap: int = 2000
     batch_size: int = runtime(8)
     device: str | None = runtime(None)

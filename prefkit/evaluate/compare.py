@@ -74,7 +74,7 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
         both = left.merge(right, on=keys, suffixes=("_base", "_tuned"), validate="one_to_one")
     except MergeError as error:
         raise StoreError(
-            "a request of this evaluation has two images with the same index: it was evaluated earlier with another "
+            "a request of this evaluation has two candidates with the same index: it was evaluated earlier with another "
             "prompt under the same request_id. Remove the evaluation's folder (eval/NAME), or rename the evaluation in "
             "the recipe."
         ) from error

@@ -1,14 +1,11 @@
-"""The eval stage: generates images with base and tuned models at equal seeds, scores them and compares the scores."""
+"""The eval stage: samples base and tuned models at equal seeds, scores the candidates and compares the scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.distributed import device_of, group
@@ -16,6 +13,7 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.evaluate import sets
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
+from prefkit.evaluate.distances import distances, encoder_of
 from prefkit.evaluate.statistics import verdict
 from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
@@ -23,7 +21,6 @@ from prefkit.generate.run import checked as checked_generate
 from prefkit.generate.run import run_generate
 from prefkit.models.precision import dtype_of
 from prefkit.output import note, warn
-from prefkit.score.diversity import Thumbnails, mean_diversity, rms, thumbnail
 from prefkit.score.run import remedy, run_scores, scored_ids, spec_from
 from prefkit.store import Store
 from prefkit.store.files import write_json
@@ -33,6 +30,8 @@ from prefkit.types import Request
 if TYPE_CHECKING:
     import pandas as pd
 
+    from prefkit.score.embed.encoder import Encoder
+
 #: function (model, scorer, evaluation_only) -> whether the scorer chose the model's training pairs; None if unknown
 Used = Callable[[str, str, bool], "bool | None"]
 
@@ -40,7 +39,7 @@ Used = Callable[[str, str, bool], "bool | None"]
 def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
     """Evaluate recipe.eval[name], write eval/NAME/result.json atomically, and return its content.
 
-    limit: maximum number of requests per set. Existing images and scores are reused. Raises UsageError for an unknown
+    limit: maximum number of requests per set. Existing candidates and scores are reused. Raises UsageError for an unknown
     evaluation, model or scorer or a set without requests, and FingerprintError if eval/NAME was made with a different
     base model or generator.
     """
@@ -59,19 +58,19 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
         def write_result() -> dict[str, Any]:
             result: dict[str, Any] = {"sets": {}}
-            bases = {}
+            bases, encoder = {}, encoder_of(cfg)
             usable, left_out = list(specs), dict[str, str]()
             for set_name, members in requests.items():
                 opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
                 bases[set_name] = opened["base"]
                 usable, left_out = comparable(opened["base"], list(specs))
-                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable)
+                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder)
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
             made_with |= {"model": plain(recipe.model), "limit": limit}
             result["settings"] = made_with | _overlap(store, requests, records)
             online = {n for n, train in recipe.train.items() if train.online is not None}
-            result["controls"] = sets.controls_report(cfg, jobs, online)
+            result["controls"] = sets.controls_report(cfg, jobs, online, guided=settings.use != "mesh")
             write_json(store.eval(name) / "result.json", result)
             return result
 
@@ -86,6 +85,8 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     sets.check_settings(name, cfg)
     compatibility.check("eval", name, recipe)
     generator, settings = sets.settings_of(recipe, cfg)
+    compatibility.check("generate", generator, recipe)
+    encoder_of(cfg)
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     check_generator(recipe.model, settings)
@@ -142,7 +143,7 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
 
 
 def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
-    """Generate and score images for `requests` in one model's folder. inputs: the run that holds the input images."""
+    """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images."""
     (generator,) = recipe.generate
 
     def begin() -> None:
@@ -164,24 +165,24 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
 
 
 def assess(
-    used: Used, cfg: Eval, generator: str, opened: dict[str, Store], requests: list[Request], aliases: list[str]
+    used: Used,
+    cfg: Eval,
+    generator: str,
+    opened: dict[str, Store],
+    requests: list[Request],
+    aliases: list[str],
+    encoder: Encoder | None,
 ) -> dict[str, Any]:
     """Return {model: {scorer: row}}, comparing each model with the base on one set. opened: run folders by model."""
     wanted = {r.request_id for r in requests}
     base = opened["base"]
-    base_images = thumbnails(base, generator, wanted, cfg.seeds)
-    diversity = mean_diversity(base_images)
     result: dict[str, Any] = {}
-    for model, folder in opened.items():
-        if model == "base":
-            continue
-        images = thumbnails(folder, generator, wanted, cfg.seeds)
-        distances = {"diversity_base": diversity, "diversity_tuned": mean_diversity(images)}
-        distances |= {"moved": moved(base_images, images), "seed_distance": diversity}
+    for model, apart in distances(cfg, encoder, generator, opened, wanted).items():
+        folder = opened[model]
         result[model] = {}
         for alias in aliases:
             frames = [values(place, generator, alias, wanted) for place in (base, folder)]
-            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, distances)
+            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, apart)
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
             result[model][alias] = row | {"aspects": compare_aspects(*tables)}
     return result
@@ -193,35 +194,17 @@ def assess_scorer(
     names: tuple[str, str],
     frames: list[pd.DataFrame],
     spec: dict[str, Any],
-    distances: dict[str, float | None],
+    apart: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return one row of the result. names: (model, scorer); frames: score tables of the base and of the model."""
+    """Return one row of the result. names: (model, scorer); frames: score tables of base and model; apart: `distances`."""
     base, tuned = frames
     higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
     # earlier, larger evaluations may have left further images of some requests here
     base, tuned = base[base["index"] < max(cfg.seeds, cfg.best_of)], tuned[tuned["index"] < cfg.seeds]
-    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | distances
+    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | apart
     row |= {"used_for_pairs": used(*names, only), "evaluation_only": only, "higher_is_better": higher}
     word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
     return row | {"verdict": word}
-
-
-def thumbnails(store: Store, generator: str, requests: set[str], seeds: int) -> dict[tuple[str, int], np.ndarray]:
-    """Return thumbnails by (request id, index), for the readable images of these requests with index < seeds."""
-    images = {}
-    columns = ["id", "request_id", "index", "seed", "image", "path"]
-    for candidate in store.iter_candidates([generator], columns=columns):
-        wanted = candidate.request_id in requests and candidate.index < seeds
-        if wanted and (candidate.image is not None or candidate.path is not None):
-            with suppress(OSError, ValueError):
-                images[candidate.request_id, candidate.index] = thumbnail(candidate.pil())
-    return images
-
-
-def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:
-    """Return the mean RMS distance of base and tuned thumbnails of the same request and seed; None without any."""
-    shared = sorted(base.keys() & tuned.keys())
-    return float(np.mean([rms(base[key] / 255.0, tuned[key] / 255.0) for key in shared])) if shared else None
 
 
 def comparable(opened: Store, aliases: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds
+from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds, compatibility
 from prefkit.errors import UsageError
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
@@ -66,7 +66,8 @@ def request_sets(
 
 def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
     """Return (name, settings) of the generator that the evaluation samples with."""
-    name = cfg.generator or next(name for name, settings in recipe.generate.items() if settings.use == "diffusers")
+    name = cfg.generator or compatibility.first_sampler(recipe)
+    assert name is not None  # compatibility.check("eval") comes first
     return name, replace(recipe.generate[name], model=None, device=cfg.device, batch_size=cfg.batch_size)
 
 
@@ -98,11 +99,13 @@ def is_control(name: str) -> bool:
     return name.endswith(tuple(f"-{kind}" for kind in CONTROLS))
 
 
-def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = ()) -> dict[str, Any]:
+def controls_report(
+    cfg: Eval, jobs: dict[str, Any], online: Collection[str] = (), guided: bool = True
+) -> dict[str, Any]:
     """Return which kinds of controls the evaluation has, and a list of the missing ones under `missing`.
 
     online: models trained online, which have no controls because they have neither pairs to flip nor winners to
-    imitate.
+    imitate. guided: False if the generator has no guidance, as that of meshes.
     """
     report: dict[str, Any] = {}
     missing = []
@@ -111,7 +114,7 @@ def controls_report(cfg: Eval, jobs: dict[str, Any], online: Collection[str] = (
         report[kind] = all(f"{name}-{kind}" in jobs for name in paired) if paired else None
         missing += [f"{name}-{kind}: {meaning}" for name in paired if f"{name}-{kind}" not in jobs]
     report |= {"base_guidance": bool(cfg.base_guidance), "base_steps": bool(cfg.base_steps)}
-    if not cfg.base_guidance:
+    if guided and not cfg.base_guidance:
         missing.append("base with different guidance (eval.base_guidance)")
     if not cfg.base_steps:
         missing.append("base with different step counts (eval.base_steps)")

@@ -1,9 +1,9 @@
 """The body in a request's picture: a keypoint and a confidence for each joint, the box and the camera.
 
-A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence]; `keypoint_names`, one of CONVENTIONS,
-`joints` (the candidate's own) or a list of names; `bbox` [x, y, w, h], by default the extent of the keypoints; and
-`camera`; without it, joints are projected by the weak-perspective camera that fits the keypoints best. For invalid
-values, functions raise ValueError with the reason.
+A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence], the confidence from 0 (not detected)
+to 1; `keypoint_names`, one of CONVENTIONS, `joints` (the candidate's own) or a list of names; `bbox` [x, y, w, h], by default
+the extent of the keypoints; and `camera`; without it, joints are projected by the weak-perspective camera that fits the
+keypoints best. For invalid values, functions raise ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ CONVENTIONS: dict[str, tuple[str, ...]] = {
 }
 #: joints whose midpoint is the root, in order of preference
 ROOTS = (("LeftUpLeg", "RightUpLeg"), ("left_hip", "right_hip"), ("Hips",), ("pelvis",))
+
+
+ROUNDING = 1e-4  # a confidence that exceeds 0..1 by less is a rounding error
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def root_of(names: Sequence[str]) -> tuple[int, ...]:
 
 def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
     """Read a request's keypoints, box and camera for the joints `names`."""
-    rows = array(extra, "keypoints2d", 3)
+    rows = keypoints_of(extra)
     labels = _labels(extra.get("keypoint_names"), len(rows), names)
     keypoints, confidence = np.zeros((len(names), 2), np.float32), np.zeros(len(names), np.float32)
     for label, (x, y, c) in zip(labels, rows):
@@ -108,11 +111,32 @@ def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
             keypoints[names.index(label)], confidence[names.index(label)] = (x, y), c
     if not confidence.any():
         raise ValueError("no joint of the candidate has a keypoint with a confidence above 0; check keypoint_names")
-    if not np.isfinite(keypoints).all() or not np.isfinite(confidence).all():
-        raise ValueError("keypoints2d has NaN or infinity where the confidence is above 0")
     centre, half = box_of(extra.get("bbox"), keypoints[confidence > 0])
     place = torch.from_numpy(centre)
     return Observed(torch.from_numpy(keypoints), torch.from_numpy(confidence), place, half, Camera.of(extra))
+
+
+def keypoints_of(extra: Mapping[str, Any]) -> np.ndarray:
+    """Return a request's keypoints [K, 3] float32: x and y in px, and confidence, from 0 (not detected) to 1.
+
+    Raises ValueError if a confidence is outside of 0..1 or missing, if no confidence is above 0, or if a keypoint with
+    a confidence above 0 has no finite position.
+    """
+    rows = array(extra, "keypoints2d", 3).copy()
+    confidence = rows[:, 2]
+    wrong = np.flatnonzero(~((confidence >= -ROUNDING) & (confidence <= 1 + ROUNDING)))
+    if len(wrong):
+        raise ValueError(
+            f"keypoints2d: the confidence of keypoint {wrong[0]} is {confidence[wrong[0]]:g}; it must be from 0 (not "
+            "detected) to 1"
+        )
+    rows[:, 2] = confidence.clip(0.0, 1.0)
+    seen = rows[rows[:, 2] > 0]
+    if not len(seen):
+        raise ValueError("keypoints2d: no keypoint has a confidence above 0, so nothing is known of the body")
+    if not np.isfinite(seen).all():
+        raise ValueError("keypoints2d has NaN or infinity where the confidence is above 0")
+    return rows
 
 
 def array(extra: Mapping[str, Any], key: str, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Removes candidates before pairing: those rejected by decision, those whose image shows nothing, and duplicates."""
+"""Removes candidates before pairing: by decision, by the filter on scores, images that show nothing, and duplicates."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from prefkit.config import Pair
 from prefkit.pair.block import blocks
 from prefkit.pair.image_stats import NO_IMAGE, image_stats
-from prefkit.pair.pool import Pool
+from prefkit.pair.pool import Pool, add_scores
 from prefkit.store import Store
+from prefkit.store.query import column, in_query, matching
 
 NEAR_BITS = 2  # of the 64 bits of the difference hash
 NEAR_LEVELS = 4  # of 255, in every cell of the 4 x 4 thumbnail: images that differ in colour are not duplicates
@@ -27,7 +28,7 @@ def curate(
 ) -> tuple[Pool, pd.DataFrame | None]:
     """Return the pool without the removed candidates, and the image statistics [N] (None if not all were measured).
 
-    The number of removed candidates per reason is added to `counts`. A candidate with the decision `keep` stays, unless
+    `filter` drops the candidates that do not meet it. The number of removed candidates per reason is added to `counts`. A candidate with the decision `keep` stays, unless
     its image cannot be read. Of duplicates, the first stays. write=False (dry run): read no image; without stored
     statistics, no candidate is removed because of its image's content.
     """
@@ -38,6 +39,10 @@ def curate(
         counts[f"decided_{verdict}"] = int(out.sum())
         pool = pool.without(out)
     kept = decisions.id[decisions.verdict == "keep"].tolist()
+    if config.filter:
+        out = ~meets_filter(store, pool, config.filter) & ~pool.where(kept)
+        counts["filtered"] = int(out.sum())
+        pool = pool.without(out)
     if config.duplicates != "keep":
         out = exact_duplicates(pool) & ~pool.where(kept)
         counts["exact_duplicates"] = int(out.sum())
@@ -66,6 +71,21 @@ def curate(
         counts["near_duplicates"] = int(out.sum())
         pool, stats = pool.without(out), stats[~out]
     return pool, stats
+
+
+def meets_filter(store: Store, pool: Pool, query: str) -> np.ndarray:
+    """Return a mask [N] of the candidates that meet the condition `filter`. Raises UsageError for an invalid one."""
+    names = store.names("scores")
+    used = in_query(names, query)
+    frame = add_scores(store, pool, used)[0].frame
+    requests = pool.requests["request_id"].to_pandas().to_numpy()
+    scores = {column(a): frame[a].to_numpy() if a in used else np.full(len(frame), np.nan) for a in names}
+    table = frame[["index", "seed"]].assign(
+        generator=np.asarray(pool.generators, object)[frame.generator.to_numpy()],
+        request_id=requests[frame.request.to_numpy()],
+        **scores,
+    )
+    return matching(table, query, "pair: filter").to_numpy()
 
 
 def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -28,6 +28,7 @@ from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
 from prefkit.store import Store
 from prefkit.store.files import sound_json, write_atomic, write_json
 from prefkit.store.folders import check_pairs, whole_folder
+from prefkit.store.query import in_query
 from prefkit.store.reader import CandidateReader
 from prefkit.store.seal import check, open_sealed
 from prefkit.types import digest
@@ -183,11 +184,14 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
         text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."
         raise NotYet(text, "score", list(config.weights))
     evaluation_only = {a for a in known if (store.scores(a).spec() or {}).get("evaluation_only")}
-    weights = dict(config.weights) or {a: 1.0 for a in known if a not in evaluation_only}
+    filtered = in_query(known, config.filter)
+    weights = dict(config.weights) or {a: 1.0 for a in known if a not in {*evaluation_only, *filtered}}
     missing = [a for a in weights if a not in known]
     if missing:
         raise NotYet(no_scores(missing, known), "score", missing)
-    forbidden = [a for a in weights if a in evaluation_only]
+    forbidden = [a for a in (*weights, *filtered) if a in evaluation_only]
+    if not weights and filtered and not forbidden and needed:
+        raise UsageError("pair: `filter` uses every score, so none is left to pair by. Name one in `weights`.")
     if forbidden or (not weights and needed):
         raise UsageError(
             f"pair: {', '.join(forbidden or known)} may be used for evaluation only. Pair by another scorer."
@@ -260,6 +264,8 @@ def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
     if not len(pool):
         if counts["decided_reject"] or counts["decided_remove"]:
             return "decisions.csv rejects or removes every candidate."
+        if counts.get("filtered"):
+            return f"No candidate that was left meets `filter` ({counts['filtered']} removed)."
         removed = {k: n for k in ("black", "blank", "saturated", "unreadable") if (n := counts.get(k))}
         if removed:
             numbers = ", ".join(f"{n} {k}" for k, n in removed.items())

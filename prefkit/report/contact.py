@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from prefkit.errors import UsageError
-from prefkit.registry import nearest
 from prefkit.report import html
 from prefkit.report.pictures import thumbnails
 from prefkit.store import Store
 from prefkit.store.decisions import COLUMNS, VERDICTS, append_decisions, read_decisions
 from prefkit.store.files import write_atomic
-from prefkit.store.summary import INDEX, candidate_index, score_table
+from prefkit.store.query import column, matching
+from prefkit.store.summary import candidate_index, score_table
 from prefkit.tables.delimited import header
 from prefkit.types import digest
 
@@ -41,12 +41,12 @@ def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter
     if not request_ids and not filter:
         raise UsageError("a contact sheet needs requests or a filter: `--request ID` or `--filter 'align < 0.2'`.")
     table = candidate_index(store).drop_duplicates("id").set_index("id")  # generators may share candidates
-    table = table.join(score_table(store).rename(columns=_column))
+    table = table.join(score_table(store).rename(columns=column))
     if request_ids:
         _check_requests(table, request_ids)
         table = table[table.request_id.isin(list(request_ids))]
     if filter:
-        table = _filtered(table, filter)
+        table = table[matching(table, filter, "--filter")]
     if table.empty:
         raise UsageError(f"no candidate of {store.folder} matches {filter or ', '.join(request_ids or [])!r}.")
     total = len(table)
@@ -58,10 +58,6 @@ def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter
     return path
 
 
-def _column(alias: str) -> str:
-    return f"score_{alias}" if alias in (*INDEX, "generator") else alias
-
-
 def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
     known = set(table.request_id)
     for request in request_ids:
@@ -71,35 +67,12 @@ def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
             raise UsageError(f"no candidate belongs to a request {request!r}; {hint}")
 
 
-def _filtered(table: pd.DataFrame, query: str) -> pd.DataFrame:
-    columns = [name for name in table.columns if name != "error"]
-    try:
-        # empty scopes: a query sees columns, not this program's variables
-        mask = table.eval(query, engine="python", local_dict={}, global_dict={})
-    except pd.errors.UndefinedVariableError as error:
-        unknown = str(error).split("'")[1::2]
-        raise UsageError(
-            f"--filter: unknown column {', '.join(unknown)}.{nearest(''.join(unknown[:1]), columns)} The columns are "
-            f"{', '.join(columns)}."
-        ) from error
-    except Exception as error:  # pandas raises whatever Python's parser and the operators raise
-        raise UsageError(
-            f"--filter: {query[:200]!r} is not a query over the scores ({str(error)[:200] or 'it cannot be parsed'}). The columns "
-            f'are {", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
-        ) from error
-    if not isinstance(mask, pd.Series) or mask.dtype != bool:
-        raise UsageError(
-            f'--filter: {query!r} is not a condition on candidates; write a comparison, e.g. "align < 0.2".'
-        )
-    return table[mask]
-
-
 def _body(store: Store, table: pd.DataFrame, total: int) -> str:
     prompts = {r.request_id: r.prompt for r in store.requests()}
     decisions = store.decisions()
     verdicts = dict(zip(decisions.id.astype(str), decisions.verdict.astype(str)))
     images = thumbnails(store, table.index, SIDE)
-    aliases = {alias: _column(alias) for alias in store.names("scores")}
+    aliases = {alias: column(alias) for alias in store.names("scores")}
     parts = []
     for request, members in table.groupby("request_id", sort=False):
         cells = "".join(_cell(row, aliases, images, verdicts) for row in members.to_dict("index").items())

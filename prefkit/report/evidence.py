@@ -32,7 +32,7 @@ TAGS = {
 #: the page shows images of at most this many prompt sets; its tables list all sets
 GRIDS = 2
 LEAD = (
-    "Base and tuned model make images of the same requests at the same seeds. A request's win rate is the mean over "
+    "Base and tuned model answer the same requests at the same seeds. A request's win rate is the mean over "
     "seeds, with ties as half; the interval is a bootstrap over requests. A judge that chose the pairs or was the "
     "reward is the training signal, so only held-out judges count as evidence. For imported pairs that do not "
     "record what chose them, the training signal is unknown. Best of N: how many base samples to draw per request "
@@ -96,8 +96,22 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
         [html.text(model, 60), *(html.number(row.get(key)) for key in DISTANCES)] for model, row in first.items()
     ]
     caption = "How much the images vary: root mean square over pixels of 32 x 32 versions, 0 to 1"
+    embedded = [(model, row["encoder_diversity"]) for model, row in first.items() if row.get("encoder_diversity")]
     main = html.table([*HEAD, *FURTHER], rows, left=4)
-    return main + html.table(["Model", *DISTANCES.values()], distances, caption) + _aspects(ordered)
+    return (
+        main + html.table(["Model", *DISTANCES.values()], distances, caption) + _encoded(embedded) + _aspects(ordered)
+    )
+
+
+def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return the table of diversities by an encoder (rows: model, encoder_diversity), or "" without rows."""
+    if not rows:
+        return ""
+    head = ["Model", "Diversity of base", "Diversity of model"]
+    encoder = html.text(rows[0][1]["encoder"], 80)
+    caption = f"Diversity by {encoder}: mean cosine distance between the images of a request, 0 to 2"
+    cells = [[html.text(model, 60), html.number(row["base"]), html.number(row["tuned"])] for model, row in rows]
+    return html.table(head, cells, caption)
 
 
 def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:

@@ -109,22 +109,22 @@ def training(store: Store) -> str:
 
 
 def _preflight(folder: Path) -> str:
-    """Return a table of the reference's errors on the pairs' images and on its own samples; "" if not measured."""
+    """Return a table of the reference's errors on the pairs' candidates and on its own samples; "" if not measured."""
     path = folder / "preflight.json"
     if not path.exists():
         return ""
     result = read_json(path)
     if "ratio" not in result:
-        return html.missing(f"Preflight, the reference's error on the pairs' images: {html.text(result['state'])}.")
+        return html.missing(f"Preflight, the reference's error on the pairs' candidates: {html.text(result['state'])}.")
     low, high = result["interval"]
     verdict = "far apart" if result["far"] else "not far apart"
     caption = (
-        f"Preflight, before the first step: the reference's error on {result['images']} of the pairs' images is "
+        f"Preflight, before the first step: the reference's error on {result['images']} of the pairs' candidates is "
         f"{result['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on {result['own']} of its own samples: {verdict}."
     )
     columns = zip(result["bins"], result["error"], result["own_error"], result["bin_ratio"], strict=True)
     rows = [[html.text(name), *map(html.number, values)] for name, *values in columns]
-    return html.table(["time", "pairs' images", "own samples", "ratio"], rows, caption)
+    return html.table(["time", "pairs' candidates", "own samples", "ratio"], rows, caption)
 
 
 def _sample_evaluations(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,10 +1,10 @@
-"""Thumbnails as data URIs; only the row groups that hold a wanted image are read."""
+"""Thumbnails as data URIs; only the row groups that hold a wanted image are read. Meshes without an image are drawn."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ THREADS = 4
 def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | None]:
     """Return id -> data URI of a thumbnail, at most `side` pixels wide and high; None for a damaged image.
 
+    A mesh that was not rendered when it was made is drawn here.
     Unknown ids and failed candidates are absent.
     """
     wanted = set(ids)
@@ -29,7 +30,7 @@ def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | N
             for path in store.candidates(generator).parts():
                 jobs = {name: pool.submit(thumbnail, source, side) for name, source in _sources(path, wanted)}
                 images |= {name: job.result() for name, job in jobs.items()}
-    return images
+    return images | dict(_drawn(store, wanted - images.keys(), side))
 
 
 def thumbnail(source: bytes | str, side: int) -> str | None:
@@ -42,6 +43,18 @@ def thumbnail(source: bytes | str, side: int) -> str | None:
         return data_uri(webp(small, 74))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
+
+
+def _drawn(store: Store, ids: set[str], side: int) -> Iterator[tuple[str, str]]:
+    """Yield (id, data URI) of those candidates whose payload is a mesh."""
+    if not ids:
+        return
+    from prefkit.mesh.picture import picture_of_payload
+
+    for candidate in store.iter_candidates([], ids, ("id", "request_id", "index", "seed", "error", "payload")):
+        image = picture_of_payload(candidate.payload, candidate.extra, side)
+        if image is not None:
+            yield candidate.id, data_uri(webp(image, 74))
 
 
 def webp(image: Any, quality: int) -> bytes:

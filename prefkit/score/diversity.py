@@ -1,9 +1,12 @@
-"""Diversity of the images generated for a request: their mean pixel distance, coarse but independent of any model."""
+"""Diversity of the images generated for a request: their mean distance in pixels or in an encoder's embeddings.
+
+The distance in pixels is coarse but independent of any model.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 SIDE = 32
 #: (request id, index) -> [32, 32, 3] uint8
 Thumbnails = Mapping[tuple[str, int], np.ndarray]
+#: (request id, index) -> unit vector [D]
+Embeddings = Mapping[tuple[str, int], np.ndarray]
 
 
 def thumbnail(image: Image) -> np.ndarray:
@@ -25,11 +30,32 @@ def thumbnail(image: Image) -> np.ndarray:
 
 def mean_diversity(thumbnails: Thumbnails) -> float | None:
     """Return the mean `diversity` of the requests; None if no request has two images."""
+    return _mean({key: image / 255.0 for key, image in thumbnails.items()}, diversity)
+
+
+def mean_cosine_diversity(embeddings: Embeddings) -> float | None:
+    """Return the mean `cosine_diversity` of the requests; None if no request has two images."""
+    return _mean(embeddings, cosine_diversity)
+
+
+def _mean(rows: Mapping[tuple[str, int], np.ndarray], measure: Callable[[np.ndarray], float | None]) -> float | None:
     groups = defaultdict(list)
-    for (request, _), image in thumbnails.items():
-        groups[request].append(image / 255.0)
-    values = [d for images in groups.values() if (d := diversity(np.stack(images))) is not None]
+    for (request, _), row in rows.items():
+        groups[request].append(row)
+    values = [d for group in groups.values() if (d := measure(np.stack(group))) is not None]
     return float(np.mean(values)) if values else None
+
+
+def cosine_diversity(embeddings: np.ndarray) -> float | None:
+    """Return 1 - cosine, averaged over all pairs of a request's n embeddings [n, D], in 0..2; None if n < 2.
+
+    Embeddings are unit vectors.
+    """
+    n = len(embeddings)
+    if n < 2:
+        return None
+    rows = np.asarray(embeddings, np.float64)
+    return float(1 - (rows @ rows.T)[np.triu_indices(n, 1)].mean())
 
 
 def diversity(thumbnails: np.ndarray) -> float | None:

@@ -55,7 +55,12 @@ class Fitted:
                 f"{self.name}: {self.folder} was fitted on features of an unknown encoder, so it cannot score images. Fit "
                 "again, with the encoder of the features in `--encoder` (and its options)."
             )
-        encoder = Encoder(**{name: stored[name] for name in SETTINGS})
+        try:
+            encoder = Encoder(**{name: stored[name] for name in SETTINGS}, needs_text=False)
+        except UsageError as error:
+            raise UsageError(
+                f"{self.name}: {self.folder} cannot load the encoder that it was fitted on. {error}"
+            ) from error
         if encoder.revision() != stored["revision"]:
             raise UsageError(
                 f"{self.name}: {self.folder} was fitted on {stored['model']} at {stored['revision']}, which is now at "

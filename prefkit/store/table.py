@@ -129,10 +129,19 @@ def check_fingerprint(
             write_json(path, wanted)
         return
     stored = read_json(path)
-    keys = sorted(k for k in wanted.keys() | stored.keys() if wanted.get(k) != stored.get(k))
+    a, b = _without_claims(wanted), _without_claims(stored)
+    keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     if keys:
         lines = "; ".join(f"{k}: stored {_brief(stored.get(k))}, requested {_brief(wanted.get(k))}" for k in keys)
         raise FingerprintError(f"{path.parent} was made with other settings ({lines}). {remedy}")
+
+
+def _without_claims(value: Any) -> Any:
+    """Return settings without the `verified` of scorers' specs: weights define a score, a claim about them does not."""
+    if not isinstance(value, Mapping):
+        return value
+    claims = {"verified"} if "evaluation_only" in value else set()
+    return {k: _without_claims(v) for k, v in value.items() if k not in claims}
 
 
 def _brief(value: Any) -> str:

@@ -323,7 +323,7 @@ def prepare(
     complete = processes.group.broadcast(wanted.encoded() and prompted.complete() and preflight.complete(loader, data))
     if not complete:
         family = family or loader.load(processes.device, size, None, loader.wiring(), sequential_offload=True)
-        doing = "encoding the pairs' images and prompts"
+        doing = "encoding the pairs' candidates and prompts"
         remedy = "Free the device, or set model.quantize."
         with diagnose.explain_out_of_memory(loader.folder.name, processes.device, doing, remedy):
             _fill(loader, data, wanted, prompted, family, source, processes)

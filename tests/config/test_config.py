@@ -37,6 +37,7 @@ CONTENT = {
         "ties",
         "top_pairs",
         "generators",
+        "filter",
         "duplicates",
         "degenerate",
         "lists",
@@ -102,7 +103,18 @@ CONTENT = {
         "stop_drop",
     },
     "Set": {"source", "split", "prompt_column"},
-    "Eval": {"models", "scorers", "sets", "generator", "base_guidance", "base_steps", "tie", "bootstrap"},
+    "Eval": {
+        "models",
+        "scorers",
+        "sets",
+        "generator",
+        "base_guidance",
+        "base_steps",
+        "tie",
+        "bootstrap",
+        "diversity",
+        "diversity_pretrained",
+    },
     "Recipe": {"run", "model", "requests", "generate", "score", "compare", "pair", "train", "eval", "background"},
 }
 FREE = {

@@ -97,7 +97,7 @@ def test_best_of_rests_on_the_commonest_number_of_images_and_says_on_how_many_re
 
 def test_two_images_of_one_request_and_index_are_refused():
     rows = grid(np.ones((3, 2)))
-    with pytest.raises(StoreError, match="two images with the same index"):
+    with pytest.raises(StoreError, match="two candidates with the same index"):
         compare(pd.concat([rows, rows]), rows)
 
 

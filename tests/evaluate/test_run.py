@@ -220,3 +220,36 @@ def test_limit_chooses_by_hash_and_keeps_what_is_there(run, result, tmp_path: Pa
     found = run_eval(store, recipe, "held", limit=3)
     assert found["sets"]["own"]["other"]["light"]["n_requests"] == 3
     assert run_eval(store, recipe, "held")["sets"] == result["sets"]
+
+
+def test_diversity_by_an_encoder(run, result):
+    """Mean cosine distance between the images of a request, besides the diversity in pixels, which stays the same."""
+    from itertools import combinations
+
+    from prefkit.report import write_report
+    from prefkit.score.embed.encoder import Encoder
+
+    store, recipe = run
+    held = replace(recipe.eval["held"], diversity="torchvision:resnet18")
+    with pytest.raises(UsageError, match="torchvision:resnet18: `pretrained` is not set"):
+        run_eval(store, replace(recipe, eval={"held": held}), "held")
+    found = run_eval(store, replace(recipe, eval={"held": replace(held, diversity="tiny")}), "held")
+    for set_name, models in result["sets"].items():
+        for model, rows in models.items():
+            assert all("encoder_diversity" not in row for row in rows.values())
+            for alias, row in rows.items():
+                assert {key: found["sets"][set_name][model][alias][key] for key in row} == row
+    encoder = Encoder("tiny")
+    encoder.load("cpu", "float32")
+    expected = []
+    for model in ("base", "other"):
+        groups: dict = {}
+        for candidate in Store(store.eval("held") / "own" / model).iter_candidates():
+            if candidate.index < 2:
+                groups.setdefault(candidate.request_id, []).append(candidate.pil())
+        rows = [encoder.images(group).double().numpy() for group in groups.values()]
+        expected.append(np.mean([1 - a @ b for group in rows for a, b in combinations(group, 2)]))
+    diversity = found["sets"]["own"]["other"]["light"]["encoder_diversity"]
+    assert diversity["encoder"] == "tiny" and expected[0] > 1e-4
+    assert [diversity["base"], diversity["tuned"]] == pytest.approx(expected, abs=1e-6)
+    assert "Diversity by tiny: mean cosine distance" in write_report(store).read_text()

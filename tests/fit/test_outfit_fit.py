@@ -360,3 +360,23 @@ def test_what_is_wrong_with_the_input_is_said(closet, cli):
     code, _, err = fit(cli, closet)
     assert code == 2 and "could not be read" in err and not (closet / "fitted").exists()
     assert not list(closet.glob(".fitted*"))
+
+
+def test_a_classifier_as_encoder(closet, cli):
+    """The published code uses ResNet-18. Its random weights distinguish colours, which is all that is needed here."""
+    from tests.classifier_files import saved
+
+    _, path = saved(closet, "resnet18")
+    code, out, err = fit(cli, closet, "--pretrained", path, encoder="torchvision:resnet18")
+    assert code == 0, err
+    spec = json.loads(out)
+    assert spec["encoder"]["library"] == "torchvision" and spec["validation"]["auc"]["low"] > 0.6
+    scorer = make_scorer("outfit_compat", {"model": str(closet / "fitted")})
+    assert "ResNet18_Weights.IMAGENET1K_V1" in scorer.spec().preprocessing
+    scorer.load("cpu", "float32")
+    others = ["red-coat-1", "red-boot-2"]
+    right, wrong = scorer.score([candidate(closet, f"{colour}-hat-3", *others) for colour in ("red", "blue")])
+    assert right.value > wrong.value
+    saved(closet, "resnet18", seed=1)
+    with pytest.raises(UsageError, match="gives other features"):
+        make_scorer("outfit_compat", {"model": str(closet / "fitted")})

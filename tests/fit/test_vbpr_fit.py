@@ -294,3 +294,31 @@ def test_features_of_the_users_own(shop, cli):
         "fit", "vbpr", "--interactions", shop / "log.csv", "--features", shop / "f.npy", "--out", shop / "x"
     )
     assert code == 2 and "59 ids" in err
+
+
+def test_a_classifier_as_encoder(shop, cli):
+    """ResNets and their like: stored with the hash of their weights, refused with other ones or without the file."""
+    from prefkit.errors import UsageError
+    from tests.classifier_files import saved
+
+    _, path = saved(shop, "shufflenet_v2_x0_5")
+    encoder = ("--encoder", "torchvision:shufflenet_v2_x0_5")
+    code, _, err = fit(cli, shop, *encoder)
+    assert code == 2 and "`pretrained` is not set" in err and "shufflenetv2_x0.5-f707e7126e.pth" in err
+    code, out, err = fit(cli, shop, *encoder, "--pretrained", path)
+    assert code == 0, err
+    spec = json.loads(out)
+    assert spec["features"]["width"] == 1024 and spec["validation"]["auc_visual"]["low"] > 0.6
+    stored = spec["encoder"]
+    assert stored["library"] == "torchvision" and stored["revision"] and "IMAGENET1K_V1" in stored["preprocessing"]
+    scorer = make_scorer("vbpr", {"model": str(shop / "fitted")})
+    scorer.load("cpu", "float32")
+    red, blue = picture((230, 20, 20)), picture((20, 20, 230))
+    right, wrong = scorer.score([Candidate("x", "r", 0, 0, image=image, extra={"user": "u1"}) for image in (red, blue)])
+    assert right.value > wrong.value
+    path.rename(shop / "moved.pth")
+    with pytest.raises(UsageError, match="cannot load the encoder that it was fitted on.*which is not a file"):
+        make_scorer("vbpr", {"model": str(shop / "fitted")})
+    saved(shop, "shufflenet_v2_x0_5", seed=1)
+    with pytest.raises(UsageError, match="gives other features"):
+        make_scorer("vbpr", {"model": str(shop / "fitted")})

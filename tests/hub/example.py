@@ -30,7 +30,7 @@ train:
 """
 SPEC = {
     "name": "warmth", "version": "3f1c", "weights": None, "revision": None, "formula": "share of red in the mean colour",
-    "higher_is_better": True, "licence": "Apache-2.0", "verified": False, "scope": "absolute",
+    "higher_is_better": True, "licence": "Apache-2.0", "verified": "", "scope": "absolute",
 }  # fmt: skip
 ROW = {"diversity_base": 0.31, "diversity_tuned": 0.285, "n_requests": 43, "best_of_n": 2.9, "verdict": "better"}
 

@@ -146,3 +146,15 @@ def test_configs_name_every_file(tmp_path):
     patterns = {file["path"] for config in head["configs"] for file in config["data_files"]}
     data = [path for path in found["files"] if path.endswith(".parquet")]
     assert data and all(f"{path.rpartition('/')[0]}/*.parquet" in patterns for path in data)
+
+
+def test_the_card_of_a_model_names_the_encoder_of_its_diversity_without_paths():
+    from prefkit.hub.cards.model_card import _verdict
+
+    row = {
+        "diversity_base": 0.3,
+        "encoder_diversity": {"encoder": "local-dir:/home/me/clip", "base": 0.2, "tuned": 0.1},
+    }
+    shown = _verdict("taste", row)
+    assert shown["diversity by .../clip, base"] == 0.2 and shown["diversity by .../clip, tuned"] == 0.1
+    assert [key for key in _verdict("taste", {}) if "diversity" in key] == ["diversity, base", "diversity, tuned"]

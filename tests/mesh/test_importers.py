@@ -212,6 +212,7 @@ def test_requests_of_a_table_with_their_keypoints(tmp_path):
 def test_spin(tmp_path):
     joints, flat = RNG.normal(size=(2, 24, 4)), RNG.uniform(0, 99, (2, 24, 3))
     joints[0, 3:, 3], joints[0, :3, 3] = 1, 0
+    flat[..., 2], flat[0, :3, 2] = 0.7, (2, 1.04, np.nan)  # COCO's "visible", rounding above 1, none
     arrays = {
         "imgname": ["a/1.jpg", "a/2.jpg"],
         "center": [[50, 60], [7, 8]],
@@ -224,7 +225,10 @@ def test_spin(tmp_path):
     assert code == 0 and [c.prompt for c in candidates] == ["a/1.jpg", "a/2.jpg"]
     extra = {r.prompt: r.extra for r in Store(tmp_path / "run").requests()}["a/1.jpg"]
     assert extra["bbox"] == [0, 10, 100, 100] and extra["picture"] == str(tmp_path.resolve() / "a/1.jpg")
-    assert extra["visible"] == [0] * 3 + [1] * 21 and np.allclose(extra["keypoints2d"], flat[0], atol=1e-3)
+    assert extra["visible"] == [0] * 3 + [1] * 21 and np.allclose(
+        np.array(extra["keypoints2d"])[:, :2], flat[0, :, :2], atol=1e-3
+    )
+    assert [c for _, _, c in extra["keypoints2d"]] == [1, 1, 0] + [0.7] * 21
     first, second = meshes(candidates)
     assert np.allclose(first.joints3d, joints[0, :, :3]) and first.rotations.shape == (24, 3)
     assert second.rotations is None and second.betas is None  # has_smpl is 0
@@ -244,7 +248,7 @@ def human_data(folder: Path) -> tuple[Path, dict]:
         "bbox_xywh": [[1, 2, 3, 4, 1]] * 2,
         "keypoints3d_smpl": RNG.normal(size=(2, 3, 4)),  # compressed: only the marked ones
         "keypoints3d_smpl_mask": mask,
-        "keypoints2d_smpl": RNG.normal(size=(2, 3, 3)),
+        "keypoints2d_smpl": RNG.uniform(size=(2, 3, 3)),
         "keypoints2d_smpl_mask": mask,
         "smpl": smpl,
         "meta": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bodies import people, write_requests
 
 from prefkit.cli.main import run as main
+from prefkit.errors import UsageError
 from prefkit.mesh.body import JOINT_NAMES
 from prefkit.mesh.diffusion.condition import mask_of
 from prefkit.mesh.observed import observed
@@ -97,7 +99,16 @@ def test_a_wrong_mask_is_a_value_error(mask):
         ("train", ("model: {", "model: {vae_tiling: true, "), "model.vae_tiling is set"),
         ("train", ("objective: dpo", "objective: ddpo"), "objective ddpo trains online"),
         ("train", ("pairs: own", "online: {rewards: {a: 1}}"), "objective dpo trains online"),
-        ("eval", ("train:", "eval: {held_out: {}}\ntrain:"), "eval compares images"),
+        (
+            "eval",
+            ("train:", "eval: {held_out: {base_guidance: [3]}}\ntrain:"),
+            "eval.held_out.base_guidance is [3.0], but the generator mesh has no guidance",
+        ),
+        (
+            "eval",
+            ("generate: {own: {use: mesh, ", "eval: {h: {}}\ngenerate: {own: {use: a.py:b, "),
+            "use: mesh, which sample",
+        ),
     ],
 )
 def test_what_meshes_do_not_use_is_refused(recipe, capsys, verb, swap, reason):
@@ -125,3 +136,61 @@ def test_masked_entries_have_no_gradient(tmp_path, prediction):
 def test_the_log_of_a_library_about_a_missing_kernel_is_hidden():
     assert main(["--version"]) == 0
     assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "reason"),
+    [
+        (0.0, "no keypoint has a confidence above 0"),
+        (2.0, "confidence of keypoint 0 is 2; it must be from 0 .not detected. to 1"),
+        (-0.5, "confidence of keypoint 0 is -0.5"),
+        (None, "confidence of keypoint 0 is nan"),
+    ],
+)
+def test_an_unusable_confidence_has_one_reason_everywhere(recipe, tmp_path, confidence, reason, mesh_model):
+    """In generate, score and train alike; the request or its candidate is named."""
+    from prefkit.mesh.diffusion.condition import condition_of
+    from prefkit.score.core import make_scorer
+    from prefkit.types import Candidate
+
+    change = {"keypoints2d": [[x, y, confidence] for x, y, _ in people(3)[1]["keypoints2d"]]}
+    row = people(3)[1] | change
+    for read in (lambda: observed(row, JOINT_NAMES), lambda: condition_of(row, 18)):
+        with pytest.raises(ValueError, match=reason):
+            read()
+    assert main(["generate", "-r", str(recipe(change))]) == 3
+    store = Store(tmp_path / "run")
+    failed = [c for c in store.iter_candidates() if c.error]
+    assert len(failed) == 1
+    assert re.search(reason, failed[0].error)
+    good = next(c for c in store.iter_candidates() if not c.error)
+    (score,) = make_scorer("mesh_reprojection", {}).score([Candidate("c", "r", 0, 0, payload=good.payload, extra=row)])
+    assert score.value is None
+    assert re.search(reason, score.error)
+    family = MeshFamily()
+    family.load({"base": mesh_model, "device": "cpu", "dtype": "float32"})
+    with pytest.raises(UsageError, match=f"request r7 cannot be trained on: .*{reason}"):
+        family.conditions([Request("r7", "x", extra=row)], (0, 0))
+
+
+def test_masks_that_leave_nothing_to_learn_are_refused_with_the_request(mesh_model):
+    family, row = MeshFamily(), people(1)[0] | {"pose_mask": [0] * 20, "shape_mask": 0}
+    family.load({"base": mesh_model, "device": "cpu", "dtype": "float32"})
+    with pytest.raises(UsageError, match="request r7 cannot be trained on: pose_mask and shape_mask are 0 everywhere"):
+        family.conditions([Request("r7", "x", extra=row)], (0, 0))
+    assert mask_of({"pose_mask": [0] * 20}).sum() == 10 and mask_of({"shape_mask": 0}).sum() == 120
+
+
+def test_a_lora_target_that_the_network_lacks_is_a_usage_error(mesh_model):
+    from prefkit.models.lora.adapters import add_lora
+
+    family = MeshFamily()
+    family.load({"base": mesh_model, "device": "cpu", "dtype": "float32"})
+    with pytest.raises(
+        UsageError, match="no module of MeshDenoiser ends in 'upp'. Did you mean 'up'.* end in down, enter"
+    ):
+        add_lora(family.net, 2, 2, ["film", "upp"])
+    with pytest.raises(UsageError, match="ends in '0' is a Block, which cannot have an adapter.* time.0"):
+        add_lora(family.net, 2, 2, ["0"])
+    family.load({"base": mesh_model, "device": "cpu", "dtype": "float32"})
+    assert add_lora(family.net, 2, 2) > 0  # a mesh network has no attention; its own targets are the default

@@ -20,6 +20,7 @@ from prefkit.mesh.body import JOINT_NAMES, load_body
 from prefkit.mesh.camera import Camera
 from prefkit.mesh.payload import Mesh
 from prefkit.mesh.rotations import to_matrix
+from prefkit.score.embed import blazepose
 from prefkit.types import Request
 
 FOLDER = Path(__file__).parents[2] / "pipelines" / "mesh"
@@ -240,9 +241,9 @@ def test_crops_map_back_to_the_picture(study):
     np.testing.assert_allclose(matrix[:, :2] @ (x, y) + matrix[:, 2], (151.5, 61.5), atol=0.7)
 
 
-def test_the_detector_has_all_its_anchors(study):
-    anchors = study.detector.anchors()
-    assert anchors.shape == (study.detector.ANCHORS, 2)
+def test_the_detector_has_all_its_anchors():
+    anchors = blazepose.anchors()
+    assert anchors.shape == (blazepose.ANCHORS, 2)
     np.testing.assert_allclose(anchors[[0, 1, 2, -1]], [[0.5 / 28] * 2] * 2 + [[1.5 / 28, 0.5 / 28], [6.5 / 7] * 2])
 
 

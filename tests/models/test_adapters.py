@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefkit.errors import TrainingError
+from prefkit.errors import TrainingError, UsageError
 from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import capture_conditions
 from prefkit.models.lora import adapters
@@ -191,8 +191,13 @@ def test_new_adapters_are_the_same_for_the_same_seed_and_leave_the_global_one_al
 
 
 def test_targets_that_match_nothing_are_an_error(load):
-    with pytest.raises(TrainingError, match="ends in one of nowhere"):
-        adapters.add_lora(load("sd").unet, rank=2, alpha=2, targets=("nowhere",))
+    for wrong in (("nowhere",), ("to_q", "nowhere")):
+        with pytest.raises(UsageError, match="ends in 'nowhere'.* linear modules end in .*to_out.0"):
+            adapters.add_lora(load("sd").unet, rank=2, alpha=2, targets=wrong)
+    with pytest.raises(UsageError, match="Did you mean 'to_q'"):
+        adapters.add_lora(load("sd").unet, rank=2, alpha=2, targets=("to_qq",))
+    with pytest.raises(UsageError, match="ends in 'norm1' is a LayerNorm, which cannot have"):
+        adapters.add_lora(load("sd").unet, rank=2, alpha=2, targets=("norm1",))
 
 
 def test_adapters_train_in_float32_over_half_precision(load):

@@ -17,9 +17,11 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Pair, Recipe
+from prefkit.errors import UsageError
 from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS
 from prefkit.pair.leaks import twins
 from prefkit.store import Store
+from prefkit.store.decisions import append_decisions
 from prefkit.store.files import write_json
 from prefkit.store.table import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
@@ -361,3 +363,47 @@ def test_exact_duplicates_are_found_without_a_python_object_per_candidate():
     assert np.flatnonzero(found).tolist() == [6]  # row 1, after row 3
     assert peak < 100 * count
     assert not exact_duplicates(pool.without(np.ones(count, bool))).any()
+
+
+def test_filter_drops_candidates_by_a_score_that_they_are_not_paired_by(bench):
+    bench.grow(2)
+    counts, table = bench.pair(filter="b < 2", weights={}, use="all_pairs")
+    assert counts["filtered"] == 2 and counts["pairs"] == 2
+    frame = table.frame(["candidate_0", "candidate_1"]) if hasattr(table, "frame") else pd.DataFrame(table)
+    assert {*frame.candidate_0, *frame.candidate_1} == {"c0001", "c0002", "c0004", "c0005"}
+    spec = json.loads((bench.store.pairs("main") / "spec.json").read_text())["spec"]
+    assert spec["weights"] == {"a": 1.0} and spec["settings"]["filter"] == "b < 2"
+
+
+def test_filter_leaves_out_candidates_without_the_score_but_not_those_that_a_curator_keeps(bench):
+    bench.grow(1)
+    bench.store.scores("b").append([{"id": "c0001", "value": None, "error": "unreadable"}])
+    with pytest.raises(UsageError, match="No candidate that was left meets `filter`"):
+        bench.pair(filter="b < 1")
+    append_decisions(bench.store.folder / "decisions.csv", [{"id": i, "verdict": "keep"} for i in ("c0000", "c0001")])
+    assert bench.pair(filter="b < 1")[0]["filtered"] == 1
+
+
+@pytest.mark.parametrize(
+    "query, message",
+    [
+        ("c < 1", "pair: filter: unknown column c"),
+        ("a +", "is not a query over the scores"),
+        ("a + 1", "is not a condition on candidates"),
+    ],
+)
+def test_an_invalid_filter_is_refused(bench, query, message):
+    with pytest.raises(UsageError, match=message):
+        bench.grow(1).pair(filter=query)
+
+
+def test_a_filter_on_every_score_leaves_none_to_pair_by(bench):
+    with pytest.raises(UsageError, match="`filter` uses every score"):
+        bench.grow(1).pair(filter="a > 0 and b > 0", weights={})
+
+
+def test_filter_may_not_use_an_evaluation_only_score(bench):
+    bench.grow(1)
+    write_json(bench.store.scores("b").folder / "spec.json", {"name": "b", "evaluation_only": True})
+    with pytest.raises(UsageError, match="b may be used for evaluation only"):
+        bench.pair(filter="b < 2")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import prefkit
 from prefkit import registry
-from prefkit.errors import PluginError, UsageError
+from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.score.core import make_scorer
+from prefkit.score.embed.weights import verified_as
 from prefkit.score.licence import check_licence, licences, restriction
+from prefkit.store.table import check_fingerprint
 from prefkit.types import Candidate
+from prefkit.verified import shown
+
+README = Path(__file__).parents[2] / "README.md"
 
 FILE = '''
 import prefkit
@@ -177,6 +185,51 @@ def test_plugins_shows_licences_and_what_was_verified(cli):
     ):  # what is read from the source is what the class says
         source = registry.facts("scorer", name)
         assert source["licence"] == "Apache-2.0"
+
+
+def test_the_readme_says_what_plugins_says_was_verified(cli):
+    rows = {row["name"]: row for row in json.loads(cli("plugins", "--json")[1]) if row["kind"] == "scorer"}
+    table = README.read_text().split("## Scorers")[1].split("\n\n")[1].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    said = {name: cell[-1] for cell in cells for name in re.findall(r"`(\w+)`", cell[0])}
+    assert said == {name: re.sub(r", sha256 [0-9a-f ]+", "", row["verified"]) for name, row in rows.items()}
+
+
+def test_the_page_of_verified_weights_has_every_claim(cli):
+    page = (README.parent / "docs/verification.md").read_text()
+    claims = [row["verified"] for row in json.loads(cli("plugins", "--json")[1]) if row["kind"] == "scorer"]
+    hashes = {word for claim in claims for word in re.findall(r"\b[0-9a-f]{8}\b", claim)}
+    assert hashes and hashes <= set(re.findall(r"`([0-9a-f]{8})`", page))
+
+
+def test_a_claim_belongs_to_the_files_that_are_loaded(tmp_path):
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    first.write_bytes(b"one"), second.write_bytes(b"two")
+    known = {"Net, net 1.0": [hashlib.sha256(data).hexdigest() for data in (b"one", b"two")]}
+    assert verified_as(known, [second, first]) == "Net, net 1.0, sha256 7692c3ad 3fc4ccfe"
+    assert verified_as(known, [first]) == verified_as(known, []) == ""
+    second.write_bytes(b"two, tuned")
+    assert verified_as(known, [first, second]) == ""
+
+
+@pytest.mark.parametrize(
+    ("claimed", "text"),
+    [("", "no"), (False, "no"), (True, "needs none"), ("no weights", "needs none"), ("x", "yes: x")],
+)
+def test_a_claim_as_people_read_it(claimed, text):
+    assert shown(claimed) == text
+
+
+def test_a_claim_does_not_define_a_score(tmp_path):
+    path, spec = tmp_path / "spec.json", dataclasses.asdict(make_scorer("jpeg", {}).spec())
+    stored = {"scorers": {"size": spec}}
+    check_fingerprint(path, stored, "")
+    check_fingerprint(path, {"scorers": {"size": spec | {"verified": False}}}, "")
+    with pytest.raises(FingerprintError, match="scorers: stored"):
+        check_fingerprint(path, {"scorers": {"size": spec | {"version": "2"}}}, "")
+    check_fingerprint(tmp_path / "options.json", {"verified": 1}, "")
+    with pytest.raises(FingerprintError, match="verified: stored 1, requested 2"):  # an option of a plug-in
+        check_fingerprint(tmp_path / "options.json", {"verified": 2}, "")
 
 
 # ---- plug-ins of other packages

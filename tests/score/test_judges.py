@@ -1,4 +1,4 @@
-"""Judges loaded here: expected values against float64, the parser, both orders of a comparison, BERTScore, OCR."""
+"""Judges loaded here: expected values against float64, the parser, both orders of a comparison, BERTScore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from prefkit.score.judge.question import JudgeOptions, Question, Reply
 from prefkit.score.judge.ratings import expected, parse, scale_of
 from prefkit.score.judge.templates import fill
 from prefkit.score.scorers.mllm import _fashion_scale
-from prefkit.score.scorers.ocr import agreement, edits
 from prefkit.types import Candidate
 
 
@@ -331,64 +330,6 @@ def test_caption_alignment_scores_what_the_server_says(encoder, faulty, tmp_path
     assert boot.value is not None and boot.value < 0.999
     assert none.value is None and "answer is empty" in none.error
     assert "hidden state last" in scorer.spec().formula
-
-
-# ---- text in images
-
-
-def test_edits_against_a_plain_recursion():
-    from functools import cache
-
-    @cache
-    def slow(a, b):
-        if not a or not b:
-            return len(a) + len(b)
-        return min(slow(a[1:], b) + 1, slow(a, b[1:]) + 1, slow(a[1:], b[1:]) + (a[0] != b[0]))
-
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        a, b = ("".join(rng.choice(list("abc"), rng.integers(0, 7))) for _ in range(2))
-        assert edits(a, b) == slow(a, b)
-
-
-@pytest.mark.parametrize(
-    "asked, read, value",
-    [
-        ("SALE", "Big sale!", 1.0),
-        ("open now", "OPENNOW", 1.0),
-        ("open", "opon", 0.75),
-        ("a", "xyz", 0.0),
-        ("ab", "", 0.0),
-    ],
-)
-def test_agreement(asked, read, value):
-    assert agreement(asked, read) == value
-
-
-def test_ocr_says_what_to_install_or_reads():
-    try:
-        import rapidocr_onnxruntime  # noqa: F401
-    except ImportError:
-        scorer = make_scorer("ocr", {})
-        for act in (scorer.spec, lambda: scorer.load("cpu", "float32")):
-            with pytest.raises(UsageError, match="pip install rapidocr-onnxruntime"):
-                act()
-        return
-    from PIL import ImageDraw, ImageFont
-
-    image = Image.new("RGB", (400, 120), "white")
-    ImageDraw.Draw(image).text((20, 30), "SALE", "black", font=ImageFont.load_default(60))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    scorer = make_scorer("ocr", {})
-    scorer.load("cpu", "float32")
-    prompts = ['a sign "Sale"', 'a sign "CLOSED"', "a sign"]
-    right, wrong, none = scorer.score([Candidate(p, "r", 0, 0, p, buffer.getvalue()) for p in prompts])
-    assert right.value == 1.0 and wrong.value < 0.5 and none.value is None and "has no text" in none.error
-
-
-def test_text_is_asked_for_by_quotes_or_by_key():
-    assert make_scorer("ocr", {"asked": "text"}).requires == {"image", "prompt", "text"}
 
 
 def test_questions_are_plain_data():

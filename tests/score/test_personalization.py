@@ -19,6 +19,8 @@ USERS = "user,image,category,item\nann,a.png,hat,1\nann,b.png,hat,2\nann,c.png,s
 class Mean:
     """Stands where open_clip stands: an image's embedding is its mean colour."""
 
+    library = "open_clip"
+
     def weights(self):
         return "mean"
 

@@ -473,7 +473,7 @@ def test_prefkit_serves_itself_over_standard_input():
 
 def test_wrong_answers_of_a_scorer_server_are_failures(faulty):
     answers = [
-        ({"scores": [1.0]}, "1 scores for 2 images"),
+        ({"scores": [1.0]}, "1 scores for 2 candidates"),
         ({"scores": "12"}, "no list of scores"),
         ([1, 2], "no list of scores"),
         ({"error": "out of memory"}, "out of memory"),
@@ -509,6 +509,21 @@ def test_what_a_scorer_elsewhere_says_of_itself_is_checked(hello, said):
 
     with pytest.raises(PluginError, match=said):
         decode_hello({"protocol": 1, **hello}, "scorer x")
+
+
+@pytest.mark.parametrize(
+    ("spec", "claim"),
+    [
+        ({"verified": "Net, net 1.0"}, "Net, net 1.0"),
+        ({}, ""),
+    ],
+)
+def test_what_a_scorer_elsewhere_says_was_verified(spec, claim):
+    from prefkit.score.remote.protocol import decode_hello
+
+    assert decode_hello({"protocol": 1, "spec": {"name": "a", "version": "1", **spec}}, "x").spec.verified == claim
+    with pytest.raises(PluginError, match="verified of its spec is 'True'; it must be a str"):
+        decode_hello({"protocol": 1, "spec": {"name": "a", "version": "1", "verified": True}}, "x")
 
 
 @pytest.mark.parametrize("body", [b"[" * 100000, b'{"scores": [' + b"1" * 9999 + b"]}", b"\xff\xfe", b"nul"])

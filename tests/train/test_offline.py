@@ -297,7 +297,7 @@ def test_a_device_without_float64_trains_alike(run, kind, monkeypatch, loop_of):
     "changes, error, message",
     [
         ({"lora": Lora(rank=0)}, UsageError, "lora.rank is 0"),
-        ({"lora": Lora(targets=["nowhere"])}, TrainingError, "nowhere"),
+        ({"lora": Lora(targets=["nowhere"])}, UsageError, "nowhere"),
         ({"lora": Lora(resume=True)}, UsageError, "only adapter, but the model has 0"),
         ({"schedule": "cosin"}, UsageError, "cosin"),
         ({"precision": "fp8"}, UsageError, "fp8"),

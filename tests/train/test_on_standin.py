@@ -144,7 +144,7 @@ def failing(owner, name, at):
         (Trainer, "measure", r"ran out of memory in step 1\. Try"),
         (training, "preflight", "ran out of memory in the preflight"),
         (building, "make_policy", "ran out of memory loading the denoiser"),
-        (data, "fill_conditions", "ran out of memory encoding the pairs' images and prompts"),
+        (data, "fill_conditions", "ran out of memory encoding the pairs' candidates and prompts"),
     ],
 )
 def test_what_cannot_be_halved_is_explained(run, monkeypatch, owner, name, said):

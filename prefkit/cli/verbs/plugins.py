@@ -8,8 +8,7 @@ from typing import Any
 
 from prefkit import output, registry
 from prefkit.errors import UsageError
-
-VERIFIED = {True: "needs none", False: "no"}  # no scorer could be compared with published weights so far
+from prefkit.verified import claim, shown
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -40,7 +39,8 @@ def _row(kind: str, name: str, source: str, summary: str, facts: Any) -> dict[st
         "what": summary,
     }
     if kind == "scorer":
-        row |= {"licence": facts.get("licence") or "unknown", "verified": VERIFIED[bool(facts.get("verified"))]}
+        known = "; ".join(claim(what, hashes) for what, hashes in facts.get("VERIFIED", {}).items())
+        row |= {"licence": facts.get("licence") or "unknown", "verified": shown(known or facts.get("verified", ""))}
     return row
 
 

@@ -24,9 +24,10 @@ from prefkit.fit.options import check_fractions, check_positive
 class OutfitCompatFit:
     #: .csv, .jsonl or .parquet with the columns outfit, image, category and optionally item, split
     outfits: str = ""
-    #: encoder; open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name, or `tiny`; transformers: folder or Hub id
+    #: encoder; open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name, or `tiny`; transformers: folder or Hub id;
+    #: classifiers: torchvision:NAME or timm:NAME (input of the last layer)
     encoder: str = ""
-    #: open_clip tag or checkpoint file, if the encoder is an architecture
+    #: weights file of torchvision:NAME or timm:NAME; open_clip tag or checkpoint file, if the encoder is an architecture
     pretrained: str | None = None
     #: library that loads the encoder: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"
@@ -65,8 +66,8 @@ class OutfitCompatFitter:
         if not options.encoder:
             raise UsageError(
                 "outfit_compat: --encoder is not set. Give an open_clip architecture with --pretrained, "
-                "local-dir:FOLDER, hf-hub:owner/name or `tiny` (the embedded one); with --library transformers, a "
-                "folder or Hub id."
+                "local-dir:FOLDER, hf-hub:owner/name or `tiny` (the embedded one); torchvision:NAME or timm:NAME with "
+                "--pretrained FILE; with --library transformers, a folder or Hub id."
             )
         self.options = options
 
@@ -83,7 +84,7 @@ class OutfitCompatFitter:
         table = read_table("outfit_compat.outfits", o.outfits, columns, ids, optional=("split",))
         catalogue, splits, short = read_outfits(table, (o.validation_share, o.test_share))
         files = named_files("outfit_compat.outfits", o.outfits, catalogue.files)
-        encoder = Encoder(o.encoder, o.pretrained, library=o.library)
+        encoder = Encoder(o.encoder, o.pretrained, library=o.library, needs_text=False)
         data = {"outfits": frame_digest(table), "images": files_digest(files)}
         folder = FitFolder("outfit_compat", o.out, o, data, describe(encoder))
         present = folder.present()

@@ -41,9 +41,10 @@ class VbprFit:
     #: line, or as .parquet with the columns item and features
     features: str = ""
     #: image encoder. open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name or `tiny`;
-    #: transformers: folder or Hub id. Required unless `features` is set
+    #: transformers: folder or Hub id; classifiers: torchvision:NAME or timm:NAME (input of the last layer). Required
+    #: unless `features` is set
     encoder: str = ""
-    #: open_clip tag or checkpoint file, if the encoder is an architecture
+    #: weights file of torchvision:NAME or timm:NAME; open_clip tag or checkpoint file, if the encoder is an architecture
     pretrained: str | None = None
     #: library that loads the encoder: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"
@@ -96,7 +97,8 @@ class VbprFitter:
         if not options.encoder and not options.features:
             raise UsageError(
                 "vbpr: --encoder is not set. Give an open_clip architecture with --pretrained, local-dir:FOLDER, "
-                "hf-hub:owner/name or `tiny` (the embedded one); with --library transformers, a folder or Hub id."
+                "hf-hub:owner/name or `tiny` (the embedded one); torchvision:NAME or timm:NAME with --pretrained FILE; "
+                "with --library transformers, a folder or Hub id."
             )
         self.options = options
 
@@ -113,7 +115,7 @@ class VbprFitter:
         needed = ("user", "item")
         table = read_table("vbpr.interactions", o.interactions, needed, ids=needed, optional=("time",))
         source = Source.find(o, table)
-        encoder = Encoder(o.encoder, o.pretrained, library=o.library) if o.encoder else None
+        encoder = Encoder(o.encoder, o.pretrained, library=o.library, needs_text=False) if o.encoder else None
         content = {"interactions": frame_digest(table), "features": source.digest()}
         folder = FitFolder("vbpr", o.out, o, content, describe(encoder) if encoder else None)
         present = folder.present()

@@ -10,6 +10,7 @@ import yaml
 
 from prefkit.errors import StoreError
 from prefkit.store.files import read_json
+from prefkit.verified import shown
 
 if TYPE_CHECKING:
     from prefkit.store import Store
@@ -137,7 +138,7 @@ def scorers(store: Store) -> list[dict[str, Any]]:
                 "formula": spec.get("formula") or None,
                 "better": "higher" if spec.get("higher_is_better", True) else "lower",
                 "licence": spec.get("licence") or "unknown",
-                "checked with published weights": bool(spec.get("verified")),
+                "checked with published weights": shown(spec.get("verified", "")),
                 "scored": int(values.notna().sum()),
                 "failed": int(values.isna().sum()),
             }

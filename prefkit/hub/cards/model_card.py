@@ -169,6 +169,8 @@ def _evaluation(results: Mapping[str, Mapping[str, Any]], name: str) -> list[dic
 
 def _verdict(judge: str, row: Mapping[str, Any]) -> dict[str, Any]:
     rate, low, high = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in ("win_rate", "ci_low", "ci_high"))
+    encoded = row.get("encoder_diversity") or {}
+    encoder = facts.clean_text(str(encoded.get("encoder")).removeprefix("local-dir:"))
     return {
         "judge": judge,
         "judge was": JUDGE[row.get("used_for_pairs")],
@@ -179,6 +181,7 @@ def _verdict(judge: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "worth best-of": row.get("best_of_n"),
         "diversity, base": row.get("diversity_base"),
         "diversity, tuned": row.get("diversity_tuned"),
+        **{f"diversity by {encoder}, {key}": encoded[key] for key in ("base", "tuned") if encoded},
         "verdict": row.get("verdict"),
     }
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 MESHES, PAIRS = (".ply", ".obj", ".npz"), (".json",)  # a .json beside meshes is not read: it may hold anything
 MAX_EXTENT = 10.0  # metres between joints; a larger extent means that the units are not metres
-SIDE = 256  # pixels of the longer side of a render
 
 
 @dataclass(frozen=True)
@@ -239,26 +238,13 @@ def _check_units(joints: np.ndarray) -> None:
 
 def _rendered(mesh: Mesh, extra: Mapping[str, Any]) -> bytes | None:
     """Return a PNG of a mesh seen through the request's camera, at most 256 px; None if the units are not metres."""
-    from prefkit.mesh.camera import Camera
-    from prefkit.mesh.payload import METRES
-    from prefkit.mesh.render import render, render_joints
+    from prefkit.mesh.picture import picture_of
 
-    if mesh.units != METRES:
+    image, buffer = picture_of(mesh, extra), io.BytesIO()
+    if image is None:
         return None
-    camera, faces, buffer = Camera.of(extra), mesh.triangles(), io.BytesIO()
-    if camera is not None:
-        camera = _smaller(camera, SIDE / max(camera.width, camera.height, SIDE))
-    if faces is not None and mesh.vertices is not None:
-        image = render(mesh.vertices, faces, camera)
-    else:
-        image = render_joints(mesh.joints3d, camera, mesh.joint_names)
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _smaller(camera: Any, factor: float) -> Any:
-    size = {name: max(1, round(getattr(camera, name) * factor)) for name in ("width", "height")}
-    return replace(camera, **{name: getattr(camera, name) * factor for name in ("focal", "cx", "cy")}, **size)
 
 
 plugin = MeshImporter

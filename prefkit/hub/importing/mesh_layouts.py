@@ -221,10 +221,13 @@ def _camera(focal: Any, principal: Any, width: Any, height: Any) -> dict[str, An
 
 
 def _keypoints(joints: Any, flat: Any) -> dict[str, Any]:
-    """Return the request's columns keypoints2d (in the candidate's own joint order), keypoint_names and visible."""
+    """Return the request's columns keypoints2d (in the candidate's own joint order), keypoint_names and visible.
+
+    Data sets also state confidence as visibility (2) or slightly above 1; both become 1, and a missing one becomes 0.
+    """
     extra: dict[str, Any] = {}
     if flat is not None:
-        ones = np.ones((len(flat), 1)) if flat.shape[1] == 2 else flat[:, 2:3]
+        ones = np.ones((len(flat), 1)) if flat.shape[1] == 2 else np.nan_to_num(flat[:, 2:3]).clip(0, 1)
         extra |= {"keypoints2d": [_numbers(p) for p in np.hstack([flat[:, :2], ones])], "keypoint_names": "joints"}
     if joints is not None and joints.shape[1] == 4:
         extra["visible"] = [int(value > 0) for value in joints[:, 3]]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prefkit.mesh.body import FREE
 from prefkit.mesh.diffusion.network import POSE, SHAPE, STATE
-from prefkit.mesh.observed import array, box_of
+from prefkit.mesh.observed import box_of, keypoints_of
 
 #: a request's mask columns -> the number of their entries
 MASKS = {"pose_mask": len(FREE), "shape_mask": 1}
@@ -24,31 +24,26 @@ MASKS = {"pose_mask": len(FREE), "shape_mask": 1}
 
 def condition_of(extra: Mapping[str, Any], keypoints: int) -> Tensor:
     """Return the condition [3 * keypoints + 3] of a request. Raises ValueError if its keypoints are unusable."""
-    rows = array(extra, "keypoints2d", 3)
+    rows = keypoints_of(extra)
     if len(rows) != keypoints:
         raise ValueError(
             f"the request has {len(rows)} keypoints, but the model was made for {keypoints}: use the detector that the "
             "model was trained with"
         )
     seen = rows[rows[:, 2] > 0]
-    if not len(seen):
-        raise ValueError("no keypoint has a confidence above 0")
-    if not np.isfinite(seen).all():
-        raise ValueError("keypoints2d has NaN or infinity where the confidence is above 0")
     middle, half = box_of(extra.get("bbox"), seen[:, :2])
     centre = seen[:, :2].mean(0)
     offsets = np.where(rows[:, 2:] > 0, rows[:, :2] - centre, 0.0)
     size = max(float(np.linalg.norm(offsets, axis=1).max()), 1e-6 * half)
     place = [*(centre - middle) / half, np.log(size / half)]
-    confidence = np.clip(np.nan_to_num(rows[:, 2]), 0.0, 1.0)
-    return torch.from_numpy(np.concatenate([(offsets / size).ravel(), confidence, place]).astype(np.float32))
+    return torch.from_numpy(np.concatenate([(offsets / size).ravel(), rows[:, 2], place]).astype(np.float32))
 
 
 def mask_of(extra: Mapping[str, Any]) -> Tensor:
     """Return the loss weights [130] of the state entries: 0 where the request's masks mark a label as unknown, else 1.
 
     `pose_mask` has 20 numbers, one per rotation, and `shape_mask` one; without a mask its entries all count. Raises
-    ValueError unless the numbers are 0 or 1, and as many as stated.
+    ValueError unless the numbers are 0 or 1, as many as stated, and not all 0.
     """
     values = {}
     for name, count in MASKS.items():
@@ -61,4 +56,9 @@ def mask_of(extra: Mapping[str, Any]) -> Tensor:
             raise ValueError(f"{name} must be {'0 or 1' if count == 1 else f'{count} numbers, each 0 or 1'}")
     mask = torch.cat([values["pose_mask"].repeat_interleave(POSE // len(FREE)), values["shape_mask"].repeat(SHAPE)])
     assert len(mask) == STATE
+    if not mask.any():
+        raise ValueError(
+            "pose_mask and shape_mask are 0 everywhere, so a loss would learn nothing from it. Remove its pairs, or "
+            "mark an entry with 1"
+        )
     return mask

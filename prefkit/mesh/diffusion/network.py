@@ -50,6 +50,8 @@ class Block(nn.Module):
 class MeshDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """MLP on the state. keypoints: their number K; the condition has 3 K + 3 numbers (condition.py)."""
 
+    lora_targets = ("film", "up", "down")  # what a LoRA adapts if its recipe names no targets
+
     @register_to_config
     def __init__(self, keypoints: int = 18, width: int = 256, hidden: int = 512, depth: int = 3) -> None:
         super().__init__()

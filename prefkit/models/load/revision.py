@@ -28,15 +28,15 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
         return _commit(str(base), revision)
     folder = path.parent if path.is_file() else path
     remedy = remedy_for(folder / "x") if folder.name == "final" else remedy_for(folder)
-    check_folder(folder, remedy, _file_hash)
+    check_folder(folder, remedy, file_hash)
     if path.is_file():
-        return digest(_file_hash(path))
+        return digest(file_hash(path))
     files = sorted(
         file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file() and file.name != MANIFEST
     )
     if not files:
         raise UsageError(f"{base} holds no model files.")
-    return digest([(file.relative_to(path).as_posix(), _file_hash(file)) for file in files])
+    return digest([(file.relative_to(path).as_posix(), file_hash(file)) for file in files])
 
 
 def base_revision(model: Model) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def base_revision(model: Model) -> dict[str, Any]:
     return {"base": weights_revision(model.base, model.revision), **config, **bits, **tiles}
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file; cached until the file changes."""
     status = path.stat()
     return _content_hash(str(path.resolve()), status.st_size, status.st_mtime_ns)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.errors import TrainingError
+from prefkit.errors import TrainingError, UsageError
 from prefkit.models.lora.files import ADAPTER_FILE, NETWORK
+from prefkit.registry import nearest
 
 POLICY = "policy"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -58,8 +60,9 @@ def add_lora(
 ) -> int:
     """Add a new float32 adapter to `net`, on top of its existing adapters, and freeze everything else.
 
-    B starts at zero, so the network's output does not change. targets: suffixes of module names, default the attention
-    projections. Returns the number of trainable parameters. Raises TrainingError if no module matches.
+    B starts at zero, so the network's output does not change. targets: suffixes of module names, default the network's
+    own `lora_targets`, or the attention projections. Returns the number of trainable parameters. Raises UsageError if a
+    given target matches no module, or one that cannot have an adapter.
     """
     from peft import LoraConfig
 
@@ -67,11 +70,14 @@ def add_lora(
         raise TrainingError(
             f"{type(net).__name__} does not support adapters in diffusers. Train full weights: lora: null."
         )
-    start = active_adapters(net)
+    start, endings = active_adapters(net), _linear_endings(net)
+    own: Sequence[str] = getattr(net, "lora_targets", TARGETS)
+    chosen = list(targets or own)
+    _check_targets(net, chosen, endings, every=bool(targets))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes fractions too
-        target_modules=list(targets or TARGETS),
+        target_modules=chosen,
         lora_dropout=dropout,
         init_lora_weights="gaussian",
     )
@@ -79,13 +85,35 @@ def add_lora(
         torch.manual_seed(seed)
         try:
             net.add_adapter(config, adapter_name=POLICY)
-        except ValueError as error:
-            linear = {path.rpartition(".")[2] for path, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
-            raise TrainingError(
-                f"no module of {type(net).__name__} ends in one of {', '.join(targets or TARGETS)}; set lora.targets "
-                f"to modules of this network. Its linear modules end in {', '.join(sorted(linear))}."
+        except ValueError as error:  # peft's text holds the whole module and every type that it supports
+            kind = re.match(r"Target module (\w+)", str(error))
+            raise UsageError(
+                f"lora.targets: a module of {type(net).__name__} that ends in {' or '.join(map(repr, chosen))} is a "
+                f"{kind[1] if kind else 'module'}, which cannot have an adapter. The linear modules end in "
+                f"{', '.join(endings)}."
             ) from error
     return _train_only(net, [*start, POLICY])
+
+
+def _linear_endings(net: Any) -> list[str]:
+    """Return the last parts of the names of all linear modules, with the part before a number, as in to_out.0."""
+    endings = set()
+    for path, module in net.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            parts = path.split(".")
+            endings.add(".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:]))
+    return sorted(endings)
+
+
+def _check_targets(net: Any, targets: Sequence[str], endings: Sequence[str], every: bool) -> None:
+    """Raise UsageError if no module matches any target, or with `every`, if one target has no module."""
+    paths = [f".{path}" for path, _ in net.named_modules() if path]
+    unused = [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]
+    if unused and (every or len(unused) == len(targets)):
+        raise UsageError(
+            f"lora.targets: no module of {type(net).__name__} ends in {' or '.join(map(repr, unused))}."
+            f"{nearest(unused[0], endings)} Its linear modules end in {', '.join(endings)}."
+        )
 
 
 def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:

@@ -12,7 +12,8 @@ from prefkit.errors import UsageError
 class BertScore:
     """BERTScore on hidden state `layer`, where 0 is the embeddings and None the last.
 
-    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large.
+    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large. With transformers 5 it no longer
+    puts a space before a text for RoBERTa and GPT-2; neither does this class.
     """
 
     def __init__(self, model: str, layer: int | None, longest: int = 512) -> None:
@@ -46,11 +47,12 @@ class BertScore:
     def recall(self, references: Sequence[str], candidates: Sequence[str]) -> list[float]:
         """Mean over the reference's tokens of the best cosine with a token of the candidate, one value per pair.
 
-        As published without idf: special tokens are excluded from the reference's tokens, but can be matched.
+        As published without idf: special tokens are excluded from the reference's tokens, but can be matched; spaces
+        around a text do not count; the value is 0 if one of the texts is empty.
         """
         import torch
 
-        texts = [*references, *candidates]
+        texts = [text.strip() for text in (*references, *candidates)]
         inputs = self.tokenizer(
             texts,
             return_tensors="pt",
@@ -69,5 +71,7 @@ class BertScore:
             n = len(references)
             cosines = unit[:n] @ unit[n:].transpose(1, 2)  # [N, reference tokens, candidate tokens]
             best = cosines.masked_fill(~mask[n:, None, :], -1).amax(-1)
-            counts = (mask & ~special)[:n].double()
-            return ((best.double() * counts).sum(-1) / counts.sum(-1)).tolist()
+            words = (mask & ~special).double()
+            empty = (words[:n].sum(-1) == 0) | (words[n:].sum(-1) == 0)
+            recall = (best.double() * words[:n]).sum(-1) / words[:n].sum(-1)
+            return recall.masked_fill(empty, 0.0).tolist()

@@ -1,4 +1,4 @@
-"""Image-text encoders of scorers: candidates and texts to unit vectors.
+"""Encoders of scorers, for images and texts or images alone: candidates and texts to unit vectors.
 
 Scorers of one process with equal encoders (the same weights, preprocessing, device and dtype) share one network. It caches
 the embeddings of the latest `CACHED` images and texts, by the hash of the image.
@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.images import Background
+from prefkit.score.embed import classifiers
 from prefkit.types import Candidate, Score
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ class Encoder:
     library     open_clip: `model` is an architecture with `pretrained` a tag or a local checkpoint (safetensors, or a
                 state dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one.
                 transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used
+                torchvision:NAME and timm:NAME, with any library: image classifiers, with `pretrained` a local file
     processor   transformers: folder or Hub id of tokenizer and image processor, default: the model's own
     openai      transformers: prepare images as OpenAI's own code does, resized before the conversion to RGB
     resize      open_clip: shortest | longest (letterbox) | squash, default: the model's own
+    needs_text  False allows encoders of images alone, which are those of torchvision and timm
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class Encoder:
         model: str,
         pretrained: str | None = None,
         *,
-        library: Literal["open_clip", "transformers"] = "open_clip",
+        library: Literal["open_clip", "transformers", "torchvision", "timm"] = "open_clip",
         processor: str | None = None,
         resize: str | None = None,
         openai: bool = False,
+        needs_text: bool = True,
     ) -> None:
-        self.library, self.shown = library, model
+        self.library: str = library
+        self.shown = model
         self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME and library == "open_clip" else model
         self.pretrained = None if ":" in self.name or library == "transformers" else pretrained
         self.processor = processor or model
@@ -54,7 +59,12 @@ class Encoder:
         self.network: Any = None
         self.read: set[int] = set()  # hashes of all texts, and of truncated texts
         self.cut: set[int] = set()
-        if library == "open_clip" and ":" not in self.name and not pretrained:
+        if classifiers.is_classifier(model):
+            if needs_text:
+                raise UsageError(f"{model} encodes images only, and this use needs a CLIP or SigLIP model. Choose one.")
+            self.library, self.pretrained = model.partition(":")[0], pretrained
+            classifiers.check(model, pretrained)
+        elif library == "open_clip" and ":" not in self.name and not pretrained:
             raise UsageError(
                 f"`pretrained` is empty, and {model!r} is only an architecture, whose weights and scores would be random. "
                 "Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
@@ -65,6 +75,8 @@ class Encoder:
         """The weights, for a spec."""
         if self.library == "transformers":
             return self.shown + (f", processor {self.processor}" if self.processor != self.shown else "")
+        if classifiers.is_classifier(self.name):
+            return f"{self.shown} {self._file().name}"
         return f"{self.shown} {self.pretrained or ''}".strip()
 
     def revision(self) -> str | None:
@@ -80,6 +92,8 @@ class Encoder:
         """The preprocessing, for a spec."""
         if self.openai:
             return "OpenAI's transform: shortest side, bicubic (Pillow), rounded centre crop, then RGB"
+        if classifiers.is_classifier(self.name):
+            return classifiers.preprocessing(self.name, self._file())
         if self.library == "transformers":
             return "RGB; the model's own image processor, Pillow"
         return "the model's own evaluation transform in open_clip" + f", resize {self.resize}" * bool(self.resize)
@@ -101,11 +115,16 @@ class Encoder:
 
         if self.library == "transformers":
             return networks.Transformers(self.name, self.processor, device, dtype)
+        if classifiers.is_classifier(self.name):
+            return classifiers.ImageNetwork(self.name, self._file(), device, dtype)
         return networks.OpenClip(self.name, self.pretrained, self.resize, device, dtype)
+
+    def _file(self) -> Path:
+        return Path(self.pretrained or "").expanduser()
 
     @property
     def scale(self) -> float:
-        """exp(logit_scale) as stored, regardless of the network's dtype."""
+        """exp(logit_scale) as stored, regardless of the network's dtype; 1 without texts."""
         return self.network.inner.scale
 
     @property

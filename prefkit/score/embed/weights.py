@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.verified import claim
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,19 +57,27 @@ def file_revision(source: str, name: str) -> str:
         return Path(cached).parts[Path(cached).parts.index("snapshots") + 1]
 
 
+def verified_as(known: Mapping[str, Sequence[str]], files: Iterable[Path]) -> str:
+    """Return the claim of the entry of `known` whose hashes are exactly those of `files`, else "".
+
+    known: the scorer's VERIFIED, {what was verified: SHA-256 of each weight file}; see prefkit/verified.py.
+    """
+    from prefkit.models.load.revision import file_hash
+
+    found = {file_hash(path) for path in files}
+    return next((claim(what, hashes) for what, hashes in known.items() if set(hashes) == found), "")
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """State dict of a safetensors file, or of a torch file without pickled code. Raises UsageError."""
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a file that is not a pickle raises almost anything in torch's unpickler
         raise UsageError(f"{path} could not be read as weights: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(state, dict):
         raise UsageError(f"{path} has a {type(state).__name__} instead of a state dict.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import queue
 import shlex
 import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -17,11 +19,16 @@ from typing import IO, Any, Literal
 from prefkit import interrupts
 from prefkit.errors import PluginError, UsageError
 from prefkit.score.remote.protocol import Hello, RemoteScorer, decode_answer, decode_hello, encode_item, file_bytes
+from prefkit.score.remote.waiting import noted
 from prefkit.types import Candidate, Score, digest
 
 LARGEST = 64 * 2**20  # characters of an answer
 ENDING = 10.0  # seconds that a process may take to exit after it has closed its output
 MOST_STARTS = 20  # allows for a process that dies of one item in a hundred, but not for one that dies of all
+FIRST_STARTS = 3  # of a process that has not answered yet: with the first batch, with its first and its second item
+HELLO = (
+    'a first line such as {"protocol": 1, "spec": {"name": "mine", "version": "1"}, "requires": ["image", "prompt"]}'
+)
 
 
 @dataclass(frozen=True)
@@ -50,36 +57,41 @@ class ProcessScorer(RemoteScorer):
             raise UsageError("scorer exec: has no command; write it as exec:python judge.py.")
         self.process: subprocess.Popen[str] | None = None
         self.lines: queue.Queue[str | None] = queue.Queue()
-        self.starts = self.requests = 0
+        self.starts = self.requests = self.answers = 0
+        self.failure = ""
         self.lock = threading.Lock()
         atexit.register(self.stop)
 
     def connect(self) -> Hello:
         """Start the process. Raises UsageError for an unknown command, PluginError for an invalid hello."""
-        if self.starts == MOST_STARTS:
+        if self.starts == (MOST_STARTS if self.answers else FIRST_STARTS):
+            without = "" if self.answers else " without an answer"
             raise PluginError(
-                f"scorer {self.address} has died {self.starts} times; see its standard error for the reason."
+                f"scorer {self.address} has been started {self.starts} times and failed{without}, the last time because "
+                f"{self.failure}. See its standard error."
             )
         self.starts += 1
         pipe = subprocess.PIPE
         try:
             self.process = subprocess.Popen(
-                self.command, stdin=pipe, stdout=pipe, encoding="utf-8", errors="replace", bufsize=1
+                self.command, stdin=pipe, stdout=pipe, encoding="utf-8", errors="replace", bufsize=1, env=_environment()
             )
             interrupts.track(self.process)
         except OSError as error:
             raise UsageError(f"scorer {self.address}: {self.command[0]} could not be started: {error}.") from error
         self.lines = queue.Queue()
         threading.Thread(target=_read, args=(self.process.stdout, self.lines), daemon=True).start()
+        limit, who = self.options.start_timeout, f"scorer {self.address}"
         try:
-            return decode_hello(self._receive(self.options.start_timeout), f"scorer {self.address}")
+            with noted(f"{who} has not sent its hello yet: {HELLO}. prefkit waits up to {limit:g} s (start_timeout)."):
+                return decode_hello(self._receive(limit), who)
         except PluginError:
             self.stop()
             raise
         except (RuntimeError, TimeoutError) as error:
             raise PluginError(
-                f"scorer {self.address}: {error} before its hello. Standard output is for the protocol only; print to "
-                "standard error."
+                f"{who}: {error} before its hello. prefkit expects {HELLO}, before it sends anything. Standard output "
+                "is for the protocol only; print to standard error."
             ) from error
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
@@ -87,14 +99,35 @@ class ProcessScorer(RemoteScorer):
         with self.lock, tempfile.TemporaryDirectory(prefix="prefkit-") as folder:
             if self.process is None and self.connect() != self.hello:
                 raise PluginError(f"scorer {self.address} sent another hello when it was started again.")
-            items = [encode_item(c, self.requires, self._path(c, folder)) for c in batch]
+            items = [encode_item(c, self.hello.requires, self._path(c, folder)) for c in batch]
             self.requests += 1
-            self._send({"request": self.requests, "items": items})
-            answer = self._receive(self.options.timeout)
-            if not isinstance(answer, dict) or answer.get("request") != self.requests:
-                self.stop()
-                raise RuntimeError(f"the process did not answer request {self.requests}, but sent another message")
+            message, self.failure = {"request": self.requests, "items": items}, ""
+            try:
+                answer = self._answer(message)
+            except (RuntimeError, TimeoutError) as error:
+                self.failure = str(error)
+                raise
+            self.answers += 1
             return decode_answer(answer, len(batch), self.command[0])
+
+    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return its answer. Raises RuntimeError or TimeoutError and stops the process."""
+        number, limit = message["request"], self.options.timeout
+        expected = f'a line {{"request": {number}, "scores": [...]}} with {len(message["items"])} scores'
+        wait = f"scorer {self.address} has not answered yet: {expected}. prefkit waits up to {limit:g} s (timeout)."
+        with nullcontext() if self.answers else noted(wait):  # a scorer that has answered may be slow
+            self._send(message)
+            try:
+                answer = self._receive(limit)
+            except (RuntimeError, TimeoutError) as error:
+                raise type(error)(f"{error}; prefkit expects {expected}") from error
+        if not isinstance(answer, dict) or answer.get("request") != number:
+            self.stop()
+            raise RuntimeError(
+                f"the process did not answer request {number}, but wrote {json.dumps(answer)[:80]}; prefkit expects "
+                f"{expected}"
+            )
+        return answer
 
     def close(self) -> None:
         """End the process."""
@@ -153,6 +186,11 @@ class ProcessScorer(RemoteScorer):
             return f"the process ended with code {self.process.wait(ENDING)}"
         except subprocess.TimeoutExpired:
             return "the process closed its standard output"
+
+
+def _environment() -> dict[str, str]:
+    """Return the process's environment, in which Python does not hold back lines that it prints to a pipe."""
+    return os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
 def _read(pipe: IO[str], lines: queue.Queue[str | None]) -> None:

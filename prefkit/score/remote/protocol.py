@@ -11,12 +11,22 @@ then one request and one answer of the same length and order:
     {"scores": [{"value": 0.7, "aspects": {"colour": 1.0}, "text": "..."}]}
 
 A score may also be a bare number. A failed score is null, or {"value": null, "error": "why"}; a failed request is answered
-with {"error": "why"}. `image` is an encoded file as stored (PNG, JPEG or WebP). `payload`, a safetensors file in base64, is
-sent if `requires` names it.
+with {"error": "why"}. `extra` holds the request's columns, such as keypoints2d and camera.
 
-exec:  the hello is the first line of the process's standard output. Requests are lines on its standard input, answers are
-       lines on its standard output; both have "request": N. Standard error is passed on. With `images: path` an item has
-       "path" instead of "image".
+`requires` says what an item holds, besides its id, request_id, prompt and extra:
+
+    image     the candidate's image, an encoded file as stored (PNG, JPEG or WebP), in base64
+    payload   the candidate's payload, a safetensors file, in base64: a mesh, or the final latents of an image
+    arrays    the same payload without safetensors: {"joints3d": [[x, y, z], ...], "pose": [...], ...} has each tensor as
+              nested lists of numbers, and `metadata` its texts: {"joint_names": [...], "body_model": "free", ...}
+
+The tensors of a mesh are those of prefkit/mesh/payload.py. A candidate without a payload is refused before it is sent. A
+name that is none of these, such as "keypoints2d", is a column that every request must have.
+
+exec:  the hello is the first line of the process's standard output, written before it reads anything. Requests are lines on
+       its standard input, answers are lines on its standard output; both have "request": N. Each line must be flushed
+       (PYTHONUNBUFFERED is set for Python). Standard error is passed on. With `images: path` an item has "path" instead of
+       "image".
 http:  GET /hello, and POST /score.
 """
 
@@ -25,6 +35,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +43,13 @@ from typing import Any
 
 from prefkit.errors import PluginError
 from prefkit.images import shown as shown_pixels
+from prefkit.mesh.payload import MARK
 from prefkit.paths import read_regular
 from prefkit.score.contract import SCOPES, checked, read_number, shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
 VERSION = 1
-FLAGS = ("higher_is_better", "verified", "evaluation_only")  # of a spec; the other fields but `range` are text
+FLAGS = ("higher_is_better", "evaluation_only")  # of a spec; the other fields but `range` are text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +76,9 @@ class RemoteScorer:
 
     @property
     def requires(self) -> frozenset[str]:
-        return self.hello.requires
+        """Return what the candidates must have: a payload, if the scorer asks for its arrays."""
+        asked = self.hello.requires
+        return asked - {"arrays"} | {"payload"} if "arrays" in asked else asked
 
     @property
     def scope(self) -> str:
@@ -132,7 +146,23 @@ def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | Non
         item["image"] = base64.b64encode(file_bytes(candidate)).decode()
     if "payload" in requires and candidate.payload is not None:
         item["payload"] = base64.b64encode(candidate.payload).decode()
+    if "arrays" in requires and candidate.payload is not None:
+        item["arrays"], item["metadata"] = arrays_of(candidate.payload)
     return item
+
+
+def arrays_of(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a payload's tensors as nested lists, and its metadata, both by name. Raises ValueError if it is damaged."""
+    import safetensors.torch
+
+    try:
+        arrays = {name: tensor.tolist() for name, tensor in safetensors.torch.load(payload).items()}
+        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+        texts = header.get("__metadata__", {})
+        facts = json.loads(texts[MARK]) if MARK in texts else texts
+    except Exception as error:  # the library's own error type
+        raise ValueError(f"the payload is not a safetensors file: {error}") from error
+    return arrays, facts
 
 
 def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
@@ -179,7 +209,7 @@ def decode_answer(message: Any, count: int, who: str) -> list[Score]:
         return [_score(row if isinstance(row, Mapping) else {"value": row}, who) for row in rows]
     else:
         number = f"{len(rows)} scores" if isinstance(rows, list) else "no list of scores"
-        error = f"{who} answered {number} for {count} images"
+        error = f"{who} answered {number} for {count} candidates"
     return [Score(None, error=error)] * count
 
 

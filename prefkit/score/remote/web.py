@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prefkit.errors import PluginError
 from prefkit.score.remote.client import Client
 from prefkit.score.remote.protocol import Hello, RemoteScorer, decode_answer, decode_hello, encode_item
+from prefkit.score.remote.waiting import noted
 from prefkit.types import Candidate, Score
 
 
@@ -39,9 +40,16 @@ class WebScorer(RemoteScorer):
         )
 
     def connect(self) -> Hello:
-        answer = self.client.get("/hello")
+        limit = f"{self.client.timeout:g} s, {self.client.tries} {'try' if self.client.tries == 1 else 'tries'}"
+        with noted(
+            f"scorer {self.address} has not answered GET /hello yet. prefkit waits up to {limit} (timeout, tries)."
+        ):
+            answer = self.client.get("/hello")
         if answer.error is not None:
-            raise PluginError(f"scorer {self.address}: {answer.error}. Is the server running?")
+            raise PluginError(
+                f"scorer {self.address}: {answer.error}. Is the server running? GET /hello must answer JSON with "
+                "protocol, spec and requires (prefkit/score/remote/protocol.py)."
+            )
         return decode_hello(answer.body, f"scorer {self.address}")
 
     def close(self) -> None:
@@ -51,7 +59,7 @@ class WebScorer(RemoteScorer):
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         size = len(batch) if self.scope == "within_request" else self.batch
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        payloads = [{"items": [encode_item(c, self.requires) for c in part]} for part in parts]
+        payloads = [{"items": [encode_item(c, self.hello.requires) for c in part]} for part in parts]
         scores: list[Score] = []
         for part, answer in zip(parts, self.client.map("/score", payloads)):
             message = answer.body if answer.error is None else {"error": answer.error}

@@ -88,7 +88,7 @@ class Attributes:
             formula=formula,
             range=(0.0, 1.0),
             licence="Apache-2.0",
-            verified=True,
+            verified="no weights",
             evaluation_only=True,
         )
 

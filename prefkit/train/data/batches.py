@@ -252,7 +252,7 @@ def fill_latents(
         row, image = next(iter(missing.values()))
         raise UsageError(
             f"pairs {source.name}, row {row}: neither the row nor the run's candidates hold the image "
-            f"{image.candidate or image.key}. Remove the row, or add the image to it."
+            f"or mesh {image.candidate or image.key}. Remove the row, or add the image to it."
         )
 
 

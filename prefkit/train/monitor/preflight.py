@@ -1,4 +1,4 @@
-"""Preflight: compares the initial model's error on the pairs' images with its error on its own samples.
+"""Preflight: compares the initial model's error on the pairs' candidates with its error on its own samples.
 
 Offline objectives compare the policy with the initial model on noised images of the pairs. If the initial model did not
 make these images and cannot denoise them, winners and losers are both far from its samples, and the margin between them
@@ -35,9 +35,11 @@ MINIMUM = 4  # an interval from fewer images is too narrow
 FAR = 1.25
 RESAMPLES = 1000
 COLUMNS = ("id", "request_id", "index", "seed", "error")
-OWN = "skipped: the initial model made all images of the pairs"
+OWN = "skipped: the initial model made all candidates of the pairs"
 NONE = "not measured: the run has no candidates made by the initial model"
-TOO_FEW = f"not measured: this needs {MINIMUM} images that the initial model made, and {MINIMUM} others in the pairs"
+TOO_FEW = (
+    f"not measured: this needs {MINIMUM} candidates that the initial model made, and {MINIMUM} others in the pairs"
+)
 MEASURED = "measured"
 
 
@@ -158,7 +160,7 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
         return
     low, high = report["interval"]
     text = (
-        f"{label}: error on the pairs' images is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on the "
+        f"{label}: error on the pairs' candidates is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on the "
         "initial model's own samples"
     )
     if report["far"] and loop.objective.reference != "none":

@@ -1,0 +1,99 @@
+"""Distances between an evaluation's images: within a request, and from base to tuned model at the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefkit.config import Eval
+from prefkit.distributed import device_of
+from prefkit.score.diversity import Embeddings, Thumbnails, mean_cosine_diversity, mean_diversity, rms, thumbnail
+from prefkit.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from prefkit.score.embed.encoder import Encoder
+
+DRAWN = 64  # px of a mesh that was not rendered, drawn to measure how much models and seeds differ
+Keyed = tuple[tuple[str, int], "Image"]
+
+
+def encoder_of(cfg: Eval) -> Encoder | None:
+    """Return the encoder of eval.NAME.diversity; None for pixels. Raises UsageError for one without weights."""
+    from prefkit.score.embed.encoder import Encoder
+
+    return None if cfg.diversity == "pixels" else Encoder(cfg.diversity, cfg.diversity_pretrained, needs_text=False)
+
+
+def distances(
+    cfg: Eval, encoder: Encoder | None, generator: str, opened: Mapping[str, Store], requests: set[str]
+) -> dict[str, dict[str, Any]]:
+    """Return {model: distances from and within base and model} for all models but the base. opened: folders by model.
+
+    With an encoder, `encoder_diversity` has its name and the diversity of base and model in its embeddings.
+    """
+    folders = {model: (folder, generator, requests, cfg.seeds) for model, folder in opened.items()}
+    seen = {model: {key: thumbnail(image) for key, image in images(*folder)} for model, folder in folders.items()}
+    pixels = {model: mean_diversity(thumbnails) for model, thumbnails in seen.items()}
+    embedded = {}
+    if encoder is not None:
+        encoder.load(device_of(cfg.device), "float32")
+        vectors = {model: _embeddings(encoder, images(*folder), cfg.batch_size) for model, folder in folders.items()}
+        embedded = {model: mean_cosine_diversity(rows) for model, rows in vectors.items()}
+    result: dict[str, dict[str, Any]] = {}
+    for model in [model for model in opened if model != "base"]:
+        result[model] = {"diversity_base": pixels["base"], "diversity_tuned": pixels[model]}
+        result[model] |= {"moved": moved(seen["base"], seen[model]), "seed_distance": pixels["base"]}
+        if embedded:
+            both = {"base": embedded["base"], "tuned": embedded[model]}
+            result[model]["encoder_diversity"] = {"encoder": cfg.diversity} | both
+    return result
+
+
+def images(store: Store, generator: str, requests: set[str], seeds: int) -> Iterator[Keyed]:
+    """Yield ((request id, index), image) for the readable images of these requests with index < seeds.
+
+    Meshes that were not rendered are drawn.
+    """
+    from prefkit.mesh.picture import picture_of_payload
+
+    bare = set()
+    columns = ["id", "request_id", "index", "seed"]
+    for candidate in store.iter_candidates([generator], columns=[*columns, "image", "path"]):
+        if candidate.request_id not in requests or candidate.index >= seeds:
+            continue
+        if candidate.image is None and candidate.path is None:
+            bare.add(candidate.id)
+            continue
+        with suppress(OSError, ValueError):
+            yield (candidate.request_id, candidate.index), candidate.pil()
+    for candidate in store.iter_candidates([generator], bare, [*columns, "payload"]) if bare else ():
+        if (drawn := picture_of_payload(candidate.payload, candidate.extra, DRAWN)) is not None:
+            yield (candidate.request_id, candidate.index), drawn
+
+
+def _embeddings(encoder: Encoder, keyed: Iterator[Keyed], size: int) -> Embeddings:
+    rows: dict[tuple[str, int], np.ndarray] = {}
+    batch: dict[tuple[str, int], Image] = {}
+
+    def flush() -> None:
+        if batch:
+            rows.update(zip(batch, encoder.images(list(batch.values())).cpu().numpy()))
+            batch.clear()
+
+    for key, image in keyed:
+        batch[key] = image
+        if len(batch) == size:
+            flush()
+    flush()
+    return rows
+
+
+def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:
+    """Return the mean RMS distance of base and tuned thumbnails of the same request and seed; None without any."""
+    shared = sorted(base.keys() & tuned.keys())
+    return float(np.mean([rms(base[key] / 255.0, tuned[key] / 255.0) for key in shared])) if shared else None

@@ -1,0 +1,65 @@
+"""Conditions on candidates, such as "align < 0.2": queries over the scores and generator, request_id, index and seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prefkit.errors import UsageError
+from prefkit.registry import nearest
+from prefkit.store.summary import INDEX
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORD, QUOTED = re.compile(r"\w+"), re.compile("`([^`]+)`")
+
+
+def column(alias: str) -> str:
+    """Return the name by which a query knows a score: its own, or score_NAME if it is that of another column."""
+    return f"score_{alias}" if alias in (*INDEX, "generator") else alias
+
+
+def in_query(aliases: Sequence[str], query: str) -> list[str]:
+    """Return the scores whose names occur in a query."""
+    words = set(WORD.findall(query)) | set(QUOTED.findall(query))
+    return [alias for alias in aliases if column(alias) in words]
+
+
+def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
+    """Return a mask of the rows that match. A comparison with a missing score is false.
+
+    where: start of the messages, such as "--filter". Raises UsageError for an invalid query.
+    """
+    import pandas as pd
+
+    columns = [name for name in table.columns if name != "error"]
+    try:
+        # empty scopes: a query sees columns, not this program's variables
+        mask = table.eval(query, engine="python", local_dict={}, global_dict={})
+    except pd.errors.UndefinedVariableError as error:
+        unknown = str(error).split("'")[1::2]
+        raise UsageError(
+            f"{where}: unknown column {', '.join(unknown)}.{nearest(''.join(unknown[:1]), columns)} The columns are "
+            f"{', '.join(columns)}."
+        ) from error
+    except Exception as error:  # pandas raises whatever Python's parser and the operators raise
+        raise UsageError(
+            f"{where}: {query[:200]!r} is not a query over the scores ({str(error)[:200] or 'it cannot be parsed'}). The columns "
+            f'are {", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
+        ) from error
+    if not isinstance(mask, pd.Series) or mask.dtype != bool:
+        raise UsageError(
+            f'{where}: {query!r} is not a condition on candidates; write a comparison, e.g. "align < 0.2".'
+        )
+    return mask
+
+
+def check_query(query: str, aliases: Sequence[str], where: str) -> None:
+    """Check a query against the names of scores that may not exist yet. Raises UsageError for an invalid query."""
+    import pandas as pd
+
+    numbers = {name: pd.Series(dtype=float) for name in ["index", "seed", *map(column, aliases)]}
+    texts = {name: pd.Series(dtype=object) for name in ("generator", "request_id")}
+    matching(pd.DataFrame(numbers | texts), query, where)
