@@ -36,10 +36,10 @@ from prefkit.tiny.captions import training_caption
 
 CLEAR = 0.45  # severity up to which the content of a picture is trained
 #: pictures of each kind in a step
-MIX = {"clean": 12, "latent": 16, "blur": 6, "patches": 8, "few": 6, "good": 4, "pixelate": 6, "warp": 6}
+MIX = {"clean": 12, "latent": 14, "blur": 6, "patches": 8, "few": 6, "good": 6, "pixelate": 6, "warp": 6}
 #: weight of the quality. With 1 and without the squared error, Spearman's correlation on blurred renders stayed at .84
 QUALITY = 8
-SHORT, LONG, PAIRS = 96, 32, 16  # questions in a step of the decoder
+SHORT, LONG, PAIRS = 96, 32, 24  # questions in a step of the decoder
 IMAGES_OF_ONE, IMAGES_OF_TWO = f"{IMAGE * 4}", f"Image A: {IMAGE * 4} Image B: {IMAGE * 4}"
 
 
@@ -150,11 +150,11 @@ class Decoder:
         ids = ids.to(device)
         embedded = inner.get_input_embeddings()(ids)
         shown = inner.multi_modal_projector(self.seen[pictures.ravel()].float())
-        embedded = embedded.masked_scatter((ids == self.image)[..., None], shown)
+        embedded = embedded.masked_scatter((ids == self.image)[..., None], shown.to(embedded.dtype))
         hidden = inner.language_model(
             inputs_embeds=embedded, attention_mask=(ids != self.words.pad_token_id).long(), use_cache=False
         ).last_hidden_state
-        logits = self.model.lm_head(hidden[row, at]).log_softmax(-1)
+        logits = self.model.lm_head(hidden[row, at]).float().log_softmax(-1)
         lengths = torch.tensor([len(rows[i][1]) for i in row], device=device)
         return (self._losses(logits, questions, row, target) / lengths).sum()
 
@@ -173,7 +173,7 @@ class Decoder:
         return losses
 
 
-def train_decoder(model: Any, decoder: Decoder, pictures: Pictures, steps: int, seed: int) -> None:
+def train_decoder(model: Any, decoder: Decoder, pictures: Pictures, steps: int, seed: int, machine: Machine) -> None:
     """Train the projector and the Llama; projector and embeddings learn at .3 of the rate of the layers."""
     layers = [p for n, p in model.model.language_model.named_parameters() if "embed_tokens" not in n]
     slow = [*model.model.multi_modal_projector.parameters(), model.get_input_embeddings().weight]
@@ -189,11 +189,13 @@ def train_decoder(model: Any, decoder: Decoder, pictures: Pictures, steps: int, 
                 draw(scene_at(pictures, i), pictures.severity[i], bool(pictures.severity[i] < CLEAR), rng)
                 for i in asked
             ]
-            loss = loss + decoder.loss(questions, asked[:, None])
+            with machine.autocast():
+                loss = loss + decoder.loss(questions, asked[:, None])
         pairs = rng.choice(rows, (PAIRS, 2))
         captions = [training_caption(scene_at(pictures, i), rng) for i in pairs[:, 0]]
         compared = [comparison(text, *pictures.severity[pair]) for text, pair in zip(captions, pairs)]
-        loss = (loss + decoder.loss(compared, pairs)) / (SHORT + LONG + PAIRS)
+        with machine.autocast():
+            loss = (loss + decoder.loss(compared, pairs)) / (SHORT + LONG + PAIRS)
         advance(optimizer, loss, step, steps)
         log(step, loss)
 
@@ -227,7 +229,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=3000)
-    parser.add_argument("--decoder-steps", type=int, default=3000)
+    parser.add_argument("--decoder-steps", type=int, default=3600)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     machine = Machine(args.threads)
@@ -252,7 +254,7 @@ def main() -> None:
         "eager"
     )  # the backward pass of fused attention is slower on a CPU
     decoder = Decoder(model, asking.tokenizer, features(model, pictures.images, machine))
-    train_decoder(model, decoder, pictures, args.decoder_steps, args.seed)
+    train_decoder(model, decoder, pictures, args.decoder_steps, args.seed, machine)
     model.half().save_pretrained(args.out)
     asking.save_pretrained(args.out)
     print(f"{args.out} written")

@@ -33,7 +33,7 @@ from prefkit.tiny.domain import Scene
 from prefkit.tiny.truth import read_many
 from prefkit.types import Candidate
 
-RENDERS, GENERATED, RATED, COMPARED = 300, 96, 150, 60  # pictures, pictures, pictures per kind, scenes per kind
+RENDERS, GENERATED, RATED, COMPARED = 300, 128, 150, 60  # pictures, pictures, pictures per kind, scenes per kind
 GAP = 0.15
 REQUIRED = {"item": 0.97, "colour": 0.97, "background": 0.97, "vqascore": 0.95}
 RATING, RATING_UNSEEN, RIGHT, FLIPS = 0.85, 0.80, 0.95, 0.10

@@ -143,12 +143,17 @@ def blur(image: Array, severity: float, rng: np.random.Generator) -> Array:
 
 
 def patches(image: Array, severity: float, rng: np.random.Generator) -> Array:
-    """Rectangles of 6 to 16 px in random colours until they cover .4 x severity of the picture."""
+    """Rectangles of 6 to 16 px until they cover .4 x severity of the picture.
+
+    Half of them have a random colour; the others show a part of the picture upside down with exchanged colour channels.
+    """
     result, covered = image.copy(), np.zeros(image.shape[:2], bool)
+    foreign = image[::-1, ::-1, [1, 2, 0]]
     while covered.mean() < 0.4 * severity:
         (high, wide), (y, x) = rng.integers(6, 17, 2), rng.integers(-4, 60, 2)
         part = np.s_[max(y, 0) : y + high, max(x, 0) : x + wide]
-        result[part], covered[part] = rng.integers(0, 256, 3), True
+        result[part] = rng.integers(0, 256, 3) if rng.random() < 0.5 else foreign[part]
+        covered[part] = True
     return result
 
 
@@ -202,7 +207,7 @@ TRAINED = ("latent", "blur", "patches", "pixelate", "warp", "few")
 UNSEEN = ("noise", "swap", "jpeg")
 #: training pictures of each kind; those made from renders copy the first ones
 AMOUNT = {"clean": 15000, "latent": 15000, "blur": 4000, "patches": 6000, "pixelate": 3000, "warp": 3000}
-AMOUNT |= {"few": 2400, "good": 600}
+AMOUNT |= {"few": 2400, "good": 900}
 
 
 def made(amount: dict[str, int], pipeline: str, seed: int, machine: Machine) -> Pictures:
