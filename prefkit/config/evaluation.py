@@ -38,10 +38,11 @@ class Eval:
     tie: float = 0.0
     #: requests per set; null = all
     max_requests: int | None = runtime(None)
-    #: diversity of a request's images: pixels, or an image encoder, which adds the mean cosine distance of embeddings:
-    #: torchvision:NAME, timm:NAME, open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, tiny (embedded)
+    #: measures of diversity within a request: pixels (pixel distance only), or an image encoder, to add the mean cosine
+    #: distance of its embeddings: torchvision:NAME, timm:NAME, open_clip architecture, local-dir:FOLDER,
+    #: hf-hub:owner/name, tiny (embedded)
     diversity: str = "pixels"
-    #: weights of that encoder: a file (torchvision, timm, open_clip) or an open_clip tag
+    #: weights of the encoder in `diversity`: a file (torchvision, timm, open_clip) or an open_clip tag
     diversity_pretrained: str | None = None
     bootstrap: int = 2000
     batch_size: int = runtime(8)

@@ -1,4 +1,4 @@
-"""Distances between an evaluation's images: within a request, and from base to tuned model at the same seed."""
+"""Distances between the images of an evaluation: within a request, and between base and tuned model at the same seed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from prefkit.score.embed.encoder import Encoder
 
-DRAWN = 64  # px of a mesh that was not rendered, drawn to measure how much models and seeds differ
+DRAWN = 64  # px per side of the pictures that are drawn of unrendered meshes, only to measure distances
 Keyed = tuple[tuple[str, int], "Image"]
 
 
 def encoder_of(cfg: Eval) -> Encoder | None:
-    """Return the encoder of eval.NAME.diversity; None for pixels. Raises UsageError for one without weights."""
+    """Return the encoder of eval.NAME.diversity; None for pixels. Raises UsageError if its weights are unset or missing."""
     from prefkit.score.embed.encoder import Encoder
 
     return None if cfg.diversity == "pixels" else Encoder(cfg.diversity, cfg.diversity_pretrained, needs_text=False)
@@ -32,9 +32,9 @@ def encoder_of(cfg: Eval) -> Encoder | None:
 def distances(
     cfg: Eval, encoder: Encoder | None, generator: str, opened: Mapping[str, Store], requests: set[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return {model: distances from and within base and model} for all models but the base. opened: folders by model.
+    """Return, for each model but the base, the diversity of base and model and the distance between the two.
 
-    With an encoder, `encoder_diversity` has its name and the diversity of base and model in its embeddings.
+    opened: run folders by model. With an encoder, `encoder_diversity` holds its name and both diversities in its embeddings.
     """
     folders = {model: (folder, generator, requests, cfg.seeds) for model, folder in opened.items()}
     seen = {model: {key: thumbnail(image) for key, image in images(*folder)} for model, folder in folders.items()}
@@ -57,7 +57,7 @@ def distances(
 def images(store: Store, generator: str, requests: set[str], seeds: int) -> Iterator[Keyed]:
     """Yield ((request id, index), image) for the readable images of these requests with index < seeds.
 
-    Meshes that were not rendered are drawn.
+    A mesh without a stored image is drawn.
     """
     from prefkit.mesh.picture import picture_of_payload
 

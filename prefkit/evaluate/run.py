@@ -40,8 +40,8 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     """Evaluate recipe.eval[name], write eval/NAME/result.json atomically, and return its content.
 
     limit: maximum number of requests per set. Existing candidates and scores are reused. Raises UsageError for an unknown
-    evaluation, model or scorer or a set without requests, and FingerprintError if eval/NAME was made with a different
-    base model or generator.
+    evaluation, model or scorer and for a set without requests. Raises FingerprintError if eval/NAME was made with a
+    different base model or generator.
     """
     cfg, generator, settings, specs = check(recipe, name)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
@@ -177,12 +177,12 @@ def assess(
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     result: dict[str, Any] = {}
-    for model, apart in distances(cfg, encoder, generator, opened, wanted).items():
+    for model, measured in distances(cfg, encoder, generator, opened, wanted).items():
         folder = opened[model]
         result[model] = {}
         for alias in aliases:
             frames = [values(place, generator, alias, wanted) for place in (base, folder)]
-            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, apart)
+            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, measured)
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
             result[model][alias] = row | {"aspects": compare_aspects(*tables)}
     return result
@@ -194,14 +194,17 @@ def assess_scorer(
     names: tuple[str, str],
     frames: list[pd.DataFrame],
     spec: dict[str, Any],
-    apart: dict[str, Any],
+    measured: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return one row of the result. names: (model, scorer); frames: score tables of base and model; apart: `distances`."""
+    """Return one row of the result.
+
+    names: (model, scorer). frames: score tables of base and model. measured: the model's entry of `distances`.
+    """
     base, tuned = frames
     higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
     # earlier, larger evaluations may have left further images of some requests here
     base, tuned = base[base["index"] < max(cfg.seeds, cfg.best_of)], tuned[tuned["index"] < cfg.seeds]
-    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | apart
+    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | measured
     row |= {"used_for_pairs": used(*names, only), "evaluation_only": only, "higher_is_better": higher}
     word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
     return row | {"verdict": word}

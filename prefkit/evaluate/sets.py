@@ -105,7 +105,7 @@ def controls_report(
     """Return which kinds of controls the evaluation has, and a list of the missing ones under `missing`.
 
     online: models trained online, which have no controls because they have neither pairs to flip nor winners to
-    imitate. guided: False if the generator has no guidance, as that of meshes.
+    imitate. guided: False if the generator has no guidance (the generator of meshes).
     """
     report: dict[str, Any] = {}
     missing = []

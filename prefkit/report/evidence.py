@@ -32,7 +32,7 @@ TAGS = {
 #: the page shows images of at most this many prompt sets; its tables list all sets
 GRIDS = 2
 LEAD = (
-    "Base and tuned model answer the same requests at the same seeds. A request's win rate is the mean over "
+    "Base and tuned model generate candidates for the same requests at the same seeds. A request's win rate is the mean over "
     "seeds, with ties as half; the interval is a bootstrap over requests. A judge that chose the pairs or was the "
     "reward is the training signal, so only held-out judges count as evidence. For imported pairs that do not "
     "record what chose them, the training signal is unknown. Best of N: how many base samples to draw per request "
@@ -104,7 +104,7 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
 
 
 def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """Return the table of diversities by an encoder (rows: model, encoder_diversity), or "" without rows."""
+    """Return the table of diversity by an encoder, or "" without rows. rows: (model, its encoder_diversity)."""
     if not rows:
         return ""
     head = ["Model", "Diversity of base", "Diversity of model"]
