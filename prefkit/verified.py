@@ -21,7 +21,7 @@ def claim(what: str, hashes: Sequence[str]) -> str:
 
 
 def shown(claimed: str) -> str:
-    """Return a claim as tables show it: "needs none" (of weights), "yes: CLAIM" or "no"."""
-    if claimed == NO_WEIGHTS:
+    """Return a claim as tables show it: "needs none" (of weights), "yes: CLAIM" or "no". Older runs have a bool."""
+    if claimed in (NO_WEIGHTS, True):
         return "needs none"
     return f"yes: {claimed}" if claimed else "no"

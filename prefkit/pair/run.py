@@ -264,15 +264,15 @@ def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
     if not len(pool) and counts.get("missing_scores"):
         return f"No candidate has all of the scores {', '.join(scores)}. See the column `error` in their tables."
     if not len(pool):
-        if counts["decided_reject"] or counts["decided_remove"]:
-            return "decisions.csv rejects or removes every candidate."
-        if counts.get("filtered"):
-            return f"`filter` removed {counts['filtered']} candidates, and no other is left. Loosen it, or check its scores."
-        removed = {k: n for k in ("black", "blank", "saturated", "unreadable") if (n := counts.get(k))}
-        if removed:
-            numbers = ", ".join(f"{n} {k}" for k, n in removed.items())
+        removed = {
+            "decisions.csv": counts["decided_reject"] + counts["decided_remove"],
+            "`filter`": counts.get("filtered", 0),
+            "`degenerate`": sum(counts.get(k, 0) for k in ("black", "blank", "saturated", "unreadable")),
+        }
+        if any(removed.values()):
+            numbers = ", ".join(f"{n} by {rule}" for rule, n in removed.items() if n)
             return (
-                f"No usable image is left ({numbers}). Check the images, or set `degenerate: keep` to pair them anyway."
+                f"All candidates were removed: {numbers}. Change {'it' if numbers.count(',') == 0 else 'one of these'}."
             )
         return "No candidate has an image: run `prefkit generate`."
     if counts.get("ties"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WORD, QUOTED = re.compile(r"\w+"), re.compile("`([^`]+)`")
+LITERAL = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 
 def column(alias: str) -> str:
@@ -23,7 +24,8 @@ def column(alias: str) -> str:
 
 def in_query(aliases: Sequence[str], query: str) -> list[str]:
     """Return the scores whose names occur in a query."""
-    words = set(WORD.findall(query)) | set(QUOTED.findall(query))
+    names = LITERAL.sub("", query)
+    words = set(WORD.findall(names)) | set(QUOTED.findall(names))
     return [alias for alias in aliases if column(alias) in words]
 
 

@@ -17,7 +17,7 @@ with {"error": "why"}. `extra` holds the request's columns, such as keypoints2d 
 
     image     the candidate's image in base64: an encoded file as stored (PNG, JPEG or WebP)
     payload   the candidate's payload in base64: a safetensors file with a mesh, or with the final latents of an image
-    arrays    the same payload as JSON: `arrays` has each tensor as nested lists of numbers, such as
+    arrays    the same payload as JSON: `arrays` has each tensor as nested lists of numbers (null: NaN), such as
               {"joints3d": [[x, y, z], ...], "pose": [...]}; `metadata` has the rest, such as {"joint_names": [...]}
 
 prefkit/mesh/payload.py lists the tensors of a mesh. If the scorer needs a payload, a candidate without one is refused, and
@@ -36,6 +36,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -152,17 +153,26 @@ def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | Non
 
 
 def arrays_of(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (tensors as nested lists, metadata) of a payload, both by name. Raises ValueError if it is damaged."""
+    """Return (tensors as nested lists, metadata) of a payload, both by name; NaN and infinities, which JSON lacks, are None.
+
+    Raises ValueError if the payload is damaged.
+    """
     import safetensors.torch
 
     try:
-        arrays = {name: tensor.tolist() for name, tensor in safetensors.torch.load(payload).items()}
+        arrays = {name: _finite(tensor.tolist()) for name, tensor in safetensors.torch.load(payload).items()}
         header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
         texts = header.get("__metadata__", {})
         facts = json.loads(texts[MARK]) if MARK in texts else texts
     except Exception as error:  # safetensors and json raise their own types
         raise ValueError(f"the payload is not a safetensors file: {error}") from error
     return arrays, facts
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
