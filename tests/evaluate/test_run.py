@@ -230,10 +230,10 @@ def test_diversity_by_an_encoder(run, result):
     from prefkit.score.embed.encoder import Encoder
 
     store, recipe = run
-    held = replace(recipe.eval["held"], diversity="torchvision:resnet18")
+    held = replace(recipe.eval["held"], encoder="torchvision:resnet18")
     with pytest.raises(UsageError, match="torchvision:resnet18: `pretrained` is not set"):
         run_eval(store, replace(recipe, eval={"held": held}), "held")
-    found = run_eval(store, replace(recipe, eval={"held": replace(held, diversity="tiny")}), "held")
+    found = run_eval(store, replace(recipe, eval={"held": replace(held, encoder="tiny")}), "held")
     for set_name, models in result["sets"].items():
         for model, rows in models.items():
             assert all("encoder_diversity" not in row for row in rows.values())
