@@ -72,11 +72,11 @@ def real_distance(base: Embeddings, tuned: Embeddings, real: np.ndarray, samples
     """
     keys = sorted(base.keys() & tuned.keys())
     codes = np.unique([request for request, _ in keys], return_inverse=True)[1]
-    rows = [np.stack([own[key] for key in keys]) if keys else np.empty((0, real.shape[1])) for own in (base, tuned)]
+    rows = [np.array([own[key] for key in keys]).reshape(-1, real.shape[1]) for own in (base, tuned)]
     counts = {"n": len(keys), "n_real": len(real), "n_requests": len(np.unique(codes)), "width": real.shape[1]}
     large = bias(len(keys), len(real), real.shape[1])
     caveats = {"caveats": [CAVEAT, large] if large else [CAVEAT]}
-    return counts | compare_sets(*rows, real, codes, min(samples, RESAMPLES)) | caveats
+    return counts | compare_sets(rows[0], rows[1], real, codes, min(samples, RESAMPLES)) | caveats
 
 
 def images(store: Store, generator: str, requests: set[str], seeds: int) -> Iterator[Keyed]:

@@ -132,7 +132,7 @@ def _real(rows: list[tuple[str, dict[str, Any]]]) -> str:
     ]
     caption = f"Distance to real images by {html.text(rows[0][1]['encoder'], 80)}"
     caveats = dict.fromkeys(text for _, row in rows for text in row["caveats"])
-    return html.table(head, cells, caption, left=2) + f'<p class="quiet">{html.text(" ".join(caveats))}</p>'
+    return html.table(head, cells, caption, left=2) + f'<p class="quiet">{html.text(" ".join(caveats), 2000)}</p>'
 
 
 def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:

@@ -190,10 +190,12 @@ def _verdict(judge: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _real_distances(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
     """Return {rows, caveats} of the distances to real images, with a table row for each evaluation, set and measure."""
-    rows, caveats = [], {}
+    rows: list[dict[str, Any]] = []
+    caveats: dict[str, None] = {}
     for evaluation, result in results.items():
         for set_name, models in _sets(result).items():
-            apart = next(iter((models.get(name) or {}).values()), {}).get("real_distance")
+            scorers: Mapping[str, Any] = models.get(name) or {}
+            apart: Any = next((row.get("real_distance") for row in scorers.values()), None)
             for key, label in MEASURES.items() if apart else ():
                 own, encoder = apart[key], facts.clean_text(str(apart["encoder"]).removeprefix("local-dir:"))
                 low, high = ("-" if own[end] is None else f"{own[end]:.4g}" for end in ("ci_low", "ci_high"))
