@@ -76,7 +76,7 @@ def real_distance(base: Embeddings, tuned: Embeddings, real: np.ndarray, samples
     counts = {"n": len(keys), "n_real": len(real), "n_requests": len(np.unique(codes)), "width": real.shape[1]}
     large = bias(len(keys), len(real), real.shape[1])
     caveats = {"caveats": [CAVEAT, large] if large else [CAVEAT]}
-    return counts | compare_sets(rows[0], rows[1], real, codes, min(samples, RESAMPLES)) | caveats
+    return counts | compare_sets(rows[0], rows[1], real, codes, min(max(samples, 2), RESAMPLES)) | caveats
 
 
 def images(store: Store, generator: str, requests: set[str], seeds: int) -> Iterator[Keyed]:

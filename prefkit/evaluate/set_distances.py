@@ -27,8 +27,9 @@ Moments = tuple[np.ndarray, np.ndarray]  # see `_moments`
 Distance = Callable[[np.ndarray], float]  # of [R] counts, how often the images of each request are repeated
 ROW = ("base", "tuned", "difference", "ci_low", "ci_high")
 SIGMA, SCALE = 10.0, 1000.0
-#: bootstrap samples of a distance, each of which decomposes a covariance
-RESAMPLES = 200
+#: bootstrap samples of a distance, each of which decomposes a covariance; enough for a std, too few for quantiles
+RESAMPLES = 100
+Z = 1.959964  # of the two-sided 5 % level
 BLOCK = 1024  # rows of a kernel that are in memory at once
 ADVISABLE = 10  # images per number of an embedding, for a Fréchet distance with little bias
 CAVEAT = (
@@ -91,11 +92,11 @@ def compare_sets(
     """Return {frechet, cmmd: {base, tuned, difference, ci_low, ci_high}}; lower is closer to the real images.
 
     base, tuned: [n, D] embeddings, paired by request and seed; real: [m, D]; requests: [n] codes, each of 0..R-1 occurs.
-    ci_low, ci_high: 95 % basic bootstrap interval of tuned - base, over requests, for these real images (Davison &
-    Hinkley 1997, section 5.2). It corrects the part of the bias that differs between base and tuned to first order in
+    ci_low, ci_high: 95 % normal bootstrap interval of tuned - base, over requests, for these real images (Davison &
+    Hinkley 1997, section 5.2.1). It corrects the part of the bias that differs between base and tuned to first order in
     1 / n, so that it need not contain `difference`. None with fewer than 6 requests, and for the Fréchet distance if
     base or real images are at most as many as the numbers of an embedding, because the bias then exceeds the interval. In
-    300 simulations with 160 images, 40 requests and D = 4, the Fréchet interval covered the truth in 92 %.
+    300 simulations with 160 images, 40 requests and D = 4, the Fréchet interval covered the truth in 93 %.
     """
     base, tuned, real = (np.asarray(rows, np.float64) for rows in (base, tuned, real))
     if min(len(base), len(real)) < 2:
@@ -128,8 +129,8 @@ def _row(name: str, values: list[float], of: list[Distance], drawn: np.ndarray) 
         for i, counts in enumerate(drawn):
             gaps[i] = of[1](counts) - of[0](counts)
             progress.update()
-    low, high = np.quantile(gaps, [0.025, 0.975])
-    return row | {"ci_low": float(2 * difference - high), "ci_high": float(2 * difference - low)}
+    centre, margin = 2 * difference - float(gaps.mean()), Z * float(gaps.std(ddof=1))
+    return row | {"ci_low": centre - margin, "ci_high": centre + margin}
 
 
 def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distance:

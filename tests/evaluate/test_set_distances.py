@@ -146,6 +146,7 @@ def test_no_interval_where_it_would_mislead():
         assert found["frechet"]["base"] > 0 and found["frechet"]["difference"] == 0
         assert (found["n"], found["n_real"], found["width"]) == (len(made), 30, width)
         assert ("singular" in found["caveats"][1]) == (width == 40 or len(made) <= 8)
+    assert real_distance(many, few | many, real, 1)["frechet"]["ci_low"] is not None  # bootstrap: 1
     only = {("r0", 0): real[0]}
     one = real_distance(few | only, only, real, 20)
     assert one["n"] == 1 and one["frechet"]["base"] is None and one["cmmd"]["difference"] is None
