@@ -301,6 +301,8 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     output.emit(counts, known.json, rows_of(name, counts))
     if name in NOTES:
         output.note(NOTES[name])
+    if name == "eval":
+        note_distances(list(counts.values()))
     output.hint(f"next: prefkit {next_verb(name, run.recipe)} {output.shell_quoted(run.folder)}")
     return 0
 
@@ -323,6 +325,15 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
     if error is not None:
         raise error
     return 0
+
+
+def note_distances(results: list[dict[str, Any]]) -> None:
+    """Print the distances to real images, if an evaluation measured them, and what the values depend on."""
+    from prefkit.evaluate.summary import distance_rows, real_distances
+
+    if rows := distance_rows(results):
+        caveat = next(row["caveats"][0] for result in results for _, _, row in real_distances(result))
+        output.note(f"{output.table(rows)}\n{caveat}")
 
 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -128,6 +128,10 @@ EVAL: Rows = {
     "base_guidance is {entry.base_guidance}, but the generator mesh has no guidance. Remove the key.": (
         lambda c: c.generator.use == "mesh" and c.entry.base_guidance
     ),
+    "real is {entry.real}, but encoder is unset, and distances to real images are distances between embeddings. Set "
+    "encoder, for example to ViT-L-14-336 with encoder_pretrained: openai.": (
+        lambda c: c.entry.real is not None and c.entry.encoder is None
+    ),
 }
 TRAIN: Rows = {
     "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an "

@@ -38,12 +38,14 @@ class Eval:
     tie: float = 0.0
     #: requests per set; null = all
     max_requests: int | None = runtime(None)
-    #: measures of diversity within a request: pixels (pixel distance only), or an image encoder, to add the mean cosine
-    #: distance of its embeddings: torchvision:NAME, timm:NAME, open_clip architecture, local-dir:FOLDER,
-    #: hf-hub:owner/name, tiny (embedded)
-    diversity: str = "pixels"
-    #: weights of the encoder in `diversity`: a file (torchvision, timm, open_clip) or an open_clip tag
-    diversity_pretrained: str | None = None
+    #: image encoder of further measures, the diversity of a request's images in embeddings and the distances to `real`:
+    #: torchvision:NAME, timm:NAME, open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, tiny (embedded)
+    encoder: str | None = None
+    #: weights of that encoder: a file (torchvision, timm, open_clip) or an open_clip tag
+    encoder_pretrained: str | None = None
+    #: folder of real images (with subfolders), to measure the Fréchet distance and CMMD of each model's images to them;
+    #: equals published figures only for the same encoder, numbers of images, and preparation of all images
+    real: str | None = None
     bootstrap: int = 2000
     batch_size: int = runtime(8)
     device: str | None = runtime(None)

@@ -14,7 +14,9 @@ from prefkit.evaluate import sets
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.distances import distances, encoder_of
+from prefkit.evaluate.real_images import real_embeddings, real_files
 from prefkit.evaluate.statistics import verdict
+from prefkit.evaluate.summary import real_distances
 from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
 from prefkit.generate.run import checked as checked_generate
@@ -28,6 +30,7 @@ from prefkit.store.table import check_fingerprint
 from prefkit.types import Request
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from prefkit.score.embed.encoder import Encoder
@@ -50,7 +53,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     used = partial(sets.used_for_pairs, recipe, records)
     processes = group()
     with processes.held(store.lock(f"eval/{name}")):
-        processes.lead(lambda: _claim(store, recipe, name, settings))
+        processes.lead(lambda: _begin(store, recipe, name, settings))
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
             note(f"eval {name}: model {where.name} on {len(members)} requests of set {where.parent.name}")
@@ -59,16 +62,19 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         def write_result() -> dict[str, Any]:
             result: dict[str, Any] = {"sets": {}}
             bases, encoder = {}, encoder_of(cfg)
+            real, of_real = _real(store, name, cfg)
             usable, left_out = list(specs), dict[str, str]()
             for set_name, members in requests.items():
                 opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
                 bases[set_name] = opened["base"]
                 usable, left_out = comparable(opened["base"], list(specs))
-                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder)
+                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder, real)
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
             made_with |= {"model": plain(recipe.model), "limit": limit}
-            result["settings"] = made_with | _overlap(store, requests, records)
+            result["settings"] = made_with | of_real | _overlap(store, requests, records)
+            for text in {row["caveats"][1]: None for _, _, row in real_distances(result) if row["caveats"][1:]}:
+                warn(f"eval {name}: {text}")
             online = {n for n, train in recipe.train.items() if train.online is not None}
             result["controls"] = sets.controls_report(cfg, jobs, online, guided=settings.use != "mesh")
             write_json(store.eval(name) / "result.json", result)
@@ -87,6 +93,8 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     generator, settings = sets.settings_of(recipe, cfg)
     compatibility.check("generate", generator, recipe)
     encoder_of(cfg)
+    if cfg.real is not None:
+        real_files(name, cfg)
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     check_generator(recipe.model, settings)
@@ -142,6 +150,21 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
     )
 
 
+def _begin(store: Store, recipe: Recipe, name: str, settings: Generate) -> None:
+    """Claim the folder, and encode the real images, so that an unreadable one is reported before anything is sampled."""
+    _claim(store, recipe, name, settings)
+    _real(store, name, recipe.eval[name])
+
+
+def _real(store: Store, name: str, cfg: Eval) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Return the embeddings of eval.NAME.real and {"real": their record}; (None, {}) without real images."""
+    encoder = encoder_of(cfg)
+    if cfg.real is None or encoder is None:
+        return None, {}
+    rows, record = real_embeddings(name, cfg, encoder, store.folder / "eval" / ".cache")
+    return rows, {"real": record}
+
+
 def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
     """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images."""
     (generator,) = recipe.generate
@@ -172,12 +195,13 @@ def assess(
     requests: list[Request],
     aliases: list[str],
     encoder: Encoder | None,
+    real: np.ndarray | None,
 ) -> dict[str, Any]:
     """Return {model: {scorer: row}}, comparing each model with the base on one set. opened: run folders by model."""
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     result: dict[str, Any] = {}
-    for model, measured in distances(cfg, encoder, generator, opened, wanted).items():
+    for model, measured in distances(cfg, encoder, generator, opened, wanted, real).items():
         folder = opened[model]
         result[model] = {}
         for alias in aliases:

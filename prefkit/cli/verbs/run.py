@@ -8,7 +8,7 @@ from typing import Any
 
 from prefkit import output
 from prefkit.api import STAGES, Run
-from prefkit.cli.main import dry_run, open_run, rows_of
+from prefkit.cli.main import dry_run, note_distances, open_run, rows_of
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 
@@ -53,6 +53,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             "* This score was used to choose the pairs or as the reward, so it does not count as evidence (?: unknown)."
             " Wins: how often tuned beats base; ties count half."
         )
+    note_distances(list(results.get("eval", {}).values()))
     if output.main and not known.json:
         output.say(output.safe(f"report: {path}"))
     sheet = f"prefkit report {output.shell_quoted(run.folder)} --filter"
