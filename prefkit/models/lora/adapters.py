@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,9 @@ def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
     dropout: the copy's dropout, which replaces that of the loaded adapter. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
-    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended here
+        net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
