@@ -51,8 +51,8 @@ def check_stage(recipe: Recipe, store: Store, verb: str) -> None:
     folder = shell_quoted(store.folder)
     which = shell_quoted(folder_of(recipe, 1))
     raise UsageError(
-        f"{folder} is a run of several rounds, and each round has a run folder of its own. Run `prefkit run {folder} "
-        f"--rounds N`, or a single stage of one round, as in `prefkit {verb} {which}`."
+        f"{folder} is a run of several rounds, and each round has a run folder of its own. Use `prefkit run` with the "
+        f"recipe key `rounds` above 1 for all of them, or name one round, as in `prefkit {verb} {which}`."
     )
 
 

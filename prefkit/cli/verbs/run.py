@@ -35,6 +35,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if run.recipe.rounds > 1:
         rounds.check(run.recipe)
         rounds.check_folder(run.recipe, run.store)
+    else:
+        rounds.check_stage(run.recipe, run.store, "run")
     if known.dry_run:
         return dry_run(run, limits, known)
     if run.recipe.about:
@@ -100,7 +102,9 @@ def finish(results: dict[str, Any], rows: list[dict[str, Any]], known: argparse.
     """Print the results (--json) or the rows, and the path of the report."""
     output.emit(results, known.json, rows)
     if evaluated:
-        text = "* This score was used to choose the pairs or as the reward, so it does not count as evidence (?: unknown)."
+        text = (
+            "* This score was used to choose the pairs or as the reward, so it does not count as evidence (?: unknown)."
+        )
         wins = " Wins: how often tuned beats base; ties count half."
         rounds = " In brackets: 95 % bootstrap interval over requests."
         output.note(text + (rounds if "rounds" in results else wins))

@@ -195,7 +195,23 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
         path,
         metadata={"format": "pt", "lora_adapter_metadata": described, NETWORK: _network(net)},
     )
+    _sort_metadata(path)
     return path
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors file, whose order is otherwise random: equal adapters become equal files.
+
+    The file starts with the length of its header (8 bytes) and the header, JSON padded with spaces.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def _network(net: Any) -> str:
