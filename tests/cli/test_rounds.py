@@ -306,3 +306,19 @@ def test_the_recipe_of_a_round():
     assert (second.eval["own"].seed, second.eval["own"].base) == (4, Model(base="other"))
     with pytest.raises(UsageError, match="exactly one entry"):
         rounds.check(replace(recipe, train={}))
+
+
+def test_the_recipes_of_the_documentation_are_valid(cli, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "rounds.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(recipes) == 2
+    for number, recipe in enumerate(recipes):
+        Path(f"{number}.yaml").write_text(recipe)
+        code, out, err = cli("run", "-r", f"{number}.yaml", "--dry-run", "--json")
+        assert code == 0, err
+        rows = json.loads(out)
+        assert [row["wanted"] for row in rows if row["stage"] == "train" and "wanted" in row] == (
+            [] if not number else [3]
+        )
+        assert {row["round"] for row in rows if "round" in row} == (set() if number else {1, 2, 3})
