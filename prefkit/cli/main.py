@@ -272,7 +272,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
     for section in ("model", "requests") if name == "generate" else ():
         shown = getattr(recipe, section) if recipe else None
         texts += [f"{section}:", options_table(getattr(config, section.capitalize()), shown, f"{section}."), ""]
-    texts += ["the whole recipe:", options_table(config.Recipe, recipe, only=["background"]), ""]
+    texts += ["the whole recipe:", options_table(config.Recipe, recipe, only=["rounds", "background"]), ""]
     return "\n".join(texts)
 
 
@@ -288,8 +288,11 @@ def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]])
 
 
 def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.config.rounds import check_stage
+
     run = open_run(name, known, flags)
     if known.dry_run:
+        check_stage(run.recipe, run.store, name)
         return dry_run(run, {name: known.limit}, known)
     distributed.group().wait()  # until all processes have read the recipe, which a stage writes
     options = {"controls": known.controls} if name == "train" else {}
@@ -317,10 +320,13 @@ def next_verb(name: str, recipe: Any) -> str:
 
 def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) -> int:
     """Print the plan for the stages in `limits`, then raise the first error, with which the real command would end."""
-    from prefkit.cli.dry_run import plan
+    from prefkit.cli.dry_run import plan, plan_rounds
 
-    names = getattr(known, "name", None) or []
-    rows, error = plan(run.store, run.recipe, limits, names, getattr(known, "controls", False))
+    names, controls = getattr(known, "name", None) or [], getattr(known, "controls", False)
+    several = run.recipe.rounds > 1
+    rows, error = (
+        plan_rounds(run, limits, controls) if several else plan(run.store, run.recipe, limits, names, controls)
+    )
     output.emit(rows, known.json, rows)
     if error is not None:
         raise error

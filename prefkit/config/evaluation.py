@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from prefkit.config.content import runtime
+from prefkit.config.curation import Model
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Eval:
     sets: dict[str, Set] = field(default_factory=dict)
     #: entry of `generate` (use: diffusers or mesh) whose sampling settings are used; null = the first such entry
     generator: str | None = None
+    #: seed of the images; null = that of the generator
+    seed: int | None = None
+    #: model to compare with, by the keys of `model`; null = `model` itself, from which the training started. In the
+    #: recipes of offline rounds, it is the model from which the first round started
+    base: Model | None = None
     #: further guidance values, and step counts, with which the base model is sampled and compared with the tuned models
     base_guidance: list[float] = field(default_factory=list)
     base_steps: list[int] = field(default_factory=list)

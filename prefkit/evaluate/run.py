@@ -71,7 +71,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
                 result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder, real)
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
-            made_with |= {"model": plain(recipe.model), "limit": limit}
+            made_with |= {"model": plain(sets.base_model(recipe, cfg)), "limit": limit}
             result["settings"] = made_with | of_real | _overlap(store, requests, records)
             for text in {row["caveats"][1]: None for _, _, row in real_distances(result) if row["caveats"][1:]}:
                 warn(f"eval {name}: {text}")
@@ -95,9 +95,12 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     encoder_of(cfg)
     if cfg.real is not None:
         real_files(name, cfg)
-    if not recipe.model.base:
-        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    check_generator(recipe.model, settings)
+    base = sets.base_model(recipe, cfg)
+    if not base.base:
+        raise UsageError(
+            f"{'model' if cfg.base is None else f'eval.{name}.base'}.base is not set: give a Hub id, a pipeline folder or a single file."
+        )
+    check_generator(base, settings)
     specs = {alias: spec_from(recipe, alias) for alias in sets.aliases_of(recipe, cfg)}
     for alias in specs:
         dtype_of(recipe.score[alias].dtype)
@@ -143,7 +146,7 @@ def _parts(
 def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: bool = True) -> None:
     check_fingerprint(
         store.eval(name) / "fingerprint.json",
-        {"generator": content(settings), "model": content(recipe.model)},
+        {"generator": content(settings), "model": content(sets.base_model(recipe, recipe.eval[name]))},
         "Give this evaluation another name in the recipe, or remove that folder.",
         fresh=not any(store.eval(name).rglob("part-*.parquet")),
         write=write,

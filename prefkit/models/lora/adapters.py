@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,7 +124,9 @@ def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
     dropout: the copy's dropout, which replaces that of the loaded adapter. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
-    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended here
+        net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
@@ -193,7 +196,23 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
         path,
         metadata={"format": "pt", "lora_adapter_metadata": described, NETWORK: _network(net)},
     )
+    _sort_metadata(path)
     return path
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors file, whose order is otherwise random: equal adapters become equal files.
+
+    The file starts with the length of its header (8 bytes) and the header, JSON padded with spaces.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def _network(net: Any) -> str:
