@@ -57,7 +57,8 @@ class Outfit:
 class Wardrobe:
     """Content of the tables. history: split -> user -> items, oldest first. pool: more outfits for outfits.csv.
 
-    negatives: items that no outfit has and that `fit outfit_compat` may compare an outfit's items with.
+    negatives: items that no outfit has and that `fit outfit_compat` may compare an outfit's items with. chosen: users
+    chose their training outfits, so that these count as interactions.
     """
 
     items: dict[str, Item]
@@ -65,6 +66,7 @@ class Wardrobe:
     history: dict[str, dict[str, list[str]]]
     pool: dict[str, tuple[str, ...]] = field(default_factory=dict)
     negatives: Sequence[str] = ()
+    chosen: bool = True
 
     def liked(self, splits: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Yield (user, item) of the histories of these splits, each once, in the order of the splits."""
@@ -73,8 +75,9 @@ class Wardrobe:
         )
 
     def interactions(self) -> Iterator[tuple[str, str]]:
-        """Yield (user, item) of the training history, then of the training outfits, each once."""
-        worn = ((outfit.user, item) for outfit in self.outfits if outfit.split == TRAIN for item in outfit.items)
+        """Yield (user, item) of the training history, then of the training outfits if they were chosen, each once."""
+        outfits = [outfit for outfit in self.outfits if outfit.split == TRAIN and self.chosen]
+        worn = ((outfit.user, item) for outfit in outfits for item in outfit.items)
         yield from dict.fromkeys([*self.liked([TRAIN]), *worn])
 
     def worn(self) -> Iterator[tuple[str, str]]:

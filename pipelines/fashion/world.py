@@ -190,7 +190,7 @@ def make(users: int, requests: int, outfits: int, seed: int) -> tuple[Wardrobe, 
         for number in range(outfits)
     }
     neutral = [name_of(*piece) for piece in catalogue() if piece[1] in NEUTRAL and piece[2] in WORN]
-    return Wardrobe(items, drawn, {TRAIN: history, TEST: history}, more, neutral), people
+    return Wardrobe(items, drawn, {TRAIN: history, TEST: history}, more, neutral, chosen=False), people
 
 
 @cache

@@ -1,0 +1,70 @@
+"""The recipe of the three experts on a small world: fits, candidates, scores, pairs, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefkit import tiny
+from prefkit.store import Store
+
+ROOT = Path(__file__).parents[2]
+JUDGE = hasattr(tiny, "JUDGE")  # the embedded judge
+EXPERTS = ("quality",) * JUDGE + ("compatibility", "taste", "personal")
+
+
+@pytest.fixture
+def world(fashion, tmp_path, monkeypatch):
+    """tmp_path/fashion, with two requests more: an unknown user, and an outfit without other items."""
+    monkeypatch.chdir(tmp_path)
+    fashion.world.write_world(tmp_path / "fashion", 4, 1, 40)
+    outfits = tmp_path / "fashion" / "outfits.csv"  # without the many neutral items, to save time
+    kept = [line for line in outfits.read_text().splitlines(True) if not line.startswith("only")]
+    outfits.write_text("".join(kept))
+    path = tmp_path / "fashion" / "requests.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    with open(path, "a") as file:
+        for changed in (
+            {"request_id": "stranger", "user": "eve"},
+            {"request_id": "alone", "outfit": [], "colours": []},
+        ):
+            file.write(json.dumps(first | changed) + "\n")
+    return tmp_path
+
+
+def recipe(folder):
+    text = (ROOT / "pipelines/fashion/experts.yaml").read_text().replace('"pipelines/', f'"{ROOT}/pipelines/')
+    text = text.replace("n: 8, steps: 12", "n: 2, steps: 2")
+    if not JUDGE:
+        text = text.replace("  quality: {use: mllm, model: tiny}\n", "").replace("quality: 1, ", "")
+    (folder / "experts.yaml").write_text(text)
+    return folder / "experts.yaml"
+
+
+def test_the_experts_on_a_small_world(world, cli):
+    fits = (
+        ("outfit_compat", "--outfits", "fashion/outfits.csv", "--epochs", 3),
+        ("vbpr", "--interactions", "fashion/interactions.csv", "--items", "fashion/items.csv", "--epochs", 3),
+    )
+    for name, *options in fits:
+        code, _, error = cli("fit", name, *options, "--encoder", "tiny")
+        assert code == 0, error
+    code, _, error = cli("run", "-r", recipe(world))
+    assert code in (0, 3), error  # 3: the failed scores below
+    store = Store(world / "runs/fashion-experts")
+    names = {row["id"]: row["request_id"] for row in store.candidates("own").read(["id", "request_id"]).to_pylist()}
+    assert len(names) == 10  # of the five training requests
+    missing = {"compatibility": {"alone"}, "taste": {"stranger"}, "personal": {"stranger"}}
+    for expert in EXPERTS:
+        rows = store.scores(expert).read().to_pylist()
+        without = {names[row["candidate_id"]] for row in rows if row["value"] is None}
+        assert len(rows) == 10 and without == missing.get(expert, set())
+        assert all(row["error"] for row in rows if row["value"] is None)
+        values = [row["value"] for row in rows if row["value"] is not None]
+        assert len(set(values)) > len(values) // 2  # values, not a constant
+    for pairs in ("ours", "published"):
+        assert (world / "runs/fashion-experts/pairs" / pairs / "spec.json").is_file()
+    rows = store.scores("rule").read().to_pylist()
+    assert {row["value"] for row in rows} <= {0.0, 1.0} and len(rows) == 10
