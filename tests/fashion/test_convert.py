@@ -85,7 +85,7 @@ def test_the_tables_of_an_archive(fashion, archive, tmp_path):
 
 
 def test_prefkit_reads_the_tables(fashion, archive, tmp_path):
-    """As `generate`, `fit vbpr` and `fit outfit_compat` read them."""
+    """With the readers of `generate`, `fit vbpr` and `fit outfit_compat`."""
     from prefkit.config import Requests
     from prefkit.fit.fitters.vbpr import VbprFit
     from prefkit.fit.item_features import Source
