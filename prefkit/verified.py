@@ -20,8 +20,8 @@ def claim(what: str, hashes: Sequence[str]) -> str:
     return f"{what}, sha256 {' '.join(value[:8] for value in hashes)}"
 
 
-def shown(claimed: str | bool) -> str:
-    """Return "needs none", "yes: CLAIM" or "no". Older specs have a bool, which is true only of scorers without weights."""
-    if claimed is True or claimed == NO_WEIGHTS:
+def shown(claimed: str) -> str:
+    """Return "needs none", "yes: CLAIM" or "no"."""
+    if claimed == NO_WEIGHTS:
         return "needs none"
     return f"yes: {claimed}" if claimed else "no"

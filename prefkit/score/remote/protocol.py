@@ -47,7 +47,6 @@ from prefkit.mesh.payload import MARK
 from prefkit.paths import read_regular
 from prefkit.score.contract import SCOPES, checked, read_number, shown
 from prefkit.types import Candidate, Score, ScorerSpec
-from prefkit.verified import NO_WEIGHTS
 
 VERSION = 1
 FLAGS = ("higher_is_better", "evaluation_only")  # of a spec; the other fields but `range` are text
@@ -111,8 +110,6 @@ def decode_hello(message: Any, who: str) -> Hello:
             f"{', '.join(sorted(spec)) or 'none'}."
         )
     spec["version"] = str(spec["version"])
-    if isinstance(spec.get("verified"), bool):  # from an older prefkit, where only scorers without weights had True
-        spec["verified"] = NO_WEIGHTS if spec["verified"] and not spec.get("weights") else ""
     if "range" in spec:
         spec["range"] = _range(spec["range"], who)
     for name, value in spec.items():
