@@ -46,7 +46,7 @@ def world(fashion, tmp_path, monkeypatch):
 
 def recipe(folder):
     text = (ROOT / "pipelines/fashion/experts.yaml").read_text().replace('"pipelines/', f'"{ROOT}/pipelines/')
-    text = text.replace("n: 8, steps: 12", "n: 2, steps: 2")
+    text = text.replace("n: 8, steps: 12", "n: 4, steps: 2")
     if not JUDGE:
         text = text.replace("  quality: {use: mllm, model: tiny}\n", "").replace("quality: 1, ", "")
     (folder / "experts.yaml").write_text(text)
@@ -65,12 +65,12 @@ def test_the_experts_on_a_small_world(world, cli):
     assert code == 3, error  # a fifth of the scores is missing, so that `run` stops before the pairs
     store = Store(world / "runs/fashion-experts")
     names = {row["id"]: row["request_id"] for row in store.candidates("own").read(["id", "request_id"]).to_pylist()}
-    assert len(names) == 10  # of the five training requests
+    assert len(names) == 20  # of the five training requests
     missing = {"compatibility": {"alone"}, "taste": {"stranger"}, "personal": {"stranger"}}
     for expert in EXPERTS:
         rows = store.scores(expert).read().to_pylist()
         without = {names[row["id"]] for row in rows if row["value"] is None}
-        assert len(rows) == 10 and without == missing.get(expert, set())
+        assert len(rows) == 20 and without == missing.get(expert, set())
         assert all(row["error"] for row in rows if row["value"] is None)
         values = [row["value"] for row in rows if row["value"] is not None]
         assert len(set(values)) > len(values) // 2  # values, not a constant
@@ -79,4 +79,4 @@ def test_the_experts_on_a_small_world(world, cli):
     for pairs in ("ours", "published"):
         assert (world / "runs/fashion-experts/pairs" / pairs / "spec.json").is_file()
     rows = store.scores("rule").read().to_pylist()
-    assert {row["value"] for row in rows} <= {0.0, 1.0} and len(rows) == 10
+    assert {row["value"] for row in rows} <= {0.0, 1.0} and len(rows) == 20
