@@ -105,7 +105,7 @@ def _cells(part: Store) -> Iterator[tuple[tuple[str, str, str], str, Row]]:
                     cell = _mean(row["tuned"], row.get("tuned_interval"))
                     key = f"{name}, {set_name}", model, alias + MARKS[row["used_for_pairs"]]
                     yield key, _mean(row["base"], row.get("base_interval")), {"cell": cell, "verdict": row["verdict"]}
-                first = next(iter(scorers.values()), {})
+                first: Row = next(iter(scorers.values()), {})
                 if first.get("diversity_tuned") is not None:
                     key = f"{name}, {set_name}", model, "diversity of images"
                     yield key, _mean(first["diversity_base"]), {"cell": _mean(first["diversity_tuned"])}
