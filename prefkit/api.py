@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Recipe, reader, resolve
+from prefkit.config import Recipe, reader, resolve, rounds
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 from prefkit.output import shell_quoted
@@ -40,6 +41,36 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.store.folder
+
+    # -- offline rounds -------------------------------------------------------------------------------------------
+    def rounds(self) -> Iterator[Run]:
+        """Yield the run of every round of a recipe with `rounds`, in order; run its stages before taking the next one.
+
+        Raises UsageError if the recipe or the folder is unfit for rounds, NotYet if a round's model is not trained.
+        """
+        from prefkit.evaluate.reuse import copy_base
+
+        processes = group()
+        first = self.round(1)
+        rounds.check_folder(self.recipe, self.store)
+        processes.lead(self.begin)
+        for number in range(1, self.recipe.rounds + 1):
+            part = self.round(number)
+            if number > 1:
+                processes.lead(partial(copy_base, first.store, part.store, part.recipe))
+            yield part
+            processes.lead(self.save_recipe)
+
+    def round(self, number: int) -> Run:
+        """Return the run RUN/rounds/NUMBER. Raises UsageError, NotYet if the round before has no trained model."""
+        from prefkit.models.load.trained import trained_model
+
+        trained = rounds.check(self.recipe)
+        if number == 1:
+            return Run(recipe=rounds.recipe_of(self.recipe, 1))
+        before = self.round(number - 1)
+        start = trained_model(before.folder, before.recipe.model, trained)
+        return Run(recipe=rounds.recipe_of(self.recipe, number, start))
 
     # -- stages ---------------------------------------------------------------------------------------------------
     def generate(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
@@ -76,7 +107,8 @@ class Run:
         """
         processes = group()
         reader.set_background(self.recipe.background)
-        new, files = processes.lead(self._begin)
+        rounds.check_stage(self.recipe, self.store, verb)
+        new, files = processes.lead(self.begin)
         self.store = Store(self.recipe.run)
         chosen = resolve.chosen_names(self.recipe, verb, names)
         try:
@@ -97,7 +129,7 @@ class Run:
             if counts.get("failed", 0)
             > getattr(entries[name], "max_failed", math.inf) * max(counts.get("wanted", 0), 1)
         ]
-        processes.lead(lambda: write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe)))
+        processes.lead(self.save_recipe)
         if broken:
             raise TooManyFailures(
                 f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). "
@@ -106,15 +138,18 @@ class Run:
             )
         return results
 
-    def _begin(self) -> tuple[bool, list[str]]:
+    def begin(self) -> tuple[bool, list[str]]:
         """Create the run folder. Returns (True if the run is new, names of the files that the folder already held)."""
         new, folder = not self.store.exists(), self.store.folder
         files = [path.name for path in folder.iterdir()] if new and folder.exists() else []
         self.store = Store.create(self.recipe.run)
-        saved = self.store.folder / "recipe.yaml"
-        if not saved.exists():
-            write_atomic(saved, reader.dump(self.recipe))
+        if not (self.store.folder / "recipe.yaml").exists():
+            self.save_recipe()
         return new, files
+
+    def save_recipe(self) -> None:
+        """Write RUN/recipe.yaml."""
+        write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe))
 
     def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
         stage = _stage(verb)

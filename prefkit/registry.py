@@ -57,7 +57,7 @@ def _source(kind: str, name: str) -> ast.Module:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """Return the constants in a built-in scorer's ScorerSpec (licence, verified), and its VERIFIED, from its source code."""
+    """Return the constants in a built-in scorer's ScorerSpec (licence, verified) and its VERIFIED, without importing it."""
     tree = _source(kind, name)
     assigned = (n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "VERIFIED")
     known = [("VERIFIED", ast.literal_eval(node.value)) for node in assigned]

@@ -103,7 +103,7 @@ class Score:
 class ScorerSpec:
     """The definition of a score. Two specs that differ in any field but `verified` define two different scores.
 
-    verified: the published weights with which this scorer was verified, with their hash (see prefkit/verified.py);
+    verified: the published weights with which the scorer was verified, and their hashes (see prefkit/verified.py);
     "no weights" if it has none, "" if it was not verified.
     """
 

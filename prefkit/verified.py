@@ -1,11 +1,11 @@
 """Claims that a scorer was verified with published weights: the texts of `ScorerSpec.verified`.
 
-A claim belongs to weight files. A scorer whose weights were verified has a constant
+A claim holds for certain weight files only. The module of a scorer that was verified has a constant
 
     VERIFIED = {"NAME OF THE WEIGHTS, PACKAGE VERSION": ("SHA-256 of a file", ...)}
 
-in its file, and its spec has the claim only if the files that it loads have these hashes (`verified_as` in
-prefkit/score/embed/weights.py). tests/weights/ holds the tests behind each entry.
+The scorer's spec has the claim only if the files that it loads have these hashes (`verified_as` in
+prefkit/score/embed/weights.py). tests/weights/ holds the tests on which each entry is based.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def claim(what: str, hashes: Sequence[str]) -> str:
 
 
 def shown(claimed: str) -> str:
-    """Return "needs none", "yes: CLAIM" or "no"."""
-    if claimed == NO_WEIGHTS:
+    """Return a claim as tables show it: "needs none" (of weights), "yes: CLAIM" or "no". Older runs have a bool."""
+    if claimed in (NO_WEIGHTS, True):
         return "needs none"
     return f"yes: {claimed}" if claimed else "no"

@@ -6,8 +6,10 @@ import torch
 
 
 def saved(folder, name, seed=0, **more):
-    """A seeded model of torchvision, and the file of its weights. BatchNorm's statistics are those of two random images,
-    without which the features would vanish."""
+    """Return a seeded model of torchvision and the file of its weights.
+
+    BatchNorm's statistics come from two random images; with the initial statistics, the features would vanish.
+    """
     from torchvision import models
 
     with torch.random.fork_rng(), torch.no_grad():

@@ -4,9 +4,11 @@
 
 Downloads the wheels of mediapipe 0.10.21 (36 MB) and pybullet 3.2.7 (103 MB) with pip, without their dependencies, and
 unpacks 17 files (11 MB) into CACHE. Nothing is installed: mediapipe needs numpy < 2, and its own code is not used. Every
-file is checked against its sha256. With --from, a folder
-that already holds the wheels, nothing is downloaded. With --networks, only the pose networks are fetched (9 MB), which the
-scorer `person` needs.
+file is checked against its SHA-256.
+
+    --from WHEELS  read the wheels from this folder instead of downloading them
+    --networks     unpack only the two pose networks (9 MB), which the scorer `person` needs
+
 Licences: MediaPipe Apache-2.0; Bullet zlib; its humanoid clips, which come from DeepMimic, MIT.
 """
 
@@ -104,7 +106,7 @@ def unpack(wheel: str, folder: Path, cache: Path) -> None:
 
 
 def fetch(cache: Path, wheels: Path | None = None, names: Iterable[str] = FILES) -> None:
-    """Put every named file of FILES that is not yet there into the cache, from `wheels` or from a download."""
+    """Put the files `names` that the cache lacks into it, from the folder `wheels` or from a download."""
     cache.mkdir(parents=True, exist_ok=True)
     for wheel in sorted({FILES[name][0] for name in names if not is_whole(cache / name)}):
         if wheels:

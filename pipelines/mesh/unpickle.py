@@ -1,16 +1,17 @@
-"""Convert a pickle file that you trust into plain arrays, which `prefkit import --as mesh` reads.
+"""Convert a pickle file into plain arrays, which `prefkit import --as mesh` reads.
 
     python pipelines/mesh/unpickle.py dataset.npz plain.npz
 
-Unpickling can run any code that the file's author chose, so prefkit itself never does it. The input is an .npz that
-needs pickle (such as HumanData) or a .pkl (such as 3DPW's). Dictionaries are flattened with dots
-(smpl.body_pose), lists of equal shape become one array, and what is neither numbers nor text is left out and listed.
+Unpickling can run any code that the file's author chose, so prefkit itself never does it, and this script reads only
+dictionaries, lists, text, numbers and arrays (pipelines/pickles.py). The input is an .npz that needs pickle (such as
+HumanData) or a .pkl (such as 3DPW's). Dictionaries are flattened with dots (smpl.body_pose), lists of equal shape become one
+array, and the rest is left out and listed.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,28 @@ from typing import Any
 
 import numpy as np
 
+from prefkit.hub.importing.arrays import DAMAGE, Arrays
+from prefkit.paths import read_regular
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pickles import MAX_FILE, member, unpickle
+
 
 def load(path: Path) -> Any:
-    """Unpickle a file."""
-    if path.suffix.lower() == ".npz":
-        with np.load(path, allow_pickle=True) as file:
-            return dict(file)
-    with open(path, "rb") as file:
-        return pickle.load(file, encoding="latin1")  # latin1: files that Python 2 wrote
+    """Unpickle a file. Raises ValueError for anything but plain data, and OSError."""
+    if path.suffix.lower() != ".npz":
+        return unpickle(read_regular(path, MAX_FILE))
+    with Arrays(path) as arrays:
+        pickled = set(arrays.pickled())
+        return {name: _pickled(arrays, name) if name in pickled else arrays.whole(name) for name in arrays.columns}
+
+
+def _pickled(arrays: Arrays, name: str) -> Any:
+    try:
+        data = arrays.zip.read(arrays.columns[name].member)
+    except DAMAGE as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
+    return member(io.BytesIO(data), len(data))
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,9 +66,10 @@ def plain(value: Any) -> np.ndarray | None:
 def main(source: Path, target: Path) -> int:
     try:
         loaded = load(source)
-    except Exception as error:  # an import of the library that wrote the file, or any error of unpickling
+    except (ValueError, OSError) as error:
         return fail(
-            f"{source} cannot be unpickled ({type(error).__name__}: {error}). Install the library that wrote it."
+            f"{source} cannot be converted: {error}. Load it with the library that wrote it, and save its arrays with "
+            "numpy.savez."
         )
     if not isinstance(loaded, dict):
         return fail(f"{source} holds a {type(loaded).__name__}, not a dictionary of arrays.")
@@ -76,7 +92,7 @@ def fail(text: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="IN", help="an .npz or .pkl file that you trust")
+    parser.add_argument("source", type=Path, metavar="IN", help="an .npz or .pkl file")
     parser.add_argument("target", type=Path, metavar="OUT", help="the .npz file to write")
     given = parser.parse_args()
     sys.exit(main(given.source, given.target))

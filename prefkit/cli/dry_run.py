@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Recipe
 from prefkit.config.resolve import chosen_names
@@ -18,6 +18,9 @@ from prefkit.errors import NotYet, PrefkitError, StoreError, UsageError
 from prefkit.output import duration
 from prefkit.store import Store
 from prefkit.store.files import read_json
+
+if TYPE_CHECKING:
+    from prefkit.api import Run
 
 Row = dict[str, Any]
 
@@ -52,6 +55,34 @@ def plan(
                     first = first or wrong or error
             rows.append(row)
     return rows, first
+
+
+def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> tuple[list[Row], PrefkitError | None]:
+    """Return (rows, first error) for offline rounds, as `plan` does for one run.
+
+    A round after an unfinished one can only be described: its candidates and pairs do not exist yet.
+    """
+    rows: list[Row] = []
+    last: list[Row] = []
+    for number in range(1, run.recipe.rounds + 1):
+        try:
+            part = run.round(number)
+        except NotYet:
+            last = [{**{key: row.get(key) for key in ("stage", "name")}, **_later(row, number)} for row in last]
+            rows += [{"round": number, **row} for row in last]
+            continue
+        last, error = plan(part.store, part.recipe, limits, (), controls)
+        rows += [{"round": number, **row} for row in last]
+        if error is not None:
+            return rows, error
+    return rows, None
+
+
+def _later(row: Row, number: int) -> Row:
+    """Return the known cells of a row in a later round: generate and train have the same work in every round."""
+    wanted = row["wanted"] if "wanted" in row and row["stage"] in ("generate", "train") else None
+    known = {} if wanted is None else {"wanted": wanted, "to do": wanted}
+    return {**known, "missing": f"starts from the model of round {number - 1}, which is not trained yet"}
 
 
 def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None:

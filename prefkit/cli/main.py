@@ -272,7 +272,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
     for section in ("model", "requests") if name == "generate" else ():
         shown = getattr(recipe, section) if recipe else None
         texts += [f"{section}:", options_table(getattr(config, section.capitalize()), shown, f"{section}."), ""]
-    texts += ["the whole recipe:", options_table(config.Recipe, recipe, only=["background"]), ""]
+    texts += ["the whole recipe:", options_table(config.Recipe, recipe, only=["rounds", "background"]), ""]
     return "\n".join(texts)
 
 
@@ -288,8 +288,11 @@ def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]])
 
 
 def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.config.rounds import check_stage
+
     run = open_run(name, known, flags)
     if known.dry_run:
+        check_stage(run.recipe, run.store, name)
         return dry_run(run, {name: known.limit}, known)
     distributed.group().wait()  # until all processes have read the recipe, which a stage writes
     options = {"controls": known.controls} if name == "train" else {}
@@ -301,6 +304,8 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     output.emit(counts, known.json, rows_of(name, counts))
     if name in NOTES:
         output.note(NOTES[name])
+    if name == "eval":
+        note_distances(list(counts.values()))
     output.hint(f"next: prefkit {next_verb(name, run.recipe)} {output.shell_quoted(run.folder)}")
     return 0
 
@@ -315,14 +320,26 @@ def next_verb(name: str, recipe: Any) -> str:
 
 def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) -> int:
     """Print the plan for the stages in `limits`, then raise the first error, with which the real command would end."""
-    from prefkit.cli.dry_run import plan
+    from prefkit.cli.dry_run import plan, plan_rounds
 
-    names = getattr(known, "name", None) or []
-    rows, error = plan(run.store, run.recipe, limits, names, getattr(known, "controls", False))
+    names, controls = getattr(known, "name", None) or [], getattr(known, "controls", False)
+    several = run.recipe.rounds > 1
+    rows, error = (
+        plan_rounds(run, limits, controls) if several else plan(run.store, run.recipe, limits, names, controls)
+    )
     output.emit(rows, known.json, rows)
     if error is not None:
         raise error
     return 0
+
+
+def note_distances(results: list[dict[str, Any]]) -> None:
+    """Print the distances to real images, if an evaluation measured them, and what the values depend on."""
+    from prefkit.evaluate.summary import distance_rows, real_distances
+
+    if rows := distance_rows(results):
+        caveat = next(row["caveats"][0] for result in results for _, _, row in real_distances(result))
+        output.note(f"{output.table(rows)}\n{caveat}")
 
 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:

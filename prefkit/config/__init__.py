@@ -39,6 +39,11 @@ __all__ = [
 class Recipe:
     #: folder of the run
     run: str = ""
+    #: offline rounds of `prefkit run`: each makes candidates with the model of the round before, scores and pairs them,
+    #: continues the training (its reference is the model at the start of the round) and compares the result with
+    #: `model`. Round K is the run folder RUN/rounds/K; 1 = no rounds. Rounds of sampling within a training (DDPO,
+    #: D3PO) are set by train.NAME.online
+    rounds: int = 1
     model: Model = field(default_factory=Model)
     requests: Requests = field(default_factory=Requests)
     generate: dict[str, Generate] = field(default_factory=dict)

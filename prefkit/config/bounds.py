@@ -72,6 +72,7 @@ GROUPS: tuple[tuple[Bound, str], ...] = (
 BOUNDS = {name: bound for bound, names in GROUPS for name in names.split()}
 #: exceptions: (class, field) -> its bound
 OF_CLASS = {
+    ("Recipe", "rounds"): Bound(1, 100),
     ("Generate", "steps"): FEW,
     ("Online", "steps"): FEW,
     ("Compare", "most"): STEPS,

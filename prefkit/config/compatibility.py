@@ -128,6 +128,10 @@ EVAL: Rows = {
     "base_guidance is {entry.base_guidance}, but the generator mesh has no guidance. Remove the key.": (
         lambda c: c.generator.use == "mesh" and c.entry.base_guidance
     ),
+    "real is {entry.real}, but encoder is unset, and distances to real images are distances between embeddings. Set "
+    "encoder, for example to ViT-L-14-336 with encoder_pretrained: openai.": (
+        lambda c: c.entry.real is not None and c.entry.encoder is None
+    ),
 }
 TRAIN: Rows = {
     "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an "
@@ -232,7 +236,24 @@ WARNINGS: Rows = {
         lambda c: c.online and c.compares and c.objective.shape == "step" and c.online.samples < STEADY
     ),
 }
+#: offline rounds; the entry is the only one under `train`
+ROUNDS: Rows = {
+    ".rounds is {c.recipe.rounds}, but the training is online ({entry.objective.use}) and has rounds of its own. Remove "
+    "`rounds`, and set train.NAME.online.rounds instead.": lambda c: c.online,
+    ".rounds is {c.recipe.rounds}, but an entry under `generate` names a trained model. Remove its key `model`: each "
+    "round samples the model of the round before.": lambda c: any(g.model for g in c.recipe.generate.values()),
+    ".rounds is {c.recipe.rounds}, but no entry under `generate` samples the trained model. Add one with use: diffusers "
+    "or use: mesh.": lambda c: first_sampler(c.recipe) is None,
+    ".rounds is {c.recipe.rounds}, but the training does not learn from an entry under `pair` of this recipe, so all "
+    "rounds would have the same pairs. Set train.NAME.pairs to such an entry.": lambda c: (
+        c.entry.pairs not in c.recipe.pair
+    ),
+    ".rounds is {c.recipe.rounds} and model.adapters is set, but the training adds a second adapter, and the next round "
+    "can only continue a single one. Set train.NAME.lora.resume to true, or fuse the adapter into the base "
+    "(fuse_lora, save_pretrained).": lambda c: c.model.adapters and c.entry.lora and not c.entry.lora.resume,
+}
 TABLE = {
+    "rounds": ROUNDS,
     "generate": {**MESH, **GENERATE, **MODEL},
     "compare": COMPARE,
     "pair": PAIR,

@@ -157,8 +157,8 @@ class Pair:
     top_pairs: int | None = None
     #: entries of `generate` whose candidates are paired; empty = all
     generators: list[str] = field(default_factory=list)
-    #: condition on scores, index, seed or generator that candidates must meet to be paired, such as "nsfw < 0.5"; a
-    #: candidate without a score in it is not paired; empty = all
+    #: pair only candidates that meet this condition on scores, index, seed or generator, such as "nsfw < 0.5"; candidates
+    #: that lack one of its scores are dropped; empty = pair all
     filter: str = ""
     #: duplicates to drop within a request: near (images that look the same) | exact (the same bytes) | keep (none)
     duplicates: str = "near"

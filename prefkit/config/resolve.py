@@ -147,7 +147,7 @@ def _as_named(tree: Mapping[str, Any], key: str) -> str:
 def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Sequence[str]) -> str | None:
     """Return the full recipe key of a flag; None if the flag only selects entries."""
     first, _, rest = key.partition(".")
-    if first in SECTIONS and (rest or first in ("run", "background")):
+    if first in SECTIONS and (rest or first in ("run", "rounds", "background")):
         return key
     if verb not in NAMED:
         raise UsageError(f"--{key}: unknown flag.{nearest(first, SECTIONS)} Write a recipe key as --section.key VALUE.")

@@ -21,8 +21,8 @@ class Lora:
     rank: int = 16
     #: alpha of the adapter; null = rank
     alpha: float | None = None
-    #: names of the layers that get an adapter; empty = the attention projections (of a mesh
-    #: model: film, up and down)
+    #: names of the layers that get an adapter; empty = the attention projections; in a mesh
+    #: model, the layers film, up and down
     targets: list[str] = field(default_factory=list)
     dropout: float = 0.0
     #: continue training the model's only adapter, with a frozen copy of it as the reference, instead of adding an

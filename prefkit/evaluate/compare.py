@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EMPTY = dict.fromkeys(
-    ["base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "minimum_detectable", "best_of_n"], None
+    [
+        "base",
+        "tuned",
+        "base_interval",
+        "tuned_interval",
+        "win_rate",
+        "ci_low",
+        "ci_high",
+        "tie_share",
+        "minimum_detectable",
+        "best_of_n",
+    ],
+    None,
 )
 
 
@@ -30,7 +42,8 @@ def compare(
 
     A pair is the base score and the tuned score of one request and index, both finite. A request without a pair is
     left out and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the paired
-    seeds, in the scorer's own units and direction; in all other numbers, higher is better. Base scores without a tuned
+    seeds, in the scorer's own units and direction, and `base_interval` and `tuned_interval` their 95 % bootstrap
+    intervals [low, high]; in all other numbers, higher is better. Base scores without a tuned
     partner enter only `best_of_n`: there, the tuned mean of a request is the mean of all its base scores plus the
     paired gain, so that the base compared with itself gives N = 1 for any number of base samples. `best_of_requests` is
     the number of requests that `best_of_n` is computed from. Raises StoreError if a table contains a request and index
@@ -50,9 +63,12 @@ def compare(
     groups = dict(tuple(left.groupby("request_id").value))
     drawn = [sign * groups[name].to_numpy(np.float64) for name in names]
     gain = statistics.request_means(b - a, codes)
+    base_means, tuned_means = (sign * statistics.request_means(values, codes) for values in (a, b))
     return {
-        "base": sign * float(statistics.request_means(a, codes).mean()),
-        "tuned": sign * float(statistics.request_means(b, codes).mean()),
+        "base": float(base_means.mean()),
+        "tuned": float(tuned_means.mean()),
+        "base_interval": list(statistics.bootstrap_interval(base_means, samples, seed)),
+        "tuned_interval": list(statistics.bootstrap_interval(tuned_means, samples, seed)),
         "win_rate": float(wins.mean()),
         "ci_low": low,
         "ci_high": high,

@@ -1,4 +1,4 @@
-"""Distances between an evaluation's images: within a request, and from base to tuned model at the same seed."""
+"""Distances of an evaluation's images: within a request, from base to tuned model at the same seed, and to real images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from prefkit.config import Eval
 from prefkit.distributed import device_of
+from prefkit.evaluate.set_distances import CAVEAT, RESAMPLES, bias, compare_sets, unit
 from prefkit.score.diversity import Embeddings, Thumbnails, mean_cosine_diversity, mean_diversity, rms, thumbnail
 from prefkit.store import Store
 
@@ -18,46 +19,70 @@ if TYPE_CHECKING:
 
     from prefkit.score.embed.encoder import Encoder
 
-DRAWN = 64  # px of a mesh that was not rendered, drawn to measure how much models and seeds differ
+DRAWN = 64  # px per side of the pictures that are drawn of unrendered meshes, only to measure distances
 Keyed = tuple[tuple[str, int], "Image"]
 
 
 def encoder_of(cfg: Eval) -> Encoder | None:
-    """Return the encoder of eval.NAME.diversity; None for pixels. Raises UsageError for one without weights."""
+    """Return the encoder of eval.NAME.encoder; None without one. Raises UsageError if its weights are unset or missing."""
     from prefkit.score.embed.encoder import Encoder
 
-    return None if cfg.diversity == "pixels" else Encoder(cfg.diversity, cfg.diversity_pretrained, needs_text=False)
+    return None if cfg.encoder is None else Encoder(cfg.encoder, cfg.encoder_pretrained, needs_text=False)
 
 
 def distances(
-    cfg: Eval, encoder: Encoder | None, generator: str, opened: Mapping[str, Store], requests: set[str]
+    cfg: Eval,
+    encoder: Encoder | None,
+    generator: str,
+    opened: Mapping[str, Store],
+    requests: set[str],
+    real: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return {model: distances from and within base and model} for all models but the base. opened: folders by model.
+    """Return, for each model but the base, the diversity of base and model and the distance between the two.
 
-    With an encoder, `encoder_diversity` has its name and the diversity of base and model in its embeddings.
+    opened: run folders by model. With an encoder, `encoder_diversity` holds its name and both diversities in its embeddings.
+    With embeddings of real images, [m, D], `real_distance` has the distances of base and model to them.
     """
     folders = {model: (folder, generator, requests, cfg.seeds) for model, folder in opened.items()}
     seen = {model: {key: thumbnail(image) for key, image in images(*folder)} for model, folder in folders.items()}
     pixels = {model: mean_diversity(thumbnails) for model, thumbnails in seen.items()}
-    embedded = {}
+    vectors = {}
     if encoder is not None:
         encoder.load(device_of(cfg.device), "float32")
         vectors = {model: _embeddings(encoder, images(*folder), cfg.batch_size) for model, folder in folders.items()}
-        embedded = {model: mean_cosine_diversity(rows) for model, rows in vectors.items()}
+    embedded = {model: mean_cosine_diversity(_units(rows)) for model, rows in vectors.items()}
     result: dict[str, dict[str, Any]] = {}
     for model in [model for model in opened if model != "base"]:
         result[model] = {"diversity_base": pixels["base"], "diversity_tuned": pixels[model]}
         result[model] |= {"moved": moved(seen["base"], seen[model]), "seed_distance": pixels["base"]}
         if embedded:
             both = {"base": embedded["base"], "tuned": embedded[model]}
-            result[model]["encoder_diversity"] = {"encoder": cfg.diversity} | both
+            result[model]["encoder_diversity"] = {"encoder": cfg.encoder} | both
+        if real is not None:
+            apart = real_distance(vectors["base"], vectors[model], real, cfg.bootstrap)
+            result[model]["real_distance"] = {"encoder": cfg.encoder} | apart
     return result
+
+
+def real_distance(base: Embeddings, tuned: Embeddings, real: np.ndarray, samples: int) -> dict[str, Any]:
+    """Return {n, n_real, n_requests, width, frechet, cmmd, caveats} of images that both models made.
+
+    n: images of each model, paired by request and seed; n_real: real images; width: numbers of an embedding; frechet and
+    cmmd: see `compare_sets`; caveats: sentences on what the values depend on, and on a large bias.
+    """
+    keys = sorted(base.keys() & tuned.keys())
+    codes = np.unique([request for request, _ in keys], return_inverse=True)[1]
+    rows = [np.array([own[key] for key in keys]).reshape(-1, real.shape[1]) for own in (base, tuned)]
+    counts = {"n": len(keys), "n_real": len(real), "n_requests": len(np.unique(codes)), "width": real.shape[1]}
+    large = bias(len(keys), len(real), real.shape[1])
+    caveats = {"caveats": [CAVEAT, large] if large else [CAVEAT]}
+    return counts | compare_sets(rows[0], rows[1], real, codes, min(max(samples, 2), RESAMPLES)) | caveats
 
 
 def images(store: Store, generator: str, requests: set[str], seeds: int) -> Iterator[Keyed]:
     """Yield ((request id, index), image) for the readable images of these requests with index < seeds.
 
-    Meshes that were not rendered are drawn.
+    A mesh without a stored image is drawn.
     """
     from prefkit.mesh.picture import picture_of_payload
 
@@ -82,7 +107,7 @@ def _embeddings(encoder: Encoder, keyed: Iterator[Keyed], size: int) -> Embeddin
 
     def flush() -> None:
         if batch:
-            rows.update(zip(batch, encoder.images(list(batch.values())).cpu().numpy()))
+            rows.update(zip(batch, encoder.images(list(batch.values()), normalize=False).cpu().numpy()))
             batch.clear()
 
     for key, image in keyed:
@@ -91,6 +116,10 @@ def _embeddings(encoder: Encoder, keyed: Iterator[Keyed], size: int) -> Embeddin
             flush()
     flush()
     return rows
+
+
+def _units(rows: Embeddings) -> Embeddings:
+    return dict(zip(rows, unit(np.stack(list(rows.values()))))) if rows else {}
 
 
 def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:

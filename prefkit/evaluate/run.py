@@ -14,7 +14,9 @@ from prefkit.evaluate import sets
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.distances import distances, encoder_of
+from prefkit.evaluate.real_images import real_embeddings, real_files
 from prefkit.evaluate.statistics import verdict
+from prefkit.evaluate.summary import real_distances
 from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
 from prefkit.generate.run import checked as checked_generate
@@ -28,6 +30,7 @@ from prefkit.store.table import check_fingerprint
 from prefkit.types import Request
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from prefkit.score.embed.encoder import Encoder
@@ -40,8 +43,8 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     """Evaluate recipe.eval[name], write eval/NAME/result.json atomically, and return its content.
 
     limit: maximum number of requests per set. Existing candidates and scores are reused. Raises UsageError for an unknown
-    evaluation, model or scorer or a set without requests, and FingerprintError if eval/NAME was made with a different
-    base model or generator.
+    evaluation, model or scorer and for a set without requests. Raises FingerprintError if eval/NAME was made with a
+    different base model or generator.
     """
     cfg, generator, settings, specs = check(recipe, name)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
@@ -50,7 +53,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     used = partial(sets.used_for_pairs, recipe, records)
     processes = group()
     with processes.held(store.lock(f"eval/{name}")):
-        processes.lead(lambda: _claim(store, recipe, name, settings))
+        processes.lead(lambda: _begin(store, recipe, name, settings))
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
             note(f"eval {name}: model {where.name} on {len(members)} requests of set {where.parent.name}")
@@ -59,16 +62,19 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         def write_result() -> dict[str, Any]:
             result: dict[str, Any] = {"sets": {}}
             bases, encoder = {}, encoder_of(cfg)
+            real, of_real = _real(store, name, cfg)
             usable, left_out = list(specs), dict[str, str]()
             for set_name, members in requests.items():
                 opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
                 bases[set_name] = opened["base"]
                 usable, left_out = comparable(opened["base"], list(specs))
-                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder)
+                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder, real)
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
-            made_with |= {"model": plain(recipe.model), "limit": limit}
-            result["settings"] = made_with | _overlap(store, requests, records)
+            made_with |= {"model": plain(sets.base_model(recipe, cfg)), "limit": limit}
+            result["settings"] = made_with | of_real | _overlap(store, requests, records)
+            for text in {row["caveats"][1]: None for _, _, row in real_distances(result) if row["caveats"][1:]}:
+                warn(f"eval {name}: {text}")
             online = {n for n, train in recipe.train.items() if train.online is not None}
             result["controls"] = sets.controls_report(cfg, jobs, online, guided=settings.use != "mesh")
             write_json(store.eval(name) / "result.json", result)
@@ -87,9 +93,14 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     generator, settings = sets.settings_of(recipe, cfg)
     compatibility.check("generate", generator, recipe)
     encoder_of(cfg)
-    if not recipe.model.base:
-        raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    check_generator(recipe.model, settings)
+    if cfg.real is not None:
+        real_files(name, cfg)
+    base = sets.base_model(recipe, cfg)
+    if not base.base:
+        raise UsageError(
+            f"{'model' if cfg.base is None else f'eval.{name}.base'}.base is not set: give a Hub id, a pipeline folder or a single file."
+        )
+    check_generator(base, settings)
     specs = {alias: spec_from(recipe, alias) for alias in sets.aliases_of(recipe, cfg)}
     for alias in specs:
         dtype_of(recipe.score[alias].dtype)
@@ -135,11 +146,26 @@ def _parts(
 def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: bool = True) -> None:
     check_fingerprint(
         store.eval(name) / "fingerprint.json",
-        {"generator": content(settings), "model": content(recipe.model)},
+        {"generator": content(settings), "model": content(sets.base_model(recipe, recipe.eval[name]))},
         "Give this evaluation another name in the recipe, or remove that folder.",
         fresh=not any(store.eval(name).rglob("part-*.parquet")),
         write=write,
     )
+
+
+def _begin(store: Store, recipe: Recipe, name: str, settings: Generate) -> None:
+    """Claim the folder, and encode the real images, so that an unreadable one is reported before anything is sampled."""
+    _claim(store, recipe, name, settings)
+    _real(store, name, recipe.eval[name])
+
+
+def _real(store: Store, name: str, cfg: Eval) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Return the embeddings of eval.NAME.real and {"real": their record}; (None, {}) without real images."""
+    encoder = encoder_of(cfg)
+    if cfg.real is None or encoder is None:
+        return None, {}
+    rows, record = real_embeddings(name, cfg, encoder, store.folder / "eval" / ".cache")
+    return rows, {"real": record}
 
 
 def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
@@ -172,17 +198,18 @@ def assess(
     requests: list[Request],
     aliases: list[str],
     encoder: Encoder | None,
+    real: np.ndarray | None,
 ) -> dict[str, Any]:
     """Return {model: {scorer: row}}, comparing each model with the base on one set. opened: run folders by model."""
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     result: dict[str, Any] = {}
-    for model, apart in distances(cfg, encoder, generator, opened, wanted).items():
+    for model, measured in distances(cfg, encoder, generator, opened, wanted, real).items():
         folder = opened[model]
         result[model] = {}
         for alias in aliases:
             frames = [values(place, generator, alias, wanted) for place in (base, folder)]
-            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, apart)
+            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, measured)
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
             result[model][alias] = row | {"aspects": compare_aspects(*tables)}
     return result
@@ -194,14 +221,17 @@ def assess_scorer(
     names: tuple[str, str],
     frames: list[pd.DataFrame],
     spec: dict[str, Any],
-    apart: dict[str, Any],
+    measured: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return one row of the result. names: (model, scorer); frames: score tables of base and model; apart: `distances`."""
+    """Return one row of the result.
+
+    names: (model, scorer). frames: score tables of base and model. measured: the model's entry of `distances`.
+    """
     base, tuned = frames
     higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
     # earlier, larger evaluations may have left further images of some requests here
     base, tuned = base[base["index"] < max(cfg.seeds, cfg.best_of)], tuned[tuned["index"] < cfg.seeds]
-    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | apart
+    row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | measured
     row |= {"used_for_pairs": used(*names, only), "evaluation_only": only, "higher_is_better": higher}
     word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
     return row | {"verdict": word}

@@ -68,7 +68,14 @@ def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
     """Return (name, settings) of the generator that the evaluation samples with."""
     name = cfg.generator or compatibility.first_sampler(recipe)
     assert name is not None  # compatibility.check("eval") comes first
-    return name, replace(recipe.generate[name], model=None, device=cfg.device, batch_size=cfg.batch_size)
+    settings = recipe.generate[name]
+    seed = settings.seed if cfg.seed is None else cfg.seed
+    return name, replace(settings, model=None, seed=seed, device=cfg.device, batch_size=cfg.batch_size)
+
+
+def base_model(recipe: Recipe, cfg: Eval) -> Model:
+    """Return the model that the trained models are compared with."""
+    return recipe.model if cfg.base is None else cfg.base
 
 
 def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> dict[str, tuple[Model, Generate]]:
@@ -77,16 +84,17 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
     These are the base, the trained models and their existing controls, and the base with the guidances and step counts
     of eval.base_guidance and eval.base_steps. Raises UsageError for a model without a trained result.
     """
-    jobs = {"base": (recipe.model, settings)}
+    base = base_model(recipe, cfg)
+    jobs = {"base": (base, settings)}
     for name in cfg.models:
         jobs[name] = (trained_model(store.folder, recipe.model, name), settings)
         for control in control_names(name):
             if (store.train(control) / "final").exists():
                 jobs[control] = (trained_model(store.folder, recipe.model, control), settings)
     for guidance in cfg.base_guidance:
-        jobs[f"base-g{float(guidance)}"] = (recipe.model, replace(settings, guidance=float(guidance)))
+        jobs[f"base-g{float(guidance)}"] = (base, replace(settings, guidance=float(guidance)))
     for steps in cfg.base_steps:
-        jobs[f"base-s{steps}"] = (recipe.model, replace(settings, steps=steps))
+        jobs[f"base-s{steps}"] = (base, replace(settings, steps=steps))
     return jobs
 
 
@@ -105,7 +113,7 @@ def controls_report(
     """Return which kinds of controls the evaluation has, and a list of the missing ones under `missing`.
 
     online: models trained online, which have no controls because they have neither pairs to flip nor winners to
-    imitate. guided: False if the generator has no guidance, as that of meshes.
+    imitate. guided: False if the generator has no guidance (the generator of meshes).
     """
     report: dict[str, Any] = {}
     missing = []

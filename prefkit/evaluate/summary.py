@@ -8,6 +8,7 @@ from typing import Any
 ORDER = (False, None, True)
 MARKS = {True: "*", False: "", None: "?"}
 JUDGES = {True: "training signal", False: "held out", None: "unknown"}
+MEASURES = {"frechet": "Fréchet", "cmmd": "CMMD"}
 NUMBERS = ("base", "tuned", "win_rate", "ci_low", "ci_high", "tie_share", "n_requests")
 
 
@@ -39,6 +40,31 @@ def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         interval = f"{_short(row['win_rate'])} [{_short(row['ci_low'])}, {_short(row['ci_high'])}]"
         rows.append(shown | {"wins [95 %]": interval, "verdict": row["verdict"]})
     return rows
+
+
+def distance_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per set, model and distance to real images: base, tuned, and their difference with its interval."""
+    return [
+        {"set": set_name, "model": model, f"distance by {row['encoder']}": label}
+        | {key: _short(row[measure][key]) for key in ("base", "tuned")}
+        | {"tuned - base [95 %]": _interval(row[measure]), "images": row["n"], "real": row["n_real"]}
+        for result in results
+        for set_name, model, row in real_distances(result)
+        for measure, label in MEASURES.items()
+    ]
+
+
+def real_distances(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (set, model, its `real_distance`), which is the same for all scorers of a model."""
+    seen = set()
+    for set_name, model, _, row in _rows(result):
+        if (set_name, model) not in seen and row.get("real_distance"):
+            seen.add((set_name, model))
+            yield set_name, model, row["real_distance"]
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{_short(row['difference'])} [{_short(row['ci_low'])}, {_short(row['ci_high'])}]"
 
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:

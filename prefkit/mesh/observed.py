@@ -1,9 +1,13 @@
 """The body in a request's picture: a keypoint and a confidence for each joint, the box and the camera.
 
-A request's keys (in px of the picture): `keypoints2d`, a list of [x, y, confidence], the confidence from 0 (not detected)
-to 1; `keypoint_names`, one of CONVENTIONS, `joints` (the candidate's own) or a list of names; `bbox` [x, y, w, h], by default
-the extent of the keypoints; and `camera`; without it, joints are projected by the weak-perspective camera that fits the
-keypoints best. For invalid values, functions raise ValueError with the reason.
+A request's keys, in px of the picture:
+
+    keypoints2d     list of [x, y, confidence]; the confidence is from 0 (not detected) to 1
+    keypoint_names  one of CONVENTIONS, `joints` (the candidate's own order) or a list of names
+    bbox            [x, y, w, h], by default the extent of the keypoints
+    camera          by default, the weak-perspective camera that fits the keypoints best
+
+For invalid values, the functions raise ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ CONVENTIONS: dict[str, tuple[str, ...]] = {
 ROOTS = (("LeftUpLeg", "RightUpLeg"), ("left_hip", "right_hip"), ("Hips",), ("pelvis",))
 
 
-ROUNDING = 1e-4  # a confidence that exceeds 0..1 by less is a rounding error
+ROUNDING = 1e-4  # a confidence outside of 0..1 by at most this much is clipped, as a rounding error
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,10 @@ def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
 
 
 def keypoints_of(extra: Mapping[str, Any]) -> np.ndarray:
-    """Return a request's keypoints [K, 3] float32: x and y in px, and confidence, from 0 (not detected) to 1.
+    """Return a request's keypoints [K, 3] float32: x and y in px, and the confidence from 0 (not detected) to 1.
 
-    Raises ValueError if a confidence is outside of 0..1 or missing, if no confidence is above 0, or if a keypoint with
-    a confidence above 0 has no finite position.
+    Raises ValueError if a confidence is missing or outside of 0..1, if none is above 0, or if a keypoint with a
+    confidence above 0 has no finite position.
     """
     rows = array(extra, "keypoints2d", 3).copy()
     confidence = rows[:, 2]
@@ -133,7 +137,7 @@ def keypoints_of(extra: Mapping[str, Any]) -> np.ndarray:
     rows[:, 2] = confidence.clip(0.0, 1.0)
     seen = rows[rows[:, 2] > 0]
     if not len(seen):
-        raise ValueError("keypoints2d: no keypoint has a confidence above 0, so nothing is known of the body")
+        raise ValueError("keypoints2d: no keypoint has a confidence above 0, but at least one must")
     if not np.isfinite(seen).all():
         raise ValueError("keypoints2d has NaN or infinity where the confidence is above 0")
     return rows

@@ -1,4 +1,4 @@
-"""Pictures of meshes: seen through the request's camera, or without one, framed."""
+"""Pictures of meshes, through the request's camera or, if it has none, through one that frames the body."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prefkit.mesh.payload import METRES, Mesh
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 256  # px
+SIDE = 256  # default of the longest side in px
 
 
 def picture_of(mesh: Mesh, extra: Mapping[str, Any], side: int = SIDE) -> Image | None:
     """Return a picture of a mesh, RGB, at most `side` px wide and high; None if its units are not metres.
 
-    The surface is drawn if its vertices are stored or if it is the free body with its pose, else the joints. extra: the
-    request's columns, with its `camera`. Raises ValueError for an invalid camera.
+    The surface is drawn if its vertices are stored or can be computed from a pose of the free body; else the joints are.
+    extra: the request's columns, including `camera` if it has one. Raises ValueError for an invalid camera.
     """
     from prefkit.mesh.render import default_camera, in_front, render, render_joints
 
@@ -40,7 +40,7 @@ def picture_of(mesh: Mesh, extra: Mapping[str, Any], side: int = SIDE) -> Image 
 
 
 def picture_of_payload(payload: bytes | None, extra: Mapping[str, Any], side: int = SIDE) -> Image | None:
-    """Return `picture_of` the mesh in a candidate's payload; None if there is no mesh that can be drawn."""
+    """Return the picture of the mesh in a candidate's payload; None without a mesh that can be drawn."""
     try:
         return None if payload is None else picture_of(Mesh.unpack(payload), extra, side)
     except ValueError:
@@ -48,7 +48,7 @@ def picture_of_payload(payload: bytes | None, extra: Mapping[str, Any], side: in
 
 
 def _surface(mesh: Mesh) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a mesh's vertices and faces; None if they are neither stored nor those of the free body in a pose."""
+    """Return a mesh's vertices and faces, stored or computed from a pose of the free body; None if there are neither."""
     faces = mesh.triangles()
     if faces is not None and mesh.vertices is not None:
         return mesh.vertices, faces

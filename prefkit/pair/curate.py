@@ -1,4 +1,4 @@
-"""Removes candidates before pairing: by decision, by the filter on scores, images that show nothing, and duplicates."""
+"""Removes candidates before pairing: rejected by decision or by `filter`, with an empty image, or duplicate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def curate(
 ) -> tuple[Pool, pd.DataFrame | None]:
     """Return the pool without the removed candidates, and the image statistics [N] (None if not all were measured).
 
-    `filter` drops the candidates that do not meet it. The number of removed candidates per reason is added to `counts`. A candidate with the decision `keep` stays, unless
+    The number of removed candidates per reason is added to `counts`. A candidate with the decision `keep` stays, unless
     its image cannot be read. Of duplicates, the first stays. write=False (dry run): read no image; without stored
     statistics, no candidate is removed because of its image's content.
     """
@@ -74,7 +74,10 @@ def curate(
 
 
 def meets_filter(store: Store, pool: Pool, query: str) -> np.ndarray:
-    """Return a mask [N] of the candidates that meet the condition `filter`. Raises UsageError for an invalid one."""
+    """Return a mask [N] of the candidates that have all scores in `query` and meet it.
+
+    Raises UsageError for an invalid query.
+    """
     names = store.names("scores")
     used = in_query(names, query)
     frame = add_scores(store, pool, used)[0].frame
@@ -85,7 +88,7 @@ def meets_filter(store: Store, pool: Pool, query: str) -> np.ndarray:
         request_id=requests[frame.request.to_numpy()],
         **scores,
     )
-    return matching(table, query, "pair: filter").to_numpy()
+    return matching(table, query, "pair: filter").to_numpy() & frame[used].notna().all(axis=1).to_numpy()
 
 
 def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:

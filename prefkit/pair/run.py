@@ -191,10 +191,12 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
         raise NotYet(no_scores(missing, known), "score", missing)
     forbidden = [a for a in (*weights, *filtered) if a in evaluation_only]
     if not weights and filtered and not forbidden and needed:
-        raise UsageError("pair: `filter` uses every score, so none is left to pair by. Name one in `weights`.")
+        raise UsageError(
+            "pair: `filter` uses every score, so none is left to pair by. Name the score to pair by in `weights`."
+        )
     if forbidden or (not weights and needed):
         raise UsageError(
-            f"pair: {', '.join(forbidden or known)} may be used for evaluation only. Pair by another scorer."
+            f"pair: {', '.join(forbidden or known)} may be used for evaluation only. Use other scores in `weights` and `filter`."
         )
     if needed and not any(weights.values()):
         raise UsageError(NO_WEIGHT)
@@ -262,15 +264,15 @@ def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
     if not len(pool) and counts.get("missing_scores"):
         return f"No candidate has all of the scores {', '.join(scores)}. See the column `error` in their tables."
     if not len(pool):
-        if counts["decided_reject"] or counts["decided_remove"]:
-            return "decisions.csv rejects or removes every candidate."
-        if counts.get("filtered"):
-            return f"No candidate that was left meets `filter` ({counts['filtered']} removed)."
-        removed = {k: n for k in ("black", "blank", "saturated", "unreadable") if (n := counts.get(k))}
-        if removed:
-            numbers = ", ".join(f"{n} {k}" for k, n in removed.items())
+        removed = {
+            "decisions.csv": counts["decided_reject"] + counts["decided_remove"],
+            "`filter`": counts.get("filtered", 0),
+            "`degenerate`": sum(counts.get(k, 0) for k in ("black", "blank", "saturated", "unreadable")),
+        }
+        if any(removed.values()):
+            numbers = ", ".join(f"{n} by {rule}" for rule, n in removed.items() if n)
             return (
-                f"No usable image is left ({numbers}). Check the images, or set `degenerate: keep` to pair them anyway."
+                f"All candidates were removed: {numbers}. Change {'it' if numbers.count(',') == 0 else 'one of these'}."
             )
         return "No candidate has an image: run `prefkit generate`."
     if counts.get("ties"):

@@ -17,6 +17,7 @@ DISTANCES = {
     "moved": "Base to model, same seed",
     "seed_distance": "Base to base, two seeds",
 }
+MEASURES = {"frechet": "Fréchet", "cmmd": "CMMD"}
 ASPECTS = ["Model", "Judge", "Aspect", "Base", "Tuned", "Two seeds differ, base", "tuned"]
 ASPECTS_NOTE = (
     "Mean of each aspect that a judge reports, and the probability that two seeds of one request differ in it. That "
@@ -32,7 +33,7 @@ TAGS = {
 #: the page shows images of at most this many prompt sets; its tables list all sets
 GRIDS = 2
 LEAD = (
-    "Base and tuned model answer the same requests at the same seeds. A request's win rate is the mean over "
+    "Base and tuned model generate candidates for the same requests at the same seeds. A request's win rate is the mean over "
     "seeds, with ties as half; the interval is a bootstrap over requests. A judge that chose the pairs or was the "
     "reward is the training signal, so only held-out judges count as evidence. For imported pairs that do not "
     "record what chose them, the training signal is unknown. Best of N: how many base samples to draw per request "
@@ -97,14 +98,14 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
     ]
     caption = "How much the images vary: root mean square over pixels of 32 x 32 versions, 0 to 1"
     embedded = [(model, row["encoder_diversity"]) for model, row in first.items() if row.get("encoder_diversity")]
+    real = [(model, row["real_distance"]) for model, row in first.items() if row.get("real_distance")]
     main = html.table([*HEAD, *FURTHER], rows, left=4)
-    return (
-        main + html.table(["Model", *DISTANCES.values()], distances, caption) + _encoded(embedded) + _aspects(ordered)
-    )
+    apart = html.table(["Model", *DISTANCES.values()], distances, caption)
+    return main + apart + _encoded(embedded) + _real(real) + _aspects(ordered)
 
 
 def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """Return the table of diversities by an encoder (rows: model, encoder_diversity), or "" without rows."""
+    """Return the table of diversity by an encoder, or "" without rows. rows: (model, its encoder_diversity)."""
     if not rows:
         return ""
     head = ["Model", "Diversity of base", "Diversity of model"]
@@ -112,6 +113,26 @@ def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
     caption = f"Diversity by {encoder}: mean cosine distance between the images of a request, 0 to 2"
     cells = [[html.text(model, 60), html.number(row["base"]), html.number(row["tuned"])] for model, row in rows]
     return html.table(head, cells, caption)
+
+
+def _real(rows: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return the table of distances to real images (rows: model, real_distance) with its caveats, or "" without rows."""
+    if not rows:
+        return ""
+    head = ["Model", "Distance", "Base", "Tuned", "Tuned - base", "95 % interval", "Images", "Real images"]
+    cells = [
+        [
+            *(html.text(model, 60), label),
+            *(html.number(row[measure][key]) for key in ("base", "tuned", "difference")),
+            " to ".join(html.number(row[measure][key]) for key in ("ci_low", "ci_high")),
+            *(html.number(row[key]) for key in ("n", "n_real")),
+        ]
+        for model, row in rows
+        for measure, label in MEASURES.items()
+    ]
+    caption = f"Distance to real images by {html.text(rows[0][1]['encoder'], 80)}"
+    caveats = dict.fromkeys(text for _, row in rows for text in row["caveats"])
+    return html.table(head, cells, caption, left=2) + f'<p class="quiet">{html.text(" ".join(caveats), 2000)}</p>'
 
 
 def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:

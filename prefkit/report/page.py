@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefkit.human import section as votes
-from prefkit.report import evidence, html, learning, overview
+from prefkit.report import evidence, html, learning, overview, rounds
 from prefkit.report.audit import audits
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
@@ -27,7 +27,22 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
     """
     state = status(store)
     evaluations = evidence.results(store)
-    sections = [
+    if store.rounds():
+        sections = [rounds.section(store), overview.what_was_run(store, state, recipe)]
+    else:
+        sections = _sections(store, state, evaluations, recipe)
+    main = f"<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
+    anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
+    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), main]
+    path = store.folder / "report.html"
+    write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
+    return path
+
+
+def _sections(
+    store: Store, state: dict[str, Any], evaluations: dict[str, dict[str, Any]], recipe: Recipe | None
+) -> list[str]:
+    return [
         overview.what_was_run(store, state, recipe),
         overview.scores(store, score_table(store), state),
         learning.pairs(store),
@@ -37,9 +52,3 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
         votes.section(store),
         overview.failures(store, candidate_index(store)),
     ]
-    main = f"<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
-    anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
-    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), main]
-    path = store.folder / "report.html"
-    write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
-    return path

@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs; only the row groups that hold a wanted image are read. Meshes without an image are drawn."""
+"""Thumbnails as data URIs. Only the row groups that hold a wanted image are read; meshes without an image are drawn."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ THREADS = 4
 def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | None]:
     """Return id -> data URI of a thumbnail, at most `side` pixels wide and high; None for a damaged image.
 
-    A mesh that was not rendered when it was made is drawn here.
-    Unknown ids and failed candidates are absent.
+    Meshes without a stored image are drawn. Unknown ids and failed candidates are absent.
     """
     wanted = set(ids)
     images: dict[str, str | None] = {}
@@ -46,7 +45,7 @@ def thumbnail(source: bytes | str, side: int) -> str | None:
 
 
 def _drawn(store: Store, ids: set[str], side: int) -> Iterator[tuple[str, str]]:
-    """Yield (id, data URI) of those candidates whose payload is a mesh."""
+    """Yield (id, data URI) for each of the candidates that has a mesh as payload."""
     if not ids:
         return
     from prefkit.mesh.picture import picture_of_payload

@@ -1,6 +1,6 @@
 """Diversity of the images generated for a request: their mean distance in pixels or in an encoder's embeddings.
 
-The distance in pixels is coarse but independent of any model.
+The pixel distance is coarse, but does not depend on a model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SIDE = 32
 #: (request id, index) -> [32, 32, 3] uint8
 Thumbnails = Mapping[tuple[str, int], np.ndarray]
-#: (request id, index) -> unit vector [D]
+#: (request id, index) -> embedding [D]
 Embeddings = Mapping[tuple[str, int], np.ndarray]
 
 
@@ -34,7 +34,7 @@ def mean_diversity(thumbnails: Thumbnails) -> float | None:
 
 
 def mean_cosine_diversity(embeddings: Embeddings) -> float | None:
-    """Return the mean `cosine_diversity` of the requests; None if no request has two images."""
+    """Return the mean `cosine_diversity` of the requests (unit vectors); None if no request has two images."""
     return _mean(embeddings, cosine_diversity)
 
 
@@ -47,10 +47,7 @@ def _mean(rows: Mapping[tuple[str, int], np.ndarray], measure: Callable[[np.ndar
 
 
 def cosine_diversity(embeddings: np.ndarray) -> float | None:
-    """Return 1 - cosine, averaged over all pairs of a request's n embeddings [n, D], in 0..2; None if n < 2.
-
-    Embeddings are unit vectors.
-    """
+    """Return the mean of 1 - cosine over all pairs of a request's n unit vectors [n, D], in 0..2; None if n < 2."""
     n = len(embeddings)
     if n < 2:
         return None

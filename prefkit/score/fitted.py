@@ -59,7 +59,7 @@ class Fitted:
             encoder = Encoder(**{name: stored[name] for name in SETTINGS}, needs_text=False)
         except UsageError as error:
             raise UsageError(
-                f"{self.name}: {self.folder} cannot load the encoder that it was fitted on. {error}"
+                f"{self.name}: {self.folder} needs the encoder that it was fitted on, which could not be opened. {error}"
             ) from error
         if encoder.revision() != stored["revision"]:
             raise UsageError(

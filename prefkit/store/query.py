@@ -1,4 +1,4 @@
-"""Conditions on candidates, such as "align < 0.2": queries over the scores and generator, request_id, index and seed."""
+"""Conditions on candidates, such as "align < 0.2", over their scores, generator, request_id, index and seed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WORD, QUOTED = re.compile(r"\w+"), re.compile("`([^`]+)`")
+LITERAL = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 
 def column(alias: str) -> str:
-    """Return the name by which a query knows a score: its own, or score_NAME if it is that of another column."""
+    """Return a score's column name in queries: its own name, or score_NAME if another column has that name."""
     return f"score_{alias}" if alias in (*INDEX, "generator") else alias
 
 
 def in_query(aliases: Sequence[str], query: str) -> list[str]:
     """Return the scores whose names occur in a query."""
-    words = set(WORD.findall(query)) | set(QUOTED.findall(query))
+    names = LITERAL.sub("", query)
+    words = set(WORD.findall(names)) | set(QUOTED.findall(names))
     return [alias for alias in aliases if column(alias) in words]
 
 
 def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
-    """Return a mask of the rows that match. A comparison with a missing score is false.
+    """Return a mask of the rows that match. A missing score compares as NaN: only `!=` and negations are true.
 
     where: start of the messages, such as "--filter". Raises UsageError for an invalid query.
     """
@@ -46,7 +48,7 @@ def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
         ) from error
     except Exception as error:  # pandas raises whatever Python's parser and the operators raise
         raise UsageError(
-            f"{where}: {query[:200]!r} is not a query over the scores ({str(error)[:200] or 'it cannot be parsed'}). The columns "
+            f"{where}: {query[:200]!r} is not a valid condition on scores ({str(error)[:200] or 'it cannot be parsed'}). The columns "
             f'are {", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
         ) from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:
@@ -57,7 +59,7 @@ def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
 
 
 def check_query(query: str, aliases: Sequence[str], where: str) -> None:
-    """Check a query against the names of scores that may not exist yet. Raises UsageError for an invalid query."""
+    """Raise UsageError for an invalid query, without data. aliases: names of the scores, which may not exist yet."""
     import pandas as pd
 
     numbers = {name: pd.Series(dtype=float) for name in ["index", "seed", *map(column, aliases)]}

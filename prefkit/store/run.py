@@ -62,6 +62,7 @@ FOLDERS = (
     "pairs",
     "train",
     "eval",
+    "rounds",
 )
 CONTENTS = ("run.json", "recipe.yaml", "requests.parquet", *FOLDERS)
 
@@ -140,6 +141,11 @@ class Store:
         """Return the folder names under `kind`: candidates, scores, comparisons, pairs, train or eval."""
         folders = [p for p in (self.folder / kind).glob("*") if p.is_dir()]
         return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # a killed process can leave hidden folders
+
+    def rounds(self) -> dict[int, Store]:
+        """Return the run folders of the offline rounds by number, in order; {} if the run has none."""
+        folders = (path for path in (self.folder / "rounds").glob("*") if path.name.isdigit())
+        return {int(path.name): Store(path) for path in sorted(folders, key=lambda path: int(path.name))}
 
     # -- requests -------------------------------------------------------------------------------------------------
     def write_requests(self, requests: Iterable[Request]) -> None:

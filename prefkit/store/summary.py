@@ -32,8 +32,10 @@ def status(store: Store) -> dict[str, Any]:
 
     requests {split: n}; candidates {generator: {done, failed}}; scores {alias: {done, failed}};
     pairs {name: {split: n}}; train {name: {step, final}}; eval {name: {done, sets}};
-    decisions {verdict: n}.
+    decisions {verdict: n}. Of offline rounds, the entries of all rounds, with names such as "round 2/own".
     """
+    if rounds := store.rounds():
+        return _status_of_rounds(store, {number: status(part) for number, part in rounds.items()})
     return {
         "run": str(store.folder),
         "requests": dict(Counter(request.split for request in store.requests())),
@@ -44,6 +46,13 @@ def status(store: Store) -> dict[str, Any]:
         "eval": {name: _eval(store.eval(name)) for name in store.names("eval")},
         "decisions": {str(k): int(n) for k, n in store.decisions().verdict.value_counts().items()},
     }
+
+
+def _status_of_rounds(store: Store, rounds: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    state: dict[str, Any] = {"run": str(store.folder), "requests": next(iter(rounds.values()))["requests"]}
+    for kind in ("candidates", "scores", "pairs", "train", "eval", "decisions"):
+        state[kind] = {f"round {n}/{name}": entry for n, part in rounds.items() for name, entry in part[kind].items()}
+    return state
 
 
 def _rows(table: Table, column: str, missing: bool) -> dict[str, int]:

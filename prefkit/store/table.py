@@ -137,7 +137,7 @@ def check_fingerprint(
 
 
 def _without_claims(value: Any) -> Any:
-    """Return settings without the `verified` of scorers' specs: weights define a score, a claim about them does not."""
+    """Return settings without the `verified` of scorer specs (mappings with `evaluation_only`), which does not define scores."""
     if not isinstance(value, Mapping):
         return value
     claims = {"verified"} if "evaluation_only" in value else set()

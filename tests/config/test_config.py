@@ -112,8 +112,9 @@ CONTENT = {
         "base_steps",
         "tie",
         "bootstrap",
-        "diversity",
-        "diversity_pretrained",
+        "encoder",
+        "encoder_pretrained",
+        "real",
     },
     "Recipe": {"run", "model", "requests", "generate", "score", "compare", "pair", "train", "eval", "background"},
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from prefkit.config import Eval, Generate, Model, Pair, Recipe, Score, Set, Train
 from prefkit.errors import FingerprintError, UsageError
@@ -230,10 +231,10 @@ def test_diversity_by_an_encoder(run, result):
     from prefkit.score.embed.encoder import Encoder
 
     store, recipe = run
-    held = replace(recipe.eval["held"], diversity="torchvision:resnet18")
+    held = replace(recipe.eval["held"], encoder="torchvision:resnet18")
     with pytest.raises(UsageError, match="torchvision:resnet18: `pretrained` is not set"):
         run_eval(store, replace(recipe, eval={"held": held}), "held")
-    found = run_eval(store, replace(recipe, eval={"held": replace(held, diversity="tiny")}), "held")
+    found = run_eval(store, replace(recipe, eval={"held": replace(held, encoder="tiny")}), "held")
     for set_name, models in result["sets"].items():
         for model, rows in models.items():
             assert all("encoder_diversity" not in row for row in rows.values())
@@ -253,3 +254,44 @@ def test_diversity_by_an_encoder(run, result):
     assert diversity["encoder"] == "tiny" and expected[0] > 1e-4
     assert [diversity["base"], diversity["tuned"]] == pytest.approx(expected, abs=1e-6)
     assert "Diversity by tiny: mean cosine distance" in write_report(store).read_text()
+
+
+def test_distances_to_real_images(run, result, tmp_path: Path, capsys):
+    """As computed from the embeddings of the images themselves; a second evaluation gives the same numbers."""
+    from prefkit.cli.main import note_distances
+    from prefkit.evaluate.set_distances import cmmd, frechet_distance, unit
+    from prefkit.report import write_report
+    from prefkit.score.embed.encoder import Encoder
+
+    store, recipe = run
+    rng = np.random.default_rng(0)
+    for i in range(70):
+        Image.fromarray(rng.integers(0, 255, (16 + i % 3, 24, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
+    held = replace(recipe.eval["held"], encoder="tiny", real=str(tmp_path), sets={"own": Set()}, bootstrap=50)
+    recipe = replace(recipe, eval={"held": held})
+    found = run_eval(store, recipe, "held")
+    assert run_eval(store, recipe, "held") == found
+    encoder = Encoder("tiny")
+    encoder.load("cpu", "float32")
+    sets = [[Image.open(path).convert("RGB") for path in sorted(tmp_path.glob("*.png"))]]
+    for model in ("base", "other"):
+        folder = Store(store.eval("held") / "own" / model)
+        sets.append([candidate.pil() for candidate in folder.iter_candidates() if candidate.index < 2])
+    real, base, tuned = (encoder.images(members, normalize=False).double().numpy() for members in sets)
+    row = found["sets"]["own"]["other"]["light"]["real_distance"]
+    assert (row["n"], row["n_real"], row["n_requests"], row["width"]) == (14, 70, 7, real.shape[1])
+    for name, measure, prepared in (("frechet", frechet_distance, np.asarray), ("cmmd", cmmd, unit)):
+        expected = [measure(prepared(rows), prepared(real)) for rows in (base, tuned)]
+        assert [row[name]["base"], row[name]["tuned"]] == pytest.approx(expected, rel=1e-4)
+    assert row["frechet"]["ci_low"] is None and row["cmmd"]["ci_low"] < row["cmmd"]["ci_high"]
+    same = found["sets"]["own"]["same"]["dark"]["real_distance"]
+    assert same["cmmd"]["difference"] == same["frechet"]["difference"] == 0
+    assert found["settings"]["real"]["images"] == 70 and len(found["settings"]["real"]["content"]) == 40
+    error = capsys.readouterr().err
+    assert error.count("encoding 70 real images") == 1 and "The Fréchet distance is unreliable here (14 gen" in error
+    note_distances([found])
+    table = capsys.readouterr().err
+    assert "distance by tiny" in table and "CMMD" in table and "depend on the encoder" in table
+    page = write_report(store).read_text()
+    assert "Distance to real images by tiny" in page and "a model that lost variety" in page
+    run_eval(*run, "held")  # restores the result of the other tests

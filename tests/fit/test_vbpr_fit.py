@@ -297,7 +297,7 @@ def test_features_of_the_users_own(shop, cli):
 
 
 def test_a_classifier_as_encoder(shop, cli):
-    """ResNets and their like: stored with the hash of their weights, refused with other ones or without the file."""
+    """The fit stores the hash of the weights; the scorer refuses other weights and a missing file."""
     from prefkit.errors import UsageError
     from tests.classifier_files import saved
 
@@ -317,7 +317,7 @@ def test_a_classifier_as_encoder(shop, cli):
     right, wrong = scorer.score([Candidate("x", "r", 0, 0, image=image, extra={"user": "u1"}) for image in (red, blue)])
     assert right.value > wrong.value
     path.rename(shop / "moved.pth")
-    with pytest.raises(UsageError, match="cannot load the encoder that it was fitted on.*which is not a file"):
+    with pytest.raises(UsageError, match="needs the encoder that it was fitted on.*which is not a file"):
         make_scorer("vbpr", {"model": str(shop / "fitted")})
     saved(shop, "shufflenet_v2_x0_5", seed=1)
     with pytest.raises(UsageError, match="gives other features"):

@@ -15,7 +15,9 @@ from hub_example import build
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.cards import facts
 from prefkit.hub.cards import template as card
+from prefkit.hub.cards.model_card import model_card
 from prefkit.hub.push import push
+from prefkit.store.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2] / "datasets_cards"
 WHICH = {"example_dataset": {"pairs": "main"}, "example_model": {"train": "dpo"}}
@@ -158,3 +160,26 @@ def test_the_card_of_a_model_names_the_encoder_of_its_diversity_without_paths():
     shown = _verdict("taste", row)
     assert shown["diversity by .../clip, base"] == 0.2 and shown["diversity by .../clip, tuned"] == 0.1
     assert [key for key in _verdict("taste", {}) if "diversity" in key] == ["diversity, base", "diversity, tuned"]
+
+
+def test_the_card_of_a_model_states_distances_to_real_images_with_their_caveats(tmp_path):
+    store = build(tmp_path / "run")
+    plain = model_card(store, "dpo", "you/dpo", False, None).body
+    assert "real ones" not in plain
+    path = store.eval("held") / "result.json"
+    result = read_json(path)
+    numbers = {"base": 2.0, "tuned": 1.5, "difference": -0.5, "ci_low": None, "ci_high": None}
+    apart = {
+        "encoder": "local-dir:/home/me/clip",
+        "n": 172,
+        "n_real": 500,
+        "frechet": numbers,
+        "caveats": ["A.", "B " * 300 + "end."],
+    }
+    apart["cmmd"] = numbers | {"ci_low": -0.75, "ci_high": -0.25}
+    result["sets"]["held_out"]["dpo"]["palette"]["real_distance"] = apart
+    write_json(path, result)
+    body = model_card(store, "dpo", "you/dpo", False, None).body
+    assert "| held | held_out | Fréchet | .../clip | 2 | 1.5 | -0.5 | - to - | 172 | 500 |" in body
+    assert "| held | held_out | CMMD | .../clip | 2 | 1.5 | -0.5 | -0.75 to -0.25 | 172 | 500 |" in body
+    assert "\n\nA.\n\nB B" in body and "B end.\n" in body and "/home/me" not in body

@@ -38,10 +38,10 @@ def recipe_of(folder, model, render):
     return folder / "recipe.yaml"
 
 
-@pytest.fixture(scope="module", params=["false"])
-def evaluated(request, tmp_path_factory, mesh_model):
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, mesh_model):
     """A run of the whole recipe, without stored pictures; its recipe, and its result."""
-    recipe = recipe_of(tmp_path_factory.mktemp("mesh eval"), mesh_model, request.param)
+    recipe = recipe_of(tmp_path_factory.mktemp("mesh eval"), mesh_model, "false")
     assert main(["run", "-r", str(recipe)]) == 0
     store = Store(recipe.parent / "run")
     return store, recipe, json.loads((store.eval("held_out") / "result.json").read_text())
@@ -88,7 +88,7 @@ def test_the_report_shows_meshes_before_and_after(evaluated):
     assert section.count("data:image/webp") >= 3 * 2 * 6 and 'class="gone"' not in page
 
 
-def test_an_evaluation_goes_on_where_it_stopped(evaluated, capsys):
+def test_an_interrupted_evaluation_resumes(evaluated, capsys):
     store, recipe, result = evaluated
     folder = Store(store.eval("held_out") / "held_out" / "dpo")
     before = samples(store, "dpo")

@@ -301,7 +301,7 @@ def test_the_converter_reads_pickles_of_python_2_and_names_what_it_cannot(tmp_pa
         assert file["poses"].shape == (3, 72) and file["sequence"] == "walk"
     path.write_bytes(b"cchumpy.ch\nCh\n.")
     done = subprocess.run([sys.executable, script, str(path), str(out)], capture_output=True, text=True)
-    assert done.returncode == 1 and "Install the library that wrote it" in done.stderr and "chumpy" in done.stderr
+    assert done.returncode == 1 and "with the library that wrote it" in done.stderr and "chumpy.ch.Ch" in done.stderr
 
 
 # ---- ADHMR's pairs

@@ -148,7 +148,7 @@ def test_the_log_of_a_library_about_a_missing_kernel_is_hidden():
     ],
 )
 def test_an_unusable_confidence_has_one_reason_everywhere(recipe, tmp_path, confidence, reason, mesh_model):
-    """In generate, score and train alike; the request or its candidate is named."""
+    """generate, score and train give the same reason; train names the request."""
     from prefkit.mesh.diffusion.condition import condition_of
     from prefkit.score.core import make_scorer
     from prefkit.types import Candidate

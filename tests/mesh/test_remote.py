@@ -1,4 +1,4 @@
-"""exec: and http: scorers on meshes: what they are sent, and what is said about one that keeps silent."""
+"""exec: and http: scorers on meshes: the items that they receive, and the messages about one that does not answer."""
 
 from __future__ import annotations
 
@@ -92,16 +92,18 @@ def test_a_served_mesh_scorer_gives_the_same_scores(meshes):
 
 
 def test_a_process_that_waits_for_a_request_before_its_hello_is_told_what_is_expected(process, monkeypatch, capsys):
-    monkeypatch.setattr(waiting, "NOTED", 0.01)
-    with pytest.raises(PluginError, match="within 1 s before its hello. prefkit expects a first line such as"):
+    monkeypatch.setattr(waiting, "SLOW", 0.01)
+    with pytest.raises(
+        PluginError, match="within 1 s before its hello. prefkit sends nothing until it has received a first"
+    ):
         process("import sys; sys.stdin.readline()", start_timeout=1.0).spec()
-    assert "has not sent its hello yet: a first line such as" in capsys.readouterr().err
+    assert "has not sent its hello yet. prefkit expects a first line such as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("print(json.dumps({'scores': [1]}))", "did not answer request 3, but wrote"),
+        ("print(json.dumps({'scores': [1]}))", "which does not answer request 3"),
         ("print('0.5 points')", "a line that is not JSON"),
         ("sys.exit(5)", "ended with code 5"),
     ],

@@ -378,17 +378,31 @@ def test_filter_drops_candidates_by_a_score_that_they_are_not_paired_by(bench):
 def test_filter_leaves_out_candidates_without_the_score_but_not_those_that_a_curator_keeps(bench):
     bench.grow(1)
     bench.store.scores("b").append([{"id": "c0001", "value": None, "error": "unreadable"}])
-    with pytest.raises(UsageError, match="No candidate that was left meets `filter`"):
+    with pytest.raises(UsageError, match="All candidates were removed: 3 by `filter`"):
         bench.pair(filter="b < 1")
     append_decisions(bench.store.folder / "decisions.csv", [{"id": i, "verdict": "keep"} for i in ("c0000", "c0001")])
     assert bench.pair(filter="b < 1")[0]["filtered"] == 1
+
+
+def test_a_text_in_a_filter_is_no_score():
+    from prefkit.store.query import in_query
+
+    assert in_query(["align", "taste"], 'generator == "align" and taste > 1') == ["taste"]
+    assert in_query(["align", "a-b"], "`a-b` < 1 and generator == 'align'") == ["a-b"]
+
+
+@pytest.mark.parametrize("query", ["b != 99", "not b > 99", "b < 99 or index >= 0"])
+def test_a_missing_score_meets_no_filter(bench, query):
+    bench.grow(1)
+    bench.store.scores("b").append([{"id": "c0001", "value": None, "error": "unreadable"}])
+    assert bench.pair(filter=query)[0]["filtered"] == 1
 
 
 @pytest.mark.parametrize(
     "query, message",
     [
         ("c < 1", "pair: filter: unknown column c"),
-        ("a +", "is not a query over the scores"),
+        ("a +", "is not a valid condition on scores"),
         ("a + 1", "is not a condition on candidates"),
     ],
 )

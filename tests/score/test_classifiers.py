@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -85,10 +87,10 @@ def test_timm(tmp_path):
 
 
 def test_old_and_converted_files_load(tmp_path):
-    """DenseNet's old names, BatchNorm without counters, GoogLeNet without auxiliary heads, safetensors without versions."""
+    """DenseNet's old names, BatchNorm without counters, and safetensors without versions of layers."""
     model, path = saved(tmp_path, "densenet121")
     old = {
-        classifiers.re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)\.", r"\1.\2.", key): value
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)\.", r"\1.\2.", key): value
         for key, value in model.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }
@@ -119,7 +121,7 @@ def test_inception_and_googlenet_normalise_as_their_published_weights_expect(tmp
 
 
 def test_the_transform_is_that_of_the_file(tmp_path):
-    """By the hash in torchvision's file name, else by the name, else the default."""
+    """By the file's name, else the default. tests/weights/test_encoders.py finds it by the hash."""
     from torchvision import models
 
     table = models.ResNet50_Weights

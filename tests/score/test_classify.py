@@ -118,14 +118,16 @@ def test_a_network_of_torchvision_has_the_published_names(networks):
 
 def test_a_fine_tuned_head_needs_names(networks, tmp_path):
     options = {"model": f"torchvision:{NETWORK}", "pretrained": str(networks[3]), "label": "boot"}
-    with pytest.raises(UsageError, match="has 3 classes, but .* 1000. Set `classes` to a text file"):
+    with pytest.raises(
+        UsageError, match="has 3 classes, but the published list has 1000 class names. Set `classes` to"
+    ):
         scores(**options)
     file = tmp_path / "names.txt"
     file.write_text("hat\nboot\n\n")
     with pytest.raises(UsageError, match="line 3 of .* is empty"):
         make_scorer("classify", options | {"classes": str(file)})
     file.write_text("hat\nboot\n")
-    with pytest.raises(UsageError, match="has 3 classes, but .*names.txt has 2"):
+    with pytest.raises(UsageError, match="has 3 classes, but .*names.txt has 2 class names"):
         scores(**options, classes=str(file))
     file.write_text("hat\nboot\ncoat\n")
     values = [scores((0,), **options | {"label": name}, classes=str(file))[0].value for name in ("hat", "boot", "coat")]

@@ -113,7 +113,7 @@ def person(x, score):
 
 @pytest.mark.parametrize("measure, value", [("count", 2), ("visible", 1.0), ("share", 0.75)])
 def test_measures(measure, value):
-    """Two people whose masks overlap by half of each."""
+    """Two people; half of each mask overlaps with the other."""
     (score,) = made(measure, [person(50, 0.9), person(100, 0.7)]).score([candidate()])
     expected = {"count": 2.0, "visible": 1.0, "share": 0.75, "score": 0.9}
     assert score.value == value == expected.pop(measure) and score.aspects == expected

@@ -614,3 +614,15 @@ def test_in_order_keeps_the_order_and_its_width():
     assert 2 <= most <= 4
     with pytest.raises(ZeroDivisionError):
         list(in_order(lambda i: 1 // (3 - i), range(10), 2))
+
+
+def test_arrays_without_json_numbers_are_null():
+    import json
+
+    import torch
+    from safetensors.torch import save
+
+    from prefkit.score.remote.protocol import arrays_of
+
+    arrays, _ = arrays_of(save({"joints3d": torch.tensor([[0.5, float("nan")], [float("inf"), -1.0]])}))
+    assert json.loads(json.dumps(arrays, allow_nan=False)) == {"joints3d": [[0.5, None], [None, -1.0]]}

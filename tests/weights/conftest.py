@@ -1,4 +1,4 @@
-"""Leaves these tests out of every run without `-m weights`: they import packages that only tests/weights/requirements.txt names.
+"""Skips these tests without `-m weights`: they import packages of tests/weights/requirements.txt, which dev lacks.
 
 With `-m weights` a missing package is an error.
 """

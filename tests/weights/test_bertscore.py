@@ -67,7 +67,7 @@ def test_recall_is_what_it_was():
 
 
 def test_the_pairs_tell_layers_apart():
-    """Else equality with the package would not show that the layers are counted in the same way."""
+    """Otherwise, equality with the package would not show that both count layers in the same way."""
     for a, b in ((6, 3), (3, 0), (6, 0)):
         assert max(abs(x - y) for x, y in zip(ours(a), ours(b))) > 0.1
 

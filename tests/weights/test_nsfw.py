@@ -42,7 +42,7 @@ def test_photographs(scorer):
 
 
 def test_the_preparation_matters(scorer):
-    """Else the golden values would not show that channels and crop are right."""
+    """Otherwise, the golden values would not show that the order of channels and the crop are right."""
     photo = Image.fromarray(data.astronaut())
     swapped = Image.merge("RGB", photo.split()[::-1])
     edge = photo.crop((32, 32, 480, 480))  # the centre 224 of 256, so that it is cropped twice

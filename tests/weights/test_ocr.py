@@ -69,9 +69,9 @@ GOLDEN = {
         (Sign("Bakery", size=20, noise=70), "Bakery.", 0.925),
     ),
 }
-#: a trap of all packages: a zero within a word is read as the letter
+#: both packages read a zero within a word as the letter O
 READ = {"zero for O": "HELLO"}
-#: a text is read in whole letters, so a value is exact or wrong by at least 1 / length
+#: exact values: a misread letter would change a value by 1 / length
 VALUES = {
     "one letter wrong": 4 / 5,
     "letters missing": 4 / 6,
@@ -83,7 +83,7 @@ VALUES = {
 
 @pytest.fixture(scope="module", params=list(GOLDEN))
 def loaded(request):
-    """(golden figures of a package, scorer that has loaded its weights), with this package alone to choose from"""
+    """(golden figures of a package, scorer that has loaded its weights); the scorer can choose this package only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ocr, "PACKAGES", (request.param,))
         scorer = make_scorer("ocr", {})

@@ -1,7 +1,7 @@
-"""The scorer `person` on MediaPipe's BlazePose, on photographs of scikit-image: the portrait of an astronaut, and no people.
+"""The scorer `person` on MediaPipe's BlazePose, on photographs of scikit-image: a portrait, and photographs without people.
 
-The networks come from the wheel of mediapipe 0.10.21, by the command that the scorer's message names. PREFKIT_WHEELS may
-name a folder that holds this wheel.
+The networks come from the wheel of mediapipe 0.10.21, by the command that the scorer's message names. To avoid the download,
+set PREFKIT_WHEELS to a folder with this wheel.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_the_share_is_that_of_the_image(score):
 
 
 def test_it_does_not_reward_anatomy(score):
-    """A body whose halves are swapped is found as before, with another share."""
+    """The detector finds a body whose halves are swapped with nearly the same score."""
     swapped = Image.fromarray(np.roll(np.asarray(ASTRONAUT), 256, axis=0))
     found = score(swapped)
     assert found.value == 1 and found.aspects["score"] == pytest.approx(0.79, abs=0.05)

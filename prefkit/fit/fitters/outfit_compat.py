@@ -25,9 +25,9 @@ class OutfitCompatFit:
     #: .csv, .jsonl or .parquet with the columns outfit, image, category and optionally item, split
     outfits: str = ""
     #: encoder; open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name, or `tiny`; transformers: folder or Hub id;
-    #: classifiers: torchvision:NAME or timm:NAME (input of the last layer)
+    #: torchvision:NAME or timm:NAME: an image classifier, used up to its last layer
     encoder: str = ""
-    #: weights file of torchvision:NAME or timm:NAME; open_clip tag or checkpoint file, if the encoder is an architecture
+    #: weights of the encoder: a file for torchvision:NAME and timm:NAME, a tag or a file for an open_clip architecture
     pretrained: str | None = None
     #: library that loads the encoder: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"

@@ -41,10 +41,10 @@ class VbprFit:
     #: line, or as .parquet with the columns item and features
     features: str = ""
     #: image encoder. open_clip: architecture, local-dir:FOLDER, hf-hub:owner/name or `tiny`;
-    #: transformers: folder or Hub id; classifiers: torchvision:NAME or timm:NAME (input of the last layer). Required
-    #: unless `features` is set
+    #: transformers: folder or Hub id. torchvision:NAME or timm:NAME: an image classifier, used up to its last layer.
+    #: Required unless `features` is set
     encoder: str = ""
-    #: weights file of torchvision:NAME or timm:NAME; open_clip tag or checkpoint file, if the encoder is an architecture
+    #: weights of the encoder: a file for torchvision:NAME and timm:NAME, a tag or a file for an open_clip architecture
     pretrained: str | None = None
     #: library that loads the encoder: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"

@@ -19,6 +19,7 @@ SHEET = "images/base-and-tuned.webp"
 ADAPTER = "pytorch_lora_weights.safetensors"
 TRAINED_ON = "trained_on.json"  # also in prefkit.models.load.trained, whose import would load torch
 CONTROLS = ("sft", "flipped")  # NAME-sft and NAME-flipped are controls of NAME
+MEASURES = {"frechet": "Fréchet", "cmmd": "CMMD"}  # distances to real images
 JUDGE = {True: "training signal", False: "held out", None: "unknown"}
 #: training settings that the card states even if they have their default values
 STATED = ("objective", "lora", "learning_rate", "warmup", "schedule", "optimizer", "precision", "max_grad_norm", "seed")
@@ -62,6 +63,7 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
         "sheet": SHEET if sheet else None,
         "training": _training(spec, result, adapter, facts.base_of(recipe)),
         "evaluation": _evaluation(results, name),
+        "real_distances": _real_distances(results, name),
         "settings": [result.get("settings") or {} for result in results.values()],
         "missing_controls": _missing_controls(results, name, bool(online)),
         "trained_on": read_json(folder / TRAINED_ON) if (folder / TRAINED_ON).is_file() else None,
@@ -184,6 +186,24 @@ def _verdict(judge: str, row: Mapping[str, Any]) -> dict[str, Any]:
         **{f"diversity by {encoder}, {key}": encoded[key] for key in ("base", "tuned") if encoded},
         "verdict": row.get("verdict"),
     }
+
+
+def _real_distances(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """Return {rows, caveats} of the distances to real images, with a table row for each evaluation, set and measure."""
+    rows: list[dict[str, Any]] = []
+    caveats: dict[str, None] = {}
+    for evaluation, result in results.items():
+        for set_name, models in _sets(result).items():
+            scorers: Mapping[str, Any] = models.get(name) or {}
+            apart: Any = next((row.get("real_distance") for row in scorers.values()), None)
+            for key, label in MEASURES.items() if apart else ():
+                own, encoder = apart[key], facts.clean_text(str(apart["encoder"]).removeprefix("local-dir:"))
+                low, high = ("-" if own[end] is None else f"{own[end]:.4g}" for end in ("ci_low", "ci_high"))
+                row = {"eval": evaluation, "set": set_name, "distance": label, "encoder": encoder}
+                row |= {"base": own["base"], "tuned": own["tuned"], "tuned - base": own["difference"]}
+                rows.append(row | {"95 %": f"{low} to {high}", "images": apart["n"], "real images": apart["n_real"]})
+                caveats |= dict.fromkeys(apart["caveats"])
+    return {"rows": rows, "caveats": list(caveats)}
 
 
 def _is_control(model: str, name: str) -> bool:

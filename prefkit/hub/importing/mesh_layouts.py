@@ -223,7 +223,7 @@ def _camera(focal: Any, principal: Any, width: Any, height: Any) -> dict[str, An
 def _keypoints(joints: Any, flat: Any) -> dict[str, Any]:
     """Return the request's columns keypoints2d (in the candidate's own joint order), keypoint_names and visible.
 
-    Data sets also state confidence as visibility (2) or slightly above 1; both become 1, and a missing one becomes 0.
+    Confidences above 1 (COCO's visibility 2, rounding errors) become 1, and missing ones become 0.
     """
     extra: dict[str, Any] = {}
     if flat is not None:

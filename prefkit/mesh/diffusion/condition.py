@@ -43,7 +43,7 @@ def mask_of(extra: Mapping[str, Any]) -> Tensor:
     """Return the loss weights [130] of the state entries: 0 where the request's masks mark a label as unknown, else 1.
 
     `pose_mask` has 20 numbers, one per rotation, and `shape_mask` one; without a mask its entries all count. Raises
-    ValueError unless the numbers are 0 or 1, as many as stated, and not all 0.
+    ValueError for another number of entries, for an entry other than 0 and 1, and if all are 0.
     """
     values = {}
     for name, count in MASKS.items():
@@ -58,7 +58,7 @@ def mask_of(extra: Mapping[str, Any]) -> Tensor:
     assert len(mask) == STATE
     if not mask.any():
         raise ValueError(
-            "pose_mask and shape_mask are 0 everywhere, so a loss would learn nothing from it. Remove its pairs, or "
-            "mark an entry with 1"
+            "pose_mask and shape_mask are 0 everywhere, so nothing can be learned from the request. Remove its pairs, or "
+            "set the known entries to 1"
         )
     return mask

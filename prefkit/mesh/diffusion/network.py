@@ -50,7 +50,7 @@ class Block(nn.Module):
 class MeshDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """MLP on the state. keypoints: their number K; the condition has 3 K + 3 numbers (condition.py)."""
 
-    lora_targets = ("film", "up", "down")  # what a LoRA adapts if its recipe names no targets
+    lora_targets = ("film", "up", "down")  # modules to adapt if lora.targets is empty
 
     @register_to_config
     def __init__(self, keypoints: int = 18, width: int = 256, hidden: int = 512, depth: int = 3) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,9 +61,10 @@ def add_lora(
 ) -> int:
     """Add a new float32 adapter to `net`, on top of its existing adapters, and freeze everything else.
 
-    B starts at zero, so the network's output does not change. targets: suffixes of module names, default the network's
-    own `lora_targets`, or the attention projections. Returns the number of trainable parameters. Raises UsageError if a
-    given target matches no module, or one that cannot have an adapter.
+    B starts at zero, so the network's output does not change. targets: suffixes of module names; empty: the network's
+    `lora_targets` if it has them, else the attention projections. Returns the number of trainable parameters. Raises
+    UsageError if a target matches no module or a module that cannot have an adapter (of the default targets, some may
+    match none), and TrainingError if the network does not support adapters.
     """
     from peft import LoraConfig
 
@@ -85,7 +87,7 @@ def add_lora(
         torch.manual_seed(seed)
         try:
             net.add_adapter(config, adapter_name=POLICY)
-        except ValueError as error:  # peft's text holds the whole module and every type that it supports
+        except ValueError as error:  # peft's message prints the whole module and all supported types
             kind = re.match(r"Target module (\w+)", str(error))
             raise UsageError(
                 f"lora.targets: a module of {type(net).__name__} that ends in {' or '.join(map(repr, chosen))} is a "
@@ -96,7 +98,7 @@ def add_lora(
 
 
 def _linear_endings(net: Any) -> list[str]:
-    """Return the last parts of the names of all linear modules, with the part before a number, as in to_out.0."""
+    """Return the names of linear modules as lora.targets may list them: the last part, or two if it is a number (to_out.0)."""
     endings = set()
     for path, module in net.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -106,7 +108,7 @@ def _linear_endings(net: Any) -> list[str]:
 
 
 def _check_targets(net: Any, targets: Sequence[str], endings: Sequence[str], every: bool) -> None:
-    """Raise UsageError if no module matches any target, or with `every`, if one target has no module."""
+    """Raise UsageError if no target matches a module or, with `every`, if any target matches none."""
     paths = [f".{path}" for path, _ in net.named_modules() if path]
     unused = [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]
     if unused and (every or len(unused) == len(targets)):
@@ -122,7 +124,9 @@ def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
     dropout: the copy's dropout, which replaces that of the loaded adapter. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
-    net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended here
+        net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
@@ -192,7 +196,23 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
         path,
         metadata={"format": "pt", "lora_adapter_metadata": described, NETWORK: _network(net)},
     )
+    _sort_metadata(path)
     return path
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors file, whose order is otherwise random: equal adapters become equal files.
+
+    The file starts with the length of its header (8 bytes) and the header, JSON padded with spaces.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def _network(net: Any) -> str:

@@ -12,8 +12,8 @@ from prefkit.errors import UsageError
 class BertScore:
     """BERTScore on hidden state `layer`, where 0 is the embeddings and None the last.
 
-    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large. With transformers 5 it no longer
-    puts a space before a text for RoBERTa and GPT-2; neither does this class.
+    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large. With transformers 4, it put a
+    space before each text for RoBERTa and GPT-2; with transformers 5 it does not, and neither does this class.
     """
 
     def __init__(self, model: str, layer: int | None, longest: int = 512) -> None:
@@ -47,8 +47,8 @@ class BertScore:
     def recall(self, references: Sequence[str], candidates: Sequence[str]) -> list[float]:
         """Mean over the reference's tokens of the best cosine with a token of the candidate, one value per pair.
 
-        As published without idf: special tokens are excluded from the reference's tokens, but can be matched; spaces
-        around a text do not count; the value is 0 if one of the texts is empty.
+        As published without idf: special tokens are excluded from the reference's tokens, but can be matched. Spaces
+        around a text are removed. The value is 0 if one of the two texts is empty.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""BlazePose, run by ai-edge-litert: a detector of people, and a network of 33 landmarks and a mask of one person.
+"""BlazePose, run by ai-edge-litert: a detector of people, and a network for 33 landmarks and the mask of one person.
 
 Formats and constants: MediaPipe's graphs pose_detection and pose_landmark.
 """
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "ai-edge-litert"
 DETECTION, LANDMARKS = "pose_detection.tflite", "pose_landmark_full.tflite"
-#: landmarks of the body; numbers per landmark: x, y, z (px of the crop), visibility and presence (logits); landmarks
-#: that the network returns
+#: landmarks of the body; numbers per landmark: x, y, z (px of the crop), visibility and presence (logits); all landmarks
+#: that the network returns, including auxiliary ones
 POINTS, VALUES, ALL = 33, 5, 39
 #: side of a network's input in px
 LANDMARK_SIDE, DETECTION_SIDE = 256, 224
@@ -66,7 +66,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 class Network:
-    """A .tflite network on one CPU thread. Each output is identified by its size; the sizes are distinct."""
+    """A .tflite network on one CPU thread. Its outputs have distinct sizes, by which `output` selects one."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -98,8 +98,13 @@ def anchors() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Person:
-    """A detection. box [4]: left, top, right, bottom of the head, hips [2] and top [2]: midpoint of the hips and a point above the
-    head on the body's axis, all in px of the picture; score: confidence 0..1."""
+    """A detected person, in px of the picture.
+
+    box    [4] left, top, right and bottom of the head
+    hips   [2] midpoint of the hips
+    top    [2] a point above the head on the body's axis
+    score  confidence of the detector, 0..1
+    """
 
     box: np.ndarray
     hips: np.ndarray
@@ -117,7 +122,7 @@ class Person:
 
 
 class Detector:
-    """The detector on a square of a picture."""
+    """Detector of people in a square of a picture."""
 
     def __init__(self, path: Path) -> None:
         self.net, self.anchors = Network(path), anchors()
@@ -145,8 +150,12 @@ class Detector:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """points [33, 3]: x, y in px of the picture and visibility 0..1; world [33, 3]: metres in camera axes, origin between
-    the hips; person: probability 0..1 that the crop shows one."""
+    """Landmarks of one person.
+
+    points  [33, 3] x and y in px of the picture, and visibility 0..1
+    world   [33, 3] metres in camera axes, with the origin between the hips
+    person  probability 0..1 that the crop shows a person
+    """
 
     points: np.ndarray
     world: np.ndarray
@@ -154,12 +163,13 @@ class Landmarks:
 
 
 class LandmarkNetwork:
-    """The landmark network on a square of a picture, turned so that the body is upright."""
+    """Landmark network for a square of a picture, turned so that the body is upright."""
 
     def __init__(self, path: Path) -> None:
         self.net = Network(path)
 
     def __call__(self, picture: Image, crop: Crop) -> Landmarks:
+        """Return the landmarks of the person in a crop."""
         self.net.run(crop.cut(picture, LANDMARK_SIDE) / 255)
         values = self.net.output(ALL, VALUES)[:POINTS]
         matrix = crop.matrix(LANDMARK_SIDE)
@@ -170,14 +180,14 @@ class LandmarkNetwork:
         return Landmarks(points, world, float(self.net.output(1)[0]))
 
     def mask(self) -> np.ndarray:
-        """Return the mask of the person in the last crop [256, 256], bool."""
+        """Return the mask [256, 256], bool, of the person in the crop of the last call."""
         return self.net.output(LANDMARK_SIDE, LANDMARK_SIDE) > 0  # logits
 
 
 def on_picture(mask: np.ndarray, crop: Crop, size: tuple[int, int], cells: int = 128) -> np.ndarray:
-    """Return a crop's mask as a mask of the picture [cells, cells], bool: False outside of the crop.
+    """Return a crop's mask as a mask [cells, cells], bool, of the whole picture: False outside of the crop.
 
-    size: width and height of the picture in px.
+    size: width and height of the picture in px. cells: number of cells per side, whatever the picture's aspect ratio.
     """
     centres = (np.stack(np.meshgrid(*[np.arange(cells)] * 2), -1) + 0.5) / cells * size
     matrix = crop.matrix(len(mask))

@@ -1,7 +1,7 @@
-"""Image classifiers of torchvision and timm, also as image encoders, with weights from a local file.
+"""Image classifiers of torchvision and timm, with weights from a local file; without their last layer, image encoders.
 
-An embedding is the pooled input of the classifier's last layer. The number of classes is that of the file, so heads of
-fine-tuned models are read too. `torchvision:NAME` is a model of torchvision.models, `timm:NAME` one of timm.create_model.
+`torchvision:NAME` is a model of torchvision.models, `timm:NAME` one of timm.create_model. An embedding is the pooled input of
+the last layer. The file determines the number of classes, so that fine-tuned models can be loaded.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ OPTIONAL = re.compile(r"\.num_batches_tracked$|^(aux\d|AuxLogits)\.")
 
 
 class ImageNetwork:
-    """A classifier without its last layer, and its evaluation transform (Pillow). It has no texts, so no scale.
+    """A classifier with its evaluation transform (Pillow), as an encoder of images: without its last layer.
 
-    head: keep the last layer, so that `images` returns logits and `width` is the number of classes
+    head: keep the last layer; then `images` returns logits, and `width` is the number of classes.
     """
 
-    scale, bias = 1.0, 0.0
+    scale, bias = 1.0, 0.0  # neutral: it has no texts to compare with
 
     def __init__(self, model: str, path: Path, device: str, dtype: str, head: bool = False) -> None:
-        """Raises UsageError for weights that do not fit the model."""
+        """Load the weights. Raises UsageError if they do not fit the model."""
         import torch
         from PIL import Image
 
@@ -44,18 +44,19 @@ class ImageNetwork:
 
         library, name = _parts(model)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of initial weights, which are overwritten
+            warnings.simplefilter("ignore", FutureWarning)  # about initial weights, which the file replaces
             net, self.transform = (_torchvision if library == "torchvision" else _timm)(name, path, head)
         self.device, self.dtype = device, dtype_of(dtype)
         self.model: Any = net.to(self.device, self.dtype).eval()
         shape = self.images([Image.new("RGB", (8, 8))]).shape
         if len(shape) != 2:
             raise UsageError(
-                f"{model} gives an array of shape {list(shape[1:])} per image; choose an image classifier."
+                f"{model} returns an array of shape {list(shape[1:])} per image instead of a vector; choose an image classifier."
             )
         self.width = shape[1]
 
     def images(self, images: Sequence[Image]) -> Tensor:
+        """Return features [B, width], or logits with `head`, as float32."""
         import torch
 
         with torch.inference_mode():
@@ -64,19 +65,18 @@ class ImageNetwork:
 
 
 def is_classifier(model: str) -> bool:
-    """True for torchvision:NAME and timm:NAME."""
+    """Return True for torchvision:NAME and timm:NAME."""
     return model.startswith(tuple(f"{library}:" for library in LIBRARIES))
 
 
 def check(model: str, pretrained: str | None) -> None:
-    """Raise UsageError for a name that the library does not have, and for weights that are not a file."""
+    """Raise UsageError for a model that the library does not have, and if `pretrained` is not a file."""
     from prefkit.registry import nearest
 
     library, name = _parts(model)
     known = _names(name, library)
     if name not in known:
-        close = nearest(name, known)
-        raise UsageError(f"{library} has no image classifier {name!r}.{close}")
+        raise UsageError(f"{model}: {library} has no image classifier {name!r}.{nearest(name, known)}")
     if not pretrained or not Path(pretrained).expanduser().is_file():
         given = f"`pretrained` is {pretrained}, which is not a file" if pretrained else "`pretrained` is not set"
         raise UsageError(
@@ -86,7 +86,7 @@ def check(model: str, pretrained: str | None) -> None:
 
 
 def preprocessing(model: str, path: Path) -> str:
-    """The preprocessing, for a spec."""
+    """Return a description of the preprocessing, for a spec."""
     library, name = _parts(model)
     if library == "timm":
         config = _timm_config(name)
@@ -120,23 +120,24 @@ def _names(name: str, library: str) -> list[str]:
 
 
 def _source(name: str, library: str) -> str:
-    """Sentence that says where the published weights are."""
+    """Return a sentence that says where to get the published weights."""
     if library == "torchvision":
         from torchvision import models
 
-        return f"The default weights of torchvision are at {models.get_model_weights(name).DEFAULT.url}."
+        return f"torchvision's default weights are at {models.get_model_weights(name).DEFAULT.url}."
     import timm
 
     config: Any = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        return "timm names no published weights of this model."
-    return f"`hf download {config.hf_hub_id} model.safetensors` prints the path of timm's."
+        return "timm lists no published weights of this model."
+    return f"`hf download {config.hf_hub_id} model.safetensors` downloads timm's weights and prints their path."
 
 
 def _published(name: str, path: Path) -> Any:
-    """The entry of torchvision's table of weights whose hash or file name is that of `path`, else the default entry.
+    """Return torchvision's entry for the weights in `path`, which determines the transform and the image size.
 
-    Its transform and image size are used. torchvision's file names end in the first 8 digits of the file's SHA-256.
+    The entry is found by the file's hash, else by its name, else it is the default. torchvision's file names end in the
+    first 8 digits of the file's SHA-256.
     """
     from torchvision import models
 
@@ -162,7 +163,7 @@ def _torchvision(name: str, path: Path, head: bool) -> tuple[nn.Module, Callable
     if found != classes:
         model = models.get_model(name, weights=None, num_classes=found, **size)
     if hasattr(model, "transform_input"):
-        model.transform_input = True  # of Inception and GoogLeNet: published weights expect another normalisation
+        model.transform_input = True  # Inception, GoogLeNet: their published weights expect another normalisation
     load(model, state, path, f"torchvision:{name}")
     if not head:
         model.set_submodule(last, Identity())
@@ -170,7 +171,7 @@ def _torchvision(name: str, path: Path, head: bool) -> tuple[nn.Module, Callable
 
 
 def _last_layer(model: nn.Module) -> tuple[str, int]:
-    """Name of the layer that returns the logits, and their number."""
+    """Return the name of the layer that returns the logits, and the number of logits."""
     from torch import nn
 
     name, layer = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
@@ -201,21 +202,24 @@ def _timm_config(name: str) -> dict[str, Any]:
 
 
 def _classes(state: Mapping[str, Any], layer: str, default: int) -> int:
-    """Number of classes of the file; the default if it has no such layer."""
+    """Return the number of outputs of `layer` in a state dict; `default` if it lacks this layer."""
     shape = getattr(state.get(f"{layer}.weight"), "shape", ())
     return int(shape[0]) if shape else default
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict, with its metadata, under the names that DenseNet has now."""
+    """Return the state dict with DenseNet's current names, and with its metadata."""
     renamed: Any = OrderedDict((OLD_NAME.sub(r"\1\2.", key), value) for key, value in state.items())
     if hasattr(state, "_metadata"):
-        renamed._metadata = state._metadata  # versions of layers, which decide how old files are read
+        renamed._metadata = state._metadata  # versions of layers, by which torch converts old files
     return renamed
 
 
 def load(model: Any, state: dict[str, Tensor], path: Path, shown: str) -> None:
-    """Load all weights. Raises UsageError naming the file and the tensors that differ."""
+    """Load a state dict into a model. Raises UsageError that names the file and the tensors that differ.
+
+    shown: the model's name in the message.
+    """
     wanted = {key: list(value.shape) for key, value in model.state_dict().items()}
     given = {key: list(getattr(value, "shape", ())) for key, value in state.items()}
     missing = [key for key in wanted if key not in given and not OPTIONAL.search(key)]
@@ -229,7 +233,7 @@ def load(model: Any, state: dict[str, Tensor], path: Path, shown: str) -> None:
     ]
     if differences:
         raise UsageError(
-            f"{path} does not fit {shown}: {'; '.join(differences)}. Give weights of this model, or another model."
+            f"{path} does not fit {shown}: {'; '.join(differences)}. Choose weights of this model, or another model."
         )
     if not hasattr(state, "_metadata"):
         state = OrderedDict(state)

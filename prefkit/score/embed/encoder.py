@@ -1,4 +1,4 @@
-"""Encoders of scorers, for images and texts or images alone: candidates and texts to unit vectors.
+"""Encoders of scorers: unit vectors of images and texts, or of images alone.
 
 Scorers of one process with equal encoders (the same weights, preprocessing, device and dtype) share one network. It caches
 the embeddings of the latest `CACHED` images and texts, by the hash of the image.
@@ -32,11 +32,12 @@ class Encoder:
     library     open_clip: `model` is an architecture with `pretrained` a tag or a local checkpoint (safetensors, or a
                 state dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one.
                 transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used
-                torchvision:NAME and timm:NAME, with any library: image classifiers, with `pretrained` a local file
+                A `model` torchvision:NAME or timm:NAME is an image classifier, regardless of `library`; `pretrained`
+                is a local file
     processor   transformers: folder or Hub id of tokenizer and image processor, default: the model's own
     openai      transformers: prepare images as OpenAI's own code does, resized before the conversion to RGB
     resize      open_clip: shortest | longest (letterbox) | squash, default: the model's own
-    needs_text  False allows encoders of images alone, which are those of torchvision and timm
+    needs_text  False: image classifiers, which cannot encode texts, are allowed too
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Encoder:
         self.cut: set[int] = set()
         if classifiers.is_classifier(model):
             if needs_text:
-                raise UsageError(f"{model} encodes images only, and this use needs a CLIP or SigLIP model. Choose one.")
+                raise UsageError(
+                    f"{model} encodes images only, but texts must be encoded too. Choose a CLIP or SigLIP model."
+                )
             self.library, self.pretrained = model.partition(":")[0], pretrained
             classifiers.check(model, pretrained)
         elif library == "open_clip" and ":" not in self.name and not pretrained:
@@ -124,7 +127,7 @@ class Encoder:
 
     @property
     def scale(self) -> float:
-        """exp(logit_scale) as stored, regardless of the network's dtype; 1 without texts."""
+        """exp(logit_scale) as stored, regardless of the network's dtype; 1 for image classifiers."""
         return self.network.inner.scale
 
     @property

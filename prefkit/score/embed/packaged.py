@@ -1,4 +1,4 @@
-"""Files of weights that an installed package contains."""
+"""Weight files inside installed packages. `scorer` is the name at the start of the messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefkit.errors import UsageError
 
 
 def installed(scorer: str, package: str) -> str:
-    """Return the version of an installed package. Raises UsageError with the command that installs it."""
+    """Return the version of an installed package. If it is missing, raises UsageError with the command that installs it."""
     try:
         return distribution(package).version
     except PackageNotFoundError as error:

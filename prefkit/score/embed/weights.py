@@ -58,9 +58,9 @@ def file_revision(source: str, name: str) -> str:
 
 
 def verified_as(known: Mapping[str, Sequence[str]], files: Iterable[Path]) -> str:
-    """Return the claim of the entry of `known` whose hashes are exactly those of `files`, else "".
+    """Return the claim of `known` that belongs to exactly these weight files, or "" if none does.
 
-    known: the scorer's VERIFIED, {what was verified: SHA-256 of each weight file}; see prefkit/verified.py.
+    known: the scorer's VERIFIED, {what was verified: SHA-256 of each file}; see prefkit/verified.py.
     """
     from prefkit.models.load.revision import file_hash
 
@@ -77,7 +77,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is not a pickle raises almost anything in torch's unpickler
+    except Exception as error:  # torch's unpickler raises errors of many types for a file that is not a checkpoint
         raise UsageError(f"{path} could not be read as weights: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(state, dict):
         raise UsageError(f"{path} has a {type(state).__name__} instead of a state dict.")

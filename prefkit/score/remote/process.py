@@ -19,14 +19,14 @@ from typing import IO, Any, Literal
 from prefkit import interrupts
 from prefkit.errors import PluginError, UsageError
 from prefkit.score.remote.protocol import Hello, RemoteScorer, decode_answer, decode_hello, encode_item, file_bytes
-from prefkit.score.remote.waiting import noted
+from prefkit.score.remote.waiting import note_if_slow
 from prefkit.types import Candidate, Score, digest
 
 LARGEST = 64 * 2**20  # characters of an answer
 ENDING = 10.0  # seconds that a process may take to exit after it has closed its output
 MOST_STARTS = 20  # allows for a process that dies of one item in a hundred, but not for one that dies of all
-FIRST_STARTS = 3  # of a process that has not answered yet: with the first batch, with its first and its second item
-HELLO = (
+FIRST_STARTS = 3  # limit until the first answer: one start for the first batch, two for single items of it
+HELLO = (  # as messages describe it
     'a first line such as {"protocol": 1, "spec": {"name": "mine", "version": "1"}, "requires": ["image", "prompt"]}'
 )
 
@@ -66,9 +66,10 @@ class ProcessScorer(RemoteScorer):
         """Start the process. Raises UsageError for an unknown command, PluginError for an invalid hello."""
         if self.starts == (MOST_STARTS if self.answers else FIRST_STARTS):
             without = "" if self.answers else " without an answer"
+            reason = f" Last failure: {self.failure}." if self.failure else ""
             raise PluginError(
-                f"scorer {self.address} has been started {self.starts} times and failed{without}, the last time because "
-                f"{self.failure}. See its standard error."
+                f"scorer {self.address} was started {self.starts} times and failed{without} each time.{reason} See its "
+                "standard error."
             )
         self.starts += 1
         pipe = subprocess.PIPE
@@ -83,15 +84,17 @@ class ProcessScorer(RemoteScorer):
         threading.Thread(target=_read, args=(self.process.stdout, self.lines), daemon=True).start()
         limit, who = self.options.start_timeout, f"scorer {self.address}"
         try:
-            with noted(f"{who} has not sent its hello yet: {HELLO}. prefkit waits up to {limit:g} s (start_timeout)."):
+            with note_if_slow(
+                f"{who} has not sent its hello yet. prefkit expects {HELLO}, and waits up to {limit:g} s (start_timeout)."
+            ):
                 return decode_hello(self._receive(limit), who)
         except PluginError:
             self.stop()
             raise
         except (RuntimeError, TimeoutError) as error:
             raise PluginError(
-                f"{who}: {error} before its hello. prefkit expects {HELLO}, before it sends anything. Standard output "
-                "is for the protocol only; print to standard error."
+                f"{who}: {error} before its hello. prefkit sends nothing until it has received {HELLO}. Standard output "
+                "is for the protocol only; print everything else to standard error."
             ) from error
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
@@ -111,11 +114,11 @@ class ProcessScorer(RemoteScorer):
             return decode_answer(answer, len(batch), self.command[0])
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return its answer. Raises RuntimeError or TimeoutError and stops the process."""
+        """Send a request and return its answer. If none comes, stops the process and raises RuntimeError or TimeoutError."""
         number, limit = message["request"], self.options.timeout
         expected = f'a line {{"request": {number}, "scores": [...]}} with {len(message["items"])} scores'
-        wait = f"scorer {self.address} has not answered yet: {expected}. prefkit waits up to {limit:g} s (timeout)."
-        with nullcontext() if self.answers else noted(wait):  # a scorer that has answered may be slow
+        slow = f"scorer {self.address} has not answered yet. prefkit expects {expected}, and waits up to {limit:g} s (timeout)."
+        with nullcontext() if self.answers else note_if_slow(slow):  # once it has answered, it may be slow
             self._send(message)
             try:
                 answer = self._receive(limit)
@@ -124,7 +127,7 @@ class ProcessScorer(RemoteScorer):
         if not isinstance(answer, dict) or answer.get("request") != number:
             self.stop()
             raise RuntimeError(
-                f"the process did not answer request {number}, but wrote {json.dumps(answer)[:80]}; prefkit expects "
+                f"the process wrote {json.dumps(answer)[:80]}, which does not answer request {number}; prefkit expects "
                 f"{expected}"
             )
         return answer
@@ -189,7 +192,7 @@ class ProcessScorer(RemoteScorer):
 
 
 def _environment() -> dict[str, str]:
-    """Return the process's environment, in which Python does not hold back lines that it prints to a pipe."""
+    """Return the environment of the process, in which Python writes each printed line to the pipe at once."""
     return os.environ | {"PYTHONUNBUFFERED": "1"}
 
 

@@ -13,20 +13,20 @@ then one request and one answer of the same length and order:
 A score may also be a bare number. A failed score is null, or {"value": null, "error": "why"}; a failed request is answered
 with {"error": "why"}. `extra` holds the request's columns, such as keypoints2d and camera.
 
-`requires` says what an item holds, besides its id, request_id, prompt and extra:
+`requires` lists what the scorer needs in each item, besides id, request_id, prompt and extra:
 
-    image     the candidate's image, an encoded file as stored (PNG, JPEG or WebP), in base64
-    payload   the candidate's payload, a safetensors file, in base64: a mesh, or the final latents of an image
-    arrays    the same payload without safetensors: {"joints3d": [[x, y, z], ...], "pose": [...], ...} has each tensor as
-              nested lists of numbers, and `metadata` its texts: {"joint_names": [...], "body_model": "free", ...}
+    image     the candidate's image in base64: an encoded file as stored (PNG, JPEG or WebP)
+    payload   the candidate's payload in base64: a safetensors file with a mesh, or with the final latents of an image
+    arrays    the same payload as JSON: `arrays` has each tensor as nested lists of numbers (null: NaN), such as
+              {"joints3d": [[x, y, z], ...], "pose": [...]}; `metadata` has the rest, such as {"joint_names": [...]}
 
-The tensors of a mesh are those of prefkit/mesh/payload.py. A candidate without a payload is refused before it is sent. A
-name that is none of these, such as "keypoints2d", is a column that every request must have.
+prefkit/mesh/payload.py lists the tensors of a mesh. If the scorer needs a payload, a candidate without one is refused, and
+nothing is sent. Any other name, such as "keypoints2d", is a column that every request must have.
 
-exec:  the hello is the first line of the process's standard output, written before it reads anything. Requests are lines on
-       its standard input, answers are lines on its standard output; both have "request": N. Each line must be flushed
-       (PYTHONUNBUFFERED is set for Python). Standard error is passed on. With `images: path` an item has "path" instead of
-       "image".
+exec:  the process writes the hello as the first line of its standard output, before it reads anything. Requests are lines on
+       its standard input, answers are lines on its standard output; both have "request": N. The process must flush each line
+       (prefkit sets PYTHONUNBUFFERED, so Python does). Its standard error is passed on. With `images: path` an item has
+       "path" instead of "image".
 http:  GET /hello, and POST /score.
 """
 
@@ -36,6 +36,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +77,7 @@ class RemoteScorer:
 
     @property
     def requires(self) -> frozenset[str]:
-        """Return what the candidates must have: a payload, if the scorer asks for its arrays."""
+        """Return what candidates and requests must have. `arrays` are made from the payload, so they require it."""
         asked = self.hello.requires
         return asked - {"arrays"} | {"payload"} if "arrays" in asked else asked
 
@@ -152,17 +153,26 @@ def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | Non
 
 
 def arrays_of(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a payload's tensors as nested lists, and its metadata, both by name. Raises ValueError if it is damaged."""
+    """Return (tensors as nested lists, metadata) of a payload, both by name; NaN and infinities, which JSON lacks, are None.
+
+    Raises ValueError if the payload is damaged.
+    """
     import safetensors.torch
 
     try:
-        arrays = {name: tensor.tolist() for name, tensor in safetensors.torch.load(payload).items()}
+        arrays = {name: _finite(tensor.tolist()) for name, tensor in safetensors.torch.load(payload).items()}
         header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
         texts = header.get("__metadata__", {})
         facts = json.loads(texts[MARK]) if MARK in texts else texts
-    except Exception as error:  # the library's own error type
+    except Exception as error:  # safetensors and json raise their own types
         raise ValueError(f"the payload is not a safetensors file: {error}") from error
     return arrays, facts
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:

@@ -1,4 +1,4 @@
-"""A note for the user about a wait that has become long: for what, and for how long at most."""
+"""A note for the user about a long wait."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from prefkit import output
 
-NOTED = 10.0  # seconds of silence before the note
+SLOW = 10.0  # seconds until the note is printed
 
 
 @contextmanager
-def noted(text: str) -> Iterator[None]:
-    """Print the note `text` if the block takes longer than NOTED."""
-    timer = threading.Timer(NOTED, output.note, [text])
+def note_if_slow(text: str) -> Iterator[None]:
+    """Print the note `text` if the block takes longer than SLOW."""
+    timer = threading.Timer(SLOW, output.note, [text])
     timer.daemon = True
     timer.start()
     try:

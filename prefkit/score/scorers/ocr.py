@@ -4,8 +4,8 @@
 
 both without spaces and in lower case; d = 0 if the text read contains the text requested. The requested text is the
 request's `text`, or with `asked: quoted` the parts of the prompt in double quotes. An image without text scores 0, which is
-a reading, not a failure. Read offline by rapidocr (pip install rapidocr onnxruntime), with the PP-OCR weights that it contains,
-or, if that is not installed, by its predecessor rapidocr-onnxruntime.
+a reading, not a failure. The text is read offline by the package rapidocr (pip install rapidocr onnxruntime) with the PP-OCR
+weights that it contains, or, if rapidocr is not installed, by its predecessor rapidocr-onnxruntime.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from prefkit.types import Candidate, Score, ScorerSpec
 if TYPE_CHECKING:
     import numpy as np
 
-#: reads a BGR image [H, W, 3] uint8: lines of text with their confidences
+#: function of a BGR image [H, W, 3] uint8 that returns lines of text with their confidences
 Reader = Callable[["np.ndarray"], Iterable[tuple[str, float]]]
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
-PACKAGES = ("rapidocr", "rapidocr-onnxruntime")  # the first that is installed reads
+PACKAGES = ("rapidocr", "rapidocr-onnxruntime")  # the first that is installed is used
 INSTALL = "pip install rapidocr onnxruntime"
 #: SHA-256 of the text detector, the text recognizer and the direction classifier
 VERIFIED = {
@@ -63,7 +63,7 @@ class Ocr:
 
     def spec(self) -> ScorerSpec:
         """Raises UsageError if the OCR package is not installed."""
-        package = installed()
+        package = installed_package()
         files = weight_files(package)
         return ScorerSpec(
             "ocr",
@@ -78,7 +78,7 @@ class Ocr:
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError if the OCR package is not installed or lacks a file."""
-        package = installed()
+        package = installed_package()
         try:
             self.reader = _rapidocr() if package == "rapidocr" else _rapidocr_onnxruntime()
         except ImportError as error:
@@ -101,8 +101,8 @@ class Ocr:
         return " ".join(text for text, confidence in lines if float(confidence) >= self.options.min_confidence)
 
 
-def installed() -> str:
-    """Return the OCR package that reads. Raises UsageError if none is installed."""
+def installed_package() -> str:
+    """Return the first of PACKAGES that is installed. Raises UsageError if none is."""
     for package in PACKAGES:
         try:
             distribution(package)
@@ -113,13 +113,13 @@ def installed() -> str:
 
 
 def weight_files(package: str) -> list[Path]:
-    """Return the ONNX files that an OCR package contains; files that it downloaded later do not count."""
+    """Return the ONNX files that an OCR package contains, without files that it downloaded after its installation."""
     contents = distribution(package).files or []
     return sorted(Path(str(file.locate())) for file in contents if file.suffix == ".onnx")
 
 
 def _rapidocr() -> Reader:
-    """Return a reader by rapidocr 3. It gets the paths of its files, because it would download a file that it misses."""
+    """Return a reader that uses rapidocr 3. Explicit paths keep rapidocr from downloading a file that it does not find."""
     import onnxruntime  # noqa: F401  # rapidocr imports it at the first image
     from rapidocr import RapidOCR
 

@@ -1,16 +1,17 @@
-"""People in the image, by BlazePose: their number, the visible joints of one of them, or the fraction of the image they cover.
+"""People in the image, by BlazePose: their number, the visible joints of one, or the fraction of the image that they cover.
 
-    count    number of people that the detector finds with a score of at least `confidence`; overlapping finds count once
-    visible  fraction of the 33 landmarks of the person with the highest score that are visible: visibility of at least
-             0.5 and within the image
-    share    fraction of the image that the people cover: the union of the landmark network's masks, on a 128 x 128 grid
+    count    number of people that the detector finds with a score of at least `confidence`, without overlaps
+    visible  fraction of the 33 landmarks of one person, the one with the highest score, that are within the image and
+             have a visibility of at least 0.5
+    share    fraction of the image that people cover: union of the landmark network's masks, on a 128 x 128 grid
 
-`measure` chooses the value; the other two and `score`, the highest score of the detector, are aspects. All are 0 if no person
-is found. The scorer does not reward correct anatomy: the landmark network reports a body whose halves were swapped with a
-confidence of 0.99, and one without legs with 1.00. The detector expects people that fill a good part of the image.
+`measure` chooses the value. The other two, and `score`, the highest score of the detector, are aspects. All are 0 if no
+person is found. A high value does not mean correct anatomy: the landmark network still reports a person with a confidence of
+0.99 if the halves of the body are swapped, and of 1.00 if the legs are missing. The detector may miss people who fill only a
+small part of the image.
 
 The networks are those of MediaPipe. `models` is a folder with pose_detection.tflite and pose_landmark_full.tflite, which
-pipelines/mesh/assets.py takes from the wheel of mediapipe 0.10.21; mediapipe itself need not be installed.
+pipelines/mesh/assets.py takes from the wheel of mediapipe 0.10.21. mediapipe itself need not be installed.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ VERIFIED = {
 
 @dataclass(frozen=True)
 class PersonOptions:
-    #: folder with pose_detection.tflite and pose_landmark_full.tflite; pipelines/mesh/assets.py FOLDER --networks makes it
+    #: folder with pose_detection.tflite and pose_landmark_full.tflite; make it by pipelines/mesh/assets.py FOLDER --networks
     models: str = ""
     #: count (number of people) | visible (fraction of visible landmarks) | share (fraction of the image covered)
     measure: Literal["count", "visible", "share"] = "count"
-    #: people that the detector finds with a lower score do not count
+    #: minimum score of the detector for a person to count
     confidence: float = 0.5
 
 
@@ -78,8 +79,10 @@ class Person:
         )
 
     def files(self) -> list[Path]:
-        """Return the paths of the detector and the landmark network. Raises UsageError if one of them or the package that
-        runs them is missing."""
+        """Return the paths of the detector and the landmark network.
+
+        Raises UsageError if a file or the package that runs the networks is missing.
+        """
         from prefkit.score.embed.blazepose import DETECTION, LANDMARKS, PACKAGE
 
         installed("person", PACKAGE)
@@ -124,7 +127,10 @@ class Person:
 
 
 def visible(points: np.ndarray, size: tuple[int, int]) -> float:
-    """Return the fraction of landmarks (x, y px, visibility) [33, 3] that are visible within an image of this size."""
+    """Return the fraction of landmarks [33, 3] (x and y in px, visibility) that are visible and within the image.
+
+    size: width and height of the image in px.
+    """
     inside = (points[:, :2] >= 0).all(1) & (points[:, :2] < size).all(1)
     return float((inside & (points[:, 2] >= VISIBLE)).mean())
 

@@ -1,4 +1,4 @@
-"""Similarity of an image to its user's history of liked images by CLIP or another encoder, without the prompt.
+"""Similarity of an image to the images that its user liked, by CLIP or another encoder, without the prompt.
 
     value = cos(E(image), mean of E(h) over the history h)
 
@@ -79,7 +79,7 @@ class Personalization:
         o = self.options
         files = {liked.image: liked.path for liked in self.history()}
         images = digest([(name, weights_revision(files[name])) for name in sorted(files)])
-        transform = "the model's own evaluation transform"  # in fingerprints of stored scores
+        transform = "the model's own evaluation transform"  # part of the fingerprint of stored scores, so this text must not change
         if self.encoder.library != "open_clip":
             transform = self.encoder.preprocessing()
         return ScorerSpec(
