@@ -131,6 +131,8 @@ def test_the_reports_show_the_rounds(whole, cli, monkeypatch):
     for number in (1, 2, 3):
         assert re.search(rf"round {number} of 3 is done: 8 candidates, \d pairs, 3 steps; .*size\* .* -> ", text)
     page = (where / "run" / "report.html").read_text()
+    names = yaml.safe_load(RECIPE)["score"]
+    assert f"<b>{len(names)}</b><span>scorers</span>" in page
     for number in (1, 2, 3):
         assert f'<a href="rounds/{number}/report.html">' in page and (part(where, number) / "report.html").exists()
     row = read_json(part(where, 3) / "eval" / "held" / "result.json")["sets"]["held_out"]["dpo"]["size"]
