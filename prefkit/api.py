@@ -66,6 +66,8 @@ class Run:
         from prefkit.models.load.trained import trained_model
 
         trained = rounds.check(self.recipe)
+        if number < 1:
+            raise UsageError(f"round {number} does not exist: the first round is 1.")
         if number == 1:
             return Run(recipe=rounds.recipe_of(self.recipe, 1))
         before = self.round(number - 1)
@@ -186,6 +188,7 @@ class Run:
         import pandas as pd
         import pyarrow.parquet as pq
 
+        self.store.check_single()
         files = sorted(self.store.pairs(name).glob("*/*.parquet"))
         if not files:
             known = ", ".join(self.store.names("pairs")) or "none"

@@ -91,7 +91,8 @@ class Archive:
             raise UsageError(f"{self.folder / name}.npy must hold the lists uids, oids, outfits and category.")
         if len({len(column) for column in columns}) > 1:
             raise UsageError(f"{self.folder / name}.npy: the lists uids, oids, outfits and category differ in length.")
-        for number, (user, outfit, items, categories) in enumerate(zip(*columns)):
+        lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
+        for number, (user, outfit, items, categories) in enumerate(zip(*lists)):
             where = f"{self.folder / name}.npy, row {number}"
             _named(user, where), _named(outfit, where)
             numbers = _numbers(items, where)
@@ -141,6 +142,7 @@ class Converter:
     def __init__(self, archive: Archive, pictures: Pictures) -> None:
         self.archive, self.pictures = archive, pictures
         self.wardrobe = Wardrobe({}, [], {})
+        self.known: dict[str, Outfit] = {}  # by name
         self.counts: Counter[str] = Counter()
 
     def convert(self) -> Wardrobe:
@@ -169,8 +171,16 @@ class Converter:
             extra = {} if offered is None else {"candidates": [str(i) for i in _numbers(offered, row.where)]}
             prompts = tuple(prompt(category) for category in row.categories)
             given = (tuple(str(i) for i in items), tuple(row.categories), blank, prompts[blank], prompts, extra)
-            self.wardrobe.outfits.append(Outfit(f"{split}-{row.user}-{row.outfit}", row.user, SPLITS[split], *given))
+            self._add(Outfit(f"{split}-{row.user}-{row.outfit}", row.user, SPLITS[split], *given), row.where)
         self._history(split)
+
+    def _add(self, outfit: Outfit, where: str) -> None:
+        """Add an outfit. A row that repeats an earlier one adds nothing; one that contradicts it raises UsageError."""
+        known = self.known.setdefault(outfit.name, outfit)
+        if known is outfit:
+            self.wardrobe.outfits.append(outfit)
+        elif known != outfit:
+            raise UsageError(f"{where}: an earlier row has the same user and outfit id, but other items.")
 
     def _blank(self, row: Row, truths: Mapping[Any, Any], split: str) -> tuple[int, list[int]]:
         """Return the position of the blank, and all items of the outfit."""

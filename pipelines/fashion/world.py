@@ -173,8 +173,8 @@ def worn(pieces: Iterable[Piece], rng: np.random.Generator) -> tuple[str, ...]:
 
 def make(users: int, requests: int, outfits: int, seed: int) -> tuple[Wardrobe, list[User]]:
     """Draw a world without its pictures. requests: per user; outfits: further ones, for `fit outfit_compat`."""
-    if users < 2 or requests < 1 or outfits < 0:
-        raise UsageError("--users must be at least 2, --requests at least 1, and --outfits not negative.")
+    if users < 2 or requests < 1 or outfits < 0 or seed < 0:
+        raise UsageError("--users must be at least 2, --requests at least 1, --outfits and --seed not negative.")
     rng = np.random.default_rng(seed)
     people = draw_users(users, rng)
     items = {name_of(*piece): Item(f"images/{name_of(*piece)}.png", ITEMS[piece[0]]) for piece in catalogue()}

@@ -203,6 +203,8 @@ def _plugin_options(kind: Any, use: str, tree: Mapping[str, Any], where: str, pa
 
 def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
     expected = f"must be {TYPES.get(kind, kind)}"
+    if isinstance(tree, Mapping) and kind is str:
+        raise _error(path, where, tree, f"{expected}, not a mapping. Put quotes around text with {{...}} or ': '")
     if isinstance(tree, (Mapping, list)) or tree is None:
         raise _error(path, where, tree, expected)
     if kind is str:

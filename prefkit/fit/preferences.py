@@ -159,6 +159,7 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
 def open_run(option: str, run: str, kind: str, name: str) -> Store:
     """Open a run that must have a `kind` (comparisons or scores) called `name`. Raises UsageError naming `option`."""
     store = Store(Path(run).expanduser())
+    store.check_single()
     names = store.names(kind)
     if name not in names:
         raise UsageError(f"{option}: {run} has no {kind} {name!r} (it has {', '.join(names) or 'none'}).")

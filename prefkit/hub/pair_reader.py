@@ -146,7 +146,9 @@ def find(where: str) -> Path:
     """
     path = Path(where).expanduser()
     if (path / "run.json").exists():
-        names = Store(path).names("pairs")
+        store = Store(path)
+        store.check_single()
+        names = store.names("pairs")
         if len(names) == 1:
             return path / "pairs" / names[0]
         if not names:

@@ -128,6 +128,7 @@ def _choose(store: Store, to: str, pairs: str | None, train: str | None) -> tupl
     if not store.exists():
         start = f"Start one with `prefkit generate {output.shell_quoted(store.folder)}`."
         raise UsageError(f"{store.folder} is not a run folder: it has no run.json. {start}")
+    store.check_single()
     if pairs and train:
         raise UsageError(
             "push takes either --pairs NAME or --train NAME: a dataset and a model need separate repositories."

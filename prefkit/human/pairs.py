@@ -43,6 +43,11 @@ def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
             ranked += enumerate(_drawn(str(request), ids, n, seed))
         else:
             ranked += _ranked((_ordered(str(request), a, b, seed) for a, b in combinations(ids, 2)), seed)
+    if not ranked and (names := sorted(without_images(store))):
+        raise UsageError(
+            f"the candidates of {', '.join(names)} in {store.folder} have no pictures, which a voting page needs. "
+            "Generate meshes with the call option render: true, under another name."
+        )
     if not ranked:
         raise UsageError(
             f"no request of {store.folder} has two candidates to compare. Generate more with "

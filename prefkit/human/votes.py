@@ -43,6 +43,7 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
 
     All files are checked before anything is written. Raises UsageError naming file and entry.
     """
+    store.check_single()
     files = vote_files(source)
     if not files:
         raise UsageError(

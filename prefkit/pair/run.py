@@ -222,6 +222,7 @@ def check_size(strategy: Any, largest: int, name: str, config: Pair) -> None:
     needs = getattr(strategy, "needs", 2)
     if largest < needs:
         fix = f"Use k up to {largest // 2}, or generate more (n)." if largest > 1 else "Generate at least two (n)."
+        fix += " Candidates that `filter` removes are not counted; a weaker condition keeps more." * bool(config.filter)
         raise UsageError(
             f"pair.{name}: {config.use} needs {needs} scored candidates per request, but no request has more than "
             f"{largest}. {fix}"

@@ -28,7 +28,7 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
     tiles = {
         "requests": sum(state["requests"].values()),
         "candidates": sum(c["done"] for c in state["candidates"].values()),
-        "scorers": len(state["scores"]),
+        "scorers": len({name.rpartition("/")[2] for name in state["scores"]}),  # of rounds: "round 2/NAME"
         "pairs": sum(sum(splits.values()) for splits in state["pairs"].values()),
         "trained models": sum(bool(t["final"]) for t in state["train"].values()),
         "failures": sum(c["failed"] for kind in ("candidates", "scores") for c in state[kind].values()),

@@ -13,8 +13,8 @@ from prefkit.store.summary import status
 LEAD = (
     "Each round makes candidates with the model of the round before, scores and pairs them, and continues the "
     "training. The model of every round answers the same held-out requests at the same seeds as the base. A cell "
-    "is the mean score with its 95 % bootstrap interval over requests; ▲ and ▼ mark a win rate against the base "
-    "whose interval is above or below 1/2."
+    "is the mean score with its 95 % bootstrap interval over requests; ▲, ▼ and ○ mark a win rate against the base "
+    "whose interval is above, below or around 1/2; = marks images that hardly changed."
 )
 MARKS = {True: "*", False: "", None: "?"}
 Row = dict[str, Any]

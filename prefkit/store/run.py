@@ -147,6 +147,15 @@ class Store:
         folders = (path for path in (self.folder / "rounds").glob("*") if path.name.isdigit())
         return {int(path.name): Store(path) for path in sorted(folders, key=lambda path: int(path.name))}
 
+    def check_single(self) -> None:
+        """Raise UsageError if this is a run of offline rounds, whose tables are in the run folders of the rounds."""
+        folders = [str(part.folder) for part in self.rounds().values()]
+        if folders:
+            raise UsageError(
+                f"{self.folder} is a run of several rounds, and each round has a run folder of its own. Name one round: "
+                f"{folders[0]}{f' to {folders[-1]}' if len(folders) > 1 else ''}."
+            )
+
     # -- requests -------------------------------------------------------------------------------------------------
     def write_requests(self, requests: Iterable[Request]) -> None:
         import pyarrow as pa

@@ -129,11 +129,21 @@ def check_fingerprint(
             write_json(path, wanted)
         return
     stored = read_json(path)
-    a, b = _without_claims(wanted), _without_claims(stored)
+    a, b = _without_claims(stored), _without_claims(wanted)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     if keys:
-        lines = "; ".join(f"{k}: stored {_brief(stored.get(k))}, requested {_brief(wanted.get(k))}" for k in keys)
+        found = [difference for k in keys for difference in _differences(k, a.get(k), b.get(k))]
+        lines = "; ".join(f"{key}: stored {_brief(a)}, requested {_brief(b)}" for key, a, b in found)
         raise FingerprintError(f"{path.parent} was made with other settings ({lines}). {remedy}")
+
+
+def _differences(key: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
+    """Return (key, stored value, requested value) of each difference. A key within a mapping is `outer.inner`."""
+    if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping)):
+        return [(key, stored, wanted)]
+    keys = sorted(stored.keys() | wanted.keys())
+    differ = [k for k in keys if (k in stored, stored.get(k)) != (k in wanted, wanted.get(k))]
+    return [found for k in differ for found in _differences(f"{key}.{k}", stored.get(k), wanted.get(k))]
 
 
 def _without_claims(value: Any) -> Any:

@@ -131,6 +131,8 @@ def test_the_reports_show_the_rounds(whole, cli, monkeypatch):
     for number in (1, 2, 3):
         assert re.search(rf"round {number} of 3 is done: 8 candidates, \d pairs, 3 steps; .*size\* .* -> ", text)
     page = (where / "run" / "report.html").read_text()
+    names = yaml.safe_load(RECIPE)["score"]
+    assert f"<b>{len(names)}</b><span>scorers</span>" in page
     for number in (1, 2, 3):
         assert f'<a href="rounds/{number}/report.html">' in page and (part(where, number) / "report.html").exists()
     row = read_json(part(where, 3) / "eval" / "held" / "result.json")["sets"]["held_out"]["dpo"]["size"]
@@ -168,14 +170,45 @@ def test_a_repeated_run_makes_nothing_and_a_changed_one_is_refused(whole, cli, m
     results = json.loads(out)["rounds"]
     assert all(results[n]["generate"]["own"]["made"] == 0 for n in "123") and outcome(where) == before
     saved = Path("run/recipe.yaml").read_bytes()
-    for flags in (["--train.dpo.learning_rate", "1e-4"], ["--generate.own.seed", "5", "--dry-run"]):
+    for flags, key in (
+        (["--train.dpo.learning_rate", "1e-4"], "train.learning_rate"),
+        (["--generate.own.seed", "5", "--dry-run"], "settings.seed"),
+    ):
         code, _, err = cli("run", "run", *flags)
-        assert code == 1 and "was made with other settings" in err
+        assert code == 1 and f"was made with other settings ({key}: stored" in err
     assert outcome(where) == before and Path("run/recipe.yaml").read_bytes() == saved
     code, _, err = cli("train", "run")
     assert code == 2 and "prefkit train run/rounds/1" in err
     code, _, err = cli("run", "run", "--rounds", "1")
     assert code == 2 and "several rounds" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "report run --vote",
+        "report run --filter align>0",
+        "report run --request x",
+        "push run --to you/pairs --dry-run",
+        "push run --to you/pairs --train dpo --dry-run",
+        "export run out --as folders",
+        "fit mesh --run run",
+        "import r.yaml run --as folders",
+    ],
+)
+def test_commands_on_the_run_of_all_rounds_name_the_rounds(whole, cli, monkeypatch, line):
+    monkeypatch.chdir(whole[0])
+    before = sorted(Path("run").iterdir())
+    code, _, err = cli(*line.split())
+    assert code == 2 and "run is a run of several rounds" in err and "run/rounds/1 to run/rounds/3" in err
+    assert sorted(Path("run").iterdir()) == before and not Path("out").exists()
+
+
+def test_the_first_round_is_1(whole, monkeypatch):
+    monkeypatch.chdir(whole[0])
+    for number in (0, -1):
+        with pytest.raises(UsageError, match="the first round is 1"):
+            Run("run").round(number)
 
 
 def killed(where, number, verb, count):

@@ -182,6 +182,16 @@ def test_links_and_paths_that_leave_the_folder(fashion, archive, tmp_path, capsy
     assert "it is a link" in refused(fashion, archive, tmp_path, capsys)
 
 
+def test_columns_as_arrays_and_a_row_that_repeats_another(fashion, archive, tmp_path):
+    columns = {"uids": [7, 9, 7], "oids": [50, 51, 50], "outfits": [[1, 2], [5, 6], [1, 2]], "category": [[4, 20]] * 3}
+    for name, read in (("lists", list), ("arrays", np.array)):
+        save(archive, "train", {key: read(column) for key, column in columns.items()})
+        fashion.convert.convert(archive, tmp_path / name, tmp_path / "images")
+    rows = [row["request_id"] for row in lines(tmp_path / "lists" / "requests.jsonl")]
+    assert rows == ["train-7-50", "train-9-51", "valid-7-50", "test-7-50"]
+    assert lines(tmp_path / "arrays" / "requests.jsonl") == lines(tmp_path / "lists" / "requests.jsonl")
+
+
 @pytest.mark.parametrize(
     "name, value, reason",
     [
@@ -193,6 +203,11 @@ def test_links_and_paths_that_leave_the_folder(fashion, archive, tmp_path, capsy
         ("train", {"uids": ["a\ud800"], "oids": [1], "outfits": [[1]], "category": [[4]]}, "not the id of a user"),
         ("fitb_test", {"uids": [1], "oids": [9], "outfits": [[0]], "category": [[4]]}, "has no outfit 9"),
         ("fitb_test", {"uids": [1], "oids": [50], "outfits": [[0, 1]], "category": [[4, 4]]}, "with one item 0"),
+        (
+            "train",
+            {"uids": [1, 1], "oids": [5, 5], "outfits": [[1, 2], [1, 3]], "category": [[4, 20]] * 2},
+            "row 1: an earlier row has the same user and outfit id",
+        ),
         ("id_cate_dict", np.arange(3), "holds a ndarray"),
     ],
 )

@@ -130,6 +130,12 @@ def test_a_small_world_is_written_with_its_pictures_once(fashion, tmp_path, caps
         assert (out / file).read_bytes() == (again / file).read_bytes()
 
 
+@pytest.mark.parametrize("option", ["--users", "--requests", "--outfits", "--seed"])
+def test_a_world_of_impossible_size_is_refused(fashion, tmp_path, capsys, option):
+    assert fashion.world.main([str(tmp_path / "world"), option, "-1"]) == 2
+    assert option in capsys.readouterr().err and not (tmp_path / "world").exists()
+
+
 def test_the_scorers_read_the_rule_from_pictures(fashion):
     from prefkit.tiny.scene import Scene, render
 

@@ -88,6 +88,12 @@ def test_the_report_shows_meshes_before_and_after(evaluated):
     assert section.count("data:image/webp") >= 3 * 2 * 6 and 'class="gone"' not in page
 
 
+def test_a_voting_page_of_meshes_without_pictures_is_refused_with_the_reason(evaluated, capsys):
+    store, *_ = evaluated
+    assert main(["report", str(store.folder), "--vote"]) == 2
+    assert "candidates of own" in (error := capsys.readouterr().err) and "render: true" in error
+
+
 def test_an_interrupted_evaluation_resumes(evaluated, capsys):
     store, recipe, result = evaluated
     folder = Store(store.eval("held_out") / "held_out" / "dpo")

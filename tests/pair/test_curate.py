@@ -411,6 +411,14 @@ def test_an_invalid_filter_is_refused(bench, query, message):
         bench.grow(1).pair(filter=query)
 
 
+def test_too_few_candidates_after_a_filter_name_the_filter(bench):
+    bench.grow(1)
+    with pytest.raises(
+        UsageError, match="no request has more than 1. .* Candidates that `filter` removes are not counted"
+    ):
+        bench.pair(filter="index == 0")
+
+
 def test_a_filter_on_every_score_leaves_none_to_pair_by(bench):
     with pytest.raises(UsageError, match="`filter` uses every score"):
         bench.grow(1).pair(filter="a > 0 and b > 0", weights={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -155,7 +156,34 @@ def test_refused_names_and_weights(tmp_path):
     assert "has tensors that the model does not have: weights, epoch" in refused("torchvision:resnet18", path)
     for data in (b"", b"not a checkpoint", b"hello"):
         path.write_bytes(data)
-        assert "could not be read as weights" in refused("torchvision:resnet18", path)
+        text = refused("torchvision:resnet18", path)
+        assert "could not be read as weights: " in text and "weights_only" not in text and not text.endswith(": ")
+    for content in ({"state_dict": 5}, [1, 2]):
+        torch.save(content, path)
+        assert f"has a {'int' if isinstance(content, dict) else 'list'} instead of a state dict" in refused(
+            "torchvision:resnet18", path
+        )
+    torch.save({1: torch.ones(2)}, path)
+    assert "its key 1 is not the name of a tensor" in refused("torchvision:resnet18", path)
+
+
+class Command:
+    """Unpickled without restrictions, it would run a command."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+def test_pickled_code_is_not_run_and_its_loading_is_not_advised(tmp_path):
+    path, mark = tmp_path / "weights.pth", tmp_path / "mark"
+    for content in (torch.nn.Linear(1, 1), {"a": Command(mark)}):
+        torch.save(content, path)
+        text = refused("torchvision:resnet18", path)
+        assert "it contains pickled Python objects" in text and "torch.save(model.state_dict(), PATH)" in text
+        assert "weights_only" not in text and not mark.exists()
 
 
 def test_scorers_of_texts_refuse_it(tmp_path):

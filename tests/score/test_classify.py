@@ -152,6 +152,26 @@ def test_messages(options, message):
         make_scorer("classify", options)
 
 
+def test_a_list_of_names_may_have_a_byte_order_mark_and_not_be_empty(tmp_path):
+    file = tmp_path / "names.txt"
+    options = {"model": "x", "label": "hat", "classes": str(file)}
+    file.write_text("hat\nboot\n", encoding="utf-8-sig")
+    assert make_scorer("classify", options).given == ["hat", "boot"]
+    file.write_text("")
+    with pytest.raises(UsageError, match="names.txt is empty"):
+        make_scorer("classify", options)
+
+
+def test_a_network_that_returns_nan_has_no_score(networks, tmp_path):
+    state = torch.load(networks[3], weights_only=True)
+    state["fc.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    (tmp_path / "names.txt").write_text("hat\nboot\ncoat\n")
+    options = {"pretrained": str(tmp_path / "nan.pth"), "classes": str(tmp_path / "names.txt"), "label": "boot"}
+    (score,) = scores((0,), model=f"torchvision:{NETWORK}", **options)
+    assert score.value is None or np.isnan(score.value)
+
+
 def test_another_kind_of_model_is_refused(clip):
     with pytest.raises(UsageError, match="could not be loaded|lacks weights"):
         scores(model=str(clip), label="cat")

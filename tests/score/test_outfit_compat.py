@@ -125,8 +125,8 @@ def test_others_by_mapping_path_and_id_of_an_input(folder, tmp_path):
         ("blue.png", "it must be a list of images"),
         ([{"category": "hat"}], "names no image"),
         ([""], "names no image"),
-        (["blue.png", "gone.png"], "gone.png could not be read"),
-        (["broken.png"], "broken.png could not be read"),
+        (["blue.png", "gone.png"], "gone.png could not be read: No such file"),
+        (["broken.png"], "broken.png could not be read: not an image format"),
     ],
 )
 def test_without_the_other_items_there_is_no_score_and_a_reason(folder, tmp_path, outfit, reason):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -148,3 +149,26 @@ def test_without_the_package_it_names_the_command(monkeypatch):
     monkeypatch.setattr("prefkit.score.embed.packaged.distribution", missing)
     with pytest.raises(UsageError, match="person: ai-edge-litert is not installed. Run: pip install ai-edge-litert"):
         make_scorer("person", {"models": "x"}).spec()
+
+
+def test_the_file_of_another_network_is_refused(monkeypatch, tmp_path):
+    class Interpreter:
+        def __init__(self, **options):
+            pass
+
+        def allocate_tensors(self):
+            pass
+
+        def get_input_details(self):
+            return [{"index": 0, "shape": np.array([1, 256, 256, 3])}]
+
+        def get_output_details(self):
+            return []
+
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", SimpleNamespace(Interpreter=Interpreter))
+    blazepose.LandmarkNetwork(tmp_path / blazepose.LANDMARKS)
+    with pytest.raises(
+        UsageError, match=r"shape \[1, 256, 256, 3\] instead of \[1, 224, 224, 3\]. Make the folder again"
+    ):
+        Detector(tmp_path / blazepose.DETECTION)

@@ -55,6 +55,12 @@ def test_fingerprint_names_the_keys_that_differ(tmp_path):
     check_fingerprint(path, {"a": 1, "b": (1, 2)}, "Do this.")
     with pytest.raises(FingerprintError, match=r"\(b: stored \[1, 2\], requested 3\). Do this."):
         check_fingerprint(path, {"a": 1, "b": 3}, "Do this.")
+    long = {"first": "x" * 200, "rate": 1, "inner": {"beta": 2}}
+    check_fingerprint(tmp_path / "long.json", {"train": long}, "Do this.")
+    wanted = {"train": long | {"rate": 5, "inner": {"beta": 2, "more": None}}}
+    with pytest.raises(FingerprintError) as caught:
+        check_fingerprint(tmp_path / "long.json", wanted, "Do this.")
+    assert "(train.inner.more: stored null, requested null; train.rate: stored 1, requested 5)" in str(caught.value)
 
 
 def test_a_newer_schema_is_refused(tmp_path):

@@ -38,6 +38,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     folder = output.shell_quoted(run.folder)
     if not run.store.exists():
         raise UsageError(f"{run.folder} is not a run folder: it has no run.json. Run `prefkit generate {folder}`.")
+    if known.vote or known.decisions or known.request or known.filter:
+        run.store.check_single()
     if known.vote:
         return vote(run.store, known)
     if known.models or known.eval or known.set or known.repeats is not None or known.sidecar:

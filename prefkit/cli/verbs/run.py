@@ -52,7 +52,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     rows = summary_rows(list(results.get("eval", {}).values()))
     finish(results | {"report": path}, rows or [{"run": str(run.folder)}], known, evaluated=bool(rows))
     note_distances(list(results.get("eval", {}).values()))
-    sheet = f"prefkit report {output.shell_quoted(run.folder)} --filter"
+    sheet = f"prefkit report {output.shell_quoted(run.folder)} --filter 'index < 4'"
     output.hint(f"open the report in a browser; `{sheet}` makes a contact sheet of candidates")
     return 0
 

@@ -92,6 +92,7 @@ def read_hypotheses(run: str, generators: Sequence[str], score: str, pose: bool,
     store = Store(Path(run).expanduser())
     if not store.exists():
         raise UsageError(f"mesh: --run {run!r} is not a run. Give the folder of a run whose candidates are meshes.")
+    store.check_single()
     of = known_errors(store, run, score)
     left_out: Counter[str] = Counter()
     layout: Layout | None = None

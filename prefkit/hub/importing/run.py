@@ -59,6 +59,7 @@ def run_import(
     name = checked(name or layout)
     resolved = str(path.resolve()) if path.exists() else source
     settings = {"layout": layout, "source": resolved, "options": asdict(options), "keep": keep}
+    store.check_single()
     before = {p.name for p in store.folder.glob("*")} if store.folder.exists() else set()
     store = Store.create(store.folder)
     try:

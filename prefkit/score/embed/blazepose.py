@@ -68,7 +68,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 class Network:
     """A .tflite network on one CPU thread. Its outputs have distinct sizes, by which `output` selects one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, side: int) -> None:
+        """Load a network for images of `side` px. Raises UsageError if the file is another kind of network."""
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -78,7 +79,13 @@ class Network:
             self.net.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise UsageError(f"{path} could not be read as a .tflite network: {error}") from error
-        self.input = self.net.get_input_details()[0]["index"]
+        first = self.net.get_input_details()[0]
+        if (shape := [int(n) for n in first["shape"]]) != [1, side, side, 3]:
+            raise UsageError(
+                f"{path} is not the network of this name: its input has the shape {shape} instead of {[1, side, side, 3]}. "
+                "Make the folder again by pipelines/mesh/assets.py FOLDER --networks."
+            )
+        self.input = first["index"]
         self.outputs = {int(np.prod(one["shape"])): one["index"] for one in self.net.get_output_details()}
 
     def run(self, image: np.ndarray) -> None:
@@ -125,7 +132,7 @@ class Detector:
     """Detector of people in a square of a picture."""
 
     def __init__(self, path: Path) -> None:
-        self.net, self.anchors = Network(path), anchors()
+        self.net, self.anchors = Network(path, DETECTION_SIDE), anchors()
 
     def __call__(self, picture: Image, crop: Crop, confidence: float) -> list[Person]:
         """Return the people in an upright crop with a score of at least `confidence`, best first, without overlaps."""
@@ -166,7 +173,7 @@ class LandmarkNetwork:
     """Landmark network for a square of a picture, turned so that the body is upright."""
 
     def __init__(self, path: Path) -> None:
-        self.net = Network(path)
+        self.net = Network(path, LANDMARK_SIDE)
 
     def __call__(self, picture: Image, crop: Crop) -> Landmarks:
         """Return the landmarks of the person in a crop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
@@ -78,10 +79,26 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises errors of many types for a file that is not a checkpoint
-        raise UsageError(f"{path} could not be read as weights: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} has a {type(state).__name__} instead of a state dict.")
-    return state.get("state_dict", state)
+        raise UsageError(f"{path} could not be read as weights: {_why_unread(error)}") from error
+    inner = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(inner, dict):
+        raise UsageError(f"{path} has a {type(inner).__name__} instead of a state dict.")
+    if wrong := [key for key in inner if not isinstance(key, str)]:
+        raise UsageError(f"{path} has no state dict: its key {wrong[0]!r} is not the name of a tensor.")
+    return inner
+
+
+def _why_unread(error: Exception) -> str:
+    """Return the reason without torch's advice to load pickled code."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, UnpicklingError):
+        return text[:300] or "the file is empty or incomplete."
+    if "unsupported global" in text.lower():
+        return (
+            "it contains pickled Python objects besides tensors, which prefkit does not load, because they can run code. "
+            "Save only the tensors: torch.save(model.state_dict(), PATH)."
+        )
+    return "it is not a torch file of tensors."
 
 
 def linear_head(state: dict[str, Tensor], prefix: str, path: Path) -> nn.Sequential:

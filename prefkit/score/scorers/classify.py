@@ -118,7 +118,7 @@ class Classify:
         if faults := [fault for label in labels if (fault := self._unknown(label))]:
             return Score(None, error=faults[0])
         members = sorted({i for label in labels for i in self.index[_key(label)]})
-        return Score(min(1.0, float(row[members].sum())), text=self.names[int(row.argmax())])
+        return Score(float(row[members].sum().clamp(max=1.0)), text=self.names[int(row.argmax())])
 
     def _unknown(self, label: str) -> str:
         """Return "" if a class has this name, else a message that names similar classes."""
@@ -174,11 +174,15 @@ class _Transformers:
 
 
 def _read_names(path: str) -> list[str]:
-    """Return the lines of a text file, stripped. Raises UsageError if it cannot be read or has an empty line."""
+    """Return the lines of a text file, stripped. Raises UsageError if it cannot be read, is empty or has an empty line."""
     try:
-        names = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"classify: classes: {path} could not be read as UTF-8 text: {error}") from error
+    if not names:
+        raise UsageError(
+            f"classify: classes: {path} is empty. Write one class name per line, in the order of the logits."
+        )
     if not all(names):
         raise UsageError(f"classify: classes: line {names.index('') + 1} of {path} is empty. Write one name per line.")
     return names

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import UsageError
 from prefkit.images import rgb
 from prefkit.paths import named
+from prefkit.plugin_guard import error_text
 from prefkit.score.fitted import Fitted
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -112,7 +113,7 @@ class OutfitCompat:
             try:
                 self.seen[name] = self.encoder.images([self._open(name)])[0].cpu()
             except (OSError, ValueError) as error:
-                self.seen[name] = f"the outfit's image {name} could not be read: {' '.join(str(error).split())[:200]}"
+                self.seen[name] = f"the outfit's image {name} could not be read: {_reason(error)}"
         return self.seen[name]
 
     def _open(self, name: str) -> Image:
@@ -130,3 +131,8 @@ class OutfitCompat:
 
 
 plugin = OutfitCompat
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or error_text(error)
+    return " ".join(text.split())[:200]
