@@ -94,7 +94,7 @@ def _parts(items: Any) -> list[Any]:
 
 
 def recognized(pictures: Pictures) -> Pictures:
-    """Return the pictures in which the program finds an item, with what it finds as their scene."""
+    """Return the pictures in which the program recognizes an item, with the recognized scenes."""
     seen = read_many([Image.fromarray(image) for image in pictures.images])
     known = [i for i, s in enumerate(seen) if s.item]
     rows = [indices(Scene(s.item, s.colour, s.background, s.pattern)) for s in seen if s.item and s.colour]

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from prefkit import tiny
 from prefkit.store import Store
 
 ROOT = Path(__file__).parents[2]
-JUDGE = getattr(tiny, "JUDGE", None) is not None and tiny.JUDGE.is_dir()  # the embedded judge
-EXPERTS = ("quality",) * JUDGE + ("compatibility", "taste", "personal")
+EXPERTS = ("quality", "compatibility", "taste", "personal")
 
 
 def trim(folder):
@@ -47,8 +45,6 @@ def world(fashion, tmp_path, monkeypatch):
 def recipe(folder):
     text = (ROOT / "pipelines/fashion/experts.yaml").read_text().replace('"pipelines/', f'"{ROOT}/pipelines/')
     text = text.replace("n: 8, steps: 12", "n: 4, steps: 2")
-    if not JUDGE:
-        text = text.replace("  quality: {use: mllm, model: tiny}\n", "").replace("quality: 1, ", "")
     (folder / "experts.yaml").write_text(text)
     return folder / "experts.yaml"
 
