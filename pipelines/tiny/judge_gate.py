@@ -3,7 +3,7 @@
     python pipelines/tiny/judge_gate.py prefkit/tiny/judge --seeds 1 2
 
 Yes or no: half of the questions are true. On generated pictures (20 steps, guidance 3), the truth is what the program
-prefkit/tiny/truth.py recognizes. Ratings: Spearman's correlation of `mllm`'s value with the label, per kind of damage.
+prefkit/tiny/truth.py recognizes. Ratings: Spearman's correlation of `mllm`'s value with the label, per kind of damage and over all trained kinds.
 Comparisons: two pictures of one scene whose labels (severities) differ by more than .15; right if both orders together are
 right. `flips`: pairs whose two orders contradict each other. Noise, swap and JPEG are kinds that were never trained.
 Exits with 1 if a required value is missed. Takes about 2 minutes on one thread for two seeds.
@@ -24,6 +24,7 @@ from judge_questions import YES_NO, about
 from machine import Machine
 from PIL import Image
 from scenes import indices
+from scipy.stats import spearmanr
 
 from prefkit.score.scorers.mllm import Mllm, MllmOptions
 from prefkit.score.scorers.vqascore import Vqascore, VqascoreOptions
@@ -65,14 +66,11 @@ class Judge:
         said = [s.value is not None and 2 * s.value + (s.aspects or {})["leftover"] > 1 for s in scores]
         return float(np.mean(np.array(said) == true))
 
-    def correlation(self, pictures: Pictures, rng: np.random.Generator) -> float:
-        """Spearman's correlation of the expected rating with the label 5 - 4 x severity."""
-        from scipy.stats import spearmanr
-
+    def ratings(self, pictures: Pictures, rng: np.random.Generator) -> list[float | None]:
+        """Return the expected rating of each picture."""
         texts = [training_caption(scene_at(pictures, i), rng) for i in range(len(pictures))]
         batch = [candidate(image, text) for image, text in zip(pictures.images, texts)]
-        values = [score.value for part in _parts(batch) for score in self.rating.score(part)]
-        return float(spearmanr(values, 5 - 4 * pictures.severity).statistic)
+        return [score.value for part in _parts(batch) for score in self.rating.score(part)]
 
     def compared(self, one: Pictures, two: Pictures) -> np.ndarray:
         """For each pair whose severities differ by more than GAP: [right, decided in both orders, flipped], bool [N, 3]."""
@@ -123,7 +121,9 @@ def measure(judge: Judge, seed: int, machine: Machine) -> dict[str, dict[str, fl
         kind: [of_kind(kind, _first(renders, RATED), 10 * seed + part, machine) for part in (1001, 1002)]
         for kind in kinds
     }
-    rows["rating"] = {kind: judge.correlation(one, rng) for kind, (one, _) in two.items()}
+    rated = {kind: (judge.ratings(one, rng), 5 - 4 * one.severity) for kind, (one, _) in two.items()}
+    rated["trained"] = tuple(np.concatenate([rated[kind][part] for kind in TRAINED]) for part in (0, 1))
+    rows["rating"] = {kind: float(spearmanr(*both).statistic) for kind, both in rated.items()}
     compared = {
         kind: judge.compared(_first(one, COMPARED), _first(other, COMPARED)) for kind, (one, other) in two.items()
     }
