@@ -197,7 +197,7 @@ def test_keypoints_by_convention():
     twelve = [[*shown[n], 1.0] for n in limbs]
     by_limb = score("mesh_reprojection", mesh(1), request(keypoints2d=twelve, keypoint_names="free12"))
     assert by_limb.aspects["n_visible"] == 12 and by_limb.value != wanted
-    landmarks = np.full((33, 3), 7.0)
+    landmarks = np.tile([7.0, 7.0, 1.0], (33, 1))
     for at, name in zip((11, 13, 15, 12, 14, 16, 23, 25, 27, 24, 26, 28), LIMBS):
         landmarks[at] = [*shown[JOINT_NAMES.index(name)], 1.0]
     blaze = score("mesh_reprojection", mesh(1), request(keypoints2d=landmarks.tolist(), keypoint_names="blazepose33"))
@@ -212,7 +212,7 @@ def test_keypoints_by_convention():
         ({"keypoints2d": [[1, 2, 1]] * 17}, "17 rows"),
         ({"keypoints2d": [[1, 2]] * 18}, "rows of 3 numbers"),
         ({"keypoints2d": [[1, None, 1]] * 18}, "NaN"),
-        ({"keypoints2d": [[1, 2, 0]] * 18}, "no joint of the candidate has a keypoint"),
+        ({"keypoints2d": [[1, 2, 0]] * 18}, "no keypoint has a confidence above 0"),
         ({"keypoint_names": "coco"}, "'coco' is unknown"),
         ({"bbox": [1, 1, 0, 0]}, "width and height"),
         ({"bbox": None, "keypoints2d": [[1, 2, 1]] * 18}, "one point"),

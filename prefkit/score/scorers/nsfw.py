@@ -95,12 +95,12 @@ class Nsfw:
 def prepared(image: Image) -> np.ndarray:
     """Return an RGB image as the network's input [224, 224, 3] float32."""
     import numpy as np
-    from PIL import Image as pillow
+    from PIL import Image
 
     buffer = io.BytesIO()
-    image.resize((SIDE, SIDE), pillow.Resampling.BILINEAR).save(buffer, "JPEG", quality=QUALITY)
+    image.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=QUALITY)
     edge = (SIDE - CROP) // 2
-    with pillow.open(buffer) as encoded:
+    with Image.open(buffer) as encoded:
         rgb = np.asarray(encoded, np.float32)[edge : edge + CROP, edge : edge + CROP]
     return rgb[:, :, ::-1] - np.array(MEAN_BGR, np.float32)
 
