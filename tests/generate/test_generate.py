@@ -76,7 +76,9 @@ def test_other_settings_are_refused_by_key(recipe):
     run = Run(recipe=recipe)
     run.generate(limit=1)
     other = replace(run.recipe, generate={"own": replace(run.recipe.generate["own"], steps=3)})
-    with pytest.raises(FingerprintError, match=r"settings\.steps: stored 2, requested 3\)\. Use another name under generate"):
+    with pytest.raises(
+        FingerprintError, match=r"settings\.steps: stored 2, requested 3\)\. Use another name under generate"
+    ):
         Run(recipe=other).generate(limit=1)
 
 
