@@ -6,7 +6,7 @@
 2. The ResNet, with linear heads for item, colour, background, pattern and quality.
 3. The projector and the Llama, on the frozen ResNet's features: short questions, the long ones of `mllm` and `vqascore`, and
    comparisons of two pictures (judge_questions.py). The loss counts the answer alone. The projector starts from the heads,
-   and the decoder with std 1 / sqrt(128) instead of .02; with .02 it answered yes and no by chance.
+   and the decoder with std 1 / sqrt(128) instead of .02, with which a prototype answered yes and no by chance.
 
 OUT is a folder for transformers' AutoModelForImageTextToText. Takes 26 CPU-minutes with bf16: 7 for the pictures, 4 for the
 ResNet, 15 for the decoder. A second call with the same WORK starts from the stored pictures and the stored ResNet.
@@ -250,9 +250,8 @@ def main() -> None:
         heads = train_tower(model, pictures, args.tower_steps, args.seed, machine)
         torch.save({"tower": tower.state_dict(), "heads": heads.state_dict()}, file)
     start_from_heads(model, heads, asking.tokenizer)
-    model.model.language_model.set_attn_implementation(
-        "eager"
-    )  # the backward pass of fused attention is slower on a CPU
+    # the backward pass of fused attention is slower on a CPU
+    model.model.language_model.set_attn_implementation("eager")
     decoder = Decoder(model, asking.tokenizer, features(model, pictures.images, machine))
     train_decoder(model, decoder, pictures, args.decoder_steps, args.seed, machine)
     model.half().save_pretrained(args.out)

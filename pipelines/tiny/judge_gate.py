@@ -3,9 +3,9 @@
     python pipelines/tiny/judge_gate.py prefkit/tiny/judge --seeds 1 2
 
 Yes or no: half of the questions are true. On generated pictures (20 steps, guidance 3), the truth is what the program
-prefkit/tiny/truth.py recognizes. Ratings: Spearman's correlation of `mllm`'s value with the label, per kind of damage and over all trained kinds.
-Comparisons: two pictures of one scene whose labels (severities) differ by more than .15; right if both orders together are
-right. `flips`: pairs whose two orders contradict each other. Noise, swap and JPEG are kinds that were never trained.
+prefkit/tiny/truth.py recognizes. Ratings: Spearman's correlation of `mllm`'s value with the label, per kind of damage and over
+all trained kinds. Comparisons: two pictures of one scene whose labels (severities) differ by more than .15; right if each of
+both orders is right. `flips`: pairs whose two orders contradict each other. Noise, swap and JPEG are kinds that were never trained.
 Exits with 1 if a required value is missed. Takes about 2 minutes on one thread for two seeds.
 """
 
@@ -100,7 +100,7 @@ def recognized(pictures: Pictures) -> Pictures:
 
 
 def of_kind(kind: str, clean: Pictures, seed: int, machine: Machine) -> Pictures:
-    """Return pictures with damage of a kind: of the clean ones' scenes."""
+    """Return pictures of the clean ones' scenes, with damage of a kind."""
     if kind == "few":
         return generated(_scenes(clean), kind, str(PIPELINE), seed, machine)
     return latent_noise(clean, str(PIPELINE), seed, machine) if kind == "latent" else damaged(clean, kind, seed)

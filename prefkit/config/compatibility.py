@@ -132,6 +132,8 @@ EVAL: Rows = {
     "encoder, for example to ViT-L-14-336 with encoder_pretrained: openai.": (
         lambda c: c.entry.real is not None and c.entry.encoder is None
     ),
+    "encoder_pretrained is {entry.encoder_pretrained}, but encoder is unset, so these weights have no use. Set encoder to "
+    "their model, or remove the key.": lambda c: c.entry.encoder_pretrained is not None and c.entry.encoder is None,
 }
 TRAIN: Rows = {
     "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an "

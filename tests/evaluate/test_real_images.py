@@ -135,3 +135,9 @@ def test_real_needs_an_encoder():
     recipe = Recipe(generate={"own": Generate()}, eval={"held": Eval(real="photos")})
     with pytest.raises(UsageError, match="eval.held.real is photos, but encoder is unset"):
         compatibility.check("eval", "held", recipe)
+
+
+def test_weights_of_no_encoder_are_refused():
+    recipe = Recipe(generate={"own": Generate()}, eval={"held": Eval(encoder_pretrained="net.pth")})
+    with pytest.raises(UsageError, match="eval.held.encoder_pretrained is net.pth, but encoder is unset"):
+        compatibility.check("eval", "held", recipe)
