@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.images import rgb
 from prefkit.score.embed.packaged import installed, packaged_file
 from prefkit.score.embed.weights import verified_as
 from prefkit.types import Candidate, Score, ScorerSpec
@@ -100,9 +101,8 @@ def prepared(image: Image) -> np.ndarray:
     buffer = io.BytesIO()
     image.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=QUALITY)
     edge = (SIDE - CROP) // 2
-    with Image.open(buffer) as encoded:
-        rgb = np.asarray(encoded, np.float32)[edge : edge + CROP, edge : edge + CROP]
-    return rgb[:, :, ::-1] - np.array(MEAN_BGR, np.float32)
+    pixels = np.asarray(rgb(buffer.getvalue()), np.float32)[edge : edge + CROP, edge : edge + CROP]
+    return pixels[:, :, ::-1] - np.array(MEAN_BGR, np.float32)
 
 
 plugin = Nsfw
