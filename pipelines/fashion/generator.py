@@ -1,11 +1,9 @@
 """Train a small generator that sees pictures of the other items of an outfit: a StableDiffusionInstructPix2PixPipeline.
 
-    python pipelines/fashion/generator.py OUT --seed 0 [--steps 1200] [--threads 1]     # train, and write the pipeline OUT
-    python pipelines/fashion/generator.py fashion --pictures      # write fashion/pictured.jsonl, requests with a picture
+    python pipelines/fashion/generator.py OUT --seed 0 [--steps 700] [--threads 1]
 
-The condition is one picture: the other items of the outfit, cut out of their pictures and averaged, as DiFashion averages
-their latents. The prompt names the item and the background only: `a handbag on a plain mint background`. generator_gate.py
-measures what the generator sees.
+The condition is one picture of the other items (pictured.py). The prompt names the missing item and the background only: `a
+handbag on a plain mint background`. generator_gate.py measures what the generator sees.
 
 Training continues the embedded model. conv_in gets four more input channels, for the latents of the picture, with weights of
 zero. Outfits are drawn as in world.py, from its training pieces, and the target is the missing item. As in unet.py the loss
@@ -18,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -30,45 +27,22 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from pictured import cut_out, overlay, prompt
 from PIL import Image
 from torch import Tensor, nn
 from world import FAMILIES, TRAIN, Piece, draw_pieces
 
-from prefkit.errors import UsageError
 from prefkit.tiny import located
-from prefkit.tiny.captions import Asked, asked, phrase
-from prefkit.tiny.domain import BACKGROUNDS, Scene
+from prefkit.tiny.domain import BACKGROUNDS, ITEMS, Scene
 from prefkit.tiny.scene import render
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
 from machine import Machine, rate
 
-CANVAS = (68, 68, 100)  # the colour whose latents are nearest to zero, the null condition: root mean square .06
-FAINT, CLEAR = (
-    12.0,
-    40.0,
-)  # distances in RGB from the background at which a pixel begins to count as item, and fully does
-OUTFITS, COPIES = 6000, 6  # different training samples; pictures of each piece
+OUTFITS, COPIES = 4000, 6  # different training samples; pictures of each piece
 BATCH, GAMMA, FLAT, DECAY = 64, 5.0, 8.0, 0.995  # as in pipelines/tiny/unet.py, but for the decay
 DROPPED = 0.1
 NEW_RATE = 10.0  # learning rate of the new channels over that of the U-Net
-
-
-def cut_out(picture: Image.Image) -> np.ndarray:
-    """Return the item of a picture with a plain background: float32 [64, 64, 4] in 0..1, the last one opacity."""
-    pixels = np.asarray(picture.convert("RGB").resize((64, 64)), np.float32)
-    rim = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
-    distance = np.linalg.norm(pixels - np.median(rim, 0), axis=-1)
-    return np.dstack([pixels / 255, ((distance - FAINT) / (CLEAR - FAINT)).clip(0, 1)])
-
-
-def overlay(items: Sequence[np.ndarray]) -> Image.Image:
-    """Return the mean of items from cut_out on CANVAS, at each pixel over the items that cover it: RGB 64 x 64."""
-    cover = np.stack([item[..., 3:] for item in items])
-    colours = (np.stack([item[..., :3] for item in items]) * cover).sum(0) / cover.sum(0).clip(1e-3)
-    opacity = cover.max(0)
-    mean = colours * opacity + np.array(CANVAS) / 255 * (1 - opacity)
-    return Image.fromarray((mean * 255).round().astype(np.uint8))
 
 
 @cache
@@ -89,10 +63,6 @@ def draw_sample(split: str, number: int, rng: np.random.Generator) -> tuple[tupl
 
 def picture_of(others: Sequence[Piece], rng: np.random.Generator) -> Image.Image:
     return overlay([piece(*p, int(rng.integers(COPIES))) for p in others])
-
-
-def prompt(item: str, background: str) -> str:
-    return phrase(Asked(item, None, background, "plain"))
 
 
 class WideInput(nn.Module):
@@ -136,8 +106,6 @@ class Trainer:
     @torch.inference_mode()
     def encode_texts(self) -> dict[str, Tensor]:
         """Return the text encoder's states of each prompt, [1, 24, 128], with "" for none."""
-        from prefkit.tiny.domain import ITEMS
-
         texts = ["", *(prompt(item, ground) for item in ITEMS for ground in BACKGROUNDS)]
         states = self.base.encode_prompt(texts, self.machine.device, 1, False)[0]
         return dict(zip(texts, states.clone().split(1)))
@@ -200,10 +168,10 @@ class Trainer:
     @torch.inference_mode()
     def seen(self) -> str:
         """Return the epsilon error with own and with other pictures, on 128 training samples at high noise."""
-        chosen, told = np.arange(128), []
-        pictures, texts = self.samples[1][:128], self.samples[2][:128]
+        pictures, texts, told = self.samples[1][:128], self.samples[2][:128], []
+        chosen = np.arange(len(texts))
         for time_step in (500, 700, 850):
-            times = torch.full((128,), time_step, device=self.machine.device)
+            times = torch.full((len(texts),), time_step, device=self.machine.device)
             own = self.errors(self.smooth, chosen, times, pictures, texts).square().mean()
             other = self.errors(self.smooth, chosen, times, pictures.roll(7, 0), texts).square().mean()
             told.append(f"{own:.5f} / {other:.5f}")
@@ -232,43 +200,17 @@ def train(args: argparse.Namespace) -> None:
             trainer.write()
 
 
-def write_pictures(world: Path) -> int:
-    """Write pictured.jsonl beside requests.jsonl, with the column `picture`, and its pictures. Returns their number.
-
-    The prompts do not name another item. `picture` is missing in no row: each outfit of world.py has four items.
-    """
-    try:
-        rows = [json.loads(line) for line in (world / "requests.jsonl").read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UsageError(f"{world}/requests.jsonl cannot be read. Write the world first: world.py {world}.") from error
-    (world / "pictured").mkdir(exist_ok=True)
-    for row in rows:
-        picture = overlay([cut_out(Image.open(world / name)) for name in row["outfit"]])
-        row["picture"] = f"pictured/{row['request_id']}.png"
-        picture.save(world / row["picture"])
-        wanted = asked(row["prompt"])
-        row["prompt"] = prompt(wanted.item, wanted.background)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (world / "pictured.jsonl").write_text(text, encoding="utf-8")
-    return len(rows)
-
-
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the pipeline to write, or of a world")
-    parser.add_argument("--pictures", action="store_true", help="write pictured.jsonl of a world, and train nothing")
+    parser.add_argument("out", type=Path, help="folder of the pipeline to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--outfits", type=int, default=OUTFITS)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
-    if args.pictures:
-        print(f"{args.out / 'pictured.jsonl'}: {write_pictures(args.out)} requests")
-    else:
-        train(args)
-    return 0
+    train(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
-from generator import CANVAS, draw_sample, picture_of, prompt
+from generator import draw_sample, picture_of
 from machine import Machine
+from pictured import CANVAS, prompt
 from PIL import Image
 from rule import goes_with
 
