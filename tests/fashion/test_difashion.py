@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def as_published(pipe, x, time):
     net = copy.deepcopy(pipe.unet)
     weight = net.conv_in.weight.data
     eight = torch.cat([weight[:, :4] / (1 - ETA), weight[:, 8:]], 1)
-    torch.testing.assert_close(weight[:, 4:8], ETA * weight[:, :4] / (1 - ETA))
+    torch.testing.assert_close(weight[:, 4:8], ETA * weight[:, :4] / (1 - ETA), rtol=1e-6, atol=1e-9)
     net.conv_in = torch.nn.Conv2d(8, len(weight), 3, padding=1).double()
     net.conv_in.weight.data, net.conv_in.bias = eight, pipe.unet.conv_in.bias
 
@@ -112,9 +113,9 @@ def test_the_guided_noise_is_difashions(pipe):
     pipe.to(torch.float64)
     x, time, ours = first_noise(pipe, outfit=OUTFIT, history=HISTORY)  # the default scales are as published
     theirs = as_published(pipe, x, time)
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # pixels and saved weights are float32
     weaker = first_noise(pipe, outfit=OUTFIT, history=HISTORY, mutual_guidance_scale=4.9)[2]
-    assert (weaker - theirs).abs().max() > 1e-6
+    assert (weaker - theirs).abs().max() > 1e-4
 
 
 def test_no_images_are_a_white_one_and_no_guidance_is_all_conditions(pipe):
@@ -176,12 +177,12 @@ def test_the_recipe_generates_and_trains(fashion, folder, tmp_path, monkeypatch,
         "bfloat16, batch_size: 7": "float32, batch_size: 8",
         "{use: mllm, model: Qwen/Qwen2.5-VL-7B-Instruct}": "{use: jpeg}",
         "{use: outfit_compat, model: fitted/outfit_compat, images: runs/sd2_difashion}": "{use: jpeg}",
-        "model: ViT-H-14, pretrained: laion2b_s32b_b79k": "model: tiny",
         "precision: bf16": 'precision: "no"',
         "steps: 1000": "steps: 2",
     }.items():
         assert real in text
         text = text.replace(real, tiny)
+    text = re.sub(r"personal: \{.*\}", "personal: {use: jpeg}", text)  # test_experts.py has the real one
     (tmp_path / "tiny.yaml").write_text(text)
     for verb in ("generate", "score", "pair", "train"):
         code, _, error = cli(verb, "-r", tmp_path / "tiny.yaml")
