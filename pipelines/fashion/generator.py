@@ -194,7 +194,7 @@ def train(args: argparse.Namespace) -> None:
     for step in range(args.steps):
         trainer.advance(step)
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
-            new = float(trainer.unet.conv_in.new.weight.norm())
+            new = float(trainer.unet.conv_in.new.weight.detach().norm())
             cpu = f"{time.process_time():.0f} CPU-s"
             print(f"step {step + 1}: errors, own / other picture: {trainer.seen()}; new {new:.2f}; {cpu}", flush=True)
             trainer.write()

@@ -1,10 +1,10 @@
 """Measure whether a generator sees the outfit: the gate before any preference is trained on it.
 
-    python pipelines/fashion/generator_gate.py MODEL [--n 384] [--seed 1] [--split test]
+    python pipelines/fashion/generator_gate.py MODEL [--n 192] [--seed 1] [--split test]
 
 Draws n held-out outfits (of pieces that no training outfit has; the families equally often), and generates the missing item
-of each with the picture of its own outfit, with that of another one, and without a picture, from the same noise. The program
-in prefkit/tiny/truth.py reads item and colour; a picture obeys if the item is the one asked for and its colour goes with all
+of each with the picture of its own outfit and with that of another one, from the same noise. The program in
+prefkit/tiny/truth.py reads item and colour; a picture obeys if the item is the one asked for and its colour goes with all
 three others (rule.py). The gate is passed if the share that obeys is at least .15 larger with the own outfit than with
 another one, and at least .9 of the pictures with the own outfit show the item asked for; otherwise the exit code is 1.
 Intervals are 95 % bootstrap intervals over outfits. --split train is for choosing the guidance.
@@ -23,7 +23,7 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from generator import draw_sample, picture_of
 from machine import Machine
-from pictured import CANVAS, prompt
+from pictured import prompt
 from PIL import Image
 from rule import goes_with
 
@@ -56,10 +56,9 @@ def measure(pipe: Any, args: argparse.Namespace) -> bool:
     drawn = [drawn[i] for i in rng.permutation(args.n)]
     own = [picture_of(others, rng) for others, _ in drawn]
     wanted = [scene for _, scene in drawn]
-    nothing = [Image.new("RGB", (64, 64), CANVAS)] * args.n
     results = {}
     print(f"{'picture':10}{'item':>6}{'obeys':>7}   [95 %]          colours", flush=True)
-    for name, pictures in {"own": own, "another": own[1:] + own[:1], "none": nothing}.items():
+    for name, pictures in {"own": own, "another": own[1:] + own[:1]}.items():
         seen = read_many(sample(pipe, wanted, pictures, args))
         item = np.array([s.item == w.item for s, w in zip(seen, wanted)])
         fits = np.array([goes_with(s.colour, [c for _, c in others]) for s, (others, _) in zip(seen, drawn)])
@@ -84,10 +83,10 @@ def interval(values: np.ndarray) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--n", type=int, default=384, help="number of outfits; a multiple of 6 for equal families")
+    parser.add_argument("--n", type=int, default=192, help="number of outfits; a multiple of 6 for equal families")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split", choices=("train", "test"), default="test")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--image-guidance", type=float, default=1.5)
     parser.add_argument("--threads", type=int)

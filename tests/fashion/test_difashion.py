@@ -182,7 +182,7 @@ def test_the_recipe_generates_and_trains(fashion, folder, tmp_path, monkeypatch,
     }.items():
         assert real in text
         text = text.replace(real, tiny)
-    text = re.sub(r"personal: \{.*\}", "personal: {use: jpeg}", text)  # test_experts.py has the real one
+    text = re.sub(r"personal:\s+\{.*\}", "personal: {use: jpeg}", text)  # test_experts.py has the real one
     (tmp_path / "tiny.yaml").write_text(text)
     for verb in ("generate", "score", "pair", "train"):
         code, _, error = cli(verb, "-r", tmp_path / "tiny.yaml")
