@@ -307,7 +307,7 @@ def test_a_loss_that_turns_nan_keeps_the_checkpoint_and_the_name_where_there_is_
     stages(cli, recipe, "generate", "score", "pair")
     wild = ["--learning_rate", "1e30", "--warmup", "0"]
     code, _, err = cli("train", "-r", recipe, *wild)
-    assert code == 1 and "is not finite" in err and "So far no checkpoint exists" in one_paragraph(err)
+    assert code == 1 and "is not finite" in err and "No checkpoint exists yet" in one_paragraph(err)
     code, _, err = cli("train", "-r", recipe, *wild, "--checkpoint_every", "1")
     assert code == 1 and "The checkpoint of step 1 is kept" in one_paragraph(err)
     folder = recipe.parent / "run/train/dpo"

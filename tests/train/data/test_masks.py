@@ -123,7 +123,7 @@ def test_masks_by_inputs_id_and_those_that_make_no_sense(run, pair_rows, loop_of
     assert own == shown and torch.equal(other, gradient)
     wrong = [
         ({}, "has 'where'"),
-        ({"where": "gone"}, "no such input image"),
+        ({"where": "gone"}, "no input image with that id"),
         ({"where": [0.5, 0, 0.2, 1]}, "neither a box"),
     ]
     for number, (extra, message) in enumerate(wrong):

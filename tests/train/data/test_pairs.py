@@ -169,7 +169,7 @@ def test_files_held_out_by_name_are_not_trained_on(tmp_path, pair_rows, capsys):
     (tmp_path / "train.parquet").unlink()
     assert [pair.prompt for pair in read(tmp_path)] == captions[4:5]
     assert (
-        "Eval.parquet, test.parquet, validation-0.parquet ignored, because their names mark them"
+        "Eval.parquet, test.parquet, validation-0.parquet ignored, because the names mark these files"
         in capsys.readouterr().err
     )
     (tmp_path / "more.parquet").unlink()

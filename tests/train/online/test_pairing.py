@@ -111,7 +111,7 @@ def test_without_an_entry_the_best_reward_meets_the_worst_in_each_group():
 @pytest.mark.parametrize(
     ("pair", "changes", "told"),
     [
-        (Pair(use="comparisons"), {}, "comparisons pairs what people or judges have compared"),
+        (Pair(use="comparisons"), {}, "comparisons needs comparisons by people or judges"),
         (Pair(use="topk_bottomk", options={"k": 2}), {"samples": 2}, "topk_bottomk needs 4 samples per request"),
         (Pair(use="consensus"), {}, "m is 2; it must be from 1 to 1"),
         (Pair(weights={"taste": 1.0}), {}, "no score is called taste"),
