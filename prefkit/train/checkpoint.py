@@ -83,7 +83,7 @@ def _newest(folder: Path, check: Callable[[Mapping[str, Any]], Any] | None) -> C
 
 
 def load(path: Path) -> Checkpoint:
-    """Load (weights, optimizer, state) of one checkpoint onto the CPU. Raises DamagedError with the file."""
+    """Load (weights, optimizer, state) of one checkpoint onto the CPU. Raises DamagedError, which names the file."""
     check_folder(path, REMEDY)
     state = read_state(path)
     weights, _ = load_tensors(path / "weights.safetensors", REMEDY)
@@ -91,7 +91,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read the state.json of a checkpoint. Raises DamagedError with the file."""
+    """Read the state.json of a checkpoint. Raises DamagedError, which names the file."""
     file = path / "state.json"
     try:
         state = json.loads(read_text(file, REMEDY))
@@ -136,9 +136,8 @@ def claim(
 ) -> bool:
     """Record the fingerprint of a training run in its `folder` as spec.json; return True if the run is finished.
 
-    An unfinished run must continue with the library versions that it began with, because another version may encode
-    images and prompts differently. unit, total: see `finished`; write: see `check_fingerprint`. Raises
-    FingerprintError.
+    An unfinished run must keep its library versions, because other versions may encode images and prompts differently.
+    unit, total: see `finished`; write: see `check_fingerprint`. Raises FingerprintError.
     """
     path, now, fresh = folder / "spec.json", libraries(), untrained(folder)
     began = now if fresh or not path.exists() else read_json(path).get("libraries")

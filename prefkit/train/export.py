@@ -1,4 +1,4 @@
-"""Export of the trained weights in diffusers format: an adapter file, or a pipeline folder with the new denoiser.
+"""Exports trained weights in diffusers format: an adapter file, or a pipeline folder with the trained denoiser.
 
 With full weights, the trained denoiser is written in the dtypes of the base model's files. The files of all other
 components are copied, so those components need not be loaded.
@@ -112,7 +112,7 @@ def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the denoiser's weight files; variants (NAME.fp16.safetensors) only if no plain file exists."""
+    """Return the denoiser's weight files, or its variants (NAME.fp16.safetensors) if no plain file exists."""
     paths = sorted(folder.glob("*.safetensors"))
     return [path for path in paths if path.name.count(".") == 1] or paths
 

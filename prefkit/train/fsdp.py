@@ -76,10 +76,7 @@ def _is_set(variable: str) -> bool:
 
 
 def shard_policy(policy: Policy, shard: str, processes: Processes, name: str) -> None:
-    """Shard the policy's networks in place, block by block, unless there is only one process.
-
-    Blocks are the modules that diffusers lists in _no_split_modules.
-    """
+    """Shard the policy's networks in place by blocks (diffusers' _no_split_modules), unless there is one process."""
     if shard == "none" or processes.count == 1:
         return
     blocks = _shard(policy.net, processes)

@@ -1,13 +1,12 @@
-"""Numerical settings of a step: autocast, TF32, attention back end, torch.compile. They do not change the method.
+"""Numerical settings of training: autocast, TF32, attention back end, torch.compile. They do not change the method.
 
 float32     On CUDA, torch by default computes matrix products exactly, but convolutions in TF32 (10 bits of mantissa).
             The errors of policy and reference are nearly equal and are subtracted, so rounding matters. Precision `no`
             makes convolutions exact too; precision `tf32` uses TF32 for both.
 attention   The name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher.
-compile     torch.compile of the network's repeated blocks, or of the full network if it lists no such blocks. Compiling
-            one repeated block takes a fraction of the time and gains nearly as much speed. Policy and reference are the
-            same modules with different active adapters. Dynamo guards the list of active adapters, so policy and
-            reference get separate graphs.
+compile     torch.compile of the network's repeated blocks (faster to compile and nearly as fast to run), or of the full
+            network if it lists no such blocks. Policy and reference are the same modules with different active
+            adapters. Dynamo guards the list of active adapters, so policy and reference get separate graphs.
 """
 
 from __future__ import annotations

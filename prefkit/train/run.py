@@ -147,7 +147,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
 
 
 def _claim(job: Job, loader: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
-    """Record the job's fingerprint; return True if the job is done. Raises FingerprintError if it differs."""
+    """Record the job's fingerprint; return True if the job is done. Raises FingerprintError for changed settings."""
     key = fingerprint(job.config, loader, pairs, processes) | ({"flipped": True} if job.flip else {})
     return checkpoint.claim(loader.store.train(job.name), key, "steps", job.config.steps, REMEDY, write=write)
 

@@ -119,7 +119,7 @@ def too_few_pairs(name: str) -> UsageError:
 
 
 class ModelLoader:
-    """Loads the recipe's model for training, and names the cache folders."""
+    """Loads the recipe's model for training, and determines the cache folders."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
         self.store, self.recipe, self.config, self.folder = store, recipe, config, folder
@@ -144,7 +144,7 @@ class ModelLoader:
         return self.caches / cache_keys.latents_key(self._common)
 
     def conditions_folder(self) -> Path:
-        """Return the folder with the prompts' conditions. Its name changes once the wiring is captured."""
+        """Return the folder with the prompts' conditions, whose name changes once the wiring is captured."""
         key = cache_keys.conditions_key(self._common, self.revision.get("inputs"), self.call, self.wiring())
         return self.caches / key / "conditions"
 
@@ -159,7 +159,7 @@ class ModelLoader:
         return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
-        """Return the masks of the pairs' images, or None without train.mask. They are looked up once."""
+        """Return the masks of the pairs' images, which are looked up only once, or None without train.mask."""
         if self.config.mask is not None and self._masks is None:
             self._masks = Masks(self.config.mask, pairs, self.store)
         return self._masks
@@ -214,7 +214,7 @@ class ModelLoader:
         return self._wiring
 
     def share_wiring(self, group: Group) -> None:
-        """Use rank 0's wiring in all processes, since a process on another machine may not see the wiring file yet."""
+        """Use rank 0's wiring in all processes, because the wiring file may not be visible on other machines yet."""
         wiring = self.wiring() if group.main else None
         text = group.broadcast(None if wiring is None else wiring.to_json())
         self._wiring = None if text is None else Wiring.from_json(text)

@@ -12,7 +12,7 @@ from prefkit.train.setup import Setup
 
 
 def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, Any]:
-    """Print the table of an offline training run and return its rows.
+    """Print the table of an offline training run and return the rows.
 
     validation: number of held-out pairs; elements: number of latent elements of one image.
     """
@@ -44,7 +44,7 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
 def show_online(
     name: str, config: Train, online: Online, objective: Any, model: Mapping[str, Any], processes: int
 ) -> dict[str, Any]:
-    """Print the table of an online training run, with its batch arithmetic, and return its rows.
+    """Print the table of an online training run, with the batch arithmetic, and return the rows.
 
     model: rows about the loaded model (see `online_model_rows`), including `sample_batch`.
     """

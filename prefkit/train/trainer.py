@@ -68,7 +68,7 @@ class TrainingLoop:
         raise NotImplementedError
 
     def evaluate(self, log: Log | None) -> None:
-        """Make the measurements that are due after `step`, and decide whether to stop."""
+        """Make the measurements that are due at `step`, and decide whether to stop."""
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -52,7 +52,7 @@ def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resol
 
 
 def bucket(aspect: float, resolution: int) -> tuple[int, int]:
-    """Return a bucket's (height, width): about resolution^2 pixels, in multiples of 64 px (less below 512).
+    """Return a bucket's (height, width): about resolution^2 pixels, in multiples of 64 px (16 to 48 below 512).
 
     aspect: width / height.
     """

@@ -47,7 +47,6 @@ class Augmentation:
 
 
 def mirrored(group: Any) -> Any:
-    """Return the group with all its images mirrored."""
     return replace(group, images=tuple(map(_mirrored, group.images)))
 
 

@@ -85,7 +85,7 @@ class PairData:
     condition_keys: dict[tuple[str, tuple[int, int]], str] = field(default_factory=dict, repr=False)
 
     def of(self, groups: Sequence[Any]) -> PairData:
-        """Return a PairData of these groups with the same caches."""
+        """Return a copy with these groups and the same caches."""
         return replace(self, pairs=groups)
 
     def request(self, group: Any) -> Request:
@@ -186,7 +186,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
-    """Yield make(number) for each number; a thread makes the next result while the current one is used."""
+    """Yield make(number) for each number; a thread computes the next result while the current one is in use."""
     with ThreadPoolExecutor(1) as pool:
         pending = None
         for number in numbers:

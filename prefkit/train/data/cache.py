@@ -70,7 +70,7 @@ class Cache:
             self._part = {key: part for key, part in self._part.items() if part != path}
 
     def _load(self, paths: Iterable[Path]) -> None:
-        """Open parts; a damaged one is renamed, and its entries are computed again."""
+        """Open parts. A damaged part is renamed, and its entries are computed again."""
         for path in sorted(set(paths) - self._open.keys()):
             try:
                 handle = safetensors.safe_open(path, "pt")

@@ -77,9 +77,9 @@ def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]
             if win in values and lose in values:
                 if not math.isclose(values[win] - values[lose], gap, rel_tol=CLOSE, abs_tol=CLOSE):
                     raise UsageError(
-                        f"pairs {name}, row {pair.row}: score_gap {gap:g} contradicts the other pairs of this request, "
-                        f"from which the gap is {values[win] - values[lose]:g}, so the images cannot be ranked. Use an "
-                        "objective for pairs."
+                        f"pairs {name}, row {pair.row}: score_gap {gap:g} contradicts the gap of "
+                        f"{values[win] - values[lose]:g} that the request's other pairs imply, so the images cannot be "
+                        "ranked. Use an objective for pairs."
                     )
             elif win in values or lose in values:
                 key, value = (lose, values[win] - gap) if win in values else (win, values[lose] + gap)

@@ -1,4 +1,4 @@
-"""Loss weights of masked images: the weight of each latent element in the error.
+"""Loss weights of masked images: one factor of the squared error for each latent element.
 
 Loss weights are computed once per image and cached separately from the latents, so that images need not be encoded
 again if the mask changes.

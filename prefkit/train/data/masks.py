@@ -37,7 +37,7 @@ class Masks:
         self.candidates = {c.id: (c.extra, c.request_id) for c in candidates}
 
     def extras(self, group: Any, image: PairImage) -> list[Mapping[str, Any]]:
-        """Return the `extra`s that may hold the image's mask, in order of precedence."""
+        """Return the `extra` mappings that may hold the image's mask, in order of precedence."""
         extras = [request_of(group, self.requests).extra]
         if image.candidate in self.candidates:
             extra, request_id = self.candidates[image.candidate]

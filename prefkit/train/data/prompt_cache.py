@@ -52,7 +52,7 @@ class PromptEmbeddingCache:
 
 
 def encoded_ahead(config: Train, data: PairData, visited: PairData) -> PairData:
-    """Return the pairs whose conditions are encoded before the first step. visited: the pairs that training uses."""
+    """Return the pairs whose conditions are encoded before the first step. visited: the pairs that training visits."""
     return visited if config.text_cache == "full" else data.of(validation.split(data.pairs, config.validation)[1])
 
 

@@ -102,7 +102,7 @@ class DiffusersFamily:
         return [condition(r) for r in requests]
 
     def _encode_texts(self, offload: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
-        """Encode all prompts and keep the results, so that text encoders and VAE do not alternate per request."""
+        """Encode and keep all prompts first, so that text encoders and VAE need not alternate for each request."""
         from prefkit.models.offload import OtherPartNeeded
 
         for condition in conditions:

@@ -51,7 +51,7 @@ class MeshFamily:
         )  # fmt: skip
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
-        """Return each candidate's standardised state [130], float32, CPU. Raises UsageError if a mesh is missing."""
+        """Return each candidate's standardised state [130], float32, CPU. Raises UsageError for a missing mesh."""
         from prefkit.mesh.diffusion.state import state_of
         from prefkit.mesh.payload import Mesh
 

@@ -17,7 +17,7 @@ BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Writes metrics.jsonl. Opening it at `step` drops the lines of later steps; opening it at step 0 clears it."""
+    """Writes metrics.jsonl. Opening the file at `step` drops the lines of later steps (at step 0, all lines)."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []

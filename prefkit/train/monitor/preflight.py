@@ -37,7 +37,7 @@ COLUMNS = ("id", "request_id", "index", "seed", "error")
 OWN = "skipped: the initial model made all candidates of the pairs"
 NONE = "not measured: the run has no candidates made by the initial model"
 TOO_FEW = (
-    f"not measured: this needs {MINIMUM} candidates that the initial model made, and {MINIMUM} others in the pairs"
+    f"not measured: this needs {MINIMUM} candidates made by the initial model and {MINIMUM} other images in the pairs"
 )
 MEASURED = "measured"
 
@@ -159,8 +159,8 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
         return
     low, high = report["interval"]
     text = (
-        f"{label}: the initial model's error on the pairs' candidates is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] "
-        "times its error on its own samples"
+        f"{label}: the initial model's error on the pairs' candidates is {report['ratio']:.2f} times its error on "
+        f"its own samples (95 % interval {low:.2f} to {high:.2f})"
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(

@@ -1,7 +1,7 @@
 """Over-optimisation alarm for offline training, based on samples for requests that are not trained on.
 
 Before the first step and every `watch_every` steps, the policy generates samples at fixed seeds, with the settings of
-the recipe's generator. The scorers in `train.watch` score them, and diversity within a request is measured as in eval.
+the recipe's generator. The scorers in `train.watch` score the samples, and diversity is measured as in eval.
 The scores have fallen if they are `stop_drop` stds below the first evaluation; the diversity has fallen if it is below
 three quarters of its first value. If either has fallen, the alarm is raised, unless the implicit accuracy on the
 training pairs since the last evaluation is at most 0.5. (Objectives without a reference have no implicit accuracy.)
@@ -51,7 +51,7 @@ DIVERSITY = 0.75  # the diversity has fallen if it is below this fraction of its
 class SampleEvaluation:
     """Evaluates samples during offline training. plan: loads the models; folder: train/<name>.
 
-    stopped: the reason to end training, or "".
+    stopped: the reason to end training, or "" if there is none.
     """
 
     def __init__(self, plan: Any, config: Train, requests: Sequence[Request], folder: Path) -> None:
@@ -75,7 +75,7 @@ class SampleEvaluation:
         return step == self.config.steps or step % self.config.watch_every == 0
 
     def observe(self, metrics: Mapping[str, float], objective: Any) -> None:
-        """Include a step's implicit accuracy in the next evaluation. metrics: identical in all processes."""
+        """Add a step's implicit accuracy to the next evaluation. metrics: the same in all processes."""
         if objective.reference != "none" and "implicit_accuracy" in metrics:
             self.accuracy, self.steps = self.accuracy + metrics["implicit_accuracy"], self.steps + 1
 
@@ -209,8 +209,8 @@ def sample_evaluation(
     chose = set((trained_on(folder) or {}).get("scorers") or ()) & set(config.watch)
     if chose:
         output.warn(
-            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows failed training, "
-            "not over-optimisation. Watch another scorer too."
+            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows that training "
+            "failed, but not over-optimisation. Watch another scorer too."
         )
     return SampleEvaluation(plan, config, requests, folder)
 
@@ -230,5 +230,5 @@ def not_trained_on(
 
 
 def _settings(generators: Mapping[str, Generate]) -> Generate:
-    """Return the recipe's first diffusers generator that samples the recipe's own model."""
+    """Return the recipe's first diffusers generator that uses the recipe's model."""
     return next(settings for settings in generators.values() if settings.use == "diffusers" and settings.model is None)

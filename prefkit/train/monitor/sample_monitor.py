@@ -117,7 +117,7 @@ class SampleMonitor:
             warn(f"{where}: {broken} of {len(images)} images are not finite and count as failed.")
 
     def gain(self, report: Mapping[str, Any], aliases: Sequence[str]) -> float:
-        """Return the mean of (now - first) / first std over these scores, above 0 if better; 0 without scores."""
+        """Return the mean of (now - first) / first std of these scores: above 0 if they improved, 0 without scores."""
         signs = self.scorer_set.signs()
         gains = [
             signs[alias] * (report[alias]["mean"] - mean) / (std or 1.0)
@@ -142,7 +142,7 @@ class SampleMonitor:
 
 
 class StopRule:
-    """Stops when the watched scores fall while the reward rises: the policy is then improving only the reward.
+    """Stops training when the watched scores fall while the reward rises: the policy then improves only the reward.
 
     drop: smallest fall that counts, in stds of the watched scores at the first evaluation; training stops after
     EVALUATIONS such falls in a row.

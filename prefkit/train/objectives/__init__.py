@@ -1,1 +1,1 @@
-"""Objectives: losses for groups of images or for denoising steps. Each is in a file of its name."""
+"""Objectives: losses for groups of images or for denoising steps. The file name is the objective's name."""

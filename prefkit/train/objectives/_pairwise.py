@@ -5,11 +5,11 @@
 e_w, e_l  the policy's squared errors on winner and loser, means over the latent elements, at one shared time and noise
 r_w, r_l  the reference's errors at the same time and noise
 a         advantage of an image, above 0 if the policy's error is smaller than the reference's
-beta      how strongly the policy is held to the reference; the same beta means the same in every objective with z
+beta      how strongly the policy is held to the reference; it has the same meaning in all objectives that use z
 sft       weight of the winner's error in the loss, which keeps winners from getting worse while the margin grows
 
 auto_beta lowers beta as margins grow, so that the factor sigmoid(-z) in DPO's gradient stays near AIM for the average
-pair: beta_k = 2 logit(1 - AIM) / m_k, limited to beta / 100 .. beta. m_k is the running mean of |h| over the global
+pair: beta_k = 2 logit(1 - AIM) / m_k, between beta / 100 and beta. m_k is the running mean of |h| over the global
 batches before step k, so beta does not depend on the split into micro-batches or processes. SimpleTuner has a similar
 option, on summed errors; no paper describes it.
 """

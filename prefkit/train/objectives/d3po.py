@@ -43,7 +43,7 @@ class D3PO:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics, each [G]. new, reference: 2 G steps, winners first; others unused."""
+        """Return the loss [G] and metrics [G]. new, reference: 2 G steps, winners first; unused: old, advantage."""
         assert reference is not None
         return preferred(new.log_prob - reference.log_prob, self.options.beta, self.options.clamp)
 

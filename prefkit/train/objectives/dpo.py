@@ -14,8 +14,8 @@ labels: margin        l((2 p - 1) z)                                            
 
 Departures from the paper's text: errors are means over the latent elements, as in the released code, not squared norms
 (beta on means equals beta / elements on sums). The factor 1/2 of the derivation is explicit. omega and T are constants
-and part of beta. For flow models, the error is that of the velocity, and beta is constant: arXiv
-2501.13918 found beta (1 - t)^2 to be worse.
+and part of beta. For flow models, the error is that of the velocity, and beta is constant: arXiv 2501.13918 found
+beta (1 - t)^2 to be worse.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DPOPOptions(PairOptions):
-    #: penalty on winners that get worse, relative to the margin
+    #: penalty if the policy gets worse on a winner, relative to the margin
     strength: float = 1.0
 
 

@@ -2,7 +2,7 @@
 
     loss as in d3po, but log p covers only the elements inside a box around the prompt's subject
 
-over: area       divide the sum over the box by the number of elements in the box: small subjects count as much as large
+over: area       divide the sum over the box by the box's number of elements, so that small subjects count equally
       published  divide the sum over the box by the number of all elements
 
 `online.mask` names a score of a detector, whose aspects box_left, box_top, box_right and box_bottom are fractions of
@@ -47,7 +47,7 @@ class OFT:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics, each [G]. new, reference: 2 G steps, winners first; others unused."""
+        """Return the loss [G] and metrics [G]. new, reference: 2 G steps, winners first; unused: old, advantage."""
         from prefkit.train.objectives.d3po import preferred
 
         assert reference is not None

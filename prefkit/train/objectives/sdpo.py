@@ -7,7 +7,7 @@ g_w, g_l  gradients of e_w and e_l with respect to the network's outputs: predic
 mu        safety margin from 0 to 1: to first order, a step lowers the winner's error by at least mu times as much as
           a step on the winner alone
 
-Departure: the released code computes share over the whole batch, prefkit for each pair.
+Departure: the released code computes one share for the whole batch, prefkit one for each pair.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class SDPOOptions:
     #: how strongly the policy is held to the reference, as in dpo
     beta: float = 2000.0
-    #: safety margin, 0 to 1 (0.9 was used for SD 1.5, 0.6 for SDXL); 1 ignores losers if <g_w, g_l> > 0
+    #: safety margin, 0 to 1 (0.9 was used for SD 1.5, 0.6 for SDXL); 1 ignores losers if both gradients agree
     mu: float = 0.6
 
 

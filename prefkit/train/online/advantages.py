@@ -41,7 +41,7 @@ class AdvantageStatistics:
         return advantages
 
     def _mean_and_std(self, request: str, group: np.ndarray, everything: np.ndarray) -> tuple[float, float]:
-        """Return (mean, std + constant)."""
+        """Return the mean, and the std plus the constant of this kind."""
         if self.kind == "global":
             return everything.mean(), everything.std() + 1e-8
         if self.kind == "group":
@@ -61,7 +61,7 @@ class AdvantageStatistics:
 
 
 def count_flat_groups(requests: Sequence[str], rewards: Sequence[float] | np.ndarray) -> int:
-    """Count the groups whose known rewards are all equal, so that nothing can be learned from them."""
+    """Count the groups from which nothing can be learned, because all known rewards are equal."""
     values, names = np.asarray(rewards, dtype=np.float64), np.asarray(requests)
     groups = [values[(names == request) & np.isfinite(values)] for request in dict.fromkeys(requests)]
     return sum(len(group) == 0 or float(np.ptp(group)) == 0.0 for group in groups)

@@ -26,7 +26,7 @@ from torch import Tensor
 from prefkit.errors import UsageError
 
 LEVELS = {"ddim": 1.0, "sde": 0.7, "dance": 0.3, "cps": 0.8}
-SMALLEST_STD = 1e-6  # a step with a smaller std counts as deterministic: it has no density to learn from
+SMALLEST_STD = 1e-6  # a step with a smaller std counts as deterministic, without a density to learn from
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Step:
     sample:   [B, ...] float32, the state after the step
     mean:     [B, ...] float32;  std, dt: [B] (dt: size of the step in sigma; 1 for ddim)
     log_prob: [B], the mean log-density over a sample's elements
-    mask:     [B, ...] in 0..1 for objectives restricted to a part of the image, else None
+    mask:     [B, ...] in 0..1, for objectives that use only a part of the image, else None
     """
 
     sample: Tensor
@@ -142,7 +142,7 @@ class Noise:
         return cls(kind, LEVELS[kind] if level is None else level, prediction, clip)
 
     def step(self, x: Tensor, prediction: Tensor, times: Times, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean [B, ...], std [B] and dt [B]. active: [B] bool; where False, the step is deterministic (std 0).
+        """Return mean [B, ...], std [B] and dt [B]. active: [B] bool; False gives a deterministic step (std 0).
 
         x, prediction: [B, ...] float32, in the scheduler's layout; the prediction is after guidance.
         """

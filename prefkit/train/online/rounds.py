@@ -82,7 +82,7 @@ def samples_of_round(
 
 
 def local_samples(count: int, group: int, rank: int, processes: int) -> list[int]:
-    """Return the indices of this process's samples among `count`: whole groups, assigned to processes in turn."""
+    """Return the indices, among `count` samples, of this process's samples: whole groups, assigned in turn."""
     return [i for i in range(count) if i // group % processes == rank]
 
 
@@ -106,7 +106,7 @@ class RoundWriter:
             write_json(store.scores(name).folder / "spec.json", scorer_spec)
 
     def write(self, round_: Round, scores: Scores) -> None:
-        """Write this process's candidates and scores, as parts of their tables."""
+        """Append this process's candidates and scores to the round's tables."""
         store = Store(round_folder(self.train, round_.number))
         requests = {s.request.request_id: s.request for s in round_.samples}
         rows = [candidate_row(candidate) for candidate in round_.candidates]

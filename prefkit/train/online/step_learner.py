@@ -1,4 +1,4 @@
-"""Learning from a round's recorded steps: policy gradients with advantages, or preferences between two chains.
+"""Learning from a round's recorded steps: policy gradients from advantages, or preferences between two chains.
 
 An update's loss is the mean over its samples (or pairs); a sample's loss is the mean over its denoising steps. In each
 pass, a sample's steps are permuted, and the fraction `timestep_fraction` is used. Each update is one optimizer step.
@@ -81,7 +81,7 @@ class StepLearner:
         return {key: value / weight for key, value in sums.items()} | {"drift": drift}
 
     def _units(self, round_: Round) -> list[Unit]:
-        """Return the units (samples or pairs) of the round, in the same order in every process."""
+        """Return the round's units (samples or pairs), in the same order in every process."""
         if self.pairs is not None:
             return [(win, lose) for win, lose, _ in self.pairs.choose(round_)]
         skip_zero = self.objective.reference == "none"  # without a reference, an advantage of 0 has no gradient
