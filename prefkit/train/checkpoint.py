@@ -36,7 +36,7 @@ Checkpoint = tuple[dict[str, Tensor], Any, dict[str, Any]]
 
 
 def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Any, state: Mapping[str, Any]) -> Path:
-    """Write folder/step-00000100 with weights.safetensors, optimizer.pt (tensors and numbers only) and state.json."""
+    """Write the checkpoint folder/step-N: weights.safetensors, optimizer.pt (tensors and numbers only), state.json."""
     final = folder / f"step-{step:08d}"
     if final.exists():
         return final

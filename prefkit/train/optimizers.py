@@ -51,7 +51,7 @@ def check(name: str, config: Train) -> None:
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
             f"{where}: {config.optimizer} evaluates the loss several times per step (a closure), but training "
-            "computes it once per step. Choose another optimizer."
+            "computes the loss once per step. Choose another optimizer."
         )
     if hasattr(optimizer, "eval"):
         raise UsageError(

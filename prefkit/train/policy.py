@@ -135,7 +135,8 @@ def _checkpointed(net: Any, config: Train) -> bool:
     offered = bool(getattr(net, "_supports_gradient_checkpointing", False))
     if config.gradient_checkpointing and not offered:
         raise UsageError(
-            f"train.NAME.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key."
+            f"train.NAME.gradient_checkpointing: {type(net).__name__} does not support gradient checkpointing. "
+            "Remove the key."
         )
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing

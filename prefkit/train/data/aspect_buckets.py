@@ -46,7 +46,7 @@ def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resol
     if cropped:
         warn(
             f"pairs {source.name}: {len(cropped)} of {len(sizes)} images lose more than {MAX_CROPPED:.0%} to cropping, "
-            "because the images of their request differ in aspect ratio. Crop them by hand, or remove their pairs."
+            "because the images of a request differ in aspect ratio. Crop these images by hand, or remove their pairs."
         )
     return fitted
 

@@ -61,6 +61,6 @@ def check_prompts(config: Train, pairs: Sequence[PairRow]) -> None:
     sided = {pair.prompt for pair in pairs if SIDED.search(pair.prompt)}
     if sided:
         warn(
-            f"train.flip: {len(sided)} prompts say left or right (such as {min(sided)[:60]!r}), which mirrored images "
-            "contradict. Set train.NAME.flip: false, or remove their pairs."
+            f"train.flip: {len(sided)} prompts say left or right (such as {min(sided)[:60]!r}), which is wrong for "
+            "mirrored images. Set train.NAME.flip: false, or remove their pairs."
         )

@@ -59,7 +59,7 @@ class PairImage:
 class Group:
     """Images of one request, the best first, that share one time and one noise. labels: 1 if desirable, else 0.
 
-    row: row of the pair table that the group comes from. Draws of time and noise are keyed by the id.
+    row: row of the pair table that the group comes from. The id determines the draws of time and noise.
     """
 
     id: str

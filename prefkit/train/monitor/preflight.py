@@ -85,7 +85,7 @@ def _numbered(data: PairData, groups: list[Group]) -> PairData:
 
 
 def _own_candidates(plan: Any) -> dict[str, str]:
-    """Return {candidate id: request id} of all candidates without an error that the initial model itself made."""
+    """Return {candidate id: request id} of all successful candidates that the initial model made."""
     requests: dict[str, str] = {}
     for name in _own_generators(plan):
         frame = plan.store.candidates(name).frame(["id", "request_id", "error"])

@@ -209,8 +209,8 @@ def sample_evaluation(
     chose = set((trained_on(folder) or {}).get("scorers") or ()) & set(config.watch)
     if chose:
         output.warn(
-            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows that training "
-            "failed, but not over-optimisation. Watch another scorer too."
+            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score would mean failed "
+            "training, not over-optimisation. Watch another scorer too."
         )
     return SampleEvaluation(plan, config, requests, folder)
 

@@ -39,6 +39,6 @@ def count_missing(values: np.ndarray, limit: float, errors: Sequence[str], numbe
         raise TrainingError(
             f"round {number}: {missing} of {len(values)} rewards are missing, more than online.max_failed {limit:g} "
             f"allows. The first error: {errors[0] if errors else 'no reason given'}. Fix the cause and run the same "
-            "command: it resumes at the start of the round."
+            "command again: training resumes at the start of the round."
         )
     return missing

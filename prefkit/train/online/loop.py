@@ -120,8 +120,8 @@ class OnlineTrainer(TrainingLoop):
         metrics = self.optimizer.step()
         if metrics is None:
             raise TrainingError(
-                f"train {name}: the gradient of update {number} is not finite, so training has stopped; it resumes at "
-                "the start of the round. Try a smaller learning_rate, or precision `bf16` or `no` instead of `fp16`."
+                f"train {name}: the gradient of update {number} is not finite, so training has stopped; it can resume "
+                "at the start of the round. Try a smaller learning_rate, or precision `bf16` or `no` instead of `fp16`."
             )
         if number == 1 and metrics["grad_norm"] == 0.0:
             raise TrainingError(

@@ -121,7 +121,7 @@ class Rollout:
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], active: Tensor) -> tuple[list[Sampled], Chains]:
         """Sample one image per prompt and record its chain. active: [B, S] bool, the stochastic steps of each sample.
 
-        Raises CaptureError if the pipeline calls its denoiser more than once per step, or combines guidance in an
+        Raises CaptureError if the pipeline calls its denoiser more than once per step, or applies guidance in an
         unknown way.
         """
         tape = _Tape(self, len(prompts), seeds, active)
@@ -280,7 +280,7 @@ def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> T
         return {key: row(rules, child, i, f"{path}.{key}" if path else str(key)) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
         return type(tree)(row(rules, child, i, f"{path}.{n}" if path else str(n)) for n, child in enumerate(tree))
-    raise CaptureError(f"the denoiser's input {path} was missing when the pipeline was captured.")
+    raise CaptureError(f"the denoiser's input {path} was missing in the capture, so it cannot be split by sample.")
 
 
 def step_times(scheduler: Any, prediction: str, timestep: Any, number: int) -> tuple[float, float, Tensor, float]:
