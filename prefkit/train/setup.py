@@ -256,8 +256,8 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
             calls.append(call)
     if len(calls) > 1:
         raise UsageError(
-            f"train: the generators' call arguments differ ({' against '.join(map(str, calls[:2]))}), but training uses one "
-            "set of arguments. Set train.guidance, and give all generators the same `call`."
+            f"train: the generators' call arguments differ ({' against '.join(map(str, calls[:2]))}), but training "
+            "uses one set of arguments. Set train.guidance, and give all generators the same `call`."
         )
     if calls:
         return calls[0]
