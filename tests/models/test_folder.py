@@ -94,7 +94,7 @@ def test_a_folder_that_is_something_else_says_what_it_is(copy, tmp_path):
     cases = {
         "none": "is an empty folder",
         "lora": "is a LoRA adapter",
-        "copy/unet": "is one part of a pipeline",
+        "copy/unet": "is only one component of a pipeline",
         ".": "but holds copy. Give",
     }
     for name, message in cases.items():

@@ -267,5 +267,5 @@ def test_comfyui_finds_every_layer_of_a_unet(load, tmp_path, kind):
 @pytest.mark.parametrize("builder", [kinds.lumina2, kinds.cogview4, kinds.sana], ids=lambda f: f.__name__)
 def test_what_comfyui_would_leave_out_is_refused(tmp_path, builder):
     net = shaken(builder().transformer)
-    with pytest.raises(UsageError, match=f"where ComfyUI's loader puts the layers of a {type(net).__name__}"):
+    with pytest.raises(UsageError, match=f"ComfyUI may not know the layer names of a {type(net).__name__}"):
         exported(net, tmp_path, "comfyui")
