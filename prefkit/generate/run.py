@@ -137,7 +137,7 @@ def run_generate(
     processes = group()
     settings = recipe.generate[name]
     if requests is None:
-        if not processes.alone:  # the first process writes the requests before the others read them
+        if not processes.alone:  # rank 0 writes the requests before the others read them
             processes.lead(lambda: sync_requests(store, recipe) and None)
         requests = sync_requests(store, recipe)
     jobs, _, spec = checked(store, recipe, name, requests, limit)

@@ -137,7 +137,7 @@ def test_equal_scores_leave_no_pair(recipe, cli):
     for stage in ("generate", "score"):
         assert cli(stage, "-r", recipe, "-q", "--limit", 9)[0] == 0
     code, _, err = cli("pair", "-r", recipe)
-    assert code == 2 and "would be ties" in err and not (recipe.parent / "run/pairs/main").exists()
+    assert code == 2 and "are ties (gaps of" in err and not (recipe.parent / "run/pairs/main").exists()
 
 
 def test_decisions_leave_candidates_out(recipe, cli):

@@ -80,7 +80,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--height", "0"], "generate.own.height is 0: it must be at least 1."),
         ("generate", ["--format", "jpg"], "generate.own.format: 'jpg' is not known; choose png or webp."),
         ("generate", ["--requests.test_share", "3"], "requests.test_share is 3: it must be between 0 and 1."),
-        ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
+        ("generate", ["--splits", "[trian]"], "the requests are in test, train."),
         ("generate", ["--device", "tpu"], "unknown device 'tpu'; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
         ("pair", ["--generators", "[nope]"], "no candidates from nope; generators with candidates: own."),
@@ -152,7 +152,7 @@ def test_nasty_prompts_go_all_the_way(drawn, cli):
     ("name", "text", "message"),
     [
         ("p.txt", "  \n\t\n", "contains no prompt"),
-        ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is an int. Write it as text"),
+        ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is an int, not text. Put it in quotes"),
         ("p.jsonl", '{"prompt": "\\ud800"}\n', "is not valid Unicode"),
         ("p.jsonl", '{"prompt": "a\\u0000b"}\n', "contains a NUL character"),
         ("p.jsonl", '{"prompt": "a", "s": "../x"}\n', "'../x' cannot name a split"),

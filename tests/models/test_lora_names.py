@@ -133,7 +133,7 @@ def test_sd3_as_kohya_changes_the_original_checkpoint_rightly(tmp_path):
 
 @pytest.mark.parametrize("layer", ["x_embedder", "norm_out.linear"])
 def test_layers_without_a_sure_name_are_refused(load, tmp_path, layer):
-    with pytest.raises(UsageError, match=f"no name for the layer {layer} of a FluxTransformer2DModel"):
+    with pytest.raises(UsageError, match=f"no name for the layer {layer} in a FluxTransformer2DModel"):
         exported(shaken(load("flux").transformer, (layer,)), tmp_path, "kohya")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Wiring:
-    """How a pipeline connects its scheduler, denoiser and VAE: names of arguments, and of maps in capture/maps.py."""
+    """The connections between a pipeline's scheduler, denoiser and VAE: argument names, and keys in capture/maps.py."""
 
     pipeline: str  # class name of the pipeline
     denoiser: str  # component name: "unet" | "transformer"

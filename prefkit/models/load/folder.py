@@ -96,7 +96,7 @@ def _check_shards(index: Path) -> None:
     missing = sorted(str(name) for name in shards if not (index.parent / str(name)).is_file())
     if missing:
         raise UsageError(
-            f"{index.parent} is incomplete: {len(missing)} of its {len(shards)} weight files are missing, for example "
+            f"{index.parent} is incomplete: it lacks {len(missing)} of its {len(shards)} weight files, for example "
             f"{missing[0]}. Let the download finish, or copy the whole folder again."
         )
 
