@@ -65,7 +65,7 @@ def test_dry_run_writes_nothing(recipe, cli):
     ("arguments", "message"),
     [
         (["genrate"], "Did you mean 'generate'"),
-        (["generate"], "no run: give its folder"),
+        (["generate"], "no run is given. Give a run folder"),
         (["generate", "-r", "none.yaml"], "none.yaml could not be read"),
         (["generate", "x", "--limit", "0"], "'0' is not a whole number above 0"),
         (["generate", "x", "--steps"], "--steps needs a value"),

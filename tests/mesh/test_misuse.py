@@ -106,12 +106,12 @@ def test_a_wrong_mask_is_a_value_error(mask):
         (
             "eval",
             ("train:", "eval: {held_out: {base_guidance: [3]}}\ntrain:"),
-            "eval.held_out.base_guidance is [3.0], but the generator mesh has no guidance",
+            "eval.held_out.base_guidance is [3.0], but mesh models have no guidance",
         ),
         (
             "eval",
             ("generate: {own: {use: mesh, ", "eval: {h: {}}\ngenerate: {own: {use: a.py:b, "),
-            "use: mesh, which sample",
+            "use: mesh, whose sampling settings",
         ),
     ],
 )

@@ -259,7 +259,7 @@ def test_twins_across_splits_are_counted(bench):
     bench.store.write_requests([*bench.store.requests(), twin])
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
-    assert report["splits"]["prompts"] == 2 and any("share their prompt with" in text for text in report["warnings"])
+    assert report["splits"]["prompts"] == 2 and any("share a prompt with" in text for text in report["warnings"])
 
 
 def test_images_that_are_nearly_one_across_splits_are_found_as_by_brute_force():
