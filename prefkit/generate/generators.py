@@ -197,7 +197,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
 
 
 def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
-    """Return a hint about a failed pipeline call if an image argument is missing or is not an image, else ""."""
+    """Return an addition to a failed call's error, if an image argument is missing or is not an image; else ""."""
     import inspect
 
     parameters = inspect.signature(type(pipe).__call__).parameters

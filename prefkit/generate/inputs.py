@@ -136,7 +136,8 @@ class Inputs:
     def groups(self, requests: Sequence[Request]) -> list[list[int]]:
         """Group requests with equal inputs: return lists of request indices, ordered by each list's first request.
 
-        Each group gets its own call: given a list of images, some pipelines use one per prompt, others all for each.
+        Each group needs its own call, because some pipelines take a list of images as one per prompt, and others use
+        all of them for every prompt.
         """
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):

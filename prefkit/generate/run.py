@@ -59,7 +59,7 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
 def checked(
     store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
 ) -> tuple[list[Job], set[str], dict[str, Any]]:
-    """Run all checks that need no weights. Returns (all jobs in order, ids of finished candidates, the settings' spec).
+    """Run all checks that need no weights. Returns (all jobs in order, ids of finished candidates, spec).
 
     Raises UsageError, PluginError, or FingerprintError if existing candidates were made with other settings.
     """
@@ -183,7 +183,7 @@ def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
 
 
 def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sum the processes' counts; for `seconds` and `long_prompts`, take the maximum."""
+    """Sum the counts of all processes; of `seconds` and `long_prompts`, take the maximum."""
     total: dict[str, Any] = {key: sum(each[key] for each in counts) for key in OUTCOMES}
     for key in ("long_prompts", "seconds"):
         values = [each[key] for each in counts if key in each]

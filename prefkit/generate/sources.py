@@ -49,7 +49,6 @@ def folder_of(config: Requests) -> Path:
 
 
 def is_lines(config: Requests) -> bool:
-    """True if the source is a text file with one prompt per line."""
     return config.source.lower().endswith(".txt")
 
 
@@ -77,7 +76,7 @@ def _rows(config: Requests, numbers: Collection[str]) -> Iterator[Row]:
 
 
 def _as_numbers(rows: Iterable[Row], columns: Collection[str]) -> Iterator[Row]:
-    """Yield all rows; of `columns`, those that hold only numbers are converted. Keeps all rows in memory."""
+    """Yield all rows, after converting each of `columns` that holds only numbers. Keeps all rows in memory."""
     rows = list(rows)
     for column in columns:
         cells = [row.values for row in rows if row.values.get(column) is not None]

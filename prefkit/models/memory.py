@@ -14,7 +14,7 @@ B = TypeVar("B")
 
 
 def free_memory() -> None:
-    """Free unused memory. Do not call this inside `except`: the traceback would keep tensors alive."""
+    """Free unused CPU and GPU memory. Do not call this inside `except`, where the traceback keeps tensors alive."""
     import gc
 
     import torch
@@ -60,7 +60,6 @@ class AdaptiveBatchSize:
         return results
 
     def _try(self, items: Sequence[A], work: Callable[[Sequence[A]], Sequence[B]]) -> Sequence[B] | None:
-        """Return `work(items)`, or None if out of memory and the batch can be halved."""
         try:
             return work(items)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Checksums, which show on reading whether a stored file has changed.
+"""Checksums of stored files, which are verified when a file is read.
 
 JSON         the key `checksum`, computed from all other keys (see files.py)
 JSON lines   a CRC-32 at the end of each line (see files.py)

@@ -24,7 +24,7 @@ def capture(
     """Run `pipe` on two prompts and return its wiring, whose maps reproduce the recorded numbers.
 
     Call this before torch.compile, DDP or adapters are applied. call: further arguments for the pipeline's call, e.g.
-    the guidance. Raises CaptureError if no known map reproduces the numbers, or if several do and disagree.
+    the guidance. Raises CaptureError if no known map, or several different ones, reproduce the numbers.
     """
     denoiser = denoiser_name(pipe)
     if getattr(pipe, "vae", None) is None:
@@ -90,7 +90,7 @@ def _fits(recorded: Any, attempt: Callable[..., Any], *arguments: Any) -> bool:
 
 
 def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, str, str, list[Tensor]]:
-    """Return (name of the denoiser's argument for x_t, key in STATE, key in INPUT or EXTRA_INPUT, x_t of each step)."""
+    """Return (the denoiser's argument for x_t, key in maps.STATE, key in maps.INPUT or EXTRA_INPUT, x_t per step)."""
     fits: dict[tuple[str, str, str], list[Tensor]] = {}
     levels = [prove.noise_level(pipe, prediction, step) for step in record.steps]
     states = ["identity"] if prediction == "flow" else list(maps.STATE)
@@ -121,7 +121,7 @@ def _outputs(record: Record) -> list[str]:
 
 
 def _time_argument(pipe: Any, prediction: str, record: Record, sample: str) -> tuple[str, str]:
-    """Return (name of the denoiser's argument that takes the time, key in CLOCK)."""
+    """Return (name of the denoiser's argument that takes the time, key in maps.CLOCK)."""
     steps = pipe.scheduler.config.num_train_timesteps
     fits = [
         (name, clock)
@@ -144,7 +144,7 @@ def _clock_fits(clock: str, prediction: str, steps: int, time: float, argument: 
 
 
 def _latent_map(pipe: Any, final: Tensor, decoded: Tensor) -> tuple[str, str]:
-    """Return the keys in LAYOUT and AFFINE whose maps turn the scheduler's last sample into the input of vae.decode."""
+    """Return the keys in maps.LAYOUT and maps.AFFINE that turn the last latents into the input of vae.decode."""
     height, width = decoded.shape[-2:]
     fits: dict[tuple[str, str], tuple[Any, Any]] = {}
     for layout, (to_grid, _) in maps.LAYOUT.items():

@@ -48,8 +48,9 @@ def find_call(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (call arguments that request len(prompts) samples, call arguments that disable classifier-free guidance).
 
-    The first are a list of prompts or, for pipelines that take one prompt at a time (Qwen-Image-Edit), the last prompt
-    and a number of images. With both, every step calls the denoiser once, with one input per sample.
+    The samples are requested by a list of prompts or, if the pipeline takes one prompt at a time (Qwen-Image-Edit), by
+    the last prompt and a number of images. With these arguments, a step calls the denoiser once, with one input per
+    sample.
     """
     errors: list[CaptureError] = []
     for several in ({"prompt": list(prompts)}, {"prompt": [prompts[-1]], "num_images_per_prompt": len(prompts)}):

@@ -75,7 +75,7 @@ def replaced(owner: Any, name: str, substitute: Any) -> Iterator[None]:
 
 
 def check_call_arguments(pipe: Any, names: Iterable[str]) -> None:
-    """Raise UsageError if the call of `pipe`, a pipeline or its class, takes no argument with one of these names."""
+    """Raise UsageError if a name is not an argument of the pipeline's call. pipe: a pipeline or its class."""
     kind = pipe if isinstance(pipe, type) else type(pipe)
     known = list(inspect.signature(kind.__call__).parameters)[1:]
     unknown = sorted(set(names) - set(known))
@@ -116,8 +116,6 @@ def record_run(pipe: Any, denoiser: str, call: Mapping[str, Any]) -> Record:
 
 
 class _Recorder:
-    """Hooks for the denoiser, the scheduler and the VAE that fill a Record."""
-
     def __init__(self, pipe: Any, denoiser: str) -> None:
         self.pipe, self.denoiser = pipe, denoiser
         self.scheduler_step, self.vae_decode = pipe.scheduler.step, pipe.vae.decode

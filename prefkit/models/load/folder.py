@@ -69,7 +69,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _variants(folder: Path, source: str) -> set[str | None]:
-    """Return the weight variants in a component's folder; None stands for weights without one. Raises UsageError."""
+    """Return the weight variants in a component's folder; None stands for plain weights. Raises UsageError."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     for name in names:
         if SHARDS.fullmatch(name):
@@ -121,7 +121,7 @@ def not_a_pipeline(folder: Path) -> str:
 
 
 def check_call(model: Model, names: Collection[str]) -> None:
-    """Raise UsageError if the pipeline's call takes no argument with one of these names. Checks local folders only."""
+    """Raise UsageError if a name is not an argument of the pipeline's call. Checks local folders only."""
     import diffusers
 
     from prefkit.models.capture.record import check_call_arguments

@@ -349,5 +349,4 @@ def _no_truncation(record: logging.LogRecord) -> bool:
 
 
 def _short(error: Exception) -> str:
-    """Return at most 400 characters of an error message, on one line."""
     return " ".join(str(error).split())[:400]

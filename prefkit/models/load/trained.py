@@ -44,7 +44,7 @@ def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:
 
 
 def _check_base(folder: Path, model: Model) -> None:
-    """Raise UsageError if the training started from another base, which its adapter would not fit."""
+    """Raise UsageError if the training started from another base, because its adapter would not fit."""
     start = read_json(folder / "spec.json")["model"]
     then, now = ({k: v for k, v in of.items() if k in WEIGHTS} for of in (start, base_revision(model)))
     if then != now:
@@ -55,7 +55,7 @@ def _check_base(folder: Path, model: Model) -> None:
 
 
 def caption_hash(caption: str) -> str:
-    """Return a caption's hash in trained_on.json; captions with equal caption_key have equal hashes."""
+    """Return a caption's hash for trained_on.json. Captions that count as the same (caption_key) have equal hashes."""
     return digest(caption_key(caption))
 
 

@@ -89,8 +89,8 @@ def add_lora(
         except ValueError as error:  # peft's message prints the whole module and all supported types
             kind = re.match(r"Target module (\w+)", str(error))
             raise UsageError(
-                f"lora.targets: a module in {type(net).__name__} whose name ends in {' or '.join(map(repr, chosen))} is "
-                f"a {kind[1] if kind else 'module'}, which cannot have an adapter. The names of linear modules end in "
+                f"lora.targets: a module in {type(net).__name__} whose name ends in {' or '.join(map(repr, chosen))} "
+                f"is a {kind[1] if kind else 'module'}, which cannot have an adapter. The names of linear modules end in "
                 f"{', '.join(endings)}."
             ) from error
     return _train_only(net, [*start, POLICY])
@@ -107,7 +107,7 @@ def _linear_endings(net: Any) -> list[str]:
 
 
 def _check_targets(net: Any, targets: Sequence[str], endings: Sequence[str], every: bool) -> None:
-    """Raise UsageError if no target matches a module or, with `every`, if any target matches none."""
+    """Raise UsageError if no target matches a module. every: also raise it if only some targets match none."""
     paths = [f".{path}" for path, _ in net.named_modules() if path]
     unused = [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]
     if unused and (every or len(unused) == len(targets)):
@@ -215,7 +215,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _network(net: Any) -> str:
-    """Return the name of the network's diffusers class, which may be a base class of the network's class (sharding)."""
+    """Return the name of the network's diffusers class (a sharded network has a subclass of it)."""
     kinds = type(net).__mro__
     return next((k for k in kinds if k.__module__.startswith(("diffusers.", "prefkit."))), kinds[0]).__name__
 

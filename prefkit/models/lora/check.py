@@ -1,4 +1,4 @@
-"""Check that an adapter file is loaded completely: it may hold no unknown weights, and the layers must equal the file.
+"""Check that an adapter file is loaded completely: refuse unknown weights, and compare the loaded layers with the file.
 
 A LoRA holds pairs of factors, up and down, and changes weights by strength * up @ down. Loaders may rename, split and
 reorder the factors, or multiply strengths into them. None of this changes the sum over all layers of the squared
