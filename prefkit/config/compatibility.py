@@ -71,13 +71,13 @@ class Case:
 
     @cached_property
     def for_images(self) -> str:
-        """The first setting for images in a mesh training, which has none; "" if no such setting is used."""
+        """The first image setting that a mesh training sets, although it has no images; "" if there is none."""
         keys = ("resolution", "mask", "flip", "guidance", "time_sampling") if self.entry.family == "mesh" else ()
         return next((key for key in keys if getattr(self.entry, key)), "")
 
     @cached_property
     def unread(self) -> str:
-        """The first setting that has no effect on meshes; "" if there is none, or the entry is not about meshes."""
+        """The first setting that has no effect because the entry uses meshes; "" if there is none."""
         if "mesh" not in (getattr(self.entry, "use", ""), getattr(self.entry, "family", "")):
             return ""
         keys = ["guidance", "width", "negative_prompt", "scheduler", "compile"] if hasattr(self.entry, "use") else []

@@ -133,7 +133,7 @@ def _mapping(node: Any, source: Source) -> dict[str, Any]:
             raise source.error(node.start_mark.line + 1, "a key must be a name, not a list or a mapping.")
         name = _located(key, source)
         if name in tree:
-            raise source.error(name.line, f"{name}: given twice.")
+            raise source.error(name.line, f"{name}: the key is given twice. Remove one.")
         tree[name] = _convert(value, source)
     return merged | tree
 

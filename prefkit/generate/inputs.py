@@ -44,10 +44,7 @@ def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
 
 
 class InputReader:
-    """Reads the images in requests and stores their bytes in the inputs/ table.
-
-    folder: where relative paths start. store: None (for a dry run) to store nothing.
-    """
+    """Reads the images in requests (relative paths start in `folder`), and stores them unless `store` is None."""
 
     def __init__(self, mapping: Mapping[str, str], folder: Path, store: Store | None) -> None:
         self.keys, self.folder, self.store = set(map(nfc, fields_of(mapping).values())), folder, store

@@ -112,10 +112,7 @@ def _brief(request: Request) -> str:
 
 
 def _extra(row: Mapping[str, Any], images: InputReader, where: str, dropped: Counter[str]) -> dict[str, Any]:
-    """Return a row's columns that have a value, with images replaced by ids.
-
-    dropped: counts, per column, the values that are left out because JSON cannot hold them (bytes, images).
-    """
+    """Return a row's non-empty columns, with images replaced by ids. dropped: counts columns that JSON cannot hold."""
     try:
         extra = images.replace_images({name: value for name, value in row.items() if value is not None and value != ""})
         binary = [name for name, value in extra.items() if not _storable(value)]

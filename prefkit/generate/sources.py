@@ -71,7 +71,7 @@ def _rows(config: Requests, numbers: Collection[str]) -> Iterator[Row]:
         return
     file_name = path.suffix.lower() in SUFFIXES or not HUB.fullmatch(source)
     if file_name or ("/" not in source and "." in source):
-        raise UsageError(f"requests.source: {source} does not exist.")
+        raise UsageError(f"requests.source: {source} does not exist. Give an existing file, or a Hub dataset's id.")
     yield from _hub_rows(source)
 
 

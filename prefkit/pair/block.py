@@ -89,7 +89,7 @@ def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def at(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Return the scores [R, P, S] of the candidates index [R, P], counted within each request. scores: [R, N, S]."""
+    """Return the scores [R, P, S] of the candidates with the indices [R, P] in their request. scores: [R, N, S]."""
     return np.take_along_axis(scores, index[:, :, None], axis=1)
 
 

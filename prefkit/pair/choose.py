@@ -72,10 +72,7 @@ def tie_of(config: Pair) -> float:
 
 
 def lacking(scores: np.ndarray, groups: np.ndarray, policy: str) -> np.ndarray:
-    """Return a mask [N] of the candidates to leave out because scores are missing (NaN in scores [N, S]).
-
-    policy: the value of `missing` in a pair entry.
-    """
+    """Return a mask [N] of candidates to leave out. scores [N, S]: NaN = missing; policy: the setting `missing`."""
     missing = np.isnan(scores)
     if policy == "drop_scorer":
         return missing.all(axis=1)

@@ -17,10 +17,7 @@ COLUMNS = ("win", "lose", "score_gap", "rank_gap", "p", "agreement", "conflict",
 
 
 def pairs_of(strategy: Any, value: np.ndarray, scores: np.ndarray, name: str) -> Pairs:
-    """Call `strategy.pairs` for one request and check the result. Raises PluginError for an invalid pair.
-
-    The strategy may change value [N] and scores [N, S] in place.
-    """
+    """Call `strategy.pairs`, which may change value [N] and scores [N, S]. Raises PluginError for an invalid result."""
     with guarded(f"strategy {name}", "failed"):
         result = strategy.pairs(value, scores)
         pairs = list(result) if isinstance(result, (list, tuple)) or type(result).__name__ == "generator" else None

@@ -116,7 +116,7 @@ def _heads(texts: pa.ChunkedArray) -> np.ndarray:
 
 
 def near_duplicates(groups: np.ndarray, stats: pd.DataFrame) -> np.ndarray:
-    """Return a mask [N] of the images that nearly equal an earlier image of their request that is not masked."""
+    """Return a mask [N] of the images that are nearly equal to an earlier, unmasked image of their request."""
     hashes = stats["hash"].to_numpy().astype(np.uint64)
     thumbs = thumbs_of(stats)
     duplicates = np.zeros(len(groups), bool)

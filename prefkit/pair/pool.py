@@ -56,10 +56,7 @@ class Pool:
 
 
 def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
-    """Read the candidates that did not fail, from at most `limit` requests.
-
-    Raises NotYet if there are no candidates, or none from a generator that the config names.
-    """
+    """Read the candidates that did not fail, of at most `limit` requests. Raises NotYet if a generator has none."""
     known = store.names("candidates")
     unknown = [name for name in config.generators if name not in known]
     if unknown:

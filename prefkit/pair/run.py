@@ -323,6 +323,6 @@ def _complete(folder: Path) -> bool:
                 if path.parent.parent == folder:
                     rows[path.parent.name] += file.metadata.num_rows
     except (pa.ArrowException, OSError, KeyError) as error:
-        warn(f"{folder} is built again: {error}")
+        warn(f"{folder} is damaged ({error}) and is built again.")
         return False
     return rows == splits

@@ -43,7 +43,7 @@ def _difference(values: np.ndarray, win: np.ndarray, lose: np.ndarray) -> np.nda
 
 
 def cross_validated(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Return [P], whether each pair's winner is predicted by a fit to the other folds: 1 yes, 1/2 undecided, 0 no.
+    """Predict each pair's winner by a fit to the other folds. Returns [P]: 1 = correct, 1/2 = undecided, 0 = wrong.
 
     x [P, D]: features of the winner minus those of the loser; fold [P]: each pair's fold.
     """

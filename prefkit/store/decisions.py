@@ -22,10 +22,7 @@ VERDICTS = ("keep", "reject", "remove")
 
 
 def read_decisions(path: Path) -> pd.DataFrame:
-    """Return a frame with the last decision about each candidate id, empty if the file does not exist.
-
-    Raises StoreError, which names the file and line.
-    """
+    """Return a frame with the last decision about each candidate id, empty without a file. Raises StoreError."""
     import pandas as pd
 
     rows = []
@@ -44,10 +41,7 @@ def read_decisions(path: Path) -> pd.DataFrame:
 
 
 def append_decisions(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Append rows to decisions.csv, keeping its encoding, separator and column order.
-
-    rows: dicts with keys from COLUMNS. Raises StoreError if the file cannot be read or written.
-    """
+    """Append rows (keys: COLUMNS) to decisions.csv, keeping its encoding and column order. Raises StoreError."""
     columns, separator, encoding, before = list(COLUMNS), ",", "utf-8", b""
     try:
         if path.exists():

@@ -84,10 +84,7 @@ def candidate_index(store: Store) -> pd.DataFrame:
 
 
 def without_images(store: Store) -> set[str]:
-    """Return the generators whose candidates have no images, such as meshes that were not rendered.
-
-    Only the first finished candidate of each generator is read, because the others are like it.
-    """
+    """Return the generators whose first finished candidate has no image, such as a mesh that was not rendered."""
     names = set()
     for name in store.names("candidates"):
         columns = ["id", "request_id", "index", "seed", "image", "path", "payload", "error"]

@@ -1,8 +1,4 @@
-"""Safetensors files with a checksum in their metadata.
-
-The checksum covers the names, types, shapes and values of all tensors, and all other metadata. Files without a checksum
-(from another program or an earlier version) are not checked.
-"""
+"""Safetensors files with a checksum of all tensors and other metadata. Files without a checksum are not checked."""
 
 from __future__ import annotations
 

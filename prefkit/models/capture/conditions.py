@@ -159,10 +159,7 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[s
 
 
 def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base: Mapping[str, Any]) -> Wiring:
-    """Return the wiring with its batch rules, found by comparing the conditions for one and for two samples.
-
-    several: call arguments that request two samples (find_call).
-    """
+    """Return the wiring with batch rules. several: call arguments that request two samples (find_call)."""
     prompt = several["prompt"][-1]
     twice = several if "num_images_per_prompt" in several else {"prompt": [prompt, prompt]}
     one, two = (_arguments(pipe, wiring, prompts, base) for prompts in ({"prompt": [prompt]}, twice))

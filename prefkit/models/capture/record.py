@@ -50,10 +50,7 @@ _signature = functools.cache(inspect.signature)  # inspecting is slow (a third o
 
 
 def bind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the positional and keyword arguments of a call to `net` as one dict by name.
-
-    The names are those in the forward of the network's class, even if torch.compile or adapters wrap the instance.
-    """
+    """Return the arguments of a call to `net` as one dict, with the names in the forward of the network's class."""
     kind: Any = type(getattr(net, "_orig_mod", net))
     bound = _signature(kind.forward).bind(net, *args, **kwargs).arguments
     bound.pop("self")

@@ -243,7 +243,7 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"the adapter {source} could not be loaded: {_short(error)}") from error
         if names[-1] not in getattr(net, "peft_config", {}):
-            raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
+            raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of this {type(pipe).__name__}.")
     owner = pipe if hasattr(pipe, "set_adapters") else net
     owner.set_adapters(names, list(adapters.values()))
     _set_eval(pipe)  # new layers are in training mode, with their dropout on

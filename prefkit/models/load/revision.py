@@ -35,7 +35,7 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
         file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file() and file.name != MANIFEST
     )
     if not files:
-        raise UsageError(f"{base} holds no model files.")
+        raise UsageError(f"{base} contains no model files. Give a pipeline folder, a single weight file, or a Hub id.")
     return digest([(file.relative_to(path).as_posix(), file_hash(file)) for file in files])
 
 

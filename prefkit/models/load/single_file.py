@@ -9,10 +9,9 @@ from prefkit.errors import UsageError
 
 
 def from_single_file(source: str, dtype: Any, config: str | None) -> Any:
-    """Load a pipeline from one file. Raises UsageError.
+    """Load a pipeline from one file. config: folder or Hub id with the configuration, by default chosen by diffusers.
 
-    config: folder or Hub id of the pipeline that provides the configuration and missing parts; default: diffusers'
-    choice for this kind of model.
+    Raises UsageError.
     """
     import diffusers
     from diffusers.loaders.single_file_utils import (

@@ -90,8 +90,8 @@ def add_lora(
             kind = re.match(r"Target module (\w+)", str(error))
             raise UsageError(
                 f"lora.targets: a module in {type(net).__name__} whose name ends in {' or '.join(map(repr, chosen))} "
-                f"is a {kind[1] if kind else 'module'}, which cannot have an adapter. The names of linear modules end in "
-                f"{', '.join(endings)}."
+                f"is a {kind[1] if kind else 'module'}, which cannot have an adapter. The names of linear modules end "
+                f"in {', '.join(endings)}."
             ) from error
     return _train_only(net, [*start, POLICY])
 
@@ -172,10 +172,7 @@ def load_lora_state(net: Any, state: dict[str, Tensor]) -> None:
 
 
 def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
-    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, for diffusers' load_lora_weights.
-
-    denoiser: "unet" | "transformer", the key prefix.
-    """
+    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, with `denoiser` as the key prefix."""
     import safetensors.torch
 
     names = active_adapters(net)

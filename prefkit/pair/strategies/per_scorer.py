@@ -23,7 +23,7 @@ class PerScorer(BlockStrategy):
         self.needs = 2 * options.k
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """Choose pairs by each score, with its gap. A pair that several scores choose gets the widest gap."""
+        """Choose pairs by each score alone, with its gap; if several scores choose a pair, the widest gap counts."""
         parts = []
         ties = np.broadcast_to(self.ties, scores.shape[2])
         for s in range(scores.shape[2]):
