@@ -220,7 +220,7 @@ UNREAD = {
     "resolution": "it is for imported images, but online training samples its own",
     "flip": "it is for existing images, but online training samples its own",
     "mask": "use online.mask",
-    "text_cache": "prompts are encoded for sampling",
+    "text_cache": "it always encodes prompts when it samples",
     "cache_reference": "no other training could reuse the errors, because each samples its own images",
 }
 #: further setting that objectives on denoising steps do not read -> the reason

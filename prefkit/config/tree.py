@@ -34,7 +34,7 @@ class Located(str):
 
 @dataclass
 class Source:
-    """Where a text comes from, for messages: a file, or a flag such as --pair.main.k."""
+    """The origin of a text, for messages: a file, or a flag such as --pair.main.k."""
 
     path: str = ""
     flag: str = ""

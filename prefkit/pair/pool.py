@@ -99,7 +99,7 @@ def hashed(ids: pa.ChunkedArray) -> np.ndarray:
 
 
 def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict[str, Any]]:
-    """Return (the pool with a float64 column per alias, {alias: spec of the scores}). NaN = missing or failed."""
+    """Return (the pool with a float64 column per score, {score name: spec}). NaN = missing or failed."""
     frame, specs = pool.frame.copy(deep=False), {}
     for alias in aliases:
         table = store.scores(alias)

@@ -45,7 +45,7 @@ CHOICES = {
 class Inputs:
     """The data from which pairs are chosen.
 
-    weights: alias -> weight; specs: alias -> spec of the scores; stats: image statistics [N] in the pool's order, None
+    weights: score name -> weight; specs: score name -> spec; stats: image statistics [N] in the pool's order, None
     if not measured; counts: numbers of requests, candidates and removed candidates; votes: the judges' verdicts, None
     if the strategy uses scores.
     """
@@ -104,7 +104,7 @@ def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple[dict[str, float], int]:
-    """Check everything for a dry run, and return (alias -> weight, number of candidates that can be paired).
+    """Check everything for a dry run, and return ({score name: weight}, number of candidates that can be paired).
 
     Writes nothing. If image statistics are missing, no image counts as degenerate. Raises UsageError.
     """
@@ -178,7 +178,7 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
 
 
 def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, float]:
-    """Return {alias: weight} of the scores to pair by. Raises UsageError if a score is missing or evaluation-only.
+    """Return {score name: weight} to pair by. Raises UsageError if a score is missing or evaluation-only.
 
     needed: raise UsageError if there are none.
     """

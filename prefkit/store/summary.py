@@ -27,7 +27,7 @@ INDEX = ["id", "request_id", "index", "seed", "error"]
 def status(store: Store) -> dict[str, Any]:
     """Return the state of each stage as a JSON-ready dict; a stage that has not run yet has an empty entry.
 
-    requests {split: n}; candidates {generator: {done, failed}}; scores {alias: {done, failed}};
+    requests {split: n}; candidates {generator: {done, failed}}; scores {name: {done, failed}};
     pairs {name: {split: n}}; train {name: {step, final}}; eval {name: {done, sets}};
     decisions {verdict: n}. If the run has offline rounds, names start with the round: "round 2/own".
     """

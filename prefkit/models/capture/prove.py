@@ -53,8 +53,8 @@ def log_sigma_at(scheduler: Any, time: float) -> float:
 def noise_level(pipe: Any, prediction: str, step: Step) -> float:
     """Return the sigma of x_t: 0..1 for flow, the ratio of noise to signal for VP.
 
-    VP schedulers with fractional steps (Karras spacing) round the time, so the scheduler's own sigma is used. If it is
-    more than one step away from the sigma of alphas_cumprod (interpolated half steps), the latter is used.
+    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is used, unless it is more
+    than one step away from the sigma that follows from alphas_cumprod (interpolated half steps).
     """
     if prediction == "flow":
         return step.time / pipe.scheduler.config.num_train_timesteps
