@@ -16,7 +16,7 @@ class Model:
     base: str = ""
     #: Hub revision (branch, tag or commit)
     revision: str | None = None
-    #: LoRA adapters by path or Hub id -> weight
+    #: LoRA adapters: path or Hub id -> weight
     adapters: dict[str, float] = field(default_factory=dict)
     #: for a single file: pipeline folder or Hub id that provides the configuration
     config: str | None = None

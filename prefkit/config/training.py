@@ -37,7 +37,7 @@ class Online:
     rewards: dict[str, float] = field(default_factory=dict)
     #: normalisation of each score before weighting: none | batch | centred | zscore
     normalise: str = "none"
-    #: rounds of sampling and learning
+    #: number of rounds of sampling and learning
     rounds: int = 100
     #: requests per round, and samples (images) per request; the samples of a request are a group
     requests: int = 8
@@ -97,7 +97,7 @@ class Online:
     max_failed: float = runtime(0.5)
     #: rounds between checkpoints
     checkpoint_every: int = runtime(1)
-    #: number of last rounds whose images stay on disk; 0 = all
+    #: number of most recent rounds whose images stay on disk; 0 = all
     keep_rounds: int = runtime(0)
 
 
@@ -105,7 +105,7 @@ class Online:
 class Train:
     #: pairs to train on: an entry of `pair`, a folder, or a Hub dataset; unset = the run's only pair set
     pairs: str = ""
-    #: objective, with its options (beta, ...)
+    #: learning objective, with its options (beta, ...)
     objective: Choice = field(default_factory=lambda: Choice("dpo"))
     #: settings of online training, in rounds of sampling, scoring and learning; null = learn from existing pairs
     online: Online | None = None
@@ -144,7 +144,8 @@ class Train:
     #: prompts with left or right, and have mirrored letters
     flip: bool = False
     #: key in `extra` of the candidate or its request that gives the part of the image to which the loss is limited: a
-    #: box [left, top, right, bottom] in fractions of the image, or the `inputs` id of a mask image (white counts)
+    #: box [left, top, right, bottom] in fractions of the image, or the `inputs` id of a mask image (white counts); null
+    #: = whole image
     mask: str | None = None
     #: seed for the order of pairs, timesteps, noise, mirroring, the adapter's initial weights, dropout and the pairs
     #: that `controls` flips. Measurements (held-out pairs, preflight) use fixed seeds, so that runs are comparable
@@ -169,8 +170,8 @@ class Train:
     stop_drop: float = 0.5
     #: also train two controls, like `train --controls`: SFT on the winners, and DPO on randomly flipped pairs
     controls: bool = runtime(False)
-    #: cache the frozen reference's errors on disk, to reuse them in a sweep over beta, learning rate or objective; the
-    #: result is the same
+    #: cache the frozen reference's prediction errors on disk, to reuse them in a sweep over beta, learning rate or
+    #: objective; the result is the same
     cache_reference: bool = runtime(False)
     #: none (every process holds the whole model) | fsdp2 (shard weights, gradients and optimizer states over
     #: processes). The result is the same

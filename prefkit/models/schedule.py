@@ -38,7 +38,7 @@ class Schedule:
         return cls(prediction, scheduler.alphas_cumprod.detach().cpu().double())
 
     def draw_time(self, generator: torch.Generator, sampling: str | None = None) -> Tensor:
-        """Draw one timestep: int64, uniform on 0..T-1; for flow models float64 in (0, 1), by default logit-normal(0, 1)."""
+        """Draw one timestep: int64, uniform on 0..T-1; for flow models float64 in (0, 1), by default logit-normal."""
         if sampling not in (None, *TIME_SAMPLING) or (self.alphas_cumprod is not None and sampling == "logit_normal"):
             raise UsageError(
                 f"time sampling {sampling!r} is not known for {self.prediction}; "
