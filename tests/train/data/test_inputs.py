@@ -166,7 +166,7 @@ def test_a_request_without_its_image_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"columns besides the prompt are persons. Did you mean 'persons'\?"):
         read_requests(source, {"image": "extra.person"})
     (request,) = read_requests(source)  # as a run may hold it from before
-    with pytest.raises(UsageError, match="'x' has no person"):
+    with pytest.raises(UsageError, match="'x' has no column person"):
         Inputs(MAPPING, Store(tmp_path)).of(request)
 
 
