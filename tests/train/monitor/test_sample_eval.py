@@ -194,5 +194,5 @@ def test_what_cannot_be_watched_is_refused(watched):
     with pytest.raises(UsageError, match="no score is called other"):
         run_train(*watched("b", watch=["other"]), "dpo")
     store, recipe = watched("c")
-    with pytest.raises(UsageError, match="no diffusers generator"):
+    with pytest.raises(UsageError, match="no entry under `generate` has use: diffusers and samples `model` itself"):
         run_train(store, replace(recipe, generate={}), "dpo")
