@@ -1,4 +1,4 @@
-"""Converts result.json to tables for the terminal."""
+"""Convert result.json to tables for the terminal."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def distance_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def real_distances(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (set, model, its `real_distance`), which is the same for all scorers of a model."""
+    """Yield (set, model, `real_distance`) once per set and model: the rows of all scorers hold the same value."""
     seen = set()
     for set_name, model, _, row in _rows(result):
         if (set_name, model) not in seen and row.get("real_distance"):
