@@ -33,7 +33,7 @@ class Source:
 
     @classmethod
     def find(cls, options: Any, interactions: pd.DataFrame) -> Source:
-        """Find the source that the options name. Raises UsageError for items without an image or features."""
+        """Return the source that the options set. Raises UsageError for items without an image or features."""
         wanted = sorted(set(interactions["item"].astype(str)))
         if options.images:
             images = image_files(user_path(options.images, "vbpr.images"), wanted, "vbpr.images")

@@ -1,4 +1,4 @@
-"""Pinhole camera of a picture, and the weak-perspective fit for requests whose camera is unknown."""
+"""The pinhole camera of a picture, and a weak-perspective fit for requests without a camera."""
 
 from __future__ import annotations
 

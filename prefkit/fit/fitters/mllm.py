@@ -40,9 +40,9 @@ class MllmFit:
     revision: str | None = None
     #: run code from the model's repository
     trust_remote_code: bool = False
-    #: template of the question, also to set for the scorer; empty = default of scores (ratings) or comparisons (pairs)
+    #: template of the question (set it for the scorer too); empty = default for scores (ratings) or comparisons (pairs)
     template: str = ""
-    #: levels of the ratings from worst to best; give the scorer the same ones
+    #: levels of the ratings from worst to best; set the same levels for the scorer
     scale: tuple[str, ...] = ("1", "2", "3", "4", "5")
     #: rank of the adapters; 0 tunes all weights
     lora_rank: int = 16

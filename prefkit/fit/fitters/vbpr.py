@@ -67,7 +67,7 @@ class VbprFit:
     reg_factors: float = 0.01
     #: lambda of beta_i
     reg_bias: float = 0.01
-    #: lambda of E and beta', once per batch
+    #: lambda of E and beta', counted once per batch
     reg_visual: float = 0.0
     #: factor on reg_factors for a negative's gamma_j (0.1 in the paper's code)
     negative_factors: float = 1.0
@@ -75,7 +75,7 @@ class VbprFit:
     negative_bias: float = 1.0
     #: maximum number of training interactions of a cold item
     cold: int = 5
-    #: maximum number of users in the validation after each epoch
+    #: maximum number of users in each epoch's validation
     validation_users: int = 2000
     seed: int = 0
     #: folder to write; empty = fitted/vbpr

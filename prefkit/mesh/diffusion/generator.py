@@ -40,7 +40,7 @@ def check(model: Model, settings: Generate) -> None:
             f"{', '.join(f'{key}: {value}' for key, value in settings.call.items())}."
         )
     if not (Path(model.base).expanduser() / "denoiser").is_dir():
-        load_model(model.base)  # says what is missing
+        load_model(model.base)  # raises an error that names the missing files
 
 
 def open_generator(
@@ -80,7 +80,7 @@ def _result(mesh: Mesh, seen: Observed, options: dict[str, bool], settings: Gene
 
 
 def picture(mesh: Mesh, seen: Observed | None, size: int) -> Any:
-    """Render a mesh with vertices through the request's camera, or without one, framed in size x size px."""
+    """Render a mesh that has vertices, through the request's camera or, without one, framed in size x size px."""
     from prefkit.mesh.render import default_camera, render
 
     assert mesh.vertices is not None

@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class MeshDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """MLP on the state. keypoints: their number K; the condition has 3 K + 3 numbers (condition.py)."""
+    """MLP on the state. keypoints: number K of keypoints; the condition has 3 K + 3 numbers (condition.py)."""
 
     lora_targets = ("film", "up", "down")  # modules to adapt if lora.targets is empty
 

@@ -5,8 +5,8 @@
                  and confidence-weighted mean length
     consensus    joints minus the request's mean hypothesis, their mean length, mean residual minus the request's mean
 
-Keypoints and residuals are in units of half the box's longer side (prefkit/mesh/observed.py). The last line compares a
-hypothesis with all hypotheses of its request, so its values depend on which these are.
+Keypoints and residuals are in units of half the box's longer side (prefkit/mesh/observed.py). The consensus features
+compare a hypothesis with its request's mean, so they depend on which hypotheses the request has.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Layout:
         return cls(names_of(mesh.joint_names, len(mesh.joints3d)), count)
 
     def check(self, mesh: Mesh) -> None:
-        """Raise ValueError for a mesh that lacks what the features need."""
+        """Raise ValueError if the mesh lacks the joints or rotations that the features use."""
         names = names_of(mesh.joint_names, len(mesh.joints3d))
         if names != self.joints:
             raise ValueError(f"the mesh has {_shown(names)}; the scorer was fitted on {_shown(self.joints)}")

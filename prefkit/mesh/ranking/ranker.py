@@ -12,7 +12,7 @@ from prefkit.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 10.0  # standardised features are clamped to +- this, so that an outlier cannot dominate
+LIMIT = 10.0  # standardised features are clamped to -LIMIT..LIMIT, so that an outlier cannot dominate
 
 
 class MeshRanker(nn.Module):
@@ -50,6 +50,6 @@ class MeshRanker(nn.Module):
         except (KeyError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"{where} has no usable network of the scorer `mesh`: {text}. Fit it again with `prefkit fit mesh`."
+                f"{where} holds no usable network for the scorer `mesh`: {text}. Fit it again with `prefkit fit mesh`."
             ) from error
         return net.eval()
