@@ -150,7 +150,6 @@ class Run:
         return new, files
 
     def save_recipe(self) -> None:
-        """Write RUN/recipe.yaml."""
         write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe))
 
     def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

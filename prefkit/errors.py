@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-#: phrases by which torch's out-of-memory errors on CPU and MPS are recognised; their type is only RuntimeError
+#: phrases in torch's out-of-memory errors on CPU and MPS, which are plain RuntimeErrors
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TOLERANCE = 2  # in levels of 0..255: a profile that shifts no colour by more than this counts as sRGB
+TOLERANCE = 2  # levels (0..255); a profile that shifts colours by at most this much counts as sRGB
 #: a profile's colour space -> Pillow mode of the pixels
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 SRGB, CONVERTED, BROKEN = "", "profile", "broken_profile"
 
 
 def to_srgb(image: Image, profile: bytes | None) -> Image:
-    """Convert an image of mode L, RGB, CMYK or LAB to RGB if its profile is not sRGB or it is LAB; else return it.
+    """Convert an image (L, RGB, CMYK or LAB) to RGB if it is LAB or its profile is not sRGB; else return it unchanged.
 
     Uses the perceptual intent, as viewers do. Ignores a profile that is broken or does not match the pixels' mode.
     """
@@ -27,9 +27,7 @@ def to_srgb(image: Image, profile: bytes | None) -> Image:
 
 
 def kind_of(profile: bytes | None, mode: str) -> str:
-    """Classify a profile for pixels of `mode` (L, RGB, CMYK or LAB).
-
-    Returns SRGB (nothing to convert), CONVERTED (to be converted) or BROKEN (damaged, or for another mode)."""
+    """Return SRGB (or no profile), CONVERTED (to be converted) or BROKEN (damaged, or for a mode other than `mode`)."""
     if not profile:
         return SRGB
     try:

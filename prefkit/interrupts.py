@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 CODE = 130  # the exit code of an interrupted command
-TOGETHER = 0.5  # seconds; closer signals count as one: `timeout` and launchers signal a process and its group
+TOGETHER = 0.5  # seconds; signals this close count as one: launchers signal a process and its group
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -20,7 +20,7 @@ from prefkit.errors import StoreError
 LINE_EVERY = 30.0  # seconds between progress lines if stderr is not a terminal
 
 quiet = False  # set by -q: prints no notes, hints or progress, only warnings and errors
-#: prefkit.distributed sets the next two
+#: prefkit.distributed sets the next two values
 main = True  # False in all processes but rank 0, which prints results, notes and progress
 first_to_say: Callable[[str], bool] = bool  # asked before a warning, so that only one process prints it
 
@@ -175,7 +175,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """Format a value for a table cell."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -227,7 +226,7 @@ _last_sign = 0.0
 
 
 def still_working(text: str, since: float) -> None:
-    """Show that long work still runs: print `text` every 30 s or less often. since: its start, from time.monotonic.
+    """Show that work still runs: print `text` at most every 30 s, first 30 s after `since` (a time.monotonic value).
 
     On a terminal, the text appears at most once a second and replaces the progress bar until the bar's next update.
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 MAX_FILE = 128 << 20  # bytes, for an image file
 SHOWN = 80  # maximum characters of a value in a message
-#: Pillow formats that prefkit reads; Pillow's other readers start programs, guess without a signature, or are rare
+#: Pillow formats that prefkit reads; Pillow's other readers start programs, check no signature, or are rarely used
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000")
 #: suffixes of image formats that Pillow reads only with a plug-in, or not at all
 FOREIGN = frozenset({".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"})

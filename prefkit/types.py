@@ -54,8 +54,8 @@ class Candidate:
 
     The image is either `image`, encoded bytes (PNG or lossless WebP), or a file outside the run, given by `path` and
     `sha256`. If the candidate failed, `error` is the reason. `payload` is a safetensors blob: an image's final latents
-    in the scheduler's layout and the model's dtype, or a mesh (mesh/payload.py). A mesh may have no image; its `sha256`
-    is the hash of the payload.
+    in the scheduler's layout and the model's dtype, or a mesh (mesh/payload.py). A mesh may have no image; `sha256` is
+    then the hash of the payload.
     """
 
     id: str
@@ -126,7 +126,7 @@ class ScorerSpec:
 class Comparison:
     """A judge's verdict on two candidates. outcome: 'a', 'b', 'tie' or None (failed).
 
-    judge: a model, or an annotator's salted name. probability: that a is better. order: the order in which the two were
+    judge: a model, or an annotator's hashed name. probability: that a is better. order: the order in which the two were
     shown, 'ab' or 'ba', or 'both' for a verdict combined from both orders. time: Unix time in seconds, if known.
     """
 
@@ -155,7 +155,7 @@ class Draw:
 
 @dataclass
 class Errors:
-    """The network's prediction errors on each sample of a batch, for one head (one named output of the family).
+    """The network's prediction errors on the samples of a batch, for one head (one named output of the family).
 
     mean:     [B] float32, the mean over ALL elements of weight * residual^2
     residual: [B, ...] float32 = weight * (prediction - target), proportional to the gradient of `mean` with respect to the
@@ -168,7 +168,7 @@ class Errors:
 
 @dataclass
 class Groups:
-    """The groups that the samples of a batch form: a pair is a group of 2, a list a group of m, a single a group of 1.
+    """The grouping of a batch's samples: a pair is a group of 2, a list is a group of m, a single is a group of 1.
 
     Every field is [B], one value per sample. index: the sample's group, 0..G-1. rank: 0 for the best of its group.
     label: 1 for a winner (or desirable sample), 0 for a loser. score_gap and p (soft label: probability that the winner

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prefkit.score.embed.encoder import Encoder
 
-DRAWN = 64  # px per side of the picture rendered of a mesh without a stored image
+DRAWN = 64  # px per side, to render a mesh without a stored image
 Keyed = tuple[tuple[str, int], "Image"]
 
 

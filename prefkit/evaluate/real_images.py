@@ -96,7 +96,6 @@ def _stored(path: Path) -> np.ndarray | None:
 
 
 def _encoded(name: str, files: list[Path], encoder: Encoder, size: int) -> Iterator[np.ndarray]:
-    """Yield the embeddings of batches of files."""
     with Progress(f"eval {name}: real images", len(files)) as progress:
         for start in range(0, len(files), size):
             batch = files[start : start + size]

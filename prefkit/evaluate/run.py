@@ -160,7 +160,7 @@ def _begin(store: Store, recipe: Recipe, name: str, settings: Generate) -> None:
 
 
 def _real(store: Store, name: str, cfg: Eval) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Return the embeddings of eval.NAME.real and {"real": their record}; (None, {}) without real images."""
+    """Return the embeddings of eval.NAME.real and {"real": record of the images}; (None, {}) without real images."""
     encoder = encoder_of(cfg)
     if cfg.real is None or encoder is None:
         return None, {}

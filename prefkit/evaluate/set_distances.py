@@ -134,7 +134,7 @@ def _row(name: str, values: list[float], of: list[Distance], drawn: np.ndarray) 
 
 
 def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distance:
-    """Return counts -> the Fréchet distance of `real` and `rows`, with those of request r repeated counts[r] times."""
+    """Return a function counts [R] -> Fréchet distance of `real` and `rows`, with request r taken counts[r] times."""
     centre = rows.mean(axis=0)
     mean, root = real
     rows, mean = rows - centre, mean - centre
@@ -146,7 +146,7 @@ def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distan
         own = weights @ rows / total
         part = (projected[chosen] - own @ root.T) * np.sqrt(weights[chosen] / (total - 1))[:, None]
         gram = part.T @ part if part.shape[0] > part.shape[1] else part @ part.T
-        shared = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()  # half as slow as singular values
+        shared = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()  # twice as fast as computing singular values
         trace = (weights @ squares - total * _square(own)) / (total - 1)
         return float(_square(own - mean) + trace + spread - 2 * shared)
 
@@ -154,7 +154,7 @@ def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distan
 
 
 def _cmmd_of(rows: np.ndarray, real: np.ndarray, within_real: float, requests: np.ndarray) -> Distance:
-    """Return counts -> the CMMD of `real` and `rows`, with those of request r repeated counts[r] times.
+    """Return a function counts [R] -> CMMD of `real` and `rows`, with request r taken counts[r] times.
 
     within_real: sum of the kernel over all pairs of real images.
     """

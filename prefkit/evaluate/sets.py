@@ -82,7 +82,7 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
     """Return {folder name: (model, generator settings)} for all models to evaluate.
 
     These are the base, the trained models and their existing controls, and the base with the guidances and step counts
-    of eval.base_guidance and eval.base_steps. Raises UsageError for a model without a trained result.
+    of eval.base_guidance and eval.base_steps. Raises UsageError for a model that is not trained.
     """
     base = base_model(recipe, cfg)
     jobs = {"base": (base, settings)}
@@ -158,9 +158,9 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
     """True if this scorer chose the pairs that `model` was trained on; None if unknown.
 
     Two names count as one scorer if their plug-in and options are equal. The model's training record decides. Without a
-    record, the recipe's pair set train.MODEL.pairs decides (MODEL is a control's model), or the result is None if there
-    is none. For the base with different guidance or steps, any pair set of the recipe counts. A pair set without
-    weights uses every scorer that is not evaluation-only.
+    record, the recipe's pair set train.MODEL.pairs decides (a control has the MODEL that it is named after); without
+    this pair set, the result is None. For the base with different guidance or steps, any pair set of the recipe counts.
+    A pair set without weights uses every scorer that is not evaluation-only.
     """
     names = same_scorer(recipe, alias)
     if (record := records.get(model)) is not None:
@@ -178,7 +178,7 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:
-    """Return the names of `score` entries with equal plug-in and options, and of `compare` entries with its plug-in."""
+    """Return the `score` entries with the plug-in and options of `alias`, and `compare` entries with its plug-in."""
     scorer = recipe.score.get(alias)
     if scorer is None:
         return {alias}

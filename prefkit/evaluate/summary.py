@@ -25,8 +25,7 @@ def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row per set, model and judge (scorer), with base, tuned, wins (95 % interval) and verdict.
 
-    A judge is marked * if it was the training signal and ? if that is unknown. Held-out judges come first, then unknown
-    ones.
+    The judge that was the training signal is marked *, or ? if unknown. Held-out judges come first, then unknown ones.
     """
     entries = [entry for result in results for entry in _rows(result)]
     several = sum(len(result["sets"]) for result in results) > 1

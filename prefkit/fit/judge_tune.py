@@ -1,4 +1,4 @@
-"""Tuning of a multimodal judge on ratings or pairs with TRL, and measurements before and after."""
+"""Tune a multimodal judge on ratings or pairs with TRL, and measure the judge before and after."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RatingTask:
             read_ratings(options.ratings) if options.ratings else read_scores(options.run, options.scores)
         )
         self.prompts = [row.candidate.prompt for row in self.rows]
-        self.labels = [level(row.rating, self.scale) for row in self.rows]  # may raise, so before loading
+        self.labels = [level(row.rating, self.scale) for row in self.rows]  # may raise, so done before loading
         self.answers = self.scale.labels
 
     def trainer(self, options: Any) -> tuple[Any, Any]:

@@ -141,7 +141,9 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
         request = requests[reader[a]["request_id"]]
         missing = [name for name in columns if not isinstance(request.extra.get(name), str)]
         if missing:
-            raise UsageError(f"{fit}: request {request.request_id} of {run} has no text under {', '.join(missing)}.")
+            raise UsageError(
+                f"{fit}: request {request.request_id} of {run} has no text in column {', '.join(missing)}."
+            )
         known = probability is not None and np.isfinite(probability)
         p = float(probability) if known else PROBABILITY[outcome]
         rows.append(Preference(request.prompt, p, (a, b), {name: str(request.extra[name]) for name in columns}))
@@ -177,8 +179,8 @@ def split_by_text(
 ) -> tuple[list[int], list[int], list[int]]:
     """Split rows into indices for training, validation and test; rows with equal texts stay together.
 
-    Case and spacing are ignored. validation, test: fractions of the distinct texts. Raises UsageError if
-    there are fewer distinct texts than splits.
+    Case and spacing are ignored. validation, test: fractions of the distinct texts. Raises UsageError if there are too
+    few distinct texts.
     """
     keys = [caption_key(text) for text in texts]
     order = sorted(set(keys), key=lambda key: digest("split", seed, key))

@@ -114,10 +114,7 @@ def _comparable(one: Any, other: Any) -> bool:
 
 
 def named_files(name: str, path: str, images: Iterable[Any]) -> list[Path]:
-    """Return the paths of the images that the table at `path` names, relative to its folder.
-
-    Raises UsageError for an image that is missing or outside of this folder.
-    """
+    """Return the paths of a table's images, relative to its folder. Raises UsageError if one is missing or outside."""
     folder = user_path(path, name).parent
     try:
         files = [named(folder, str(image)) for image in images]

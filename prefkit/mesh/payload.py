@@ -92,7 +92,6 @@ class Mesh:
 
 
 def _mesh(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Mesh:
-    """Build a mesh from the tensors and metadata of a payload."""
     fields: dict[str, Any] = {"rotations" if name == "pose" else name: array for name, array in tensors.items()}
     return Mesh(**fields, **facts)
 

@@ -40,7 +40,7 @@ def picture_of(mesh: Mesh, extra: Mapping[str, Any], side: int = SIDE) -> Image 
 
 
 def picture_of_payload(payload: bytes | None, extra: Mapping[str, Any], side: int = SIDE) -> Image | None:
-    """Return the picture of the mesh in a candidate's payload; None without a mesh that can be drawn."""
+    """Return the picture of the mesh in a candidate's payload, or None if it holds no mesh that can be drawn."""
     try:
         return None if payload is None else picture_of(Mesh.unpack(payload), extra, side)
     except ValueError:
@@ -48,7 +48,7 @@ def picture_of_payload(payload: bytes | None, extra: Mapping[str, Any], side: in
 
 
 def _surface(mesh: Mesh) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a mesh's vertices and faces, stored or computed from a pose of the free body; None if neither works."""
+    """Return a mesh's vertices and faces, stored or computed from a pose of the free body; else None."""
     faces = mesh.triangles()
     if faces is not None and mesh.vertices is not None:
         return mesh.vertices, faces

@@ -72,7 +72,7 @@ def render(
 
 
 def depth(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
-    """Return the depth of the nearest surface per pixel, [H, W] float32 metres; inf where no surface is."""
+    """Return the depth of the nearest surface per pixel, [H, W] float32 metres; inf for no surface."""
     inverse = rasterise(np.asarray(vertices, np.float32), np.asarray(faces), camera).inverse_depth
     return np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0)
 

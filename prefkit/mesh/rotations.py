@@ -53,7 +53,7 @@ def _check(values: Tensor, repr: str) -> None:
 
 
 def _from_axis_angle(vectors: Tensor) -> Tensor:
-    """R = 1 + sin(a)/a K + (1 - cos(a))/a^2 K^2, with both factors written as sinc, which is smooth at a = 0."""
+    """Return R = 1 + sin(a)/a K + (1 - cos(a))/a^2 K^2, with both factors written as sinc, which is smooth at a = 0."""
     angle = vectors.norm(dim=-1, keepdim=True).unsqueeze(-1) / torch.pi
     x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)

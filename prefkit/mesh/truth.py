@@ -62,7 +62,7 @@ def _surface(extra: Mapping[str, Any], mesh: Mesh, root: Tensor) -> tuple[Tensor
 
 
 def posed(rotations: Tensor, pose_repr: str, betas: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the free body's vertices [V, 3] and root point [3] in this pose, without translation."""
+    """Return the vertices [V, 3] and root point [3] of the free body in a pose, without translation."""
     body = load_body()
     if len(rotations) != 20:
         raise ValueError(f"a pose of the free body has 20 rotations, not {len(rotations)}")
@@ -87,8 +87,7 @@ def _is_free(mesh: Mesh) -> bool:
 
 
 def errors_of(meshes: Sequence[Mesh], truths: Sequence[Truth]) -> list[dict[str, float]]:
-    """Return the errors of each mesh in mm: mpjpe, pa_mpjpe and, where they can be computed, mpvpe, mpjpe_visible and
-    mpjpe_hidden."""
+    """Return each mesh's errors in mm: mpjpe, pa_mpjpe and, if computable, mpvpe, mpjpe_visible and mpjpe_hidden."""
     found: list[dict[str, float]] = [{} for _ in meshes]
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for n, mesh in enumerate(meshes):

@@ -45,8 +45,7 @@ class ClipPreferenceFit:
     superficial: str = "superficial"
     #: reduction of the loss over a batch: mean | sum (as in SciScore)
     reduction: Literal["mean", "sum"] = "mean"
-    #: weight of a pair's loss: pair (1) | prompt (1 / the number of pairs with its prompt, as in PickScore; needs
-    #: reduction: mean)
+    #: weight of a pair's loss: pair (1) | prompt (1 / its prompt's pairs, as in PickScore; needs reduction: mean)
     weighting: Literal["pair", "prompt"] = "pair"
     learning_rate: float = 3e-6
     #: weight decay of weight matrices; gains, biases and the logit scale have none

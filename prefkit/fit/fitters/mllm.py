@@ -8,8 +8,7 @@
               as half) and the fraction of contradictions
 
 Metrics are computed before and after tuning, with 95 % bootstrap intervals over prompts. `lora_rank` adds adapters
-(peft), which are merged into the written weights; 0 tunes all weights. Separate validation prompts decide when to
-stop.
+(peft), which are merged into the written weights; 0 tunes all weights. Validation prompts decide when to stop.
 """
 
 from __future__ import annotations

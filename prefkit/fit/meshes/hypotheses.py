@@ -33,8 +33,8 @@ class Hypotheses:
 
     features: [R, M, F]; mirrored: features of the mirror images (prefkit/mesh/mirror.py). errors: [R, M, E] for the E
     `measures`, NaN for missing hypotheses. reprojection: errors [R, M] in units of half the box's longer side
-    (Observed.half). groups: the group of each request. tests: True for each request whose split is `test`. left_out:
-    reason -> number of candidates. content: a digest of all candidates and errors.
+    (`Observed.half`). groups: the group of each request. tests: True for each request whose split is `test`. left_out:
+    {reason: number of candidates}. content: a digest of all candidates and errors.
     """
 
     features: Tensor
@@ -134,10 +134,7 @@ def _layout(batch: Sequence[Candidate], pose: bool) -> Layout | None:
 
 
 def _ranked(batch: Sequence[Candidate], of: Any, layout: Layout | None, left_out: Counter[str]) -> Ranked | None:
-    """Return a request's usable candidates, or None if there are fewer than two. Counts the rest in `left_out`.
-
-    of: the function that `known_errors` returns.
-    """
+    """Return a request's usable candidates, or None if there are fewer than two. Counts the others in `left_out`."""
     if layout is None:
         left_out["the payload is not a mesh"] += len(batch)
         return None

@@ -1,8 +1,8 @@
 """The pose denoiser's condition, made from a request's keypoints, and the mask of state entries that count in a loss.
 
-The condition of K keypoints has 3 K + 3 numbers: their positions relative to the mean keypoint, divided by the largest
-distance from it; their confidences; and their place in the box: the mean keypoint relative to the box's centre, and the
-logarithm of that largest distance, both in units of half the box's longer side.
+The condition of K keypoints has 3 K + 3 numbers: the keypoints relative to their mean, divided by `size`, the largest
+distance from the mean; the K confidences; the mean relative to the box's centre (2 numbers), and the logarithm of
+`size`, both in units of half the box's longer side.
 """
 
 from __future__ import annotations

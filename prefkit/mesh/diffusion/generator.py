@@ -1,7 +1,7 @@
 """Generator of mesh hypotheses, `use: mesh`: conditional diffusion over pose and shape, given a request's keypoints.
 
 `call` takes two options: `render: false` stores no picture of the mesh, and `vertices: true` stores the skinned vertices
-with the mesh. The picture is seen through the request's camera; without one, its sides are `height` (default 256 px).
+with the mesh. The picture uses the request's camera; without a camera, its sides are `height` (default 256 px).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZE = 256  # px of a picture without a camera
 
 
 def check(model: Model, settings: Generate) -> None:
-    """Check the options, and that the model is a mesh model, without reading its weights. Raises UsageError."""
+    """Check the options and that the model is a mesh model, without reading weights. Raises UsageError."""
     unknown = sorted(set(settings.call) - set(CALL))
     if unknown or not all(isinstance(value, bool) for value in settings.call.values()):
         raise UsageError(

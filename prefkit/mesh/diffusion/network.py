@@ -1,4 +1,4 @@
-"""Denoiser of body poses: noisy pose and shape, a time and a picture's keypoints -> clean pose and shape (or the noise).
+"""Denoiser of body poses: noisy pose and shape, timestep and keypoints of a picture -> clean pose and shape, or noise.
 
 State, [B, 130]: the 20 rotations of the free body as 6D (two columns of each matrix, Zhou et al., arXiv 1812.07035), then
 10 shape components; each entry is standardised by `mean` and `std`, which are stored with the weights.

@@ -24,7 +24,7 @@ def state_of(mesh: Mesh) -> Tensor:
         held = "no pose" if mesh.rotations is None else f"a pose of {len(mesh.rotations)} rotations"
         raise ValueError(
             f"the mesh has {held}, but training needs the {len(FREE)} rotations of the free body. "
-            "Build the pairs from generators that store them"
+            "Build the pairs from generators that store rotations"
         )
     pose = torch.from_numpy(np.asarray(mesh.rotations, np.float32))
     if mesh.pose_repr != "6d":
@@ -60,7 +60,7 @@ def placed(joints: Tensor, seen: Observed | None) -> Tensor:
     """Return the translation [3] that brings the joints [J, 3] onto their keypoints, by weighted linear least squares.
 
     Each keypoint gives two linear equations in t: f (X + t_x) = u (Z + t_z), where u is its x offset from the principal
-    point, and the same for y. Without a camera, or with a joint nearer than 1 m, the body is placed at 4 m.
+    point, and the same for y. Without a camera, or with a joint nearer than 1 m, t_z is 4 m.
     """
     if seen is None or seen.camera is None:
         return torch.tensor([0.0, 0.0, DISTANCE])

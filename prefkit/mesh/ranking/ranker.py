@@ -16,10 +16,7 @@ LIMIT = 10.0  # standardised features are clamped to -LIMIT..LIMIT, so that an o
 
 
 class MeshRanker(nn.Module):
-    """An MLP of three hidden layers on standardised features [..., F] -> [...].
-
-    `shift` and `scale` [F] are the mean and standard deviation of the features that it was trained on.
-    """
+    """An MLP of three hidden layers, [..., F] -> [...]. shift, scale: mean and std [F] of the training features."""
 
     def __init__(self, features: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()

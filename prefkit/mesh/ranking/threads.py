@@ -10,10 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one CPU thread inside the block, and its previous number afterwards.
-
-    Sums then have a fixed order, so that equal seeds give identical results.
-    """
+    """Let torch use one CPU thread inside the block: sums have a fixed order, so equal seeds give identical results."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
