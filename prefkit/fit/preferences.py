@@ -141,9 +141,7 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
         request = requests[reader[a]["request_id"]]
         missing = [name for name in columns if not isinstance(request.extra.get(name), str)]
         if missing:
-            raise UsageError(
-                f"{fit}: request {request.request_id} of {run} has no text in column {', '.join(missing)}."
-            )
+            raise UsageError(f"{fit}: request {request.request_id} of {run} has no text under {', '.join(missing)}.")
         known = probability is not None and np.isfinite(probability)
         p = float(probability) if known else PROBABILITY[outcome]
         rows.append(Preference(request.prompt, p, (a, b), {name: str(request.extra[name]) for name in columns}))
