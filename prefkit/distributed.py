@@ -1,9 +1,9 @@
 """Processes and devices: barriers, work that only rank 0 does, shards of lists, sums of tensors over processes.
 
-`group()` returns the group of processes that were launched together (by `accelerate launch` or torchrun, or with RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT set), or this process alone. They communicate through the launcher's key-value
-store, so a barrier needs neither NCCL nor gloo and has no timeout: it ends when all processes have arrived or one has
-died (prefkit.heartbeat). `Processes` adds the collectives that training needs.
+`group()` returns the group of processes that were launched together, or this process alone. A launch is made by
+`accelerate launch` or torchrun, or has RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set. Its processes communicate
+through the launcher's key-value store, so a barrier needs neither NCCL nor gloo and has no timeout. A barrier ends when
+all processes have arrived or one has died (prefkit.heartbeat). `Processes` adds the collectives that training needs.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
     """Check everything that a dry run can, without weights and without writing. Returns the models to evaluate.
 
-    Raises UsageError (NotYet for a model that is not trained yet), and FingerprintError if existing images or scores
-    were made with settings other than the recipe's.
+    Raises UsageError (NotYet for a model that is not trained), and FingerprintError if existing images or scores were
+    made with different settings.
     """
     cfg, generator, settings, specs = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)

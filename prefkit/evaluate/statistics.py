@@ -87,7 +87,7 @@ def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | No
     """Return the N for which the best of N base samples, averaged over requests, is as good as the tuned mean.
 
     base: R arrays of base scores (higher is better); tuned: [R] mean tuned scores of the same requests. m is the
-    most common number of base samples per request. Only requests with at least m samples count (see `enough`); each
+    most common number of base samples per request. Only requests with at least m samples count (see `enough`). Each
     contributes the expected best of N of all its samples, so that a request with unusually few or many samples does not
     decide the result. Returns a number in 1..m, "< 1" if tuned is below the base mean, ">= m" if it is above the best
     of m, and None without requests.

@@ -25,7 +25,7 @@ PLACES = frozenset(
 
 
 class FitFolder:
-    """The output folder of the fit `name`. Its fingerprint holds the settings, data and encoder that fix the result."""
+    """The output folder of a fit. Its fingerprint holds the settings, data and encoder that determine the result."""
 
     def __init__(self, name: str, out: str, options: Any, data: Mapping[str, Any], encoder: Any = None) -> None:
         self.folder = Path(out or f"{DEFAULT_ROOT}/{name}").expanduser()

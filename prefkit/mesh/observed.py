@@ -123,8 +123,8 @@ def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
 def keypoints_of(extra: Mapping[str, Any]) -> np.ndarray:
     """Return a request's keypoints [K, 3] float32: x and y in px, and the confidence from 0 (not detected) to 1.
 
-    Raises ValueError if a confidence is missing or outside of 0..1, if none is above 0, or if a keypoint with a
-    confidence above 0 has no finite position.
+    Raises ValueError if a confidence is missing or outside 0..1, if none is above 0, or if the position of a keypoint
+    with a confidence above 0 is not finite.
     """
     rows = array(extra, "keypoints2d", 3).copy()
     confidence = rows[:, 2]

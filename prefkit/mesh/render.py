@@ -150,7 +150,7 @@ def _planes(corners: np.ndarray, low: np.ndarray) -> np.ndarray:
 def _inside(
     planes: np.ndarray, triangle: np.ndarray, column: np.ndarray, row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the pixels inside their triangles, and the weights of the three corners there."""
+    """Return the indices of the pixels inside their triangles, and the corner weights [*, 3] at these pixels."""
     with np.errstate(invalid="ignore"):
         second, third = (
             planes[i][triangle] + planes[i + 1][triangle] * column + planes[i + 2][triangle] * row for i in (0, 3)
@@ -161,7 +161,7 @@ def _inside(
 
 
 def _brightness(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Return the factors [V] that shading applies to the colours, from vertex normals turned towards the camera."""
+    """Return the shading factors [V] of the colours, from vertex normals that are turned towards the camera."""
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
     normal = np.cross(b - a, c - a)  # its length is twice the area, so large faces count more
     sums = [np.bincount(faces.ravel(), np.repeat(normal[:, axis], 3), len(vertices)) for axis in range(3)]

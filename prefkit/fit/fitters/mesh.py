@@ -5,7 +5,7 @@ aspects mpjpe, pa_mpjpe and mpvpe of the scores called `score`, made by `use: me
 scores, the errors are computed from `true_joints3d`. The loss is that of ADHMR's HMR-Scorer (arXiv 2505.10250), within
 each request and summed over the errors.
 
-Requests of the split `test` are for testing; if there are none, a fraction `test_share` of all requests is. Requests
+Requests of the split `test` are for testing, or a fraction `test_share` of all requests if there are none. Requests
 with equal values in the column `group` (such as frames of one clip) stay in one split. Metrics on test requests, for
 the scorer and for the rule `mesh_reprojection`: correlation and pair accuracy within requests; the error of the
 selected hypothesis, and the mean and smallest error; HMR-Scorer's pooled correlations (prefkit/fit/meshes/measures.py).

@@ -1,16 +1,15 @@
 """Users' tastes learned from their interactions with items, for the scorer vbpr.
 
-Fits VBPR (He & McAuley, AAAI 2016) by Bayesian personalised ranking on `interactions`, a table with the columns user,
-item and optionally time, and on visual features of each item. These are an encoder's embeddings of `images`
-(FOLDER/ITEM.png) or of the column `image` of the table `items` (paths relative to that table's folder), or
-precomputed `features`. For each user with three items or more, the last item is held out for testing and the one
-before it for validation (without `time`, two random items). Each epoch draws new negatives, uniformly from the items
-that are not among the user's training items.
+Fits VBPR (He & McAuley, AAAI 2016) by Bayesian personalised ranking. The data are `interactions`, a table with the
+columns user, item and optionally time, and visual features of each item: precomputed `features`, or an encoder's
+embeddings of the folder `images` or of the column `image` (paths relative to the table) of the table `items`. For each
+user with three items or more, the last item is held out for testing and the one before it for validation (without
+`time`, two random items). Each epoch draws new negatives, uniformly from items outside the user's training items.
 
 Metrics, with 95 % bootstrap intervals over users: `auc` on all test items, `auc_cold` on test items with at most `cold`
-training interactions, and `auc_visual`, the AUC of the visual terms alone, with which the scorer rates a generated
-image. A user's AUC is the fraction of the user's unseen items that score below the held-out item; ties count as misses.
-The loss sums over triples (user, item, negative); cornac's is broadcast to B x B terms if the batch size is above 1.
+training interactions, and `auc_visual` of the visual terms alone, with which the scorer rates a generated image. A
+user's AUC is the fraction of the user's unseen items that score below the held-out item; ties count as misses. The loss
+sums over triples (user, item, negative); cornac's is broadcast to B x B terms if the batch size is above 1.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ COLUMNS = ("id", "request_id", "index", "seed", "sha256", "payload", "extra", "e
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """R requests of up to M hypotheses.
+    """The data of R requests with up to M hypotheses each.
 
     features: [R, M, F]; mirrored: features of the mirror images (prefkit/mesh/mirror.py). errors: [R, M, E] for the E
     `measures`, NaN for missing hypotheses. reprojection: errors [R, M] in units of half the box's longer side
@@ -181,8 +181,8 @@ def _collected(found: list[Ranked], layout: Layout, group: str, tests: set[str],
 def split(data: Hypotheses, validation: float, test: float, seed: int) -> dict[str, list[int]]:
     """Return the indices of the train, validation and test requests; a group is never divided between them.
 
-    A group is for testing if one of its requests has the split `test`. If there is no such group, the fraction `test`
-    of the groups is. Raises UsageError.
+    A group is for testing if one of its requests has the split `test`. If there is no such group, a fraction `test` of
+    the groups is used. Raises UsageError.
     """
     held = {group for group, is_test in zip(data.groups, data.tests) if is_test}
     order = sorted(set(data.groups) - held, key=lambda group: digest("split", seed, group))
