@@ -135,7 +135,7 @@ class Group:
             self.wait()
 
     def first_to_say(self, text: str) -> bool:
-        """True in the first process that asks about `text`: what every process prints n times appears n times."""
+        """True in the process that asks first about `text`: what every process prints n times appears n times."""
         if self.alone:
             return True
         self._printed[text] += 1
@@ -253,7 +253,7 @@ def check_device(wanted: str) -> None:
         raise UsageError(f"device {wanted!r}: torch finds no {kind} here. Remove `device`, or set it to cpu.")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, numbered from 0. Set cuda."
+            f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, numbered from 0. Use cuda."
         )
 
 

@@ -83,7 +83,7 @@ class Heartbeat(threading.Thread):
                 self.last[other] = (value, time.monotonic())
 
     def check(self) -> None:
-        """Raise `failure` if it is set, or ProcessError if another process has ended; this one would wait forever."""
+        """Raise `failure` if set, or ProcessError if another process has ended while this process waits for it."""
         if self.failure is not None:
             raise self.failure
         for other, (value, _) in self.last.items():

@@ -88,7 +88,7 @@ def rgb(source: Source, draft: int | None = None) -> Image:
 def native(source: Source) -> Image | None:
     """Return the upright image in its own mode if that mode (P, 1, CMYK) resizes differently from RGB, else None.
 
-    Also None for images with transparency or a colour profile. For scorers whose published code resizes before it
+    Also None for images with transparency or a colour profile. Used by scorers whose published code resizes before it
     converts to RGB. Raises the same errors as `rgb`.
     """
     with _image(source) as image:

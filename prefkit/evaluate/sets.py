@@ -178,7 +178,7 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:
-    """Return the `score` entries with the plug-in and options of `alias`, and `compare` entries with its plug-in."""
+    """Return the `score` entries with the plug-in and options of `alias`, and `compare` entries with this plug-in."""
     scorer = recipe.score.get(alias)
     if scorer is None:
         return {alias}

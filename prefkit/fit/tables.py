@@ -80,7 +80,7 @@ def numbers(table: pd.DataFrame, column: str, name: str) -> list[float]:
 def times(table: pd.DataFrame, column: str, name: str) -> list[int]:
     """Return the rank of each row's time, from 0; equal times share a rank. Times must be all numbers or all dates.
 
-    Raises UsageError naming the first row whose value is neither, or is of the other kind.
+    Raises UsageError naming the first row that breaks this rule.
     """
     values: list[Any] = []
     for row, value in enumerate(table[column], 1):

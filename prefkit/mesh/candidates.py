@@ -36,9 +36,9 @@ def requests_of(batch: Sequence[Candidate]) -> Iterator[list[int]]:
 
 
 def hypotheses(batch: Sequence[Candidate], layout: Layout) -> tuple[Observed | None, list[Mesh | Score]]:
-    """Return one request's observation and, for each candidate, the mesh, or a failed Score if it is not usable.
+    """Return one request's observation and, for each candidate, its mesh or, if that is unusable, a failed Score.
 
-    If the request itself is not usable, the observation is None, and every candidate gets a failed Score.
+    If the request itself is unusable, the observation is None and every candidate gets a failed Score.
     """
     try:
         seen = observed(batch[0].extra, layout.joints)

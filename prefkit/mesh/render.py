@@ -49,7 +49,7 @@ def render(
     colours: np.ndarray | None = None,
     background: tuple[int, int, int] | np.ndarray = BACKGROUND,
 ) -> Image:
-    """Return a shaded RGB picture of a mesh, as large as the camera's.
+    """Return a shaded RGB picture of a mesh, of the camera's size.
 
     vertices: [V, 3]; faces: [F, 3] indices; camera: None for one that frames the mesh. colours: [F, 3], 0 to 255.
     background: one colour, or an array [H, W, 3]. Faces with a corner nearer than 1 cm to the camera are not drawn.

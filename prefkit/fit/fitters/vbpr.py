@@ -65,7 +65,7 @@ class VbprFit:
     reg_factors: float = 0.01
     #: regularisation of the item biases beta_i
     reg_bias: float = 0.01
-    #: regularisation of the visual E and beta', counted once per batch
+    #: regularisation of the visual parameters E and beta', counted once per batch
     reg_visual: float = 0.0
     #: factor on reg_factors for a negative's gamma_j (0.1 in the paper's code)
     negative_factors: float = 1.0
