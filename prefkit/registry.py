@@ -57,7 +57,7 @@ def _source(kind: str, name: str) -> ast.Module:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """Return a built-in scorer's VERIFIED and the constants in its ScorerSpec (licence, ...), without an import."""
+    """Return a built-in scorer's VERIFIED and ScorerSpec constants (licence, ...), without importing the scorer."""
     tree = _source(kind, name)
     assigned = (n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "VERIFIED")
     known = [("VERIFIED", ast.literal_eval(node.value)) for node in assigned]
@@ -79,7 +79,7 @@ def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
 
 
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
-    """Return the entry point called `name`, or None (a built-in plug-in). Raises PluginError if two share the name."""
+    """Return the entry point called `name`, or None. Raises PluginError if two plug-ins share the name."""
     points = offered(kind).get(name, [])
     places = [f"{PLUGIN_PACKAGES[kind]}.{name}"] * (name in builtin(kind)) + [
         f"{p.value}" + (f" (package {p.dist.name})" if p.dist is not None else "") for p in points

