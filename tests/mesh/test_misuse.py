@@ -60,7 +60,7 @@ def recipe(tmp_path, mesh_model):
         ({"camera": "pinhole"}, "`camera` .* is invalid"),
         (
             {"keypoints2d": [[1, 2, 1]] * 12},
-            "keypoints2d has 12 rows, but keypoint_names .unset: free18. stands for 18",
+            "keypoints2d has 12 rows, but keypoint_names .unset: free18. defines 18",
         ),
     ],
 )
