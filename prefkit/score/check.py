@@ -45,7 +45,7 @@ def check_scorer(
     """
     batch = list(candidates) or generated(extra or {})
     if len(batch) < 2:
-        raise UsageError("a scorer can only be checked with at least two candidates.")
+        raise UsageError("a scorer can only be checked with at least two candidates. Generate more, or omit RUN.")
     missing = sorted({key for c in batch for key in missing_keys(scorer, c)})
     if missing:
         add = "" if "payload" in missing else "Add columns with --extra '{\"name\": value}', or use"
@@ -167,11 +167,7 @@ def _check_failure(scorer: Any, batch: Sequence[Candidate]) -> Answer:
 
 
 def _check_modes(scorer: Any, batch: Sequence[Candidate]) -> Answer:
-    """Check that RGBA, greyscale, palette and EXIF-rotated images score like their RGB versions from `Candidate.pil()`.
-
-    Palette images are exempt if the scorer sets `own_modes`: such a scorer resizes images before converting them to
-    RGB.
-    """
+    """Check that RGBA, greyscale, palette and EXIF-rotated images score like the RGB images of `Candidate.pil()`."""
     from PIL import Image
 
     if "image" not in scorer.requires:

@@ -34,10 +34,9 @@ Ids = tuple[str, str]
 def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
     """Ask the judge about all pairs that have no verdict yet, including pairs that failed.
 
-    Returns the counts of pairs and the two rates of `judge.compare.Verdicts`. limit: maximum number of pairs to ask
-    about. Each compared pair adds three rows: two answers (`order` "ab" and "ba") and the verdict ("both"). Raises
-    UsageError for invalid settings or a scorer that cannot compare images, and FingerprintError if the table has
-    another judge or question.
+    Returns the counts of pairs and the two rates of `judge.compare.Verdicts`. limit: maximum number of pairs. Each
+    compared pair adds three rows: two answers (`order` "ab" and "ba") and the verdict ("both"). Raises UsageError if
+    the settings are invalid or the scorer cannot compare images, FingerprintError if the judge or question changed.
     """
     settings = recipe.compare[name]
     judge, pairs, _, spec = checked(store, recipe, name)
@@ -64,9 +63,7 @@ def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = 
 
 
 def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
-    """Run all checks that need no weights and return (judge, all pairs, decided pairs, table spec).
-
-    Writes nothing and loads no weights. Raises UsageError, FingerprintError."""
+    """Run all checks that need no weights; return (judge, all pairs, decided pairs, table spec). Writes nothing."""
     from prefkit.models.precision import dtype_of
 
     settings = recipe.compare[name]
@@ -107,8 +104,7 @@ def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
     """Return the pairs to ask about, deterministically. A hash decides which candidate of a pair comes first.
 
     `pairs: all` chooses up to `most` pairs per request by a hash of the candidate ids. `pairs: extremes` ranks each
-    request's candidates by the score `by` and pairs the best with the worst, the second best with the second worst, and
-    so on, up to `most` pairs.
+    request's candidates by the score `by` and pairs the best with the worst, and so on, up to `most` pairs.
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
@@ -155,7 +151,7 @@ def decided(table: Table) -> set[Ids]:
 
 
 def _answers(table: Table) -> list[Comparison]:
-    """Return two rows per pair, its latest answers: first in order "ab", then in order "ba"."""
+    """Return the latest two answers about each pair, order "ab" before order "ba"."""
     rows = table.read(["id_a", "id_b", "order", "outcome"]).to_pylist()
     outcomes = {(row["id_a"], row["id_b"], row["order"]): row["outcome"] for row in rows}
     pairs = dict.fromkeys((a, b) for a, b, _ in outcomes)
@@ -220,11 +216,7 @@ def _failure(pair: tuple[Any, Any], settings: Compare) -> Comparison:
 
 
 def _parts(store: Store, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield lists of up to `size` pairs of decoded candidates.
-
-    A candidate that cannot be decoded is replaced by (id, failed Score). Each image is decoded once and released after
-    the last pair that contains it.
-    """
+    """Yield lists of up to `size` pairs of decoded candidates, or (id, failed Score) for an undecodable one."""
     uses = Counter(cid for pair in todo for cid in pair)
     partners: dict[str, list[Ids]] = {}
     for pair in todo:

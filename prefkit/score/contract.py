@@ -53,7 +53,7 @@ def scores_of(returned: Any, count: int, who: Callable[[], str]) -> list[Score]:
 
 
 def checked(score: Score, who: str = "the scorer") -> Score:
-    """Return a copy of the score with either a finite value or an error, which replaces a value that is not a number."""
+    """Return a copy of the score with a finite value or an error. An error replaces a value that is not a number."""
     error, aspects, value = _text(score.error), _aspects(score.aspects), None
     if not error and score.value is None:
         error = f"{who} returned neither a value nor an error"

@@ -35,8 +35,8 @@ AHEAD = 3  # batches decoded ahead of the one being scored
 class FunctionScorer:
     """Scorer that calls a function `(images, prompts, **context) -> list[float | None]`; see `@prefkit.scorer`.
 
-    Each further argument, such as `user` in `def f(images, prompts, user)`, gets a list: the request column of that
-    name. The spec's version includes the hash of the function's file.
+    Each further argument, such as `user` in `def f(images, prompts, user)`, gets the values of that request
+    column. The spec's version includes the hash of the function's file.
     """
 
     def __init__(self, function: Callable[..., Any], use: str) -> None:
@@ -159,8 +159,7 @@ def score_batch(
     scorer: Scorer, items: Sequence[Candidate | Score], batch_size: AdaptiveBatchSize | None = None
 ) -> list[Score]:
     """Return one Score per item, in order. If the scorer raises an exception, each item is scored alone, so that only
-    the item at fault fails. If memory runs out, the batch is halved until it fits, and `batch_size` stores that
-    size."""
+    the item at fault fails. If memory runs out, the batch is halved until it fits, and `batch_size` is updated."""
     live = [c for c in items if isinstance(c, Candidate)]
     scores = iter(_score_halving(scorer, live, batch_size or AdaptiveBatchSize()))
     return [item if isinstance(item, Score) else next(scores) for item in items]

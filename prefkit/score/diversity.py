@@ -56,10 +56,7 @@ def cosine_diversity(embeddings: np.ndarray) -> float | None:
 
 
 def diversity(thumbnails: np.ndarray) -> float | None:
-    """Return the mean distance over all pairs of a request's n thumbnails [n, 32, 32, 3], in 0..1; None if n < 2.
-
-    Thumbnails have values in [0, 1]. The distance between two of them is their root mean square difference.
-    """
+    """Return the mean `rms` over all pairs of a request's n thumbnails [n, 32, 32, 3] in 0..1; None if n < 2."""
     n = len(thumbnails)
     if n < 2:
         return None

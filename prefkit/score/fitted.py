@@ -20,7 +20,7 @@ SETTINGS = ("library", "model", "pretrained", "processor", "resize")  # argument
 
 
 class Fitted:
-    """A folder written by `prefkit fit NAME`. Raises UsageError for any other folder, also one of another scorer."""
+    """A folder that `prefkit fit NAME` wrote. Raises UsageError for others, even if fitted for another scorer."""
 
     def __init__(self, name: str, folder: str) -> None:
         if not folder:
@@ -63,8 +63,8 @@ class Fitted:
             ) from error
         if encoder.revision() != stored["revision"]:
             raise UsageError(
-                f"{self.name}: {self.folder} was fitted on {stored['model']} at revision {stored['revision']}; it is now at "
-                f"revision {encoder.revision()} and gives other features. Restore it, or run `prefkit fit {self.name}`."
+                f"{self.name}: {self.folder} was fitted on {stored['model']} at revision {stored['revision']}; the "
+                f"encoder is now at revision {encoder.revision()} and gives other features. Restore it, or fit again."
             )
         return encoder
 

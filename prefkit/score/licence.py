@@ -75,7 +75,7 @@ def licences(scorer: Any) -> dict[str, str]:
 
 
 def of_folder(value: str) -> str | None:
-    """Return the licence in the header of a model folder's README.md; None if `value` is no such folder."""
+    """Return the licence in the header of a model folder's README.md, or None."""
     try:
         folder = Path(value.removeprefix("local-dir:")).expanduser()
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace") if folder.is_dir() else ""

@@ -147,8 +147,7 @@ class Job:
 
 
 def call_size(scorer: Any, batch_size: int) -> int:
-    """Return the maximum number of candidates per call: the smaller of the scorer's `batch` and the recipe's
-    `batch_size`.
+    """Return the maximum number of candidates per call: the scorer's `batch`, but at most the recipe's `batch_size`.
 
     A scorer that allows concurrent calls and does not set `batch` gets one candidate per call.
     """
@@ -174,8 +173,8 @@ def run_passes(store: Store, jobs: Sequence[Job]) -> None:
 def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Yield the jobs of each pass with their scorers loaded.
 
-    An `exclusive` job has a pass of its own. Any other job joins a pass if at least half of the device's memory is free, or
-    if it shares an encoder with a job of that pass.
+    An `exclusive` job has a pass of its own. Any other job joins a pass if at least half of the device's memory is
+    free, or if it shares an encoder with a job of that pass.
     """
     waiting = list(jobs)
     while waiting:
@@ -247,12 +246,9 @@ def _progress(jobs: list[Job]) -> Iterator[Progress]:
 
 
 def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
-    """Yield chunks of (id, candidate). A candidate that cannot be decoded is replaced by a failed Score.
-
-    If all scorers set `sends_files`, the candidates are not decoded, because these scorers send the stored bytes.
-    """
+    """Yield chunks of (id, decoded candidate), with a failed Score for a candidate that cannot be decoded."""
     chunks = _chunks(store, jobs, set().union(*(job.todo for job in jobs)))
-    if all(getattr(job.scorer, "sends_files", False) for job in jobs):
+    if all(getattr(job.scorer, "sends_files", False) for job in jobs):  # these scorers send the stored bytes
         yield from ([(c.id, c) for c in chunk] for chunk in chunks)
         return
     ids: list[list[str]] = []

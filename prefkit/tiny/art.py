@@ -65,10 +65,7 @@ def sprite(item: str) -> np.ndarray:
 
 @cache
 def cloth(item: str) -> np.ndarray:
-    """Return a mask of the main cloth, without buttons, sole or bow: float64 [112, 112] in 0..1.
-
-    The main cloth is where (a, b) is near the item's most frequent value.
-    """
+    """Return a mask of the main cloth, whose colours are near the most frequent one: float64 [112, 112] in 0..1."""
     picture = sprite(item)
     lab, alpha = to_oklab(picture[..., :3]), picture[..., 3] / 255.0
     counts, a, b = np.histogram2d(

@@ -5,8 +5,7 @@
     a red dress                                       any background
     a handbag to go with a red dress [on a ...]       an outfit: the image shows the handbag, in any colour
 
-Plural items have no article (`jeans to go with an orange coat`). A prompt has at
-most 17 tokens if the tokenizer splits `t-shirt` into three.
+Plural items have no article (`jeans to go with an orange coat`). A prompt has at most 17 tokens (`t-shirt` has three).
 """
 
 from __future__ import annotations
@@ -115,12 +114,12 @@ def held_out_outfit(item: str, other: str, other_colour: str) -> bool:
 
 
 def outfits(item: str) -> list[tuple[str, str]]:
-    """Return every (item, colour) that can be the second item of an outfit: all items for another part than `item`."""
+    """Return every (item, colour) that can be the second item of an outfit: those of another part."""
     return [(other, colour) for other, part in ITEMS.items() if part != ITEMS[item] for colour in COLOURS]
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
-    """Draw a training scene: an (item, colour) that is not held out on any background, in 75 % of cases plain."""
+    """Draw a training scene: an (item, colour) that is not held out, any background, in 75 % of scenes no pattern."""
     pairs = _training_pairs()
     item, colour = pairs[rng.integers(len(pairs))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]

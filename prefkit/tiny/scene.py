@@ -37,7 +37,7 @@ def shadow(item: Image.Image) -> Image.Image:
 
 
 def place(picture: np.ndarray, side: float, angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> Image.Image:
-    """Scale a sprite to `side` px, rotate it by `angle` degrees, shift it, and return it on transparent RGBA 64 x 64."""
+    """Place a sprite, scaled to `side` px, rotated by `angle` degrees and shifted, on transparent RGBA 64 x 64."""
     size = SIZE * SUPERSAMPLING
     scale = picture.shape[0] / (side * SUPERSAMPLING)
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale

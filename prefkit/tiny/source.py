@@ -1,8 +1,7 @@
 """Requests (`requests: {source: tiny}`) of a fictitious user, whose taste decides what the prompts leave open.
 
-tiny           requests of kind `open`, and one request per item without a background. Half of these are in the
-               training split and teach that backgrounds do not matter; the other half shows whether tuning changed
-               the backgrounds
+tiny           requests of kind `open`, and one request per item without a background. Half of these teach in
+               training that backgrounds do not matter; the held-out half shows whether tuning changed backgrounds
 tiny:full      tiny:open      tiny:outfit        only requests of this kind, as in prefkit/tiny/requests.py
 """
 

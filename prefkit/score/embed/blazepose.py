@@ -66,7 +66,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 class Network:
-    """A .tflite network on one CPU thread. `output` selects an output by its shape, because no two have equal sizes."""
+    """A .tflite network on one CPU thread. `output` selects an output by its shape; no two have the same size."""
 
     def __init__(self, path: Path, side: int) -> None:
         """Load a network with an input of `side` x `side` px. Raises UsageError for any other file."""
@@ -124,7 +124,7 @@ class Person:
         return float(np.arctan2(self.top[0] - self.hips[0], self.hips[1] - self.top[1]))
 
     def crop(self) -> Crop:
-        """Return the landmark network's crop: `MARGIN` times the circle around the hips through `top`."""
+        """Return the landmark network's crop: `MARGIN` times as wide as a circle around the hips through `top`."""
         return Crop(self.hips, 2 * MARGIN * max(float(np.linalg.norm(self.top - self.hips)), 1.0), self.angle)
 
 

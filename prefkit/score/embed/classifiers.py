@@ -134,10 +134,9 @@ def _source(name: str, library: str) -> str:
 
 
 def _published(name: str, path: Path) -> Any:
-    """Return the member of torchvision's weights enum for the file `path`. It determines transform and image size.
+    """Return the entry for a file in torchvision's weights enum: by its SHA-256, else by its name, else the default.
 
-    The member is matched by the file's SHA-256, whose first 8 digits end torchvision's file names, or else by the
-    file's name. If neither matches, it is the default.
+    The entry determines the transform. torchvision's file names end in the first 8 digits of the SHA-256.
     """
     from torchvision import models
 
@@ -216,7 +215,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(model: Any, state: dict[str, Tensor], path: Path, shown: str) -> None:
-    """Load a state dict into a model. Raises UsageError with its name `shown`, the file and the tensors that differ."""
+    """Load a state dict. Raises UsageError that names the model (`shown`), the file and the tensors that differ."""
     wanted = {key: list(value.shape) for key, value in model.state_dict().items()}
     given = {key: list(getattr(value, "shape", ())) for key, value in state.items()}
     missing = [key for key in wanted if key not in given and not OPTIONAL.search(key)]

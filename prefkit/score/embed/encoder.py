@@ -32,7 +32,7 @@ class Encoder:
     library     open_clip: `model` is `local-dir:FOLDER`, `hf-hub:owner/name`, `tiny` (the embedded model), or an
                 architecture with `pretrained`, an open_clip tag or a local checkpoint (safetensors or state dict).
                 transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used.
-                Any: `model` is the classifier torchvision:NAME or timm:NAME, and `pretrained` its weight file
+                Both: `model` may be the classifier torchvision:NAME or timm:NAME; `pretrained` is then its weight file
     processor   transformers: folder or Hub id of tokenizer and image processor, default: the model's own
     openai      transformers: prepare images as OpenAI's code does, which resizes them before it converts them to RGB
     resize      open_clip: shortest | longest (letterbox) | squash, default: the model's own

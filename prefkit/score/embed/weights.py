@@ -100,7 +100,7 @@ def _why_unread(error: Exception) -> str:
 
 def linear_head(state: dict[str, Tensor], prefix: str, path: Path) -> nn.Sequential:
     """Return the head of LAION's aesthetic predictor v2 and of ImageReward: five linear layers without activations,
-    D-1024-128-64-16-1, from the keys PREFIXlayers.N. Raises UsageError for other layers."""
+    D-1024-128-64-16-1, with the keys `layers.N` after `prefix`. Raises UsageError for other layers."""
     import torch
 
     head = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -111,7 +111,7 @@ def linear_head(state: dict[str, Tensor], prefix: str, path: Path) -> nn.Sequent
     shapes, actual = ({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (parameters, head))
     wrong = [k for k in shapes | actual if shapes.get(k) != actual.get(k)]
     if wrong:
-        raise UsageError(f"{path} has no linear head D-1024-128-64-16-1: {', '.join(sorted(wrong)[:4])} differ.")
+        raise UsageError(f"{path} has no linear head D-1024-128-64-16-1. Wrong: {', '.join(sorted(wrong)[:4])}.")
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(head[key])

@@ -30,7 +30,7 @@ class JudgeScorer:
     def __init__(self, options: JudgeOptions, name: str) -> None:
         self.backend = make_backend(options, name)
         self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
-        self.alone = self.sends_files = bool(options.server)  # alone: other scorers need not wait for the server
+        self.alone = self.sends_files = bool(options.server)  # in a pass of its own: others do not wait for the server
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError if the model cannot be loaded, the address is invalid or the API key is not set."""

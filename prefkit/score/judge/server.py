@@ -29,8 +29,8 @@ class ServerBackend:
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        # each call gets an eighth of the questions that may be in flight, because a thread per question would be slow;
-        # twice the needed calls run, so that new questions are prepared while others are in flight
+        # a call has an eighth of the questions that may be in flight, because a thread per question would be slow;
+        # twice as many calls run as are in flight, so that the next questions are prepared meanwhile
         size = max(1, options.in_flight // CALLS)
         self.batch: int | None = size
         self.concurrency = 1 if options.in_flight == 1 else 2 * -(-options.in_flight // size)
@@ -116,10 +116,7 @@ class ServerBackend:
 
 
 def data_url(candidate: Candidate) -> str:
-    """Return a data URL of the stored file if all decoders would agree on its RGB values, else of a PNG of the pixels.
-
-    Raises Pillow's errors for a damaged image.
-    """
+    """Return a data URL of the stored file, or of a PNG if decoders could disagree. Raises Pillow's errors."""
     from PIL import Image
 
     raw, kind = stored(candidate), None

@@ -21,7 +21,7 @@ TABLE = (
     " tries INTEGER, time REAL, sum INTEGER)"
 )
 Row = tuple[str, int, "str | None", "str | None", int, int, float]  # a row of TABLE without the checksum
-SUFFIXES = (".sqlite", ".sqlite3", ".db")  # damaged files with other suffixes may not be answer files: not renamed
+SUFFIXES = (".sqlite", ".sqlite3", ".db")  # a damaged file with another suffix is not renamed
 BUSY = 60.0  # seconds to wait for a lock that another process holds
 
 
@@ -37,8 +37,7 @@ class Answers:
     (HTTP 400, 413, 414, 415, 422): it is not asked again. Questions with other errors are asked again in the next run.
 
     Rows are written in batches, since a transaction per answer would be slow. `get` also returns rows that are not
-    written yet. A killed process loses the rows since the last `flush`, which runs every LINGER seconds and after each
-    call.
+    written yet. A killed process loses the rows since the last `flush`, which runs at least once per call.
     """
 
     def __init__(self, path: Path) -> None:

@@ -49,7 +49,7 @@ class Client:
     server    http(s)://host[:port][/prefix]
     key_env   environment variable with the API key, sent as a bearer token and never written to disk
     in_flight maximum number of concurrent requests, including those that wait for their next try
-    timeout   seconds for a whole request
+    timeout   time limit for a request in seconds
     tries     maximum number of times that a request is sent
     answers   stored answers; None: answers are not stored
     version   model version; stored answers from other versions are not used
@@ -201,7 +201,7 @@ class Client:
     def _refusal(self, status: int, path: str, error: str) -> str:
         if status in (401, 403):
             problem = f"${self.key_env} {'is not accepted' if self.key else 'is not set'}"
-            key = f"the key in {problem}" if self.key_env else "it needs a key: name the key's variable in `key_env`"
+            key = f"the key in {problem}" if self.key_env else "it needs a key: set `key_env` to its variable"
             return f"{error}. The server refuses every request: {key}."
         if status == 402:
             return f"{error}. The account of the API key is out of credit. Earlier answers are kept."

@@ -40,9 +40,9 @@ def checked_url(url: str, where: str) -> SplitResult:
 
 
 class Connection(httpcore2.NetworkBackend):
-    """Connection of one thread to one server, or to the proxy that HTTPS_PROXY and NO_PROXY set.
+    """Connection of one thread to one server, through the proxy in HTTPS_PROXY (or HTTP_PROXY), if set.
 
-    It follows no redirects and keeps no cookies. timeout: seconds for a whole request.
+    It follows no redirects and keeps no cookies. timeout: time limit for a request in seconds.
     """
 
     def __init__(self, url: SplitResult, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext) -> None:

@@ -26,7 +26,7 @@ LARGEST = 64 * 2**20  # characters of an answer
 ENDING = 10.0  # seconds that a process may take to exit after it has closed its output
 MOST_STARTS = 20  # enough for a process that crashes on one item in a hundred, but not on all
 FIRST_STARTS = 3  # limit until the first answer: one start for the first batch, two for its single items
-HELLO = (  # description in messages
+HELLO = (  # description of the hello in messages
     'a first line such as {"protocol": 1, "spec": {"name": "mine", "version": "1"}, "requires": ["image", "prompt"]}'
 )
 
@@ -44,8 +44,7 @@ class ProcessOptions:
 class ProcessScorer(RemoteScorer):
     """Scorer in another process. `address` is `exec:` and a command line, which runs without a shell.
 
-    If the process crashes or does not answer in time, it is started again and the batch is scored item by item, so that
-    only the item at fault fails.
+    If the process crashes or times out, it is restarted and the batch is scored item by item.
     """
 
     Options = ProcessOptions
@@ -169,7 +168,7 @@ class ProcessScorer(RemoteScorer):
             watchdog.cancel()
 
     def _receive(self, timeout: float) -> Any:
-        """Return the process's next line, as JSON. Otherwise stop the process and raise RuntimeError or TimeoutError."""
+        """Return the process's next line, parsed. Otherwise stop it and raise RuntimeError or TimeoutError."""
         error: Exception
         try:
             line = self.lines.get(timeout=timeout)

@@ -17,7 +17,7 @@ with {"error": "why"}. `extra` has the other columns of the request, such as key
 
     image     the candidate's image in base64: an encoded file as stored (PNG, JPEG or WebP)
     payload   the candidate's payload in base64: a safetensors file with a mesh, or with the final latents of an image
-    arrays    the same payload as JSON: `arrays` has each tensor as nested lists of numbers (null: NaN), such as
+    arrays    the same payload as JSON: `arrays` has each tensor as nested lists of numbers (null for NaN), such as
               {"joints3d": [[x, y, z], ...], "pose": [...]}; `metadata` has the rest, such as {"joint_names": [...]}
 
 prefkit/mesh/payload.py lists the tensors of a mesh. If the scorer requires a payload and a candidate has none, prefkit
@@ -25,8 +25,7 @@ stops with an error and sends nothing. Any other name in `requires` is a column 
 
 exec:  the process writes the hello as the first line of its standard output, before it reads anything. Requests are lines on
        its standard input, answers are lines on its standard output; both have "request": N. The process must flush each line
-       (prefkit sets PYTHONUNBUFFERED, so Python does). Its standard error is not redirected. With `images: path`, items
-       have "path" instead of "image".
+       (prefkit sets PYTHONUNBUFFERED, so Python does). With `images: path`, items have "path" instead of "image".
 http:  GET /hello, and POST /score.
 """
 
@@ -153,10 +152,7 @@ def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | Non
 
 
 def arrays_of(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (tensors as nested lists, metadata) of a payload, both by name; NaN and infinities, which JSON lacks, are None.
-
-    Raises ValueError if the payload is damaged.
-    """
+    """Return a payload's (tensors as nested lists, metadata), with None for NaN and infinities. Raises ValueError."""
     import safetensors.torch
 
     try:

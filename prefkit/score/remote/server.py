@@ -19,7 +19,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-LARGEST = 256 * 2**20  # bytes of a request
+LARGEST = 256 * 2**20  # maximum number of bytes in a request
 MOST_VALUES = 1_000_000  # number of JSON values in a request; parsed values need much more memory than their text
 DEEPEST = 32  # nested lists and objects
 MOST_CONNECTIONS = 64
@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "Content-Length must be one whole number")
         length = int(lengths[0]) if lengths else 0
         if length > LARGEST:
-            raise Refused(413, f"a request has at most {LARGEST} bytes")
+            raise Refused(413, f"the request body is longer than {LARGEST} bytes")
         return length
 
     def _body(self) -> bytes:
@@ -193,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _drain(self) -> None:
-        """Discard input for up to 2 s. If closed at once, the connection might break before the client has the answer."""
+        """Discard input for up to 2 s: if closed at once, the connection might break before the answer arrives."""
         self.wfile.flush()
         try:
             self.connection.shutdown(socket.SHUT_WR)

@@ -65,8 +65,8 @@ class Aesthetic:
         expected, width = state["layers.0.weight"].shape[1], self.encoder.width
         if expected != width:
             raise UsageError(
-                f"aesthetic: {path} needs embeddings of width {expected}; {self.options.model} has {width}. Set `model` "
-                "to the encoder of this head."
+                f"aesthetic: {path} needs embeddings of width {expected}; {self.options.model} has {width}. "
+                "Set `model` to the encoder of this head."
             )
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:

@@ -144,7 +144,7 @@ def _read(images: Sequence[Image]) -> list[Seen]:
 def which(wanted: Asked, seen: Seen) -> dict[str, float]:
     """Return the index of the recognized value for each attribute that the prompt leaves open.
 
-    Unrecognized attributes are left out, and so are those that the prompt names: variation in them is not diversity.
+    Attributes that were not recognized, or that the prompt names, are left out: they say nothing about diversity.
     """
     from prefkit.tiny.domain import BACKGROUNDS, COLOURS, PATTERNS
 

@@ -32,7 +32,7 @@ class ClipOptions:
     library: Literal["open_clip", "transformers"] = "open_clip"
     #: cosine | logit (times exp(logit_scale)) | clipscore (2.5 max(cos, 0))
     scaling: Literal["cosine", "logit", "clipscore"] = "cosine"
-    #: text in front of every prompt; for clipscore, "A photo depicts " was published
+    #: text in front of every prompt (published for clipscore: "A photo depicts ")
     prefix: str = ""
 
 

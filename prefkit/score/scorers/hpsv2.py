@@ -1,4 +1,4 @@
-"""Human Preference Score v2 and v2.1 (Wu et al., arXiv 2306.09341): cosine by a CLIP-H tuned on HPDv2.
+"""Human Preference Score v2 and v2.1 (Wu et al., arXiv 2306.09341): cosine similarity in a CLIP-H tuned on HPDv2.
 
     value = cos(image, prompt)
 

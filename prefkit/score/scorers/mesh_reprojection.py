@@ -5,8 +5,7 @@
 p_j is joint j projected with the request's camera. A request without a camera gets the weak-perspective camera (scale
 and offset) that fits its keypoints k_j best, weighted by their confidences c_j. The aspects are `reproj_px`, the mean
 distance in px, and `n_visible`, the number of keypoints with a confidence of at least 0.5. The score fails if the
-payload is not a mesh, no keypoint matches a joint, or a joint is behind the camera. prefkit/mesh/observed.py lists the
-request's columns.
+payload is not a mesh, no keypoint matches a joint, or a joint is behind the camera. Columns: prefkit/mesh/observed.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     text       the rating in the written answer. If the answer names no level, or two, the question is asked again, up
                to `attempts` times in all; then the score fails. A local model at temperature 0 is asked only once.
     json       like text, but the answer follows a JSON schema (a reason, then the score), which needs a server that
-               supports schemas. For models without log-probabilities.
+               supports schemas. Use it for models without log-probabilities.
 
 The model is local (`model`) or behind any OpenAI-compatible server (`server`). With `aspects`, one question is asked
 about each aspect, and the value is the mean rating. `preset: fashiondpo` is FashionDPO's question, reworded, with ten
@@ -127,7 +127,7 @@ class Mllm(JudgeScorer):
         return {"judge": self._judge(), "version": "1", **self.backend.about(), **answer}
 
     def compare(self, pairs: Sequence[tuple[Candidate, Candidate]], template: str = "", aspect: str = "") -> Verdicts:
-        """Compare pairs in both orders. template: the question; {prompt}, {aspect} and columns of the request."""
+        """Compare pairs in both orders. template: the question, with {prompt}, {aspect} or {column} of the request."""
         return compare(
             self.backend,
             pairs,
@@ -139,7 +139,7 @@ class Mllm(JudgeScorer):
         )
 
     def estimate(self, sample: Sequence[Candidate], todo: int, images: int = 1) -> dict[str, Any]:
-        """Return calls, tokens and cost of `todo` candidates (images=2: of `todo` pair questions); {} without a server."""
+        """Return calls, tokens and cost of `todo` candidates (images=2: questions about pairs); {} without a server."""
         if not self.options.server:
             return {}
         aspects = self.options.aspects or ("",)

@@ -43,7 +43,7 @@ VERIFIED = {
 
 @dataclass(frozen=True)
 class PersonOptions:
-    #: folder with pose_detection.tflite and pose_landmark_full.tflite, made by pipelines/mesh/assets.py FOLDER --networks
+    #: folder with both .tflite networks, made by pipelines/mesh/assets.py FOLDER --networks
     models: str = ""
     #: count (number of people) | visible (fraction of visible landmarks) | share (fraction of the image covered)
     measure: Literal["count", "visible", "share"] = "count"

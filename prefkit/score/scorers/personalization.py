@@ -8,8 +8,7 @@ with at most ten items, unnormalised embeddings and 100 times the cosine: `items
 all items have equal weight. Evaluate a model that was tuned on this score with another score.
 
 A request has the column `user` and optionally `category` and `truth`, an item to exclude because it is the answer. The
-history is a table with the columns `user` and `image`, and optionally `category` and `item`; image paths are relative
-to the table's folder.
+history has the columns `user` and `image`, optionally `category` and `item`; paths are relative to the table's folder.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     value = exp(logit_scale) * cos(image, prompt)
 
 The model is a CLIP-H tuned on these users' choices; values are mostly between 16 and 26. The published probability of a
-choice is the softmax of the values over the candidates of one prompt, which `pair` computes. As published, images are
-converted to RGB and prepared by the processor of transformers, whose centre crop floors half pixels.
+choice is the softmax of the values over the candidates of one prompt, which `pair` computes. As published, images
+go through the processor of transformers, whose centre crop floors half pixels.
 """
 
 from __future__ import annotations

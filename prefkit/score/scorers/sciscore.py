@@ -4,8 +4,7 @@
 
 The model is a CLIP-H tuned on images that obey or break a law of nature. The implicit prompt does not name the outcome
 ("an iron nail after a month in the rain"). If the requests' prompts name it, set `text` to the column with the implicit
-prompts. As published, images are converted to RGB and prepared by the processor of transformers, whose centre crop
-floors half pixels.
+prompts. As published, images go through the processor of transformers, whose centre crop floors half pixels.
 """
 
 from __future__ import annotations

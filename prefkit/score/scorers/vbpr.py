@@ -5,9 +5,8 @@
 
 f are the image's features from the encoder that the model was fitted on; `prefkit fit vbpr` stores its name. A
 generated image is a new item: it has no latent factors gamma_i and no bias beta_i, and the model's mean for both is 0.
-The default `new` is therefore the model's own cold-start form, which `prefkit fit vbpr` evaluates as `auc_cold` and
-`auc_visual`. `known` is for pictures of catalogue items, which the column `item` names; its values are not comparable
-with those of `new`.
+The default `new` is therefore the model's cold-start form, which `prefkit fit vbpr` measures as `auc_visual`. `known`
+is for pictures of catalogue items, which the column `item` names; its values are not comparable with those of `new`.
 
 Values are log-odds up to a constant per user: sigmoid(a - b) is the probability that the user prefers the image with
 value a to the image with value b. Values of different users are not comparable; `pair` centres them per request. The

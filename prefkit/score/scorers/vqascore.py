@@ -5,8 +5,8 @@
 P sums over all tokens that spell yes, in any case and with any spaces. The model is local or behind an
 OpenAI-compatible server. The aspect `leftover` is the probability of all tokens but Yes and No; the score fails if Yes
 and No together have less than `min_mass`. A server returns only its 20 most probable tokens; all others count as
-impossible. Images are converted to RGB and go through the model's own processor, as published. A server gets the stored
-file, or a PNG of the pixels if decoders could disagree about the file.
+impossible. Images go through the model's own processor, as published. A server gets the stored file, or a PNG if
+decoders could disagree about the file.
 """
 
 from __future__ import annotations
