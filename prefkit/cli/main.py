@@ -334,8 +334,13 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 
 def note_distances(results: list[dict[str, Any]]) -> None:
-    """Print the distances to real images, if an evaluation measured them, and what the values depend on."""
-    from prefkit.evaluate.summary import distance_rows, real_distances
+    """Print the scores by tier and group, and the distances to real images with a caveat, if they were measured."""
+    from prefkit.evaluate.summary import distance_rows, real_distances, tier_rows
+
+    if rows := tier_rows(results):
+        output.note(
+            f"{output.table(rows)}\nRI: (tuned - base) / (explicit - base), all scored against the requests' prompts"
+        )
 
     if rows := distance_rows(results):
         caveat = next(row["caveats"][0] for result in results for _, _, row in real_distances(result))

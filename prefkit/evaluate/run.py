@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.distributed import device_of, group
 from prefkit.errors import PluginError, UsageError
-from prefkit.evaluate import sets
+from prefkit.evaluate import sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.distances import distances, encoder_of
@@ -49,6 +49,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     cfg, generator, settings, specs = check(recipe, name)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     requests = sets.request_sets(store, recipe, cfg, limit)
+    tiers.check(name, cfg, requests)
     records = sets.records_of(store, jobs)
     used = partial(sets.used_for_pairs, recipe, records)
     processes = group()
@@ -57,7 +58,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
             note(f"eval {name}: model {where.name} on {len(members)} requests of set {where.parent.name}")
-            make(folder, part, members, store)
+            make(folder, part, members, store, tiers.prompts(cfg, where.name, members))
 
         def write_result() -> dict[str, Any]:
             result: dict[str, Any] = {"sets": {}}
@@ -116,10 +117,13 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[
     """
     cfg, generator, settings, specs = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
+    tiers.check(name, cfg, requests)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     _claim(store, recipe, name, settings, write=False)
     for folder, part, members in _parts(store, recipe, name, requests, jobs):
-        checked_generate(folder, part, generator, keep_known(folder.requests(), members, folder.folder), None)
+        kept = keep_known(folder.requests(), members, folder.folder)
+        kept = reworded(kept, tiers.prompts(cfg, folder.folder.name, kept))
+        checked_generate(folder, part, generator, kept, None)
         for alias, spec in specs.items():
             table = folder.scores(alias)
             table.claim(spec, remedy(table), empty=not scored_ids(table), write=False)
@@ -168,8 +172,20 @@ def _real(store: Store, name: str, cfg: Eval) -> tuple[np.ndarray | None, dict[s
     return rows, {"real": record}
 
 
-def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
-    """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images."""
+def reworded(requests: list[Request], prompts: dict[str, str] | None) -> list[Request]:
+    """Return the requests with an entry in `prompts`, with that prompt; all of them unchanged if it is None."""
+    if prompts is None:
+        return requests
+    return [replace(r, prompt=prompts[r.request_id]) for r in requests if r.request_id in prompts]
+
+
+def make(
+    folder: Store, recipe: Recipe, requests: list[Request], inputs: Store, prompts: dict[str, str] | None = None
+) -> None:
+    """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images.
+
+    prompts: request id -> prompt to generate from. The folder's requests keep their own prompts, which scorers use.
+    """
     (generator,) = recipe.generate
 
     def begin() -> None:
@@ -180,7 +196,7 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
             folder.write_requests({r.request_id: r for r in [*folder.requests(), *kept]}.values())
 
     group().lead(begin)
-    requests = keep_known(folder.requests(), requests, folder.folder)
+    requests = reworded(keep_known(folder.requests(), requests, folder.folder), prompts)
     run_generate(folder, recipe, generator, requests=requests, inputs=inputs)
     try:
         run_scores(folder, recipe, list(recipe.score))
@@ -210,6 +226,12 @@ def assess(
         for alias in aliases:
             frames = [values(place, generator, alias, wanted) for place in (base, folder)]
             row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, measured)
+            if (cfg.by or tiers.columns(cfg)) and model not in tiers.columns(cfg):
+                scores = dict(zip(("base", "tuned"), frames))
+                for tier, place in tiers.MODELS.items():
+                    if place in opened:
+                        scores[tier] = values(opened[place], generator, alias, wanted)
+                row["tiers"] = tiers.tier_report(cfg, scores, requests, row["higher_is_better"])
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
             result[model][alias] = row | {"aspects": compare_aspects(*tables)}
     return result
