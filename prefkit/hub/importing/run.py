@@ -19,7 +19,7 @@ from prefkit.hub.importing.image_check import Checked, check
 from prefkit.hub.importing.index import RunIndex, merge_requests
 from prefkit.hub.importing.readers import HUB, SUFFIXES
 from prefkit.hub.importing.records import Item
-from prefkit.hub.importing.sink import Progress, Sink, totals, trace
+from prefkit.hub.importing.sink import FLUSH_BYTES, Progress, Sink, totals, trace
 from prefkit.hub.importing.walk import describe_skipped
 from prefkit.output import LINE_EVERY, message, note, warn
 from prefkit.paths import shown
@@ -190,12 +190,16 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of at most `size` items. If reading fails, items read before the error are yielded first."""
+    """Yield lists of at most `size` items, or fewer with large images. Before an error, yields the items read so far."""
     while True:
         batch: list[Item] = []
+        weight = 0
         try:
             for item in islice(items, size):
                 batch.append(item)
+                weight += sum(len(picture.data or b"") for picture in item.pictures)
+                if weight >= FLUSH_BYTES:
+                    break
         except UsageError:
             if batch:
                 yield batch
