@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 FOOTER = "Made by prefkit. Images are shown as thumbnails; the run folder holds the originals."
 
 
-def write_report(store: Store, recipe: Recipe | None = None) -> Path:
+def write_report(store: Store, recipe: Recipe | None = None, by: str | None = None) -> Path:
     """Write RUN/report.html atomically and return its path. A stage without results is shown as missing.
 
+    by: a column of the requests, by whose values the scorers' agreement with votes is also shown.
     The page loads nothing: no server, no script, no external link. Only the images shown are read, as thumbnails, so that
     the page of a run with 100,000 candidates has a few megabytes.
     """
@@ -30,7 +31,7 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
     if store.rounds():
         sections = [rounds.section(store), overview.what_was_run(store, state, recipe)]
     else:
-        sections = _sections(store, state, evaluations, recipe)
+        sections = _sections(store, state, evaluations, recipe, by)
     main = f"<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
     anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
     body = [overview.header(store, state, anchors), evidence.outcome(evaluations), main]
@@ -40,7 +41,11 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
 
 
 def _sections(
-    store: Store, state: dict[str, Any], evaluations: dict[str, dict[str, Any]], recipe: Recipe | None
+    store: Store,
+    state: dict[str, Any],
+    evaluations: dict[str, dict[str, Any]],
+    recipe: Recipe | None,
+    by: str | None,
 ) -> list[str]:
     return [
         overview.what_was_run(store, state, recipe),
@@ -49,6 +54,6 @@ def _sections(
         audits(store),
         learning.training(store),
         evidence.evaluation(store, evaluations),
-        votes.section(store),
+        votes.section(store, by),
         overview.failures(store, candidate_index(store)),
     ]
