@@ -110,8 +110,8 @@ def _summary(cfg: Eval, table: pd.DataFrame, wanted: int, sign: float) -> dict[s
     result: dict[str, Any] = {"means": means, "n_requests": len(table), "left_out": wanted - len(table)}
     if "explicit" not in table.columns:
         return result | {"relative_improvement": None}
-    values = [sign * table[name].to_numpy(np.float64) for name in ("base", "tuned", "explicit")]
-    return result | {"relative_improvement": relative_improvement(*values, samples=cfg.bootstrap)}
+    base, tuned, explicit = (sign * table[name].to_numpy(np.float64) for name in ("base", "tuned", "explicit"))
+    return result | {"relative_improvement": relative_improvement(base, tuned, explicit, cfg.bootstrap)}
 
 
 def relative_improvement(

@@ -73,8 +73,10 @@ def read_preferences(
     """
     if bool(pairs) == bool(run and votes) or bool(run) != bool(votes):
         raise UsageError(f"{fit}: give --pairs FOLDER, or --run FOLDER with --votes NAME (of its comparisons).")
-    reader, source = (_from_pairs, (pairs,)) if pairs else (_from_votes, (run, votes))
-    preferences = reader(fit, *source, columns, optional)
+    if pairs:
+        preferences = _from_pairs(fit, pairs, columns, optional)
+    else:
+        preferences = _from_votes(fit, run, votes, columns, optional)
     if not preferences.rows:
         raise UsageError(f"{fit}: {pairs or f'{run}, comparisons {votes},'} contains no pairs.")
     return preferences

@@ -367,6 +367,10 @@ def test_each_control_has_its_text_and_its_reason(science):
     assert (
         part["controls"]["explicit"]["mean"] is None and "no explicit prompts" in part["controls"]["explicit"]["reason"]
     )
+    assert (
+        part["validation"]["accuracy"]["low"] is None
+        and "2 prompts are too few" in part["validation"]["accuracy"]["reason"]
+    )
     assert "share" in part["controls"]["bare_before"]["reason"] and part["by"] == {}
 
 

@@ -86,5 +86,5 @@ def _fitted(vocabulary: Vocabulary, rows: tuple[Tensor, Tensor, Tensor], penalty
         torch.autograd.backward(loss)
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return weight.detach()

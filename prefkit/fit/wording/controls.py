@@ -20,8 +20,10 @@ import numpy as np
 from prefkit.fit.preferences import Preference
 from prefkit.fit.statistics import clustered
 from prefkit.fit.wording.bag_of_words import Tuple, predictions, words
+from prefkit.types import caption_key
 
 CHANCE = 0.5
+FEW = 6  # with fewer prompts, a bootstrap interval is too narrow
 UNKNOWN = "unknown"
 NO_TIERS = "the pairs have no explicit and superficial prompts"
 NO_SUBJECT = "the pairs have no subject, and no words that their prompt, explicit and superficial prompt share"
@@ -121,11 +123,19 @@ def bag_results(
 
 
 def estimates(results: Results, texts: Sequence[str]) -> dict[str, Any]:
-    """Return {measure: {mean, low, high, n}} with 95 % intervals over prompts; a missing one also has a `reason`."""
+    """Return {measure: {mean, low, high, n}} with 95 % intervals over prompts.
+
+    With fewer than 6 prompts, low and high are None. A missing mean or interval has a `reason`.
+    """
     found: dict[str, Any] = {}
     for name, values in results.items():
         known = np.isfinite(values)
-        found[name] = clustered(values[known].tolist(), [text for text, ok in zip(texts, known) if ok])
+        own = [text for text, ok in zip(texts, known) if ok]
+        found[name] = clustered(values[known].tolist(), own)
+        prompts = len(set(map(caption_key, own)))
+        if prompts < FEW:
+            few = f"no interval: {prompts} prompt{'s are' if prompts != 1 else ' is'} too few (at least {FEW})"
+            found[name] |= {"low": None, "high": None, "reason": few}
         if not known.any():
             found[name]["reason"] = REASONS.get(name.removesuffix("_before"), "no test pair has a winner")
     return found
