@@ -21,10 +21,10 @@ def combine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (value [N], scores [N, S]): combined and normalised scores, higher is better, S in the order of `weights`.
 
-    value is the sum of |weight| * score over the sum of |weight|, both over the present scores, so that gaps, ties and
-    p do not depend on the size of the weights; NaN for a candidate without scores. A negative weight inverts its score.
-    A mean of several scores is rounded to BITS significant bits, because equal means of different scores differ in the last
-    bits otherwise, and would become pairs at `tie: 0` or be on different sides of a threshold.
+    value = sum |weight| * score / sum |weight| over the scores that are present, NaN if there are none; only the
+    proportions of the weights matter. A negative weight inverts its score.
+    A mean of several scores is rounded to BITS significant bits: equal means of different scores differ in the last bits
+    of float64, and would become pairs at `tie: 0` or be on different sides of a threshold.
     """
     signed = (columns[alias] * (signs[alias] * np.sign(weight)) for alias, weight in weights.items())
     scores = np.stack([normalise(values, groups, how, scope) for values in signed], axis=1)
