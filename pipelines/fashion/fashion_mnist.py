@@ -18,6 +18,7 @@ which the user likes the first. OUT gets the tables of tables.py, the fitted mod
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -161,13 +162,23 @@ def ceilings(wardrobe: Wardrobe, liked: dict[str, list[int]], size: Size) -> dic
     }
 
 
-def fit(name: str, out: Path, encoder: list[str], *options: str) -> dict[str, Any]:
+def fit(name: str, folder: Path, *options: str) -> dict[str, Any]:
     """Run `prefkit fit`. Returns its measured values."""
-    folder = out / "fitted" / name
-    command = [sys.executable, "-m", "prefkit", "fit", name, *options, *encoder, "--out", str(folder)]
+    command = [sys.executable, "-m", "prefkit", "fit", name, *options, "--out", str(folder)]
     if subprocess.run(command).returncode:
         raise UsageError(f"`prefkit fit {name}` failed; its message is above.")
     return dict(json.loads((folder / "spec.json").read_text(encoding="utf-8"))["validation"])
+
+
+def class_features(out: Path) -> Path:
+    """Write the class of each item of items.csv as its features, for comparison. Noise of .01 avoids equal scores."""
+    with open(out / "items.csv", newline="", encoding="utf-8") as file:
+        items = [row["item"] for row in csv.DictReader(file)]
+    known = np.array([np.equal(USED, label_of(item)) for item in items])
+    noise = 0.01 * np.random.default_rng(0).normal(size=known.shape)
+    np.save(out / "classes.npy", (known + noise).astype(np.float32))
+    (out / "classes.txt").write_text("\n".join(items) + "\n", encoding="utf-8")
+    return out / "classes.npy"
 
 
 def opened(out: Path, name: str, **options: str) -> Any:
@@ -227,11 +238,12 @@ def read_shares(features: np.ndarray, labels: np.ndarray, folds: int = 5) -> dic
 def compare(out: Path, encoder: list[str], best: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Fit and rate. Returns `rows`, one for each measured value, and `read`, the shares of read_shares."""
     outfits = ("--outfits", str(out / "outfits.csv"), "--validation_share", "0.15", "--test_share", "0.25")
-    compat = fit("outfit_compat", out, encoder, *outfits)
-    tables = ("--interactions", str(out / "interactions.csv"), "--items", str(out / "items.csv"))
-    taste = fit("vbpr", out, encoder, *tables, "--k", "1")
+    compat = fit("outfit_compat", out / "fitted" / "outfit_compat", *outfits, *encoder)
+    liked = ("--interactions", str(out / "interactions.csv"), "--k", "1")
+    taste = fit("vbpr", out / "fitted" / "vbpr", *liked, "--items", str(out / "items.csv"), *encoder)
+    control = fit("vbpr", out / "fitted" / "classes", *liked, "--features", str(class_features(out)))
     scorer = opened(out, "outfit_compat", images=str(out))
-    new, liked = rate(scorer, out, "candidates"), rate(opened(out, "vbpr"), out, "offered")
+    new, offered = rate(scorer, out, "candidates"), rate(opened(out, "vbpr"), out, "offered")
     measured = [
         ("outfit_compat", "outfits", "auc", compat["auc"]),
         ("outfit_compat", "outfits", "fitb", compat["fitb"]),
@@ -239,8 +251,9 @@ def compare(out: Path, encoder: list[str], best: dict[str, dict[str, float]]) ->
         ("outfit_compat", "outfits, new pictures", "fitb", new["fitb"]),
         ("vbpr", "users", "auc", taste["auc"]),
         ("vbpr, visual terms", "users", "auc", taste["auc_visual"]),
-        ("vbpr, visual terms", "users, new pictures", "auc", liked["auc"]),
-        ("vbpr, visual terms", "users, new pictures", "fitb", liked["fitb"]),
+        ("vbpr, classes as features", "users", "auc", control["auc"]),
+        ("vbpr, visual terms", "users, new pictures", "auc", offered["auc"]),
+        ("vbpr, visual terms", "users, new pictures", "fitb", offered["fitb"]),
     ]
     rows = [
         {"scorer": name, "data": data, "metric": metric, "best": float(best[data][metric]), **value}
