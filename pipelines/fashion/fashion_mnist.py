@@ -11,8 +11,8 @@ Nobody can predict a random draw, so the best possible AUC and share of right an
 
 The catalogue consists of training pictures. The metrics of `prefkit fit` are on held-out outfits and on the last item of
 each user, whose pictures occur elsewhere in training. requests.jsonl has held-out outfits of test pictures, which the scorers
-rate as they rate generated images: `candidates` are four items, of which `truth` is the outfit's; `offered` are four items, of
-which the user likes the first. OUT gets the tables of tables.py, the fitted models and results.json.
+rate as they rate generated images. `candidates` and `offered` are four items each; the first is the outfit's missing item, or one
+that the user likes. OUT gets the tables of tables.py, the fitted models and results.json.
 """
 
 from __future__ import annotations

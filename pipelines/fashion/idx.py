@@ -39,7 +39,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Return the uint8 array of a .gz file with so many dimensions. Raises UsageError for any other content."""
+    """Return the array of an idx file (.gz) of uint8 with this number of dimensions. Raises UsageError for any other content."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(read_regular(path, LIMIT))) as file:
             head = file.read(4 + 4 * dimensions)
