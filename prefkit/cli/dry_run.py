@@ -35,7 +35,7 @@ def plan(
     """Return (rows, first error) of a dry run. limits: {stage: its `--limit`}, in the order in which the stages run.
 
     Each recipe entry of a stage has one row: wanted, to do, MB on disk, expected time, and the entry's error, if any.
-    The first error is the one that would end the real run; a missing result that an earlier stage will make is none."""
+    The first error is the one that would end the real run. Results that an earlier stage will make may be missing."""
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
@@ -58,9 +58,9 @@ def plan(
 
 
 def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> tuple[list[Row], PrefkitError | None]:
-    """Return (rows, first error) of a dry run of a recipe with `rounds`; the rows are those of `plan`.
+    """Return (rows, first error) of a dry run of a recipe with `rounds`: the rows of `plan` for each round.
 
-    A round that follows an unfinished round has rows without checks, because its candidates and pairs do not exist yet.
+    Rounds after an unfinished round are not checked, because their candidates and pairs do not exist yet.
     """
     rows: list[Row] = []
     last: list[Row] = []
@@ -79,7 +79,7 @@ def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> t
 
 
 def _later(row: Row, number: int) -> Row:
-    """Return the cells of `row` for a round that cannot start yet: amounts only if they are equal in all rounds."""
+    """Return the cells of `row` that are known before round `number` starts: the amounts of generate and train."""
     wanted = row["wanted"] if "wanted" in row and row["stage"] in ("generate", "train") else None
     known = {} if wanted is None else {"wanted": wanted, "to do": wanted}
     return {**known, "missing": f"starts from the model of round {number - 1}, which is not trained yet"}

@@ -201,9 +201,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         )
         add("--check", metavar="NAME", help=text)
     if name in ("train", "run"):
-        add(
-            "--controls", action="store_true", help="also train controls: SFT on winners, DPO on randomly flipped pairs"
-        )
+        add("--controls", action="store_true", help="train controls too: SFT on winners, DPO on randomly flipped pairs")
     if hasattr(module, "arguments"):
         module.arguments(parser)
     return parser

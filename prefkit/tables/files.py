@@ -1,4 +1,4 @@
-"""Opens files that users name, only if they are regular files. Text is UTF-8 unless it has another byte order mark."""
+"""Opens users' files, which must be regular files. Text is read as UTF-8 unless it has another byte order mark."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def user_path(text: str, name: str) -> Path:
 
 
 def regular(path: Path, shown: str) -> Path:
-    """Return `path` if it is a regular file or a link to one. Raises UsageError otherwise: opening a pipe could block."""
+    """Return `path` if it is a regular file or a link to one, else raise UsageError: opening a pipe could block."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except FileNotFoundError as error:
