@@ -154,8 +154,8 @@ def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
                 if other in copies:
                     fix = f"To replace it, remove {other} and its comparisons, then import all files again."
                 raise UsageError(
-                    f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, but {other} by the same annotator "
-                    f"has {choice!r}. {fix}"
+                    f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, but {other} by the same "
+                    f"annotator has {choice!r}. {fix}"
                 )
 
 

@@ -66,7 +66,7 @@ def header(path: Path, shown: str) -> Header:
 def read_delimited(
     path: Path, shown: str, may_end_early: bool = False, keep_bad: bool = False
 ) -> Iterator[tuple[int, int, dict[str, str | None] | str]]:
-    """Yield (row number from 1, number of its first line, values). Blank lines are skipped if there are several columns.
+    """Yield (row number from 1, number of its first line, values). Blank lines are skipped, except in a single column.
 
     may_end_early: a row may lack fields at its end. keep_bad: for a row whose fields do not match the columns, yield
     the error message instead of the values. Raises UsageError naming the row and line.
