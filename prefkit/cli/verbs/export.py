@@ -32,7 +32,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise UsageError(f"export: unknown layout {known.layout!r}.{close} Choose one of {', '.join(layouts)}.")
     if not known.run_folder or not known.out or not known.layout or known.recipe:
         raise UsageError(
-            f"export needs exactly PAIRS, OUT and a layout: prefkit export PAIRS OUT --as {'|'.join(layouts)}."
+            "export needs PAIRS, OUT and a layout, but no recipe: prefkit export PAIRS OUT --as LAYOUT, one of "
+            f"{', '.join(layouts)}."
         )
     if known.layout in ADAPTERS:
         from prefkit.models.lora.files import export_as
