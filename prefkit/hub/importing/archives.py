@@ -1,4 +1,4 @@
-"""Unpacks untrusted zip and tar archives, and finds images in them. Refuses links, zip bombs and paths outside."""
+"""Unpacks untrusted zip and tar archives, refusing links, zip bombs and paths with .., and finds images in them."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Images:
     def path(self, name: Any, archive: str | None = None) -> Path:
         """Return the path of an image. Raises ValueError if it is missing, or if `name` leads out of the folder.
 
-        archive: the archive with the image, if the layout tells it; the image may then be there without its folders.
+        archive: name of the archive that holds the image, if known; folders in `name` may be missing in the archive.
         """
         if not isinstance(name, str) or not name:
             raise ValueError("the name of an image is missing")
