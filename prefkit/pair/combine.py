@@ -19,8 +19,8 @@ def combine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (value [N], scores [N, S]): combined and normalised scores, higher is better, S in the order of `weights`.
 
-    value is the sum of |weight| * score over the sum of |weight|, both over the present scores, so that gaps, ties and
-    p do not depend on the size of the weights; NaN for a candidate without scores. A negative weight inverts its score.
+    value = sum |weight| * score / sum |weight| over the scores that are present, NaN if there are none; only the
+    proportions of the weights matter. A negative weight inverts its score.
     """
     signed = (columns[alias] * (signs[alias] * np.sign(weight)) for alias, weight in weights.items())
     scores = np.stack([normalise(values, groups, how, scope) for values in signed], axis=1)

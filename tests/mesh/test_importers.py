@@ -400,7 +400,7 @@ def test_each_unusable_file_is_one_error_and_the_others_are_imported(tmp_path):
         "2.ply": "vertices has NaN or infinity in 1 of 6890 rows, first in row 77",
         "3.ply": "there are 100 vertices, but --joint-regressor is made for 6,890",
         "4.ply": "the file has 10,000,000 faces; at most 2,000,000 are allowed",
-        "5.obj": "the faces name vertices 0 to 6890, but the mesh has 6890 vertices",
+        "5.obj": "the faces refer to vertices 0 to 6890, but the mesh has 6890 vertices",
         "6.obj": "it has no line that starts with v",
         "7.obj": "line 1 is not a valid OBJ line: v 1 2",
         "8.ply": "truncated: it ends before the 6,888 rows of face",

@@ -294,8 +294,8 @@ def test_vqascore_is_not_renormalised(faulty, tmp_path):
         ({"model": "m", "server": "http://h/", "scale": ["1", "5", "10"]}, "the level 10 begins as 1 does"),
         ({"model": "m", "scale": ["1", "1"]}, "two or more different"),
         ({"model": "m", "scale": ["5", "1"]}, "must rise"),
-        ({"model": "m", "preset": "fashiondpo", "aspects": ["a"]}, "leave `scale`, `aspects` out"),
-        ({"model": "m", "template": "{prompt}", "aspects": ["a"]}, "the template does not have"),
+        ({"model": "m", "preset": "fashiondpo", "aspects": ["a"]}, "Remove `scale` and `aspects`"),
+        ({"model": "m", "template": "{prompt}", "aspects": ["a"]}, "needs {aspect} in `template`"),
         ({"model": "m", "body": {"a": 1}}, "set `server`"),
     ],
 )
