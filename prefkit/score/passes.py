@@ -99,7 +99,7 @@ class Job:
         )
 
     def parts(self, items: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-        """Yield lists of (id, item), one per call, with the items of the chunk that this job must score."""
+        """Split a chunk's items that this job must score into lists of (id, item), one list per call of the scorer."""
         mine = [item for item in items if item[0] in self.todo]
         whole = self.scorer.scope == "within_request"
         size = len(mine) if whole else call_size(self.scorer, self.settings.batch_size)

@@ -106,7 +106,7 @@ def spec_from(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
-    """Return the spec of the table for this scorer, including dtype and background."""
+    """Return the scorer's spec with the score's dtype and the background colour of transparent images."""
     spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
     spec["preprocessing"] += Background.suffix()
     return spec

@@ -163,7 +163,9 @@ class ProcessScorer(RemoteScorer):
             self.process.stdin.flush()
         except OSError as error:
             self.stop()
-            raise RuntimeError(f"the process ended, or did not read for {self.options.timeout:g} s") from error
+            raise RuntimeError(
+                f"the process ended, or did not read its standard input for {self.options.timeout:g} s"
+            ) from error
         finally:
             watchdog.cancel()
 
