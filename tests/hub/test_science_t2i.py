@@ -70,6 +70,18 @@ def test_rows_that_cannot_be_used_say_why(tmp_path):
         assert text in listed
 
 
+def test_a_dataset_of_the_library_keeps_its_images_encoded(tmp_path):
+    import datasets
+
+    table = pq.read_table(layouts.science_t2i(tmp_path / "s", 1) / NAME)
+    texts = {name: datasets.Value("string") for name in table.column_names if not name.endswith("_image")}
+    pictures = {name: datasets.List(datasets.Image()) for name in table.column_names if name not in texts}
+    features = datasets.Features({**texts, **pictures})
+    datasets.Dataset.from_list(table.to_pylist(), features=features).save_to_disk(tmp_path / "saved")
+    store, counts = imported(tmp_path / "saved", tmp_path / "run", layout="science_t2i")
+    assert counts["candidates"] == 4 and layouts.image(0) in [c.image for c in store.iter_candidates()]
+
+
 def test_large_images_make_small_batches():
     heavy = [Item(str(n), pictures=(Picture("a", bytes(20 << 20)),)) for n in range(5)]
     assert [len(batch) for batch in _batches(iter(heavy), 16)] == [2, 2, 1]
