@@ -138,7 +138,7 @@ class Rollout:
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Return (steps under `net`, steps as sampled): step steps[i] of sample rows[i], with one condition signature.
+        """Return step steps[i] of each sample rows[i], all of one condition signature: (under `net`, as sampled).
 
         keep_mean: the steps as sampled have the means of the sampling policy; otherwise, they have the means of `net`.
         """
