@@ -76,7 +76,7 @@ class RemoteScorer:
 
     @property
     def requires(self) -> frozenset[str]:
-        """Names in the hello's `requires`, with payload for `arrays`, which are made from the payload."""
+        """Names in the hello's `requires`, with `payload` in place of `arrays`, which are made from the payload."""
         asked = self.hello.requires
         return asked - {"arrays"} | {"payload"} if "arrays" in asked else asked
 
