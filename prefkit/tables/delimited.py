@@ -101,7 +101,7 @@ def read_delimited(
 
 
 class _Shape:
-    """Checks that all rows have the same number of fields: one per column, and the empty ones that end the first row."""
+    """Checks that all rows have as many fields as there are columns, plus any empty fields that end the first row."""
 
     def __init__(self, head: Header, shown: str, may_end_early: bool) -> None:
         self.head, self.may_end_early = head, may_end_early
