@@ -56,7 +56,7 @@ def _only_frame(x: Tensor) -> Tensor:
 
 
 def _first(out: Tensor, x: Tensor, dims: int) -> Tensor:
-    """Return the output's channels or tokens that belong to x_t. Raises ValueError if there are no others."""
+    """Return the output's channels or tokens that belong to x_t. Raises ValueError if all of them do."""
     if out.ndim != dims or out.shape[1] <= x.shape[1]:
         raise ValueError(f"{tuple(out.shape)} holds nothing beyond {tuple(x.shape)}")
     return out[:, : x.shape[1]]
