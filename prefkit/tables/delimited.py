@@ -155,7 +155,7 @@ class _Shape:
 
 
 def _consistency(head: list[str], separator: str) -> tuple[float, int]:
-    """Return (fraction of records with as many fields as the first, that number), or (0, 0) if the number is 0 or 1."""
+    """Return (fraction of records with as many fields as the first, its number of fields); (0, 0) below two fields."""
     records = _records(head, separator)
     width = len(records[0]) if records else 0
     if width < 2:
