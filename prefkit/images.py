@@ -244,7 +244,7 @@ def orientation(image: Image) -> int:
 
 
 def _orientation(image: Image, source: Source) -> int:
-    """Return `orientation` without decoding the pixels: getexif would decode a PNG without metadata chunks."""
+    """Return `orientation` without decoding pixels, as getexif would for a PNG without metadata chunks."""
     return 1 if image.format == "PNG" and not png_has_metadata(source) else orientation(image)
 
 
