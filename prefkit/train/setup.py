@@ -377,6 +377,6 @@ def _fill(
 
 
 def _synchronize(processes: Processes, cache: Cache) -> None:
-    """Make all processes use the same cache parts: those that some process uses and all processes can read."""
+    """Make all processes use the same files of a cache: those that some process uses and all processes can read."""
     cache.expect({name for names in processes.group.gather(cache.parts()) for name in names})
     cache.keep(set.intersection(*map(set, processes.group.gather(cache.parts()))))
