@@ -172,7 +172,7 @@ def _finite(values: Any) -> Any:
 
 
 def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
-    """Parse an item; `paths` allows "path". Raises ValueError, KeyError, TypeError or AttributeError."""
+    """Parse an item. paths: True allows the key "path". Raises ValueError, KeyError, TypeError or AttributeError."""
     image, payload, extra = item.get("image"), item.get("payload"), item.get("extra") or {}
     if not isinstance(extra, Mapping):
         raise ValueError("extra is not an object")
