@@ -115,7 +115,7 @@ def _on_hub(name: str) -> bool:
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in spec.json. It lacks settings with default values; of these, those in STATED are added."""
+    """Return the settings in spec.json (only changed ones), plus the default values of the other settings in STATED."""
     from prefkit import registry
     from prefkit.config import Train, plain
 
