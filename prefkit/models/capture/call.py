@@ -21,7 +21,7 @@ STEPS = 4  # PNDM needs four; fewer cannot distinguish sigma from 1 - sigma
 def capture(
     pipe: Any, *, height: int | None = None, width: int | None = None, call: Mapping[str, Any] | None = None
 ) -> Wiring:
-    """Run `pipe` on two prompts and return its wiring: the conversions in capture/maps.py that reproduce its numbers.
+    """Run `pipe` on two prompts and return its wiring, the conversions (capture/maps.py) that reproduce the recording.
 
     Call this before torch.compile, DDP or adapters are applied. call: further arguments for the pipeline's call, e.g.
     the guidance. Raises CaptureError if no conversion, or several different ones, reproduce the numbers.
