@@ -196,7 +196,7 @@ class SampleEvaluation:
 def sample_evaluation(
     plan: Any, config: Train, data: PairData, training: Sequence[PairRow], held: Sequence[PairRow], folder: Path
 ) -> SampleEvaluation | None:
-    """Return the evaluation of samples by the scorers in train.watch; None if train.watch is empty. Raises UsageError."""
+    """Return the evaluation of samples by the scorers in train.watch; None if it is empty. Raises UsageError."""
     if not config.watch:
         return None
     where = f"train.{folder.name}.watch"
