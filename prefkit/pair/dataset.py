@@ -42,7 +42,7 @@ def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
 
 
 class PairTable:
-    """Converts pairs to Arrow tables and files. The pairs' columns `win` and `lose` are indices into the pool's frame."""
+    """Converts pairs to Arrow tables and files. The pairs' columns win and lose are indices into the pool's frame."""
 
     def __init__(self, pool: Pool, models: list[str], aliases: list[str], strategy: str) -> None:
         self.pool, self.aliases = pool, aliases
