@@ -138,9 +138,10 @@ class Rollout:
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Return step steps[i] of each sample rows[i], all of one condition signature: (under `net`, as sampled).
+        """Return two Steps, computed with `net` and as recorded in sampling. Row i is step steps[i] of sample rows[i].
 
-        keep_mean: the steps as sampled have the means of the sampling policy; otherwise, they have the means of `net`.
+        All samples must have the same condition signature. keep_mean: the recorded Step has the sampling policy's means;
+        otherwise, it has those of `net`.
         """
         device, rows = self.device, list(rows)
         before, after = chains.states[rows, steps].to(device), chains.states[rows, steps + 1].to(device)
