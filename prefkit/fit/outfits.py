@@ -123,7 +123,7 @@ def negatives(
 
 
 def one_negative(catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw one negative per outfit: [O]; -1 if all items of the blanked item's category are in the outfit."""
+    """Draw one item of the blanked item's category from outside each outfit: [O]; -1 if there is none."""
     truth = outfits.members[np.arange(len(outfits)), blank]
     sizes = np.array([len(pool) for pool in catalogue.of])
     flat, begin = np.concatenate(catalogue.of), np.cumsum(sizes) - sizes

@@ -12,7 +12,7 @@ from prefkit.types import Comparison, Score
 
 @dataclass(frozen=True)
 class Asked:
-    """The request that an item's images answer.
+    """The request for which an item's images were made.
 
     split: None to choose it by a hash of the prompt. request_id: None to use a hash of prompt and extra.
     """
