@@ -58,7 +58,7 @@ WORDS = {
 
 
 def results(store: Store) -> dict[str, dict[str, Any]]:
-    """Return evaluation name -> content of its result.json."""
+    """Return {evaluation name: content of its result.json}."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
