@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Recipe
+from prefkit.config.redo import outdated, refusal
 from prefkit.config.resolve import chosen_names
-from prefkit.errors import NotYet, PrefkitError, StoreError, UsageError
+from prefkit.errors import FingerprintError, NotYet, PrefkitError, StoreError, UsageError
 from prefkit.output import duration
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from prefkit.api import Run
 
 Row = dict[str, Any]
+OTHER = "settings differ"
+#: keys of a training's stored settings that change with the pairs, which an earlier stage may make again
+FOLLOWING = {"pairs", "masks"}
+KINDS = {
+    "generate": "candidates",
+    "score": "scores",
+    "compare": "comparisons",
+    "pair": "pairs",
+    "train": "train",
+    "eval": "eval",
+}
 
 
 def plan(
@@ -31,6 +43,7 @@ def plan(
     limits: Mapping[str, int | None],
     names: Sequence[str],
     controls: bool = False,
+    redo: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
     """Return (rows, first error) for the stages in `limits`, in that order. limits: {stage: its `--limit`}.
 
@@ -41,13 +54,22 @@ def plan(
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
     rows: list[Row] = []
     first: PrefkitError | None = None
+    moved: dict[str, str] = {}  # entry that --redo would move -> the reason
     for number, (verb, limit) in enumerate(limits.items()):
         earlier = list(limits)[:number]
-        stale = any("missing" in row or row.get("to do") for row in rows)  # earlier stages will change the disk
+        stale = bool(moved) or any("missing" in row or row.get("to do") for row in rows)  # the disk will have changed
         for name in chosen_names(recipe, verb, names):
             row: Row = {"stage": verb, "name": name}
             try:
-                row |= STAGES[verb](store, recipe, name, limit)
+                row |= _work(store, recipe, (verb, name), limit, moved)
+            except FingerprintError as error:
+                entries = outdated(store, recipe, error)
+                row["missing"] = str(refusal(store, entries, error))
+                if redo and entries:
+                    moved |= {entry: f"made from {entries[0]}" for entry in entries} | {entries[0]: OTHER}
+                    row |= {"missing": None, "redo": OTHER}
+                elif not (stale and set(error.keys) <= FOLLOWING):
+                    first = first or refusal(store, entries, error)
             except PrefkitError as error:
                 wrong = _settings_error(recipe, verb, name) if earlier else None
                 row["missing"] = str(wrong or error)
@@ -57,7 +79,23 @@ def plan(
     return rows, first
 
 
-def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> tuple[list[Row], PrefkitError | None]:
+def _work(store: Store, recipe: Recipe, entry: tuple[str, str], limit: int | None, moved: Mapping[str, str]) -> Row:
+    """Return the cells that describe an entry's work. entry: (stage, name). Raises the errors of the stage's checks.
+
+    moved: {path that --redo will have moved away: reason}; of an entry among them, only the settings are checked.
+    """
+    verb, name = entry
+    path = f"{KINDS[verb]}/{name}"
+    reasons = [reason for other, reason in moved.items() if other == path or other.startswith(f"{path}/")]
+    if reasons and (wrong := _settings_error(recipe, verb, name)) is not None:
+        raise wrong
+    work = {} if path in moved else STAGES[verb](store, recipe, name, limit)
+    return work | ({"redo": reasons[0]} if reasons else {})
+
+
+def plan_rounds(
+    run: Run, limits: Mapping[str, int | None], controls: bool, redo: bool
+) -> tuple[list[Row], PrefkitError | None]:
     """Return (rows, first error) for offline rounds, as `plan` does for one run.
 
     A round after an unfinished one can only be described: its candidates and pairs do not exist yet.
@@ -71,7 +109,7 @@ def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> t
             last = [{**{key: row.get(key) for key in ("stage", "name")}, **_later(row, number)} for row in last]
             rows += [{"round": number, **row} for row in last]
             continue
-        last, error = plan(part.store, part.recipe, limits, (), controls)
+        last, error = plan(part.store, part.recipe, limits, (), controls, redo)
         rows += [{"round": number, **row} for row in last]
         if error is not None:
             return rows, error
