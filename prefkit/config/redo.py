@@ -107,11 +107,16 @@ def refusal(store: Store, entries: list[str], error: FingerprintError) -> Finger
     """Return the error with the entries that --redo would make again, if there are any."""
     if not entries:
         return error
-    first, *others = entries
+    first, *others = _names(entries)
     rounds = ["the rounds after this one"] if _later_rounds(store, entries) else []
     rest = f" and everything made from it ({', '.join([*others, *rounds])})" if others or rounds else ""
-    text = f"{error} Or add --redo: it moves {first}{rest} to {store.folder / OLD} and makes it again."
+    text = f"{error} Or add --redo: it moves {first}{rest} to {store.folder / OLD}, to be made again."
     return FingerprintError(text, error.folder, error.keys)
+
+
+def _names(entries: list[str]) -> list[str]:
+    """Return the entries as KIND/NAME, each once: those of an evaluation are several folders and a file."""
+    return list(dict.fromkeys("/".join(entry.split("/")[:2]) for entry in entries))
 
 
 def _later_rounds(store: Store, entries: list[str]) -> bool:
@@ -144,10 +149,10 @@ def redoing(
 def put_away(store: Store, entries: list[str]) -> None:
     """Move entries to RUN/.old/TIME, the last ones first. Raises StoreError if another process works on one of them."""
     stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    places = (store.folder / OLD / f"{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in count(2))))
+    places = (store.folder / OLD / (f"{stamp}-{n}" if n else stamp) for n in count())
     place = next(place for place in places if not any((place / entry).exists() for entry in entries))
     with ExitStack() as locks:
-        for name in {"/".join(entry.split("/")[:2]): None for entry in entries}:
+        for name in _names(entries):
             locks.enter_context(store.lock(name))
         try:
             for entry in reversed(entries):
@@ -155,7 +160,9 @@ def put_away(store: Store, entries: list[str]) -> None:
                 os.replace(store.folder / entry, place / entry)
         except OSError as error:
             raise StoreError(f"{store.folder / entry} could not be moved: {error.strerror or error}.") from error
-    note(f"moved to {place}: {', '.join(entries)}. `prefkit clean {shell_quoted(store.folder)}` removes them for good.")
+    text = " The controls are made again with --controls." if any(entry.endswith(CONTROLS) for entry in entries) else ""
+    text += f" `prefkit clean {shell_quoted(store.folder)}` removes old entries for good."
+    note(f"moved to {place}: {', '.join(_names(entries))}.{text}")
 
 
 def clean(store: Store) -> tuple[int, int]:

@@ -197,7 +197,7 @@ def _cached(folder: Store, recipe: Recipe, act: Callable[[], Any]) -> None:
     def remove_tables(entries: list[str]) -> None:
         for entry in entries:
             remove(folder.folder / entry)
-        note(f"{folder.folder}: {', '.join(entries)} are of an earlier model or scorer, and are made again.")
+        note(f"{folder.folder}: {', '.join(entries)} come from an earlier model or scorer, and are made again.")
 
     redoing(folder, recipe, act, group().lead, remove_tables)
 
