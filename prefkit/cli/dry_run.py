@@ -62,14 +62,17 @@ def plan(
             row: Row = {"stage": verb, "name": name}
             try:
                 row |= _work(store, recipe, (verb, name), limit, moved)
+                if verb == "train" and stale and "redo" not in row and (store.train(name) / "spec.json").exists():
+                    row["note"] = "made again if its pairs change" if redo else "needs --redo if its pairs change"
             except FingerprintError as error:
                 entries = outdated(store, recipe, error)
-                row["missing"] = str(refusal(store, entries, error))
                 if redo and entries:
                     moved |= {entry: f"made from {entries[0]}" for entry in entries} | {entries[0]: OTHER}
-                    row |= {"missing": None, "redo": OTHER}
-                elif not (stale and set(error.keys) <= FOLLOWING):
-                    first = first or refusal(store, entries, error)
+                    row["redo"] = OTHER
+                else:
+                    row["missing"] = str(error)
+                    follows = stale and set(error.keys) <= FOLLOWING
+                    first = first or (None if follows else refusal(store, entries, error))
             except PrefkitError as error:
                 wrong = _settings_error(recipe, verb, name) if earlier else None
                 row["missing"] = str(wrong or error)

@@ -50,7 +50,9 @@ def made_from(store: Store, recipe: Recipe) -> dict[str, set[str]]:
         graph[f"pairs/{name}"] = _inputs_of_pairs(store, name)
     for name in store.names("train"):
         graph[f"train/{name}"] = _inputs_of_training(store, name)
-    for path in store.folder.glob("eval/*/*/*/run.json"):  # eval/NAME/SET/MODEL
+    for path in store.folder.glob("eval/*/*/*/candidates/*"):  # eval/NAME/SET/MODEL/candidates/GENERATOR
+        graph.setdefault(path.parents[3].relative_to(store.folder).as_posix(), set()).add(f"candidates/{path.name}")
+    for path in store.folder.glob("eval/*/*/*/run.json"):
         graph[path.parent.relative_to(store.folder).as_posix()] = {f"train/{path.parent.name}"}
     for path in store.folder.glob("eval/*/result.json"):
         models = {f"train/{part.parent.name}" for part in path.parent.glob("*/*/run.json")}
@@ -95,12 +97,19 @@ def outdated(store: Store, recipe: Recipe, error: FingerprintError) -> list[str]
     folder = Path(error.folder or "")
     if not error.folder or not folder.is_relative_to(store.folder) or not folder.exists():
         return []
+    return with_later(store, recipe, [folder.relative_to(store.folder).as_posix()])
+
+
+def with_later(store: Store, recipe: Recipe, roots: list[str]) -> list[str]:
+    """Return the entries `roots`, and all entries made from them, in the order of the stages; only existing entries."""
     graph = made_from(store, recipe)
-    entries = [folder.relative_to(store.folder).as_posix()]
+    entries = list(roots)
     for entry in entries:  # grows in the loop
         entries += [later for later, inputs in graph.items() if entry in inputs and later not in entries]
-    first, *others = [entry for entry in entries if (store.folder / entry).exists()]
-    return [first, *sorted(others, key=lambda entry: (KINDS.index(entry.partition("/")[0]), entry))]
+    apart = [e for e in entries if not any(e.startswith(f"{other}/") for other in entries)]
+    apart = [entry for entry in apart if (store.folder / entry).exists()]
+    later = sorted(set(apart).difference(roots), key=lambda entry: (KINDS.index(entry.partition("/")[0]), entry))
+    return [*(entry for entry in apart if entry in roots), *later]
 
 
 def refusal(store: Store, entries: list[str], error: FingerprintError) -> FingerprintError:
@@ -110,7 +119,7 @@ def refusal(store: Store, entries: list[str], error: FingerprintError) -> Finger
     first, *others = _names(entries)
     rounds = ["the rounds after this one"] if _later_rounds(store, entries) else []
     rest = f" and everything made from it ({', '.join([*others, *rounds])})" if others or rounds else ""
-    text = f"{error} Or add --redo: it moves {first}{rest} to {store.folder / OLD}, to be made again."
+    text = f"{error} To make it again, add --redo, which moves {first}{rest} to {store.folder / OLD}."
     return FingerprintError(text, error.folder, error.keys)
 
 
@@ -146,23 +155,30 @@ def redoing(
         lead(partial(outdate, entries))
 
 
-def put_away(store: Store, entries: list[str]) -> None:
-    """Move entries to RUN/.old/TIME, the last ones first. Raises StoreError if another process works on one of them."""
-    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    places = (store.folder / OLD / (f"{stamp}-{n}" if n else stamp) for n in count())
-    place = next(place for place in places if not any((place / entry).exists() for entry in entries))
+def put_away(store: Store, entries: list[str]) -> str:
+    """Move entries to RUN/.old/TIME and return that folder. Raises StoreError if another process works on one of them."""
     with ExitStack() as locks:
         for name in _names(entries):
             locks.enter_context(store.lock(name))
-        try:
-            for entry in reversed(entries):
-                (place / entry).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(store.folder / entry, place / entry)
-        except OSError as error:
-            raise StoreError(f"{store.folder / entry} could not be moved: {error.strerror or error}.") from error
+        place = move(store.folder, entries)
     text = " The controls are made again with --controls." if any(entry.endswith(CONTROLS) for entry in entries) else ""
     text += f" `prefkit clean {shell_quoted(store.folder)}` removes old entries for good."
     note(f"moved to {place}: {', '.join(_names(entries))}.{text}")
+    return str(place)
+
+
+def move(folder: Path, entries: list[str]) -> Path:
+    """Move entries of a folder to FOLDER/.old/TIME, the last ones first, and return the new folder. Raises StoreError."""
+    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    places = (folder / OLD / (f"{stamp}-{n}" if n else stamp) for n in count())
+    place = next(place for place in places if not any((place / entry).exists() for entry in entries))
+    for entry in reversed(entries):  # so that after a kill an entry that is left still shows what is outdated
+        try:
+            (place / entry).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder / entry, place / entry)
+        except OSError as error:
+            raise StoreError(f"{folder / entry} could not be moved to {place}: {error.strerror or error}.") from error
+    return place
 
 
 def clean(store: Store) -> tuple[int, int]:
