@@ -10,7 +10,7 @@ from prefkit.config import Recipe, redo
 from prefkit.errors import FingerprintError
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from tests.core.test_bad_input import edit, one_paragraph, stages
+from tests.core.test_bad_input import one_paragraph, stages
 
 
 def entries(run):
