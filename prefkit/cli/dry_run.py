@@ -107,6 +107,12 @@ def plan_rounds(
     rows: list[Row] = []
     last: list[Row] = []
     for number in range(1, run.recipe.rounds + 1):
+        if any(row["stage"] == "train" and "redo" in row for row in last):
+            last = [
+                {"stage": row["stage"], "name": row["name"], "redo": f"made from round {number - 1}"} for row in last
+            ]
+            rows += [{"round": number, **row} for row in last]
+            continue
         try:
             part = run.round(number)
         except NotYet:

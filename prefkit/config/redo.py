@@ -116,11 +116,16 @@ def refusal(store: Store, entries: list[str], error: FingerprintError) -> Finger
     """Return the error with the entries that --redo would make again, if there are any."""
     if not entries:
         return error
-    first, *others = _names(entries)
-    rounds = ["the rounds after this one"] if _later_rounds(store, entries) else []
-    rest = f" and everything made from it ({', '.join([*others, *rounds])})" if others or rounds else ""
-    text = f"{error} To make it again, add --redo, which moves {first}{rest} to {store.folder / OLD}."
+    text = f"{error} To make it again, add --redo, which moves {described(store, entries)}."
     return FingerprintError(text, error.folder, error.keys)
+
+
+def described(store: Store, entries: list[str]) -> str:
+    """Return the text `ENTRY and everything made from it (...) to RUN/.old`."""
+    first, *others = _names(entries)
+    others += ["the rounds after this one"] if _later_rounds(store, entries) else []
+    rest = f" and everything made from it ({', '.join(others)})" if others else ""
+    return f"{first}{rest} to {store.folder / OLD}"
 
 
 def _names(entries: list[str]) -> list[str]:

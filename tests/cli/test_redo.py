@@ -11,6 +11,7 @@ from prefkit.errors import FingerprintError
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from tests.core.test_bad_input import one_paragraph, stages
+from tests.hub.test_import_again import table
 
 
 def entries(run):
@@ -83,3 +84,51 @@ def test_pairs_change_freely_until_a_model_is_trained_on_them(made, cli):
     assert cli("pair", "-r", made, "--k", 1, "--dry-run")[0] == 1
     assert cli("pair", "-r", made, "--k", 1, "--redo")[0] == 0 and "train/dpo" in old(run)
     assert cli("pair", "-r", made, "--k", 2)[0] == 0 and len(list((run / ".old").iterdir())) == 1
+
+
+def test_a_corrected_import_replaces_the_earlier_one_and_what_was_made_from_it(tmp_path, cli):
+    source, run = table(tmp_path, "left left right"), tmp_path / "run"
+    command = ["import", source, run, "--as", "table", "--pairs", "--map", "prompt=p,image_a=a,image_b=b,winner=w"]
+    assert cli(*command, "--values", "a=left,b=right")[0] == 0
+    write_json(Store(run).train("dpo") / "spec.json", {"train": {"pairs": "table"}})
+    wrong = json.loads((run / ".imports" / "table.json").read_text())
+    table(tmp_path, "right right right right")  # the file was corrected
+    code, _, err = cli(*command, "--values", "a=left,b=right")
+    assert code == 2 and "from it (comparisons/table, pairs/table, train/dpo) to" in one_paragraph(err)
+    assert old(run) == set() and json.loads((run / ".imports" / "table.json").read_text())["trace"] == wrong["trace"]
+    code, out, err = cli(*command, "--values", "a=left,b=right", "--redo", "--json")
+    assert code == 0 and json.loads(out)["comparisons"] == json.loads(out)["pairs"] == 4, err
+    assert old(run) == {"candidates/table", "comparisons/table", "pairs/table", "train/dpo", ".imports/table.merged"}
+    assert set(Store(run).comparisons("table").frame().outcome) == {"b"} and len(Store(run).requests()) == 4
+    assert cli(*command, "--values", "a=left,b=right", "--redo")[0] == 0 and len(list((run / ".old").iterdir())) == 1
+
+
+FITTER = """
+from dataclasses import dataclass
+from prefkit.fit.folder import FitFolder
+
+class Fit:
+    @dataclass(frozen=True)
+    class Options:
+        out: str = ""
+        rate: float = 0.1
+
+    def __init__(self, options):
+        self.options = options
+
+    def run(self):
+        folder = FitFolder("own", self.options.out, self.options, {})
+        return folder.present() or folder.write({}, lambda path: (path / "weights").write_text(str(self.options.rate)))
+"""
+
+
+def test_a_fit_with_other_settings_moves_the_earlier_one(tmp_path, cli):
+    (tmp_path / "own.py").write_text(FITTER)
+    fit = ["fit", f"{tmp_path}/own.py:Fit", "--out", tmp_path / "fitted" / "own", "--rate"]
+    assert cli(*fit, 1)[0] == 0
+    code, _, err = cli(*fit, 2)
+    assert code == 1 and "add --redo" in err
+    assert cli(*fit, 2, "--redo")[0] == cli(*fit, 2, "--redo")[0] == 0
+    assert [p.read_text() for p in (tmp_path / "fitted").glob(".old/*/own/weights")] == ["1.0"]
+    assert (tmp_path / "fitted/own/weights").read_text() == "2.0"
+    assert cli("clean", tmp_path / "fitted")[0] == 0 and not (tmp_path / "fitted" / ".old").exists()
