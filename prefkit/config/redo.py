@@ -117,7 +117,9 @@ def refusal(store: Store, entries: list[str], error: FingerprintError) -> Finger
     if not entries:
         return error
     text = f"{error} To make it again, add --redo, which moves {described(store, entries)}."
-    return FingerprintError(text, error.folder, error.keys)
+    listing = FingerprintError(text, error.folder, error.keys)
+    listing.elsewhere = error.elsewhere
+    return listing
 
 
 def described(store: Store, entries: list[str]) -> str:
