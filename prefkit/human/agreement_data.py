@@ -48,7 +48,7 @@ def verdicts(store: Store, people: bool) -> pd.DataFrame:
 
 
 def evaluations(store: Store) -> dict[tuple[str, str, str], Store]:
-    """Return (evaluation, set, model) -> store of the model's images, whose folder is laid out like a run folder."""
+    """Return {(evaluation, set, model): store of the model's images}. Its folder is laid out like a run folder."""
     return {
         (name, folder.parent.name, folder.name): Store(folder)
         for name in store.names("eval")
@@ -67,7 +67,7 @@ def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.D
 
 
 def scores(store: Store, folders: dict[tuple[str, str, str], Store]) -> dict[str, pd.Series]:
-    """Return alias -> scores in the run and its evaluations, indexed by candidate id and negated if lower is better.
+    """Return {alias: scores in the run and its evaluations}, indexed by candidate id, negated if lower is better.
 
     If an evaluation used a scorer with another specification, its scores are listed as "alias (evaluation)".
     """

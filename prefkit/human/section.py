@@ -31,7 +31,7 @@ def section(store: Store) -> str:
     write_json(path, result)
     lines = "".join(f"<li>{html.text(row['sentence'], 200)}</li>" for row in result["scorers"].values())
     body = (
-        f'<ul class="outcome">{lines}</ul>'
+        f'<ul class="findings">{lines}</ul>'
         if lines
         else html.missing("No scorer has scored the pairs that people voted on.")
     )

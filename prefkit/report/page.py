@@ -33,7 +33,7 @@ def write_report(store: Store, recipe: Recipe | None = None) -> Path:
         sections = _sections(store, state, evaluations, recipe)
     main = f"<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
     anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
-    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), main]
+    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), overview.use(store, recipe), main]
     path = store.folder / "report.html"
     write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
     return path
@@ -43,12 +43,12 @@ def _sections(
     store: Store, state: dict[str, Any], evaluations: dict[str, dict[str, Any]], recipe: Recipe | None
 ) -> list[str]:
     return [
+        evidence.evaluation(store, evaluations),
+        votes.section(store),
         overview.what_was_run(store, state, recipe),
         overview.scores(store, score_table(store), state),
         learning.pairs(store),
         audits(store),
         learning.training(store),
-        evidence.evaluation(store, evaluations),
-        votes.section(store),
         overview.failures(store, candidate_index(store)),
     ]

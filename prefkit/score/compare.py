@@ -216,7 +216,7 @@ def _failure(pair: tuple[Any, Any], settings: Compare) -> Comparison:
 
 
 def _parts(store: Store, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield lists of up to `size` pairs of decoded candidates, or (id, failed Score) for an undecodable one."""
+    """Yield lists of up to `size` pairs of decoded candidates; (id, failed Score) replaces an undecodable one."""
     uses = Counter(cid for pair in todo for cid in pair)
     partners: dict[str, list[Ids]] = {}
     for pair in todo:

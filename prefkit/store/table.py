@@ -177,13 +177,13 @@ def request_row(request: Request) -> dict[str, Any]:
 
 
 def comparison_row(comparison: Comparison) -> dict[str, Any]:
-    """Return the row to store. Its id is a hash of all values except the time, so a second import adds nothing."""
+    """Convert a comparison to a row. Its id is a hash of all values but the time, so a second import adds nothing."""
     row = {name: getattr(comparison, name) for name in comparison_schema().names if name != "id"}
     return {"id": digest({k: v for k, v in row.items() if k != "time"}), **row}
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:
-    """Return the row to store, without the prompt, which is stored with the request."""
+    """Convert a candidate to a row, without the prompt, which is stored with the request."""
     return {name: getattr(candidate, name) for name in candidate_schema().names} | {
         "extra": dump_extra(candidate.extra)
     }

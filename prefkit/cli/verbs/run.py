@@ -112,6 +112,6 @@ def finish(results: dict[str, Any], rows: list[dict[str, Any]], known: argparse.
 
 
 def needed(verb: str, recipe: Any) -> bool:
-    """Return False for generate, score and pair if all trainings are online; these make and score candidates."""
+    """Return False for generate, score and pair if all trainings are online: online training does this work itself."""
     online = bool(recipe.train) and all(train.online is not None for train in recipe.train.values())
     return not (online and verb in ("generate", "score", "pair"))

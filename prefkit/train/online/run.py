@@ -133,7 +133,7 @@ def _generator(recipe: Recipe, online: Online) -> Generate:
 def _loader_and_fingerprint(
     store: Store, recipe: Recipe, name: str, requests: list[Request], scorer_set: ScorerSet
 ) -> tuple[ModelLoader, dict[str, Any]]:
-    """Return the model loader and the fingerprint (at a constant learning rate, without the number of rounds)."""
+    """Return the model loader and the fingerprint, without the number of rounds if the learning rate is constant."""
     config = recipe.train[name]
     online = config.online or Online()
     settings = _generator(recipe, online)
