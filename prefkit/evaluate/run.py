@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
+from prefkit.config.redo import redoing
 from prefkit.distributed import device_of, group
-from prefkit.errors import PluginError, UsageError
+from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.evaluate import sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
@@ -23,9 +25,10 @@ from prefkit.generate.run import checked as checked_generate
 from prefkit.generate.run import run_generate
 from prefkit.models.precision import dtype_of
 from prefkit.output import note, warn
-from prefkit.score.run import remedy, run_scores, scored_ids, spec_from
+from prefkit.score.run import run_scores, spec_from
 from prefkit.store import Store
 from prefkit.store.files import write_json
+from prefkit.store.litter import remove
 from prefkit.store.table import check_fingerprint
 from prefkit.types import Request
 
@@ -112,10 +115,10 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
     """Check everything that a dry run can, without weights and without writing. Returns the models to evaluate.
 
-    Raises UsageError (NotYet for a model that is not trained), and FingerprintError if existing images or scores were
-    made with different settings.
+    Raises UsageError (NotYet for a model that is not trained), and FingerprintError if eval/NAME was made with a
+    different base model or generator.
     """
-    cfg, generator, settings, specs = check(recipe, name)
+    cfg, generator, settings, _ = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
     tiers.check(name, cfg, requests)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
@@ -123,10 +126,8 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[
     for folder, part, members in _parts(store, recipe, name, requests, jobs):
         kept = keep_known(folder.requests(), members, folder.folder)
         kept = reworded(kept, tiers.prompts(cfg, folder.folder.name, kept))
-        checked_generate(folder, part, generator, kept, None)
-        for alias, spec in specs.items():
-            table = folder.scores(alias)
-            table.claim(spec, remedy(table), empty=not scored_ids(table), write=False)
+        with suppress(FingerprintError):  # images of an earlier model are made again
+            checked_generate(folder, part, generator, kept, None)
     return list(jobs)
 
 
@@ -151,7 +152,7 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
     check_fingerprint(
         store.eval(name) / "fingerprint.json",
         {"generator": content(settings), "model": content(sets.base_model(recipe, recipe.eval[name]))},
-        "Give this evaluation another name in the recipe, or remove that folder.",
+        "Give this evaluation another name in the recipe.",
         fresh=not any(store.eval(name).rglob("part-*.parquet")),
         write=write,
     )
@@ -197,13 +198,24 @@ def make(
 
     group().lead(begin)
     requests = reworded(keep_known(folder.requests(), requests, folder.folder), prompts)
-    run_generate(folder, recipe, generator, requests=requests, inputs=inputs)
+    _cached(folder, recipe, lambda: run_generate(folder, recipe, generator, requests=requests, inputs=inputs))
     try:
-        run_scores(folder, recipe, list(recipe.score))
+        _cached(folder, recipe, lambda: run_scores(folder, recipe, list(recipe.score)))
     except PluginError as error:
         if not group().lead(lambda: all(folder.scores(alias).parts() for alias in recipe.score)):
             raise
         warn(f"{error} Requests without scores are left out and counted.")  # the score table holds the reasons
+
+
+def _cached(folder: Store, recipe: Recipe, act: Callable[[], Any]) -> None:
+    """Call `act`, which fills tables of the folder. A table of an earlier model or scorer is removed and made again."""
+
+    def remove_tables(entries: list[str]) -> None:
+        for entry in entries:
+            remove(folder.folder / entry)
+        note(f"{folder.folder}: {', '.join(entries)} come from an earlier model or scorer, and are made again.")
+
+    redoing(folder, recipe, act, group().lead, remove_tables)
 
 
 def assess(

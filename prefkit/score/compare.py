@@ -84,7 +84,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], se
 def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = True) -> None:
     measured = (table.spec() or {}).get("measured")
     claimed = spec | ({"measured": measured} if measured is not None else {})
-    table.claim(claimed, f"Use another name under compare, or remove {table.folder}.", empty=not done, write=write)
+    table.claim(claimed, "Use another name under compare.", empty=not done, write=write)
 
 
 def judge_of(settings: Compare, name: str) -> Any:

@@ -146,7 +146,9 @@ def claim(
     if not done and began != now:
         raise FingerprintError(
             f"the training in {folder} began with {_versions(began or {})}, but {_versions(now)} are installed, which "
-            "may encode images and prompts differently. Install the earlier versions, or train under another name."
+            "may encode images and prompts differently. Install the earlier versions, or train under another name.",
+            folder,
+            ["libraries"],
         )
     return done
 
@@ -161,7 +163,9 @@ def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = 
         return False
     if result[unit] > total:
         raise FingerprintError(
-            f"{folder} was trained for {result[unit]} {unit}, but the recipe asks for {total}. {remedy}"
+            f"{folder} was trained for {result[unit]} {unit}, but the recipe asks for {total}. {remedy}",
+            folder,
+            [unit],
         )
     return result[unit] == total or bool(result.get("out_of_patience") or result.get("stopped"))
 

@@ -61,7 +61,7 @@ def stages(run: Run, limits: Limits, known: argparse.Namespace) -> dict[str, Any
     """Run the stages in `limits` and return {stage: its results}."""
     results: dict[str, Any] = {}
     for name, limit in limits.items():
-        options = {"controls": known.controls} if name == "train" else {}
+        options = {"redo": known.redo} | ({"controls": known.controls} if name == "train" else {})
         try:
             results[name] = run.stage(name, limit=limit, **options)
         except TooManyFailures as error:

@@ -38,7 +38,7 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import Request
 
 REMEDY = (
-    "Train under another name, undo the change in the recipe, or remove this folder. `rounds` may be increased. If "
+    "Train under another name, or undo the change in the recipe. `rounds` may be increased. If "
     "`scheme` differs, the run was begun with a version of prefkit that draws noise or captures pipelines differently."
 )
 Requests = tuple[list[Request], list[Request]]  # (trained on, watched)
