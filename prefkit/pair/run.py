@@ -151,8 +151,8 @@ def _check_unused(store: Store, recipe: Recipe, name: str, spec: dict[str, Any])
     with suppress(DamagedError, FileNotFoundError):
         stored = read_json(store.pairs(name) / "spec.json").get("spec") or {}
     try:
-        settings = ({key: of.get(key) for key in ("settings", "weights", "code")} for of in (stored, spec))
-        compare_settings(store.pairs(name), *settings, "Use another name under pair.")
+        before, now = ({key: of.get(key) for key in ("settings", "weights", "code")} for of in (stored, spec))
+        compare_settings(store.pairs(name), before, now, "Use another name under pair.")
     except FingerprintError:
         imported = isinstance(stored.get("comparisons"), str)
         if imported or any(f"pairs/{name}" in inputs for inputs in made_from(store, recipe).values()):
