@@ -12,6 +12,7 @@ from prefkit.distributed import Processes, check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
+from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.train import checkpoint, diagnose, fsdp, optimizers, precision, summary
@@ -276,7 +277,8 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
         kind: registry.code_hash(use, kind)
         for kind, use in (("objective", config.objective.use), ("family", config.family))
     }
-    code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
+    own_optimizer = ".py:" in config.optimizer or isinstance(config.optimizer, Passed)
+    code["optimizer"] = registry.code_hash(config.optimizer) if own_optimizer else None
     if any(code.values()):
         key["code"] = {kind: value for kind, value in code.items() if value is not None}
     return key

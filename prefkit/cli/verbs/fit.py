@@ -6,10 +6,8 @@ import argparse
 from typing import Any
 
 from prefkit import output, registry
-from prefkit.config import plugin_options, reader
-from prefkit.distributed import group
-from prefkit.errors import PluginError, UsageError
-from prefkit.plugin_guard import described, guarded
+from prefkit.config import reader
+from prefkit.errors import UsageError
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | mesh | file.py:Class")
@@ -35,22 +33,18 @@ def more_help(known: argparse.Namespace) -> list[str]:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.fit.run import run_fit
+
     name = known.run_folder
     if known.recipe or not name:
         known_names = ", ".join(registry.builtin(KIND))
         raise UsageError(f"fit needs the name of a fitter ({known_names}) and takes the fitter's options as flags.")
-    kind = registry.load_class(KIND, name)
-    options = plugin_options.options(kind, reader.tree_of_flags(flags), f"fit {name}")
-    with guarded(f"fitter {name}"):
-        fitter = kind(options)
-        result: Any = fitter.run() if getattr(kind, "shared", False) else group().lead(fitter.run)
-    if not isinstance(result, dict):
-        raise PluginError(f"fitter {name} returned {described(result)}; it must return a dict of its measurements.")
+    result = run_fit(name, reader.tree_of_flags(flags))
     output.emit(result, known.json, _rows(result))
     if name in USE:
-        use = USE[name].format(fitter.options.out or f"fitted/{name}")
-        if name == "clip_preference" and getattr(fitter.options, "library", "") == "open_clip":
-            use = f"use: clip, model: 'local-dir:{fitter.options.out or f'fitted/{name}'}'"
+        use = USE[name].format(result["out"])
+        if name == "clip_preference" and dict(flags).get("library") == "open_clip":
+            use = f"use: clip, model: 'local-dir:{result['out']}'"
         output.hint(f"to use it in a recipe: score: {{mine: {{{use}}}}}")
     return 0
 
