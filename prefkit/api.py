@@ -161,6 +161,7 @@ class Run:
         from prefkit.human.votes import import_votes, vote_files
 
         reader.set_background(self.recipe.background)
+        options = {key: _assignments(value) for key, value in options.items()}
         if layout == "votes" or (layout is None and vote_files(str(source))):
             return import_votes(self.store, str(source), name or "votes")
         counts = run_import(
@@ -205,7 +206,8 @@ class Run:
         from prefkit.fit.run import run_fit
 
         (name,) = arguments.with_plugins([name])
-        known = reader.field_names(getattr(registry.load_class("fitter", name), "Options", Recipe))
+        kind = getattr(registry.load_class("fitter", name), "Options", None)
+        known = reader.field_names(kind) if kind is not None else []
         pairs = options.get("pairs")
         if pairs in self.store.names("pairs"):
             options["pairs"] = str(self.store.pairs(str(pairs)))
@@ -319,6 +321,11 @@ class Run:
         return pd.concat(
             [pd.read_parquet(f, columns=columns).assign(split=f.parent.name) for f in files], ignore_index=True
         )
+
+
+def _assignments(value: Any) -> Any:
+    """Return a mapping as the text that a flag takes, `key=value,key=value`."""
+    return ",".join(f"{key}={inner}" for key, inner in value.items()) if isinstance(value, Mapping) else value
 
 
 def _listed(names: Names) -> Sequence[str]:
