@@ -130,9 +130,10 @@ class Train:
     optimizer: str = "adamw"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float = 1.0
-    #: autocast of the denoiser: no (float32) | tf32 (float32, but on CUDA with TF32 matrix products) | bf16 | fp16;
-    #: the loss is always computed in float32
-    precision: str = "no"
+    #: autocast of the denoiser: auto | no (float32) | tf32 (float32, but on CUDA with TF32 matrix products) | bf16 |
+    #: fp16; the loss is always computed in float32. auto = bf16 for offline training on a CUDA device that supports it,
+    #: else no; a training that has begun keeps its precision
+    precision: str = "auto"
     #: distribution of the timestep: uniform | logit_normal; null = uniform for epsilon and v, logit_normal for flow
     time_sampling: str | None = None
     #: for models that take guidance as an input of the denoiser: its value in training

@@ -62,7 +62,11 @@ def outcome(evaluations: dict[str, dict[str, Any]]) -> str:
 
 
 def _finding(alias: str, row: dict[str, Any]) -> str:
-    rate = "" if row["win_rate"] is None else f", wins {row['win_rate']:.0%} of the time"
+    rate = (
+        ""
+        if row["win_rate"] is None
+        else f", win rate {row['win_rate']:.2f} (ties, {row['tie_share']:.0%}, count half)"
+    )
     return f"{_verdict(row['verdict'])} by {html.text(alias, 40)}{SUFFIX[row.get('used_for_pairs')]}{rate}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from prefkit.report import html, plot
+from prefkit.report.overview import online_samples
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -48,7 +49,8 @@ def pairs(store: Store) -> str:
     """Return the section on pair sets: histogram of score gaps, and the pairs with the widest and narrowest gaps."""
     names = store.names("pairs")
     if not names:
-        return html.section("pairs", "Pairs", html.missing("No pairs have been made yet."))
+        note = "Online training uses no pair set." if online_samples(store) else "No pairs have been made yet."
+        return html.section("pairs", "Pairs", html.missing(note))
     body = "".join(_pair_set(store, name) for name in names[:PAIR_SETS]) + _rest(names, PAIR_SETS)
     lead = "The gap is the winner's minus the loser's combined, normalised score. Winners are outlined."
     return html.section("pairs", "Pairs", body, lead)

@@ -37,7 +37,7 @@ REMEDY = (
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
 CHOICES = {
-    "precision": precision.AUTOCAST,
+    "precision": precision.CHOICES,
     "schedule": optimizers.SCHEDULES,
     "report_to": BOARDS,
     "text_cache": CACHES,
@@ -101,6 +101,7 @@ def run_train(
     summary: name, steps, pairs, validation_pairs, final (path or None), done, and the controls' summaries by name.
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after saving a checkpoint.
     """
+    recipe = precision.settled(store, recipe, name)
     objective = check(recipe, name)
     config = recipe.train[name]
     controls = controls or config.controls
@@ -130,6 +131,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
 
     Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a run with different settings.
     """
+    recipe = precision.settled(store, recipe, name)
     objective, config = check(recipe, name), recipe.train[name]
     if is_online(config, objective):
         from prefkit.train.online.run import checked as checked_online
@@ -248,7 +250,7 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
     The split of a global batch into micro-batches and processes is left out too, except with dropout: dropout masks
     are drawn per micro-batch and process.
     """
-    train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
+    train = precision.stored({k: v for k, v in content(config).items() if k not in ("batch_size", "accumulation")})
     if config.schedule == "constant":
         train.pop("steps", None)
     train.pop("guidance", None)  # guidance is part of `call`

@@ -14,6 +14,7 @@ from prefkit.report import evidence, status, write_report
 from prefkit.report.grids import by_hash
 from prefkit.report.pictures import thumbnail
 from prefkit.store import Store
+from prefkit.store.files import write_json
 
 VOID = {"meta", "img", "br"}
 
@@ -95,6 +96,7 @@ def test_secrets_of_the_recipe_stay_out(page):
 
 def test_verdicts_intervals_and_missing_controls(page):
     text = Reader(page).text
+    assert "better by align, win rate 0.68 (ties, 2%, count half)" in text and "of the time" not in text
     assert "better by align" in text and "no difference shown by taste (held-out judge)" in text
     assert "win rate 0.68, 95 % interval 0.59 to 0.77" in text
     assert "Missing controls" in text and "dpo-sft: SFT on the winners" in text
@@ -165,6 +167,16 @@ def test_an_empty_run_says_what_is_missing(tmp_path):
     ):
         assert said in text
     assert status(store)["requests"] == {}
+
+
+def test_an_online_run_is_not_said_to_lack_candidates_scores_and_pairs(tmp_path):
+    store = Store.create(tmp_path / "online")
+    write_json(store.train("up") / "result.json", {"queries": 16, "rounds": 2})
+    text = Reader(write_report(store).read_text()).text
+    assert "16samples of online training" in re.sub(r"\s+(?=samples)", "", text) and "0candidates" not in text.replace(
+        " ", ""
+    )
+    assert "Nothing has been scored" not in text and "No pairs have been made" not in text
 
 
 def test_only_failures(tmp_path):

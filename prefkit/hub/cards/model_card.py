@@ -97,7 +97,8 @@ def _as_trained(
     other = {"batch_size", "accumulation", "online", "steps", "guidance"} | (
         {"pairs", "validation"} if online else set()
     )
-    made = _resolved(Train, {key: value for key, value in spec["train"].items() if key not in other}, other)
+    stored = {"precision": "no"} | {key: value for key, value in spec["train"].items() if key not in other}
+    made = _resolved(Train, stored, other)
     objective = made["objective"]
     made["objective"] = {"use": objective.get("use") or "dpo", **(objective.get("options") or {})}
     if online:
@@ -172,7 +173,8 @@ def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in spec.json, which differ from the defaults, and the default values of those in STATED."""
     from prefkit import registry
 
-    settings = {key: value for key, value in plain(Train()).items() if key in STATED} | dict(spec.get("train") or {})
+    settings = {key: value for key, value in plain(Train()).items() if key in STATED}
+    settings |= {"precision": "no"} | dict(spec.get("train") or {})
     objective = settings["objective"] or {}
     use = objective.get("use") or "dpo"
     try:
