@@ -22,7 +22,7 @@ FOOTER = "Made by prefkit. Images are shown as thumbnails; the run folder holds 
 def write_report(store: Store, recipe: Recipe | None = None) -> Path:
     """Write RUN/report.html atomically and return its path. A stage without results is shown as missing.
 
-    The page loads nothing: no server, no script, no external link. Only the images shown are read, as thumbnails, so that
+    The page loads nothing: no server, no script, no external link except to a training's tracker. Only the images shown are read, as thumbnails, so that
     the page of a run with 100,000 candidates has a few megabytes.
     """
     state = status(store)

@@ -21,8 +21,8 @@ from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.data.prompt_cache import CACHES
 from prefkit.train.export import export, write_result
+from prefkit.train.monitor.boards import BOARDS
 from prefkit.train.monitor.early_stop import load_weights
-from prefkit.train.monitor.metrics import BOARDS
 from prefkit.train.monitor.preflight import preflight
 from prefkit.train.monitor.validation import split
 from prefkit.train.setup import Job, ModelLoader, build, jobs_of, load_objective, prepare, too_few_pairs
@@ -222,7 +222,7 @@ def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, 
 def _load_best(trainer: Trainer) -> None:
     """Load the best weights: by the sample evaluation if it stopped training, else by early stopping if it is on.
 
-    Otherwise, the last weights remain the result.
+    Otherwise, the result is the moving average of the weights if train.ema is set, else the last weights.
     """
     evaluation, stopping = trainer.sample_evaluation, trainer.early_stopping
     if evaluation is not None and evaluation.stopped:
@@ -238,6 +238,8 @@ def _load_best(trainer: Trainer) -> None:
             f"best ({stopping.best:.3f})."
         )
     else:
+        if trainer.average is not None:
+            trainer.policy.set_weights(trainer.average.weights)
         return
     trainer.policy.load_state(fsdp.shard_state(load_weights(path), trainer.policy.state()))
     if trainer.processes.main:
