@@ -220,7 +220,7 @@ def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, 
 
 
 def _load_best(trainer: Trainer) -> None:
-    """Load the best weights: by the sample evaluation if it stopped training, else by early stopping if it is on.
+    """Load the best weights that the sample evaluation (if it ended the training) or early stopping (if on) found.
 
     Otherwise, the result is the moving average of the weights if train.ema is set, else the last weights.
     """
