@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import types
 import typing
@@ -12,6 +11,7 @@ from typing import Any
 
 from prefkit import config, registry
 from prefkit.config import Recipe, reader
+from prefkit.config.arguments import NAMED, USING, merged, with_plugins
 from prefkit.config.shipped import shipped_recipes
 from prefkit.config.tree import unusable
 from prefkit.errors import PrefkitError, UsageError
@@ -19,8 +19,6 @@ from prefkit.registry import nearest, short_name
 from prefkit.store import Store
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe))
-NAMED = ("generate", "score", "compare", "pair", "train", "eval")
-USING = ("generate", "score", "compare", "pair")  # sections whose entries name a plug-in by `use`
 #: name suffixes of the trainings that `train --controls` adds; eval includes these trainings
 CONTROLS = ("-sft", "-flipped")
 CHOSEN = "--use"  # temporary key in the tree for the names of the entries that the flag --use selects
@@ -40,7 +38,7 @@ def resolve(
 
     run: a run folder, whose recipe.yaml is read, or the name of a shipped recipe; path: a recipe file; verb: the
     command; flags: (dotted key, text); names: selected entries of the verb's section; fast: apply the recipe's `fast`
-    section; sections: whole sections that replace those of the recipe.
+    section; sections: settings in Python, merged into the recipe (see `arguments.merged`).
 
     The key of a flag is a full key (`model.base`, `score.align.model`), a key in the verb's section (`align.model`), a
     field of the section's only or selected entry (`model`), or an option in a block of this entry (`beta`). Raises
@@ -57,7 +55,7 @@ def resolve(
         tree["run"] = run
     if fast:
         _apply_fast(tree, source)
-    tree |= copy.deepcopy(dict(sections or {}))
+    stored, tree = tree, merged(tree, sections or {})
     for key, text in _plugins_first(flags):
         place = _absolute(tree, _as_named(tree, key), text, verb, names)
         if place is not None:
@@ -66,13 +64,31 @@ def resolve(
         tree[verb] = {(names[0] if names else DEFAULT_NAME[verb]): {}}
     tree.pop(CHOSEN, None)
     fill(tree, verb)
-    recipe: Recipe = reader.build(Recipe, tree, "", source or "")
+    try:
+        recipe: Recipe = reader.build(Recipe, tree, "", "" if sections else source or "")
+    except UsageError:
+        if sections:  # report a mistake in the file with its line
+            reader.build(Recipe, stored, "", source or "")
+        raise
     if not recipe.run:
         raise UsageError(
             "no run is given. Give a run folder (prefkit VERB RUN), or a recipe with the key `run` (prefkit VERB -r "
             "recipe.yaml)."
         )
     return recipe
+
+
+def with_options(recipe: Recipe, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with settings of the verb's selected entry, as in `run.generate(n=4)`. Raises UsageError."""
+    tree = reader.tree_of_recipe(recipe)
+    for key, value in sorted(with_plugins(options).items(), key=lambda option: option[0] not in ("use", "objective")):
+        place = _absolute(tree, key, str(value), verb, names)
+        if place is not None:
+            reader.place(tree, place.split("."), value)
+    tree.pop(CHOSEN, None)
+    fill(tree, verb)
+    resolved: Recipe = reader.build(Recipe, tree, "")
+    return resolved
 
 
 def fill(tree: dict[str, Any], verb: str) -> None:

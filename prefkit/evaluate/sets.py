@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds, compatibility
+from prefkit.config import Eval, Generate, Model, Pair, Recipe, Requests, Set, bounds, compatibility
 from prefkit.errors import UsageError
 from prefkit.evaluate import tiers
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
@@ -182,7 +182,14 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
         if train is None or train.pairs not in recipe.pair:
             return None
         pairs = [recipe.pair[train.pairs]]
-    return any(any(map(pair.weights.get, names)) if pair.weights else not evaluation_only for pair in pairs)
+    return any(_chose(pair, names, recipe, evaluation_only) for pair in pairs)
+
+
+def _chose(pair: Pair, names: set[str], recipe: Recipe, evaluation_only: bool) -> bool:
+    """True if one of the scores or judges `names` chooses the winners of a pair entry."""
+    if pair.use == "comparisons":
+        return bool(names & set(pair.options.get("tables") or recipe.compare))
+    return any(map(pair.weights.get, names)) if pair.weights else not evaluation_only
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:

@@ -93,8 +93,8 @@ def test_sections_given_in_python_are_laid_over_the_run_s_own_recipe(run):
     found = Run(run, train=given).recipe
     assert (found.model.base, list(found.score), found.train["b"].steps) == ("tiny", ["size"], 3)
     assert given == {"b": {"pairs": "main", "steps": 3}}
-    with pytest.raises(UsageError, match="must be a string, not a function"):
-        Run(run, score={"t": {"use": test_an_evaluation_without_models_is_of_every_training}})
+    function = test_an_evaluation_without_models_is_of_every_training
+    assert Run(run, score={"t": {"use": function}}).recipe.score["t"].use == f"python:{function.__name__}"
 
 
 @pytest.mark.parametrize(
