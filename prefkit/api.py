@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Recipe, reader, resolve, rounds
 from prefkit.distributed import group
-from prefkit.errors import TooManyFailures, UsageError
-from prefkit.output import shell_quoted
+from prefkit.errors import PluginError, TooManyFailures, UsageError
+from prefkit.output import shell_quoted, warn
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
 
@@ -110,6 +110,7 @@ class Run:
         processes = group()
         reader.set_background(self.recipe.background)
         rounds.check_stage(self.recipe, self.store, verb)
+        first = processes.lead(lambda: not (self.store.folder / "recipe.yaml").exists())
         new, files = processes.lead(self.begin)
         self.store = Store(self.recipe.run)
         chosen = resolve.chosen_names(self.recipe, verb, names)
@@ -120,10 +121,14 @@ class Run:
                 results = processes.lead(lambda: self._each(verb, chosen, options))
             else:
                 results = self._each(verb, chosen, options)
-        except UsageError:
-            if new and processes.main:
+        except (UsageError, PluginError) as error:
+            if processes.main and isinstance(error, UsageError) and new:
                 self.store.undo(keep=files)
+            elif processes.main and first:  # later commands would take the failed entry for wanted
+                (self.store.folder / "recipe.yaml").unlink(missing_ok=True)
             raise
+        if verb == "generate":
+            processes.lead(self._warn_if_few)
         entries = getattr(self.recipe, verb)
         broken = [
             f"{name}: {counts['failed']} of {counts['wanted']}"
@@ -140,6 +145,14 @@ class Run:
             )
         return results
 
+    def _warn_if_few(self) -> None:
+        """Warn of too few held-out requests as soon as they are known, before the time for training is spent."""
+        from prefkit.evaluate.statistics import limits_of_few
+
+        splits = self.store.request_table(["split"]).column("split").to_pylist()
+        if "test" in splits and (text := limits_of_few(splits.count("test"))):
+            warn(f"held out for eval: {splits.count('test')} of {len(splits)} requests. {text}")
+
     def begin(self) -> tuple[bool, list[str]]:
         """Create the run folder. Returns (True if the run is new, file names that the folder already held)."""
         new, folder = not self.store.exists(), self.store.folder
@@ -150,7 +163,7 @@ class Run:
         return new, files
 
     def save_recipe(self) -> None:
-        write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe))
+        write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe, self.store.folder))
 
     def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
         stage = _stage(verb)

@@ -36,6 +36,8 @@ def plan(
 
     Each entry of a stage has one row: wanted, to do, bytes on disk, expected time, and the error, if any. The returned
     error is the one with which the run would end; a missing result that an earlier stage will make does not count."""
+    from prefkit.evaluate.sets import with_models
+
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
@@ -45,6 +47,8 @@ def plan(
         earlier = list(limits)[:number]
         stale = any("missing" in row or row.get("to do") for row in rows)  # earlier stages will change the disk
         for name in chosen_names(recipe, verb, names):
+            if verb == "eval" and "train" in earlier:
+                recipe = with_models(store, recipe, name, planned=True)
             row: Row = {"stage": verb, "name": name}
             try:
                 row |= STAGES[verb](store, recipe, name, limit)
