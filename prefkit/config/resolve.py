@@ -196,31 +196,29 @@ def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
 
     Raises UsageError if that name belongs to an entry with another plug-in.
     """
-    matches = [name for name, entry in entries.items() if same_file(_use_of(entry, verb), use)]
+    matches = [name for name, entry in entries.items() if same_file(_plugin_of(entry, verb), use)]
     if matches:
         return matches
     name = short_name(use) if verb in ("score", "pair", "train") or entries else DEFAULT_NAME[verb]
     if name in entries:
         raise UsageError(
-            f"--{SELECTS[verb][0]} {use}: the entry {name} of {verb} uses {_use_of(entries[name], verb)}. Name the new entry "
+            f"--{SELECTS[verb][0]} {use}: the entry {name} of {verb} uses {_plugin_of(entries[name], verb)}. Name the new entry "
             f"with --name, or change this one with --name {name}."
         )
     return [name]
 
 
-def _use_of(entry: Any, verb: str) -> str:
+def _plugin_of(entry: Any, verb: str) -> str:
     """Return the plug-in of an entry, which is a dataclass, a mapping, or the name of the plug-in."""
     default = getattr(config, verb.capitalize())()
     if verb == "train":
-        inner = _get(entry, "objective", default.objective)
-        return str(_get(inner, "use", default.objective.use) if not isinstance(inner, str) else inner)
-    return str(_get(entry, "use", default.use) if not isinstance(entry, str) else entry or default.use)
+        inner = entry.get("objective") if isinstance(entry, Mapping) else getattr(entry, "objective", None)
+        return _use_of(inner, default.objective.use)
+    return _use_of(entry, default.use)
 
 
-def _get(entry: Any, key: str, default: Any) -> Any:
-    if isinstance(entry, Mapping):
-        return entry.get(key, default)
-    return getattr(entry, key, default)
+def _use_of(entry: Any, default: str) -> str:
+    return str(entry.get("use", default) if isinstance(entry, Mapping) else getattr(entry, "use", entry) or default)
 
 
 def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
@@ -228,7 +226,7 @@ def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Se
     use = next((text for key, text in flags if key in SELECTS.get(verb, ())), None)
     if names or use is None:
         return list(names)
-    return [name for name, entry in getattr(recipe, verb).items() if same_file(_use_of(entry, verb), use)]
+    return [name for name, entry in getattr(recipe, verb).items() if same_file(_plugin_of(entry, verb), use)]
 
 
 def chosen_names(recipe: Recipe, verb: str, names: Sequence[str]) -> list[str]:

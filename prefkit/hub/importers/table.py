@@ -67,7 +67,7 @@ class Table:
         except UsageError:
             return None
         found = mapping_of(sorted(columns_of(tables[0]))) if tables else None
-        return None if found is None or found.doubts else f"its columns are named like {found.flag()}"
+        return None if found is None or found.doubts else "its columns have known names"
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()
