@@ -178,7 +178,7 @@ class Run:
         return pd.DataFrame([dataclasses.asdict(r) for r in self.store.requests()])
 
     def candidates(self, generator: str | None = None) -> pd.DataFrame:
-        """Return a table of candidates without images and payloads, which `run.store.iter_candidates()` reads."""
+        """Return a table of candidates. To read their images and payloads, use `run.store.iter_candidates()`."""
         import pandas as pd
 
         columns = ["id", "request_id", "index", "seed", "path", "sha256", "extra", "error"]

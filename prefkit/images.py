@@ -201,7 +201,7 @@ def head_traits(image: Image, source: Source) -> set[str]:
 
 
 def shown(data: bytes) -> bytes:
-    """Return an image file that every decoder shows alike: `data` if no rule changes its pixels, else `rgb` as PNG.
+    """Return an image file that every decoder shows alike: `data` if it is surely one, else its pixels by `rgb` as PNG.
 
     For programs that do not decode with this module, such as servers and other trainers. Damaged bytes are returned
     unchanged; the program that reads them reports the error.

@@ -275,7 +275,7 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
 def _overlap(
     store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """Count each set's requests and training prompts. Warn about training prompts and missing training records."""
+    """Count each eval set's requests and those that were trained on. Warn of the latter, and of missing training records."""
     counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prefkit.report import html, plot
+from prefkit.report.grids import CONTROL_SUFFIXES
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.summary import higher_is_better, rank_correlation
@@ -28,7 +29,7 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
     tiles = {
         "requests": sum(state["requests"].values()),
         "candidates": sum(c["done"] for c in state["candidates"].values()),
-        "scorers": len({name.rpartition("/")[2] for name in state["scores"]}),  # of rounds: "round 2/NAME"
+        "scorers": len({name.rpartition("/")[2] for name in state["scores"]}),  # with rounds: "round 2/NAME"
         "pairs": sum(sum(splits.values()) for splits in state["pairs"].values()),
         "trained models": sum(bool(t["final"]) for t in state["train"].values()),
         "failures": sum(c["failed"] for kind in ("candidates", "scores") for c in state[kind].values()),
@@ -37,6 +38,28 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in anchors.items())
     title = html.text(store.folder.resolve().name, 80)
     return f'<header><h1>{title}</h1><div class="tiles">{counts}</div><nav aria-label="Sections">{links}</nav></header>'
+
+
+def use(store: Store, recipe: Recipe | None) -> str:
+    """Return the lines that load each trained diffusion model in diffusers, or ""."""
+    base = recipe.model.base if recipe is not None else ""
+    lines = []
+    for name in store.names("train"):
+        final = store.train(name) / "final"
+        if name.endswith(CONTROL_SUFFIXES):
+            continue
+        if (final / "pytorch_lora_weights.safetensors").exists():
+            lines.append(f'pipe.load_lora_weights("{final}")  # {name}')
+        elif (final / "model_index.json").exists():
+            lines.append(f'pipe = DiffusionPipeline.from_pretrained("{final}")  # {name}')
+    if not lines or not base:
+        return ""
+    start = "from diffusers import DiffusionPipeline\n"
+    if base == "tiny":
+        start += "from prefkit import tiny\n"
+    source = "tiny.PIPELINE" if base == "tiny" else f'"{base}"'
+    code = html.text(f"{start}\npipe = DiffusionPipeline.from_pretrained({source})\n" + "\n".join(lines), 4000)
+    return f"<details><summary>Load the trained model in diffusers</summary><pre>{code}</pre></details>"
 
 
 def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> str:
@@ -107,14 +130,14 @@ def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
         direction = "higher is better" if higher_is_better(store, alias) else "lower is better"
         note = f", {failed:,} failed" if failed else ""
         only = ", for evaluation only" if spec.get("evaluation_only") else ""
-        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float give a dash
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is shown as a dash
             mean, std = html.number(float(values.mean())), html.number(float(values.std()))
         caption = f"<b>{html.text(alias)}</b>: {len(values):,} scores{note}; mean {mean}, std {std}; {direction}{only}"
         figures.append(html.figure(plot.histogram(values, alias), caption))
     body = f'<div class="plots">{"".join(figures)}</div>'
     if len(table.columns) > 1:
         correlation = rank_correlation(store, table)
-        note = "Spearman over all candidates that both scorers scored, negated where lower is better."
+        note = "Spearman, over all candidates that both scorers scored; scores are negated if lower is better."
         matrix = plot.matrix([str(name) for name in correlation.columns], correlation.to_numpy().tolist())
         body += f'<h3>Rank correlation of the scorers</h3><p class="quiet">{note}</p>{matrix}'
     lead = "Distribution of each score over the candidates. The dashed line is the median."

@@ -144,7 +144,7 @@ class ModelLoader:
         return self.caches / cache_keys.latents_key(self._common)
 
     def conditions_folder(self) -> Path:
-        """Return the folder with the prompts' conditions, whose name changes once the wiring is captured."""
+        """Return the folder of the prompts' conditions. Its name depends on the recorded pipeline call, if there is one."""
         key = cache_keys.conditions_key(self._common, self.revision.get("inputs"), self.call, self.wiring())
         return self.caches / key / "conditions"
 

@@ -408,8 +408,8 @@ def test_each_unusable_file_is_one_error_and_the_others_are_imported(tmp_path):
         "b.npz row 1": "vertices has NaN or infinity",
         "c.npz": "differ in their number of rows: joints3d 3, betas 2",
         "d.npz": "not an .npz file, or is truncated",
-        "e.npz": "neither joints3d nor vertices [M, ..., 3], but poses",
-        "f.npz": "no text pose_repr, which must be one of axis_angle, 6d",
+        "e.npz": "neither joints3d nor vertices [M, ..., 3], only poses",
+        "f.npz": "no valid pose_repr, which must be one of axis_angle, 6d",
         "h.npz": "pipelines/mesh/unpickle.py",
         "i.npz row 0": "are 13,000 m apart; if the file is in millimetres, give --scale 0.001",
     }
