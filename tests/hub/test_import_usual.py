@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import sys
@@ -41,7 +42,7 @@ def pictures(folder, count=4):
 
 
 def verdict(prompt, data, win, lose):
-    return prompt, *(layouts.hashlib.sha256(data[n]).hexdigest() for n in (win, lose))
+    return prompt, *(hashlib.sha256(data[n]).hexdigest() for n in (win, lose))
 
 
 @pytest.mark.parametrize(
