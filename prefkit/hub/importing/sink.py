@@ -76,6 +76,9 @@ class Progress:
         if self.began:
             discard(store, self.path.stem)
             self.path.unlink(missing_ok=True)
+            for kind in (*STORED, "pairs"):
+                with suppress(OSError):  # other commands have filled it
+                    (store.folder / kind).rmdir()
 
 
 def trace(before: str, item: Item, used: bool) -> str:
