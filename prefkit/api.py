@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from prefkit.config import Recipe, arguments, reader, resolve, rounds
 from prefkit.config import redo as redoing
 from prefkit.distributed import group
-from prefkit.errors import TooManyFailures, UsageError
-from prefkit.output import shell_quoted
+from prefkit.errors import PluginError, TooManyFailures, UsageError
+from prefkit.output import shell_quoted, warn
 from prefkit.registry import nearest
 from prefkit.store import Store
 from prefkit.store.files import write_atomic
@@ -248,6 +248,7 @@ class Run:
             raise UsageError(f"{verb}: limit must be a whole number above 0, or None, not {limit!r}.")
         reader.set_background(self.recipe.background)
         rounds.check_stage(self.recipe, self.store, verb)
+        first = processes.lead(lambda: not (self.store.folder / "recipe.yaml").exists())
         new, files = processes.lead(self.begin)
         self.store = Store(self.recipe.run)
         chosen = resolve.chosen_names(self.recipe, verb, _listed(names))
@@ -257,10 +258,14 @@ class Run:
                 results = self._redoing(act, redo)
             else:
                 results = {name: self._redoing(self._entry(verb, name, options), redo) for name in chosen}
-        except UsageError:
-            if new and processes.main:
+        except (UsageError, PluginError) as error:
+            if processes.main and isinstance(error, UsageError) and new:
                 self.store.undo(keep=files)
+            elif processes.main and first:  # later commands would take the failed entry for wanted
+                (self.store.folder / "recipe.yaml").unlink(missing_ok=True)
             raise
+        if verb == "generate":
+            processes.lead(self._warn_if_few)
         entries = getattr(self.recipe, verb)
         broken = [
             f"{name}: {counts['failed']} of {counts['wanted']}"
@@ -277,6 +282,14 @@ class Run:
             )
         return results
 
+    def _warn_if_few(self) -> None:
+        """Warn of too few held-out requests as soon as they are known, before the time for training is spent."""
+        from prefkit.evaluate.statistics import limits_of_few
+
+        splits = self.store.request_table(["split"]).column("split").to_pylist()
+        if "test" in splits and (text := limits_of_few(splits.count("test"))):
+            warn(f"held out for eval: {splits.count('test')} of {len(splits)} requests. {text}")
+
     def begin(self) -> tuple[bool, list[str]]:
         """Create the run folder. Returns (True if the run is new, file names that the folder already held)."""
         new, folder = not self.store.exists(), self.store.folder
@@ -289,7 +302,7 @@ class Run:
         return new, files
 
     def save_recipe(self) -> None:
-        write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe))
+        write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe, self.store.folder))
 
     def _entry(self, verb: str, name: str, options: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
         act = partial(_stage(verb), self.store, self.recipe, name, **options)

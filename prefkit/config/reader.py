@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from prefkit.config import Recipe, bounds, plain
+from prefkit.config import Recipe, bounds, locations, plain
 from prefkit.config.tree import Located, overlay, place, tree_of_flags, unusable
 from prefkit.config.tree import read_tree as tree_of
 from prefkit.errors import RecipeError, UsageError
@@ -272,9 +272,11 @@ def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> Usa
     return (RecipeError if path else UsageError)(f"{prefix}{text}")
 
 
-def dump(recipe: Recipe) -> str:
-    """Write a resolved recipe as YAML; reading it gives the same recipe."""
-    return yaml.dump(tree_of_recipe(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+def dump(recipe: Recipe, folder: Path | None = None) -> str:
+    """Write a resolved recipe as YAML; reading it gives the same recipe. folder: of the file, where its paths start."""
+    tree = tree_of_recipe(recipe)
+    tree = tree if folder is None else locations.portable(tree, folder)
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class Dumper(yaml.SafeDumper):

@@ -87,6 +87,7 @@ def clean(value: Any, key: str = "") -> Any:
 def clean_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    value = re.sub(r"^(\.\./)+", "", value)  # a path in recipe.yaml starts at the run folder
     if PATH.match(value):
         return ".../" + re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     if value.startswith("exec:"):  # a command: program and arguments

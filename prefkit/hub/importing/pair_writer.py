@@ -50,8 +50,9 @@ def write_pairs(store: Store, name: str) -> dict[str, int]:
             counts = _write(store, partial, base)
             if not counts:
                 raise UsageError(
-                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. Name the "
-                    "winner's column (--as table: --map ...,winner=COLUMN), or omit --pairs."
+                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. In a "
+                    "table, name the columns of the images (--map prompt=COLUMN,chosen=COLUMN,rejected=COLUMN) or of the "
+                    "verdict (winner=COLUMN). Otherwise, omit --pairs."
                 )
             _describe(name, counts, ties, partial)
             check_place(store, name)  # again, because writing takes long
