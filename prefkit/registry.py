@@ -1,7 +1,7 @@
 """Find a plug-in by name: a built-in plug-in file, an entry point, `package.module:Name` or `file.py:name`.
 
-A plug-in is imported only when it is named, so a broken plug-in does not affect others. A built-in file sets `plugin`
-to its class. The class has `Options`, a frozen dataclass, and its constructor takes an instance of it.
+A plug-in is imported only when it is used, so a broken plug-in does not affect others. A built-in plug-in file sets
+`plugin` to its class. The class has a frozen dataclass `Options`, and its constructor takes an `Options` instance.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -32,13 +34,63 @@ PLUGIN_PACKAGES = {
     "exporter": "prefkit.hub.exporters",
     "fitter": "prefkit.fit.fitters",
 }
-#: scorers given by an address: exec:COMMAND, http://host:port
+#: the start of a remote scorer's address (exec:COMMAND, http://host:port) -> module
 REMOTE = {
     "exec": "prefkit.score.remote.process",
     "http": "prefkit.score.remote.web",
     "https": "prefkit.score.remote.web",
 }
-MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # an importable name
+#: PASSED:NAME is the name of a function or class that Python code passed
+PASSED = "python"
+#: types of captured variables and default values that belong to a function's identity
+PLAIN = (str, bytes, int, float, complex, bool, type(None))
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # a dotted module name
+
+
+class Passed(str):
+    """The name `python:NAME` of an object, with the object itself as `plugin`. A stored recipe only holds the name."""
+
+    plugin: Any
+
+    def __new__(cls, plugin: Any) -> Passed:
+        name = super().__new__(cls, f"{PASSED}:{getattr(plugin, '__name__', type(plugin).__name__)}")
+        name.plugin = plugin
+        return name
+
+    def __getnewargs__(self) -> tuple[Any]:  # type: ignore[override]
+        return (self.plugin,)
+
+    def __deepcopy__(self, memo: Any) -> Passed:
+        return self
+
+
+def source_hash(plugin: Any) -> str:
+    """Return the SHA-256 of an object's source code, and of the numbers and texts that a function captures.
+
+    Captured objects of other types, global variables and called functions are not included.
+    """
+    function = inspect.unwrap(plugin) if inspect.isfunction(plugin) else plugin
+    try:
+        parts = [textwrap.dedent(inspect.getsource(function))]
+    except (OSError, TypeError):  # typed into an interpreter that keeps no source
+        code = getattr(function, "__code__", None)
+        parts = (
+            [repr(function)]
+            if code is None
+            else [code.co_code.hex(), repr((code.co_names, *(c for c in code.co_consts if isinstance(c, PLAIN))))]
+        )
+    if inspect.isfunction(function):
+        cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+        values = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        parts += [repr(value) for value in values if isinstance(value, PLAIN)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that is assigned later
+        return False
 
 
 def builtin(kind: str) -> dict[str, str]:
@@ -57,7 +109,7 @@ def _source(kind: str, name: str) -> ast.Module:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """Return the constants in a built-in scorer's ScorerSpec (licence, verified) and its VERIFIED, without importing it."""
+    """Return a built-in scorer's VERIFIED and ScorerSpec constants (licence, ...), without importing the scorer."""
     tree = _source(kind, name)
     assigned = (n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "VERIFIED")
     known = [("VERIFIED", ast.literal_eval(node.value)) for node in assigned]
@@ -79,7 +131,7 @@ def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
 
 
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
-    """Return the entry point called `name`, None for a built-in plug-in. Raises PluginError if two share the name."""
+    """Return the entry point called `name`, or None. Raises PluginError if two plug-ins share the name."""
     points = offered(kind).get(name, [])
     places = [f"{PLUGIN_PACKAGES[kind]}.{name}"] * (name in builtin(kind)) + [
         f"{p.value}" + (f" (package {p.dist.name})" if p.dist is not None else "") for p in points
@@ -94,6 +146,8 @@ def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
 
 def load(kind: str, name: str) -> Any:
     """Load the class (or, for scorers and generators, the function) called `name`. Raises UsageError, PluginError."""
+    if isinstance(name, Passed):
+        return name.plugin
     check_name(kind, name)
     if kind == "scorer" and name.partition(":")[0] in REMOTE:
         remote = _imported(kind, name, REMOTE[name.partition(":")[0]]).plugin
@@ -110,8 +164,8 @@ def load(kind: str, name: str) -> Any:
         raise
     except Exception as error:
         raise PluginError(
-            f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Fix or uninstall its "
-            "package; nothing else is affected."
+            f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Fix or uninstall "
+            "the package; other plug-ins are not affected."
         ) from error
 
 
@@ -127,8 +181,10 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
     """Return the SHA-256 of a plug-in's source file, for fingerprints; None for a built-in plug-in or a missing file.
 
     use: file.py:name, package.module:Name or, with `kind`, an installed entry point. The plug-in is not imported,
-    and the files that it imports do not count.
+    and the files that it imports are not hashed.
     """
+    if isinstance(use, Passed):
+        return source_hash(use.plugin)
     if ":" not in use:
         point = one_of(kind, use) if kind is not None else None
         return None if point is None else code_hash(point.value)
@@ -137,9 +193,9 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
         path = Path(os.path.expanduser(where))
     else:
         try:
-            with guarded(f"plug-in {use}"):  # its parent packages are imported
+            with guarded(f"plug-in {use}"):  # find_spec imports the parent packages
                 spec = importlib.util.find_spec(where)
-        except Exception:  # loading it reports the error
+        except Exception:  # loading the plug-in reports the error
             return None
         path = Path(spec.origin if spec is not None and spec.origin else "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
@@ -147,6 +203,8 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
 
 def check_name(kind: str, name: str) -> None:
     """Raise UsageError for an unknown name, PluginError for an ambiguous one, without importing anything."""
+    if not isinstance(name, str):
+        raise UsageError(f"{kind}: {name!r} is not a name. Give a name, file.py:name or package.module:Name.")
     if ":" in name:
         return
     known = sorted({*builtin(kind), *offered(kind)})
@@ -160,10 +218,10 @@ def check_name(kind: str, name: str) -> None:
 
 
 def short_name(use: str) -> str:
-    """Return a name for an entry that only sets `use`: the function in file.py:function, the program or the host."""
+    """Return a default name for a recipe entry that only sets `use`: the name of its function, program or host."""
     kind, _, rest = use.partition(":")
     if kind not in REMOTE:
-        return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would separate keys
+        return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would separate recipe keys
     if kind == "exec":
         files = [word for word in rest.split() if word.endswith(".py")]
         name = Path((files or rest.split() or [kind])[0]).stem
@@ -178,6 +236,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _attribute(kind: str, where: str, name: str) -> Any:
+    if where == PASSED:
+        raise UsageError(
+            f"{kind} {where}:{name} is a function or class of the Python code that made this run. Pass it to "
+            f"prefkit.Run again, or save it in a file and write file.py:{name} in the recipe."
+        )
     if not where or not name:
         raise UsageError(f"{kind} {where}:{name} is incomplete: give file.py:name or package.module:Name.")
     if where.endswith(".py"):
@@ -208,7 +271,7 @@ def _from_file(kind: str, path: Path) -> Any:
         with guarded(f"{kind} file {path}"):
             spec.loader.exec_module(module)
     except BaseException as error:
-        sys.modules.pop(key, None)  # an incomplete module
+        sys.modules.pop(key, None)  # remove the incomplete module
         if isinstance(error, PluginError) or not isinstance(error, Exception):
             raise
         raise PluginError(f"{kind} file {path} could not be imported: {type(error).__name__}: {error}") from error

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Recipe
+from prefkit.config.redo import outdated, refusal
 from prefkit.config.resolve import chosen_names
-from prefkit.errors import NotYet, PrefkitError, StoreError, UsageError
+from prefkit.errors import FingerprintError, NotYet, PrefkitError, StoreError, UsageError
 from prefkit.output import duration
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from prefkit.api import Run
 
 Row = dict[str, Any]
+OTHER = "settings differ"
+#: keys of a training's stored settings that change with the pairs, which an earlier stage may make again
+FOLLOWING = {"pairs", "masks"}
+KINDS = {
+    "generate": "candidates",
+    "score": "scores",
+    "compare": "comparisons",
+    "pair": "pairs",
+    "train": "train",
+    "eval": "eval",
+}
 
 
 def plan(
@@ -31,23 +43,41 @@ def plan(
     limits: Mapping[str, int | None],
     names: Sequence[str],
     controls: bool = False,
+    redo: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
-    """Return (rows, first error) for the stages in `limits`, in that order. limits: {stage: its `--limit`}.
+    """Return (rows, first error) of a dry run. limits: {stage: its `--limit`}, in the order in which the stages run.
 
-    Each entry of a stage has one row: wanted, to do, bytes on disk, expected time, and the error, if any. The returned
-    error is the one with which the run would end; a missing result that an earlier stage will make does not count."""
+    Each recipe entry of a stage has one row: wanted, to do, MB on disk, expected time, and the entry's error, if any.
+    The first error is the one that would end the real run. Results that an earlier stage will make may be missing."""
+    from prefkit.evaluate.sets import with_models
+
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
     rows: list[Row] = []
     first: PrefkitError | None = None
+    moved: dict[str, str] = {}  # entry that --redo would move -> the reason
     for number, (verb, limit) in enumerate(limits.items()):
         earlier = list(limits)[:number]
-        stale = any("missing" in row or row.get("to do") for row in rows)  # earlier stages will change the disk
+        # True if earlier stages have work to do
+        stale = bool(moved) or any("missing" in row or row.get("to do") for row in rows)
         for name in chosen_names(recipe, verb, names):
+            if verb == "eval" and "train" in earlier:
+                recipe = with_models(store, recipe, name, planned=True)
             row: Row = {"stage": verb, "name": name}
             try:
-                row |= STAGES[verb](store, recipe, name, limit)
+                row |= _work(store, recipe, (verb, name), limit, moved)
+                if verb == "train" and stale and "redo" not in row and (store.train(name) / "spec.json").exists():
+                    row["note"] = "made again if its pairs change" if redo else "needs --redo if its pairs change"
+            except FingerprintError as error:
+                entries = outdated(store, recipe, error)
+                if redo and entries:
+                    moved |= {entry: f"made from {entries[0]}" for entry in entries} | {entries[0]: OTHER}
+                    row["redo"] = OTHER
+                else:
+                    row["missing"] = str(error)
+                    follows = stale and set(error.keys) <= FOLLOWING
+                    first = first or (None if follows else refusal(store, entries, error))
             except PrefkitError as error:
                 wrong = _settings_error(recipe, verb, name) if earlier else None
                 row["missing"] = str(wrong or error)
@@ -57,21 +87,43 @@ def plan(
     return rows, first
 
 
-def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> tuple[list[Row], PrefkitError | None]:
-    """Return (rows, first error) for offline rounds, as `plan` does for one run.
+def _work(store: Store, recipe: Recipe, entry: tuple[str, str], limit: int | None, moved: Mapping[str, str]) -> Row:
+    """Return the cells that describe an entry's work. entry: (stage, name). Raises the errors of the stage's checks.
 
-    A round after an unfinished one can only be described: its candidates and pairs do not exist yet.
+    moved: {path that --redo will have moved away: reason}; of an entry among them, only the settings are checked.
+    """
+    verb, name = entry
+    path = f"{KINDS[verb]}/{name}"
+    reasons = [reason for other, reason in moved.items() if other == path or other.startswith(f"{path}/")]
+    if reasons and (wrong := _settings_error(recipe, verb, name)) is not None:
+        raise wrong
+    work = {} if path in moved else STAGES[verb](store, recipe, name, limit)
+    return work | ({"redo": reasons[0]} if reasons else {})
+
+
+def plan_rounds(
+    run: Run, limits: Mapping[str, int | None], controls: bool, redo: bool
+) -> tuple[list[Row], PrefkitError | None]:
+    """Return (rows, first error) of a dry run of a recipe with `rounds`: the rows of `plan` for each round.
+
+    Rounds after an unfinished round are not checked, because their candidates and pairs do not exist yet.
     """
     rows: list[Row] = []
     last: list[Row] = []
     for number in range(1, run.recipe.rounds + 1):
+        if any(row["stage"] == "train" and "redo" in row for row in last):
+            last = [
+                {"stage": row["stage"], "name": row["name"], "redo": f"made from round {number - 1}"} for row in last
+            ]
+            rows += [{"round": number, **row} for row in last]
+            continue
         try:
             part = run.round(number)
         except NotYet:
             last = [{**{key: row.get(key) for key in ("stage", "name")}, **_later(row, number)} for row in last]
             rows += [{"round": number, **row} for row in last]
             continue
-        last, error = plan(part.store, part.recipe, limits, (), controls)
+        last, error = plan(part.store, part.recipe, limits, (), controls, redo)
         rows += [{"round": number, **row} for row in last]
         if error is not None:
             return rows, error
@@ -79,14 +131,14 @@ def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> t
 
 
 def _later(row: Row, number: int) -> Row:
-    """Return the known cells of a row in a later round: generate and train have the same work in every round."""
+    """Return the cells of `row` that are known before round `number` starts: the amounts of generate and train."""
     wanted = row["wanted"] if "wanted" in row and row["stage"] in ("generate", "train") else None
     known = {} if wanted is None else {"wanted": wanted, "to do": wanted}
     return {**known, "missing": f"starts from the model of round {number - 1}, which is not trained yet"}
 
 
 def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None:
-    """Return the error in the settings of an entry, which no earlier stage can resolve; None if they are valid."""
+    """Return the error in an entry's own settings, which running earlier stages cannot resolve; None if valid."""
     try:
         SETTINGS.get(verb, lambda *_: None)(recipe, name)
     except PrefkitError as error:
@@ -95,7 +147,7 @@ def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None
 
 
 def _may_resolve(recipe: Recipe, error: PrefkitError, earlier: Sequence[str], stale: bool) -> bool:
-    """True if the earlier stages may resolve the error."""
+    """True if the error may disappear once the earlier stages have run."""
     if isinstance(error, NotYet):
         return error.verb in earlier and all(made in getattr(recipe, error.verb) for made in error.names)
     return stale
@@ -108,10 +160,10 @@ def _check_folder(store: Store) -> None:
     if not parent.is_dir():
         raise StoreError(f"{store.folder} cannot be written: {parent} is a file. Choose another folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise StoreError(f"{store.folder} cannot be written: you may not write to {parent}. Change its permissions.")
+        raise StoreError(f"{store.folder} cannot be written: no write permission for {parent}. Change its permissions.")
 
 
-# -- checks of the settings of an entry --------------------------------------------------------------------------------
+# -- per stage: check the settings of one recipe entry -----------------------------------------------------------------
 def _settings_generate(recipe: Recipe, name: str) -> None:
     from prefkit.generate.run import check
 
@@ -125,13 +177,13 @@ def _settings_score(recipe: Recipe, name: str) -> None:
 
 
 def _settings_pair(recipe: Recipe, name: str) -> None:
-    """Check the settings of a pair entry against the scores and candidates that earlier stages will have made."""
+    """Check the settings of a pair entry against all scores and candidates, including those still to be made."""
     from prefkit.pair.run import check_size, no_scores, settings_of
     from prefkit.store.query import check_query
 
     config, strategy = settings_of(recipe, name)
     if hasattr(strategy, "compared"):
-        return  # it reads votes, not scores
+        return  # the strategy reads comparisons, not scores
     store = Store(recipe.run)
     scores = sorted({*store.names("scores"), *recipe.score})
     missing = [score for score in config.weights if score not in scores]
@@ -161,7 +213,7 @@ def _settings_eval(recipe: Recipe, name: str) -> None:
         request_sets(store, recipe, cfg, None, write=False)
 
 
-# -- the work of an entry ----------------------------------------------------------------------------------------------
+# -- per stage: the row of one recipe entry ----------------------------------------------------------------------------
 def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     from prefkit.generate.requests import keep_known, read_requests
     from prefkit.generate.run import checked
@@ -209,7 +261,7 @@ def _compare(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _estimate(store: Store, scorer: Any, generators: Sequence[str], calls: int, **how: Any) -> Row:
-    """Return the cost of `calls` calls, estimated from the first candidates; {} if the scorer cannot estimate it."""
+    """Return the scorer's estimate of what `calls` calls cost, based on the first 8 candidates; {} if it has none."""
     estimate = getattr(scorer, "estimate", None)
     if estimate is None or not calls:
         return {}
@@ -255,7 +307,7 @@ def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _size_and_time(folder: Path, todo: int, done: int) -> Row:
-    """Return the MB on disk, the MB to come, and the time that `todo` items take at the measured pace, as row cells."""
+    """Return row cells: MB on disk, MB still to be written, and the time for `todo` items at the measured pace."""
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
     row: Row = {"MB on disk": round(size / 1e6, 2)}
     if todo:

@@ -1,4 +1,4 @@
-"""Converts result.json to tables for the terminal."""
+"""Convert result.json to tables for the terminal."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row per set, model and judge (scorer), with base, tuned, wins (95 % interval) and verdict.
 
-    A judge is marked * if it was the training signal and ? if that is unknown. Held-out judges come first, then unknown
-    ones.
+    The judge that was the training signal is marked *, or ? if unknown. Held-out judges come first, then unknown ones.
     """
     entries = [entry for result in results for entry in _rows(result)]
     several = sum(len(result["sets"]) for result in results) > 1
@@ -54,8 +53,35 @@ def distance_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def tier_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per set, model, judge and group of `by`: means of floor, base, tuned and ceiling, and RI."""
+    return [
+        {"set": set_name, "model": model, "judge": alias}
+        | ({"group": group} if any_by else {})
+        | {name: _short(part["means"].get(name)) for name in ("superficial", "base", "tuned", "explicit")}
+        | {"RI [95 %]": improvement(part["relative_improvement"]), "requests": part["n_requests"]}
+        for result in results
+        for set_name, model, alias, row in _rows(result)
+        if row.get("tiers")
+        for any_by in [row["tiers"]["by"] is not None]
+        for group, part in {"all": row["tiers"], **(row["tiers"]["by"] or {})}.items()
+    ]
+
+
+def improvement(estimate: dict[str, Any] | None) -> str:
+    """Return a relative improvement as text: value and interval in percent, or the reason why it has none."""
+    if estimate is None:
+        return "-"
+    if estimate["value"] is None:
+        return f"- ({estimate['reason']})"
+    value = f"{estimate['value']:.1%}"
+    if estimate["low"] is None:
+        return f"{value} ({estimate['reason']})"
+    return f"{value} [{estimate['low']:.1%}, {estimate['high']:.1%}]"
+
+
 def real_distances(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (set, model, its `real_distance`), which is the same for all scorers of a model."""
+    """Yield (set, model, `real_distance`) once per set and model: the rows of all scorers hold the same value."""
     seen = set()
     for set_name, model, _, row in _rows(result):
         if (set_name, model) not in seen and row.get("real_distance"):

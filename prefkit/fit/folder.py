@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import content
+from prefkit.config.redo import OLD
 from prefkit.errors import DamagedError, FingerprintError, UsageError
 from prefkit.output import note, warn
 from prefkit.store.checksums import check_folder
@@ -25,7 +26,7 @@ PLACES = frozenset(
 
 
 class FitFolder:
-    """Output folder of the fit `name`, with the fingerprint of settings, data and encoder that determine the result."""
+    """The output folder of a fit. Its fingerprint holds the settings, data and encoder that determine the result."""
 
     def __init__(self, name: str, out: str, options: Any, data: Mapping[str, Any], encoder: Any = None) -> None:
         self.folder = Path(out or f"{DEFAULT_ROOT}/{name}").expanduser()
@@ -55,7 +56,9 @@ class FitFolder:
             changes = "; ".join(_difference(key, _plain(spec.get(key)), _plain(self.fingerprint[key])) for key in keys)
             raise FingerprintError(
                 f"{self.folder} was fitted with different settings or data ({changes}). Name another folder with "
-                "--out, or remove this one to fit again."
+                f"--out, or add --redo, which moves this one to {self.folder.parent / OLD} and fits again.",
+                self.folder,
+                keys,
             )
         try:
             check_folder(self.folder, "The fit runs again.")
@@ -66,7 +69,7 @@ class FitFolder:
         return spec
 
     def write(self, results: Mapping[str, Any], save: Callable[[Path], Any]) -> dict[str, Any]:
-        """Write what `save(folder)` saves, and spec.json with the fingerprint and results. Returns the spec."""
+        """Write the folder: the files that `save` writes, and spec.json (fingerprint and results). Returns the spec."""
         spec = {**self.fingerprint, **results}
         with whole_folder(self.folder) as temporary:
             save(temporary)

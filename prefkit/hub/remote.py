@@ -53,7 +53,7 @@ class Remote:
             return str(self.api.repo_info(**self.where).sha)
 
     def files(self, commit: str) -> dict[str, str]:
-        """Return path -> content hash: SHA-256 for LFS files, git's blob hash for the rest (see local_hashes)."""
+        """Return {path: content hash}: SHA-256 for LFS files, git's blob hash for the rest (see local_hashes)."""
         from huggingface_hub import RepoFile
 
         with self.errors("listing the files"):
@@ -85,7 +85,7 @@ class Remote:
             self.api.create_tag(**self.where, tag=name, revision=commit, tag_message=message, exist_ok=True)
 
     def squash(self, message: str) -> str:
-        """Squash the history into one commit and delete prefkit's tags, so that no name leads to an earlier state."""
+        """Squash the history into one commit and delete prefkit's tags, so that none points to an earlier commit."""
         for name in self.tags():
             if name.startswith("prefkit-"):
                 with self.errors(f"removing tag {name}"):

@@ -1,14 +1,14 @@
-"""The README.md of a pair set, with the configs that `load_dataset` reads, the settings, and the counts."""
+"""Write the README.md (dataset card) of a pair set: the configs for `load_dataset`, the settings, and the counts."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
 import yaml
 
 from prefkit.config import Pair
 from prefkit.pair.dataset import pair_schema
+from prefkit.store.parquet import feature_dtype
 
 
 def card(
@@ -60,7 +60,7 @@ def _gap(spec: dict[str, Any]) -> str:
 
 
 def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any], config: Pair) -> dict[str, Any]:
-    """Return the YAML front matter. The config `gallery` reads the files of `default` and decodes the images."""
+    """Return the YAML front matter. The config `gallery` reads the same files as `default`, but decodes the images."""
 
     def files(names: Any, folder: str = "") -> list[dict[str, str]]:
         return [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in names]
@@ -69,13 +69,9 @@ def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any],
     head: dict[str, Any] = {"configs": configs}
     if config.embed:
         configs.append({"config_name": "gallery", "data_files": files(splits)})
-        features = [{"name": f.name, "dtype": _dtype(f.type)} for f in pair_schema(aliases)]
+        features = [{"name": f.name, "dtype": feature_dtype(f.type)} for f in pair_schema(aliases)]
         head["dataset_info"] = [{"config_name": "gallery", "features": features}]
     for extra in ("ties", "lists"):
         if extra_splits := counts.get(f"{extra}_splits"):
             configs.append({"config_name": extra, "data_files": files(extra_splits, f"{extra}/")})
     return head
-
-
-def _dtype(kind: pa.DataType) -> str:
-    return "image" if pa.types.is_binary(kind) else {"double": "float64"}.get(str(kind), str(kind))

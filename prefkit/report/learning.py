@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from prefkit.report import html, plot
+from prefkit.report.overview import online_samples
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -18,7 +19,7 @@ from prefkit.store.summary import Pairs, metrics
 
 EXTREMES = 12
 SIDE = 200
-#: the page shows at most this many pair sets and trainings, and lists the names of the rest
+#: maximum numbers of pair sets and of trainings that the page shows; it only names the others
 PAIR_SETS, CURVED = 3, 6
 PLAIN = "^(?!validation/|watch/|score/|seconds/).*"
 #: kinds of curves in the order shown: (title, axis label, y of the reference line, pattern of the metric names)
@@ -48,7 +49,8 @@ def pairs(store: Store) -> str:
     """Return the section on pair sets: histogram of score gaps, and the pairs with the widest and narrowest gaps."""
     names = store.names("pairs")
     if not names:
-        return html.section("pairs", "Pairs", html.missing("No pairs have been made yet."))
+        note = "Online training uses no pair set." if online_samples(store) else "No pairs have been made yet."
+        return html.section("pairs", "Pairs", html.missing(note))
     body = "".join(_pair_set(store, name) for name in names[:PAIR_SETS]) + _rest(names, PAIR_SETS)
     lead = "The gap is the winner's minus the loser's combined, normalised score. Winners are outlined."
     return html.section("pairs", "Pairs", body, lead)
@@ -100,7 +102,7 @@ def training(store: Store) -> str:
         parts.append(f'<h3>{html.text(name, 60)} <span class="tag">{state}</span></h3>')
         plots = "".join(_curves(rows))
         parts.append(f'<div class="plots">{plots}</div>' if plots else html.missing("No step has been recorded yet."))
-        parts += [_preflight(store.train(name)), _sample_evaluations(rows)]
+        parts += [_board(store.train(name)), _preflight(store.train(name)), _sample_evaluations(rows)]
     lead = (
         "Margins are relative to the frozen reference: a winner advantage above 0 means that winners became likelier. "
         "Long curves are averaged over neighbouring steps."
@@ -108,8 +110,21 @@ def training(store: Store) -> str:
     return html.section("training", "Training", "".join(parts) + _rest(names, CURVED), lead)
 
 
+def _board(folder: Path) -> str:
+    """Return the link, or the command, that shows the training in an experiment tracker; "" if it used none."""
+    path = folder / "board.json"
+    if not path.exists():
+        return ""
+    stored = read_json(path)
+    link, board = str(stored.get("link")), html.text(stored.get("board"), 40)
+    shown = html.text(link, 300)
+    if link.startswith("https://"):
+        shown = f'<a href="{shown}" rel="noreferrer">{shown}</a>'
+    return f'<p class="quiet">Also logged to {board}: {shown}</p>'
+
+
 def _preflight(folder: Path) -> str:
-    """Return a table of the reference's errors on the pairs' candidates and on its own samples; "" if not measured."""
+    """Return a table of the reference model's errors on the pairs' candidates and on its own samples, or ""."""
     path = folder / "preflight.json"
     if not path.exists():
         return ""
@@ -128,7 +143,7 @@ def _preflight(folder: Path) -> str:
 
 
 def _sample_evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of an offline training's first and last sample evaluations and its alarms; "" if none ran."""
+    """Return a table of an offline training's first and last sample evaluation, with all alarms; "" if none ran."""
     evaluations = [(row["step"], row["watch"]) for row in rows if "alarm" in row.get("watch", {})]
     if not evaluations:
         return ""
@@ -183,12 +198,12 @@ def _key(key: str, i: int, count: int, ordered: bool) -> str:
 
 
 def kind(key: str) -> str:
-    """Return the title of the figure that shows a metric, or "" for none."""
+    """Return the title of the figure that shows a metric, or "" if no figure does."""
     return next((title for title, _, _, pattern in CURVES if re.search(pattern, key)), "")
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield (path, number) for a row of metrics; list entries are named by the `bins` of the same level, null is NaN.
+    """Yield (path, number) for each metric in a row. The `bins` next to a list name its entries; null becomes NaN.
 
     {"a": {"bins": ["low", "high"], "b": [1, 2]}} -> ("a/b/low", 1), ("a/b/high", 2)
     """

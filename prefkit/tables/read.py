@@ -94,7 +94,7 @@ def _values(where: str, value: Any) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{where}: {error}.") from error
     if len(row) != len(value):
-        raise UsageError(f"{where}: two names differ only in how their accents are encoded. Rename one.")
+        raise UsageError(f"{where}: two column names differ only in how accents are encoded. Rename one.")
     return row
 
 
@@ -102,14 +102,14 @@ def _parquet(path: Path, shown: str, wanted: set[str] | None) -> Iterator[dict[s
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from prefkit.store.parquet import READ_ROWS, read_rows
+    from prefkit.store.parquet import read_rows
 
     regular(path, shown)
     done, at_once = 0, 0
     try:
         schema = pq.read_schema(path)
         names = _columns(schema, shown, wanted)
-        at_once = READ_ROWS if any(_holds_bytes(schema.field(name).type) for name in names) else SCALAR_ROWS
+        at_once = min((_rows_at_once(schema.field(name).type) for name in names), default=SCALAR_ROWS)
         for row in read_rows(path, names, at_once):
             done += 1
             yield row
@@ -128,8 +128,19 @@ def _columns(schema: pa.Schema, shown: str, wanted: set[str] | None) -> list[str
     return names if wanted is None else [name for name in names if nfc(name) in wanted]
 
 
+def _rows_at_once(kind: pa.DataType) -> int:
+    """Return how many rows of a column to hold in memory: few with an image per row, one with a list of images."""
+    from pyarrow.types import is_fixed_size_list, is_large_list, is_list
+
+    from prefkit.store.parquet import READ_ROWS
+
+    if not _holds_bytes(kind):
+        return SCALAR_ROWS
+    return 1 if is_list(kind) or is_large_list(kind) or is_fixed_size_list(kind) else READ_ROWS
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
-    """True if values contain bytes, which are usually images."""
+    """True if values of this type contain bytes, which are usually images."""
     from pyarrow.types import is_binary, is_fixed_size_binary, is_large_binary
 
     if is_binary(kind) or is_large_binary(kind) or is_fixed_size_binary(kind):

@@ -1,13 +1,12 @@
-"""Numerical settings of a step: autocast, TF32, attention back end, torch.compile. They do not change the method.
+"""Numerical settings of training: autocast, TF32, attention back end, torch.compile. They do not change the method.
 
-float32     on CUDA, torch by default computes matrix products exactly but convolutions in TF32 (10 bits of mantissa).
-            Errors of policy and reference are nearly equal and are subtracted, so with precision `no`, convolutions are
-            exact too, and TF32 is used only with precision `tf32`
-attention   the name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher
-compile     torch.compile of the network's repeated blocks, or of the full network if it lists none. A transformer
-            repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed.
-            Policy and reference are the same modules with different active adapters; dynamo guards the list of active
-            adapters, so each gets its own graphs
+float32     On CUDA, torch by default computes matrix products exactly, but convolutions in TF32 (10 bits of mantissa).
+            The errors of policy and reference are nearly equal and are subtracted, so rounding matters. Precision `no`
+            makes convolutions exact too; precision `tf32` uses TF32 for both.
+attention   The name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher.
+compile     torch.compile of the network's repeated blocks (faster to compile and nearly as fast to run), or of the full
+            network if it lists no such blocks. Policy and reference are the same modules with different active
+            adapters. Dynamo guards the list of active adapters, so policy and reference get separate graphs.
 """
 
 from __future__ import annotations
@@ -15,23 +14,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from prefkit.config import Train
+from prefkit.config import Recipe, Train
 from prefkit.distributed import device_of
 from prefkit.errors import UsageError
+from prefkit.store import Store
+from prefkit.store.files import read_json
 from prefkit.train.policy import Policy
 
-TF32 = "tf32"
-AUTOCAST = {"no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
-WEIGHTS = {"no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
-#: limit on the graphs of one block, which has one per role (policy in training, policy in measurements, reference),
-#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8; code beyond it is not compiled
+TF32, AUTO = "tf32", "auto"
+CHOICES = (AUTO, "no", TF32, "bf16", "fp16")
+#: what the start-up table and cards call each precision
+SHOWN = {"no": "no (float32)"}
+#: `settled` replaces auto before training; elsewhere it counts as float32
+AUTOCAST = {AUTO: None, "no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS = {AUTO: "float32", "no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
+#: limit on the compiled graphs of a block, one per role (policy in training, policy in measuring, reference), network
+#: width and image size. A U-Net with two image sizes exceeds torch's limit of 8, beyond which nothing more is compiled
 GRAPHS = 64
 FORWARD_ONLY = "sage"
-BACKEND: str | None = None  # of torch.compile; None = its default, which needs a C++ compiler
+BACKEND: str | None = None  # back end of torch.compile; None = torch's default, which needs a C++ compiler
 
 
 def check(name: str, config: Train) -> None:
@@ -39,8 +45,8 @@ def check(name: str, config: Train) -> None:
     device = device_of(config.device)
     if config.precision == TF32 and not device.startswith("cuda"):
         raise UsageError(
-            f"train.{name}.precision: `tf32` needs a CUDA device, but training runs on {device}; set it to `no` "
-            "(float32)."
+            f"train.{name}.precision: `tf32` needs a CUDA device, but training runs on {device}; set precision to "
+            "`no` (float32)."
         )
     if config.attention is None:
         return
@@ -59,6 +65,33 @@ def check(name: str, config: Train) -> None:
         raise UsageError(f"train.{name}.attention: {config.attention} cannot be used here: {error}") from error
 
 
+def settled(store: Store, recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe in which precision `auto` of train.NAME is replaced by the precision that it means.
+
+    A training that has begun keeps its precision, also on another device. Online training compares log-probabilities
+    of sampling and training, which must agree more closely than bf16 computes.
+    """
+    config = recipe.train.get(name)
+    if config is None or config.precision != AUTO:
+        return recipe
+    stored = store.train(name) / "spec.json"
+    if stored.exists():
+        value = str((read_json(stored).get("train") or {}).get("precision", "no"))
+    else:
+        value = "bf16" if config.online is None and has_bf16(config.device) else "no"
+    return replace(recipe, train={**recipe.train, name: replace(config, precision=value)})
+
+
+def stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a training's settings for its fingerprint, in which float32 is unset, as in runs made before `auto`."""
+    return {key: value for key, value in settings.items() if (key, value) != ("precision", "no")}
+
+
+def has_bf16(device: str | None) -> bool:
+    """True if training on this device (null: the best available one) would run on CUDA with native bf16."""
+    return device_of(device).startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which the denoiser's forward passes run in the configured precision."""
     dtype = AUTOCAST[config.precision]
@@ -67,7 +100,7 @@ def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]
 
 @contextmanager
 def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
-    """Context that sets float32 precision and attention back end as configured, and then restores the old settings."""
+    """Context in which float32 precision and the attention back end are set as configured."""
     with ExitStack() as stack:
         if device.type == "cuda" and config.precision in ("no", TF32):
             stack.enter_context(float32_products(config.precision == TF32))
@@ -82,8 +115,8 @@ def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
 def float32_products(tf32: bool) -> Iterator[None]:
     """Context in which float32 matrix products and convolutions on CUDA are computed in TF32 or exactly.
 
-    This uses torch's older settings: Inductor reads them when it compiles, and torch refuses to read them once the
-    newer ones (fp32_precision) were written.
+    Only torch's older settings are set: Inductor reads the older ones when it compiles, and torch refuses to read them
+    after the newer ones (fp32_precision) have been set.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     _set_float32_products("high" if tf32 else "highest", tf32)
@@ -115,7 +148,7 @@ def prepare_network(policy: Policy, config: Train) -> dict[str, str]:
 
 
 def check_dispatched(net: Any, attention: str | None) -> None:
-    """Raise UsageError if a back end is configured but the network's attention does not go through the dispatcher."""
+    """Raise UsageError if a back end is set but the network's attention does not go through diffusers' dispatcher."""
     processors = getattr(net, "attn_processors", {}).values()
     modules = [*processors, *(getattr(module, "processor", None) for module in net.modules())]
     if attention is not None and not any(hasattr(processor, "_attention_backend") for processor in modules):
@@ -126,7 +159,7 @@ def check_dispatched(net: Any, attention: str | None) -> None:
 
 
 def compile_blocks(net: Any) -> str:
-    """Set the network's blocks to be compiled in place at their first call; return a description of them."""
+    """Mark the network's blocks for compilation at their first call; return a description of the blocks."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)

@@ -152,7 +152,7 @@ def test_which_pairs(store):
     assert 0 < first < len(every)  # which one is a does not follow from its place
     for wrong, said in [
         (Compare(pairs="extremes", by="sise"), "Did you mean 'size'"),
-        (Compare(pairs="best"), "choose all or extremes"),
+        (Compare(pairs="best"), "it must be `all` or `extremes`"),
     ]:
         with pytest.raises(UsageError, match=said):
             chosen_pairs(store, wrong, "j")
@@ -245,8 +245,8 @@ def judged(store, tmp_path, body):
         ("return Verdicts(iter(rows), [], None, None)", "with rows and shown"),
         ("rows = ['a'] * len(pairs)", "must be a Comparison"),
         ("rows = rows[1:]", "gave 3 verdicts for 4 pairs"),
-        ("rows = rows[::-1]", "must name the pairs in the order asked"),
-        ("rows[0] = Comparison(rows[0].id_b, rows[0].id_a, 'a', 'm', None, 'both')", "in the order asked"),
+        ("rows = rows[::-1]", "must list the pairs in the sequence given"),
+        ("rows[0] = Comparison(rows[0].id_b, rows[0].id_a, 'a', 'm', None, 'both')", "in the sequence given"),
         ("rows[0] = Comparison(rows[0].id_a, rows[0].id_b, 'left', 'm', None, 'both')", "gave outcome 'left'"),
         ("rows[0] = Comparison(rows[0].id_a, rows[0].id_b, 'a', 'm', 1.5, 'both')", "probability 1.5"),
         ("rows[0] = Comparison(rows[0].id_a, rows[0].id_b, 'a', 'm', float('nan'), 'both')", "probability nan"),

@@ -12,7 +12,7 @@ from prefkit.config import reader
 from prefkit.errors import UsageError
 
 CHECK_FLAGS = ("extra", "device", "dtype", "accept_license")
-SAMPLE_SIZE = 6  # candidates of a run
+SAMPLE_SIZE = 6  # maximum number of candidates to check
 RESULTS = {True: "ok", False: "FAILED", None: "not checked"}
 
 
@@ -50,12 +50,12 @@ def _extra(text: str) -> dict[str, Any]:
 
 
 def _candidates(folder: str | None) -> list[Any]:
-    """Return the first candidates of a run that have an image; [] without a run."""
+    """Return the first candidates of a run that have an image; [] if `folder` is None."""
     if folder is None:
         return []
     from prefkit.store import Store
 
     candidates = list(islice((c for c in Store(folder).iter_candidates() if c.error is None), SAMPLE_SIZE))
     if not candidates:
-        raise UsageError(f"{folder} has no candidates with an image. Leave out the run to check on synthetic images.")
+        raise UsageError(f"{folder} has no candidates with an image. To check on synthetic images, leave out the run.")
     return candidates

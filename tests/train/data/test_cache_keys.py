@@ -38,6 +38,7 @@ TRAIN = {
     "optimizer": ("adafactor", RESULT),
     "optimizer_options": ({"eps": 1e-6}, RESULT),
     "max_grad_norm": (0.5, RESULT),
+    "ema": (0.9, RESULT),
     "precision": ("bf16", ALL),
     "time_sampling": ("uniform", RESULT),
     "guidance": (5.0, RESULT),  # conditions too where the network takes it in: below
@@ -51,6 +52,7 @@ TRAIN = {
     "watch": (["size"], RESULT),
     "watch_requests": (3, RESULT),
     "watch_every": (7, NOTHING),
+    "sample_every": (7, NOTHING),
     "stop_drop": (0.7, RESULT),
     "controls": (True, NOTHING),
     "cache_reference": (True, NOTHING),
@@ -177,7 +179,7 @@ def test_a_training_of_another_scheme_is_not_continued(run):
     run_train(store, recipe, "dpo", limit=2)
     path = store.train("dpo") / "spec.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "scheme"})
-    with pytest.raises(FingerprintError, match="another version of prefkit, which draws noise or captures pipelines"):
+    with pytest.raises(FingerprintError, match="a version of prefkit that draws noise or captures pipelines"):
         run_train(store, recipe, "dpo")
 
 
