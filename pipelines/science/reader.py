@@ -1,0 +1,107 @@
+"""Recognition of the look of a subject, without a trained model.
+
+The law and the subject are given. 16 drawings of every look in other poses, and their mean, are composed on the picture's
+backdrop (the median of its rim, or the lamp's colour), at 32 x 32, and compared with 25 shifts of the picture. The drawing with
+the smallest squared error wins. Its match is the fraction of the picture's squared difference from the backdrop that it
+explains. A picture with a smaller match than MATCH is not recognized: it shows something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+from laws import LAWS
+from looks import LAMPS, SIZE, Scene, foreground
+from PIL import Image
+
+HALF = SIZE // 2
+DRAWINGS, RIM = 16, 2
+SHIFTS = (-2, -1, 0, 1, 2)  # px of the half-size picture
+FAINT = 0.002  # lower limit of a picture's mean squared difference from its backdrop, as a fraction of full scale
+#: law -> the 5th percentile of the match of new renders (check_reader.py)
+MATCH: dict[str, float] = dict.fromkeys(LAWS, 0.5)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The recognized look. look and setting are None if the picture does not show the subject. match: at most 1."""
+
+    look: str | None
+    setting: str | None
+    match: float
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Drawings of a subject. names: (look, setting) of each; colour [K, 32, 32, 3], premultiplied; cover [K, 32, 32, 1]; 0..1."""
+
+    names: list[tuple[str, str]]
+    colour: np.ndarray
+    cover: np.ndarray
+
+
+@lru_cache(maxsize=512)
+def drawings(law: str, subject: str) -> Drawings:
+    """Draw a subject in every look and setting."""
+    names, parts = [], []
+    for look, setting in product(LAWS[law].looks, tuple(LAWS[law].settings.values()) or ("",)):
+        scene = Scene(law, subject, look, setting)
+        scene.check()
+        made = [_half(foreground(scene, np.random.default_rng([10**6, seed]))) for seed in range(DRAWINGS)]
+        parts += [*made, np.mean(made, 0)]
+        names += [(look, setting)] * (DRAWINGS + 1)
+    stack = np.stack(parts)
+    return Drawings(names, stack[..., :3], stack[..., 3:])
+
+
+def _half(image: Image.Image) -> np.ndarray:
+    """Return a drawing at half size with premultiplied colour: float32 [32, 32, 4] in 0..1."""
+    pixels = np.asarray(image, np.float32) / 255
+    pixels[..., :3] *= pixels[..., 3:]
+    return pixels.reshape(HALF, 2, HALF, 2, 4).mean((1, 3))
+
+
+def read(image: Image.Image, law: str, subject: str, threshold: float | None = None) -> Seen:
+    """Recognize a subject's look. threshold: of the match; default MATCH. Raises UsageError for an unknown law or subject."""
+    Scene(law, subject, LAWS[law].looks[0] if law in LAWS else "", _first_setting(law)).check()
+    pixels = _pixels(image)
+    rim = np.concatenate([pixels[:RIM].reshape(-1, 3), pixels[-RIM:].reshape(-1, 3), pixels[:, :RIM].reshape(-1, 3), pixels[:, -RIM:].reshape(-1, 3)])
+    ground = np.median(rim, 0)
+    known = drawings(law, subject)
+    grounds = np.stack([np.array(LAMPS[s], np.float32) / 255 if s in LAMPS else ground for _, s in known.names])
+    composed = (known.colour + (1 - known.cover) * grounds[:, None, None]).reshape(len(known.names), -1)
+    shifted = _shifts(pixels)
+    errors = (composed**2).sum(1)[None] + (shifted**2).sum(1)[:, None] - 2 * shifted @ composed.T
+    best = int(errors.min(0).argmin())
+    energy = max(float(((pixels - ground) ** 2).sum()), FAINT * pixels.size)
+    match = 1 - float(errors[:, best].min()) / energy
+    look, setting = known.names[best]
+    return Seen(look, setting, match) if match >= (MATCH[law] if threshold is None else threshold) else Seen(None, None, match)
+
+
+def read_many(images: Sequence[Image.Image], laws: Sequence[str], subjects: Sequence[str]) -> list[Seen]:
+    """Recognize pictures of several laws and subjects."""
+    return [read(*one) for one in zip(images, laws, subjects, strict=True)]
+
+
+def _first_setting(law: str) -> str:
+    return next(iter(LAWS[law].settings.values()), "") if law in LAWS else ""
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Return a picture at half size: float32 [32, 32, 3] in 0..1."""
+    whole = image.convert("RGB")
+    if whole.size != (SIZE, SIZE):
+        whole = whole.resize((SIZE, SIZE), Image.Resampling.BOX if whole.width > SIZE else Image.Resampling.BICUBIC)
+    return (np.asarray(whole, np.float32) / 255).reshape(HALF, 2, HALF, 2, 3).mean((1, 3))
+
+
+def _shifts(pixels: np.ndarray) -> np.ndarray:
+    """Return the picture at 25 shifts, its edge repeated: float32 [25, 3072]."""
+    far = max(SHIFTS)
+    padded = np.pad(pixels, ((far, far), (far, far), (0, 0)), mode="edge")
+    return np.stack([padded[far + y : far + y + HALF, far + x : far + x + HALF].ravel() for y, x in product(SHIFTS, SHIFTS)])
