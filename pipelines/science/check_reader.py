@@ -3,9 +3,9 @@
     python pipelines/science/check_reader.py [--n 100] [--laws rust,melting] [--seed 0]
 
 Per law: the share of looks (and settings) read correctly without a threshold; the 5th percentile of the match (MATCH in
-reader.py); with the threshold, the shares refused of pictures of another law, of another subject of the law, and of noise; and
-the share of looks read correctly after the wardrobe's autoencoder with .4 of the latents' std as noise (`blotched`), and the
-share of these that is refused.
+reader.py); with the threshold, the shares refused of these pictures, of pictures of another law, of another subject of the law,
+and of noise; and the share of looks read correctly after the wardrobe's autoencoder with .4 of the latents' std as noise
+(`blotched`), and the share of these that is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from laws import LAWS
 from looks import Scene, render
 from PIL import Image
-from reader import MATCH, Seen, read
+from reader import Seen, read
 from tuples import named
 
 from prefkit.errors import PrefkitError, UsageError
@@ -56,9 +56,9 @@ def measure(law: str, n: int, seed: int) -> dict[str, float]:
     rng = np.random.default_rng([seed, list(LAWS).index(law)])
     scenes = [draw_scene(law, rng) for _ in range(n)]
     images = [render(scene, int(rng.integers(2**31))) for scene in scenes]
-    seen = [read(image, law, scene.subject, -np.inf) for image, scene in zip(images, scenes)]
+    seen = [read(image, law, scene.subject, -np.inf, 0) for image, scene in zip(images, scenes)]
     damaged = blotched(images, seed)
-    after = [read(image, law, scene.subject, -np.inf) for image, scene in zip(damaged, scenes)]
+    after = [read(image, law, scene.subject, -np.inf, 0) for image, scene in zip(damaged, scenes)]
     others = [name for name in LAWS if name != law]
     foreign = [draw_scene(str(rng.choice(others)), rng) for _ in scenes]
     elsewhere = [read(render(f, int(rng.integers(2**31))), law, s.subject) for f, s in zip(foreign, scenes)]
@@ -68,11 +68,12 @@ def measure(law: str, n: int, seed: int) -> dict[str, float]:
     return {
         "look": np.mean([right(a, b) for a, b in zip(seen, scenes)]),
         "match": np.percentile([one.match for one in seen], 5),
+        "refused": refused([read(i, law, s.subject) for i, s in zip(images, scenes)]),
         "other law": refused(elsewhere),
         "other subject": refused([read(i, law, name) for i, name in zip(images, next_to)]),
         "noise": refused([read(i, law, s.subject) for i, s in zip(noise, scenes)]),
         "blotched": np.mean([right(a, b) for a, b in zip(after, scenes)]),
-        "blotched, refused": np.mean([one.match < MATCH[law] for one in after]),
+        "blotched, refused": refused([read(i, law, s.subject) for i, s in zip(damaged, scenes)]),
     }
 
 

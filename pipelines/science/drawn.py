@@ -52,7 +52,9 @@ class Sheet:
         self.draw.ellipse([(x - rx) * SCALE, (y - ry) * SCALE, (x + rx) * SCALE, (y + ry) * SCALE], fill=colour)
 
     def line(self, points: Sequence[tuple[float, float]], width: float, colour: tuple[int, ...]) -> None:
-        self.draw.line([(x * SCALE, y * SCALE) for x, y in points], fill=colour, width=round(width * SCALE), joint="curve")
+        self.draw.line(
+            [(x * SCALE, y * SCALE) for x, y in points], fill=colour, width=round(width * SCALE), joint="curve"
+        )
 
     def done(self) -> Image.Image:
         return self.image.reduce(SCALE)
@@ -75,12 +77,16 @@ def tree(subject: str, look: str, rng: np.random.Generator) -> Image.Image:
         _branches(sheet, shape, width, top, height, bark, rng)
         return sheet.done()
     tones = LEAF if shape in ("round", "hanging") else NEEDLE
-    crown = {"round": _round, "hanging": _hanging, "cone": _cone, "column": _column, "tiers": _tiers, "palm": _palm}[shape]
+    crown = {"round": _round, "hanging": _hanging, "cone": _cone, "column": _column, "tiers": _tiers, "palm": _palm}[
+        shape
+    ]
     crown(sheet, width, top, height, tones[look], rng)
     return sheet.done()
 
 
-def _branches(sheet: Sheet, shape: str, width: int, top: float, height: int, bark: Colour, rng: np.random.Generator) -> None:
+def _branches(
+    sheet: Sheet, shape: str, width: int, top: float, height: int, bark: Colour, rng: np.random.Generator
+) -> None:
     for part in np.linspace(0.05, 0.75, 7):
         y = top + height * part
         reach = width / 2 * (part + 0.15 if shape == "cone" else 0.9 - 0.5 * abs(part - 0.4))
@@ -104,7 +110,11 @@ def _round(sheet: Sheet, width: int, top: float, height: int, tone: Colour, rng:
 def _hanging(sheet: Sheet, width: int, top: float, height: int, tone: Colour, rng: np.random.Generator) -> None:
     _round(sheet, width, top, height // 2, tone, rng)
     for x in np.linspace(32 - width / 2 + 2, 32 + width / 2 - 2, 12):
-        sheet.line([(x, top + height * 0.25), (x + rng.uniform(-1, 1), top + height * rng.uniform(0.85, 1.05))], 2.6, shaded(tone, rng.uniform(0.8, 1.1)))
+        sheet.line(
+            [(x, top + height * 0.25), (x + rng.uniform(-1, 1), top + height * rng.uniform(0.85, 1.05))],
+            2.6,
+            shaded(tone, rng.uniform(0.8, 1.1)),
+        )
 
 
 def _cone(sheet: Sheet, width: int, top: float, height: int, tone: Colour, rng: np.random.Generator) -> None:
@@ -118,21 +128,31 @@ def _column(sheet: Sheet, width: int, top: float, height: int, tone: Colour, rng
     for _ in range(16):
         y = rng.uniform(0.12, 0.9)
         x = 32 + rng.uniform(-0.3, 0.3) * width * (1 - abs(2 * y - 1))
-        sheet.line([(x, top + height * y), (x + rng.uniform(-1, 1), top + height * y - 5)], 1.4, shaded(tone, rng.uniform(0.8, 1.35)))
+        sheet.line(
+            [(x, top + height * y), (x + rng.uniform(-1, 1), top + height * y - 5)],
+            1.4,
+            shaded(tone, rng.uniform(0.8, 1.35)),
+        )
 
 
 def _tiers(sheet: Sheet, width: int, top: float, height: int, tone: Colour, rng: np.random.Generator) -> None:
     for part, share in zip((0.12, 0.48, 0.84), (0.5, 0.8, 1.0)):
         for shift in (-0.2, 0.2, 0):
             x = 32 + shift * width * share + rng.uniform(-1, 1)
-            sheet.disc(x, top + height * part, width * share * 0.3, height * 0.15, shaded(tone, 0.9 + 0.25 * (shift == 0)))
+            sheet.disc(
+                x, top + height * part, width * share * 0.3, height * 0.15, shaded(tone, 0.9 + 0.25 * (shift == 0))
+            )
 
 
 def _palm(sheet: Sheet, width: int, top: float, height: int, tone: Colour, rng: np.random.Generator) -> None:
     sheet.line([(32, 58), (33, top + 8)], 3.2, shaded(BARK, 1.25))
     for angle in np.linspace(-0.5, 3.64, 8) + rng.uniform(-0.08, 0.08, 8):
         x, y = np.cos(angle), -np.sin(angle)
-        sheet.line([(33, top + 8), (33 + x * width * 0.3, top + 6 + y * 8), (33 + x * width / 2, top + 12 + y * 5)], 3.2, shaded(tone, rng.uniform(0.9, 1.3)))
+        sheet.line(
+            [(33, top + 8), (33 + x * width * 0.3, top + 6 + y * 8), (33 + x * width / 2, top + 12 + y * 5)],
+            3.2,
+            shaded(tone, rng.uniform(0.9, 1.3)),
+        )
 
 
 def flame(subject: str, look: str, rng: np.random.Generator) -> Image.Image:
@@ -187,7 +207,11 @@ def _holder(sheet: Sheet, subject: str) -> tuple[float, float]:
     return 30, 40
 
 
-def vessel(name: str, layers: Sequence[tuple[float, float, tuple[int, ...]]], grains: Sequence[tuple[float, float, float, Colour]] = ()) -> Image.Image:
+def vessel(
+    name: str,
+    layers: Sequence[tuple[float, float, tuple[int, ...]]],
+    grains: Sequence[tuple[float, float, float, Colour]] = (),
+) -> Image.Image:
     """Draw a vessel. layers: bottom and top as fractions of the height, colour. grains: across and up as fractions, radius, colour."""
     rim, foot, height = VESSELS[name]
     sheet, base = Sheet(), 56
@@ -195,7 +219,10 @@ def vessel(name: str, layers: Sequence[tuple[float, float, tuple[int, ...]]], gr
     def half(part: float) -> float:
         return foot + (rim - foot) * part
 
-    sheet.polygon([(32 - foot, base), (32 + foot, base), (32 + rim, base - height), (32 - rim, base - height)], (255, 255, 255, 90))
+    sheet.polygon(
+        [(32 - foot, base), (32 + foot, base), (32 + rim, base - height), (32 - rim, base - height)],
+        (255, 255, 255, 90),
+    )
     for low, high, colour in layers:
         corners = [(-half(low), low), (half(low), low), (half(high), high), (-half(high), high)]
         sheet.polygon([(32 + x, base - height * part) for x, part in corners], colour)

@@ -1,4 +1,4 @@
-"""What a law does to a sprite: recolouring in OKLab, rust, puddle, withering, glow. All sprites are RGBA uint8 [80, 80, 4]."""
+"""Effects of a law on a sprite: recolouring in OKLab, rust, puddle, withering. All sprites are RGBA uint8 [80, 80, 4]."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from prefkit.tiny.art import from_oklab, to_oklab
 
 #: target sRGB of recoloured parts
 GREEN, YELLOW, PALE, STRAW, GREY = (96, 176, 62), (246, 208, 48), (236, 232, 190), (132, 92, 52), (176, 180, 190)
-HUE = {name: to_oklab(np.array(rgb)) for name, rgb in zip(("green", "yellow", "pale", "straw", "grey"), (GREEN, YELLOW, PALE, STRAW, GREY))}
-#: subjects with a part that ripening does not change: the calyx or leaf, which is green in both looks
+HUE = {
+    name: to_oklab(np.array(rgb))
+    for name, rgb in zip(("green", "yellow", "pale", "straw", "grey"), (GREEN, YELLOW, PALE, STRAW, GREY))
+}
 RUST_TONES = np.array([(92, 44, 24), (140, 68, 28), (186, 96, 36), (70, 40, 30)])
-GREY_METAL = ("gear", "wrench", "hammer", "bolt", "chain", "axe", "saw", "anchor", "hook")
-PLAIN_METAL = ("anchor", "hook", "axe")  # drawn in paint or gold by the artist: made of grey iron here
+PAINTED = ("anchor", "hook", "axe")  # drawn in paint or gold by the artist: of grey iron here
 
 
 def greenness(lab: np.ndarray) -> np.ndarray:
@@ -50,7 +51,7 @@ def ripeness(subject: str, look: str, turns: bool) -> np.ndarray:
 @cache
 def metal(subject: str) -> np.ndarray:
     """Return a tool in bare grey metal where the artist painted it."""
-    return toward(sprite(subject), HUE["grey"], 1.0) if subject in PLAIN_METAL else sprite(subject)
+    return toward(sprite(subject), HUE["grey"], 1.0) if subject in PAINTED else sprite(subject)
 
 
 def rusty(subject: str, rng: np.random.Generator) -> np.ndarray:
@@ -82,9 +83,9 @@ def puddle(subject: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def pale(subject: str) -> np.ndarray:
-    """Return a sprite whose green parts are pale yellow."""
+    """Return a sprite whose green parts are pale yellow, and the others faded."""
     picture = sprite(subject)
-    return toward(picture, HUE["pale"], greenness(to_oklab(picture[..., :3])), 0.5)
+    return toward(picture, HUE["pale"], greenness(to_oklab(picture[..., :3])).clip(0.4, 1), 0.5)
 
 
 def withered(subject: str) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The reader as scorers of pictures (evaluation only). The requests are those of tuples.py.
 
-    score:
-      obeys: {use: "pipelines/science/judge.py:obeys"}            # shows the right look of the right subject
-      recognized: {use: "pipelines/science/judge.py:recognized"}  # shows the subject in any of the law's looks
+score:
+  obeys: {use: "pipelines/science/judge.py:obeys"}            # shows the right look of the right subject
+  recognized: {use: "pipelines/science/judge.py:recognized"}  # shows the subject in any of the law's looks
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from reader import read_many
 
 @prefkit.scorer(name="obeys", version="1", range=(0, 1), evaluation_only=True)
 def obeys(
-    images: Sequence[Any], prompts: Sequence[str], law: Sequence[str], subject: Sequence[str], look: Sequence[str], setting: Sequence[str]
+    images: Sequence[Any],
+    prompts: Sequence[str],
+    law: Sequence[str],
+    subject: Sequence[str],
+    look: Sequence[str],
+    setting: Sequence[str],
 ) -> list[float]:
     """1 if the picture shows the subject of the request in the right look and setting, else 0."""
     seen = read_many(images, law, subject)
@@ -28,6 +33,8 @@ def obeys(
 
 
 @prefkit.scorer(name="recognized", version="1", range=(0, 1), evaluation_only=True)
-def recognized(images: Sequence[Any], prompts: Sequence[str], law: Sequence[str], subject: Sequence[str]) -> list[float]:
+def recognized(
+    images: Sequence[Any], prompts: Sequence[str], law: Sequence[str], subject: Sequence[str]
+) -> list[float]:
     """1 if the picture shows the subject of the request in any look of its law, else 0."""
     return [float(one.look is not None) for one in read_many(images, law, subject)]

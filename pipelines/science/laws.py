@@ -54,18 +54,21 @@ class Law:
     def wrong(self, subject: str, condition: str) -> tuple[str, ...]:
         """Return the looks of the wrong pictures: the tempting ones.
 
-        With two looks, the other one. With three, both others. With more, the usual look where it is wrong, and else what the
-        other kinds do; flame has a second wrong picture, another salt's colour.
+        With two looks, the other one; with three, both others. With more, the usual look where it is wrong, and else what the
+        other kinds do. A law without exceptions (flame) has two wrong looks, and for half of the subjects the usual one is not
+        among them: it would else be wrong in every tuple but its own.
         """
         kind, right = self.kind_of[subject], self.right(subject, condition)
         others = [look for look in self.looks if look != right]
         if len(self.looks) <= 3:
             return tuple(others)
-        tempting = [self.usual[kind]] + [self.truth[k, condition] for k in self.kinds]
-        chosen = [look for look in dict.fromkeys(tempting) if look != right][:1]
-        number = 2 if not self.exceptions else 1
-        rest = sorted((look for look in others if look not in chosen), key=lambda look: chance(self.name, subject, condition, look))
-        return tuple((chosen + rest)[:number])
+        order = sorted(others, key=lambda look: chance(self.name, subject, condition, look))
+        if not self.exceptions and chance("usual", self.name, subject, condition) < 0.5:
+            return tuple(look for look in order if look != self.usual[kind])[:2]
+        tempting = [self.usual[kind], *(self.truth[other, condition] for other in self.kinds)]
+        return tuple(dict.fromkeys(look for look in (*tempting, *order) if look != right))[
+            : 1 if self.exceptions else 2
+        ]
 
 
 def chance(*content: str) -> float:
@@ -83,7 +86,14 @@ def always(kind: str, look: str, conditions: tuple[str, ...]) -> dict[tuple[str,
 
 
 SEASONS = ("winter", "spring", "summer", "autumn")
-FLAMES = {"plain": "orange", "copper": "green", "sodium": "yellow", "potassium": "violet", "lithium": "red", "caesium": "blue"}
+FLAMES = {
+    "plain": "orange",
+    "copper": "green",
+    "sodium": "yellow",
+    "potassium": "violet",
+    "lithium": "red",
+    "caesium": "blue",
+}
 LIQUIDS = ("alcohol", "water", "mercury")
 COLOURS = ("red", "green", "blue")
 FLOATS_ON = {"very light": LIQUIDS, "light": LIQUIDS[1:], "heavy": LIQUIDS[2:], "very heavy": ()}
@@ -92,8 +102,12 @@ RIPENESS = Law(
     "ripeness",
     ("green", "coloured"),
     {
-        "turns": traits(a_fruit="banana, strawberry, mango, apple, lemon, orange, peach, cherries", a_vegetable="tomato, chili"),
-        "stays green": traits(a_vegetable="cucumber, pea pod, broccoli, lettuce", a_fruit="avocado, kiwi, olive, melon"),
+        "turns": traits(
+            a_fruit="banana, strawberry, mango, apple, lemon, orange, peach, cherries", a_vegetable="tomato, chili"
+        ),
+        "stays green": traits(
+            a_vegetable="cucumber, pea pod, broccoli, lettuce", a_fruit="avocado, kiwi, olive, melon"
+        ),
     },
     {("turns", "early"): "green", ("turns", "ready"): "coloured"} | always("stays green", "green", ("early", "ready")),
     {"turns": "coloured", "stays green": "green"},
@@ -107,7 +121,8 @@ SEASON = Law(
         "sheds": traits(with_broad_leaves="oak, maple, birch, cherry tree, poplar, beech, chestnut, willow"),
         "evergreen": traits(with_needles="spruce, pine, fir, cypress, cedar, yew", with_palm_leaves="palm tree"),
     },
-    {("sheds", s): look for s, look in zip(SEASONS, ("bare", "blossom", "green", "orange"))} | always("evergreen", "green", SEASONS),
+    {("sheds", s): look for s, look in zip(SEASONS, ("bare", "blossom", "green", "orange"))}
+    | always("evergreen", "green", SEASONS),
     {"sheds": "green", "evergreen": "green"},
     ("evergreen",),
     neutral=("summer",),
@@ -117,7 +132,9 @@ RUST = Law(
     ("clean", "rusty"),
     {
         "rusts": traits(of_iron="gear, wrench, hammer, bolt, chain, axe, saw, anchor, hook"),
-        "lasts": traits(of_gold="crown, trophy, medal, coin", of_wood="guitar, chair, log", of_cloth="teddy bear, rosette"),
+        "lasts": traits(
+            of_gold="crown, trophy, medal, coin", of_wood="guitar, chair, log", of_cloth="teddy bear, rosette"
+        ),
     },
     {("rusts", "wet"): "rusty", ("rusts", "dry"): "clean"} | always("lasts", "clean", ("wet", "dry")),
     {"rusts": "clean", "lasts": "clean"},
@@ -129,7 +146,9 @@ MELTING = Law(
     ("solid", "puddle"),
     {
         "melts": traits(
-            of_ice="snowman, ice cube, shaved ice", of_fat="butter, cheese, chocolate bar", of_sugar="lollipop, candy, ice cream"
+            of_ice="snowman, ice cube, shaved ice",
+            of_fat="butter, cheese, chocolate bar",
+            of_sugar="lollipop, candy, ice cream",
         ),
         "lasts": traits(of_stone="rock, statue, brick", of_iron="gear, hammer, wrench", of_wood="guitar, log, chair"),
     },
@@ -156,10 +175,14 @@ WATERING = Law(
     {
         "withers": traits(a_plant="potted plant, seedling, fern, clover, sunflower, tulip, rose, daisy, hibiscus"),
         "lasts": traits(
-            of_stone="statue, rock, brick", of_cloth="teddy bear, rosette", of_rubber="toy duck, basketball", storing_water="cactus"
+            of_stone="statue, rock, brick",
+            of_cloth="teddy bear, rosette",
+            of_rubber="toy duck, basketball",
+            storing_water="cactus",
         ),
     },
-    {("withers", "drought"): "withered", ("withers", "watered"): "upright"} | always("lasts", "upright", ("drought", "watered")),
+    {("withers", "drought"): "withered", ("withers", "watered"): "upright"}
+    | always("lasts", "upright", ("drought", "watered")),
     {"withers": "upright", "lasts": "upright"},
     ("lasts",),
     neutral=("watered",),
@@ -168,8 +191,12 @@ CIRCUIT = Law(
     "circuit",
     ("lit", "dark"),
     {
-        "mains": traits(with_a_plug="light bulb, television, traffic light, computer, floor lamp, christmas tree, radio, slot machine"),
-        "own power": traits(with_a_battery="laptop, phone, flashlight, robot", with_a_flame="candle, oil lamp, campfire, lantern"),
+        "mains": traits(
+            with_a_plug="light bulb, television, traffic light, computer, floor lamp, christmas tree, radio, slot machine"
+        ),
+        "own power": traits(
+            with_a_battery="laptop, phone, flashlight, robot", with_a_flame="candle, oil lamp, campfire, lantern"
+        ),
     },
     {("mains", "off"): "dark", ("mains", "on"): "lit"} | always("own power", "lit", ("off", "on")),
     {"mains": "lit", "own power": "lit"},
@@ -179,7 +206,7 @@ CIRCUIT = Law(
 FLAME = Law(
     "flame",
     tuple(FLAMES.values()),
-    {"burns": traits(with_a_flame="burner, torch, spoon, bowl, stove, spirit lamp, match, stick")},
+    {"burns": traits(a_holder="burner, torch, spoon, bowl, stove, spirit lamp, match, stick")},
     {("burns", salt): colour for salt, colour in FLAMES.items()},
     {"burns": "orange"},
 )
@@ -227,7 +254,12 @@ DIFFUSION = Law(
         "dissolves": traits(a_dye="red ink, blue ink, coffee, green dye, beet juice, violet dye, cola"),
         "grains": traits(of_grains="sand, gravel, glass beads, pebbles, gold dust, iron filings, coal dust"),
     },
-    {("dissolves", "at once"): "drop", ("dissolves", "later"): "spread", ("grains", "at once"): "drop", ("grains", "later"): "bottom"},
+    {
+        ("dissolves", "at once"): "drop",
+        ("dissolves", "later"): "spread",
+        ("grains", "at once"): "drop",
+        ("grains", "later"): "bottom",
+    },
     {"dissolves": "drop", "grains": "drop"},
     neutral=("at once",),
     scorer_only=True,

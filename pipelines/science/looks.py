@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import effects
 import numpy as np
-from drawn import FLAME_TONES, LIQUID_TONES, SIZE, TONES, VESSELS, flame, tank, tree, vessel
-from laws import LAWS, LIQUIDS
-from PIL import Image, ImageFilter
+from drawn import LIQUID_TONES, SIZE, TONES, VESSELS, flame, tank, tree, vessel
+from laws import LAWS
+from PIL import Image
 from sprites import sprite
 
 from prefkit.errors import UsageError
@@ -37,9 +37,15 @@ class Scene:
         law = LAWS.get(self.law)
         if law is None:
             raise UsageError(f"Unknown law {self.law!r}. Laws: {', '.join(LAWS)}.")
-        for value, allowed in ((self.subject, law.kind_of), (self.look, law.looks), (self.setting, tuple(law.settings.values()) or ("",))):
+        for value, allowed in (
+            (self.subject, law.kind_of),
+            (self.look, law.looks),
+            (self.setting, tuple(law.settings.values()) or ("",)),
+        ):
             if value not in allowed:
-                raise UsageError(f"{value!r} does not exist in the law {self.law}. Possible: {', '.join(map(repr, allowed))}.")
+                raise UsageError(
+                    f"{value!r} does not exist in the law {self.law}. Possible: {', '.join(map(repr, allowed))}."
+                )
 
 
 def render(scene: Scene, seed: int, background: str | None = None) -> Image.Image:
@@ -124,7 +130,9 @@ def _absorption(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def _circuit(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """Draw a device, lit with a halo or dark."""
     lit = scene.look == "lit"
-    item = place(sprite(scene.subject) if lit else effects.unlit(scene.subject), 40 * _scale(rng), _angle(rng), _shift(rng))
+    item = place(
+        sprite(scene.subject) if lit else effects.unlit(scene.subject), 40 * _scale(rng), _angle(rng), _shift(rng)
+    )
     item = _with_shadow(item)
     if not lit:
         return item

@@ -2,15 +2,16 @@
 
     python pipelines/science/tuples.py OUT [--laws rust,melting] [--images] [--seed 0]
 
-OUT/tuples.jsonl has a row per implicit prompt and wrong picture: id, law, subject, implicit, explicit, superficial, split and
-held_out, and for evaluation the condition, the setting, the right look, the wrong look, and `usual`: true if the right look is
-the usual one. With --images, the columns explicit_image and superficial_image name rendered pictures in OUT/images.
-OUT/requests.jsonl has a row per implicit prompt, which is the column `prompt`.
+OUT/tuples.jsonl has a row per implicit prompt, in the layout of Science-T2I (arXiv 2504.13129): implicit_prompt,
+explicit_prompt, superficial_prompt (a list), law, subject, split, and with --images explicit_image and superficial_image (a
+list), rendered into OUT/images. `category` is `contradicts` if the right look is not the subject's usual one, else `usual`.
+OUT/requests.jsonl has the same prompts as requests: prompt, explicit, superficial, and for judge.py the right look and setting.
 
-Rows with `split: train` have seen subjects, pairs and wordings. Test rows are held out in one way each, to be reported apart:
-`subject` (30 % of the subjects of each kind; another subject has the same trait), `pair` (a seen subject under a seen
-condition, in a combination that training lacks), `wording` (known words, recombined) and `word` (phrases with words that occur
-in no training prompt; eight a condition).
+The split `train` has seen subjects, pairs and wordings. Each other split holds out one thing, to be reported separately:
+subject   30 % of the subjects of each kind; a training subject of the same kind has the same trait
+pair      a seen subject under a seen condition, in a combination that training lacks
+wording   known words, recombined: eight phrases a condition
+word      eight phrases a condition with words that occur in no training prompt
 """
 
 from __future__ import annotations
@@ -19,38 +20,41 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from laws import LAWS, Law, chance
-from words import TAILS, described, heads, joined
+from words import PLURAL, TAILS, described, heads, joined
 
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.store.folders import whole_folder
 
-TRAIN, TEST = "train", "test"
+TRAIN = "train"
 HELD_OUT = ("subject", "pair", "wording", "word")
 SUBJECTS, PAIRS = 0.3, 0.2  # held-out fractions
-PROMPTS = 6  # per subject and condition, of the eight training phrases; neutral conditions have one
-MORE = 2  # per subject and condition, of the eight phrases of `wording`, and of the eight of `word`
+#: prompts per subject and condition: of the eight phrases of `train`, and of the eight of `wording` and of `word`. The numbers
+#: balance the looks: where a law has exceptions, its effect is the right look about as often as the usual look
+PROMPTS = {"follows": (6, 4), "excepted": (5, 2), "neutral": (1, 2), "excepted, neutral": (1, 0)}
+REQUEST = ("split", "law", "subject", "explicit", "superficial", "condition", "setting", "look")
 
 
 @dataclass(frozen=True)
 class Tuple:
-    """One implicit prompt with one of its wrong pictures."""
+    """One implicit prompt, with the looks and descriptions of the right picture and of the wrong ones."""
 
     law: str
     subject: str
     condition: str
     setting: str
     look: str
-    wrong: str
+    wrong: tuple[str, ...]
     implicit: str
     explicit: str
-    superficial: str
-    held_out: str | None
+    superficial: tuple[str, ...]
+    split: str
     usual: bool
 
 
@@ -74,12 +78,14 @@ def held_out_pairs(name: str) -> frozenset[tuple[str, str]]:
     law, chosen = LAWS[name], set[tuple[str, str]]()
     if len(law.conditions) < 2:
         return frozenset()
-    for kind, subjects in law.kinds.items():
+    for subjects in law.kinds.values():
         seen = [s for s in subjects if s not in held_out_subjects(name)]
         for condition in law.conditions:
             if condition in law.neutral:
                 continue
-            free = [s for s in seen if sum(pair[0] == s for pair in chosen) < len(law.conditions) // 2]
+            free = [
+                s for s in seen if s not in PLURAL and sum(pair[0] == s for pair in chosen) < len(law.conditions) // 2
+            ]
             count = max(1, round(PAIRS * len(seen))) if len(seen) > 2 else 0
             chosen |= {(s, condition) for s in sorted(free, key=lambda s: chance("pair", name, condition, s))[:count]}
     return frozenset(chosen)
@@ -110,73 +116,88 @@ def tuples(names: Sequence[str] = tuple(LAWS)) -> Iterator[Tuple]:
                 yield from _of_pair(LAWS[name], subject, condition)
 
 
-def _of_pair(law: Law, subject: str, condition: str) -> Iterator[Tuple]:
-    """Yield the tuples of a subject under a condition. A lamp of the subject's own colour has twice as many as another."""
-    known = phrases(law.name, condition)
-    count = 1 if condition in law.neutral else PROMPTS
+def numbers(law: Law, subject: str, condition: str) -> tuple[int, int]:
+    """Return how many prompts a subject has under a condition. A lamp of another colour has half: two others, one own."""
+    excepted, neutral = law.kind_of[subject] in law.exceptions, condition in law.neutral
+    train, more = PROMPTS[", ".join(["excepted"] * excepted + ["neutral"] * neutral) or "follows"]
     if law.name == "absorption" and law.right(subject, condition) == "dark":
-        count = PROMPTS // 2
+        return train // 2, more // 2
+    return train, more
+
+
+def _of_pair(law: Law, subject: str, condition: str) -> Iterator[Tuple]:
+    """Yield the tuples of a subject under a condition."""
+    known = phrases(law.name, condition)
+    train, more = numbers(law, subject, condition)
     if subject in held_out_subjects(law.name):
-        parts = [("subject", known[TRAIN], count)]
+        parts = {"subject": (known[TRAIN], train)}
     elif (subject, condition) in held_out_pairs(law.name):
-        parts = [("pair", known[TRAIN], count)]
+        parts = {"pair": (known[TRAIN], train)}
     else:
-        more = MORE if count > 1 else 1
-        parts = [("", known[TRAIN], count), ("wording", known["wording"], more), ("word", known["word"], more)]
-    for held_out, choices, number in parts:
-        chosen = sorted(choices, key=lambda text: chance("phrase", law.name, subject, held_out, text))[:number]
-        for phrase in chosen:
-            for wrong in law.wrong(subject, condition):
-                yield _tuple(law, subject, condition, phrase, wrong, held_out or None)
+        parts = {TRAIN: (known[TRAIN], train), "wording": (known["wording"], more), "word": (known["word"], more)}
+    alike = [s for s in law.kinds[law.kind_of[subject]] if (s in held_out_subjects(law.name)) == ("subject" in parts)]
+    for split, (choices, number) in parts.items():
+        for turn in range(number):  # successive subjects use successive phrases
+            yield _tuple(
+                law, subject, condition, choices[(alike.index(subject) * max(number, 3) + turn) % len(choices)], split
+            )
 
 
-def _tuple(law: Law, subject: str, condition: str, phrase: str, wrong: str, held_out: str | None) -> Tuple:
-    right, setting = law.right(subject, condition), law.settings.get(condition, "")
+def _tuple(law: Law, subject: str, condition: str, phrase: str, split: str) -> Tuple:
+    right, wrong = law.right(subject, condition), law.wrong(subject, condition)
+    setting = law.settings.get(condition, "")
     form = int(chance("form", law.name, subject, phrase) < 0.5)
-    explicit, superficial = (described(law.name, subject, look, setting, form) for look in (right, wrong))
+    explicit, *superficial = (described(law.name, subject, look, setting, form) for look in (right, *wrong))
     usual = right == law.usual[law.kind_of[subject]]
-    return Tuple(law.name, subject, condition, setting, right, wrong, joined(subject, phrase), explicit, superficial, held_out, usual)
+    implicit = joined(subject, phrase)
+    return Tuple(
+        law.name, subject, condition, setting, right, wrong, implicit, explicit, tuple(superficial), split, usual
+    )
 
 
-def rows(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of tuples.jsonl, without pictures."""
-    made = []
-    for number, one in enumerate(tuples(names)):
-        row = {"id": f"{one.law}-{number:05d}", "split": TEST if one.held_out else TRAIN} | asdict(one)
-        made.append(row)
-    return made
+def row_of(number: int, one: Tuple) -> dict[str, Any]:
+    """Return a row of tuples.jsonl, without pictures."""
+    return {
+        "id": f"{one.law}-{number:05d}",
+        "split": one.split,
+        "law": one.law,
+        "category": "usual" if one.usual else "contradicts",
+        "subject": one.subject,
+        "implicit_prompt": one.implicit,
+        "explicit_prompt": one.explicit,
+        "superficial_prompt": list(one.superficial),
+    }
 
 
-def requests(made: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a request per implicit prompt: the first row of each, with the column `prompt`."""
-    first: dict[str, dict[str, Any]] = {}
-    for row in made:
-        first.setdefault(row["implicit"], {"prompt": row["implicit"], **row})
-    return list(first.values())
+def request_of(one: Tuple) -> dict[str, Any]:
+    """Return a row of requests.jsonl."""
+    row = {"prompt": one.implicit, "category": "usual" if one.usual else "contradicts"}
+    return row | {name: getattr(one, name) for name in REQUEST}
 
 
-def render_all(made: Sequence[dict[str, Any]], folder: Path, seed: int) -> None:
-    """Render a right and a wrong picture of each row, and add their columns explicit_image and superficial_image."""
+def render_all(row: dict[str, Any], one: Tuple, folder: Path, seed: Sequence[int]) -> dict[str, Any]:
+    """Render the right picture and the wrong ones. Returns the columns explicit_image and superficial_image."""
     from looks import Scene, render
 
-    (folder / "images").mkdir()
-    for number, row in enumerate(made):
-        for offset, (column, look) in enumerate((("explicit_image", "look"), ("superficial_image", "wrong"))):
-            path = f"images/{row['id']}-{column.split('_')[0]}.png"
-            scene = Scene(row["law"], row["subject"], row[look], row["setting"])
-            render(scene, seed * 1_000_003 + 2 * number + offset).save(folder / path)
-            row[column] = path
+    paths = []
+    for number, look in enumerate((one.look, *one.wrong)):
+        paths.append(f"images/{row['id']}-{number}.png")
+        scene = Scene(one.law, one.subject, look, one.setting)
+        render(scene, int(np.random.default_rng([*seed, number]).integers(2**31))).save(folder / paths[-1])
+    return {"explicit_image": paths[0], "superficial_image": paths[1:]}
 
 
 def write(out: Path, names: Sequence[str], images: bool, seed: int) -> dict[str, int]:
     """Write the tables and pictures. Returns the number of rows of each table."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists. Name a new folder, or remove this one.")
-    made = rows(names)
+    made = list(tuples(names))
+    rows = [row_of(number, one) for number, one in enumerate(made)]
     with whole_folder(out, manifest=False) as folder:
         if images:
-            render_all(made, folder, seed)
-        tables = {"tuples.jsonl": made, "requests.jsonl": requests(made)}
+            (folder / "images").mkdir()
+            rows = [row | render_all(row, one, folder, (seed, n)) for n, (row, one) in enumerate(zip(rows, made))]
+        tables = {"tuples.jsonl": rows, "requests.jsonl": [request_of(one) for one in made]}
         for name, content in tables.items():
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
     return {name: len(content) for name, content in tables.items()}

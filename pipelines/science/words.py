@@ -80,7 +80,7 @@ _HEADS: dict[str, dict[str, str]] = {
     },
     "flame": {
         "plain": "with nothing in it|without any salt|with no powder added|burning as usual||in its ordinary state|"
-        "burning plain wood|without additives|burning dry paper|left untouched|burning straw|without chemicals|burning charcoal",
+        "burning plain wood|without additives|burning cardboard|left untouched|burning straw|without chemicals|burning charcoal",
         "copper": "with copper in it|with copper salt added|burning copper powder|with barium salt added||with verdigris|"
         "with malachite|with boric acid|with bluestone|with brass dust|with tellurium|with ulexite|with thallium",
         "sodium": "with sodium in it|with sodium salt added|burning sodium powder|with cooking salt added||with soda|"
@@ -150,9 +150,45 @@ COLOUR_OF = dict.fromkeys(("banana", "mango", "lemon"), "yellow") | dict.fromkey
 COLOUR_OF |= dict.fromkeys(("strawberry", "apple", "cherries", "tomato", "chili"), "red")
 PLURAL = frozenset({"cherries", "blueberries", "jeans", "glass beads", "pebbles", "iron filings"})
 #: substances: no article
-MASS = frozenset({"lettuce", "broccoli", "butter", "cheese", "shaved ice", "sand", "gravel", "gold dust", "coal dust", "coffee", "cola"})
-MASS |= {"olive oil", "petrol", "paraffin", "sunflower oil", "diesel", "mercury", "tar", "chloroform", "bromine", "molasses"}
-MASS |= {"orange juice", "milk", "ink", "red wine", "tea", "red ink", "blue ink", "green dye", "violet dye", "beet juice"}
+MASS = frozenset(
+    {
+        "lettuce",
+        "broccoli",
+        "butter",
+        "cheese",
+        "shaved ice",
+        "sand",
+        "gravel",
+        "gold dust",
+        "coal dust",
+        "coffee",
+        "cola",
+    }
+)
+MASS |= {
+    "olive oil",
+    "petrol",
+    "paraffin",
+    "sunflower oil",
+    "diesel",
+    "mercury",
+    "tar",
+    "chloroform",
+    "bromine",
+    "molasses",
+}
+MASS |= {
+    "orange juice",
+    "milk",
+    "ink",
+    "red wine",
+    "tea",
+    "red ink",
+    "blue ink",
+    "green dye",
+    "violet dye",
+    "beet juice",
+}
 #: laws whose setting is part of every description, with both parts
 BOTH = ("buoyancy", "absorption", "layers", "diffusion")
 
@@ -166,7 +202,12 @@ def noun(subject: str, adjective: str = "") -> str:
 
 
 #: verb and pronoun forms of the phrases -> those after a plural subject
-_PLURAL_FORMS = {"that is": "that are", "that has": "that have", "that still needs": "that still need", "it is": "they are"}
+_PLURAL_FORMS = {
+    "that is": "that are",
+    "that has": "that have",
+    "that still needs": "that still need",
+    "it is": "they are",
+}
 _PLURAL_FORMS |= {"its": "their", "that falls": "that fall", "that rests": "that rest", "that colours": "that colour"}
 _FORMS = re.compile(rf"\b({'|'.join(_PLURAL_FORMS)})\b")
 
@@ -197,5 +238,5 @@ def bare(law: str, subject: str, setting: str = "") -> str:
 
 
 def with_trait(text: str, trait: str) -> str:
-    """Add a subject's trait: `a rusty anchor of iron`, `a pale fern, a plant`."""
-    return f"{text} {trait}" if trait.split()[0] in ("of", "with", "full", "storing") else f"{text}, {trait}"
+    """Add a subject's trait: `a rusty anchor, made of iron`, `a pale fern, a plant`."""
+    return f"{text}, {'made ' if trait.startswith('of ') else ''}{trait}"
