@@ -8,7 +8,8 @@ look (explicit prompts); a quarter of them also name the subject's trait. Where 
 are its bare name. No caption has a condition. Therefore the base draws what explicit prompts say, and for a prompt with an
 unknown circumstance the usual look. Held-out subjects are drawn too, as a pretrained model has seen them.
 
---fast: two laws, 200 steps of 16. It tests the code and claims no quality. The same command continues an interrupted run.
+--fast: two laws, 200 steps of 16. It tests the code and claims no quality. The same command continues an interrupted run; with
+fewer --samples than the run has had, it only writes the pipeline.
 """
 
 from __future__ import annotations
@@ -140,7 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
         vars(args).update(FAST)
     try:
         check(args)
-        follow(ScienceTrainer(args), args.batch, "eps-MSE")
+        trainer = ScienceTrainer(args)
+        follow(trainer, args.batch, "eps-MSE")
+        if not (args.out / "model_index.json").exists():  # resumed at its last step
+            trainer.publish()
     except PrefkitError as error:
         print(error, file=sys.stderr)
         return 2
