@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from laws import LAWS
 from looks import Scene, render
 from PIL import Image
@@ -34,12 +33,13 @@ def draw_scene(law: str, rng: np.random.Generator) -> Scene:
     return Scene(law, *(str(names[rng.integers(len(names))]) for names in choices))
 
 
-@torch.inference_mode()
 def blotched(images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
     """Return pictures after the wardrobe's autoencoder, with noise on the latents."""
+    import torch
     from diffusers import AutoencoderTiny
 
-    vae = AutoencoderTiny.from_pretrained(PIPELINE / "vae", torch_dtype=torch.float32).eval()
+    torch.set_num_threads(1)
+    vae = AutoencoderTiny.from_pretrained(PIPELINE / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
     generator, made = torch.Generator().manual_seed(seed), []
     for start in range(0, len(images), 16):
         pixels = np.stack([np.asarray(image) for image in images[start : start + 16]])
@@ -94,7 +94,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.n < 1 or not named(args.laws) or not set(named(args.laws)) <= set(LAWS):
             raise UsageError(f"--n must be at least 1, and --laws a list of these: {', '.join(LAWS)}.")
-        torch.set_num_threads(1)
         for number, law in enumerate(named(args.laws)):
             figures = measure(law, args.n, args.seed)
             if number == 0:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from laws import LAWS, Law, chance
-from words import PLURAL, TAILS, described, heads, joined
+from words import TAILS, described, heads, joined
 
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.store.folders import whole_folder
@@ -83,9 +83,7 @@ def held_out_pairs(name: str) -> frozenset[tuple[str, str]]:
         for condition in law.conditions:
             if condition in law.neutral:
                 continue
-            free = [
-                s for s in seen if s not in PLURAL and sum(pair[0] == s for pair in chosen) < len(law.conditions) // 2
-            ]
+            free = [s for s in seen if sum(pair[0] == s for pair in chosen) < len(law.conditions) // 2]
             count = max(1, round(PAIRS * len(seen))) if len(seen) > 2 else 0
             chosen |= {(s, condition) for s in sorted(free, key=lambda s: chance("pair", name, condition, s))[:count]}
     return frozenset(chosen)

@@ -25,10 +25,10 @@ TAILS: dict[str, tuple[str, ...]] = {
 }
 _HEADS: dict[str, dict[str, str]] = {
     "ripeness": {
-        "early": "picked weeks too early|gathered before its time|harvested much too soon|that still needs to grow||"
+        "early": "picked weeks too early|gathered before the right time|harvested much too soon|still growing||"
         "that is immature|that has not developed|plucked prematurely|in its first days of growth|that is underdeveloped|"
         "cut while undersized|taken from a young shoot|at the start of its life",
-        "ready": "picked at the right time|gathered when it is ready|harvested at its best|that has finished growing||"
+        "ready": "picked at the right time|gathered when ready|harvested on the best day|grown to full size||"
         "that is fully mature|that has developed completely|plucked at its peak|grown for the whole season|"
         "perfect for serving|collected at its prime|worth eating today|of the finest quality",
     },
@@ -109,15 +109,15 @@ _HEADS: dict[str, dict[str, str]] = {
         for colour in ("red", "green", "blue")
     },
     "layers": {
-        "poured": "poured into water|in a vessel with water|and water in one vessel|added to water||resting with water|"
+        "poured": "poured into water|in a vessel with water|and water in one vessel|added to water||reposing with water|"
         "stirred into water yesterday|shaken with water earlier|beside water inside one container|combined with water|"
         "tipped onto water|united with water|left standing with water",
     },
     "diffusion": {
-        "at once": "dropped into water just now|in water for a moment|that falls into water|at first in water||"
+        "at once": "dropped into water just now|in water for a moment|falling into water|at first in water||"
         "entering water|touching water initially|released into water an instant ago|photographed on contact with water|"
         "plunging into water|in water for one blink|splashing into water|meeting water immediately",
-        "later": "dropped into water long ago|in water for hours|that rests in water|at last in water||"
+        "later": "dropped into water long ago|in water for hours|resting in water|at last in water||"
         "in water since yesterday|in water overnight|settled in water|in water for ages|in water until evening|"
         "in water the next morning|in water after patient waiting|eventually in water",
     },
@@ -202,13 +202,7 @@ def noun(subject: str, adjective: str = "") -> str:
 
 
 #: verb and pronoun forms of the phrases -> those after a plural subject
-_PLURAL_FORMS = {
-    "that is": "that are",
-    "that has": "that have",
-    "that still needs": "that still need",
-    "it is": "they are",
-}
-_PLURAL_FORMS |= {"its": "their", "that falls": "that fall", "that rests": "that rest", "that colours": "that colour"}
+_PLURAL_FORMS = {"that is": "that are", "that has": "that have", "its": "their", "that colours": "that colour"}
 _FORMS = re.compile(rf"\b({'|'.join(_PLURAL_FORMS)})\b")
 
 

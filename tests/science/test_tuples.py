@@ -102,7 +102,8 @@ def test_prompts_are_english_phrases(science, made):
     assert science.words.noun("orange") == "an orange"
 
 
-def test_the_tables_and_pictures_of_one_law(science, tmp_path, capsys):
+def test_the_tables_and_pictures_of_one_law(science, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(science.tuples, "PROMPTS", dict.fromkeys(science.tuples.PROMPTS, (1, 0)))
     assert science.tuples.main([str(tmp_path / "w"), "--laws", "layers", "--images"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "w" / "tuples.jsonl").read_text().splitlines()]
     asked = [json.loads(line) for line in (tmp_path / "w" / "requests.jsonl").read_text().splitlines()]
