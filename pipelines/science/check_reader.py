@@ -2,8 +2,8 @@
 
     python pipelines/science/check_reader.py [--n 100] [--laws rust,melting] [--seed 0]
 
-Per law: the share of looks (and settings) read correctly without a threshold; the 5th percentile of the match (MATCH in
-reader.py); with the threshold, the shares refused of these pictures, of pictures of another law, of another subject of the law,
+Per law: the share of looks (and settings) read correctly without a threshold; the 5th percentile of the match, of renders and of
+blotched pictures (MATCH in reader.py); with the threshold, the shares refused of these pictures, of pictures of another law, of another subject of the law,
 and of noise; and the share of looks read correctly after the wardrobe's autoencoder with .4 of the latents' std as noise
 (`blotched`), and the share of these that is refused.
 """
@@ -68,6 +68,7 @@ def measure(law: str, n: int, seed: int) -> dict[str, float]:
     return {
         "look": np.mean([right(a, b) for a, b in zip(seen, scenes)]),
         "match": np.percentile([one.match for one in seen], 5),
+        "blotched match": np.percentile([one.match for one in after], 5),
         "refused": refused([read(i, law, s.subject) for i, s in zip(images, scenes)]),
         "other law": refused(elsewhere),
         "other subject": refused([read(i, law, name) for i, name in zip(images, next_to)]),
