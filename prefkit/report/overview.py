@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prefkit.report import html, plot
+from prefkit.report.grids import CONTROL_SUFFIXES
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.summary import higher_is_better, rank_correlation
@@ -37,6 +38,28 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in anchors.items())
     title = html.text(store.folder.resolve().name, 80)
     return f'<header><h1>{title}</h1><div class="tiles">{counts}</div><nav aria-label="Sections">{links}</nav></header>'
+
+
+def use(store: Store, recipe: Recipe | None) -> str:
+    """Return the lines that load each trained diffusion model in diffusers, or ""."""
+    base = recipe.model.base if recipe is not None else ""
+    lines = []
+    for name in store.names("train"):
+        final = store.train(name) / "final"
+        if name.endswith(CONTROL_SUFFIXES):
+            continue
+        if (final / "pytorch_lora_weights.safetensors").exists():
+            lines.append(f'pipe.load_lora_weights("{final}")  # {name}')
+        elif (final / "model_index.json").exists():
+            lines.append(f'pipe = DiffusionPipeline.from_pretrained("{final}")  # {name}')
+    if not lines or not base:
+        return ""
+    start = "from diffusers import DiffusionPipeline\n"
+    if base == "tiny":
+        start += "from prefkit import tiny\n"
+    source = "tiny.PIPELINE" if base == "tiny" else f'"{base}"'
+    code = html.text(f"{start}\npipe = DiffusionPipeline.from_pretrained({source})\n" + "\n".join(lines), 4000)
+    return f"<details><summary>Load the trained model in diffusers</summary><pre>{code}</pre></details>"
 
 
 def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> str:

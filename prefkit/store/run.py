@@ -101,7 +101,7 @@ class Store:
         return store
 
     def undo(self, keep: Iterable[str]) -> None:
-        """Remove what a failed command wrote to a new run folder, unless it holds a part. keep: names to leave."""
+        """Remove what a failed command wrote to a new run folder, unless the folder has table rows. keep: names to leave."""
         if any(self.folder.rglob("part-*")):
             return
         for name in set(CONTENTS).difference(keep):

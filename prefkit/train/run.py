@@ -29,8 +29,7 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import digest
 
 REMEDY = (
-    "Train under another name, undo the change in the recipe, or remove this folder. With a constant schedule, `steps` "
-    "may be increased. If `scheme` differs, the run was begun with a version of prefkit that draws noise or captures "
+    "Train under another name, or undo the change in the recipe. With a constant schedule, `steps` may be increased. If `scheme` differs, the run was begun with a version of prefkit that draws noise or captures "
     "pipelines differently."
 )
 SHAPES = ("pair", "list", "single")
@@ -217,9 +216,9 @@ def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, 
 
 
 def _load_best(trainer: Trainer) -> None:
-    """Load the best weights: by the sample evaluation if it stopped training, else by early stopping if it is on.
+    """Load the best weights that the sample evaluation (if it ended the training) or early stopping (if on) found.
 
-    Otherwise, the last weights remain the result.
+    If neither applies, the last weights remain the result.
     """
     evaluation, stopping = trainer.sample_evaluation, trainer.early_stopping
     if evaluation is not None and evaluation.stopped:

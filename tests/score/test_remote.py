@@ -408,7 +408,7 @@ def test_a_process_that_stops_reading_ends_at_the_time_out(tmp_path):
     scorer = make_scorer(f"exec:{sys.executable} {tmp_path}/deaf.py", {"timeout": 0.5})
     large = Candidate("a", "r", 0, 0, "x" * 2**21, png())  # more than a pipe holds
     (score,) = score_batch(scorer, [large])
-    assert score.value is None and "did not read for 0.5 s" in score.error
+    assert score.value is None and "did not read its standard input for 0.5 s" in score.error
     scorer.stop()
 
 

@@ -255,7 +255,7 @@ def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tupl
 
 
 def _encoded(value: Any) -> bytes | None:
-    """Return the bytes of an image column: plain binary, or the struct in which `datasets` stores an image."""
+    """Return the encoded image in a value of an image column (bytes, or the struct of `datasets`); None if missing."""
     if not isinstance(value, dict):
         return value
     if value.get("bytes") is not None or value.get("path") is None:
