@@ -26,8 +26,8 @@ FAINT = 0.002  # lower limit of a picture's mean squared difference from its bac
 RIVAL = 0.8
 #: law -> about the 5th percentile of the match of renders after the autoencoder with noise (check_reader.py)
 MATCH: dict[str, float] = {
-    "ripeness": 0.5, "season": 0.5, "rust": 0.5, "melting": 0.5, "light": 0.5, "watering": 0.5, "circuit": 0.5,
-    "flame": 0.5, "buoyancy": 0.5, "absorption": 0.5, "layers": 0.5, "diffusion": 0.5,
+    "ripeness": 0.7, "season": 0.5, "rust": 0.55, "melting": 0.4, "light": 0.55, "watering": 0.55, "circuit": 0.6,
+    "flame": 0.5, "buoyancy": 0.5, "absorption": 0.4, "layers": 0.5, "diffusion": 0.5,
 }  # fmt: skip
 
 
