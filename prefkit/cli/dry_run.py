@@ -49,6 +49,8 @@ def plan(
 
     Each recipe entry of a stage has one row: wanted, to do, MB on disk, expected time, and the entry's error, if any.
     The first error is the one that would end the real run. Results that an earlier stage will make may be missing."""
+    from prefkit.evaluate.sets import with_models
+
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
@@ -60,6 +62,8 @@ def plan(
         # True if earlier stages have work to do
         stale = bool(moved) or any("missing" in row or row.get("to do") for row in rows)
         for name in chosen_names(recipe, verb, names):
+            if verb == "eval" and "train" in earlier:
+                recipe = with_models(store, recipe, name, planned=True)
             row: Row = {"stage": verb, "name": name}
             try:
                 row |= _work(store, recipe, (verb, name), limit, moved)

@@ -20,8 +20,8 @@ class Set:
 
 @dataclass(frozen=True)
 class Eval:
-    #: entries of `train` whose models are evaluated; unset = all trained models in this run
-    models: list[str] = field(default_factory=list)
+    #: entries of `train` whose models are evaluated; null = all trained models in this run
+    models: list[str] | None = None
     #: names of scores to evaluate; empty = all
     scorers: list[str] = field(default_factory=list)
     #: candidates per request and model

@@ -17,7 +17,7 @@ from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.distances import distances, encoder_of
 from prefkit.evaluate.real_images import real_embeddings, real_files
-from prefkit.evaluate.statistics import verdict
+from prefkit.evaluate.statistics import limits_of_few, verdict
 from prefkit.evaluate.summary import real_distances
 from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
@@ -49,10 +49,13 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     evaluation, model or scorer and for a set without requests. Raises FingerprintError if eval/NAME was made with a
     different base model or generator.
     """
+    _check_entry(recipe, name)
+    recipe = sets.with_models(store, recipe, name)
     cfg, generator, settings, specs = check(recipe, name)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     requests = sets.request_sets(store, recipe, cfg, limit)
     tiers.check(name, cfg, requests)
+    _warn_if_few(name, requests)
     records = sets.records_of(store, jobs)
     used = partial(sets.used_for_pairs, recipe, records)
     processes = group()
@@ -89,8 +92,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
     """Check the recipe; return (eval settings, generator name, generator settings, scorer specs). Raises UsageError."""
-    if name not in recipe.eval:
-        raise UsageError(f"eval: {name!r} is not in the recipe; `eval:` has {', '.join(recipe.eval) or 'none'}.")
+    _check_entry(recipe, name)
     cfg = recipe.eval[name]
     sets.check_settings(name, cfg)
     compatibility.check("eval", name, recipe)
@@ -112,15 +114,23 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     return cfg, generator, settings, specs
 
 
+def _check_entry(recipe: Recipe, name: str) -> None:
+    if name not in recipe.eval:
+        raise UsageError(f"eval: {name!r} is not in the recipe; `eval:` has {', '.join(recipe.eval) or 'none'}.")
+
+
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
     """Check everything that a dry run can, without weights and without writing. Returns the models to evaluate.
 
     Raises UsageError (NotYet for a model that is not trained), and FingerprintError if eval/NAME was made with a
     different base model or generator.
     """
+    _check_entry(recipe, name)
+    recipe = sets.with_models(store, recipe, name)
     cfg, generator, settings, _ = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
     tiers.check(name, cfg, requests)
+    _warn_if_few(name, requests)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     _claim(store, recipe, name, settings, write=False)
     for folder, part, members in _parts(store, recipe, name, requests, jobs):
@@ -129,6 +139,12 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[
         with suppress(FingerprintError):  # images of an earlier model are made again
             checked_generate(folder, part, generator, kept, None)
     return list(jobs)
+
+
+def _warn_if_few(name: str, requests: dict[str, list[Request]]) -> None:
+    for set_name, members in requests.items():
+        if text := limits_of_few(len(members)):
+            warn(f"eval {name}: set {set_name} has {len(members)} request{'s' * (len(members) != 1)}. {text}")
 
 
 def _parts(

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds, compatibility
+from prefkit.config import Eval, Generate, Model, Pair, Recipe, Requests, Set, bounds, compatibility
 from prefkit.errors import UsageError
 from prefkit.evaluate import tiers
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
@@ -22,7 +22,7 @@ Records = dict[str, dict[str, Any] | None]  # model -> content of its trained_on
 
 def check_settings(name: str, cfg: Eval) -> None:
     """Raise UsageError for invalid numbers and names, before anything is generated."""
-    if "base" in cfg.models:
+    if "base" in (cfg.models or ()):
         raise UsageError(
             "eval.models: `base` is the untrained model, which is always included. Remove it from the list. If a "
             "training is called base, rename it."
@@ -33,6 +33,20 @@ def check_settings(name: str, cfg: Eval) -> None:
         raise UsageError(
             f"eval.{name}.models: {taken[0]} is the name of the base with other prompts. Rename the training."
         )
+
+
+def with_models(store: Store, recipe: Recipe, name: str, planned: bool = False) -> Recipe:
+    """Return the recipe with eval.NAME.models set, if it is null, to all trained models without their controls.
+
+    These are the models in the run folder; if it has none, the trainings of the recipe. planned: also the trainings of
+    the recipe if there are models, for a plan in which `train` comes before `eval`.
+    """
+    if recipe.eval[name].models is not None:
+        return recipe
+    trained = {model for model in store.names("train") if (store.train(model) / "final").exists()}
+    trained = {model for model in trained if not is_control(model)}
+    models = trained | set(recipe.train) if planned or not trained else trained
+    return replace(recipe, eval=recipe.eval | {name: replace(recipe.eval[name], models=sorted(models))})
 
 
 def request_sets(
@@ -92,7 +106,7 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
     """
     base = base_model(recipe, cfg)
     jobs = {"base": (base, settings)}
-    for name in cfg.models:
+    for name in cfg.models or ():
         jobs[name] = (trained_model(store.folder, recipe.model, name), settings)
         for control in control_names(name):
             if (store.train(control) / "final").exists():
@@ -125,7 +139,7 @@ def controls_report(
     """
     report: dict[str, Any] = {}
     missing = []
-    paired = [name for name in cfg.models if not is_control(name) and name not in online]
+    paired = [name for name in cfg.models or () if not is_control(name) and name not in online]
     for kind, meaning in CONTROLS.items():
         report[kind] = all(f"{name}-{kind}" in jobs for name in paired) if paired else None
         missing += [f"{name}-{kind}: {meaning}" for name in paired if f"{name}-{kind}" not in jobs]
@@ -182,7 +196,14 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
         if train is None or train.pairs not in recipe.pair:
             return None
         pairs = [recipe.pair[train.pairs]]
-    return any(any(map(pair.weights.get, names)) if pair.weights else not evaluation_only for pair in pairs)
+    return any(_chose(pair, names, recipe, evaluation_only) for pair in pairs)
+
+
+def _chose(pair: Pair, names: set[str], recipe: Recipe, evaluation_only: bool) -> bool:
+    """True if one of the scores or judges `names` chooses the winners of a pair entry."""
+    if pair.use == "comparisons":
+        return bool(names & set(pair.options.get("tables") or recipe.compare))
+    return any(map(pair.weights.get, names)) if pair.weights else not evaluation_only
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:

@@ -28,7 +28,7 @@ from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
 from prefkit.plugin_guard import error_summary
 from prefkit.store import Store
-from prefkit.store.table import Table, candidate_row, note_pace
+from prefkit.store.table import Table, candidate_row, note_pace, spelled_as
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
@@ -81,7 +81,7 @@ def checked(
     model = model_of(store, recipe, settings)
     if ":" not in settings.use and not model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    spec = generator_spec(model, settings)
+    spec = spelled_as(store.candidates(name).spec(), generator_spec(model, settings))
     jobs = []
     for request in chosen:
         for index in range(settings.n):

@@ -210,7 +210,7 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
 
     needed: raise UsageError if there are none.
     """
-    known = store.names("scores")
+    known = [alias for alias in store.names("scores") if alias in config.weights or has_values(store, alias)]
     if not known and needed:
         text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."
         raise NotYet(text, "score", list(config.weights))
@@ -238,6 +238,12 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
             f"pair: `ties` names {', '.join(unknown)}, which is not used for pairing; choose from {', '.join(weights)}."
         )
     return {a: w for a, w in weights.items() if w}
+
+
+def has_values(store: Store, alias: str) -> bool:
+    """True if the scorer succeeded for at least one candidate. Pairs need no score of a scorer that failed."""
+    values = store.scores(alias).frame(["id", "value"]).value
+    return bool(values.notna().any())
 
 
 def no_scores(missing: Sequence[str], known: Sequence[str]) -> str:

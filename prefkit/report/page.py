@@ -22,9 +22,9 @@ FOOTER = "Made by prefkit. Images are shown as thumbnails; the run folder holds 
 def write_report(store: Store, recipe: Recipe | None = None, by: str | None = None) -> Path:
     """Write RUN/report.html atomically and return its path. A stage without results is shown as missing.
 
-    The page needs no server and has no script and no external link. Only the images that it shows are read, and stored
-    as thumbnails; even for 100,000 candidates, the page has only a few megabytes. by: a column of the requests, by whose
-    values the scorers' agreement with votes is also shown.
+    The page needs no server and has no script, and no external link except to a training's tracker. Only the images
+    that it shows are read, and stored as thumbnails; even for 100,000 candidates, the page has only a few megabytes.
+    by: a column of the requests, by whose values the scorers' agreement with votes is also shown.
     """
     state = status(store)
     evaluations = evidence.results(store)

@@ -45,7 +45,12 @@ def run_scores(
                 failures.append(error)
         for job in jobs:
             locks.callback(job.drop)
-        shares = processes.each(lambda: _score(store, jobs, failures))
+        try:
+            shares = processes.each(lambda: _score(store, jobs, failures))
+        except PrefkitError:
+            for job in jobs if processes.main else ():
+                job.table.discard_empty()
+            raise
         counts = {job.name: _total([share[job.name] for share in shares]) for job in jobs}
         if processes.main:
             for job in jobs:

@@ -139,3 +139,10 @@ def _leaves(schema: pa.Schema) -> dict[str, tuple[str, bool]]:
         c.path: (c.path.split(".")[0], c.physical_type == "BYTE_ARRAY" and c.logical_type.type == "NONE")
         for c in map(columns.column, range(len(columns)))
     }
+
+
+def feature_dtype(kind: Any) -> str:
+    """Return the dtype by which the metadata of a dataset card names an Arrow type; bytes are images."""
+    import pyarrow as pa
+
+    return "image" if pa.types.is_binary(kind) else {"double": "float64"}.get(str(kind), str(kind))

@@ -56,8 +56,8 @@ def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
     """
     jobs = [Job(name, config)]
     if controls:
-        jobs.append(Job(f"{name}-sft", dataclasses.replace(config, objective=Choice("sft"), watch=[])))
-        jobs.append(Job(f"{name}-flipped", dataclasses.replace(config, watch=[]), flip=True))
+        jobs.append(Job(f"{name}-sft", dataclasses.replace(config, objective=Choice("sft"), watch=[], sample_every=0)))
+        jobs.append(Job(f"{name}-flipped", dataclasses.replace(config, watch=[], sample_every=0), flip=True))
     return jobs
 
 

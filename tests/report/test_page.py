@@ -14,6 +14,7 @@ from prefkit.report import evidence, status, write_report
 from prefkit.report.grids import by_hash
 from prefkit.report.pictures import thumbnail
 from prefkit.store import Store
+from prefkit.store.files import write_json
 
 VOID = {"meta", "img", "br"}
 
@@ -169,6 +170,16 @@ def test_an_empty_run_says_what_is_missing(tmp_path):
     ):
         assert said in text
     assert status(store)["requests"] == {}
+
+
+def test_an_online_run_is_not_said_to_lack_candidates_scores_and_pairs(tmp_path):
+    store = Store.create(tmp_path / "online")
+    write_json(store.train("up") / "result.json", {"queries": 16, "rounds": 2})
+    text = Reader(write_report(store).read_text()).text
+    assert "16samples of online training" in re.sub(r"\s+(?=samples)", "", text) and "0candidates" not in text.replace(
+        " ", ""
+    )
+    assert "Nothing has been scored" not in text and "No pairs have been made" not in text
 
 
 def test_only_failures(tmp_path):

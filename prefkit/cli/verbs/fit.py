@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import output, registry
-from prefkit.config import plugin_options, reader
+from prefkit.config import reader
 from prefkit.config.redo import move
 from prefkit.distributed import group
-from prefkit.errors import FingerprintError, PluginError, UsageError
-from prefkit.plugin_guard import described, guarded
+from prefkit.errors import FingerprintError, UsageError
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | mesh | file.py:Class")
@@ -42,35 +41,26 @@ def more_help(known: argparse.Namespace) -> list[str]:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.fit.run import run_fit
+
     name = known.run_folder
     if known.recipe or not name:
         known_names = ", ".join(registry.builtin(KIND))
         raise UsageError(f"fit: name a fitter ({known_names}) and give its options as flags; fit takes no recipe.")
-    kind = registry.load_class(KIND, name)
-    options = plugin_options.options(kind, reader.tree_of_flags(flags), f"fit {name}")
-    fitter: Any = None
-
-    def fit() -> Any:
-        nonlocal fitter
-        with guarded(f"fitter {name}"):
-            fitter = kind(options)
-            return fitter.run() if getattr(kind, "shared", False) else group().lead(fitter.run)
-
+    options = reader.tree_of_flags(flags)
     try:
-        result = fit()
+        result = run_fit(name, options)
     except FingerprintError as error:
         if not known.redo or not error.folder:
             raise
         folder = Path(error.folder)
         output.note(f"moved {folder} to {group().lead(lambda: str(move(folder.parent, [folder.name])))}")
-        result = fit()
-    if not isinstance(result, dict):
-        raise PluginError(f"fitter {name} returned {described(result)}; it must return a dict of its measurements.")
+        result = run_fit(name, options)
     output.emit(result, known.json, _rows(result))
     if name in USE:
-        use = USE[name].format(fitter.options.out or f"fitted/{name}")
-        if name == "clip_preference" and getattr(fitter.options, "library", "") == "open_clip":
-            use = f"use: clip, model: 'local-dir:{fitter.options.out or f'fitted/{name}'}'"
+        use = USE[name].format(result["out"])
+        if name == "clip_preference" and dict(flags).get("library") == "open_clip":
+            use = f"use: clip, model: 'local-dir:{result['out']}'"
         output.hint(f"to use it in a recipe: score: {{mine: {{{use}}}}}")
     return 0
 

@@ -77,7 +77,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         _emit(error.counts, known.json)
         raise
     _emit(counts, known.json)
-    output.hint(f"next: prefkit train {folder}" if known.pairs else f"next: prefkit pair {folder} --use comparisons")
+    compared = f"pair {folder} --use comparisons" if counts["comparisons"] else f"score {folder} --use SCORER"
+    output.hint(f"next: prefkit {f'train {folder}' if known.pairs else compared}")
     return 0
 
 

@@ -28,6 +28,7 @@ from prefkit.store.files import NAME, checked
 
 THREADS = 4
 BATCH = 16
+GENERAL = "table"  # the layout of any table
 SHOWN = 5  # failed rows that are printed
 LONGEST = 580  # characters of a message
 
@@ -71,8 +72,12 @@ def run_import(
 
                 check_place(store, name)
             counts, progress = _import(store, plugin(options), source, name, settings, test_share, keep)
-            if pairs:
-                counts["pairs"] = write_pairs(store, name)
+            if pairs and counts["failed"] < counts["items"]:
+                try:
+                    counts["pairs"] = write_pairs(store, name)
+                except UsageError:
+                    progress.forget(store)
+                    raise
             failed = counts["failed"]
             progress.whole = failed <= max_failed * counts["items"]
             progress.save(settings)
@@ -96,6 +101,10 @@ def sniff(source: str) -> str:
     if not path.exists():
         raise UsageError(f"import: {source} was not found. For a Hub dataset, choose the layout with --as: {names}.")
     fits = {n: why for n in registry.builtin("importer") if (why := registry.load("importer", n).sniff(path))}
+    if len(fits) > 1:  # a published layout says more than the names of columns, and a table more than loose images
+        fits.pop(GENERAL, None)
+    if not fits and path.suffix.lower() in SUFFIXES:
+        return GENERAL  # it asks for --map
     if not fits:
         raise UsageError(f"import: could not detect the layout of {source}; choose one with --as: {names}.")
     if len(fits) > 1:
@@ -122,6 +131,10 @@ def _import(
         merge_requests(store, name)
         progress.counts |= totals(store, name, progress.pictures)
         work.clear()
+    except UsageError:
+        progress.forget(store)
+        work.clear()
+        raise
     finally:
         index.close()
     if sink.repeated:

@@ -44,6 +44,7 @@ class Progress:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     pictures: int = 0  # images in the usable items, including those that the run already had
     whole: bool = False  # True after success: few enough failures, and pairs written if --pairs was given
+    began: bool = True  # True if this command has begun the import; not stored
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], store: Store) -> Progress:
@@ -52,10 +53,11 @@ class Progress:
         Raises UsageError if NAME belongs to a successful import with other settings, or to one of another source.
         """
         if not path.exists():
-            return cls(path)
+            tables = (store.candidates(path.stem), store.comparisons(path.stem))
+            return cls(path, began=not any(table.parts() for table in tables))
         state = read_json(path)
         earlier = state.pop("what")
-        progress = cls(path, **{"whole": True} | state)  # files of earlier versions lack the key
+        progress = cls(path, **{"whole": True} | state, began=False)  # files of earlier versions lack the key
         if earlier == settings:
             progress.pictures = progress.pictures or progress.counts["candidates"] + progress.counts["known"]
             return progress
@@ -70,8 +72,17 @@ class Progress:
         return cls(path)
 
     def save(self, settings: Mapping[str, Any]) -> None:
-        state = {k: v for k, v in asdict(self).items() if k != "path"}
+        state = {k: v for k, v in asdict(self).items() if k not in ("path", "began")}
         write_json(self.path, {"what": settings, **state})
+
+    def forget(self, store: Store) -> None:
+        """Remove everything that a failed import has stored, unless an earlier command has begun it."""
+        if self.began:
+            discard(store, self.path.stem)
+            self.path.unlink(missing_ok=True)
+            for kind in (*STORED, "pairs"):
+                with suppress(OSError):  # other commands have filled it
+                    (store.folder / kind).rmdir()
 
 
 def trace(before: str, item: Item, used: bool) -> str:

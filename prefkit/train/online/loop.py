@@ -224,6 +224,7 @@ class OnlineTrainer(TrainingLoop):
                 if self.step and self.monitor.improved(report):
                     self.export(self.folder / "best")
             log.write(self.step, {"watch": report})
+            log.image(self.step, self.folder / "watch" / f"round-{self.step:04d}.png")
             if self.stop_rule.update(report["gain"], report["reward_gain"]):
                 self.stopped = f"the watched scores have fallen by {-report['gain']:.2f} std while the reward rose"
         self.stopped = self.processes.group.broadcast(self.stopped)

@@ -139,7 +139,9 @@ def _loader_and_fingerprint(
     settings = _generator(recipe, online)
     loader = ModelLoader(store, replace(recipe, generate={"policy": settings}), config, store.train(name))
     key = {
-        "train": {k: v for k, v in content(config).items() if k not in ("pairs", "steps", "validation", "online")},
+        "train": precision.stored(
+            {k: v for k, v in content(config).items() if k not in ("pairs", "steps", "validation", "online")}
+        ),
         "online": {k: v for k, v in content(online).items() if k != "rounds" or config.schedule != "constant"},
         "generator": content(settings),
         "model": loader.revision,
