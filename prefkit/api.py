@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Recipe, reader, resolve, rounds
+from prefkit.config import redo as redoing
 from prefkit.distributed import group
 from prefkit.errors import PluginError, TooManyFailures, UsageError
 from prefkit.output import shell_quoted, warn
@@ -75,20 +76,22 @@ class Run:
         return Run(recipe=rounds.recipe_of(self.recipe, number, start))
 
     # -- stages ---------------------------------------------------------------------------------------------------
-    def generate(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
-        return self.stage("generate", names, limit=limit)
+    def generate(self, names: Sequence[str] = (), *, limit: int | None = None, redo: bool = False) -> dict[str, Any]:
+        return self.stage("generate", names, limit=limit, redo=redo)
 
-    def score(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
-        return self.stage("score", names, limit=limit)
+    def score(self, names: Sequence[str] = (), *, limit: int | None = None, redo: bool = False) -> dict[str, Any]:
+        return self.stage("score", names, limit=limit, redo=redo)
 
-    def pair(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
-        return self.stage("pair", names, limit=limit)
+    def pair(self, names: Sequence[str] = (), *, limit: int | None = None, redo: bool = False) -> dict[str, Any]:
+        return self.stage("pair", names, limit=limit, redo=redo)
 
-    def train(self, names: Sequence[str] = (), *, limit: int | None = None, controls: bool = False) -> dict[str, Any]:
-        return self.stage("train", names, limit=limit, controls=controls)
+    def train(
+        self, names: Sequence[str] = (), *, limit: int | None = None, controls: bool = False, redo: bool = False
+    ) -> dict[str, Any]:
+        return self.stage("train", names, limit=limit, controls=controls, redo=redo)
 
-    def eval(self, names: Sequence[str] = (), *, limit: int | None = None) -> dict[str, Any]:
-        return self.stage("eval", names, limit=limit)
+    def eval(self, names: Sequence[str] = (), *, limit: int | None = None, redo: bool = False) -> dict[str, Any]:
+        return self.stage("eval", names, limit=limit, redo=redo)
 
     def report(self) -> Path:
         from prefkit.report.page import write_report
@@ -102,9 +105,10 @@ class Run:
 
         return push(self.store, to, pairs=pairs, train=train, **options)
 
-    def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+    def stage(self, verb: str, names: Sequence[str] = (), *, redo: bool = False, **options: Any) -> dict[str, Any]:
         """Run the stage `verb` on its recipe entries `names` (default: all).
 
+        redo: move entries with other settings, and everything made from them, to RUN/.old; False: refuse them.
         Raises PrefkitError; TooManyFailures only after all entries are done.
         """
         processes = group()
@@ -116,11 +120,10 @@ class Run:
         chosen = resolve.chosen_names(self.recipe, verb, names)
         try:
             if verb == "score":  # all scorers run together, so that they share passes over the images
-                results = _stage("score", "run_scores")(self.store, self.recipe, chosen, **options)
-            elif verb == "pair":
-                results = processes.lead(lambda: self._each(verb, chosen, options))
+                act = partial(_stage("score", "run_scores"), self.store, self.recipe, chosen, **options)
+                results = self._redoing(act, redo)
             else:
-                results = self._each(verb, chosen, options)
+                results = {name: self._redoing(self._entry(verb, name, options), redo) for name in chosen}
         except (UsageError, PluginError) as error:
             if processes.main and isinstance(error, UsageError) and new:
                 self.store.undo(keep=files)
@@ -165,9 +168,13 @@ class Run:
     def save_recipe(self) -> None:
         write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe, self.store.folder))
 
-    def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-        stage = _stage(verb)
-        return {name: stage(self.store, self.recipe, name, **options) for name in names}
+    def _entry(self, verb: str, name: str, options: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+        act = partial(_stage(verb), self.store, self.recipe, name, **options)
+        return partial(group().lead, act) if verb == "pair" else act
+
+    def _redoing(self, act: Callable[[], dict[str, Any]], redo: bool) -> dict[str, Any]:
+        put_away = partial(redoing.put_away, self.store) if redo else None
+        return redoing.redoing(self.store, self.recipe, act, group().lead, put_away)
 
     # -- tables ---------------------------------------------------------------------------------------------------
     def requests(self) -> pd.DataFrame:

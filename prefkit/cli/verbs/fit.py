@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import plugin_options, reader
+from prefkit.config.redo import move
 from prefkit.distributed import group
-from prefkit.errors import PluginError, UsageError
+from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.plugin_guard import described, guarded
 
 KIND = "fitter"
@@ -21,6 +23,11 @@ USE = {
     "mllm": "use: mllm, model: {0}",
     "mesh": "use: mesh, model: {0}",
 }
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    text = "if the folder holds a fit with other settings or data, move it to the folder .old beside it and fit again"
+    parser.add_argument("--redo", action="store_true", help=text)
 
 
 def more_help(known: argparse.Namespace) -> list[str]:
@@ -41,9 +48,22 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise UsageError(f"fit: name a fitter ({known_names}) and give its options as flags; fit takes no recipe.")
     kind = registry.load_class(KIND, name)
     options = plugin_options.options(kind, reader.tree_of_flags(flags), f"fit {name}")
-    with guarded(f"fitter {name}"):
-        fitter = kind(options)
-        result: Any = fitter.run() if getattr(kind, "shared", False) else group().lead(fitter.run)
+    fitter: Any = None
+
+    def fit() -> Any:
+        nonlocal fitter
+        with guarded(f"fitter {name}"):
+            fitter = kind(options)
+            return fitter.run() if getattr(kind, "shared", False) else group().lead(fitter.run)
+
+    try:
+        result = fit()
+    except FingerprintError as error:
+        if not known.redo or not error.folder:
+            raise
+        folder = Path(error.folder)
+        output.note(f"moved {folder} to {group().lead(lambda: str(move(folder.parent, [folder.name])))}")
+        result = fit()
     if not isinstance(result, dict):
         raise PluginError(f"fitter {name} returned {described(result)}; it must return a dict of its measurements.")
     output.emit(result, known.json, _rows(result))
@@ -56,10 +76,14 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one table row per validation measure, then one per count."""
+    """Return one table row per measured number and control, in all and by group, then one per count."""
     rows: list[dict[str, Any]] = []
-    for name, value in result.get("validation", {}).items():
-        values = value if isinstance(value, dict) else {"mean": value}
-        columns = {"value": "mean", "low": "low", "high": "high", "n": "n"}
-        rows.append({"measured": name} | {c: values[key] for c, key in columns.items() if key in values})
+    parts = [("", result.get("validation", {}) | result.get("controls", {}))]
+    for column, groups in result.get("by", {}).items():
+        parts += [(f"{column} {group}: ", measured) for group, measured in groups.items()]
+    for prefix, measured in parts:
+        for name, value in measured.items():
+            values = value if isinstance(value, dict) else {"mean": value}
+            columns = {"value": "mean", "low": "low", "high": "high", "n": "n", "reason": "reason"}
+            rows.append({"measured": prefix + name} | {c: values[key] for c, key in columns.items() if key in values})
     return rows + [{"measured": name, "value": value} for name, value in result.get("counts", {}).items()]

@@ -127,7 +127,7 @@ class SampleEvaluation:
         return report
 
     def _sampler(self, loop: Any) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
-        """Return a function (requests, seeds) -> samples of the current policy."""
+        """Return a function that takes requests and seeds, and returns samples of the current policy."""
         model, net = self.plan.recipe.model, loop.policy.net
         pipe = load_pipeline(
             **model_arguments(replace(model, adapters={}, quantize=None)),  # the policy's network replaces the denoiser
@@ -196,7 +196,7 @@ class SampleEvaluation:
 def sample_evaluation(
     plan: Any, config: Train, data: PairData, training: Sequence[PairRow], held: Sequence[PairRow], folder: Path
 ) -> SampleEvaluation | None:
-    """Return the evaluation of samples by the scorers in train.watch, or None if there are none. Raises UsageError."""
+    """Return the evaluation of samples by the scorers in train.watch; None if it is empty. Raises UsageError."""
     if not config.watch:
         return None
     where = f"train.{folder.name}.watch"
