@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Recipe, arguments, reader, resolve, rounds
+from prefkit.config import redo as redoing
 from prefkit.distributed import group
 from prefkit.errors import TooManyFailures, UsageError
 from prefkit.output import shell_quoted
@@ -100,25 +101,41 @@ class Run:
         return Run(recipe=rounds.recipe_of(self.recipe, number, start))
 
     # -- stages ---------------------------------------------------------------------------------------------------
-    def generate(self, names: Names = (), *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
-        return self._set("generate", names, settings).stage("generate", names, limit=limit)
+    def generate(
+        self, names: Names = (), *, limit: int | None = None, redo: bool = False, **settings: Any
+    ) -> dict[str, Any]:
+        return self._set("generate", names, settings).stage("generate", names, limit=limit, redo=redo)
 
-    def score(self, names: Names = (), *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
-        return self._set("score", names, settings).stage("score", names, limit=limit)
+    def score(
+        self, names: Names = (), *, limit: int | None = None, redo: bool = False, **settings: Any
+    ) -> dict[str, Any]:
+        return self._set("score", names, settings).stage("score", names, limit=limit, redo=redo)
 
-    def compare(self, names: Names = (), *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
-        return self._set("compare", names, settings).stage("compare", names, limit=limit)
+    def compare(
+        self, names: Names = (), *, limit: int | None = None, redo: bool = False, **settings: Any
+    ) -> dict[str, Any]:
+        return self._set("compare", names, settings).stage("compare", names, limit=limit, redo=redo)
 
-    def pair(self, names: Names = (), *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
-        return self._set("pair", names, settings).stage("pair", names, limit=limit)
+    def pair(
+        self, names: Names = (), *, limit: int | None = None, redo: bool = False, **settings: Any
+    ) -> dict[str, Any]:
+        return self._set("pair", names, settings).stage("pair", names, limit=limit, redo=redo)
 
     def train(
-        self, names: Names = (), *, limit: int | None = None, controls: bool = False, **settings: Any
+        self,
+        names: Names = (),
+        *,
+        limit: int | None = None,
+        controls: bool = False,
+        redo: bool = False,
+        **settings: Any,
     ) -> dict[str, Any]:
-        return self._set("train", names, settings).stage("train", names, limit=limit, controls=controls)
+        return self._set("train", names, settings).stage("train", names, limit=limit, controls=controls, redo=redo)
 
-    def eval(self, names: Names = (), *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
-        return self._set("eval", names, settings).stage("eval", names, limit=limit)
+    def eval(
+        self, names: Names = (), *, limit: int | None = None, redo: bool = False, **settings: Any
+    ) -> dict[str, Any]:
+        return self._set("eval", names, settings).stage("eval", names, limit=limit, redo=redo)
 
     def _set(self, verb: str, names: Names, settings: Mapping[str, Any]) -> Run:
         """Change settings of the entry that the stage will run. Raises UsageError."""
@@ -217,9 +234,10 @@ class Run:
             options.setdefault("out", str(self.folder / "fitted" / registry.short_name(name)))
         return run_fit(name, options)
 
-    def stage(self, verb: str, names: Names = (), **options: Any) -> dict[str, Any]:
+    def stage(self, verb: str, names: Names = (), *, redo: bool = False, **options: Any) -> dict[str, Any]:
         """Run the stage `verb` on its recipe entries `names` (default: all).
 
+        redo: move entries with other settings, and everything made from them, to RUN/.old; False: refuse them.
         Raises PrefkitError; TooManyFailures only after all entries are done.
         """
         processes = group()
@@ -235,11 +253,10 @@ class Run:
         chosen = resolve.chosen_names(self.recipe, verb, _listed(names))
         try:
             if verb == "score":  # all scorers run together, so that they share passes over the images
-                results = _stage("score", "run_scores")(self.store, self.recipe, chosen, **options)
-            elif verb == "pair":
-                results = processes.lead(lambda: self._each(verb, chosen, options))
+                act = partial(_stage("score", "run_scores"), self.store, self.recipe, chosen, **options)
+                results = self._redoing(act, redo)
             else:
-                results = self._each(verb, chosen, options)
+                results = {name: self._redoing(self._entry(verb, name, options), redo) for name in chosen}
         except UsageError:
             if new and processes.main:
                 self.store.undo(keep=files)
@@ -274,9 +291,13 @@ class Run:
     def save_recipe(self) -> None:
         write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe))
 
-    def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-        stage = _stage(verb)
-        return {name: stage(self.store, self.recipe, name, **options) for name in names}
+    def _entry(self, verb: str, name: str, options: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+        act = partial(_stage(verb), self.store, self.recipe, name, **options)
+        return partial(group().lead, act) if verb == "pair" else act
+
+    def _redoing(self, act: Callable[[], dict[str, Any]], redo: bool) -> dict[str, Any]:
+        put_away = partial(redoing.put_away, self.store) if redo else None
+        return redoing.redoing(self.store, self.recipe, act, group().lead, put_away)
 
     # -- tables ---------------------------------------------------------------------------------------------------
     def requests(self) -> pd.DataFrame:

@@ -54,7 +54,7 @@ def read(path: str | Path) -> Recipe:
 
 
 def use_background(run: Path) -> None:
-    """Set the colour behind transparent images as in the run's recipe.yaml, for commands that read no recipe."""
+    """Set the colour behind transparent images to that of the run's recipe.yaml, or to white if there is none."""
     path = run / "recipe.yaml"
     set_background(str(read_tree(path).get("background") or "white") if path.exists() else "white")
 

@@ -199,7 +199,7 @@ def _in_block(verb: str, entry: Any, key: str) -> str:
 
 
 def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
-    """Return {block: dataclass of its options} for the blocks of an entry; "" is the plug-in that `use` names."""
+    """Return {block: dataclass of its options} of an entry; the key "" holds the options of its plug-in."""
     default: Any = kind()
     options: dict[str, type] = {}
     if kind.__name__ in reader.PLUGIN_OF and entry.get("use", default.use):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Pair, Recipe, Requests, Set, bounds, compatibility
 from prefkit.errors import UsageError
+from prefkit.evaluate import tiers
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
 
@@ -27,6 +28,11 @@ def check_settings(name: str, cfg: Eval) -> None:
             "training is called base, rename it."
         )
     bounds.check(cfg, f"eval.{name}")
+    taken = [model for model in cfg.models if model in tiers.columns(cfg)]
+    if taken:
+        raise UsageError(
+            f"eval.{name}.models: {taken[0]} is the name of the base with other prompts. Rename the training."
+        )
 
 
 def request_sets(
@@ -81,8 +87,8 @@ def base_model(recipe: Recipe, cfg: Eval) -> Model:
 def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> dict[str, tuple[Model, Generate]]:
     """Return {folder name: (model, generator settings)} for all models to evaluate.
 
-    These are the base, the trained models and their existing controls, and the base with the guidances and step counts
-    of eval.base_guidance and eval.base_steps. Raises UsageError for a model that is not trained.
+    These are the base, the trained models and their existing controls, the base with the guidances and step counts of
+    eval.base_guidance and eval.base_steps, and the base with the prompts of each tier. Raises UsageError for a model that is not trained.
     """
     base = base_model(recipe, cfg)
     jobs = {"base": (base, settings)}
@@ -95,6 +101,8 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
         jobs[f"base-g{float(guidance)}"] = (base, replace(settings, guidance=float(guidance)))
     for steps in cfg.base_steps:
         jobs[f"base-s{steps}"] = (base, replace(settings, steps=steps))
+    for tier in tiers.columns(cfg):
+        jobs[tier] = (base, settings)
     return jobs
 
 
@@ -194,5 +202,5 @@ def same_scorer(recipe: Recipe, alias: str) -> set[str]:
 
 
 def is_base(model: str) -> bool:
-    """True if `model` is the name that `model_jobs` gives to the base with different guidance or steps."""
-    return model.startswith(("base-g", "base-s"))
+    """True if `model` is the name that `model_jobs` gives to the base with different guidance, steps or prompts."""
+    return model.startswith(("base-g", "base-s", "base-explicit"))

@@ -67,7 +67,7 @@ def minimum_detectable(values: np.ndarray) -> float | None:
 def expected_maximum(values: np.ndarray, n: float) -> float:
     """Return the expected maximum of n values drawn without replacement from [m] values, 1 <= n <= m.
 
-    For integer n, this is  sum_i x_(i) C(i-1, n-1) / C(m, n)  over the order statistics x_(i); between, it is linear.
+    For integer n, this is  sum_i x_(i) C(i-1, n-1) / C(m, n)  over the order statistics x_(i), else interpolated.
     """
     ordered = np.sort(np.asarray(values, np.float64))
     m, whole = len(ordered), int(np.floor(n))

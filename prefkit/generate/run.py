@@ -101,8 +101,7 @@ def model_of(store: Store, recipe: Recipe, settings: Generate) -> Model:
 
 def _claim(store: Store, name: str, spec: dict[str, Any], empty: bool, write: bool = True) -> None:
     table = store.candidates(name)
-    remedy = f"Use another name under generate, or remove {table.folder} to generate these candidates again."
-    table.claim(spec, remedy, empty=empty, write=write)
+    table.claim(spec, "Use another name under generate.", empty=empty, write=write)
 
 
 def check(name: str, recipe: Recipe) -> None:

@@ -23,6 +23,11 @@ ASPECTS_NOTE = (
     "Mean of each aspect that a judge reports, and the probability that two seeds of one request differ in the aspect. "
     "This probability should be as high for a tuned model as for the base."
 )
+TIERS = ["Model", "Judge", "Group", "Superficial", "Base", "Model", "Explicit", "RI", "95 % interval", "Requests"]
+TIERS_NOTE = (
+    "Mean scores against the request's own prompt. Superficial and explicit: the base's images from these prompts, as floor "
+    "and ceiling. RI, the relative improvement: (model - base) / (explicit - base)."
+)
 OUTCOME = ["Model", "Judge", "Verdict", "Base", "Tuned", "Wins", "Ties", "Losses"]
 OUTCOME_NOTE = "Tuned against base on held-out requests, at equal seeds. Only a held-out judge is evidence; a control should not win."
 #: used_for_pairs (None: unknown) -> the tag next to the judge's name
@@ -53,7 +58,7 @@ WORDS = {
 
 
 def results(store: Store) -> dict[str, dict[str, Any]]:
-    """Return evaluation name -> content of its result.json."""
+    """Return {evaluation name: content of its result.json}."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
@@ -128,7 +133,27 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
     real = [(model, row["real_distance"]) for model, row in first.items() if row.get("real_distance")]
     main = html.table([*HEAD, *FURTHER], rows, left=4)
     apart = html.table(["Model", *DISTANCES.values()], distances, caption)
-    return main + apart + _encoded(embedded) + _real(real) + _aspects(ordered)
+    return main + _tiers(ordered) + apart + _encoded(embedded) + _real(real) + _aspects(ordered)
+
+
+def _tiers(models: dict[str, dict[str, Any]]) -> str:
+    """Return the table of scores by tier of the prompt and by group, with the relative improvement, or ""."""
+    rows = [
+        [*(html.text(text, 40) for text in (model, alias, group)), *_levels(part), html.number(part["n_requests"])]
+        for model, scorers in models.items()
+        for alias, row in scorers.items()
+        if row.get("tiers")
+        for group, part in {"all": row["tiers"], **(row["tiers"]["by"] or {})}.items()
+    ]
+    return f'{html.table(TIERS, rows, left=3)}<p class="quiet">{TIERS_NOTE}</p>' if rows else ""
+
+
+def _levels(part: dict[str, Any]) -> list[str]:
+    means = [html.number(part["means"].get(name)) for name in ("superficial", "base", "tuned", "explicit")]
+    estimate = part["relative_improvement"] or dict.fromkeys(("value", "low", "high", "reason"))
+    value, low, high = ("–" if estimate[key] is None else f"{estimate[key]:.1%}" for key in ("value", "low", "high"))
+    note = f'<br><span class="warn">{html.text(estimate["reason"], 120)}</span>' if estimate["reason"] else ""
+    return [*means, value + note, "–" if estimate["low"] is None else f"{low} to {high}"]
 
 
 def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:

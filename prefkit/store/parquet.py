@@ -118,7 +118,7 @@ class Shards:
 
 
 def weight(value: Any) -> int:
-    """Return the number of bytes that a cell's bytes values hold, including those in structs and lists."""
+    """Return the total length of the bytes values in a cell, including those in structs and lists."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return len(value)
     if isinstance(value, Mapping):

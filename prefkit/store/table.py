@@ -126,13 +126,17 @@ def check_fingerprint(
         if write:
             write_json(path, wanted)
         return
-    stored = read_json(path)
-    a, b = _without_claims(stored), _without_claims(wanted)
+    compare_settings(path.parent, read_json(path), wanted, remedy)
+
+
+def compare_settings(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+    """Raise FingerprintError if the settings `stored`, with which `folder` was made, differ from `wanted`."""
+    a, b = _without_claims(stored), _without_claims(json.loads(json.dumps(wanted, default=str)))
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     if keys:
         found = [difference for k in keys for difference in _differences(k, a.get(k), b.get(k))]
         lines = "; ".join(f"{key}: stored {_brief(a)}, requested {_brief(b)}" for key, a, b in found)
-        raise FingerprintError(f"{path.parent} was made with other settings ({lines}). {remedy}")
+        raise FingerprintError(f"{folder} was made with other settings ({lines}). {remedy}", folder, keys)
 
 
 def _differences(key: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
@@ -173,13 +177,13 @@ def request_row(request: Request) -> dict[str, Any]:
 
 
 def comparison_row(comparison: Comparison) -> dict[str, Any]:
-    """Return the row to store. Its id is a hash of all values except the time, so a second import adds nothing."""
+    """Convert a comparison to a row. Its id is a hash of all values but the time, so a second import adds nothing."""
     row = {name: getattr(comparison, name) for name in comparison_schema().names if name != "id"}
     return {"id": digest({k: v for k, v in row.items() if k != "time"}), **row}
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:
-    """Return the row to store, without the prompt, which is stored with the request."""
+    """Convert a candidate to a row, without the prompt, which is stored with the request."""
     return {name: getattr(candidate, name) for name in candidate_schema().names} | {
         "extra": dump_extra(candidate.extra)
     }

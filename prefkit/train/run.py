@@ -30,8 +30,7 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import digest
 
 REMEDY = (
-    "Train under another name, undo the change in the recipe, or remove this folder. With a constant schedule, `steps` "
-    "may be increased. If `scheme` differs, the run was begun with a version of prefkit that draws noise or captures "
+    "Train under another name, or undo the change in the recipe. With a constant schedule, `steps` may be increased. If `scheme` differs, the run was begun with a version of prefkit that draws noise or captures "
     "pipelines differently."
 )
 SHAPES = ("pair", "list", "single")

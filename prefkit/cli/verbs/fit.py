@@ -21,6 +21,11 @@ USE = {
 }
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    text = "if the folder holds a fit with other settings or data, move it to the folder .old beside it and fit again"
+    parser.add_argument("--redo", action="store_true", help=text)
+
+
 def more_help(known: argparse.Namespace) -> list[str]:
     """Return help lines: the options of the chosen fitter, or the list of fitters if none is chosen."""
     from prefkit.cli.help import options_table
@@ -39,7 +44,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.recipe or not name:
         known_names = ", ".join(registry.builtin(KIND))
         raise UsageError(f"fit: name a fitter ({known_names}) and give its options as flags; fit takes no recipe.")
-    result = run_fit(name, reader.tree_of_flags(flags))
+    result = run_fit(name, reader.tree_of_flags(flags), known.redo)
     output.emit(result, known.json, _rows(result))
     if name in USE:
         use = USE[name].format(result["out"])
@@ -50,10 +55,14 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one table row per validation measure, then one per count."""
+    """Return one table row per measured number and control, in all and by group, then one per count."""
     rows: list[dict[str, Any]] = []
-    for name, value in result.get("validation", {}).items():
-        values = value if isinstance(value, dict) else {"mean": value}
-        columns = {"value": "mean", "low": "low", "high": "high", "n": "n"}
-        rows.append({"measured": name} | {c: values[key] for c, key in columns.items() if key in values})
+    parts = [("", result.get("validation", {}) | result.get("controls", {}))]
+    for column, groups in result.get("by", {}).items():
+        parts += [(f"{column} {group}: ", measured) for group, measured in groups.items()]
+    for prefix, measured in parts:
+        for name, value in measured.items():
+            values = value if isinstance(value, dict) else {"mean": value}
+            columns = {"value": "mean", "low": "low", "high": "high", "n": "n", "reason": "reason"}
+            rows.append({"measured": prefix + name} | {c: values[key] for c, key in columns.items() if key in values})
     return rows + [{"measured": name, "value": value} for name, value in result.get("counts", {}).items()]

@@ -63,7 +63,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
 
 
 def _splits(staged: StagedDataset) -> dict[str, dict[str, int]]:
-    """Return config -> split -> number of rows, without empty splits and configs."""
+    """Return {config: {split: number of rows}}, without empty splits and configs."""
     rows = {"default": staged.rows["default"], "gallery": staged.rows["default"]}
     rows |= {config: staged.rows.get(config, {}) for config in CONFIGS}
     filled = {config: {split: n for split, n in splits.items() if n} for config, splits in rows.items()}

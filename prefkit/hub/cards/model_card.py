@@ -137,7 +137,7 @@ def source_of(name: str, recipe: Mapping[str, Any]) -> str:
 
 
 def evaluations(store: Store) -> dict[str, dict[str, Any]]:
-    """Return evaluation name -> content of its result.json."""
+    """Return {evaluation name: content of its result.json}."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
@@ -170,7 +170,7 @@ def _on_hub(name: str) -> bool:
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in spec.json, which holds only changed settings, and the default values of STATED."""
+    """Return the settings in spec.json (only changed ones), plus the default values of the other settings in STATED."""
     from prefkit import registry
 
     settings = {key: value for key, value in plain(Train()).items() if key in STATED}

@@ -54,7 +54,7 @@ class Folder:
         return nfc(path.relative_to(self.folder).with_suffix("").as_posix())
 
     def by_key(self) -> tuple[dict[str, Path], list[Item]]:
-        """Return key -> image, and an Item with an error for every image whose key an earlier image has."""
+        """Return {key: image}, and an Item with an error for each further image whose key is already taken."""
         images: dict[str, Path] = {}
         errors = []
         for path in self.images:

@@ -29,6 +29,10 @@ STORED = ("candidates", "comparisons", "scores")
 COUNTS = ("items", "failed", "requests", *STORED, "known")
 
 
+class ChangedImport(UsageError):
+    """An earlier import holds the name, and its settings or rows differ."""
+
+
 @dataclass
 class Progress:
     """The state of an import, RUN/.imports/NAME.json: its first `done` items are stored, and `trace` is their hash."""
@@ -57,7 +61,7 @@ class Progress:
             return progress
         if any(progress.counts[kind] for kind in STORED):
             if progress.whole or earlier["source"] != settings["source"]:
-                raise UsageError(
+                raise ChangedImport(
                     f"import: {path.stem} was imported from another source or with other options. {REMEDY}"
                 )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
@@ -240,14 +244,14 @@ def totals(store: Store, name: str, pictures: int) -> dict[str, int]:
         "requests": _rows(merged_requests(store, name)) + _rows(stage_requests(store, name)),
         "candidates": candidates,
         "comparisons": _rows(store.comparisons(name)),
-        "scores": sum(map(_rows, _ratings(store, name))),
+        "scores": sum(map(_rows, ratings(store, name))),
         "known": max(0, pictures - candidates),
     }
 
 
 def discard(store: Store, name: str) -> None:
     """Remove the tables of a failed import, and its requests unless candidates of other generators answer them."""
-    for table in (store.candidates(name), store.comparisons(name), *_ratings(store, name)):
+    for table in (store.candidates(name), store.comparisons(name), *ratings(store, name)):
         _clear(table)
     merged = merged_requests(store, name)
     requests = set(merged.read(["request_id"]).column("request_id").to_pylist())
@@ -259,7 +263,7 @@ def discard(store: Store, name: str) -> None:
     _clear(stage_requests(store, name))
 
 
-def _ratings(store: Store, name: str) -> list[Table]:
+def ratings(store: Store, name: str) -> list[Table]:
     """Return the score tables that the import `name` wrote."""
     tables = [store.scores(alias) for alias in store.names("scores") if alias.startswith(f"{name}.")]
     return [table for table in tables if "imported" in (table.spec() or {})]

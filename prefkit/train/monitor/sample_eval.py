@@ -130,7 +130,7 @@ class SampleEvaluation:
         return report
 
     def _sampler(self, loop: Any) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
-        """Return a function (requests, seeds) -> samples of the current policy."""
+        """Return a function that takes requests and seeds, and returns samples of the current policy."""
         model, net = self.plan.recipe.model, loop.policy.net
         pipe = load_pipeline(
             **model_arguments(replace(model, adapters={}, quantize=None)),  # the policy's network replaces the denoiser

@@ -41,7 +41,7 @@ Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidate
 
 
 class OnlineTrainer(TrainingLoop):
-    """Online trainer. spec: sampling settings, part of the candidate ids; export: writes the policy to a folder."""
+    """Online trainer. spec: sampling settings, hashed into the candidate ids. export: writes the policy to a folder."""
 
     unit, shown = "round", ("reward", "queries")
 
