@@ -182,9 +182,15 @@ class Run:
         if layout == "votes" or (layout is None and vote_files(str(source))):
             return import_votes(self.store, str(source), name or "votes")
         counts = run_import(
-            *(self.store, str(source)),
-            **{"layout": layout, "name": name, "flags": options, "keep": not copy, "pairs": pairs},
-            **{"test_share": test_share, "max_failed": max_failed},
+            self.store,
+            str(source),
+            layout=layout,
+            name=name,
+            flags=options,
+            keep=not copy,
+            pairs=pairs,
+            test_share=test_share,
+            max_failed=max_failed,
         )
         self.store = Store(self.recipe.run)
         return counts
@@ -374,7 +380,7 @@ def _request_source(sections: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     source = requests.get("source") if isinstance(requests, Mapping) else requests
     if source is None or isinstance(source, (str, Path)):
         return None, dict(sections)
-    others = {key: value for key, value in requests.items() if key != "source"} if requests is not source else {}
+    others = {key: value for key, value in requests.items() if key != "source"} if isinstance(requests, Mapping) else {}
     return source, {**sections, "requests": others}
 
 

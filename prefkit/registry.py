@@ -57,7 +57,7 @@ class Passed(str):
         name.plugin = plugin
         return name
 
-    def __getnewargs__(self) -> tuple[Any]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[Any]:
         return (self.plugin,)
 
     def __deepcopy__(self, memo: Any) -> Passed:

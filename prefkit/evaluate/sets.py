@@ -28,7 +28,7 @@ def check_settings(name: str, cfg: Eval) -> None:
             "training is called base, rename it."
         )
     bounds.check(cfg, f"eval.{name}")
-    taken = [model for model in cfg.models if model in tiers.columns(cfg)]
+    taken = [model for model in cfg.models or () if model in tiers.columns(cfg)]
     if taken:
         raise UsageError(
             f"eval.{name}.models: {taken[0]} is the name of the base with other prompts. Rename the training."

@@ -49,7 +49,7 @@ def card(
 ) -> None:
     """Write README.md with the metadata that `load_dataset` reads. files: (split, glob).
 
-    features: column -> dtype, of which `image` decodes bytes; with it, the config `gallery` shows the same files' images.
+    features: column -> dtype; `image` decodes bytes. If given, the config `gallery` shows the same files' images.
     """
     import yaml
 

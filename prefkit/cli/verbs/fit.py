@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import reader
-from prefkit.config.redo import move
-from prefkit.distributed import group
-from prefkit.errors import FingerprintError, UsageError
+from prefkit.errors import UsageError
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | mesh | file.py:Class")
@@ -47,15 +44,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.recipe or not name:
         known_names = ", ".join(registry.builtin(KIND))
         raise UsageError(f"fit: name a fitter ({known_names}) and give its options as flags; fit takes no recipe.")
-    options = reader.tree_of_flags(flags)
-    try:
-        result = run_fit(name, options)
-    except FingerprintError as error:
-        if not known.redo or not error.folder:
-            raise
-        folder = Path(error.folder)
-        output.note(f"moved {folder} to {group().lead(lambda: str(move(folder.parent, [folder.name])))}")
-        result = run_fit(name, options)
+    result = run_fit(name, reader.tree_of_flags(flags), known.redo)
     output.emit(result, known.json, _rows(result))
     if name in USE:
         use = USE[name].format(result["out"])

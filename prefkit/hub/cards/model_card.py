@@ -110,7 +110,7 @@ def _as_trained(
 
 
 def _resolved(kind: Any, stored: Mapping[str, Any], other: Collection[str]) -> dict[str, Any]:
-    """Return all content settings, of which spec.json holds those that differ from the defaults, except `other`."""
+    """Return all content settings except `other`. stored: the settings in spec.json, which differ from the defaults."""
     names = [f.name for f in fields(kind) if f.metadata.get("content", True) and f.name not in other]
     return {key: value for key, value in plain(kind()).items() if key in names} | dict(stored)
 

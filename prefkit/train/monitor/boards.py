@@ -103,7 +103,7 @@ def open_board(report_to: str, folder: Path, step: int, settings: Mapping[str, A
     """
     if report_to == "none":
         return None
-    kind = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}[report_to]
+    kind: Any = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}[report_to]
     try:
         board = kind(folder, step, settings)
     except ImportError as error:
