@@ -107,7 +107,7 @@ def renders(count: int, held_out: bool, kinds: Sequence[str]) -> tuple[list[Imag
     for _ in damage:
         scene = Scene(*pieces[rng.integers(len(pieces))], list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))])
         clean.append(render(scene, int(rng.integers(2**31))))
-    strength = rng.uniform(0.3, 1, len(damage))
+    strength = rng.uniform(0.3, 1, len(damage)).tolist()
     noisy = [s if kind == "latent" else 0.0 for kind, s in zip(damage, strength)]
     passed = through_autoencoder(clean, np.array(noisy), rng)
     return [damaged(*row, rng) for row in zip(passed, damage, strength)], np.array(damage)

@@ -37,6 +37,7 @@ def written(work: Path, fast: bool = False) -> str:
         + changes(values, EXPERTS, unit_of=EXPERTS, std=pictures[pictures["row"] == "base"]),
         "### Pairs of round 1\n\n" + of_pairs(pairs),
         "### Change of `rule`, by seed\n\n" + by_seed(values, "rule"),
+        *of_probe(work / f"seed-{seeds[0]}" / "probe.npz"),
     ]
     text = "\n\n".join(parts) + "\n"
     (work / "results.md").write_text(text, encoding="utf-8")
@@ -121,6 +122,15 @@ def by_seed(values: pd.DataFrame, column: str) -> str:
             change = difference(values, row, column).groupby(level="seed").mean()
             lines.append([row, *(f"{change[seed]:+.3f}" if seed in change else "" for seed in seeds)])
     return table(["row", *(f"seed {seed}" for seed in seeds)], lines)
+
+
+def of_probe(path: Path) -> list[str]:
+    """Return a sentence on the accuracy of the probe; nothing without a probe."""
+    if not path.exists():
+        return []
+    kept = np.load(path)
+    shares = [f"{name} {value:.3f}" for name, value in zip(kept["names"].tolist(), kept["accuracy"])]
+    return [f"Accuracy of the probe on held-out renders: {', '.join(shares)}."]
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
