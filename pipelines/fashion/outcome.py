@@ -9,7 +9,7 @@ palette_other         the same for `palette`, with the palettes of all other hel
 fidelity              fraction of item, background and pattern that are as the prompt asks (scorer `attributes`)
 quality, compatibility, personal   the experts
 diversity             mean RMS distance of the request's pictures in pixels, the same for all of them
-probe                 P(undamaged) by a judge that was no expert (probe.py), if its weights are present
+probe                 P(undamaged) by a judge outside the experts (probe.py), if its weights are present
 
 A model that does not use the outfit has equal `rule` and `rule_other`, up to chance.
 """

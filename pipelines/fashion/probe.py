@@ -1,4 +1,4 @@
-"""A judge of quality that is no expert of the study: a linear probe on MobileNetV2's features of ImageNet.
+"""A judge of quality outside the three experts: a linear probe on MobileNetV2's features of ImageNet.
 
 It separates clean renders of the wardrobe from damaged ones, and has never seen a generated picture. All its training
 pictures pass the autoencoder of the embedded generator, so that its traces do not count as damage. Half of them are then
